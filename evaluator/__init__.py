@@ -1,0 +1,1 @@
+"""The local evaluator: how good a separation is, by the challenge's own measure."""

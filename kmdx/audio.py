@@ -1,0 +1,502 @@
+"""Sound files to float32 arrays and back: any format in, wav, flac or mp3 out, resampling.
+
+Conventions
+-----------
+An array of samples has shape ``(samples, channels)``, the shape ``soundfile`` gives: float32, full
+scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
+:class:`~kmdx.errors.AudioError`.
+
+Readers
+-------
+libsndfile reads what it opens with sample-exact positions: wav, flac, Ogg Vorbis, aiff, caf, au, w64.
+FFmpeg (PyAV) reads everything else, and every file of more than two channels, because it knows their
+loudspeakers.
+"""
+
+import io
+import itertools
+import math
+import os
+import secrets
+import struct
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile as sf
+import soxr
+
+from .errors import AudioError
+
+# The first four bytes of the files that libsndfile is asked to read. It would also read mp3, with the
+# same length and alignment as FFmpeg (both obey the LAME tag: no encoder delay, no padding), but of a
+# damaged mp3 it returns the part before the damage without a word, where FFmpeg raises an error.
+SNDFILE_MAGIC = {b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
+
+# Sizes in a wav header that mean "not known yet": FFmpeg, and SoX, writing to a pipe.
+STREAMED_SIZES = {0, 0xFFFFFFFF, 0x7FFFF000}
+
+# Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+WAV_LIMIT = 2**32 - 2**20  # bytes of sound; a wav's sizes have 32 bits, beyond them RF64 is written
+BLOCK = 2**16  # samples handed to an encoder at a time
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Sound in memory: `samples` float32 ``(samples, channels)`` at `rate` Hz."""
+
+    samples: np.ndarray
+    rate: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that :func:`write` makes."""
+
+    extension: str  # with its dot
+    container: str  # libsndfile's name of the file format; "MP3" is left to FFmpeg
+    subtype: str  # libsndfile's name of the sample format
+    integer: bool  # full scale is the end, samples beyond it are clipped; so it is for mp3 and its players
+    rates: Container[int] = range(1, 2**31)  # Hz
+
+
+FORMATS: dict[str, Format] = {
+    "wav16": Format(".wav", "WAV", "PCM_16", integer=True),
+    "wav24": Format(".wav", "WAV", "PCM_24", integer=True),
+    "float32": Format(".wav", "WAV", "FLOAT", integer=False),
+    "flac": Format(".flac", "FLAC", "PCM_24", integer=True, rates=range(1, 655_351)),
+    "mp3": Format(
+        ".mp3",
+        "MP3",
+        "MPEG_LAYER_III",
+        integer=True,
+        rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+    ),
+}
+
+
+def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: float = 0.0) -> np.ndarray:
+    """The samples as a contiguous float32 array ``(samples, channels)``, fit to be separated.
+
+    Parameters
+    ----------
+    samples : array_like
+        ``(samples,)`` or ``(samples, channels)``; floats, or int16 and int32, which are scaled to
+        [-1, 1) as ``soundfile`` does.
+    what : str
+        What the messages call it: a file's name.
+    rate, start : int, float
+        Hz, and the time in seconds of the first sample, so that a message can tell a time.
+
+    Raises
+    ------
+    AudioError
+        If there are fewer than two samples, no or more than two channels, NaN or infinity, or a type
+        that is not sound.
+    """
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(f"{what}: not an array of numbers: {error}") from error
+
+    if array.dtype in (np.int16, np.int32):
+        array = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max + 1)
+    elif array.dtype.kind != "f":
+        raise AudioError(f"{what}: samples are {array.dtype}, expected floats in [-1, 1], int16 or int32")
+
+    if array.ndim == 1:
+        array = array[:, np.newaxis]
+    if array.ndim != 2:
+        raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels)")
+    length, channels = array.shape
+    if length == 0 or channels == 0:
+        raise AudioError(f"{what}: no samples in it, expected at least 2")
+    if channels > 2 and channels > length:
+        raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels): transpose it")
+    if channels > 2:
+        raise AudioError(f"{what}: {channels} channels, expected 1 or 2: fold it to stereo first")
+    if length == 1:
+        raise AudioError(f"{what}: only one sample, too short to separate: expected at least 2")
+
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and reported below
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
+        raise AudioError(
+            f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, the first at"
+            f" {where}: export it again, or cut that part out"
+        )
+    return array
+
+
+def read(
+    path: str | os.PathLike[str],
+    start: float = 0.0,
+    duration: float | None = None,
+    downmix: bool = False,
+    stream: int = 0,
+) -> Audio:
+    """Read a sound file, or the sound of a video.
+
+    An AAC file (m4a, mp4) may keep the encoder's silence at its end, less than 1024 samples.
+
+    Parameters
+    ----------
+    path : path_like
+        wav, flac, mp3, m4a, Ogg, a video, ... ; its content decides, not its extension.
+    start, duration : float
+        The part to read, in seconds; without a duration, all that follows `start`.
+    downmix : bool
+        Fold more than two channels to stereo by FFmpeg's matrix (ITU-R BS.775): centre and surrounds
+        at -3 dB, no LFE, nothing scaled down.
+    stream : int
+        Which of several audio streams, as a file of stems has them.
+
+    Raises
+    ------
+    AudioError
+        If the file cannot be opened, is no sound, is cut short or damaged, has more than two channels
+        and `downmix` is false, ends before `start`, or fails :func:`check`.
+    """
+    path = Path(path)
+    if not 0 <= start < math.inf:
+        raise AudioError(f"start {start:g} s: expected 0 or more seconds")
+    if duration is not None and not 0 < duration < math.inf:
+        raise AudioError(f"duration {duration:g} s: expected more than 0 seconds")
+    try:
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "pipe or a device"
+            raise AudioError(f"{path}: is a {kind}, expected a sound file")
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise AudioError(f"{path}: is empty (0 bytes), expected a sound file")
+            _refuse_truncated_wav(file, path)
+            audio = _read_sndfile(file, path, start, duration) if stream == 0 else None
+            if audio is None:
+                audio = _read_ffmpeg(file, path, start, duration, downmix, stream)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
+    return Audio(check(audio.samples, str(path), audio.rate, start), audio.rate)
+
+
+def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | None = None) -> np.ndarray:
+    """The samples at another rate, float32, in time with the input (soxr VHQ).
+
+    Parameters
+    ----------
+    samples : ndarray
+        ``(samples, channels)``; returned as they are if the rates and the length are theirs.
+    rate_in, rate_out : int
+        Hz.
+    length : int, optional
+        Trim or zero-pad the output to this many samples: the way back to a length that was known.
+
+    Raises
+    ------
+    AudioError
+        If a rate is not a whole number of Hz above 0.
+    """
+    rate_in, rate_out = _whole_rate(rate_in), _whole_rate(rate_out)
+    output = np.asarray(samples, dtype=np.float32)
+    if rate_in != rate_out:
+        output = soxr.resample(output, rate_in, rate_out, quality="VHQ")
+    if length is None or length == len(output):
+        return output
+    return np.pad(output[:length], ((0, max(0, length - len(output))), (0, 0)))
+
+
+def write(path: str | os.PathLike[str], samples: npt.ArrayLike, rate: int, format: str = "wav16") -> None:
+    """Write one file; see :func:`write_all`."""
+    write_all({Path(path): samples}, rate, format)
+
+
+def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav16") -> dict[Path, float]:
+    """Write files together, or none of them.
+
+    Each is written beside its place under a hidden name and forced to the disk; when all are complete
+    they are renamed. After a failure, or Ctrl-C, the hidden files and the folders made for them are gone.
+    All but float32 clip at full scale; nothing is rescaled. A wav too long for its 32-bit sizes is RF64.
+
+    Parameters
+    ----------
+    files : mapping of Path to array_like
+        Where each array ``(samples, channels)`` goes. Missing folders are made.
+    rate : int
+        Hz.
+    format : str
+        A name in :data:`FORMATS`.
+
+    Returns
+    -------
+    dict of Path to float
+        The peak of each file: its largest absolute sample, before clipping.
+
+    Raises
+    ------
+    AudioError
+        If the format is unknown or has no such rate, an array fails :func:`check`, or writing fails.
+    """
+    rate = _whole_rate(rate)
+    if format not in FORMATS:
+        raise AudioError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    if rate not in FORMATS[format].rates:
+        raise AudioError(f"{format} cannot hold {rate} Hz: choose another format, such as wav24")
+
+    peaks: dict[Path, float] = {}
+    partials: dict[Path, Path] = {}
+    folders: list[Path] = []  # those that were not there
+    replaced: list[str] = []
+    try:
+        for target, samples in files.items():
+            if target.exists() and not target.is_file():
+                raise AudioError(f"{target}: is a folder or a device, expected the name of a file to write")
+            missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+            if missing:
+                folders += missing
+                target.parent.mkdir(parents=True, exist_ok=True)
+            # 50 characters of the name: with the rest they fit in the 255 bytes a file name may have.
+            partials[target] = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.partial")
+            array = check(samples, str(target), rate)
+            _encode(partials[target], array, rate, FORMATS[format])
+            peaks[target] = float(max(array.max(), -array.min()))
+        for target, partial in partials.items():
+            partial.replace(target)
+            replaced.append(target.name)
+    except (OSError, sf.SoundFileError, av.FFmpegError) as error:
+        written = f"only {', '.join(replaced)} was written" if replaced else "nothing was written"
+        raise AudioError(f"{_reason(error)} writing {target}; {written}") from error
+    finally:  # after a success there are no partials, and the folders are not empty
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink()
+        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+            with suppress(OSError):
+                folder.rmdir()
+    return peaks
+
+
+def _whole_rate(rate: float) -> int:
+    if not (rate > 0 and float(rate).is_integer()):
+        raise AudioError(f"sample rate {rate} Hz: expected a whole number above 0")
+    return int(rate)
+
+
+def _reason(error: Exception) -> str:
+    """The words of an error of the system, libsndfile or FFmpeg, without its number and file name."""
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def _span(start: float, duration: float | None, rate: int) -> tuple[int, int | None]:
+    """The first sample of a part and the number of samples in it, None for all that follow."""
+    return round(start * rate), None if duration is None else round(duration * rate)
+
+
+def _past_the_end(path: Path, start: float, length: int, rate: int) -> AudioError:
+    return AudioError(f"{path}: start {start:g} s is past its end, it lasts {length / rate:.3f} s")
+
+
+def _refuse_truncated_wav(file: BinaryIO, path: Path) -> None:
+    """Raise if a wav's header promises more sound than the file holds; libsndfile reads what there is."""
+    header = file.read(12)
+    if header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
+        return
+    size_64 = 0
+    while len(header := file.read(8)) == 8:
+        name, size = struct.unpack("<4sI", header)
+        if name == b"data":
+            promised = size_64 if size == 0xFFFFFFFF else size
+            held = path.stat().st_size - file.tell()
+            if promised > held and promised not in STREAMED_SIZES:
+                raise AudioError(
+                    f"{path}: cut short: its header promises {promised} bytes of sound, the file holds"
+                    f" {held}: copy or export it again"
+                )
+            return
+        following = file.tell() + size + size % 2  # chunks begin at even bytes
+        if name == b"ds64" and len(sizes := file.read(16)) == 16:
+            size_64 = struct.unpack("<QQ", sizes)[1]  # after the size of the whole file
+        file.seek(following)
+
+
+def _read_sndfile(file: BinaryIO, path: Path, start: float, duration: float | None) -> Audio | None:
+    """The part of a file of one or two channels that libsndfile reads well, None for another file."""
+    file.seek(0)
+    if file.read(4) not in SNDFILE_MAGIC:
+        return None
+    file.seek(0)
+    try:
+        sound = sf.SoundFile(file)
+    except (sf.LibsndfileError, TypeError):  # TypeError: soundfile takes *.raw for samples and no header
+        return None
+    with sound:
+        length_known = 0 < sound.frames < 2**62  # not so in a flac, or some wavs, written to a pipe
+        if sound.channels > 2 or sound.subtype == "OPUS" or not length_known:
+            return None
+        first, count = _span(start, duration, sound.samplerate)
+        if first >= sound.frames:
+            raise _past_the_end(path, start, sound.frames, sound.samplerate)
+        count = sound.frames - first if count is None else min(count, sound.frames - first)
+        damaged = f"{path}: cut short or damaged: its header promises {sound.frames} samples"
+        try:
+            sound.seek(first)
+            samples = sound.read(count, dtype="float32", always_2d=True)
+        except (sf.LibsndfileError, MemoryError) as error:
+            raise AudioError(f"{damaged}, decoding failed: {_reason(error)}") from error
+        if len(samples) < count:
+            raise AudioError(f"{damaged}, it holds {first + len(samples)}: copy or export it again")
+        return Audio(samples, sound.samplerate)
+
+
+def _read_ffmpeg(
+    file: BinaryIO, path: Path, start: float, duration: float | None, downmix: bool, stream: int
+) -> Audio:
+    """The part of any file that FFmpeg decodes, which it does from the beginning: its seeks are not exact."""
+    file.seek(0)
+    try:
+        options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
+        with av.open(file, "r", options=options, **ANY_TAGS) as container:
+            if not container.streams.audio:
+                others = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+                raise AudioError(f"{path}: no audio stream in it (streams found: {others})")
+            if not 0 <= stream < len(container.streams.audio):
+                last = len(container.streams.audio) - 1
+                raise AudioError(f"{path}: no audio stream {stream} in it, expected one of 0 to {last}")
+            frames = container.decode(container.streams.audio[stream])
+            return _join(frames, path, start, duration, downmix)
+    except av.FFmpegError as error:
+        raise AudioError(f"{path}: not a sound file, or a damaged one: {_reason(error)}") from error
+
+
+def _join(
+    frames: Iterator[av.AudioFrame], path: Path, start: float, duration: float | None, downmix: bool
+) -> Audio:
+    """The part of a decoded stream, as float32."""
+    first_frame = next(frames, None)
+    if first_frame is None:
+        raise AudioError(f"{path}: no samples in it: an empty sound, or not a sound file")
+    kind = (rate, layout, _) = _kind(first_frame)
+    channels = first_frame.layout.nb_channels
+    if channels > 2 and not downmix:
+        raise AudioError(
+            f"{path}: {channels} channels, expected 1 or 2: --downmix (downmix=True) folds them to stereo"
+        )
+    if channels > 2:
+        channels, layout = 2, "stereo"
+    converter = av.AudioResampler(format="flt", layout=layout)
+    first, count = _span(start, duration, rate)
+    end = math.inf if count is None else first + count
+
+    parts: list[np.ndarray] = []
+    position = 0  # samples decoded
+    for frame in itertools.chain([first_frame], frames):
+        if _kind(frame) != kind:
+            raise AudioError(f"{path}: its rate or its channels change at {position / rate:.3f} s")
+        for block in converter.resample(frame):
+            samples = block.to_ndarray().reshape(-1, channels)  # packed: (1, samples * channels)
+            if position + len(samples) > first:
+                parts.append(samples[max(0, first - position) :])
+            position += len(samples)
+        if position >= end:
+            break
+    if not parts:
+        raise _past_the_end(path, start, position, rate)
+    return Audio(np.concatenate(parts)[:count], rate)
+
+
+def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.layout.name, frame.format.name
+
+
+class _Sink(io.RawIOBase):
+    """A file for an encoder in C, which cannot raise what happens in here: the first exception is kept.
+
+    Given a path instead, libsndfile says of a full disk "System error", or nothing where flac's last
+    block is lost on closing.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.failure: BaseException | None = None  # KeyboardInterrupt too
+
+    def write(self, data: Any) -> int:
+        return self._keep_failure(self._write_whole, data)
+
+    def read(self, size: int = -1) -> bytes:  # soundfile asks that it be there, and does not use it
+        return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._keep_failure(self.file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._keep_failure(self.file.tell)
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _write_whole(self, data: bytes) -> int:
+        written = 0
+        while written < len(data):  # the last write to a disk before it is full may be a part
+            written += self.file.write(data[written:])
+        return written
+
+    def _keep_failure(self, action: Callable[..., int], *arguments: Any) -> int:
+        if self.failure is None:
+            try:
+                return action(*arguments)
+            except BaseException as error:
+                self.failure = error
+        return 0
+
+
+def _encode(path: Path, samples: np.ndarray, rate: int, format: Format) -> None:
+    """Write a new file and force it to the disk."""
+    with path.open("xb", buffering=0) as file:  # no buffer, whose seek or close could fail
+        sink = _Sink(file)
+        encode = _encode_mp3 if format.container == "MP3" else _encode_sndfile
+        try:
+            encode(sink, samples, rate, format)
+        finally:
+            sink.raise_failure()
+        os.fsync(file.fileno())
+
+
+def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
+    container = format.container
+    sample_bytes = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[format.subtype]
+    if container == "WAV" and samples.size * sample_bytes > WAV_LIMIT:
+        container = "RF64"
+    with sf.SoundFile(sink, "w", rate, samples.shape[1], format.subtype, format=container) as sound:
+        for begin in range(0, len(samples), BLOCK):
+            sound.write(samples[begin : begin + BLOCK])
+
+
+def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+    with av.open(sink, "w", format="mp3") as container:
+        # LAME lowers the bit rate to what the sample rate has: 160 kbit/s below 32 kHz, 64 below 16.
+        stream = container.add_stream("libmp3lame", rate, bit_rate=320_000, format="fltp", layout=layout)
+        for begin in range(0, len(samples), BLOCK):
+            # Clipped here, because LAME aborts the whole process on samples of 1e9.
+            planes = np.ascontiguousarray(samples[begin : begin + BLOCK].T.clip(-1, 1))  # (channels, samples)
+            frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = rate, begin
+            container.mux(stream.encode(frame))
+            sink.raise_failure()
+        container.mux(stream.encode(None))

@@ -1,0 +1,331 @@
+"""The ``kmdx`` command: separate songs, fetch weights, look at ensembles."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kmdx import audio, songs
+from kmdx.errors import KmdxError, KmdxWarning
+
+if TYPE_CHECKING:
+    from kmdx.separator import Separator
+
+PIPE_WIDTH = 200  # columns where there is no terminal to ask
+
+
+def _console(stream: TextIO) -> Console:
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=True)
+
+
+out = _console(sys.stdout)
+err = _console(sys.stderr)
+
+HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="kmdx",
+    help="Music source separation with the ensemble of MDX23's leaderboard C.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP_SETTINGS,
+)
+models_app = typer.Typer(help="List, fetch and check weight files.", no_args_is_help=True, context_settings=HELP_SETTINGS)
+ensembles_app = typer.Typer(help="List and show ensembles.", context_settings=HELP_SETTINGS)
+app.add_typer(models_app, name="models")
+app.add_typer(ensembles_app, name="ensembles")
+
+
+class Format(str, Enum):
+    """Formats of written stems."""
+
+    wav16 = "wav16"
+    wav24 = "wav24"
+    float32 = "float32"
+    flac = "flac"
+    mp3 = "mp3"
+
+
+EnsembleOption = Annotated[
+    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except KmdxError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("stopped; songs that were finished stay")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Handle options that belong to no subcommand."""
+    if show:
+        from importlib.metadata import version
+
+        out.print(f"kmdx-net {version('kmdx-net')}")
+        raise typer.Exit
+
+
+@app.command()
+def separate(
+    inputs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>.")] = Path("separated"),
+    ensemble: EnsembleOption = "leaderboard_c",
+    stems: Annotated[str | None, typer.Option(help="Comma-separated, such as vocals,drums; all by default.")] = None,
+    accompaniment: Annotated[bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")] = False,
+    device: DeviceOption = "auto",
+    format: Annotated[Format, typer.Option(help="How stems are written; mp3 is 320 kbit/s, flac 24 bit.")] = Format.wav16,
+    start: Annotated[float, typer.Option(help="Begin this many seconds into the song.")] = 0.0,
+    duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
+    downmix: Annotated[bool, typer.Option("--downmix", help="Fold more than two channels to stereo.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo songs whose stems are there.")] = False,
+) -> None:
+    """Separate songs into stems, at each song's own rate, channels and length.
+
+    Exit code: 0 when every song was separated or there already, 1 when some could not be, 2 when none.
+    """
+    batch = songs.collect(inputs, output)
+    for complaint in batch.problems:
+        _complain(complaint)
+    failed = len(batch.problems)
+
+    wanted = _stems(ensemble, stems, accompaniment)
+    todo = []
+    for song in batch.songs:
+        files = song.files(output, wanted, format.value)
+        if not overwrite and all(path.exists() for path in files.values()):
+            err.print(f"{escape(str(song.path))}: already in {escape(str(song.folder(output)))}; --overwrite redoes it")
+        else:
+            todo.append((song, files))
+
+    if todo:
+        from kmdx.separator import Separator
+
+        separator = Separator(ensemble, device=device, stems=wanted)
+        err.print(_running_on(separator))
+        for number, (song, files) in enumerate(todo, 1):
+            label = f"[{number}/{len(todo)}] {song.name}" if len(todo) > 1 else song.name
+            try:
+                with _progress(label) as progress:
+                    done = separator.separate_file(
+                        song.path, start=start, duration=duration, downmix=downmix, progress=progress
+                    )
+                    peaks = audio.write_all({files[stem]: samples for stem, samples in done.stems.items()}, done.rate, format.value)
+            except KmdxError as error:
+                _complain(str(error))
+                failed += 1
+                continue
+            out.print(f"{escape(str(song.path))} → {escape(str(song.folder(output)))} ({', '.join(done.stems)})")
+            for path, peak in peaks.items():
+                if peak > 1 and audio.FORMATS[format.value].integer:
+                    _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
+    if failed:
+        raise typer.Exit(2 if failed == len(batch.songs) + len(batch.problems) else 1)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List every weight: what it is, its size and licence, and whether it is here."""
+    from kmdx import weights
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "signature", "size", "here", "licence", "what"):
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
+    for weight in weights.registry().values():
+        here = "yes" if _is_here(weight) else "no"
+        table.add_row(weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title)
+    out.print(table)
+    out.print(f"folder: {weights.models_folder()}")
+
+
+@models_app.command("pull")
+def models_pull(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
+) -> None:
+    """Fetch weights from where they are published, check them and put them in the models folder."""
+    from kmdx import weights
+
+    failures = []
+    for weight in _weights_of(names):
+        try:
+            path = weights.pull(weight)
+        except KmdxError as error:
+            _complain(str(error))
+            failures.append(weight.name)
+        else:
+            out.print(f"{weight.name}: {escape(str(path))} (licence: {weight.licence})")
+    if failures:
+        raise typer.Exit(2)
+
+
+@models_app.command("where")
+def models_where() -> None:
+    """Print the folder that weight files are looked for in."""
+    from kmdx import weights
+
+    out.print(str(weights.models_folder()))
+
+
+@ensembles_app.callback(invoke_without_command=True)
+def ensembles_list(context: typer.Context) -> None:
+    """List the ensembles that come with the package."""
+    if context.invoked_subcommand is not None:
+        return
+    from kmdx import plan
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "stems", "networks", "GFLOP/s", "weights here", "what"):
+        table.add_column(column, justify="right" if column in ("networks", "GFLOP/s") else "left")
+    for name in plan.names():
+        loaded = plan.load(name)
+        needed = {use.weight.name: use.weight for use in loaded.networks.values()}
+        here = sum(map(_is_here, needed.values()))
+        table.add_row(
+            name, ", ".join(loaded.stems), str(len(loaded.networks)), _gflops(loaded.gflops(loaded.stems)),
+            f"{here} of {len(needed)}", loaded.title,
+        )
+    out.print(table)
+    out.print("GFLOP/s: arithmetic per second of audio. A plan of your own is named by its path.")
+
+
+@ensembles_app.command("show")
+def ensembles_show(
+    name: Annotated[str, typer.Argument(help="An ensemble, or the path of a plan (.yaml).")],
+    stems: Annotated[str | None, typer.Option(help="Only what these stems need.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
+) -> None:
+    """Show an ensemble: stages, weights, licences, arithmetic per second of audio, and its graph."""
+    from kmdx import drawing, plan
+
+    loaded = plan.load(name)
+    wanted = _stems(name, stems, False)
+    out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")
+    out.print(escape(loaded.description))
+    out.print()
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "network", "hears", "gives", "weights", "licence", "GFLOP/s", "how"):
+        table.add_column(column, justify="right" if column == "GFLOP/s" else "left")
+    for row in drawing.stages(loaded, wanted):
+        table.add_row(*map(escape, row))
+    out.print(table)
+    used = loaded.networks_used(wanted)
+    out.print(f"{len(used)} networks; {_gflops(loaded.gflops(wanted))} GFLOP per second of audio")
+    out.print()
+    out.print(drawing.tree(loaded, wanted))
+    if svg is not None:
+        svg.write_text(drawing.svg(loaded, wanted), "utf-8")
+        out.print(f"drawn: {escape(str(svg))}")
+
+
+def _stems(ensemble: str, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
+    """Stems that the options ask for, checked against the plan."""
+    from kmdx import plan
+
+    loaded = plan.load(ensemble)
+    names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
+    return loaded.check_stems([*names, *([plan.ACCOMPANIMENT] if accompaniment else [])])
+
+
+def _weights_of(names: list[str]) -> list[Any]:
+    """Weights meant by names of weights and ensembles, each once."""
+    from kmdx import plan, weights
+
+    found = {}
+    for name in names:
+        if name in plan.names():
+            uses = plan.load(name).networks.values()
+            found.update({use.weight.name: use.weight for use in uses})
+        else:
+            weight = weights.get(name)
+            found[weight.name] = weight
+    return list(found.values())
+
+
+def _is_here(weight: Any) -> bool:
+    from kmdx import weights
+
+    try:
+        weights.find(weight)
+    except weights.MissingWeights:
+        return False
+    return True
+
+
+def _running_on(separator: Separator) -> str:
+    """One line: the device, and what ONNX Runtime really runs on."""
+    line = f"{separator.plan.name} on {separator.device}"
+    for name, providers in separator.providers.items():
+        line += f"; {name} in ONNX Runtime on {providers[0].removesuffix('ExecutionProvider')}"
+    return line
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Any]:
+    """A bar in seconds of audio with the time left, where there is a terminal to show it."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[seconds]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as bar:
+        task = bar.add_task(escape(label), total=None, seconds="reading")
+
+        def progress(done: float, total: float) -> None:
+            bar.update(task, completed=done, total=total, seconds=f"{done:.0f} of {total:.0f} s")
+
+        yield progress
+
+
+def _megabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e6:.0f} MB"
+
+
+def _gflops(value: float | None) -> str:
+    return "not stated" if value is None else f"{value:.0f}"
+
+
+def _complain(message: str) -> None:
+    err.print(f"[bold red]error:[/bold red] {escape(message)}")
+
+
+def _warn(message: str) -> None:
+    err.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print warnings of this package in one line, and nobody else's."""
+    if issubclass(category, KmdxWarning):
+        _warn(str(message))
+
+
+if __name__ == "__main__":
+    main()

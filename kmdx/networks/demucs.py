@@ -1,0 +1,107 @@
+"""HTDemucs and HDemucs of the ``demucs`` package behind the face of a network."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from demucs.hdemucs import HDecLayer, HDemucs
+from demucs.htdemucs import HTDemucs
+from torch import Tensor, nn
+
+from kmdx.networks.state import load_strictly
+
+CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
+
+
+class DemucsNetwork(nn.Module):
+    """A Demucs network that estimates some or all of its sources.
+
+    Parameters
+    ----------
+    model : HTDemucs or HDemucs
+        The network with its weights, its ``segment`` set to the seconds it will be run at.
+    """
+
+    def __init__(self, model: HTDemucs | HDemucs) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.sources: tuple[str, ...] = tuple(model.sources)
+        # HTDemucs always runs at its segment's full length, HDemucs at whatever it is given.
+        self.length: int | None = (
+            int(model.segment * model.samplerate) if isinstance(model, HTDemucs) else None
+        )
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
+        return self.model(batch)
+
+    def narrow(self, sources: Sequence[str]) -> DemucsNetwork:
+        """Return the same network computing only ``sources``, sharing all weights but the last layers'.
+
+        Only the last layer of each branch and the inverse transform tell the sources apart, so
+        their channels are cut to those of ``sources``; the estimates stay what they were.
+        """
+        if tuple(sources) == self.sources:
+            return self
+        unknown = [source for source in sources if source not in self.sources]
+        if unknown:
+            raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
+        indices = [self.sources.index(source) for source in sources]
+        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        model = copy.deepcopy(self.model, shared)
+        model.sources = list(sources)
+        for layer in (model.decoder[-1], model.tdecoder[-1]):
+            _keep_sources(layer, indices, len(self.sources))
+        return DemucsNetwork(model)
+
+
+def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
+    """Cut the output channels of a branch's last layer, ``count`` equal groups, to these groups."""
+    assert isinstance(layer.norm2, nn.Identity), "a normalised last layer would mix the sources"
+    conv = layer.conv_tr
+    weight = conv.weight.detach()  # (in, count · channels, kernel …)
+    grouped = weight.unflatten(1, (count, -1))[:, indices]
+    conv.weight = nn.Parameter(grouped.flatten(1, 2).contiguous(), requires_grad=False)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(
+            conv.bias.detach().unflatten(0, (count, -1))[indices].flatten().contiguous(), requires_grad=False
+        )
+    conv.out_channels = conv.weight.shape[1]
+
+
+def build(kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> DemucsNetwork:
+    """Build a Demucs network and load its weights strictly.
+
+    Parameters
+    ----------
+    kind : str
+        ``htdemucs`` or ``hdemucs``.
+    options : mapping
+        Constructor arguments of the class, ``sources`` among them. Those that the installed version
+        of demucs no longer has are left out, as demucs does; a wrong guess shows in the state dict.
+    segment : float or None
+        Seconds it will be run at, in place of its own.
+    state : mapping
+        Its state dict, in any floating type.
+
+    Raises
+    ------
+    ValueError
+        If an option is wrong, or a parameter is missing, unknown or of another shape.
+    """
+    try:
+        known = inspect.signature(CLASSES[kind]).parameters
+        with torch.device("meta"):  # no time spent on random weights that are replaced at once
+            model = CLASSES[kind](**{key: value for key, value in options.items() if key in known})
+    except TypeError as error:
+        raise ValueError(f"{kind} cannot be built: {error}") from error
+    load_strictly(model, state)
+    if segment is not None:
+        model.segment = segment
+    model.requires_grad_(False)
+    return DemucsNetwork(model.eval())

@@ -1,0 +1,31 @@
+"""The one face of every network: a batch of stereo waveforms in, one estimate per source out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Network(Protocol):
+    """What the rest of the library knows of a network.
+
+    Attributes
+    ----------
+    sources : tuple of str
+        The sources it estimates, in the order of its output.
+    length : int or None
+        The only length, in samples, that it accepts; ``None`` where any length will do.
+    """
+
+    sources: tuple[str, ...]
+    length: int | None
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
+        ...
+
+    def narrow(self, sources: Sequence[str]) -> Network:
+        """Return the same network computing only ``sources``, in that order, from shared weights."""
+        ...

@@ -1,0 +1,114 @@
+"""An MDX-Net network exported to ONNX, run by ONNX Runtime between torch's transforms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kmdx.errors import KmdxWarning
+from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS
+
+INSTALL_HINT = 'install ONNX Runtime: pip install "kmdx-net[gpu]" for CUDA, "kmdx-net[cpu]" otherwise'
+
+
+class OnnxNetwork(nn.Module):
+    """One ONNX Runtime session behind the face of a network; estimates one source.
+
+    Parameters
+    ----------
+    path : Path
+        The exported graph: one input and one output of shape ``(batch, 4, bins, frames)``.
+    spectrogram : SpectrogramConfig
+        The transform around it.
+    source : str
+        Name of the source it estimates.
+    device : torch.device
+        Where it should run. A CUDA device without ONNX Runtime's CUDA provider falls back to the
+        CPU with a warning.
+
+    Raises
+    ------
+    ValueError
+        If the graph cannot be loaded or its input has another shape than the transform gives.
+    """
+
+    def __init__(
+        self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.sources: tuple[str, ...] = (source,)
+        self.length: int | None = spectrogram.chunk
+        self.spectrogram = Spectrogram(spectrogram)
+        self.session = _session(path, device)
+        self.providers: tuple[str, ...] = tuple(self.session.get_providers())
+
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        expected = [SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames]
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != expected:
+            shapes = [node.shape for node in inputs]
+            raise ValueError(f"its inputs have the shapes {shapes}, not [['batch', *{expected}]]")
+        self.input_name, self.output_name = inputs[0].name, outputs[0].name
+        # A dynamic axis carries a name instead of a number.
+        self.batch_size: int | None = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Estimate the source: float32 ``(B, 2, T)`` in, ``(B, 1, 2, T)`` out, ``T`` one chunk."""
+        spectrum = self.spectrogram(batch)
+        groups = spectrum.split(self.batch_size) if self.batch_size else (spectrum,)
+        estimate = torch.cat([self._run(group) for group in groups])
+        return self.spectrogram.inverse(estimate.to(batch.device))[:, None]
+
+    def _run(self, spectrum: Tensor) -> Tensor:
+        """Run the session on ``(b, 4, bins, frames)``, filled up with zeros to a fixed batch size."""
+        count = len(spectrum)
+        if self.batch_size and count < self.batch_size:
+            spectrum = torch.cat([spectrum, spectrum.new_zeros(self.batch_size - count, *spectrum.shape[1:])])
+        (estimate,) = self.session.run(
+            [self.output_name], {self.input_name: np.ascontiguousarray(spectrum.cpu().numpy())}
+        )
+        return torch.from_numpy(estimate)[:count]
+
+    def narrow(self, sources: Sequence[str]) -> OnnxNetwork:
+        """Return itself: there is one source to ask for."""
+        if tuple(sources) != self.sources:
+            raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
+        return self
+
+
+def _session(path: Path, device: torch.device) -> Any:
+    """Open the graph once, on the providers for ``device``, and check which it really got."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"it is an ONNX graph; {INSTALL_HINT}") from error
+
+    wanted: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that torch brought
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # the check below says the same in one line
+    available = set(onnxruntime.get_available_providers())
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[p for p in wanted if (p if isinstance(p, str) else p[0]) in available]
+        )
+    except Exception as error:  # ONNX Runtime has no public base class for its errors
+        raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        warnings.warn(
+            f"{path.name} runs on the CPU although {device} was asked for, and will be many times slower: "
+            f"ONNX Runtime {onnxruntime.__version__} offers {sorted(available)}; {INSTALL_HINT}",
+            KmdxWarning,
+            stacklevel=2,
+        )
+    return session

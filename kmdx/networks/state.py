@@ -1,0 +1,30 @@
+"""Strict loading of a state dict, with one line that says what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make ``state`` the parameters and buffers of ``module``, floating tensors as float32.
+
+    The tensors are taken over, not copied, so the module may have been built on the meta device.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, unknown or of another shape; says how many and names the first.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if any(problems.values()):
+        counts = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
+        raise ValueError(f"another network's weights: of {len(own)} tensors {counts}")
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    module.load_state_dict(floats, strict=True, assign=True)

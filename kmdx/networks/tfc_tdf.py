@@ -1,0 +1,208 @@
+"""TFC-TDF U-Net v2, the network of the MDX-Net half.
+
+Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203). Batch normalisation (vocals) and group
+normalisation with any number of groups (bass, drums, other) are one class with one config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kmdx.networks.state import load_strictly
+from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+
+WAVE_CHANNELS = 2
+SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each
+TRANSFORM_CONSTANTS = ("window", "freq_pad")  # stored in the author's files beside the parameters
+
+
+@dataclass(frozen=True)
+class TfcTdfConfig:
+    """Sizes of the U-Net, in the paper's terms.
+
+    Attributes
+    ----------
+    spectrogram : SpectrogramConfig
+        The transform around the network.
+    layers : int
+        ``L``: blocks in all, encoder, bottleneck and decoder; odd.
+    convolutions : int
+        ``l``: 3×3 convolutions of one block.
+    growth : int
+        ``g``: channels of the first level, and added by each level below it.
+    norm_groups : int or None
+        Groups of the group normalisation; ``None`` is batch normalisation.
+    bottleneck : int
+        The frequency layers narrow to ``bins // bottleneck`` and widen again.
+    """
+
+    spectrogram: SpectrogramConfig
+    layers: int
+    convolutions: int
+    growth: int
+    norm_groups: int | None
+    bottleneck: int = 8
+
+    def __post_init__(self) -> None:
+        if self.layers < 3 or self.layers % 2 == 0:
+            raise ValueError(f"layers must be odd and at least 3, not {self.layers}")
+        shrink = 2**self.levels
+        if self.spectrogram.bins % (shrink * self.bottleneck) or self.spectrogram.frames % shrink:
+            raise ValueError(
+                f"{self.levels} levels need bins that divide by {shrink * self.bottleneck} and frames "
+                f"that divide by {shrink}, not {self.spectrogram.bins} and {self.spectrogram.frames}"
+            )
+
+    @property
+    def levels(self) -> int:
+        """How often the U-Net halves both axes."""
+        return self.layers // 2
+
+    def norm(self, channels: int) -> nn.Module:
+        """Build the normalisation of this many channels."""
+        if self.norm_groups is None:
+            return nn.BatchNorm2d(channels)
+        return nn.GroupNorm(self.norm_groups, channels)
+
+
+class TimeFrequencyConvolutions(nn.Module):
+    """TFC: a chain of 3×3 convolutions, each with normalisation and ReLU; ``(B, C, T, F)``."""
+
+    def __init__(self, config: TfcTdfConfig, channels: int) -> None:
+        super().__init__()
+        self.H = nn.ModuleList(  # `H` is the name in the published state dicts
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), config.norm(channels), nn.ReLU())
+            for _ in range(config.convolutions)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.H:
+            x = layer(x)
+        return x
+
+
+class Block(nn.Module):
+    """TFC, then ``x + TDF(x)``: fully connected layers along frequency; ``(B, C, T, F)``."""
+
+    def __init__(self, config: TfcTdfConfig, channels: int, bins: int) -> None:
+        super().__init__()
+        narrow = bins // config.bottleneck
+        self.tfc = TimeFrequencyConvolutions(config, channels)
+        self.tdf = nn.Sequential(
+            nn.Linear(bins, narrow, bias=False),
+            config.norm(channels),
+            nn.ReLU(),
+            nn.Linear(narrow, bins, bias=False),
+            config.norm(channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tfc(x)
+        return x + self.tdf(x)
+
+
+class TfcTdf(nn.Module):
+    """The U-Net between a spectrogram and its inverse; estimates one source.
+
+    Parameters
+    ----------
+    config : TfcTdfConfig
+        Its sizes.
+    source : str
+        Name of the source it estimates.
+    """
+
+    def __init__(self, config: TfcTdfConfig, source: str) -> None:
+        super().__init__()
+        self.config = config
+        self.sources: tuple[str, ...] = (source,)
+        self.length: int | None = config.spectrogram.chunk
+        self.spectrogram = Spectrogram(config.spectrogram)
+
+        growth, levels = config.growth, config.levels
+        channels = [growth * (level + 1) for level in range(levels + 1)]
+        bins = [config.spectrogram.bins >> level for level in range(levels + 1)]
+
+        self.first_conv = nn.Sequential(
+            nn.Conv2d(SPECTRUM_CHANNELS, growth, 1), config.norm(growth), nn.ReLU()
+        )
+        self.encoding_blocks = nn.ModuleList(Block(config, channels[i], bins[i]) for i in range(levels))
+        self.ds = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels[i], channels[i + 1], 2, stride=2), config.norm(channels[i + 1]), nn.ReLU()
+            )
+            for i in range(levels)
+        )
+        self.bottleneck_block = Block(config, channels[levels], bins[levels])
+        self.us = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2),
+                config.norm(channels[i]),
+                nn.ReLU(),
+            )
+            for i in reversed(range(levels))
+        )
+        self.decoding_blocks = nn.ModuleList(
+            Block(config, channels[i], bins[i]) for i in reversed(range(levels))
+        )
+        self.final_conv = nn.Sequential(nn.Conv2d(growth, SPECTRUM_CHANNELS, 1))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Estimate the source: float32 ``(B, 2, T)`` in, ``(B, 1, 2, T)`` out, ``T`` one chunk."""
+        estimate = self.spectrogram.inverse(self.unet(self.spectrogram(batch)))
+        return estimate[:, None]
+
+    def unet(self, spectrum: Tensor) -> Tensor:
+        """Map the mixture's spectrogram ``(B, 4, bins, frames)`` to the source's, same shape."""
+        x = self.first_conv(spectrum).transpose(-1, -2)  # (B, g, frames, bins)
+        skips = []
+        for block, down in zip(self.encoding_blocks, self.ds, strict=True):
+            x = block(x)
+            skips.append(x)
+            x = down(x)
+        x = self.bottleneck_block(x)
+        for up, block in zip(self.us, self.decoding_blocks, strict=True):
+            x = block(up(x) * skips.pop())
+        return self.final_conv(x.transpose(-1, -2))
+
+    def narrow(self, sources: Sequence[str]) -> TfcTdf:
+        """Return itself: there is one source to ask for."""
+        if tuple(sources) != self.sources:
+            raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
+        return self
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a published state dict, strictly.
+
+        The author's files also hold the transform's constants (``window`` and ``freq_pad``); they
+        must be the ones that this network uses.
+
+        Raises
+        ------
+        ValueError
+            If a constant differs, or a parameter is missing, unknown or of another shape.
+        """
+        parameters = {name: tensor for name, tensor in state.items() if name not in TRANSFORM_CONSTANTS}
+        window = state.get("window")
+        if window is not None and not (
+            window.shape == self.spectrogram.window.shape
+            and torch.allclose(window.float(), self.spectrogram.window, atol=1e-6)
+        ):
+            raise ValueError(
+                f"its window is not the periodic Hann window of {len(self.spectrogram.window)} samples"
+            )
+        freq_pad = state.get("freq_pad")
+        if freq_pad is not None and (freq_pad.any() or freq_pad.shape[-2:] != self.padding_shape):
+            raise ValueError(f"its freq_pad is not zeros of shape (…, {self.padding_shape})")
+        load_strictly(self, parameters)
+
+    @property
+    def padding_shape(self) -> tuple[int, int]:
+        """Shape ``(bins, frames)`` of the zeros that stand for the bins left out."""
+        spectrogram = self.config.spectrogram
+        return (spectrogram.n_fft // 2 + 1 - spectrogram.bins, spectrogram.frames)

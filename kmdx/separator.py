@@ -1,0 +1,228 @@
+"""`Separator`: a plan, its weights and a device make stems of songs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from kmdx import audio, ensemble, plan, weights
+from kmdx.ensemble import Progress
+from kmdx.errors import DeviceError, PlanError
+from kmdx.loading import load_network
+from kmdx.networks.onnx import OnnxNetwork
+
+Stems = dict[str, NDArray[np.float32]]
+
+DEFAULT_ENSEMBLE = "leaderboard_c"
+
+
+class Separation(NamedTuple):
+    """What became of a song: its stems, float32 ``(n, channels)`` each, and their rate in Hz."""
+
+    stems: Stems
+    rate: int
+
+
+class Separator:
+    """Separates songs with one ensemble, whose weights are loaded once.
+
+    Parameters
+    ----------
+    ensemble : str or Path
+        Name of an ensemble, or the path of a plan's YAML file.
+    device : str
+        ``"auto"`` (CUDA where there is one, else the CPU), or a torch device such as ``"cuda:1"``.
+    stems : iterable of str, optional
+        What will be asked for: stems of the plan and ``"accompaniment"``. Only the networks that
+        they need are loaded and run. All of the plan's stems if not given.
+    folder : Path, optional
+        Where weight files lie; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
+
+    Raises
+    ------
+    PlanError
+        If there is no such ensemble, or no such stem in it.
+    WeightsError
+        If a weight file is missing, damaged, unsafe or another network's.
+    DeviceError
+        If this machine has no such device.
+
+    Examples
+    --------
+    >>> separator = Separator("leaderboard_c", stems=["vocals"])
+    >>> vocals = separator.separate(samples, 44100)["vocals"]  # (n, channels) in, the same out
+    """
+
+    def __init__(
+        self,
+        ensemble: str | Path = DEFAULT_ENSEMBLE,
+        *,
+        device: str = "auto",
+        stems: Iterable[str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.plan = plan.load(ensemble)
+        self.stems = self.plan.check_stems(stems)
+        self.device = choose_device(device)
+        uses = {name: self.plan.networks[name] for name in self.plan.networks_used(self.plan.signals_of(self.stems))}
+        check_weights(self.plan, uses, folder)
+        self.networks = {
+            name: load_network(use.weight, self.device, getattr(use.chunking, "segment", None), folder)
+            for name, use in uses.items()
+        }
+
+    @property
+    def providers(self) -> dict[str, tuple[str, ...]]:
+        """For each network run by ONNX Runtime, the execution providers that it really got."""
+        return {
+            name: network.providers
+            for name, network in self.networks.items()
+            if isinstance(network, OnnxNetwork)
+        }
+
+    def separate(
+        self,
+        samples: ArrayLike,
+        rate: int,
+        *,
+        stems: Iterable[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Stems:
+        """Separate a song held in an array.
+
+        Parameters
+        ----------
+        samples : array_like
+            ``(n, 2)``, ``(n, 1)`` or ``(n,)``, full scale ±1.
+        rate : int
+            Its sample rate in Hz; other rates than the plan's are resampled both ways.
+        stems : iterable of str, optional
+            Some of those that the separator was made for; all of them if not given.
+        progress : callable, optional
+            Called with ``(seconds of audio done, seconds in all)`` after every window.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Float32, each ``(n, channels)`` as the input; ``(n, 1)`` for ``(n,)``. Mono is separated
+            as two equal channels and folded back to their mean. Nothing is rescaled.
+
+        Raises
+        ------
+        AudioError
+            If the array is not a song: no samples, more than two channels, NaN.
+        PlanError
+            If a stem is asked for that the separator was not made for.
+        """
+        song = audio.check(samples, "the song")
+        wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
+        signals = self._signals(song, rate, self.plan.signals_of(wanted), progress)
+        if plan.ACCOMPANIMENT in wanted:
+            signals[plan.ACCOMPANIMENT] = song - signals["vocals"]
+        return {name: signals[name] for name in wanted}
+
+    def separate_file(
+        self,
+        path: str | Path,
+        *,
+        start: float = 0.0,
+        duration: float | None = None,
+        downmix: bool = False,
+        stems: Iterable[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Separation:
+        """Separate a song held in a file of any format, or ``duration`` seconds of it from ``start``.
+
+        Parameters are those of :func:`kmdx.audio.read` and of :meth:`separate`, and so are the errors.
+
+        Returns
+        -------
+        Separation
+            ``(stems, rate)``, at the file's own rate, channels and length.
+        """
+        song = audio.read(path, start, duration, downmix)
+        return Separation(self.separate(song.samples, song.rate, stems=stems, progress=progress), song.rate)
+
+    def signals(self, samples: ArrayLike, rate: int, names: Collection[str]) -> Stems:
+        """Compute any signals of the plan, such as one half's estimate of a stem.
+
+        Parameters
+        ----------
+        samples, rate
+            As for :meth:`separate`.
+        names : collection of str
+            Names of the plan's sums, or ``NODE.SOURCE``.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Float32 ``(n, channels)`` each, under its name.
+        """
+        self.plan.check_wanted(names)
+        missing = [name for name in self.plan.networks_used(names) if name not in self.networks]
+        if missing:
+            raise PlanError(f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}")
+        return self._signals(audio.check(samples, "the song"), rate, names, None)
+
+    def _signals(
+        self, song: NDArray[np.float32], rate: int, names: Collection[str], progress: Progress | None
+    ) -> Stems:
+        """Bring a checked song to the networks, and what they say back to its rate, channels and length."""
+        count, channels = song.shape
+        resampled = audio.resample(song, rate, self.plan.sample_rate)
+        mixture = torch.from_numpy(resampled.T.copy()).to(self.device).expand(2, -1)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            signals = ensemble.run(self.plan, self.networks, mixture, names, progress)
+        return {
+            name: audio.resample(_channels(signal, channels), self.plan.sample_rate, rate, count)
+            for name, signal in signals.items()
+        }
+
+
+def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
+    """Raise :class:`WeightsError` naming all weights of an ensemble that are not there, and their size."""
+    missing: dict[str, weights.MissingWeights] = {}
+    for use in uses.values():
+        try:
+            weights.find(use.weight, folder)
+        except weights.MissingWeights as error:
+            missing[use.weight.name] = error
+    if len(missing) == 1:
+        raise next(iter(missing.values()))
+    if missing:
+        entries = [use.weight for use in uses.values() if use.weight.name in missing]
+        size = sum({entry.name: entry.bytes or 0 for entry in entries}.values())
+        raise weights.MissingWeights(
+            f"{len(missing)} of the weights that {chosen.name} needs are not in {weights.models_folder(folder)}: "
+            f"{', '.join(missing)}; get them with: kmdx models pull {' '.join(missing)} ({size / 1e6:.0f} MB)"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If torch knows no such device or this machine does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def _channels(signal: torch.Tensor, channels: int) -> NDArray[np.float32]:
+    """Turn ``(2, samples)`` into an array ``(samples, channels)``, folding to the mean for one channel."""
+    folded = signal.mean(0, keepdim=True) if channels == 1 else signal
+    return np.ascontiguousarray(folded.T.cpu().numpy())

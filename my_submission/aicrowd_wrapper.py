@@ -1,0 +1,108 @@
+"""What the challenge's server calls: reads a song's mixture, runs the model, writes its stems.
+
+Environment
+-----------
+AICROWD_DATASET_DIR
+    Folder of song folders, each with a ``mixture.wav``.
+AICROWD_PUBLIC_SHARED_DIR
+    Predictions are written to its ``predictions/<song>/<stem>.wav``, 16 bit.
+
+``python -m my_submission.aicrowd_wrapper`` separates all songs of the data set, which is the way to try
+a submission.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from my_submission.user_config import MySeparationModel
+
+
+class AIcrowdWrapper:
+    """The entry point for the evaluator.
+
+    Parameters
+    ----------
+    dataset_dir, predictions_dir : str
+        Used where the environment does not name the folders.
+    """
+
+    def __init__(
+        self, dataset_dir: str = "./public_dataset/", predictions_dir: str = "./evaluator_outputs/"
+    ) -> None:
+        shared = os.environ.get("AICROWD_PUBLIC_SHARED_DIR")
+        self.predictions_dir = Path(shared, "predictions") if shared else Path(predictions_dir)
+        self.dataset_dir = Path(os.environ.get("AICROWD_DATASET_DIR") or dataset_dir)
+        self.model = MySeparationModel()
+        self.instruments = self.model.instruments
+
+    def raise_aicrowd_error(self, msg: str) -> None:
+        """Raise an error whose text the challenge shows to the entrant.
+
+        Raises
+        ------
+        NameError
+            Always.
+        """
+        raise NameError(msg)
+
+    def get_all_music_names(self) -> list[str]:
+        """Names of the data set's song folders.
+
+        Raises
+        ------
+        NameError
+            If there is no such data set.
+        """
+        if not self.dataset_dir.is_dir():
+            self.raise_aicrowd_error(f"no data set at {self.dataset_dir}; set AICROWD_DATASET_DIR")
+        return sorted(folder.name for folder in self.dataset_dir.iterdir() if (folder / "mixture.wav").is_file())
+
+    def separate_music_file(self, music_name: str) -> None:
+        """Separate one song folder's ``mixture.wav`` and write its stems.
+
+        Raises
+        ------
+        NameError
+            If the model returns other stems than the four, a wrong length or a wrong rate.
+        """
+        mixture, rate = soundfile.read(self.dataset_dir / music_name / "mixture.wav")
+        stems, rates = self.model.separate_music_file(mixture, rate)
+        self._check(music_name, mixture, rate, stems, rates)
+        folder = self.predictions_dir / music_name
+        folder.mkdir(parents=True, exist_ok=True)
+        for instrument in self.instruments:
+            soundfile.write(folder / f"{instrument}.wav", stems[instrument], rates[instrument])
+
+    def evaluate(self) -> None:
+        """Separate every song of the data set."""
+        for music_name in self.get_all_music_names():
+            self.separate_music_file(music_name)
+
+    def _check(
+        self, name: str, mixture: NDArray, rate: int, stems: Mapping[str, NDArray], rates: Mapping[str, int]
+    ) -> None:
+        for what, keys in (("stems", stems), ("sample rates", rates)):
+            if sorted(keys) != sorted(self.instruments):
+                self.raise_aicrowd_error(f"{name}: {what} for {sorted(keys)}, expected {sorted(self.instruments)}")
+        for instrument in self.instruments:
+            shape = np.shape(stems[instrument])
+            if shape != mixture.shape:
+                self.raise_aicrowd_error(f"{name}: {instrument} has shape {shape}, expected {mixture.shape}")
+            if rates[instrument] != rate:
+                self.raise_aicrowd_error(f"{name}: {instrument} is at {rates[instrument]} Hz, expected {rate} Hz")
+
+
+if __name__ == "__main__":
+    wrapper = AIcrowdWrapper()
+    songs = wrapper.get_all_music_names()
+    for song in songs:
+        wrapper.separate_music_file(song)
+        print(f"{song} → {wrapper.predictions_dir / song}", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""The separation model as the challenge's interface asks for it, over :class:`kmdx.Separator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from numpy.typing import ArrayLike, NDArray
+
+from kmdx import Separator
+
+INSTRUMENTS = ("bass", "drums", "other", "vocals")
+
+
+class MusicSeparationModel:
+    """Separates one song after the other; weights are loaded when it is made.
+
+    Parameters
+    ----------
+    ensemble : str or Path
+        Name of an ensemble, or the path of a plan's YAML file.
+    device : str
+        As for :class:`kmdx.Separator`.
+    folder : Path, optional
+        Where weight files lie.
+    """
+
+    def __init__(
+        self, ensemble: str | Path = "leaderboard_c", device: str = "auto", folder: Path | None = None
+    ) -> None:
+        self.separator = Separator(ensemble, device=device, stems=INSTRUMENTS, folder=folder)
+
+    @property
+    def instruments(self) -> list[str]:
+        """Names of the four stems."""
+        return list(INSTRUMENTS)
+
+    def raise_aicrowd_error(self, msg: str) -> None:
+        """Raise an error whose text the challenge shows to the entrant.
+
+        Raises
+        ------
+        NameError
+            Always; the challenge's own choice of class.
+        """
+        raise NameError(msg)
+
+    def separate_music_file(
+        self, mixed_sound_array: ArrayLike, sample_rate: int
+    ) -> tuple[dict[str, NDArray], dict[str, int]]:
+        """Separate one song.
+
+        Parameters
+        ----------
+        mixed_sound_array : array_like
+            ``(n, 2)``, full scale ±1, as ``soundfile.read`` gives it.
+        sample_rate : int
+            Its rate in Hz.
+
+        Returns
+        -------
+        stems : dict of str to ndarray
+            Float32 ``(n, 2)`` for each of ``instruments``.
+        sample_rates : dict of str to int
+            The input's rate for each of them.
+        """
+        stems = self.separator.separate(mixed_sound_array, sample_rate)
+        return stems, dict.fromkeys(stems, sample_rate)

