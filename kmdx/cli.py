@@ -8,29 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import audio, songs
+from kmdx import audio, drawing, plan, plan_file, songs, weights
 from kmdx.errors import KmdxError, KmdxWarning
 
 if TYPE_CHECKING:
     from kmdx.separator import Separator
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask
-
-
-def _console(stream: TextIO) -> Console:
-    width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=True)
-
-
-out = _console(sys.stdout)
-err = _console(sys.stderr)
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
+err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True, stderr=True)
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -41,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP_SETTINGS,
 )
-models_app = typer.Typer(help="List, fetch and check weight files.", no_args_is_help=True, context_settings=HELP_SETTINGS)
+models_app = typer.Typer(
+    help="List, fetch and check weight files.", no_args_is_help=True, context_settings=HELP_SETTINGS
+)
 ensembles_app = typer.Typer(help="List and show ensembles.", context_settings=HELP_SETTINGS)
 app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
@@ -78,7 +73,9 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
 ) -> None:
     """Handle options that belong to no subcommand."""
     if show:
@@ -91,15 +88,25 @@ def version(
 @app.command()
 def separate(
     inputs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>.")] = Path("separated"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>.")] = Path(
+        "separated"
+    ),
     ensemble: EnsembleOption = "leaderboard_c",
-    stems: Annotated[str | None, typer.Option(help="Comma-separated, such as vocals,drums; all by default.")] = None,
-    accompaniment: Annotated[bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")] = False,
+    stems: Annotated[
+        str | None, typer.Option(help="Comma-separated, such as vocals,drums; all by default.")
+    ] = None,
+    accompaniment: Annotated[
+        bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")
+    ] = False,
     device: DeviceOption = "auto",
-    format: Annotated[Format, typer.Option(help="How stems are written; mp3 is 320 kbit/s, flac 24 bit.")] = Format.wav16,
+    format: Annotated[
+        Format, typer.Option(help="How stems are written; mp3 is 320 kbit/s, flac 24 bit.")
+    ] = Format.wav16,
     start: Annotated[float, typer.Option(help="Begin this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
-    downmix: Annotated[bool, typer.Option("--downmix", help="Fold more than two channels to stereo.")] = False,
+    downmix: Annotated[
+        bool, typer.Option("--downmix", help="Fold more than two channels to stereo.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo songs whose stems are there.")] = False,
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
@@ -116,7 +123,8 @@ def separate(
     for song in batch.songs:
         files = song.files(output, wanted, format.value)
         if not overwrite and all(path.exists() for path in files.values()):
-            err.print(f"{escape(str(song.path))}: already in {escape(str(song.folder(output)))}; --overwrite redoes it")
+            folder = song.folder(output)
+            err.print(escape(f"{song.path}: already in {folder}; --overwrite redoes it"))
         else:
             todo.append((song, files))
 
@@ -132,12 +140,18 @@ def separate(
                     done = separator.separate_file(
                         song.path, start=start, duration=duration, downmix=downmix, progress=progress
                     )
-                    peaks = audio.write_all({files[stem]: samples for stem, samples in done.stems.items()}, done.rate, format.value)
+                    peaks = audio.write_all(
+                        {files[stem]: samples for stem, samples in done.stems.items()},
+                        done.rate,
+                        format.value,
+                    )
             except KmdxError as error:
                 _complain(str(error))
                 failed += 1
                 continue
-            out.print(f"{escape(str(song.path))} → {escape(str(song.folder(output)))} ({', '.join(done.stems)})")
+            out.print(
+                f"{escape(str(song.path))} → {escape(str(song.folder(output)))} ({', '.join(done.stems)})"
+            )
             for path, peak in peaks.items():
                 if peak > 1 and audio.FORMATS[format.value].integer:
                     _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
@@ -148,14 +162,15 @@ def separate(
 @models_app.command("list")
 def models_list() -> None:
     """List every weight: what it is, its size and licence, and whether it is here."""
-    from kmdx import weights
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "signature", "size", "here", "licence", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
+    found = weights.find_all()
     for weight in weights.registry().values():
-        here = "yes" if _is_here(weight) else "no"
-        table.add_row(weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title)
+        here = "yes" if found[weight.name] else "no"
+        table.add_row(
+            weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title
+        )
     out.print(table)
     out.print(f"folder: {weights.models_folder()}")
 
@@ -165,8 +180,6 @@ def models_pull(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
 ) -> None:
     """Fetch weights from where they are published, check them and put them in the models folder."""
-    from kmdx import weights
-
     failures = []
     for weight in _weights_of(names):
         try:
@@ -180,12 +193,40 @@ def models_pull(
         raise typer.Exit(2)
 
 
+@models_app.command("verify")
+def models_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; all by default.")
+    ] = None,
+) -> None:
+    """Say for each weight which file holds it, whether its content is known, and whether it is intact.
+
+    Exit code 2 if a weight that was named is missing, or any file is damaged or another network's.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "file", "content", "intact", "what was found"):
+        table.add_column(column)
+    statuses = weights.verify(weights=_weights_of(names) if names else None)
+    for status in statuses:
+        there = status.path is not None
+        table.add_row(
+            status.weight.name,
+            escape(str(status.path.name)) if status.path else "missing",
+            ("known" if status.known else "unknown") if there else "",
+            ("yes" if status.intact else "no") if there else "",
+            escape(status.message),
+        )
+    out.print(table)
+    if any(not status.ok for status in statuses if status.path is not None or names):
+        raise typer.Exit(2)
+
+
 @models_app.command("where")
 def models_where() -> None:
-    """Print the folder that weight files are looked for in."""
-    from kmdx import weights
-
-    out.print(str(weights.models_folder()))
+    """Print the folder that weight files are looked for in, and why it is that one."""
+    folder = weights.where()
+    out.print(escape(str(folder.path)))
+    err.print(folder.reason)
 
 
 @ensembles_app.callback(invoke_without_command=True)
@@ -193,18 +234,21 @@ def ensembles_list(context: typer.Context) -> None:
     """List the ensembles that come with the package."""
     if context.invoked_subcommand is not None:
         return
-    from kmdx import plan
-
+    found = weights.find_all()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "stems", "networks", "GFLOP/s", "weights here", "what"):
         table.add_column(column, justify="right" if column in ("networks", "GFLOP/s") else "left")
-    for name in plan.names():
-        loaded = plan.load(name)
-        needed = {use.weight.name: use.weight for use in loaded.networks.values()}
-        here = sum(map(_is_here, needed.values()))
+    for name in plan_file.names():
+        loaded = plan_file.load(name)
+        needed = {use.weight.name for use in loaded.networks.values()}
+        here = sum(found[weight] is not None for weight in needed)
         table.add_row(
-            name, ", ".join(loaded.stems), str(len(loaded.networks)), _gflops(loaded.gflops(loaded.stems)),
-            f"{here} of {len(needed)}", loaded.title,
+            name,
+            ", ".join(loaded.stems),
+            str(len(loaded.networks)),
+            _gflops(loaded.gflops(loaded.stems)),
+            f"{here} of {len(needed)}",
+            loaded.title,
         )
     out.print(table)
     out.print("GFLOP/s: arithmetic per second of audio. A plan of your own is named by its path.")
@@ -217,9 +261,7 @@ def ensembles_show(
     svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
 ) -> None:
     """Show an ensemble: stages, weights, licences, arithmetic per second of audio, and its graph."""
-    from kmdx import drawing, plan
-
-    loaded = plan.load(name)
+    loaded = plan_file.load(name)
     wanted = _stems(name, stems, False)
     out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")
     out.print(escape(loaded.description))
@@ -242,36 +284,22 @@ def ensembles_show(
 
 def _stems(ensemble: str, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """Stems that the options ask for, checked against the plan."""
-    from kmdx import plan
-
-    loaded = plan.load(ensemble)
+    loaded = plan_file.load(ensemble)
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
     return loaded.check_stems([*names, *([plan.ACCOMPANIMENT] if accompaniment else [])])
 
 
 def _weights_of(names: list[str]) -> list[Any]:
     """Weights meant by names of weights and ensembles, each once."""
-    from kmdx import plan, weights
-
     found = {}
     for name in names:
-        if name in plan.names():
-            uses = plan.load(name).networks.values()
+        if name in plan_file.names():
+            uses = plan_file.load(name).networks.values()
             found.update({use.weight.name: use.weight for use in uses})
         else:
             weight = weights.get(name)
             found[weight.name] = weight
     return list(found.values())
-
-
-def _is_here(weight: Any) -> bool:
-    from kmdx import weights
-
-    try:
-        weights.find(weight)
-    except weights.MissingWeights:
-        return False
-    return True
 
 
 def _running_on(separator: Separator) -> str:

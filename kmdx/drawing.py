@@ -37,7 +37,7 @@ def formula(node: Node) -> str:
         return f"{node.network}({node.signal})"
     if isinstance(node, Normalize):
         return f"({node.signal} − mean) / std"
-    parts = []
+    parts: list[str] = []
     for reference, weight in node.terms.items():
         sign = " − " if weight < 0 else " + " if parts else ""
         factor = "" if abs(weight) == 1 else f"{abs(weight):g}·"
@@ -84,7 +84,12 @@ class _Box:
         return replace(self, y=self.y + by)
 
 
-WIDTH, COLUMN, GAP, MARGIN = 240, 290, 22, 24  # pixels: of a box, from column to column, between boxes, around
+WIDTH, COLUMN, GAP, MARGIN = (
+    240,
+    290,
+    22,
+    24,
+)  # pixels: of a box, from column to column, between boxes, around
 COLOURS = {"song": "#f2f2f2", "network": "#dbeafe", "rest": "#fef3c7", "stem": "#dcfce7"}
 
 
@@ -125,7 +130,7 @@ def _inputs(plan: Plan, name: str) -> list[str]:
 
 
 def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> list[list[str]]:
-    """Nodes from left to right: each behind all that it comes from, stems last, what only they need before."""
+    """Nodes from left to right: each behind all that it comes from, stems last, their halves before them."""
     rank: dict[str, int] = {}
     for name, sources in inputs.items():
         rank[name] = 1 + max((rank[source] for source in sources), default=-1)
@@ -171,22 +176,21 @@ def _arrow(source: _Box, target: _Box) -> str:
     x1, y1 = source.x + WIDTH, source.middle
     x2, y2 = target.x, target.middle
     bend = max((x2 - x1) / 2, 30)
+    curve = f"M {x1:.0f} {y1:.0f} C {x1 + bend:.0f} {y1:.0f}, {x2 - bend:.0f} {y2:.0f}, {x2:.0f} {y2:.0f}"
     return (
-        f'<path d="M {x1:.0f} {y1:.0f} C {x1 + bend:.0f} {y1:.0f}, {x2 - bend:.0f} {y2:.0f}, {x2:.0f} {y2:.0f}" '
-        'fill="none" stroke="#94a3b8" stroke-width="1.2"/>'
+        f'<path d="{curve}" fill="none" stroke="#94a3b8" stroke-width="1.2"/>'
         f'<circle cx="{x2:.0f}" cy="{y2:.0f}" r="3" fill="#64748b"/>'
     )
 
 
 def _draw(box: _Box) -> str:
-    texts = [
-        f'<text x="{box.x + 10:.0f}" y="{box.y + 19:.0f}" font-size="13" font-weight="bold">{escape(box.title)}</text>',
-        *(
-            f'<text x="{box.x + 10:.0f}" y="{box.y + 37 + 16 * index:.0f}" font-size="11.5" fill="#334155">{escape(line)}</text>'
-            for index, line in enumerate(box.lines)
-        ),
-    ]
+    """A box with its title and its lines of text."""
+    title, plain = 'font-size="13" font-weight="bold"', 'font-size="11.5" fill="#334155"'
+    texts = [(19, title, box.title), *((37 + 16 * row, plain, line) for row, line in enumerate(box.lines))]
     return (
         f'<rect x="{box.x:.0f}" y="{box.y:.0f}" width="{WIDTH}" height="{box.height:.0f}" rx="6" '
-        f'fill="{COLOURS[box.kind]}" stroke="#64748b"/>' + "".join(texts)
+        f'fill="{COLOURS[box.kind]}" stroke="#64748b"/>'
+    ) + "".join(
+        f'<text x="{box.x + 10:.0f}" y="{box.y + down:.0f}" {style}>{escape(text)}</text>'
+        for down, style, text in texts
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kmdx import chunking
 from kmdx.networks.network import Network
-from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum, node_of
+from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum
 
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""

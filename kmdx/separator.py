@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, plan, weights
+from kmdx import audio, ensemble, plan, plan_file, weights
 from kmdx.ensemble import Progress
 from kmdx.errors import DeviceError, PlanError
 from kmdx.loading import load_network
@@ -66,10 +66,13 @@ class Separator:
         stems: Iterable[str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.plan = plan.load(ensemble)
+        self.plan = plan_file.load(ensemble)
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
-        uses = {name: self.plan.networks[name] for name in self.plan.networks_used(self.plan.signals_of(self.stems))}
+        uses = {
+            name: self.plan.networks[name]
+            for name in self.plan.networks_used(self.plan.signals_of(self.stems))
+        }
         check_weights(self.plan, uses, folder)
         self.networks = {
             name: load_network(use.weight, self.device, getattr(use.chunking, "segment", None), folder)
@@ -166,7 +169,9 @@ class Separator:
         self.plan.check_wanted(names)
         missing = [name for name in self.plan.networks_used(names) if name not in self.networks]
         if missing:
-            raise PlanError(f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}")
+            raise PlanError(
+                f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}"
+            )
         return self._signals(audio.check(samples, "the song"), rate, names, None)
 
     def _signals(
@@ -185,21 +190,23 @@ class Separator:
 
 
 def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
-    """Raise :class:`WeightsError` naming all weights of an ensemble that are not there, and their size."""
-    missing: dict[str, weights.MissingWeights] = {}
-    for use in uses.values():
+    """Raise :class:`MissingWeights` naming all weights of an ensemble that are not there, and their size."""
+    needed = {use.weight.name: use.weight for use in uses.values()}
+    errors = {}
+    for name, weight in needed.items():
         try:
-            weights.find(use.weight, folder)
+            weights.find(weight, folder)
         except weights.MissingWeights as error:
-            missing[use.weight.name] = error
-    if len(missing) == 1:
-        raise next(iter(missing.values()))
-    if missing:
-        entries = [use.weight for use in uses.values() if use.weight.name in missing]
-        size = sum({entry.name: entry.bytes or 0 for entry in entries}.values())
+            errors[name] = error
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        pull = chosen.name if chosen.name in plan_file.names() else " ".join(errors)
+        size = sum(needed[name].bytes or 0 for name in errors)
+        where = weights.models_folder(folder)
         raise weights.MissingWeights(
-            f"{len(missing)} of the weights that {chosen.name} needs are not in {weights.models_folder(folder)}: "
-            f"{', '.join(missing)}; get them with: kmdx models pull {' '.join(missing)} ({size / 1e6:.0f} MB)"
+            f"{len(errors)} of the weights that {chosen.name} needs are not in {where}; "
+            f"get them with `kmdx models pull {pull}` (about {size / 1e6:.0f} MB): {', '.join(errors)}"
         )
 
 

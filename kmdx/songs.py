@@ -10,7 +10,29 @@ from pathlib import Path
 from kmdx import audio
 
 EXTENSIONS = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .mov .mkv .webm .avi .aif .aiff .aifc .caf .w64 .wma .mka .m4v".split()
+    [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".m4a",
+        ".aac",
+        ".mp4",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".caf",
+        ".w64",
+        ".wma",
+        ".mka",
+        ".m4v",
+    ]
 )
 """What counts as a song inside a folder; a file that is named itself may end in anything."""
 
@@ -79,7 +101,7 @@ def _paths(text: str, output: Path) -> Iterator[Path]:
     elif path.exists():
         yield path
     elif glob.has_magic(text):
-        for match in sorted(glob.glob(text, recursive=True)):
+        for match in sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 (may be absolute)
             yield from _paths(match, output)
 
 

@@ -63,7 +63,9 @@ class AIcrowdWrapper:
         """
         if not self.dataset_dir.is_dir():
             self.raise_aicrowd_error(f"no data set at {self.dataset_dir}; set AICROWD_DATASET_DIR")
-        return sorted(folder.name for folder in self.dataset_dir.iterdir() if (folder / "mixture.wav").is_file())
+        return sorted(
+            folder.name for folder in self.dataset_dir.iterdir() if (folder / "mixture.wav").is_file()
+        )
 
     def separate_music_file(self, music_name: str) -> None:
         """Separate one song folder's ``mixture.wav`` and write its stems.
@@ -91,13 +93,17 @@ class AIcrowdWrapper:
     ) -> None:
         for what, keys in (("stems", stems), ("sample rates", rates)):
             if sorted(keys) != sorted(self.instruments):
-                self.raise_aicrowd_error(f"{name}: {what} for {sorted(keys)}, expected {sorted(self.instruments)}")
+                self.raise_aicrowd_error(
+                    f"{name}: {what} for {sorted(keys)}, expected {sorted(self.instruments)}"
+                )
         for instrument in self.instruments:
             shape = np.shape(stems[instrument])
             if shape != mixture.shape:
                 self.raise_aicrowd_error(f"{name}: {instrument} has shape {shape}, expected {mixture.shape}")
             if rates[instrument] != rate:
-                self.raise_aicrowd_error(f"{name}: {instrument} is at {rates[instrument]} Hz, expected {rate} Hz")
+                self.raise_aicrowd_error(
+                    f"{name}: {instrument} is at {rates[instrument]} Hz, expected {rate} Hz"
+                )
 
 
 if __name__ == "__main__":

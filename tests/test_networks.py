@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import tiny
 import torch
@@ -44,7 +43,9 @@ def test_spectrogram_channels_are_left_then_right_real_then_imaginary() -> None:
 
 
 @pytest.mark.parametrize("norm_groups", [None, 1, 2, 4])
-def test_unet_takes_any_norm_and_a_batch_equals_its_parts(norm_groups: int | None, batch: torch.Tensor) -> None:
+def test_unet_takes_any_norm_and_a_batch_equals_its_parts(
+    norm_groups: int | None, batch: torch.Tensor
+) -> None:
     network = tiny.unet("bass", norm_groups, seed=1)
     with torch.inference_mode():
         together = network(batch)
@@ -100,7 +101,12 @@ def test_onnx_equals_the_network_it_was_exported_from(dynamic: bool, batch: torc
 def test_onnx_of_other_sizes_is_refused(tmp_path) -> None:
     tiny.export(tiny.unet("vocals", None, seed=3), tmp_path / "vocals.onnx")
     with pytest.raises(ValueError, match="inputs have the shapes"):
-        OnnxNetwork(tmp_path / "vocals.onnx", SpectrogramConfig(n_fft=2048, hop=256, bins=256, frames=32), "vocals", CPU)
+        OnnxNetwork(
+            tmp_path / "vocals.onnx",
+            SpectrogramConfig(n_fft=2048, hop=256, bins=256, frames=32),
+            "vocals",
+            CPU,
+        )
 
 
 def test_onnx_that_lands_on_the_cpu_of_a_cuda_machine_is_a_loud_warning(tmp_path) -> None:
@@ -163,5 +169,3 @@ def test_a_network_of_one_source_cannot_be_asked_for_another() -> None:
     assert network.narrow(["bass"]) is network
     with pytest.raises(ValueError, match="estimates bass, not vocals"):
         network.narrow(["vocals"])
-
-

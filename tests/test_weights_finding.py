@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Weight]]:
+def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> dict[str, Weight]:
     """The real registry, but with small published files for bass and other."""
     small = dict(real_registry())
     for source, content in contents.items():
@@ -59,7 +58,7 @@ def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) 
     for module in (finding, verifying):
         monkeypatch.setattr(module, "registry", lambda: small)
     finding._warn_of_names.cache_clear()
-    yield small
+    return small
 
 
 # ---- the folder
@@ -109,7 +108,11 @@ def test_the_authors_layout_is_recognised_and_warned_of_once(folder: Path, small
     assert other.path.name == "demucs_bass.ckpt"
     assert drums.path == folder / "TFC_TDF_UNet_MDX21" / "drums.pt"
     there = weights.find_all(folder)
-    assert {name for name, found in there.items() if found is None} == {"htdemucs", "kim_vocal_1", "kim_vocal_2"}
+    assert {name for name, found in there.items() if found is None} == {
+        "htdemucs",
+        "kim_vocal_1",
+        "kim_vocal_2",
+    }
 
 
 def test_known_content_decides_whatever_the_name(
@@ -161,8 +164,8 @@ def test_a_name_with_a_checksum_must_be_true(
 def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None:
     with pytest.raises(
         weights.MissingWeights,
-        match=r"d12395a8-e57c48e6\.th, d12395a8\.th, d12395a8\.safetensors or demucs_other\.ckpt in .*models; "
-        r"`kmdx models pull htdemucs_ft_bass` gets it",
+        match=r"looked for d12395a8-e57c48e6\.th, d12395a8\.th, d12395a8\.safetensors or demucs_other\.ckpt "
+        r"in .*models; `kmdx models pull htdemucs_ft_bass` gets it",
     ):
         weights.find(weights.get("d12395a8"), folder)
     with pytest.raises(weights.MissingWeights):
@@ -170,7 +173,7 @@ def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None
 
 
 def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:
-    weight = weights.own(tmp_path / "mine.pt", {"type": "tfc_tdf", "sources": ["bass"]})
+    weight = weights.own(tmp_path / "mine.pt", {"type": "htdemucs", "sources": ["bass"]})
     with pytest.raises(weights.MissingWeights, match=r"mine\.pt is missing"):
         weights.find(weight, tmp_path / "models")
     torch.save(STATE, tmp_path / "mine.pt")
@@ -244,7 +247,9 @@ def test_verify_compares_a_pulled_file_without_published_checksum_with_its_recor
 
 def test_a_pulled_and_proven_file_is_known_under_any_name(folder: Path, small_registry: dict) -> None:
     content = b"of the hub"
-    record = Record("hdemucs_mmi", hashlib.sha256(content).hexdigest(), len(content), "hub", "2024-01-02", True)
+    record = Record(
+        "hdemucs_mmi", hashlib.sha256(content).hexdigest(), len(content), "hub", "2024-01-02", True
+    )
     add_record(folder, "75fc33f5.safetensors", record)
     (folder / "renamed.safetensors").write_bytes(content)
     assert weights.find(small_registry["hdemucs_mmi"], folder).known

@@ -92,10 +92,23 @@ def test_a_source_with_an_impossible_checksum_is_refused() -> None:
 
 
 def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
-    weight = weights.own(tmp_path / "mine.pt", {"type": "tfc_tdf", "sources": ["bass"]})
-    assert (weight.name, weight.sources, weight.bytes) == ("mine.pt", (), None)
-    with pytest.raises(WeightsError, match=r"mine\.pt does not say its type and sources"):
-        weights.own(tmp_path / "mine.pt", {})
+    transform = {"n_fft": 512, "hop": 128, "bins": 128, "frames": 16}
+    path = tmp_path / "mine.pt"
+    weight = weights.own(path, {"type": "htdemucs", "sources": ["bass", "drums"]})
+    assert (weight.name, weight.sources, weight.bytes) == (str(path), (), None)
+    for architecture, message in (
+        ({}, "the type of mine.pt is None; expected htdemucs, hdemucs, onnx, tfc_tdf"),
+        ({"type": "htdemucs"}, "does not say its sources"),
+        ({"type": "htdemucs", "sources": "bass"}, "must be a list of names, not 'bass'"),
+        ({"type": "onnx", "sources": ["bass"], "n_fft": 512}, "does not say its hop, bins, frames"),
+        ({"type": "onnx", "sources": ["bass", "drums"], **transform}, "has one source, not bass, drums"),
+        (
+            {"type": "onnx", "sources": ["bass"], **transform, "hop": "x"},
+            "hop of mine.pt must be a whole number",
+        ),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            weights.own(path, architecture)
 
 
 def test_importing_the_package_imports_nothing_slow() -> None:

@@ -18,7 +18,7 @@ HTDEMUCS = {
     "type": "htdemucs", "sources": SOURCES, "channels": 8, "bottom_channels": 16, "t_layers": 2, "t_heads": 2,
     "dconv_mode": 3, "segment": 0.5,
 }  # fmt: skip
-HDEMUCS = {"type": "hdemucs", "sources": SOURCES, "channels": 4, "segment": 1.5}
+HDEMUCS = {"type": "hdemucs", "sources": SOURCES, "channels": 8, "segment": 1.5}
 HYBRID_OLD = {**HDEMUCS, "hybrid_old": True, "cac": False}
 TRANSFORM = {"n_fft": 1024, "hop": 256, "bins": 128, "frames": 32}
 CHUNK = 256 * 31
@@ -37,9 +37,12 @@ def unet(source: str, norm_groups: int | None, seed: int) -> TfcTdf:
     """Make a small TFC-TDF U-Net with random weights; batch norms get statistics of their own."""
     torch.manual_seed(seed)
     network = TfcTdf(
-        TfcTdfConfig(SpectrogramConfig(**TRANSFORM), layers=5, convolutions=1, growth=4, norm_groups=norm_groups),
+        TfcTdfConfig(
+            SpectrogramConfig(**TRANSFORM), layers=5, convolutions=1, growth=4, norm_groups=norm_groups
+        ),
         source,
     )
+    network.final_conv[0].weight.data.mul_(50)  # about as loud as what it hears
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
@@ -77,7 +80,10 @@ def write_leaderboard(folder: Path) -> Path:
     for seed, (name, network) in enumerate(plan["networks"].items()):
         if name == "mdx_vocals":
             export(unet("vocals", None, seed), folder / "vocals.onnx")
-            weights = {"file": "vocals.onnx", "architecture": {"type": "onnx", "sources": ["vocals"], **TRANSFORM}}
+            weights = {
+                "file": "vocals.onnx",
+                "architecture": {"type": "onnx", "sources": ["vocals"], **TRANSFORM},
+            }
         elif name in groups:
             source = name.removeprefix("mdx_")
             torch.save(author_state(unet(source, groups[name], seed)), folder / f"{source}.pt")

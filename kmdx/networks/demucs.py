@@ -74,7 +74,9 @@ def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
     conv.out_channels = conv.weight.shape[1]
 
 
-def build(kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> DemucsNetwork:
+def build(
+    kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]
+) -> DemucsNetwork:
     """Build a Demucs network and load its weights strictly.
 
     Parameters

@@ -39,9 +39,7 @@ class OnnxNetwork(nn.Module):
         If the graph cannot be loaded or its input has another shape than the transform gives.
     """
 
-    def __init__(
-        self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device
-    ) -> None:
+    def __init__(self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device) -> None:
         super().__init__()
         self.sources: tuple[str, ...] = (source,)
         self.length: int | None = spectrogram.chunk
@@ -100,7 +98,9 @@ def _session(path: Path, device: torch.device) -> Any:
     available = set(onnxruntime.get_available_providers())
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[p for p in wanted if (p if isinstance(p, str) else p[0]) in available]
+            str(path),
+            options,
+            providers=[p for p in wanted if (p if isinstance(p, str) else p[0]) in available],
         )
     except Exception as error:  # ONNX Runtime has no public base class for its errors
         raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error

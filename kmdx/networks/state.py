@@ -26,5 +26,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     if any(problems.values()):
         counts = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in problems.items() if names)
         raise ValueError(f"another network's weights: of {len(own)} tensors {counts}")
-    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    floats = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
     module.load_state_dict(floats, strict=True, assign=True)

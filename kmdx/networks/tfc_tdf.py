@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kmdx.networks.state import load_strictly
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+from kmdx.networks.state import load_strictly
 
 WAVE_CHANNELS = 2
 SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each

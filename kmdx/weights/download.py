@@ -6,14 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from kmdx.errors import WeightsError
 from kmdx.weights.checksum import file_sha256
 
 Progress = Callable[[int, "int | None"], None]
 """Called with the bytes that are there and the bytes there will be, None where nobody says."""
 
 TIMEOUT = (10, 60)  # seconds to connect, seconds between bytes
-_RETRIES = 3
+RETRIES = 3
 
 
 class SourceError(Exception):
@@ -54,17 +53,25 @@ def download(
 
 def reason(error: Exception) -> str:
     """An error of any of the network libraries in one line."""
+    cause: BaseException | None = error
+    while cause:
+        if short := _short_reason(cause):
+            return short
+        cause = cause.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _short_reason(error: BaseException) -> str | None:
+    """What the usual errors come to, told by their form: each library has its own classes."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status:
         return f"HTTP {status}"
-    if isinstance(error.__cause__, Exception) and not isinstance(error, (SourceError, WeightsError)):
-        return reason(error.__cause__)
     if "Timeout" in type(error).__name__:
         return "no answer in time"
     if "Connect" in type(error).__name__:
         return "no connection"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return None
 
 
 def _resume(url: str, path: Path, progress: Progress) -> None:
@@ -94,7 +101,7 @@ def _get(url: str, path: Path, progress: Progress) -> None:
         use_cookies=False,
         progress=progress,
         timeout=TIMEOUT,
-        retries=_RETRIES,
+        retries=RETRIES,
     )
 
 

@@ -67,9 +67,9 @@ def find(weight: Weight, folder: Path | None = None) -> Found:
     folder = models_folder(folder)
     found = find_quietly(weight, folder)
     if found is None:
-        raise MissingWeights(missing(weight, folder))
-    if contradiction := contradicts_its_name(weight, found, folder):
-        raise WeightsError(f"{found.path} is {contradiction}")
+        raise MissingWeights(missing_message(weight, folder))
+    if problem := contradiction(weight, found, folder):
+        raise WeightsError(f"{found.path} is {problem}")
     if found.how == "file name" and weight.published:
         _warn_of_names(folder)
     return found
@@ -97,7 +97,7 @@ def find_all(folder: Path | None = None) -> Mapping[str, Found | None]:
     return {name: find_quietly(weight, folder) for name, weight in registry().items()}
 
 
-def missing(weight: Weight, folder: Path) -> str:
+def missing_message(weight: Weight, folder: Path) -> str:
     """That a weight is missing: what was looked for, where, and how to get it."""
     if weight.path:
         return f"{weight.path} is missing, which the ensemble names as weights of your own"
@@ -113,7 +113,7 @@ def missing(weight: Weight, folder: Path) -> str:
     )
 
 
-def contradicts_its_name(weight: Weight, found: Found, folder: Path) -> str | None:
+def contradiction(weight: Weight, found: Found, folder: Path) -> str | None:
     """What is wrong with a file that is called like a published one but is another; None if nothing is."""
     if found.known or weight.path:
         return None

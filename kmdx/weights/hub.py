@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from kmdx.weights.registry import HubSource, Weight
 
 
 def fetch(weight: Weight, source: HubSource, workspace: Path, progress: Progress) -> Fetched:
-    """Download the file, from ``$HF_ENDPOINT`` where that is set, and check it against the hub's word."""
+    """Download the file and check it against the hub's word; the client heeds ``$HF_ENDPOINT``."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    url = hf_hub_url(source.repository, source.file, endpoint=os.environ.get("HF_ENDPOINT"))
+    url = hf_hub_url(source.repository, source.file)
     metadata = get_hf_file_metadata(url)
     stated = metadata.etag if re.fullmatch(r"[0-9a-f]{64}", metadata.etag or "") else None
     path = workspace / Path(source.file).name

@@ -67,10 +67,10 @@ def load(path: Path | str) -> Checkpoint:
         start = file.read(9)
     if not start:
         raise WeightsError(f"{path} is empty: the download was cut off; delete it and pull it again")
+    if start[8:] == b"{":  # the header's length is before it
+        return _load_safetensors(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _load_pickle(path)
-    if start[8:] == b"{":
-        return _load_safetensors(path)
     if path.suffix == ".onnx":
         return _check_onnx(path)
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
@@ -89,8 +89,8 @@ def _load_pickle(path: Path) -> Checkpoint:
     from demucs.htdemucs import HTDemucs
 
     try:
-        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]), path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged file fails in torch's reader in many ways
@@ -193,10 +193,10 @@ def _tuned_for(training_args: Any) -> str | None:
 
 def _refusal(path: Path, error: Exception) -> WeightsError:
     """A pickle that torch's safe reader does not take: mostly one that names a function or class."""
-    named = re.search(r"(?:Unsupported global: )?GLOBAL (\S+) was not an allowed global", str(error))
+    named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return WeightsError(f"{path} is refused: it is a pickle that would run code ({named[1]})")
-    return WeightsError(f"{path} is refused: it is damaged or no plain weights ({_first_line(error)})")
+    return WeightsError(f"{path} is refused: it is damaged, or a pickle of something else than tensors")
 
 
 def _damage(path: Path, error: Exception) -> WeightsError:

