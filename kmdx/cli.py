@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import audio, drawing, plan, plan_file, songs, weights
+from kmdx import drawing, plan, plan_file, weights
 from kmdx.errors import KmdxError, KmdxWarning
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def separate(
 
     Exit code: 0 when every song was separated or there already, 1 when some could not be, 2 when none.
     """
+    from kmdx import audio, songs
+
     batch = songs.collect(inputs, output)
     for complaint in batch.problems:
         _complain(complaint)
