@@ -43,7 +43,9 @@ def formula(node: Node) -> str:
         factor = "" if abs(weight) == 1 else f"{abs(weight):g}·"
         parts.append(f"{sign}{factor}{reference}")
     text = "".join(parts).strip()
-    return f"({text}) · std + mean" if node.denormalize else text
+    if node.denormalize is None:
+        return text
+    return f"{text if len(parts) == 1 else f'({text})'} · std + mean"
 
 
 def tree(plan: Plan, wanted: Collection[str]) -> Tree:

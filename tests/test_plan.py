@@ -107,6 +107,14 @@ def test_a_plan_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
     assert loaded.digest != plan_file.parse(SMALL + "\n", "mine").digest
 
 
+def test_the_example_of_the_documentation_is_a_plan() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "ensembles.md").read_text("utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    loaded = plan_file.parse(example, "mine")
+    assert loaded.stems == ("vocals", "drums")
+    assert loaded.networks_used(["drums"]) == ["demucs"]
+
+
 def test_nodes_may_stand_in_any_order() -> None:
     content = yaml.safe_load(SMALL)
     content["signals"] = dict(reversed(content["signals"].items()))

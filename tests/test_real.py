@@ -31,5 +31,7 @@ def test_the_staged_htdemucs_scores_what_it_should(tmp_path, monkeypatch: pytest
     for name, expected in PUBLISHED.items():
         (reference,) = songs.glob(f"*/{name}")
         for stem, sdr in expected.items():
-            truth, estimate = (soundfile.read(folder / f"{stem}.wav")[0] for folder in (reference, output / name))
+            truth, estimate = (
+                soundfile.read(folder / f"{stem}.wav")[0] for folder in (reference, output / name)
+            )
             assert global_sdr(truth, estimate) == pytest.approx(sdr, abs=0.05), (name, stem)

@@ -15,7 +15,7 @@ from kmdx.errors import KmdxWarning
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS
 
-INSTALL_HINT = 'install ONNX Runtime: pip install "kmdx-net[gpu]" for CUDA, "kmdx-net[cpu]" otherwise'
+INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxruntime elsewhere, never both"
 
 
 class OnnxNetwork(nn.Module):
