@@ -1,4 +1,4 @@
-# The submission's image: CUDA, Python 3.11, the pinned requirements and, under models/, the weights.
+# The submission's image: CUDA, the pinned requirements and, under models/, the weights.
 # Build it where models/ is filled (kmdx models pull leaderboard_c); at run time no network is needed.
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
@@ -9,20 +9,17 @@ ENV DEBIAN_FRONTEND=noninteractive \
 
 COPY apt.txt /tmp/apt.txt
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends software-properties-common $(cat /tmp/apt.txt) \
-    && add-apt-repository --yes ppa:deadsnakes/ppa \
-    && apt-get install --yes --no-install-recommends python3.11 python3.11-venv \
+    && xargs --arg-file /tmp/apt.txt apt-get install --yes --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 
 RUN groupadd --gid 1001 aicrowd \
     && useradd --create-home --uid 1001 --gid 1001 --shell /bin/bash aicrowd
-WORKDIR /home/aicrowd
-RUN chown aicrowd:aicrowd /home/aicrowd
 USER aicrowd
+WORKDIR /home/aicrowd
 
 ENV PATH=/home/aicrowd/.venv/bin:$PATH
 COPY --chown=aicrowd:aicrowd requirements.txt .
-RUN python3.11 -m venv .venv && pip install --requirement requirements.txt
+RUN python3 -m venv .venv && pip install --requirement requirements.txt
 
 COPY --chown=aicrowd:aicrowd . .
 RUN pip install --no-deps --editable . && kmdx ensembles
