@@ -10,10 +10,11 @@ TORCH  := $(shell grep '^torch==' requirements.txt)
 
 .PHONY: demo test check clean
 
-# torch first and pinned: a looser range would take the newest build with its gigabytes of CUDA.
+# torch first, at the image's pin, so that nothing after it brings another build. On Linux the usual build
+# carries CUDA; TORCH_INDEX names an index of CPU builds where one is wanted.
 $(VENV)/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[cpu,dev]" "$(TORCH)"
 	touch $@
 
@@ -25,7 +26,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

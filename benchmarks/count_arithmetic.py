@@ -1,6 +1,6 @@
 """Count the arithmetic of the ensemble's networks: GFLOP per second of signal through each.
 
-The figures stand in ``kmdx/weights/registry.yaml`` as ``gflops``. A multiplication and an addition are
+The figures stand in ``kmdx/registry.yaml`` as ``gflops``. A multiplication and an addition are
 two operations; convolutions, matrix products, attention and recurrent layers are counted, element-wise
 work and the Fourier transforms are not. Needs no weights: ``python benchmarks/count_arithmetic.py``.
 """
@@ -66,7 +66,7 @@ def unet_gflops(architecture: dict, **sizes: Any) -> float:
 
 
 def main() -> None:
-    """Print one line for each network of the registry, and the two halves of leaderboard C."""
+    """Print one line for each network of the registry."""
     counted: dict[str, float] = {}
     for name, weight in weights.registry().items():
         architecture = dict(weight.architecture)

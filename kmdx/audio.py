@@ -19,7 +19,8 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Callable, Container, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,20 +246,14 @@ def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav
     AudioError
         If the format is unknown or has no such rate, an array fails :func:`check`, or writing fails.
     """
-    rate = _whole_rate(rate)
-    if format not in FORMATS:
-        raise AudioError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
-    if rate not in FORMATS[format].rates:
-        raise AudioError(f"{format} cannot hold {rate} Hz: choose another format, such as wav24")
-
+    rate = _rate_for(format, rate)
     peaks: dict[Path, float] = {}
     partials: dict[Path, Path] = {}
     folders: list[Path] = []  # those that were not there
     replaced: list[str] = []
     try:
         for target, samples in files.items():
-            if target.exists() and not target.is_file():
-                raise AudioError(f"{target}: is a folder or a device, expected the name of a file to write")
+            _refuse_no_file(target)
             missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
             if missing:
                 folders += missing
@@ -282,6 +277,40 @@ def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav
             with suppress(OSError):
                 folder.rmdir()
     return peaks
+
+
+def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> None:
+    """Find out whether :func:`write_all` could write, before the work that would be lost.
+
+    Raises
+    ------
+    AudioError
+        If the format is unknown or has no such rate, or a file cannot be made in its folder.
+    """
+    _rate_for(format, rate)
+    for target in files:
+        _refuse_no_file(target)
+        folder = next(folder for folder in target.absolute().parents if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise AudioError(f"{_reason(error)} writing {target}; nothing was written") from error
+
+
+def _refuse_no_file(target: Path) -> None:
+    if target.exists() and not target.is_file():
+        raise AudioError(f"{target}: is a folder or a device, expected the name of a file to write")
+
+
+def _rate_for(format: str, rate: float) -> int:
+    """The rate in whole Hz, if the format can hold it."""
+    whole = _whole_rate(rate)
+    if format not in FORMATS:
+        raise AudioError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    if whole not in FORMATS[format].rates:
+        raise AudioError(f"{format} cannot hold {whole} Hz: choose another format, such as wav24")
+    return whole
 
 
 def _whole_rate(rate: float) -> int:

@@ -66,9 +66,6 @@ def main() -> None:
     except KmdxError as error:
         _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        _complain("stopped; songs that were finished stay")
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -111,7 +108,9 @@ def separate(
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
 
-    Exit code: 0 when every song was separated or there already, 1 when some could not be, 2 when none.
+    A song is skipped when files of all its stems are there, whatever ensemble or options made them;
+    --overwrite redoes it. Exit code: 0 when every song was separated or there already, 1 when some could
+    not be, 2 when none.
     """
     from kmdx import audio, songs
 
@@ -138,22 +137,20 @@ def separate(
         for number, (song, files) in enumerate(todo, 1):
             label = f"[{number}/{len(todo)}] {song.name}" if len(todo) > 1 else song.name
             try:
+                sound = audio.read(song.path, start, duration, downmix)
+                audio.check_writable(files.values(), sound.rate, format.value)
                 with _progress(label) as progress:
-                    done = separator.separate_file(
-                        song.path, start=start, duration=duration, downmix=downmix, progress=progress
-                    )
-                    peaks = audio.write_all(
-                        {files[stem]: samples for stem, samples in done.stems.items()},
-                        done.rate,
-                        format.value,
-                    )
+                    done = separator.separate(sound.samples, sound.rate, progress=progress)
+                written = {files[stem]: samples for stem, samples in done.items()}
+                peaks = audio.write_all(written, sound.rate, format.value)
             except KmdxError as error:
                 _complain(str(error))
                 failed += 1
                 continue
-            out.print(
-                f"{escape(str(song.path))} → {escape(str(song.folder(output)))} ({', '.join(done.stems)})"
-            )
+            except KeyboardInterrupt:
+                _complain(f"stopped in {song.name}; songs that were finished stay")
+                raise typer.Exit(130) from None
+            out.print(escape(f"{song.path} → {song.folder(output)} ({', '.join(done)})"))
             for path, peak in peaks.items():
                 if peak > 1 and audio.FORMATS[format.value].integer:
                     _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
@@ -280,7 +277,10 @@ def ensembles_show(
     out.print()
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
-        svg.write_text(drawing.svg(loaded, wanted), "utf-8")
+        try:
+            svg.write_text(drawing.svg(loaded, wanted), "utf-8")
+        except OSError as error:
+            raise KmdxError(f"{svg} cannot be written: {error.strerror}") from error
         out.print(f"drawn: {escape(str(svg))}")
 
 
@@ -295,7 +295,7 @@ def _weights_of(names: list[str]) -> list[Any]:
     """Weights meant by names of weights and ensembles, each once."""
     found = {}
     for name in names:
-        if name in plan_file.names():
+        if name in plan_file.names() or name.endswith((".yaml", ".yml")):
             uses = plan_file.load(name).networks.values()
             found.update({use.weight.name: use.weight for use in uses})
         else:

@@ -13,45 +13,49 @@ from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
-from kmdx.weights import Weight
+from kmdx.plan import NetworkUse, OverlapAdd
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
 UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
 
 
-def load_network(
-    weight: Weight, device: torch.device, segment: float | None = None, folder: Path | None = None
-) -> Network:
-    """Build the network of a weight and load it, ready to run.
+def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
+    """Build a network of a plan and load its weights, ready to run.
 
     Parameters
     ----------
-    weight : Weight
-        What to load; its ``architecture`` says how to build it.
+    use : NetworkUse
+        Its weights, whose ``architecture`` says how to build it, and how signals go through it.
+    rate : int
+        Rate in Hz of those signals.
     device : torch.device
         Where it will run.
-    segment : float, optional
-        Seconds that a Demucs network is run at, in place of its own.
     folder : Path, optional
         Where weight files lie; the models folder if not given.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, unsafe or holds another network's weights.
+        If the file is missing, damaged, unsafe, holds another network's weights, or the network works
+        at another rate or length than the plan.
     """
-    path = weights.find(weight, folder).path
+    path = weights.find(use.weight, folder).path
     try:
-        network = _build(weight, path, device, segment)
+        network = _build(use, path, device)
+        own_rate = getattr(getattr(network, "model", None), "samplerate", rate)
+        if own_rate != rate:
+            raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
+        if network.length not in (None, use.chunking.length):
+            raise ValueError(f"it hears {network.length} samples at once, not {use.chunking.length}")
     except WeightsError:
         raise
     except ValueError as error:
-        raise WeightsError(f"{path} cannot be used as {weight.name}: {error}") from error
+        raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
     return network
 
 
-def _build(weight: Weight, path: Path, device: torch.device, segment: float | None) -> Network:
-    architecture = dict(weight.architecture)
+def _build(use: NetworkUse, path: Path, device: torch.device) -> Network:
+    architecture = dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":
         network = OnnxNetwork(path, _spectrogram(architecture), architecture["sources"][0], device)
@@ -62,15 +66,14 @@ def _build(weight: Weight, path: Path, device: torch.device, segment: float | No
         raise ValueError(f"it is an ONNX graph, and {kind} weights are needed")
     if kind == "tfc_tdf":
         sizes = {key: architecture[key] for key in UNET if key in architecture}
-        with torch.device("meta"):
-            unet = TfcTdf(TfcTdfConfig(_spectrogram(architecture), **sizes), architecture["sources"][0])
-        unet.spectrogram = type(unet.spectrogram)(unet.config.spectrogram)
+        unet = TfcTdf(TfcTdfConfig(_spectrogram(architecture), **sizes), architecture["sources"][0])
         unet.load(checkpoint.state)
         return unet.requires_grad_(False).to(device).eval()
 
     if checkpoint.klass is not None and checkpoint.klass != kind:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
     own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
+    segment = use.chunking.segment if isinstance(use.chunking, OverlapAdd) else None
     return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state).to(device)
 
 

@@ -73,6 +73,11 @@ class TrimAndJoin:
     trim: int
 
     @property
+    def length(self) -> int:
+        """Samples that the network hears at once."""
+        return self.chunk
+
+    @property
     def keep(self) -> int:
         """Samples of a chunk that reach the result."""
         return self.chunk - 2 * self.trim

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ import yaml
 from kmdx import weights
 from kmdx.errors import PlanError
 from kmdx.plan import (
+    ACCOMPANIMENT,
     MIXTURE,
     Hear,
     NetworkUse,
@@ -141,8 +143,10 @@ class _Parser:
             **{name: (node, f"stems.{name}") for name, node in stems.items()},
         }
         for name, (node, key) in places.items():
-            if name == MIXTURE or "." in name:
-                raise self.fail(node, key, "a signal may be called neither 'mixture' nor anything with a dot")
+            if name in (MIXTURE, ACCOMPANIMENT):
+                raise self.fail(node, key, f"the name {name!r} has its own meaning; choose another")
+            if not re.fullmatch(r"[\w-]+", name):
+                raise self.fail(node, key, "names are made of letters, digits, '_' and '-'")
             if name in signals and name in stems:
                 raise self.fail(stems[name], key, "a signal of that name is defined too")
         nodes = {name: self.node(node, key, networks) for name, (node, key) in places.items()}
@@ -331,8 +335,16 @@ class _Parser:
     def plain(self, node: yaml.Node, key: str) -> dict[str, Any]:
         """A mapping of plain values, as YAML reads them."""
         self.mapping(node, key)
-        value: dict[str, Any] = yaml.SafeLoader("").construct_document(node)
+        value: dict[str, Any] = self.value(node, key)
         return value
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        """A node's value, as YAML reads it."""
+        try:
+            return yaml.SafeLoader("").construct_document(node)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = str(getattr(error, "problem", error)).splitlines()[0]
+            raise self.fail(node, key, f"cannot be read: {reason}") from error
 
     def text(self, node: yaml.Node | None, key: str) -> str:
         if node is None:
@@ -350,7 +362,7 @@ class _Parser:
         whole: bool = False,
     ) -> float:
         """A finite number in ``[low, high)``."""
-        value = yaml.SafeLoader("").construct_object(node) if isinstance(node, yaml.ScalarNode) else None
+        value = self.value(node, key) if isinstance(node, yaml.ScalarNode) else None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             shown = node.value if isinstance(node, yaml.ScalarNode) else "a mapping or list"
             raise self.fail(node, key, f"expected a number, not {shown!r}")

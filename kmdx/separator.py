@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from kmdx import audio, ensemble, plan, plan_file, weights
 from kmdx.ensemble import Progress
-from kmdx.errors import DeviceError, PlanError
+from kmdx.errors import AudioError, DeviceError, KmdxWarning, PlanError
 from kmdx.loading import load_network
+from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 
 Stems = dict[str, NDArray[np.float32]]
 
 DEFAULT_ENSEMBLE = "leaderboard_c"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Separation(NamedTuple):
@@ -74,10 +77,12 @@ class Separator:
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))
         }
         check_weights(self.plan, uses, folder)
-        self.networks = {
-            name: load_network(use.weight, self.device, getattr(use.chunking, "segment", None), folder)
-            for name, use in uses.items()
-        }
+        loaded: dict[tuple[str, int], Network] = {}
+        for use in uses.values():
+            key = (use.weight.name, use.chunking.length)
+            if key not in loaded:
+                loaded[key] = load_network(use, self.plan.sample_rate, self.device, folder)
+        self.networks = {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
@@ -121,6 +126,8 @@ class Separator:
             If the array is not a song: no samples, more than two channels, NaN.
         PlanError
             If a stem is asked for that the separator was not made for.
+        DeviceError
+            If the device's memory does not suffice.
         """
         song = audio.check(samples, "the song")
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
@@ -180,9 +187,20 @@ class Separator:
         """Bring a checked song to the networks, and what they say back to its rate, channels and length."""
         count, channels = song.shape
         resampled = audio.resample(song, rate, self.plan.sample_rate)
-        mixture = torch.from_numpy(resampled.T.copy()).to(self.device).expand(2, -1)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            signals = ensemble.run(self.plan, self.networks, mixture, names, progress)
+        if len(resampled) < 2:
+            raise AudioError(f"{count} samples at {rate} Hz are too short to separate")
+        try:
+            mixture = torch.from_numpy(resampled.T.copy()).to(self.device).expand(2, -1)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                signals = ensemble.run(self.plan, self.networks, mixture, names, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            seconds = count / rate
+            raise DeviceError(
+                f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
+                "(start and duration), ask for fewer stems, or choose another device"
+            ) from error
         return {
             name: audio.resample(_channels(signal, channels), self.plan.sample_rate, rate, count)
             for name, signal in signals.items()
@@ -201,17 +219,21 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
     if len(errors) == 1:
         raise next(iter(errors.values()))
     if errors:
-        pull = chosen.name if chosen.name in plan_file.names() else " ".join(errors)
+        everything = {use.weight.name for use in chosen.networks.values()}
+        known = chosen.name in plan_file.names() and plan_file.load(chosen.name).digest == chosen.digest
+        pull = chosen.name if known and everything == set(errors) else " ".join(errors)
         size = sum(needed[name].bytes or 0 for name in errors)
-        where = weights.models_folder(folder)
         raise weights.MissingWeights(
-            f"{len(errors)} of the weights that {chosen.name} needs are not in {where}; "
-            f"get them with `kmdx models pull {pull}` (about {size / 1e6:.0f} MB): {', '.join(errors)}"
+            f"{len(errors)} of the weights that {chosen.name} needs are not in "
+            f"{weights.models_folder(folder)}: {', '.join(errors)}; "
+            f"`kmdx models pull {pull}` gets them (about {size / 1e6:.0f} MB)"
         )
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Warns where ``"auto"`` comes to the CPU of a machine with an NVIDIA driver.
 
     Raises
     ------
@@ -219,14 +241,28 @@ def choose_device(name: str) -> torch.device:
         If torch knows no such device or this machine does not have it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if NVIDIA_DRIVER.exists():
+            warnings.warn(
+                f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use CUDA: all "
+                "runs on the CPU, many times slower; install torch's CUDA build",
+                KmdxWarning,
+                stacklevel=2,
+            )
+        return torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
     return device
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell torch's errors of memory, which on the CPU have no class of their own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _channels(signal: torch.Tensor, channels: int) -> NDArray[np.float32]:

@@ -79,7 +79,11 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     found: dict[str, Song] = {}
     problems = []
     for text in inputs:
-        paths = list(_paths(text, output))
+        try:
+            paths = list(_paths(text, output))
+        except OSError as error:  # a name too long, a folder that may not be read
+            problems.append(f"{text}: {error.strerror}")
+            continue
         if not paths:
             problems.append(_nothing(text))
         for path in paths:
@@ -97,7 +101,7 @@ def _paths(text: str, output: Path) -> Iterator[Path]:
     """Files that one argument means; none if there are none."""
     path = Path(text)
     if path.is_dir():
-        yield from _in_folder(path, output.absolute())
+        yield from _in_folder(path, {output.resolve()})
     elif path.exists():
         yield path
     elif glob.has_magic(text):
@@ -105,16 +109,17 @@ def _paths(text: str, output: Path) -> Iterator[Path]:
             yield from _paths(match, output)
 
 
-def _in_folder(folder: Path, output: Path) -> Iterator[Path]:
-    """Songs in a folder and below it, in order of name."""
-    if folder.absolute() == output:
+def _in_folder(folder: Path, passed: set[Path]) -> Iterator[Path]:
+    """Songs in a folder and below it, in order of name; each folder once, whatever links lead to it."""
+    if folder.resolve() in passed:
         return
+    passed.add(folder.resolve())
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     sounds = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS]
     yield from [entry for entry in sounds if entry.stem == "mixture"] or sounds
     for entry in entries:
         if entry.is_dir():
-            yield from _in_folder(entry, output)
+            yield from _in_folder(entry, passed)
 
 
 def _name(path: Path) -> str:

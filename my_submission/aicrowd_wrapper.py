@@ -59,13 +59,14 @@ class AIcrowdWrapper:
         Raises
         ------
         NameError
-            If there is no such data set.
+            If there is no such data set, or no song in it.
         """
         if not self.dataset_dir.is_dir():
             self.raise_aicrowd_error(f"no data set at {self.dataset_dir}; set AICROWD_DATASET_DIR")
-        return sorted(
-            folder.name for folder in self.dataset_dir.iterdir() if (folder / "mixture.wav").is_file()
-        )
+        names = sorted(path.parent.name for path in self.dataset_dir.glob("*/mixture.wav"))
+        if not names:
+            self.raise_aicrowd_error(f"no song folder with a mixture.wav in {self.dataset_dir}")
+        return names
 
     def separate_music_file(self, music_name: str) -> None:
         """Separate one song folder's ``mixture.wav`` and write its stems.
@@ -84,9 +85,10 @@ class AIcrowdWrapper:
             soundfile.write(folder / f"{instrument}.wav", stems[instrument], rates[instrument])
 
     def evaluate(self) -> None:
-        """Separate every song of the data set."""
+        """Separate every song of the data set, saying on standard error which is done."""
         for music_name in self.get_all_music_names():
             self.separate_music_file(music_name)
+            print(f"{music_name} → {self.predictions_dir / music_name}", file=sys.stderr)
 
     def _check(
         self, name: str, mixture: NDArray, rate: int, stems: Mapping[str, NDArray], rates: Mapping[str, int]
@@ -107,8 +109,4 @@ class AIcrowdWrapper:
 
 
 if __name__ == "__main__":
-    wrapper = AIcrowdWrapper()
-    songs = wrapper.get_all_music_names()
-    for song in songs:
-        wrapper.separate_music_file(song)
-        print(f"{song} → {wrapper.predictions_dir / song}", file=sys.stderr)
+    AIcrowdWrapper().evaluate()

@@ -7,6 +7,7 @@ from pathlib import Path
 from numpy.typing import ArrayLike, NDArray
 
 from kmdx import Separator
+from kmdx.ensemble import Progress
 
 INSTRUMENTS = ("bass", "drums", "other", "vocals")
 
@@ -22,12 +23,18 @@ class MusicSeparationModel:
         As for :class:`kmdx.Separator`.
     folder : Path, optional
         Where weight files lie.
+
+    Attributes
+    ----------
+    progress : callable or None
+        Called with ``(seconds of audio done, seconds in all)`` while a song is separated.
     """
 
     def __init__(
         self, ensemble: str | Path = "leaderboard_c", device: str = "auto", folder: Path | None = None
     ) -> None:
         self.separator = Separator(ensemble, device=device, stems=INSTRUMENTS, folder=folder)
+        self.progress: Progress | None = None
 
     @property
     def instruments(self) -> list[str]:
@@ -63,5 +70,5 @@ class MusicSeparationModel:
         sample_rates : dict of str to int
             The input's rate for each of them.
         """
-        stems = self.separator.separate(mixed_sound_array, sample_rate)
+        stems = self.separator.separate(mixed_sound_array, sample_rate, progress=self.progress)
         return stems, dict.fromkeys(stems, sample_rate)

@@ -1,13 +1,16 @@
-"""What the challenge's server runs: one line chooses the ensemble, one the model class."""
+"""What the challenge's server runs: one line chooses the ensemble, one the device."""
 
 from my_submission.music_separation_model import MusicSeparationModel
 
 # The name of an ensemble that comes with kmdx, or the path of a plan's YAML file.
 ENSEMBLE = "leaderboard_c"
 
+# "auto" is CUDA where there is one, else the CPU.
+DEVICE = "auto"
+
 
 class MySeparationModel(MusicSeparationModel):
     """The submission: the separation model with the ensemble named above."""
 
     def __init__(self) -> None:
-        super().__init__(ENSEMBLE)
+        super().__init__(ENSEMBLE, DEVICE)

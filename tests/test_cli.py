@@ -310,6 +310,70 @@ def test_bad_options_are_one_line_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])
+def test_bad_weights_are_one_line_and_exit_2(run: Run, tmp_path: Path, how: str) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    path = tiny.write_htdemucs(tmp_path)
+    message = tiny.spoil(tmp_path / "small.ckpt", how)
+    result = run("separate", "song.wav", "--ensemble", path, "-o", "out")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert message in result.errors[0]
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_could_not_be_written_is_found_out_before_the_work(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmdx.Separator.separate", lambda *_, **__: pytest.fail("it was separated"))
+    write(tmp_path / "song.wav", noise(5_000), 96_000)
+    result = separate("song.wav", "--format", "mp3")
+    assert result.code == 2
+    assert "mp3 cannot hold 96000 Hz" in result.errors[0]
+    (tmp_path / "out").write_text("a file where the folder should be")
+    assert "nothing was written" in separate("song.wav").errors[0]
+
+
+def test_roles_told_by_file_names_are_warned_about_once(run: Run, tmp_path: Path, monkeypatch) -> None:
+    from kmdx.weights import finding
+
+    finding._warn_of_names.cache_clear()
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    (tmp_path / "models").mkdir()
+    for name in ("vocals", "drums", "bass", "other"):
+        (tmp_path / "models" / f"demucs_{name}.ckpt").write_bytes(b"not weights")
+    write(tmp_path / "song.wav", noise(5_000))
+    result = run("separate", "song.wav", "--ensemble", "htdemucs_ft", "--device", "cpu")
+    assert result.code == 2
+    warned = [line for line in result.err.splitlines() if line.startswith("warning:")]
+    assert len(warned) == 1
+    assert "bass from demucs_other.ckpt, other from demucs_bass.ckpt" in warned[0]
+
+
+def test_ctrl_c_says_what_it_stopped(separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kmdx.Separator.separate", interrupt)
+    write(tmp_path / "song.wav", noise(5_000))
+    result = separate("song.wav")
+    assert result.code == 130
+    assert result.errors == ["error: stopped in song; songs that were finished stay"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_in_circles_and_names_too_long(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "album" / "one.wav", noise(5_000))
+    for name in ("up", "again"):
+        (tmp_path / "album" / name).symlink_to(tmp_path / "album", target_is_directory=True)
+    assert separate("album", "--stems", "vocals").code == 0
+    assert files_in(tmp_path / "out") == ["one/vocals.wav"]
+    too_long = separate("x" * 300)
+    assert too_long.code == 2
+    assert len(too_long.errors) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -410,6 +474,17 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
     assert "6 networks" in run("ensembles", "show", "leaderboard_c", "--stems", "bass").out
     assert "not stated" in run("ensembles", "show", leaderboard).out
     assert run("ensembles", "show", "nope").code == 2
+    assert (
+        "cannot be written" in run("ensembles", "show", "htdemucs", "--svg", "no/such/folder.svg").errors[0]
+    )
+
+
+def test_the_drawn_graph_of_the_documentation_is_current() -> None:
+    from kmdx import drawing, plan_file
+
+    loaded = plan_file.load("leaderboard_c")
+    drawn = Path(__file__).parents[1] / "docs" / "leaderboard_c.svg"
+    assert drawn.read_text("utf-8") == drawing.svg(loaded, loaded.stems)
 
 
 def test_models_are_listed_verified_and_located(
@@ -439,7 +514,7 @@ def test_pull_says_for_each_weight_what_failed(
     from kmdx.errors import DownloadError
 
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
-    asked = []
+    asked: list[str] = []
 
     def pull(weight: weights.Weight) -> Path:
         asked.append(weight.name)

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from conftest import decibels, shared
 
+from kmdx.errors import KmdxWarning
 from my_submission.music_separation_model import MusicSeparationModel
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -22,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> MusicSeparationModel:
     folder = tmp_path_factory.mktemp("stand-in")
     subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
     torch.set_num_threads(2)
-    with pytest.warns(match="unknown content"):
+    with pytest.warns(KmdxWarning, match="unknown content"):
         return MusicSeparationModel("leaderboard_c", device="cpu", folder=folder)
 
 

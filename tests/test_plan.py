@@ -49,11 +49,56 @@ def test_leaderboard_c_is_the_published_ensemble() -> None:
     assert loaded.nodes["vocals"] == Sum({"mdx_vocals": 0.88, "demucs_vocals": 0.12})
 
 
-def test_the_arithmetic_of_leaderboard_c_is_stated() -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        (
+            "leaderboard_c",
+            {
+                "mdx_vocals": "mdx_vocals",
+                "mdx_drums": "mdx_drums",
+                "mdx_other": "mdx_other",
+                "mdx_bass": "mdx_bass",
+                "ft_vocals": "htdemucs_ft_vocals",
+                "ft_drums": "htdemucs_ft_drums",
+                "ft_bass": "htdemucs_ft_bass",
+                "ft_other": "htdemucs_ft_other",
+                "mmi": "hdemucs_mmi",
+                "extra": "mdx_extra_a1d90b5c",
+            },
+        ),
+        (
+            "htdemucs_ft",
+            {
+                "ft_vocals": "htdemucs_ft_vocals",
+                "ft_drums": "htdemucs_ft_drums",
+                "ft_bass": "htdemucs_ft_bass",
+                "ft_other": "htdemucs_ft_other",
+            },
+        ),
+        ("htdemucs", {"htdemucs": "htdemucs"}),
+    ],
+)
+def test_each_network_has_its_own_weights(name: str, weights: dict[str, str]) -> None:
+    assert {key: use.weight.name for key, use in plan_file.load(name).networks.items()} == weights
+
+
+def test_htdemucs_ft_is_the_same_staging_with_four_networks() -> None:
+    nodes = plan_file.load("htdemucs_ft").nodes
+    assert nodes["V"] == Hear("ft_vocals", "x")
+    assert nodes["D"] == Hear("ft_drums", "x1")
+    assert nodes["B"] == Hear("ft_bass", "x2")
+    assert nodes["O"] == Hear("ft_other", "x")
+    assert nodes["x3"] == Sum({"x2": 1, "B.bass": -1})
+    assert nodes["other"] == Sum({"x3": 0.71, "O.other": 0.29}, "x")
+
+
+def test_the_arithmetic_is_the_sum_of_what_runs() -> None:
     loaded = plan_file.load("leaderboard_c")
-    total = loaded.gflops(loaded.stems)
-    assert total is not None
-    assert 1400 < total < 2000
+    assert loaded.gflops(loaded.stems) == pytest.approx(1781, abs=1)
+    halves = loaded.gflops(["mdx_bass", "mdx_drums", "mdx_other", "mdx_vocals"])
+    assert halves == pytest.approx(463, abs=1)
+    assert loaded.gflops(["mdx_vocals"]) == pytest.approx(128.17 * 261120 / 258120)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +188,25 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("denormalize: x}\n  other", "denormalize: rest}\n  other", "'rest' is not a normalized signal"),
         ("{normalize: mixture}", "{normalise: mixture}", "unknown key 'normalise'; did you mean 'normalize'?"),
         ("{normalize: mixture}", "{}", "expected {network, hears}"),
-        ("x: {normalize", "x.y: {normalize", "nor anything with a dot"),
+        ("x: {normalize", "x.y: {normalize", "names are made of letters, digits, '_' and '-'"),
+        ("  other: {sum", "  /tmp/other: {sum", "names are made of letters, digits, '_' and '-'"),
+        ("  other: {sum", "  a,b: {sum", "names are made of letters, digits, '_' and '-'"),
+        ("  other: {sum", "  accompaniment: {sum", "the name 'accompaniment' has its own meaning"),
+        ("  other: {sum", "  mixture: {sum", "the name 'mixture' has its own meaning"),
+        ("overlap: 0.25", "overlap: !foo 0.2", "line 2: networks.net.overlap_add.overlap: cannot be read"),
+        ("overlap: 0.25", "overlap: !!int abc", "line 2: networks.net.overlap_add.overlap: cannot be read"),
+        ("weights: htdemucs", "weights: {file: a, architecture: {type: [a]}}", "the type of a is ['a']"),
+        ("weights: htdemucs", "weights: {file: a, architecture: {x: !foo 1}}", "architecture: cannot be read"),
+        (
+            "weights: htdemucs",
+            "weights: {file: a, architecture: {type: htdemucs, sources: [vocals], segment: abc}}",
+            "segment of a must be a number above 0, not 'abc'",
+        ),
+        (
+            "weights: htdemucs",
+            "weights: {file: a, architecture: {type: htdemucs, sources: [vocals], gflops: 0}}",
+            "gflops of a must be a number above 0, not 0",
+        ),
         ("rest: {", "V: {", "the key 'V' is there twice"),
         ("stems:", "stem:", "unknown key 'stem'"),
         ("vocals: {sum: {V.vocals: 1}, denormalize: x}", "vocals: {network: net, hears: x}", "a stem must be a sum"),

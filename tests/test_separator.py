@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import soundfile
 import tiny
 import torch
+import yaml
 from conftest import decibels, noise
 
 import kmdx
 from kmdx import Separator
-from kmdx.errors import AudioError, DeviceError, KmdxError, PlanError, WeightsError
+from kmdx.errors import AudioError, DeviceError, KmdxError, KmdxWarning, PlanError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,8 @@ def test_a_part_of_a_file(separator: Separator, tmp_path: Path) -> None:
 def test_devices() -> None:
     with pytest.raises(DeviceError, match="no device 'toaster' here"):
         Separator("htdemucs", device="toaster")
+    with pytest.raises(DeviceError, match="no device 'meta' here"):
+        Separator("htdemucs", device="meta")
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="no device 'cuda:0' here"):
             Separator("htdemucs", device="cuda:0")
@@ -164,39 +168,61 @@ def test_missing_weights_are_named_with_what_gets_them_and_their_size(tmp_path: 
         Separator("htdemucs", folder=tmp_path)
 
 
-def spoil(path: Path, how: str) -> str:
-    """Damage a weight file in one way; returns what the message must say."""
-    if how == "truncated":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        return "damaged or cut off"
-    if how == "empty":
-        path.write_bytes(b"")
-        return "is empty"
-    if how == "another network's":
-        torch.save({"state": tiny.demucs(tiny.HDEMUCS, 1).state_dict()}, path)
-        return "another network's weights"
-    if how == "text":
-        path.write_text("not weights")
-        return "is not a weight file"
-    marker = path.with_name("ran")
-    torch.save({"state": Attack(marker)}, path)
-    return "a pickle that would run code"
+def test_what_is_missing_is_what_is_to_be_pulled(leaderboard: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        Separator("leaderboard_c", folder=tmp_path, stems=["vocals"])
+    assert "`kmdx models pull mdx_vocals htdemucs_ft_vocals hdemucs_mmi mdx_extra_a1d90b5c`" in str(
+        caught.value
+    )
+    assert "(about 486 MB)" in str(caught.value)
+    with pytest.raises(WeightsError, match=r"`kmdx models pull htdemucs` gets it \(about 84 MB\)"):
+        Separator("htdemucs", folder=tmp_path)
 
 
-class Attack:
-    """Unpickling it would make a file."""
+def test_networks_of_the_same_weights_are_loaded_once(tmp_path: Path) -> None:
+    path = tiny.write_htdemucs(tmp_path)
+    content = yaml.safe_load(path.read_text("utf-8"))
+    twin = copy.deepcopy(content["networks"]["htdemucs"])
+    twin["overlap_add"]["overlap"] = 0.5
+    content["networks"]["twin"] = twin
+    content["signals"]["D"]["network"] = "twin"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    networks = Separator(path, device="cpu").networks
+    assert networks["htdemucs"] is networks["twin"]
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
 
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
+def test_a_network_of_another_rate_than_the_plan_is_refused(tmp_path: Path) -> None:
+    path = tiny.write_htdemucs(tmp_path)
+    path.write_text(path.read_text("utf-8").replace("sample_rate: 44100", "sample_rate: 48000"), "utf-8")
+    with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
+        Separator(path, device="cpu")
+
+
+def test_a_song_too_big_for_the_memory_is_one_line(
+    separator: Separator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr("kmdx.ensemble.run", run)
+    with pytest.raises(DeviceError, match="out of memory on cpu with a song of 1 s; separate it in parts"):
+        separator.separate(noise(44_100), 44_100)
+
+
+def test_a_driver_without_cuda_is_a_loud_warning(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch can use CUDA here")
+    monkeypatch.setattr("kmdx.separator.NVIDIA_DRIVER", tmp_path)
+    with pytest.warns(KmdxWarning, match="has an NVIDIA driver, but torch .* cannot use CUDA"):
+        Separator(small)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])
 def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> None:
     plan = tiny.write_htdemucs(tmp_path)
-    message = spoil(tmp_path / "small.ckpt", how)
+    message = tiny.spoil(tmp_path / "small.ckpt", how)
     with pytest.raises(WeightsError, match=message) as caught:
         Separator(plan, device="cpu")
     assert "\n" not in str(caught.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +101,19 @@ def test_a_data_set_that_is_not_there(wrapper: AIcrowdWrapper, monkeypatch: pyte
         wrapper.get_all_music_names()
 
 
+def test_a_data_set_of_nothing(
+    wrapper: AIcrowdWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrapper, "dataset_dir", tmp_path)
+    (tmp_path / "song").mkdir()
+    with pytest.raises(NameError, match=r"no song folder with a mixture\.wav"):
+        wrapper.evaluate()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
 def test_the_files_that_the_challenge_reads() -> None:
+    import tomllib
+
     config = json.loads((ROOT / "aicrowd.json").read_text("utf-8"))
     assert config["challenge_id"] == "music-demixing-track-mdx-23"
     assert config["authors"]
@@ -114,6 +128,11 @@ def test_the_files_that_the_challenge_reads() -> None:
     ]
     assert "torch==2.13.0" in pins
     assert all("==" in pin for pin in pins)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    wanted = (*project["dependencies"], *project["optional-dependencies"]["gpu"])
+    needed = {re.split(r"[<>=]", line)[0].lower() for line in wanted}
+    assert {pin.partition("==")[0].lower() for pin in pins} == needed
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     assert "--uid 1001" in dockerfile
     assert "USER aicrowd" in dockerfile

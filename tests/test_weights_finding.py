@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kmdx import weights
-from kmdx.errors import WeightsError
+from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights import Weight, finding, verifying
 from kmdx.weights import registry as real_registry
 from kmdx.weights.folder import where
@@ -98,7 +98,7 @@ def test_the_authors_layout_is_recognised_and_warned_of_once(folder: Path, small
     for name, weight in small_registry.items():
         if weight.author_file:
             (folder / weight.author_file).write_bytes(name.encode())
-    with pytest.warns(UserWarning, match="bass from demucs_other.ckpt"):
+    with pytest.warns(KmdxWarning, match="bass from demucs_other.ckpt"):
         bass = weights.find(small_registry["htdemucs_ft_bass"], folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

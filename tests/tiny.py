@@ -114,3 +114,32 @@ def write_htdemucs(folder: Path) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(plan, sort_keys=False), "utf-8")
     return path
+
+
+def spoil(path: Path, how: str) -> str:
+    """Damage a weight file in one way; returns what the message must say."""
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return "damaged or cut off"
+    if how == "empty":
+        path.write_bytes(b"")
+        return "is empty"
+    if how == "another network's":
+        torch.save({"state": demucs(HDEMUCS, 1).state_dict()}, path)
+        return "another network's weights"
+    if how == "text":
+        path.write_text("not weights")
+        return "is not a weight file"
+    marker = path.with_name("ran")
+    torch.save({"state": Attack(marker)}, path)
+    return "a pickle that would run code"
+
+
+class Attack:
+    """Unpickling it would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)

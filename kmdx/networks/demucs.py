@@ -44,13 +44,16 @@ class DemucsNetwork(nn.Module):
         """Return the same network computing only ``sources``, sharing all weights but the last layers'.
 
         Only the last layer of each branch and the inverse transform tell the sources apart, so
-        their channels are cut to those of ``sources``; the estimates stay what they were.
+        their channels are cut to those of ``sources``; the estimates stay what they were. Wiener
+        filtering would mix the sources again; no published network has it, and it is refused.
         """
         if tuple(sources) == self.sources:
             return self
         unknown = [source for source in sources if source not in self.sources]
         if unknown:
             raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
+        if getattr(self.model, "wiener_iters", 0) > 0 and not self.model.cac:
+            raise ValueError("a network with Wiener iterations estimates all its sources or none")
         indices = [self.sources.index(source) for source in sources]
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)

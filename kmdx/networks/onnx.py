@@ -89,7 +89,7 @@ def _session(path: Path, device: torch.device) -> Any:
 
     wanted: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": "0"}))
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA libraries that torch brought
     options = onnxruntime.SessionOptions()

@@ -4,7 +4,7 @@ Conventions: a weight is one trained network, known by its name or by Meta's sig
 the place in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal.
 """
 
-from kmdx.weights.checksum import state_sha256
+from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.download import Progress
 from kmdx.weights.finding import Found, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, where
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "Status",
     "Weight",
+    "file_sha256",
     "find",
     "find_all",
     "get",

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmdx.errors import WeightsError
+from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights.checksum import file_sha256
 from kmdx.weights.folder import models_folder
-from kmdx.weights.records import records
+from kmdx.weights.records import record_of, records
 from kmdx.weights.registry import Weight, registry
 
 _CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})\.th$")
@@ -62,7 +62,7 @@ def find(weight: Weight, folder: Path | None = None) -> Found:
     MissingWeights
         If there is none; the message says what was looked for, where, and how to get it.
     WeightsError
-        If the file contradicts the checksum that its own name stands for.
+        If the file is not what was pulled, or contradicts the checksum that its name stands for.
     """
     folder = models_folder(folder)
     found = find_quietly(weight, folder)
@@ -105,18 +105,22 @@ def missing_message(weight: Weight, folder: Path) -> str:
     names = _names(weight)
     there = [name for name in names if (folder / name).is_file()]
     others = "".join(f" ({name} is known to hold {_content(folder / name, known)})" for name in there)
+    size = f" (about {weight.bytes / 1e6:.0f} MB)" if weight.bytes else ""
     *most, last = names
     looked_for = f"{', '.join(most)} or {last}" if most else last
     return (
         f"{weight.name} is missing: looked for {looked_for} in {folder}{others}; "
-        f"`kmdx models pull {weight.name}` gets it"
+        f"`kmdx models pull {weight.name}` gets it{size}"
     )
 
 
 def contradiction(weight: Weight, found: Found, folder: Path) -> str | None:
-    """What is wrong with a file that is called like a published one but is another; None if nothing is."""
+    """What is wrong with a file that is not what its name or its record says; None if nothing is."""
     if found.known or weight.path:
         return None
+    record = record_of(found.path, folder)
+    if record and file_sha256(found.path) != record.sha256:
+        return f"damaged: not what was pulled on {record.date}; delete it and pull {weight.name} again"
     file = found.path.relative_to(folder).as_posix()
     published = next((source.sha256 for source in weight.published if source.file == file), None)
     hexadecimal = _CHECKSUM_IN_NAME.search(file)
@@ -179,5 +183,6 @@ def _warn_of_names(folder: Path) -> None:
         f"{folder} holds demucs files of unknown content: they play the roles that the published submission "
         "gives their names (bass from demucs_other.ckpt, other from demucs_bass.ckpt); "
         "`kmdx models verify` lists them",
+        KmdxWarning,
         stacklevel=3,
     )

@@ -127,6 +127,8 @@ class Weight:
         The one source that a fine-tuned network was tuned for.
     state_sha256 : str, optional
         What :func:`kmdx.weights.state_sha256` gives for its tensors in any container.
+    trained_with : str, optional
+        What it was trained with that people also score on.
     estimated_bytes : int, optional
         Size of the download where nobody publishes it, reckoned from the tensors' shapes.
     path : Path, optional
@@ -142,6 +144,7 @@ class Weight:
     signature: str | None = None
     tuned_for: str | None = None
     state_sha256: str | None = None
+    trained_with: str | None = None
     estimated_bytes: int | None = None
     path: Path | None = None
 
@@ -214,7 +217,7 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
         If the architecture has another ``type`` than the registry's, or lacks a size that its type needs.
     """
     kind = architecture.get("type")
-    if kind not in _NEEDED:
+    if not isinstance(kind, str) or kind not in _NEEDED:
         raise WeightsError(f"the type of {path.name} is {kind!r}; expected {', '.join(_NEEDED)}")
     lacking = [key for key in ("sources", *_NEEDED[kind]) if key not in architecture]
     if lacking:
@@ -226,8 +229,13 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
         raise WeightsError(f"a network of type {kind} has one source, not {', '.join(sources)}")
     for key in _NEEDED[kind]:
         value = architecture[key]
-        if not ((isinstance(value, int) and value > 0) or (key == "norm_groups" and value is None)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not whole and not (key == "norm_groups" and value is None):
             raise WeightsError(f"{key} of {path.name} must be a whole number above 0, not {value!r}")
+    for key in ("segment", "gflops"):
+        value = architecture.get(key, 1)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
+            raise WeightsError(f"{key} of {path.name} must be a number above 0, not {value!r}")
     return Weight(
         name=str(path),
         title="Weights of your own",

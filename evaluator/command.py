@@ -1,0 +1,279 @@
+"""The evaluator's command: from its options to a run's folder and its report."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from evaluator import dataset, report, results
+from evaluator.dataset import STEMS, Track
+from evaluator.process import Limits, Submission
+from evaluator.replay import Record, Stopped, replay
+from evaluator.store import Store
+from kmdx import plan_file
+from kmdx.errors import KmdxError
+from kmdx.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+
+logger = logging.getLogger("evaluator")
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 2."""
+    try:
+        app()
+    except KmdxError as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one ended")
+        sys.exit(130)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def evaluate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="MUSDB18-HQ, or any folder in its layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")],
+    split: Annotated[str, typer.Option(help="Subfolder of DATA, where it has one.")] = "test",
+    tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
+    device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
+    memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
+    enforce_limits: Annotated[bool, typer.Option("--enforce-limits", help="Kill a song that goes over.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End where the challenge would; enforces limits.")] = False,
+    keep_stems: Annotated[bool, typer.Option("--keep-stems", help="Keep predictions, for the report's players.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")] = False,
+) -> None:
+    """Score a submission on DATA by the challenge's own rules.
+
+    The model is made once in a process of its own; each song's mixture goes through the wrapper, its
+    stems are written as 16-bit wav and scored from disk in another process. Results, also of failed
+    songs, are on disk as soon as they are known. Exit code: 0 when every song was scored, 1 when some
+    failed, 2 for a mistake.
+    """
+    if not 0 < time_limit_factor:
+        raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected more than 0")
+    limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
+    submission = submission.resolve()
+    plan = _plan(submission, ensemble)
+    store = Store(output)
+    with store.locked():
+        _log_to(store.folder / "evaluation.log", verbose)
+        songs = dataset.find_tracks(data, split, tracks)
+        run = results.describe_run(
+            submission=submission,
+            plan=plan,
+            used_weights=results.describe_weights(plan) if plan else [],
+            device=_device(plan, device),
+            limits=limits,
+            data=data,
+            split=split if (data / split).is_dir() else None,
+            tracks=songs,
+            data_warnings=_check(songs),
+        )
+        store.begin(results.identity(run, songs))
+
+        def make(folder: Path, shared: Path) -> Submission:
+            log = store.folder / "submission.log"
+            return Submission(submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device)
+
+        records: list[Record] = []
+        stopped: Stopped | None = None
+        with _scorer() as scorer, _meter(songs) as meter:
+            try:
+                for record in replay(songs, store, make, scorer, meter, strict=strict, keep_stems=keep_stems):
+                    records.append(record)
+            except Stopped as error:
+                stopped = error
+            finally:
+                content = results.summarize(run, plan, records)
+                results.write(content, store.folder)
+        page = _report(content, store.folder, songs)
+    _print(content, page)
+    if stopped is not None:
+        err.print(f"[bold red]strict:[/bold red] {escape(str(stopped))}")
+    if content["summary"]["failed"] or stopped is not None:
+        raise typer.Exit(1)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``16GB`` or ``8 GiB``.
+
+    Raises
+    ------
+    KmdxError
+        If it is none.
+    """
+    number = text.strip().upper()
+    unit = next((unit for unit in sorted(UNITS, key=len, reverse=True) if number.endswith(unit)), "")
+    try:
+        size = float(number.removesuffix(unit)) * UNITS.get(unit, 1)
+    except ValueError:
+        size = 0
+    if not 1 <= size < 2**63:
+        raise KmdxError(f"--memory-limit {text}: expected a size such as 16GB or 8GiB")
+    return int(size)
+
+
+def _plan(submission: Path, ensemble: str | None) -> Plan | None:
+    """The plan of this package's own submission; of another's nothing is known."""
+    if submission != ROOT:
+        return None
+    if ensemble is None:
+        from my_submission import user_config
+
+        ensemble = user_config.ENSEMBLE
+    return plan_file.load(ensemble)
+
+
+def _device(plan: Plan | None, device: str | None) -> str:
+    """The device in words: of this package's own submission what ``auto`` comes to."""
+    if plan is None:
+        return device or "the submission's own"
+    import torch
+
+    from kmdx.separator import choose_device
+    from my_submission import user_config
+
+    chosen = choose_device(device or user_config.DEVICE)
+    return f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
+
+
+def _check(songs: Sequence[Track]) -> list[str]:
+    """Check the data before any work; return what a reader of the scores must know.
+
+    Raises
+    ------
+    KmdxError
+        If a song cannot be scored.
+    """
+    problems = dataset.check(songs)
+    fatal = [problem for problem in problems if problem.fatal]
+    for problem in problems:
+        logger.log(logging.ERROR if problem.fatal else logging.WARNING, "%s", problem)
+    if fatal:
+        more = f" (and {len(fatal) - 1} more, see the log)" if len(fatal) > 1 else ""
+        raise KmdxError(f"{fatal[0]}{more}")
+    return [str(problem) for problem in problems]
+
+
+@contextmanager
+def _scorer() -> Iterator[ProcessPoolExecutor]:
+    """A process that scores, apart from this one and from the submission's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def _log_to(path: Path, verbose: bool) -> None:
+    """Log into a file, and with ``verbose`` to the terminal."""
+    logger.setLevel(logging.INFO)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+    if verbose:
+        logger.addHandler(RichHandler(console=err, show_path=False))
+
+
+class _Bars:
+    """Progress by song and by second of audio, with the time left by the songs that were played."""
+
+    def __init__(self, bar: Progress, songs: Sequence[Track]) -> None:
+        self.bar = bar
+        self.total = sum(track.duration for track in songs)
+        self.count = len(songs)
+        self.number = 0
+        self.before = 0.0
+        self.whole = bar.add_task("songs", total=self.total, text=f"0 of {self.count}")
+        self.one = bar.add_task("", total=None, text="", visible=False)
+
+    def song(self, track: Track) -> None:
+        self.began = time.monotonic()
+        self.bar.reset(self.one, description=escape(track.name), total=track.duration, visible=True)
+        self.audio(0.0, track.duration)
+
+    def audio(self, done: float, total: float) -> None:
+        self.bar.update(self.one, completed=done, text=f"{done:.0f} of {total:.0f} s")
+        self.bar.update(self.whole, completed=self.before + done)
+
+    def finished(self, track: Track, record: Record) -> None:
+        self.number += 1
+        self.before += track.duration
+        self.bar.update(self.whole, completed=self.before, text=f"{self.number} of {self.count}")
+        self.bar.update(self.one, visible=False)
+        if not self.bar.disable:
+            return
+        result = f"failed: {record['reason']}" if record["status"] != "ok" else f"{record['song_sdr']:.2f} dB"
+        err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result}"))
+
+
+@contextmanager
+def _meter(songs: Sequence[Track]) -> Iterator[_Bars]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as bar:
+        yield _Bars(bar, songs)
+
+
+def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
+    """Write the page; references are played from the data set where they are files of their own."""
+    references = {track.name: {stem: track.files[stem] for stem in STEMS} for track in songs if not track.lossy}
+    predictions = folder / "predictions"
+    return report.write(content, folder, predictions if predictions.is_dir() else None, references)
+
+
+def _print(content: dict[str, Any], page: Path) -> None:
+    """Print the terminal's report."""
+    run, summary = content["run"], content["summary"]
+    out.print(f"[bold]{escape(run['ensemble'])}[/bold] on {run['device']}, {summary['scored']} of {summary['songs']} songs scored")
+    table = Table("SDR in dB", "song", *STEMS, box=None, pad_edge=False, header_style="bold")
+    for measure, name in (("global_sdr", "global SDR"), ("museval_sdr", "museval BSSEval v4 SDR")):
+        for how, values in summary[measure].items():
+            table.add_row(f"{name}, {how}", *(_decibels(values[key]) for key in ("song", *STEMS)))
+    out.print(table)
+    factor, memory = summary["real_time_factor"], summary["peak_memory"]
+    if factor["max"] is not None:
+        out.print(
+            f"real-time factor: mean {factor['mean']:.2f}, worst {factor['max']:.2f} (limit {run['time_limit_factor']:g}); "
+            f"peak host memory {memory / 1e9:.2f} GB (limit {run['memory_limit'] / 1e9:g} GB)"
+        )
+    for record in content["songs"]:
+        if record["status"] != "ok":
+            out.print(escape(f"failed: {record['song']}: {record['reason']}"))
+    for warning in content["warnings"]:
+        err.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
+    out.print(f"report: {escape(str(page))}")
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,315 @@
+"""The report of a run: one HTML page that carries its styles, its script and its numbers in itself.
+
+The page asks nothing of the network. Beside it lie, for songs whose stems were kept, the pictures in
+``media/`` and the sounds that its players play: the predictions in the run's folder, the true stems
+where the data set has them. Without those it can be sent on alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from evaluator import pictures
+from kmdx.errors import AudioError
+
+STEMS = ("bass", "drums", "other", "vocals")
+COLUMNS = ("song", *STEMS)
+"""The columns of every table of SDR: the mean of the four stems, then the stems."""
+
+HERE = Path(__file__).parent
+FREQUENCIES = {100: "100 Hz", 1000: "1 kHz", 10_000: "10 kHz"}
+"""Frequencies that a picture's axis is labelled at."""
+
+logger = logging.getLogger("evaluator")
+
+
+@dataclass(frozen=True)
+class Media:
+    """What lies beside the page for a stem of a song: relative addresses, None where there is none."""
+
+    picture: str | None = None
+    estimate: str | None = None
+    reference: str | None = None
+
+
+def write(
+    results: Mapping[str, Any],
+    run: Path,
+    predictions: Path | None = None,
+    references: Mapping[str, Mapping[str, Path]] | None = None,
+) -> Path:
+    """Write a run's ``report.html``, and pictures of the stems that were kept; return the page's path.
+
+    Parameters
+    ----------
+    results : mapping
+        The content of the run's ``results.json``.
+    run : Path
+        The run's folder. The page is there whole or, if something goes wrong, as it was before.
+    predictions : Path, optional
+        Where kept stems lie, as ``<song>/<stem>.wav``.
+    references : mapping, optional
+        The data set's file of each song and stem; those that do not exist are left out.
+
+    Notes
+    -----
+    Drawing takes about half a second for a stem of four minutes. Pictures newer than both of their
+    files are not drawn again. A stem that cannot be read has no picture, and the log says why.
+    """
+    media = _media(results["songs"], run, predictions, references or {})
+    path = run / "report.html"
+    partial = run / f".{path.name}.{os.getpid()}.part"
+    try:
+        # A file's name need not be text: what is not is shown as "?".
+        partial.write_bytes(page(results, media).encode("utf-8", "replace"))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | None = None) -> str:
+    """The page as text.
+
+    Parameters
+    ----------
+    results : mapping
+        The content of a run's ``results.json``.
+    media : mapping, optional
+        What lies beside the page, by song and stem.
+    """
+    results = _finite(results)
+    run = results["run"]
+    unit = "GiB" if run["memory_limit"] and run["memory_limit"] % 2**30 == 0 else "GB"
+    published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
+    return _template().render(
+        results=results,
+        run=run,
+        summary=results["summary"],
+        songs=[_row(song) for song in results["songs"]],
+        published=published,
+        started=_date(run["started"]),
+        stems=STEMS,
+        columns=COLUMNS,
+        unit=unit,
+        size=lambda count: _size(count, unit),
+        versions=_versions(run),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        data=_json(_data(results, media or {}, unit)),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"db": _decibels, "factor": _factor, "clock": _clock, "pad": _padded}
+    return environment.get_template("report.html.jinja")
+
+
+def _row(song: Mapping[str, Any]) -> dict[str, Any]:
+    """A song as the table shows it."""
+    scores = song["global_sdr"] if song["status"] == "ok" else {}
+    return {
+        "name": song["song"],
+        "link": f"#song={quote(song['song'], safe='', errors='replace')}",
+        "scores": {"song": song.get("song_sdr"), **{stem: scores.get(stem) for stem in STEMS}},
+        "flags": _flags(song),
+        "reason": song["reason"] or ("no reason is known" if song["status"] != "ok" else None),
+        "failed": song["status"] != "ok",
+        "over_time": song["over_time"],
+        "over_memory": song["over_memory"],
+        "duration": song["duration"],
+        "factor": song["real_time_factor"],
+        "memory": song["peak_memory"],
+    }
+
+
+def _flags(song: Mapping[str, Any]) -> list[str]:
+    """What is remarkable about a song, in a word or two each."""
+    flags = ["failed"] if song["status"] != "ok" else []
+    flags += ["over time"] if song["over_time"] else []
+    flags += ["over memory"] if song["over_memory"] else []
+    return flags + [f"silent {stem}" for stem in song.get("silent_references") or []]
+
+
+def _data(
+    results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]], unit: str
+) -> dict[str, Any]:
+    """What the page's script draws: every song, its curves and what lies beside the page."""
+    return {
+        "stems": STEMS,
+        "timeLimit": results["run"]["time_limit_factor"],
+        "memoryLimit": f"{_size(results['run']['memory_limit'], unit)} {unit}",
+        "unit": unit,
+        "frequencies": [[label, round(pictures.height(hertz), 4)] for hertz, label in FREQUENCIES.items()],
+        "range": pictures.RANGE,
+        "rows": [pictures.ROWS, pictures.GAP],
+        "songs": [
+            {
+                "name": song["song"],
+                "reason": _row(song)["reason"],
+                "flags": _flags(song),
+                "warnings": song.get("warnings") or [],
+                "duration": song["duration"],
+                "seconds": song["seconds"],
+                "factor": song["real_time_factor"],
+                "memory": song["peak_memory"],
+                "memoryText": _size(song["peak_memory"], unit),
+                "gpuText": _size(song["peak_gpu_memory"], unit) if song["peak_gpu_memory"] else None,
+                "silent": song.get("silent_references") or [],
+                "global": {**_rounded(song.get("global_sdr")), "song": song.get("song_sdr")},
+                "museval": _with_mean(_rounded(song.get("museval_sdr"))),
+                "frames": {
+                    stem: [None if value is None else round(value, 2) for value in frames]
+                    for stem, frames in (song.get("museval_frames") or {}).items()
+                },
+                "envelopes": song.get("envelopes") or {},
+                "media": {stem: vars(files) for stem, files in media.get(song["song"], {}).items()},
+            }
+            for song in results["songs"]
+        ],
+    }
+
+
+def _rounded(values: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 4) for key, value in (values or {}).items()}
+
+
+def _with_mean(values: dict[str, float | None]) -> dict[str, float | None]:
+    """With the mean of the four stems, which is none if one of them has none."""
+    present = [value for stem in STEMS if (value := values.get(stem)) is not None]
+    return {**values, "song": sum(present) / len(STEMS) if len(present) == len(STEMS) else None}
+
+
+def _media(
+    songs: Iterable[Mapping[str, Any]],
+    run: Path,
+    predictions: Path | None,
+    references: Mapping[str, Mapping[str, Path]],
+) -> dict[str, dict[str, Media]]:
+    """Draw what can be drawn, and find what can be played: only stems that were kept."""
+    found: dict[str, dict[str, Media]] = {}
+    for song in songs:
+        name = song["song"]
+        if predictions is None or Path(name).name != name:  # a name that would lead out of the folder
+            continue
+        for stem in STEMS:
+            estimate = predictions / name / f"{stem}.wav"
+            reference = references.get(name, {}).get(stem)
+            if not estimate.is_file():
+                continue
+            if reference is not None and not reference.is_file():
+                reference = None
+            picture = run / "media" / name / f"{stem}.png"
+            found.setdefault(name, {})[stem] = Media(
+                picture=_address(picture, run) if _drawn(reference, estimate, picture) else None,
+                estimate=_address(estimate, run),
+                reference=_address(reference, run) if reference else None,
+            )
+    return found
+
+
+def _drawn(reference: Path | None, estimate: Path, picture: Path) -> bool:
+    """Whether there is an up-to-date picture, which is drawn if it must be."""
+    if reference is None:
+        return False
+    newest = max(reference.stat().st_mtime, estimate.stat().st_mtime)
+    if picture.is_file() and picture.stat().st_mtime > newest:
+        return True
+    try:
+        pictures.write(reference, estimate, picture)
+    except AudioError as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
+def _address(path: Path, base: Path) -> str:
+    """How a page in ``base`` names a file: relative, or by its URI where it lies on another drive."""
+    try:
+        relative = os.path.relpath(path.absolute(), base.absolute())
+    except ValueError:
+        return path.absolute().as_uri()
+    return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
+
+
+def _json(data: Any) -> Markup:
+    """JSON that may stand inside a script element: nothing in it ends one or begins a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _decibels(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _padded(value: float, digits: int = 3) -> str:
+    """As many digits as were published, made as wide as ``digits`` with spaces as wide as a digit."""
+    text = f"{value:.{digits}f}".rstrip("0")
+    return text + "\N{FIGURE SPACE}" * (digits - len(text.partition(".")[2]))
+
+
+def _factor(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def _size(count: float | None, unit: str) -> str:
+    """Bytes in the unit of the memory limit."""
+    if count is None:
+        return "–"
+    value = count / (2**30 if unit == "GiB" else 10**9)
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}".removesuffix(".0")
+
+
+def _date(text: str) -> str:
+    """``2026-11-09T14:03:07+00:00`` as ``9 November 2026, 14:03 UTC``; as it is if it is no such thing."""
+    try:
+        when = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return text
+    return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".rstrip()
+
+
+def _versions(run: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run["versions"].items())

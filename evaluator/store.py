@@ -1,0 +1,171 @@
+"""A run's folder: what it was made of, and each song's record as soon as it is known.
+
+``run.json`` says what the run is; ``songs/<song>.json`` are its records. Every file is written beside its
+place and renamed, so that after any interruption it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kmdx.errors import KmdxError
+
+
+class RunError(KmdxError):
+    """A run's folder that cannot be used for this run."""
+
+
+class Store:
+    """The records of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; made where there is none.
+
+    Raises
+    ------
+    RunError
+        If it is a file, cannot be made, or holds other things than a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.songs = folder / "songs"
+        try:
+            if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+                others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+                if others:
+                    raise RunError(f"{folder} holds other things ({others[0]}, …) and no run; choose another --output")
+            self.songs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be used for a run: {error.strerror}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the same run.
+
+        Raises
+        ------
+        RunError
+            If one does already.
+        """
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise RunError(f"another process is writing to {self.folder}") from error
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Note what the run is made of, or check that it is still made of the same.
+
+        Raises
+        ------
+        RunError
+            If the folder holds a run that differs; says in what.
+        """
+        path = self.folder / "run.json"
+        content = json.loads(json.dumps(identity))
+        if not path.exists():
+            write_json(path, content)
+            return
+        differences = list(_differences(read_json(path), content))
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise RunError(
+                f"{self.folder} holds another run: {'; '.join(differences[:3])}{more}; "
+                "choose another --output, or delete that folder"
+            )
+
+    def record(self, song: str) -> dict[str, Any] | None:
+        """Return a song's record, or ``None`` if it is not done."""
+        path = self._path(song)
+        return read_json(path) if path.exists() else None
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Put a song's record on the disk."""
+        write_json(self._path(record["song"]), record)
+
+    def _path(self, song: str) -> Path:
+        name = f"{song}.json"
+        if len(name.encode()) > 255:  # what a file name may have
+            name = f"{song[:40]} {hashlib.sha256(song.encode()).hexdigest()}.json"
+        return self.songs / name
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is there whole or not at all, also after a power loss.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as :func:`write_json` writes JSON."""
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of a run.
+
+    Raises
+    ------
+    RunError
+        If it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged (no object); delete it")
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a rename survive a power loss, where folders can be synchronised."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Lines that say in what two settings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

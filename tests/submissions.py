@@ -1,0 +1,80 @@
+"""Submissions that do one thing each, written into folders as entrants would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import dedent, indent
+
+WRAPPER = '''
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from my_submission.user_config import MySeparationModel
+
+
+class AIcrowdWrapper:
+    """An entrant's own wrapper."""
+
+    def __init__(self):
+        self.model = MySeparationModel()
+        self.instruments = ["bass", "drums", "other", "vocals"]
+        self.predictions = Path(os.environ["AICROWD_PUBLIC_SHARED_DIR"]) / "predictions"
+        self.dataset = Path(os.environ["AICROWD_DATASET_DIR"])
+        assert self.predictions.is_dir() and self.dataset.is_dir()
+
+    def separate_music_file(self, name):
+        mixture, rate = soundfile.read(self.dataset / name / "mixture.wav")
+        stems, rates = self.model.separate_music_file(mixture, rate)
+        (self.predictions / name).mkdir(exist_ok=True)
+        for instrument in self.instruments:
+            soundfile.write(self.predictions / name / f"{instrument}.wav", stems[instrument], rates[instrument])
+'''
+
+MODEL = '''
+import os, sys, time
+import numpy as np
+
+STEMS = ["bass", "drums", "other", "vocals"]
+
+
+class MySeparationModel:
+    def __init__(self):
+        self.count = 0
+        print("made")
+
+    def separate_music_file(self, mixture, rate):
+        self.count += 1
+        stems = {name: weight * mixture for name, weight in zip(STEMS, (0.1, 0.2, 0.3, 0.4))}
+{body}
+        return stems, dict.fromkeys(stems, rate)
+'''
+
+BODIES = {
+    "works": "",
+    "sleeps": "time.sleep(600)",
+    "loops in native code": "sum(range(10**12))",
+    "takes memory": "self.hoard = np.ones(int(os.environ.get('HOARD', 2 * 10**9)) // 8)\ntime.sleep(5)",
+    "raises": "raise RuntimeError('out of ideas\\nand out of luck')",
+    "returns NaN": "stems['drums'][7] = np.nan",
+    "opens a socket": "import socket\nsocket.create_connection(('127.0.0.1', int(os.environ['PORT'])), timeout=5).close()",
+    "returns three stems": "del stems['bass']",
+    "returns a wrong length": "stems['other'] = stems['other'][:-1]",
+    "exits": "sys.exit(3)",
+    "crashes": "os.abort()",
+    "fails at its second song": "assert self.count != 2, 'no second song'",
+}
+
+
+def write(folder: Path, what: str, load: str = "") -> Path:
+    """Write the submission that does ``what``; ``load`` is done when the model is made."""
+    package = folder / "my_submission"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "aicrowd_wrapper.py").write_text(WRAPPER)
+    body = indent(dedent(BODIES[what]), " " * 8)
+    model = MODEL.replace("{body}", body).replace('print("made")', f'print("made"); {load or "pass"}')
+    (package / "user_config.py").write_text(model)
+    return folder

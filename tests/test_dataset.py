@@ -1,0 +1,248 @@
+"""Songs found in every layout, and what is wrong with them told before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from conftest import noise
+
+from evaluator.dataset import MUSDB_SONGS, STEMS, Track, as_wav, check, find_tracks, fingerprint
+from kmdx import audio
+from kmdx.errors import KmdxError
+
+RATE = 44100
+FEW = f"where MUSDB18-HQ's test set has {MUSDB_SONGS}"
+
+
+def make_song(folder: Path, seed: int = 0, samples: int = 3000, extension: str = "wav") -> Path:
+    """Write a song whose 16-bit stems sum to its mixture."""
+    folder.mkdir(parents=True)
+    stems = {
+        stem: np.round(8000 * noise(samples, seed=4 * seed + number)) for number, stem in enumerate(STEMS)
+    }
+    for name, values in {**stems, "mixture": sum(stems.values())}.items():
+        sf.write(folder / f"{name}.{extension}", np.asarray(values, np.int16), RATE)
+    return folder
+
+
+def complaints(data: Path, split: str | None = "test") -> list[tuple[bool, str]]:
+    """What is wrong, but for the number of songs."""
+    problems = check(find_tracks(data, split))
+    return [(problem.fatal, str(problem)) for problem in problems if FEW not in problem.message]
+
+
+def stem_file() -> Path:
+    """A real MUSDB18 file, from a package that tests may have; importing that would need ffmpeg."""
+    package = importlib.util.find_spec("stempeg")
+    folders = (package.submodule_search_locations if package else None) or []
+    found = [path for folder in folders for path in Path(folder).glob("data/*.stem.mp4")]
+    if not found:
+        pytest.skip("stempeg, which carries a MUSDB18 file, is not installed")
+    return found[0]
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac"])
+def test_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+    for split, names in {"test": ["Zoë - 歌 [live]", "AM Contra"], "train": ["Other Song"]}.items():
+        for seed, name in enumerate(names):
+            make_song(tmp_path / split / name, seed, extension=extension)
+    (tmp_path / "test" / ".hidden").mkdir()
+    (tmp_path / "test" / "notes").mkdir()
+
+    def names(data: Path, *arguments: str | None) -> list[tuple[str, str | None]]:
+        return [(track.name, track.split) for track in find_tracks(data, *arguments)]
+
+    assert names(tmp_path) == [("AM Contra", "test"), ("Zoë - 歌 [live]", "test")]
+    assert names(tmp_path, "train") == [("Other Song", "train")]
+    assert names(tmp_path, None) == [
+        ("AM Contra", "test"),
+        ("Other Song", "train"),
+        ("Zoë - 歌 [live]", "test"),
+    ]
+    assert names(tmp_path / "test") == [("AM Contra", None), ("Zoë - 歌 [live]", None)]
+    assert names(tmp_path / "test" / "AM Contra") == [("AM Contra", None)]
+    monkeypatch.chdir(tmp_path / "test" / "AM Contra")
+    assert names(Path()) == [("AM Contra", None)]
+
+    assert names(tmp_path, "test", "A*") == [("AM Contra", "test")]
+    assert names(tmp_path, "test", "Zoë - 歌 [live]") == [("Zoë - 歌 [live]", "test")]
+
+    track = find_tracks(tmp_path)[1]
+    assert (track.rate, track.samples, track.channels, track.lossy) == (RATE, 3000, 2, False)
+    assert track.duration == 3000 / RATE
+    assert track.files["bass"] == tmp_path / "test" / track.name / f"bass.{extension}"
+    assert complaints(tmp_path) == []
+
+
+def test_nothing_found_is_one_clear_line(tmp_path: Path) -> None:
+    make_song(tmp_path / "set" / "test" / "song")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "file.txt").write_text("no song")
+    for data, split, tracks, expected in [
+        (tmp_path / "missing", "test", None, "No such file"),
+        (empty, "test", None, r"expected test/<song>/mixture.wav .* found an empty folder"),
+        (tmp_path / "set", "train", None, "expected train/<song>/mixture.wav .* found test"),
+        (tmp_path / "file.txt", "test", None, "found a file|Not a directory"),
+        (tmp_path / "set", "test", "B*", r"none of its 1 songs is named 'B\*'; the first is 'song'"),
+    ]:
+        with pytest.raises(KmdxError, match=expected) as caught:
+            find_tracks(data, split, tracks)
+        assert "\n" not in str(caught.value)
+
+
+def test_headers_are_checked(tmp_path: Path) -> None:
+    make_song(tmp_path / "missing", 0)
+    (tmp_path / "missing" / "bass.wav").unlink()
+    (tmp_path / "missing" / "mixture.wav").unlink()
+    make_song(tmp_path / "extra", 1)
+    for name in ("piano.wav", "bass.flac", "._drums.wav"):
+        shutil.copy(tmp_path / "extra" / "bass.wav", tmp_path / "extra" / name)
+    make_song(tmp_path / "garbage", 2)
+    (tmp_path / "garbage" / "drums.wav").write_bytes(b"RIFF but not quite")
+    make_song(tmp_path / "rate", 3)
+    sf.write(tmp_path / "rate" / "other.wav", noise(3000), 48000)
+    make_song(tmp_path / "mono", 4)
+    sf.write(tmp_path / "mono" / "other.wav", noise(3000, 1), RATE)
+    make_song(tmp_path / "short", 5)
+    cut = (tmp_path / "short" / "vocals.wav").read_bytes()[:-400]  # as an interrupted copy leaves it
+    (tmp_path / "short" / "vocals.wav").write_bytes(cut)
+
+    found = complaints(tmp_path)
+    assert [fatal for fatal, _ in found] == [False, True, True, True, True, True]
+    extra, garbage, missing, mono, rate, short = (text for _, text in found)
+    assert extra.startswith("extra: not used")
+    assert extra.endswith(": piano.wav, bass.flac")
+    assert "drums.wav: cannot be read" in garbage
+    assert missing == "missing: no mixture, bass (wav or flac) among its files"
+    assert mono == "mono: other has 1 channels at 44100 Hz, expected 2 at 44100 Hz"
+    assert rate == "rate: other has 2 channels at 48000 Hz, expected 2 at 44100 Hz"
+    assert (
+        short == "short: lengths differ: bass 3000, drums 3000, mixture 3000, other 3000, vocals 2900 samples"
+    )
+    track = find_tracks(tmp_path, tracks="missing")[0]
+    assert (track.rate, track.samples, track.duration) == (0, 0, 0.0)
+
+
+def test_stems_must_sum_to_the_mixture(tmp_path: Path) -> None:
+    for seed, name in enumerate(["fine", "PR - Oh No", "wrong", "loud", "nan"]):
+        make_song(tmp_path / name, seed, samples=3000 + seed)
+    for name in ("PR - Oh No", "wrong"):
+        mixture, _ = sf.read(tmp_path / name / "mixture.wav")
+        sf.write(tmp_path / name / "mixture.wav", 0.99 * mixture, RATE)  # 40 dB below
+    # Rounding and clipping of 16-bit files are no fault.
+    stems = {stem: 0.05 * noise(3003, seed=9 + number, level=1.0) for number, stem in enumerate(STEMS)}
+    stems["bass"][100:130] = stems["drums"][100:130] = 0.8
+    for stem, samples in stems.items():
+        sf.write(tmp_path / "loud" / f"{stem}.wav", samples, RATE)
+    sf.write(tmp_path / "loud" / "mixture.wav", sum(stems.values()), RATE)
+    sf.write(tmp_path / "nan" / "vocals.wav", np.full((3004, 2), np.nan), RATE, subtype="FLOAT")
+
+    assert complaints(tmp_path) == [
+        (
+            False,
+            "PR - Oh No: the stems do not sum to the mixture: the difference lies 39.9 dB below it (known of MUSDB18-HQ)",
+        ),
+        (True, "nan: NaN or infinity in its samples"),
+        (False, "wrong: the stems do not sum to the mixture: the difference lies 39.9 dB below it"),
+    ]
+    assert all(FEW in problem.message for problem in check(find_tracks(tmp_path), content=False))
+
+
+def test_damaged_samples_are_found(tmp_path: Path) -> None:
+    make_song(tmp_path / "song", samples=50_000, extension="flac")
+    path = tmp_path / "song" / "bass.flac"
+    path.write_bytes(path.read_bytes()[:60_000])
+    (problem,) = complaints(tmp_path)
+    assert problem[0]
+    assert "bass.flac" in problem[1]
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    make_song(tmp_path / "test" / "A", 0)
+    make_song(tmp_path / "test" / "B", 1)
+    make_song(tmp_path / "test" / "C", 0, extension="flac")
+    assert complaints(tmp_path) == [(False, "C: has the same mixture as A")]
+
+    make_song(tmp_path / "train" / "A", 2)
+    (first, fatal), *_ = [(text, fatal) for fatal, text in complaints(tmp_path, None)]
+    assert fatal
+    assert first.startswith("A: two songs have this name: ")
+    assert str(Path("test", "A")) in first
+    assert str(Path("train", "A")) in first
+
+
+def test_number_of_songs_is_told(tmp_path: Path) -> None:
+    track = find_tracks(make_song(tmp_path / "song"))[0]
+    assert [str(problem) for problem in check([track])] == [f"1 song, {FEW}"]
+    many = [Track(str(number), track.files, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)]
+    assert check(many, content=False) == []
+
+
+def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
+    track = find_tracks(make_song(tmp_path / "song"))[0]
+    before = fingerprint(track)
+    moved = find_tracks(shutil.copytree(tmp_path / "song", tmp_path / "moved"))[0]
+    assert fingerprint(moved) == before
+    samples, _ = sf.read(moved.files["vocals"], dtype="int16")
+    samples[-1, 1] ^= 1
+    sf.write(moved.files["vocals"], samples, RATE)
+    assert fingerprint(moved) != before
+
+    sf.write(moved.files["vocals"], samples ^ 0, RATE)
+    swapped = find_tracks(shutil.copytree(tmp_path / "song", tmp_path / "swapped"))[0]
+    (tmp_path / "swapped" / "bass.wav").rename(tmp_path / "x")
+    (tmp_path / "swapped" / "drums.wav").rename(tmp_path / "swapped" / "bass.wav")
+    (tmp_path / "x").rename(tmp_path / "swapped" / "drums.wav")
+    assert fingerprint(swapped) != before
+    moved.files["bass"].unlink()
+    with pytest.raises(KmdxError, match=r"bass\.wav: cannot be read"):
+        fingerprint(moved)
+
+
+def test_songs_are_handed_out_as_wav(tmp_path: Path) -> None:
+    wav = find_tracks(make_song(tmp_path / "wav"))[0]
+    flac = find_tracks(make_song(tmp_path / "flac", extension="flac"))[0]
+    for name in ("mixture", *STEMS):
+        assert as_wav(wav, name, tmp_path / "out") == wav.files[name]
+        path = as_wav(flac, name, tmp_path / "out")
+        assert path == tmp_path / "out" / f"{name}.wav"
+        np.testing.assert_array_equal(sf.read(path)[0], sf.read(wav.files[name])[0])
+
+
+def test_musdb18_files(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    shutil.copy(stem_file(), tmp_path / "test" / "Ünï cödé.stem.mp4")
+    sf.write(tmp_path / "one.wav", noise(3000), RATE)
+    (track,) = find_tracks(tmp_path)
+    assert (track.name, track.lossy, track.split, track.rate, track.channels) == (
+        "Ünï cödé",
+        True,
+        "test",
+        RATE,
+        2,
+    )
+    assert complaints(tmp_path) == [(False, "1 of 1 songs are lossy (AAC): scores are not MUSDB18-HQ's")]
+
+    stems = {
+        name: sf.read(as_wav(track, name, tmp_path / "out"), dtype="float32")[0]
+        for name in ("mixture", *STEMS)
+    }
+    assert {samples.shape for samples in stems.values()} == {(track.samples, 2)}
+    for number, name in enumerate(["mixture", "drums", "bass", "other", "vocals"]):
+        np.testing.assert_array_equal(stems[name], audio.read(stem_file(), stream=number).samples)
+    assert fingerprint(track) == fingerprint(find_tracks(tmp_path / "test" / "Ünï cödé.stem.mp4")[0])
+
+
+def test_stem_files_with_too_few_streams_are_refused(tmp_path: Path) -> None:
+    audio.write(tmp_path / "song.wav", noise(3000), RATE)
+    (tmp_path / "song.wav").rename(tmp_path / "song.stem.mp4")
+    (tmp_path / "text.stem.mp4").write_text("no sound")
+    found = [text for fatal, text in complaints(tmp_path) if fatal]
+    assert any("1 audio streams, expected 5: mixture, drums, bass, other, vocals" in text for text in found)
+    assert any("text.stem.mp4: cannot be read" in text for text in found)
