@@ -1,4 +1,4 @@
-"""Time and memory that scoring a song from disk takes: ``python benchmarks/scoring.py``.
+"""Time and memory that scoring a song from disk takes: ``python -m benchmarks.scoring``.
 
 Makes songs of four stems in a temporary folder, 16-bit wav as predictions are, and scores them block by
 block; beside the 4-minute song stands the plain way, whole files in memory and global SDR alone.

@@ -52,7 +52,9 @@ def main() -> None:
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="MUSDB18-HQ, or any folder in its layout.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")
+    ],
     split: Annotated[str, typer.Option(help="Subfolder of DATA, where it has one.")] = "test",
     tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
@@ -60,9 +62,15 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
     memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
-    enforce_limits: Annotated[bool, typer.Option("--enforce-limits", help="Kill a song that goes over.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End where the challenge would; enforces limits.")] = False,
-    keep_stems: Annotated[bool, typer.Option("--keep-stems", help="Keep predictions, for the report's players.")] = False,
+    enforce_limits: Annotated[
+        bool, typer.Option("--enforce-limits", help="Kill a song that goes over.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End where the challenge would; enforces limits.")
+    ] = False,
+    keep_stems: Annotated[
+        bool, typer.Option("--keep-stems", help="Keep predictions, for the report's players.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")] = False,
 ) -> None:
     """Score a submission on DATA by the challenge's own rules.
@@ -72,7 +80,7 @@ def evaluate(
     songs, are on disk as soon as they are known. Exit code: 0 when every song was scored, 1 when some
     failed, 2 for a mistake.
     """
-    if not 0 < time_limit_factor:
+    if time_limit_factor <= 0:
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected more than 0")
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     submission = submission.resolve()
@@ -247,7 +255,9 @@ def _meter(songs: Sequence[Track]) -> Iterator[_Bars]:
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
     """Write the page; references are played from the data set where they are files of their own."""
-    references = {track.name: {stem: track.files[stem] for stem in STEMS} for track in songs if not track.lossy}
+    references = {
+        track.name: {stem: track.files[stem] for stem in STEMS} for track in songs if not track.lossy
+    }
     predictions = folder / "predictions"
     return report.write(content, folder, predictions if predictions.is_dir() else None, references)
 
@@ -255,7 +265,8 @@ def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Pa
 def _print(content: dict[str, Any], page: Path) -> None:
     """Print the terminal's report."""
     run, summary = content["run"], content["summary"]
-    out.print(f"[bold]{escape(run['ensemble'])}[/bold] on {run['device']}, {summary['scored']} of {summary['songs']} songs scored")
+    scored = f"{summary['scored']} of {summary['songs']} songs scored"
+    out.print(f"[bold]{escape(run['ensemble'])}[/bold] on {run['device']}, {scored}")
     table = Table("SDR in dB", "song", *STEMS, box=None, pad_edge=False, header_style="bold")
     for measure, name in (("global_sdr", "global SDR"), ("museval_sdr", "museval BSSEval v4 SDR")):
         for how, values in summary[measure].items():
@@ -264,8 +275,9 @@ def _print(content: dict[str, Any], page: Path) -> None:
     factor, memory = summary["real_time_factor"], summary["peak_memory"]
     if factor["max"] is not None:
         out.print(
-            f"real-time factor: mean {factor['mean']:.2f}, worst {factor['max']:.2f} (limit {run['time_limit_factor']:g}); "
-            f"peak host memory {memory / 1e9:.2f} GB (limit {run['memory_limit'] / 1e9:g} GB)"
+            f"real-time factor: mean {factor['mean']:.2f}, worst {factor['max']:.2f} "
+            f"(limit {run['time_limit_factor']:g}); peak host memory {memory / 1e9:.2f} GB "
+            f"(limit {run['memory_limit'] / 1e9:g} GB)"
         )
     for record in content["songs"]:
         if record["status"] != "ok":

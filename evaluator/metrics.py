@@ -122,11 +122,13 @@ def score_song(
     for stem, tally in tallies.items():
         for what, frames in zip(SIDES, tally.silent, strict=True):
             if frames.all():
-                warnings.append(f"{stem}: the {what} is silent, so museval has no SDR for any stem")
+                warnings.append(f"{stem}: the {what} is silent in every frame")
         if tally.clipped >= CLIPPED_SHARE:
             warnings.append(
                 f"{stem}: {tally.clipped:.2%} of the estimate's samples are at full scale (clipped)"
             )
+    if silent.all():
+        warnings.append("museval has no SDR for any stem: in every frame one of the files is silent")
     return SongScore(
         global_sdr={
             stem: _global_sdr(tally.signal.sum(), tally.distortion.sum()) for stem, tally in tallies.items()

@@ -1,4 +1,4 @@
-"""A submission in a process of its own: asked for songs, watched for time and memory, killed when it must be."""
+"""A submission in a process of its own: asked for songs, watched for time and memory, killed if need be."""
 
 from __future__ import annotations
 

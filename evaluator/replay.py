@@ -1,4 +1,4 @@
-"""Replays the hidden-set protocol: song by song through the submission, scored from disk in another process."""
+"""Replays the hidden-set protocol: song by song through the submission, scored in another process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from evaluator import metrics
 from evaluator.dataset import STEMS, Track, as_wav
-from evaluator.process import Limits, Outcome, Submission, SubmissionError
+from evaluator.process import Limits, Outcome, Submission
 from evaluator.store import Store
 from kmdx.errors import KmdxError
 
@@ -118,7 +118,9 @@ def _play(
             references = {stem: as_wav(track, stem, song) for stem in STEMS}
             estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in STEMS}
             try:
-                record |= _scored(scorer.submit(metrics.score_song, references, estimates).result(), record["warnings"])
+                record |= _scored(
+                    scorer.submit(metrics.score_song, references, estimates).result(), record["warnings"]
+                )
             except KmdxError as error:
                 record |= {"status": "failed", "reason": str(error)}
         return record

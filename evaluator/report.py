@@ -67,7 +67,7 @@ def write(
 
     Notes
     -----
-    Drawing takes about half a second for a stem of four minutes. Pictures newer than both of their
+    Drawing takes about a second for a stem of four minutes. Pictures newer than both of their
     files are not drawn again. A stem that cannot be read has no picture, and the log says why.
     """
     media = _media(results["songs"], run, predictions, references or {})
@@ -153,9 +153,7 @@ def _flags(song: Mapping[str, Any]) -> list[str]:
     return flags + [f"silent {stem}" for stem in song.get("silent_references") or []]
 
 
-def _data(
-    results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]], unit: str
-) -> dict[str, Any]:
+def _data(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]], unit: str) -> dict[str, Any]:
     """What the page's script draws: every song, its curves and what lies beside the page."""
     return {
         "stems": STEMS,

@@ -127,7 +127,9 @@ def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
             },
             "museval_sdr": {
                 "median over frames, mean over songs": _over_songs(scored, "museval_sdr", statistics.fmean),
-                "median over frames, median over songs": _over_songs(scored, "museval_sdr", statistics.median),
+                "median over frames, median over songs": _over_songs(
+                    scored, "museval_sdr", statistics.median
+                ),
             },
             "real_time_factor": {
                 "mean": _reduce(statistics.fmean, [record["real_time_factor"] for record in records]),
@@ -148,7 +150,16 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     writer = csv.writer(table)
     measures = ("global_sdr", "museval_sdr")
     writer.writerow(
-        ["song", "status", "reason", "duration", "seconds", "real_time_factor", "peak_memory", "peak_gpu_memory"]
+        [
+            "song",
+            "status",
+            "reason",
+            "duration",
+            "seconds",
+            "real_time_factor",
+            "peak_memory",
+            "peak_gpu_memory",
+        ]
         + ["song_sdr"]
         + [f"{measure} {stem}" for measure in measures for stem in STEMS]
         + ["silent_references", "warnings"]
@@ -193,7 +204,9 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
     for key, what in (("over_time", "time"), ("over_memory", "memory")):
         over = [record["song"] for record in records if record[key]]
         if over:
-            lines.append(f"{len(over)} songs over the {what} limit, with which the challenge fails: {_few(over)}")
+            lines.append(
+                f"{len(over)} songs over the {what} limit, with which the challenge fails: {_few(over)}"
+            )
     failed = [record["song"] for record in records if record["status"] != "ok"]
     if failed:
         lines.append(f"{len(failed)} songs failed and count in no mean: {_few(failed)}")
@@ -215,7 +228,10 @@ def _over_songs(records: Sequence[Record], measure: str, reduce: Any) -> dict[st
         statistics.fmean(values) if None not in values else None
         for values in ([record[measure][stem] for stem in STEMS] for record in records)
     ]
-    return {"song": _reduce(reduce, songs), **{stem: _reduce(reduce, values) for stem, values in stems.items()}}
+    return {
+        "song": _reduce(reduce, songs),
+        **{stem: _reduce(reduce, values) for stem, values in stems.items()},
+    }
 
 
 def _reduce(reduce: Any, values: Sequence[float | None]) -> float | None:

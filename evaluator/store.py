@@ -45,7 +45,9 @@ class Store:
             if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
                 others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
                 if others:
-                    raise RunError(f"{folder} holds other things ({others[0]}, …) and no run; choose another --output")
+                    raise RunError(
+                        f"{folder} holds other things ({others[0]}, …) and no run; choose another --output"
+                    )
             self.songs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder} cannot be used for a run: {error.strerror}") from error

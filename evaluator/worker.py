@@ -73,7 +73,9 @@ def make_wrapper(options: dict[str, Any]) -> Any:
 
             name = setting.upper()
             if not hasattr(user_config, name):
-                raise ValueError(f"my_submission/user_config.py has no {name}: --{setting} is not for this submission")
+                raise ValueError(
+                    f"my_submission/user_config.py has no {name}: --{setting} is not for this submission"
+                )
             setattr(user_config, name, options[setting])
     from my_submission.aicrowd_wrapper import AIcrowdWrapper
 
@@ -104,7 +106,10 @@ def look_at(stems: dict[str, Any], mixture: Any) -> list[str]:
     if set(stems) != STEMS:
         missing, extra = sorted(STEMS - set(stems)), sorted(set(stems) - STEMS)
         wrong.append(
-            "wrong stems: " + ", ".join([*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)])
+            "wrong stems: "
+            + ", ".join(
+                [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
+            )
         )
     for name, stem in stems.items():
         if len(stem) != len(mixture):

@@ -169,10 +169,7 @@ def read(
         and `downmix` is false, ends before `start`, or fails :func:`check`.
     """
     path = Path(path)
-    if not 0 <= start < math.inf:
-        raise AudioError(f"start {start:g} s: expected 0 or more seconds")
-    if duration is not None and not 0 < duration < math.inf:
-        raise AudioError(f"duration {duration:g} s: expected more than 0 seconds")
+    check_part(start, duration)
     try:
         if path.exists() and not path.is_file():
             kind = "folder" if path.is_dir() else "pipe or a device"
@@ -187,6 +184,14 @@ def read(
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
     return Audio(check(audio.samples, str(path), audio.rate, start), audio.rate)
+
+
+def check_part(start: float, duration: float | None) -> None:
+    """Raise :class:`AudioError` if these seconds are no part of any sound."""
+    if not 0 <= start < math.inf:
+        raise AudioError(f"start {start:g} s: expected 0 or more seconds")
+    if duration is not None and not 0 < duration < math.inf:
+        raise AudioError(f"duration {duration:g} s: expected more than 0 seconds")
 
 
 def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | None = None) -> np.ndarray:
@@ -314,6 +319,8 @@ def _rate_for(format: str, rate: float) -> int:
 
 
 def _whole_rate(rate: float) -> int:
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.integer | np.floating):
+        raise AudioError(f"sample rate {rate!r}: expected a whole number of Hz")
     if not (rate > 0 and float(rate).is_integer()):
         raise AudioError(f"sample rate {rate} Hz: expected a whole number above 0")
     return int(rate)

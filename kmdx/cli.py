@@ -25,6 +25,8 @@ PIPE_WIDTH = 200  # columns where there is no terminal to ask
 out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
 err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True, stderr=True)
 
+SMALLEST = "htdemucs"  # the ensemble of the smallest download
+
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="kmdx",
@@ -32,12 +34,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings=HELP_SETTINGS,
 )
 models_app = typer.Typer(
-    help="List, fetch and check weight files.", no_args_is_help=True, context_settings=HELP_SETTINGS
+    help="List, fetch and check weight files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=HELP_SETTINGS,
 )
-ensembles_app = typer.Typer(help="List and show ensembles.", context_settings=HELP_SETTINGS)
+ensembles_app = typer.Typer(
+    help="List and show ensembles.", rich_markup_mode=None, context_settings=HELP_SETTINGS
+)
 app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
 
@@ -97,7 +105,8 @@ def separate(
     ] = False,
     device: DeviceOption = "auto",
     format: Annotated[
-        Format, typer.Option(help="How stems are written; mp3 is 320 kbit/s, flac 24 bit.")
+        Format,
+        typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
     ] = Format.wav16,
     start: Annotated[float, typer.Option(help="Begin this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
@@ -108,9 +117,9 @@ def separate(
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
 
-    A song is skipped when files of all its stems are there, whatever ensemble or options made them;
-    --overwrite redoes it. Exit code: 0 when every song was separated or there already, 1 when some could
-    not be, 2 when none.
+    A song is skipped when all its stems are there; stems of another ensemble, part or format in the same
+    place are an error, unless --overwrite replaces them. Exit code: 0 when every song was separated or
+    there already, 1 when some could not be, 2 when none.
     """
     from kmdx import audio, songs
 
@@ -120,29 +129,49 @@ def separate(
     failed = len(batch.problems)
 
     wanted = _stems(ensemble, stems, accompaniment)
+    audio.check_part(start, duration)
     todo = []
     for song in batch.songs:
-        files = song.files(output, wanted, format.value)
-        if not overwrite and all(path.exists() for path in files.values()):
-            folder = song.folder(output)
-            err.print(escape(f"{song.path}: already in {folder}; --overwrite redoes it"))
+        files, folder = song.files(output, wanted, format.value), song.folder(output)
+        made = songs.made_by(
+            song.path,
+            ensemble=plan_file.load(ensemble).digest[:16],
+            format=format.value,
+            start=start,
+            duration=duration,
+            downmix=downmix,
+        )
+        if overwrite or not all(path.exists() for path in files.values()):
+            todo.append((song, files, made))
+        elif difference := songs.difference(folder, made):
+            _complain(
+                f"{song.path}: {folder} holds stems made otherwise ({difference}); --overwrite replaces "
+                "them, another --output keeps them"
+            )
+            failed += 1
         else:
-            todo.append((song, files))
+            err.print(escape(f"{song.path}: already in {folder}; --overwrite redoes it"))
 
     if todo:
         from kmdx.separator import Separator
 
-        separator = Separator(ensemble, device=device, stems=wanted)
+        try:
+            separator = Separator(ensemble, device=device, stems=wanted)
+        except weights.MissingWeights as error:
+            size = _megabytes(weights.get(SMALLEST).bytes)
+            hint = f"; --ensemble {SMALLEST} needs only {size}" if ensemble != SMALLEST else ""
+            raise KmdxError(f"{error}{hint}") from error
         err.print(_running_on(separator))
-        for number, (song, files) in enumerate(todo, 1):
+        for number, (song, files, made) in enumerate(todo, 1):
             label = f"[{number}/{len(todo)}] {song.name}" if len(todo) > 1 else song.name
             try:
                 sound = audio.read(song.path, start, duration, downmix)
                 audio.check_writable(files.values(), sound.rate, format.value)
-                with _progress(label) as progress:
+                with _progress(label, len(sound.samples) / sound.rate) as progress:
                     done = separator.separate(sound.samples, sound.rate, progress=progress)
                 written = {files[stem]: samples for stem, samples in done.items()}
                 peaks = audio.write_all(written, sound.rate, format.value)
+                songs.note(song.folder(output), made)
             except KmdxError as error:
                 _complain(str(error))
                 failed += 1
@@ -162,7 +191,7 @@ def separate(
 def models_list() -> None:
     """List every weight: what it is, its size and licence, and whether it is here."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "signature", "size", "here", "licence", "what"):
+    for column in ("name", "signature", "size", "file", "licence", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
     found = weights.find_all()
     for weight in weights.registry().values():
@@ -202,20 +231,10 @@ def models_verify(
 
     Exit code 2 if a weight that was named is missing, or any file is damaged or another network's.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "file", "content", "intact", "what was found"):
-        table.add_column(column)
     statuses = weights.verify(weights=_weights_of(names) if names else None)
     for status in statuses:
-        there = status.path is not None
-        table.add_row(
-            status.weight.name,
-            escape(str(status.path.name)) if status.path else "missing",
-            ("known" if status.known else "unknown") if there else "",
-            ("yes" if status.intact else "no") if there else "",
-            escape(status.message),
-        )
-    out.print(table)
+        what = f"{status.path.name}: {status.message}" if status.path else "missing"
+        out.print(escape(f"{status.weight.name:20} {what}"))
     if any(not status.ok for status in statuses if status.path is not None or names):
         raise typer.Exit(2)
 
@@ -231,26 +250,30 @@ def models_where() -> None:
 @ensembles_app.callback(invoke_without_command=True)
 def ensembles_list(context: typer.Context) -> None:
     """List the ensembles that come with the package."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        list_ensembles()
+
+
+@ensembles_app.command("list")
+def list_ensembles() -> None:
+    """List the ensembles that come with the package."""
     found = weights.find_all()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "stems", "networks", "GFLOP/s", "weights here", "what"):
-        table.add_column(column, justify="right" if column in ("networks", "GFLOP/s") else "left")
+    for column in ("name", "networks", "GFLOP", "weights here", "what"):
+        table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
     for name in plan_file.names():
         loaded = plan_file.load(name)
         needed = {use.weight.name for use in loaded.networks.values()}
         here = sum(found[weight] is not None for weight in needed)
         table.add_row(
             name,
-            ", ".join(loaded.stems),
             str(len(loaded.networks)),
             _gflops(loaded.gflops(loaded.stems)),
             f"{here} of {len(needed)}",
             loaded.title,
         )
     out.print(table)
-    out.print("GFLOP/s: arithmetic per second of audio. A plan of your own is named by its path.")
+    out.print("GFLOP: arithmetic per second of audio. A plan of your own is named by its path.")
 
 
 @ensembles_app.command("show")
@@ -266,14 +289,11 @@ def ensembles_show(
     out.print(escape(loaded.description))
     out.print()
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "network", "hears", "gives", "weights", "licence", "GFLOP/s", "how"):
-        table.add_column(column, justify="right" if column == "GFLOP/s" else "left")
     for row in drawing.stages(loaded, wanted):
-        table.add_row(*map(escape, row))
-    out.print(table)
+        out.print(escape(row))
     used = loaded.networks_used(wanted)
-    out.print(f"{len(used)} networks; {_gflops(loaded.gflops(wanted))} GFLOP per second of audio")
+    count = f"{len(used)} networks" if len(used) > 1 else "1 network"
+    out.print(f"{count}; arithmetic per second of audio: {_gflops(loaded.gflops(wanted))} GFLOP")
     out.print()
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
@@ -313,7 +333,7 @@ def _running_on(separator: Separator) -> str:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Any]:
+def _progress(label: str, seconds: float) -> Iterator[Any]:
     """A bar in seconds of audio with the time left, where there is a terminal to show it."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -327,7 +347,7 @@ def _progress(label: str) -> Iterator[Any]:
         transient=True,
         disable=not err.is_terminal,
     ) as bar:
-        task = bar.add_task(escape(label), total=None, seconds="reading")
+        task = bar.add_task(escape(label), total=seconds, seconds=f"0 of {seconds:.0f} s")
 
         def progress(done: float, total: float) -> None:
             bar.update(task, completed=done, total=total, seconds=f"{done:.0f} of {total:.0f} s")

@@ -12,22 +12,18 @@ from rich.tree import Tree
 from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, Sum, node_of
 
 
-def stages(plan: Plan, wanted: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """Rows (stage, network, hears, gives, weights, licence, GFLOP per second, how) of what runs."""
+def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
+    """Say of each network that runs: stage, what it hears and gives, weights, licence, arithmetic, how."""
     used = plan.sources_used(plan.signals_of(wanted))
     for name in sorted(used, key=plan.stage):
         node = plan.nodes[name]
         assert isinstance(node, Hear)
         use = plan.networks[node.network]
+        gives = ", ".join(f"{name}.{source}" for source in used[name])
+        cost = "arithmetic not stated" if use.gflops is None else f"{use.gflops:.0f} GFLOP"
         yield (
-            str(plan.stage(name)),
-            node.network,
-            node.signal,
-            ", ".join(f"{name}.{source}" for source in used[name]),
-            use.weight.name,
-            use.weight.licence,
-            "not stated" if use.gflops is None else f"{use.gflops:.0f}",
-            str(use.chunking),
+            f"stage {plan.stage(name)}: {node.network} hears {node.signal}, gives {gives}; "
+            f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
         )
 
 

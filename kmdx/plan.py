@@ -263,7 +263,8 @@ class Plan:
         names = tuple(dict.fromkeys((stems,) if isinstance(stems, str) else stems))
         for name in names:
             if name not in allowed:
-                raise PlanError(f"no stem {name!r} in {self.name}; there are {', '.join(allowed)}")
+                hint = suggest(str(name), allowed)
+                raise PlanError(f"no stem {name!r} here{hint}; there are {', '.join(allowed)}")
         if not names:
             raise PlanError(f"no stem asked for; there are {', '.join(allowed)}")
         return names

@@ -69,7 +69,7 @@ class Separator:
         stems: Iterable[str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.plan = plan_file.load(ensemble)
+        self.plan = plan_file.load(str(ensemble))
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
         uses = {
@@ -240,6 +240,8 @@ def choose_device(name: str) -> torch.device:
     DeviceError
         If torch knows no such device or this machine does not have it.
     """
+    if not isinstance(name, str):
+        raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -255,7 +257,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(":")[0]
         raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
     return device
 

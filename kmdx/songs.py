@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kmdx import audio
 
-EXTENSIONS = frozenset(
-    [
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".m4a",
-        ".aac",
-        ".mp4",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".caf",
-        ".w64",
-        ".wma",
-        ".mka",
-        ".m4v",
-    ]
-)
+SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
+COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
+EXTENSIONS = SOUND | COMPRESSED
 """What counts as a song inside a folder; a file that is named itself may end in anything."""
 
 
@@ -54,6 +36,37 @@ class Song:
         return {stem: self.folder(output) / f"{stem}{extension}" for stem in stems}
 
 
+MADE_BY = ".kmdx.json"
+"""In each folder of stems: what they were made of, so that other stems are not taken for them."""
+
+
+def made_by(path: Path, **settings: Any) -> dict[str, Any]:
+    """What a song's stems are made of: its file and the settings that change them."""
+    stat = path.stat()
+    return {"song": path.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, **settings}
+
+
+def difference(folder: Path, expected: Mapping[str, Any]) -> str | None:
+    """In what the stems in a folder differ from those expected; ``None`` if in nothing that is known."""
+    try:
+        found = json.loads((folder / MADE_BY).read_text("utf-8"))
+        differing = [key for key, value in expected.items() if found.get(key) != value]
+    except (OSError, ValueError, AttributeError):
+        return None
+    if not differing:
+        return None
+    if "bytes" in differing or "modified" in differing or "song" in differing:
+        return "another file, or an older version of this one"
+    return ", ".join(f"{key} {found.get(key)}, not {expected[key]}" for key in differing)
+
+
+def note(folder: Path, made: Mapping[str, Any]) -> None:
+    """Note what the stems in a folder were made of."""
+    partial = folder / f"{MADE_BY}.partial"
+    partial.write_text(json.dumps(made) + "\n", "utf-8")
+    partial.replace(folder / MADE_BY)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a command line's arguments came to: songs, and a line for each that is none."""
@@ -66,8 +79,8 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     """Find the songs that files, folders and patterns mean.
 
     A folder means every sound file in it and below, but only ``mixture.*`` of a folder that has one:
-    what lies beside a mixture are its stems. Nothing under ``output`` counts. Two songs of one name
-    would overwrite each other's stems, so the second is a problem.
+    what lies beside a mixture are its stems. Nothing under ``output`` counts. Where two songs would have
+    one name, the names of their folders, or else their endings, tell them apart.
 
     Parameters
     ----------
@@ -76,7 +89,7 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     output : Path
         Folder that the stems' folders lie in.
     """
-    found: dict[str, Song] = {}
+    found: dict[Path, Path] = {}  # by where it really lies
     problems = []
     for text in inputs:
         try:
@@ -87,19 +100,34 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
         if not paths:
             problems.append(_nothing(text))
         for path in paths:
-            song = Song(path, _name(path))
-            other = found.setdefault(song.name, song)
-            if not other.path.samefile(path):
-                problems.append(
-                    f"{path}: {other.path} has the same name, and both would go to {song.folder(output)}; "
-                    "separate them into different folders with --output"
-                )
-    return Batch(list(found.values()), problems)
+            found.setdefault(path.resolve(), path)
+    return Batch([Song(path, name) for path, name in _named(list(found.values()))], problems)
+
+
+def _named(paths: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Give each song a name of its own."""
+    names = Counter(map(_name, paths))
+    longer = Counter(_longer_name(path) for path in paths)
+    for path in paths:
+        name = _name(path)
+        if names[name] > 1:
+            name = _longer_name(path)
+            if longer[name] > 1 or name in names:
+                name = f"{name} ({path.suffix.lstrip('.') or 'no ending'})"
+        yield path, name
+
+
+def _longer_name(path: Path) -> str:
+    """A song's name behind its folder's."""
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 (links are left as they are)
+    return f"{folder.name} - {_name(path)}"
 
 
 def _paths(text: str, output: Path) -> Iterator[Path]:
     """Files that one argument means; none if there are none."""
     path = Path(text)
+    if not text.strip():
+        return
     if path.is_dir():
         yield from _in_folder(path, {output.resolve()})
     elif path.exists():
@@ -127,12 +155,15 @@ def _name(path: Path) -> str:
 
     Dots and spaces at the end are left out, since not every file system keeps them.
     """
-    name = path.absolute().parent.name if path.stem == "mixture" else path.stem
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 (links are left as they are)
+    name = folder.name if path.stem == "mixture" else path.stem
     return name.rstrip(". ") or path.name.replace(".", "_")
 
 
 def _nothing(text: str) -> str:
     """Why an argument gave no song."""
+    if not text.strip():
+        return "a song's name is empty: expected a file, a folder or a pattern"
     if Path(text).is_dir():
         return f"{text}: no sound files in this folder"
     if glob.has_magic(text):

@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from kmdx.errors import KmdxError
 from my_submission.user_config import MySeparationModel
 
 
@@ -109,4 +110,7 @@ class AIcrowdWrapper:
 
 
 if __name__ == "__main__":
-    AIcrowdWrapper().evaluate()
+    try:
+        AIcrowdWrapper().evaluate()
+    except (KmdxError, NameError) as error:
+        sys.exit(f"error: {error}")

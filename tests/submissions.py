@@ -33,7 +33,7 @@ class AIcrowdWrapper:
             soundfile.write(self.predictions / name / f"{instrument}.wav", stems[instrument], rates[instrument])
 '''
 
-MODEL = '''
+MODEL = """
 import os, sys, time
 import numpy as np
 
@@ -50,7 +50,7 @@ class MySeparationModel:
         stems = {name: weight * mixture for name, weight in zip(STEMS, (0.1, 0.2, 0.3, 0.4))}
 {body}
         return stems, dict.fromkeys(stems, rate)
-'''
+"""
 
 BODIES = {
     "works": "",

@@ -83,7 +83,8 @@ def encode(path: Path, samples: np.ndarray, codec: str, rate: int = 44100) -> Pa
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.name != songs.MADE_BY)
 
 
 def test_a_song_becomes_a_folder_of_stems(separate: Run, tmp_path: Path) -> None:
@@ -212,16 +213,56 @@ def test_stems_in_a_folder_are_no_songs_of_it(separate: Run, tmp_path: Path) -> 
     assert files_in(tmp_path / "out") == ["one/vocals.wav"]
 
 
-def test_two_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
-    write(tmp_path / "a" / "song.wav", noise(5_000))
-    write(tmp_path / "b" / "song.wav", noise(5_000))
-    result = separate("a/song.wav", "b/song.wav", "--stems", "vocals")
-    assert result.code == 1
-    assert len(result.errors) == 1
-    assert "b/song.wav: a/song.wav has the same name" in result.errors[0]
-    assert separate("a/song.wav", "a/song.wav", "--stems", "vocals").code == 0, (
-        "the same file twice is one song"
-    )
+def test_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
+    for folder in ("cd1", "cd2"):
+        write(tmp_path / folder / "01.wav", noise(5_000))
+    write(tmp_path / "cd1" / "02.flac", noise(5_000))
+    write(tmp_path / "cd1" / "02.wav", noise(5_000))
+    assert separate("cd1", "cd2", "cd1/01.wav", "--stems", "vocals").code == 0
+    assert files_in(tmp_path / "out") == [
+        "cd1 - 01/vocals.wav", "cd1 - 02 (flac)/vocals.wav", "cd1 - 02 (wav)/vocals.wav", "cd2 - 01/vocals.wav",
+    ]  # fmt: skip
+
+
+def test_a_mixture_is_called_like_its_folder_from_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "My Song" / "mixture.wav", noise(100))
+    (tmp_path / "My Song" / "sub").mkdir()
+    for place, name in (("My Song", "mixture.wav"), ("My Song/sub", "../mixture.wav"), (".", "My Song")):
+        monkeypatch.chdir(tmp_path / place)
+        assert [song.name for song in songs.collect([name], Path("out")).songs] == ["My Song"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (["--duration", "0.05"], [], "duration 0.05, not None"),
+        ([], ["--start", "0.05"], "start 0.0, not 0.05"),
+        (["--format", "wav24"], [], "format wav24, not wav16"),
+    ],
+)
+def test_stems_made_otherwise_are_not_taken_for_these(
+    separate: Run, tmp_path: Path, first: list[str], then: list[str], message: str
+) -> None:
+    write(tmp_path / "song.wav", noise(9_000))
+    separate("song.wav", "--stems", "vocals", *first)
+    before = (tmp_path / "out" / "song" / "vocals.wav").read_bytes()
+    result = separate("song.wav", "--stems", "vocals", *then)
+    assert result.code == 2
+    assert f"out/song holds stems made otherwise ({message}); --overwrite replaces them" in result.errors[0]
+    assert (tmp_path / "out" / "song" / "vocals.wav").read_bytes() == before
+    assert separate("song.wav", "--stems", "vocals", *then, "--overwrite").code == 0
+    assert separate("song.wav", "--stems", "vocals", *then).code == 0
+
+
+def test_another_song_of_the_same_name_is_not_taken_for_done(separate: Run, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 2)):
+        write(tmp_path / folder / "song.wav", noise(5_000, seed=seed))
+    assert separate("a/song.wav", "--stems", "vocals").code == 0
+    result = separate("b/song.wav", "--stems", "vocals")
+    assert result.code == 2
+    assert "another file, or an older version of this one" in result.errors[0]
 
 
 def test_one_bad_song_does_not_stop_the_rest(separate: Run, tmp_path: Path) -> None:
@@ -275,10 +316,11 @@ def spoilt(folder: Path, what: str) -> Path:
         ("one sample", "one sample"),
         ("three channels", "3 channels"),
         ("a folder of nothing", "no sound files in this folder"),
+        ("an empty name", "a song's name is empty"),
     ],
 )
 def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: str, message: str) -> None:
-    result = separate(spoilt(tmp_path, what))
+    result = separate("" if what == "an empty name" else spoilt(tmp_path, what))
     assert result.code == 2
     assert len(result.errors) == 1
     assert message in result.errors[0]
@@ -289,6 +331,7 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
     ("arguments", "message"),
     [
         (["--stems", "guitar"], "no stem 'guitar'"),
+        (["--stems", "Vocals"], "did you mean 'vocals'?"),
         (["--stems", ","], "no stem asked for"),
         (["--ensemble", "nope"], "no ensemble 'nope'"),
         (["--ensemble", "nope.yaml"], "cannot read the ensemble"),

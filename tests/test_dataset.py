@@ -194,7 +194,6 @@ def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
     sf.write(moved.files["vocals"], samples, RATE)
     assert fingerprint(moved) != before
 
-    sf.write(moved.files["vocals"], samples ^ 0, RATE)
     swapped = find_tracks(shutil.copytree(tmp_path / "song", tmp_path / "swapped"))[0]
     (tmp_path / "swapped" / "bass.wav").rename(tmp_path / "x")
     (tmp_path / "swapped" / "drums.wav").rename(tmp_path / "swapped" / "bass.wav")
@@ -218,7 +217,6 @@ def test_songs_are_handed_out_as_wav(tmp_path: Path) -> None:
 def test_musdb18_files(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     shutil.copy(stem_file(), tmp_path / "test" / "Ünï cödé.stem.mp4")
-    sf.write(tmp_path / "one.wav", noise(3000), RATE)
     (track,) = find_tracks(tmp_path)
     assert (track.name, track.lossy, track.split, track.rate, track.channels) == (
         "Ünï cödé",

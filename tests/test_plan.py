@@ -263,7 +263,7 @@ def test_stems_are_checked() -> None:
     loaded = plan_file.load("htdemucs")
     assert loaded.check_stems(None) == ("bass", "drums", "other", "vocals")
     assert loaded.check_stems(["vocals", "vocals", "accompaniment"]) == ("vocals", "accompaniment")
-    with pytest.raises(PlanError, match="no stem 'guitar' in htdemucs; there are bass, drums, other, vocals"):
+    with pytest.raises(PlanError, match="no stem 'guitar' here; there are bass, drums, other, vocals"):
         loaded.check_stems(["guitar"])
     with pytest.raises(PlanError, match="no stem asked for"):
         loaded.check_stems([])

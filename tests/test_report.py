@@ -26,11 +26,22 @@ from kmdx.errors import AudioError
 STEMS = report.STEMS
 RATE = 44100
 NASTY = "<b>R&D</b> \"quoted\" 'n' </script><script>document.title='owned'</script> – Ärger #1 100%"
-FIRST = ["Arise", "Buitraker", "Moth House", "Detsky Sad", "Enda Reilly", "Girls Under Glass", "Little Tybee", "PR"]
+FIRST = [
+    "Arise",
+    "Buitraker",
+    "Moth House",
+    "Detsky Sad",
+    "Enda Reilly",
+    "Girls Under Glass",
+    "Little Tybee",
+    "PR",
+]
 SECOND = ["Revo X", "Cur Alors Les Gars", "Night Owl", "Walkie Talkie", "Zeno", "Signs", "The Wind", "Oh No"]
 
 
-def fake_song(name: str, rng: np.random.Generator, duration: float = 240.0, skill: float = 0.0) -> dict[str, Any]:
+def fake_song(
+    name: str, rng: np.random.Generator, duration: float = 240.0, skill: float = 0.0
+) -> dict[str, Any]:
     """A scored song with curves like a real one's."""
     centres = dict(zip(STEMS, (9.6, 9.2, 6.6, 9.9), strict=True))
     scores = {stem: float(centres[stem] + skill + rng.normal(0, 1.6)) for stem in STEMS}
@@ -46,7 +57,9 @@ def fake_song(name: str, rng: np.random.Generator, duration: float = 240.0, skil
         reference = np.clip(level * shape, 0, 100).astype(int)
         estimate = np.clip(reference + rng.normal(0, 3, 300), 0, 100).astype(int)
         envelopes[stem] = {"reference": reference.tolist(), "estimate": estimate.tolist()}
-    medians = {stem: float(np.median([x for x in values if x is not None])) for stem, values in frames.items()}
+    medians = {
+        stem: float(np.median([x for x in values if x is not None])) for stem, values in frames.items()
+    }
     factor = float(rng.uniform(0.6, 1.1))
     return {
         "song": name, "status": "ok", "reason": None, "duration": duration, "seconds": factor * duration,
@@ -114,11 +127,17 @@ def fake_results(songs: list[dict[str, Any]], warnings: tuple[str, ...] = ()) ->
 def fifty(seed: int = 0) -> dict[str, Any]:
     """Fifty songs of four minutes, with everything remarkable among them."""
     rng = np.random.default_rng(seed)
-    songs = [fake_song(f"{one} - {two}", rng, skill=rng.normal(0, 1.2)) for one in FIRST for two in SECOND][:50]
+    songs = [fake_song(f"{one} - {two}", rng, skill=rng.normal(0, 1.2)) for one in FIRST for two in SECOND][
+        :50
+    ]
     songs[3]["song"] = NASTY
     songs[5]["song"] = "Speak Softly - " + "a name that goes on and on, " * 5 + "and on"
     songs[7] |= {"over_time": True, "real_time_factor": 1.83, "seconds": 439.2}
-    songs[9] |= {"over_memory": True, "peak_memory": int(17.2e9), "warnings": ["other.wav: 12 samples clipped at ±1"]}
+    songs[9] |= {
+        "over_memory": True,
+        "peak_memory": int(17.2e9),
+        "warnings": ["other.wav: 12 samples clipped at ±1"],
+    }
     songs[11] |= {
         "silent_references": ["vocals"],
         "museval_sdr": {**songs[11]["museval_sdr"], "vocals": None},
@@ -126,8 +145,12 @@ def fifty(seed: int = 0) -> dict[str, Any]:
         "global_sdr": {**songs[11]["global_sdr"], "vocals": -31.37},
     }
     reason = "killed after 376.8 s, the limit of 1.57 × 240.0 s (drums.wav and vocals.wav were not written)"
-    songs[13] = failed_song(songs[13]["song"], reason, duration=240.0, seconds=376.8, real_time_factor=1.57, over_time=True)
-    songs[17] = failed_song(songs[17]["song"], "RuntimeError: <shape> & </td> of bass: (10, 2), expected (20, 2)")
+    songs[13] = failed_song(
+        songs[13]["song"], reason, duration=240.0, seconds=376.8, real_time_factor=1.57, over_time=True
+    )
+    songs[17] = failed_song(
+        songs[17]["song"], "RuntimeError: <shape> & </td> of bass: (10, 2), expected (20, 2)"
+    )
     return fake_results(
         songs,
         warnings=(
@@ -240,7 +263,13 @@ def test_no_song_and_one_song(number: int) -> None:
     text = Text(report.page(results)).text
     assert ("No song was scored" in text) == (number == 0)
     empty = fake_results([])
-    empty["run"] |= {"network": None, "load_seconds": None, "git_commit": None, "plan_sha256": None, "weights": []}
+    empty["run"] |= {
+        "network": None,
+        "load_seconds": None,
+        "git_commit": None,
+        "plan_sha256": None,
+        "weights": [],
+    }
     assert "No songs yet." in Text(report.page(empty)).text
 
 
@@ -252,7 +281,8 @@ def test_results_are_left_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "limit", "shown"), [(6.5e9, 16 * 10**9, "6.50 of 16 GB"), (8 * 2**30, 16 * 2**30, "8.00 of 16 GiB")]
+    ("count", "limit", "shown"),
+    [(6.5e9, 16 * 10**9, "6.50 of 16 GB"), (8 * 2**30, 16 * 2**30, "8.00 of 16 GiB")],
 )
 def test_memory_is_given_in_the_limits_unit(count: float, limit: int, shown: str) -> None:
     results = fake_results([])
@@ -269,7 +299,9 @@ def pixels(png: bytes) -> np.ndarray:
     while start < len(png):
         (length,) = struct.unpack(">I", png[start : start + 4])
         kind, body = png[start + 4 : start + 8], png[start + 8 : start + 8 + length]
-        assert struct.unpack(">I", png[start + 8 + length : start + 12 + length])[0] == zlib.crc32(kind + body)
+        assert struct.unpack(">I", png[start + 8 + length : start + 12 + length])[0] == zlib.crc32(
+            kind + body
+        )
         packed += body if kind == b"IDAT" else b""
         start += 12 + length
     return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(height, width + 1)[:, 1:]
@@ -339,7 +371,10 @@ def test_media_of_kept_stems(tmp_path: Path) -> None:
         "reference": f"../data%20%231/{quoted}/bass.wav",
     }
     assert kept["media"]["drums"]["picture"] is None
-    assert kept["media"]["vocals"] == {**dict.fromkeys(("picture", "reference")), "estimate": f"predictions/{quoted}/vocals.wav"}
+    assert kept["media"]["vocals"] == {
+        **dict.fromkeys(("picture", "reference")),
+        "estimate": f"predictions/{quoted}/vocals.wav",
+    }
 
     picture = run / "media" / song / "bass.png"
     drawn = picture.stat().st_mtime_ns
@@ -378,7 +413,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture()
+@pytest.fixture
 def page(browser: Any, run: Path) -> Iterator[Any]:
     """The page of the run, watched: it must not complain and must not ask for anything elsewhere."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -386,7 +421,9 @@ def page(browser: Any, run: Path) -> Iterator[Any]:
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(f"{request.url}: {request.failure}"))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
+    page.on(
+        "request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url)
+    )
     page.goto((run / "report.html").as_uri())
     yield page
     page.close()

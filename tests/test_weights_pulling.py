@@ -26,7 +26,7 @@ from demucs.htdemucs import HTDemucs
 from onnx import helper, numpy_helper
 
 from kmdx import weights
-from kmdx.errors import DownloadError
+from kmdx.errors import DownloadError, WeightsError
 from kmdx.weights import Weight, download, drive
 from kmdx.weights.records import records
 from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
@@ -214,7 +214,16 @@ def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_p
     assert f"{gone.url}: HTTP 404" in message
     assert f"{nobody.url}: no connection" in message
     assert "\n" not in message
-    assert [entry.name for entry in tmp_path.iterdir()] == [".partial"]
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_asked_for(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="the models folder .* cannot be written to"):
+        weights.pull(published, tmp_path / "file" / "models")
+    assert server.asked == []
 
 
 def test_a_full_disk_is_said_before_the_download(

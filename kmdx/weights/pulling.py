@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kmdx.errors import DownloadError
+from kmdx.errors import DownloadError, WeightsError
 from kmdx.weights import direct, drive, hub, npm
 from kmdx.weights.download import Progress, reason
 from kmdx.weights.fetched import Fetched
@@ -55,6 +56,8 @@ def pull(
 
     Raises
     ------
+    WeightsError
+        If the models folder cannot be written to.
     DownloadError
         If no source could deliver; the message gives each one's reason.
     """
@@ -65,6 +68,7 @@ def pull(
         return present.path
     if not weight.sources:
         raise DownloadError(f"{weight.name} is no published weight: nothing says where to pull it from")
+    _check_writable(folder)
     workspace = folder / ".partial" / weight.name
     failures = []
     for source in weight.sources:
@@ -79,7 +83,28 @@ def pull(
         _remove(workspace)
         report(f"{weight.name}: {path} (sha256 {fetched.sha256})")
         return path
-    raise DownloadError(f"{weight.name} could not be pulled: {'; '.join(failures)}")
+    _remove_empty(workspace)
+    raise DownloadError(
+        f"{weight.name} could not be pulled: {'; '.join(failures)}; a file that you have may be put into "
+        f"{folder} as {weight.sources[0].file}"
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise before anything is asked for if the models folder cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WeightsError(f"the models folder {folder} cannot be written to: {error.strerror}") from error
+
+
+def _remove_empty(workspace: Path) -> None:
+    """Remove the folders of sources that delivered nothing; what was begun stays, to go on from."""
+    for place in (*workspace.glob("*"), workspace, workspace.parent):
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 def _fetch(weight: Weight, source: Source, workspace: Path, progress: Progress | None) -> Fetched:

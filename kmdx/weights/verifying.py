@@ -76,6 +76,12 @@ def status(weight: Weight, folder: Path | None = None) -> Status:
 def _status_of_unknown(weight: Weight, found: Found, checkpoint: Checkpoint) -> Status:
     if checkpoint.state and weight.state_sha256 and state_sha256(checkpoint.state) == weight.state_sha256:
         return _status(weight, found, "known tensors, intact", known=True, intact=True)
+    other = _owner_of(checkpoint)
+    if other is not None:
+        message = (
+            f"mismatch: by {found.how} it plays {weight.name}, but its tensors are those of {other.name}"
+        )
+        return _status(weight, found, message, intact=True, mismatch=True)
     tuned_for = checkpoint.tuned_for
     if weight.tuned_for and tuned_for and tuned_for != weight.tuned_for:
         return _status(
@@ -87,6 +93,12 @@ def _status_of_unknown(weight: Weight, found: Found, checkpoint: Checkpoint) -> 
         )
     evidence = f", tuned for {tuned_for} as it says itself" if tuned_for else ""
     return _status(weight, found, f"unknown content, readable; role by {found.how}{evidence}", intact=True)
+
+
+def _owner_of(checkpoint: Checkpoint) -> Weight | None:
+    """The weight whose tensors a checkpoint holds, where they are known."""
+    known = {weight.state_sha256: weight for weight in registry().values() if weight.state_sha256}
+    return known.get(state_sha256(checkpoint.state)) if checkpoint.state else None
 
 
 def _status_by_record(weight: Weight, found: Found, record: Record) -> Status:
