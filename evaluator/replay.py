@@ -76,6 +76,8 @@ def replay(
         If the submission cannot be made.
     """
     predictions = store.folder / "predictions"
+    for left_over in store.folder.glob(".work-*"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     # Songs lie here one at a time and without their stems: the submission sees what the server shows.
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=store.folder))
     try:

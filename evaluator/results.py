@@ -35,16 +35,20 @@ def describe_weights(plan: Plan) -> list[dict[str, Any]]:
     WeightsError
         If one is missing.
     """
-    described = {}
-    for use in plan.networks.values():
-        found = weights.find(use.weight)
-        described[use.weight.name] = {
-            "name": use.weight.name,
-            "file": found.path.name,
-            "sha256": weights.file_sha256(found.path),
-            "known": found.known,
-        }
-    return list(described.values())
+    needed = {use.weight.name: use.weight for use in plan.networks.values()}
+    described = []
+    for weight in needed.values():
+        path = weights.find(weight).path
+        (status,) = weights.verify(weights=[weight])
+        described.append(
+            {
+                "name": weight.name,
+                "file": path.name,
+                "sha256": weights.file_sha256(path),
+                "known": status.known,
+            }
+        )
+    return described
 
 
 def describe_run(
@@ -200,21 +204,25 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
         lines.append(f"weights of unknown content: {', '.join(unknown)}")
     silent = [record["song"] for record in records if record.get("silent_references")]
     if silent:
-        lines.append(f"a true stem is silent in {len(silent)} songs: {_few(silent)}")
+        lines.append(f"a true stem is silent in {_count(silent)}: {_few(silent)}")
     for key, what in (("over_time", "time"), ("over_memory", "memory")):
         over = [record["song"] for record in records if record[key]]
         if over:
             lines.append(
-                f"{len(over)} songs over the {what} limit, with which the challenge fails: {_few(over)}"
+                f"{_count(over)} over the {what} limit, with which the challenge fails: {_few(over)}"
             )
     failed = [record["song"] for record in records if record["status"] != "ok"]
     if failed:
-        lines.append(f"{len(failed)} songs failed and count in no mean: {_few(failed)}")
+        lines.append(f"{_count(failed)} failed, counted in no mean: {_few(failed)}")
     if len(records) < run["data"]["songs"]:
         lines.append(f"unfinished: {len(records)} of {run['data']['songs']} songs")
     if run["network"] is not None and run["network"] != "cut":
         lines.append(f"the submission could reach the network: {run['network']}")
     return lines
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} song{'s' if len(names) > 1 else ''}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,0 +1,331 @@
+"""The evaluator as a whole: the command, its run folder, what it survives and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import submissions
+from conftest import noise
+
+from evaluator import command
+from evaluator.metrics import global_sdr
+
+ROOT = Path(__file__).parents[1]
+STEMS = ("bass", "drums", "other", "vocals")
+NAMES = ("A – één", "b & <b>", "c")
+
+
+class Result(NamedTuple):
+    """What a run of the command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three songs of a second in MUSDB18-HQ's layout, the second with a silent stem."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(NAMES):
+        song = folder / "test" / name
+        song.mkdir(parents=True)
+        stems = {stem: noise(44_100 + 100 * seed, seed=10 * seed + index) for index, stem in enumerate(STEMS)}
+        if seed == 1:
+            stems["bass"][:] = 0
+        stems = {stem: np.round(samples * 32767) / 32768 for stem, samples in stems.items()}
+        for stem, samples in {**stems, "mixture": sum(stems.values())}.items():
+            soundfile.write(song / f"{stem}.wav", samples, 44100)
+    return folder
+
+
+@pytest.fixture
+def evaluate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> Callable[..., Result]:
+    """Run the command in this process into ``tmp_path / "run"``, with a submission that does one thing."""
+
+    def evaluate(*options: object, what: str = "works", output: Path = tmp_path / "run") -> Result:
+        folder = tmp_path / what
+        if not folder.exists():
+            submissions.write(folder, what)
+        arguments = [data, "-o", output, "--submission", folder, "--time-limit-factor", 60, *options]
+        monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *map(str, arguments)])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(code, captured.out, captured.err)
+
+    return evaluate
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text("utf-8"))
+
+
+def scores(run: Path) -> list[dict[str, Any]]:
+    """Songs' records without what differs from run to run: times and peaks."""
+    keys = (
+        "song",
+        "status",
+        "reason",
+        "global_sdr",
+        "song_sdr",
+        "museval_sdr",
+        "museval_frames",
+        "envelopes",
+    )
+    return [{key: record.get(key) for key in keys} for record in results(run)["songs"]]
+
+
+def test_any_entrants_folder_is_scored_unchanged(evaluate, data: Path, tmp_path: Path) -> None:
+    result = evaluate("--keep-stems")
+    run = tmp_path / "run"
+    assert result.code == 0, result.err
+    content = results(run)
+    assert [record["song"] for record in content["songs"]] == list(NAMES)
+    for record in content["songs"]:
+        for stem, weight in zip(STEMS, (0.1, 0.2, 0.3, 0.4), strict=True):
+            truth, mixture = (
+                soundfile.read(data / "test" / record["song"] / f"{name}.wav")[0]
+                for name in (stem, "mixture")
+            )
+            kept = soundfile.read(run / "predictions" / record["song"] / f"{stem}.wav")[0]
+            assert np.abs(kept - weight * mixture).max() <= 1 / 32768
+            assert record["global_sdr"][stem] == pytest.approx(global_sdr(truth, kept), abs=1e-4)
+        assert record["song_sdr"] == pytest.approx(np.mean(list(record["global_sdr"].values())))
+        assert record["real_time_factor"] == pytest.approx(record["seconds"] / record["duration"])
+        assert record["peak_memory"] > 10**7
+    means = content["summary"]["global_sdr"]
+    assert means["mean over songs"]["song"] == pytest.approx(
+        np.mean([r["song_sdr"] for r in content["songs"]])
+    )
+    assert means["median over songs"]["vocals"] == pytest.approx(
+        np.median([r["global_sdr"]["vocals"] for r in content["songs"]])
+    )
+    assert content["songs"][1]["silent_references"] == ["bass"]
+    assert any("silent" in warning for warning in content["warnings"])
+    assert any("3 songs" in warning and "50" in warning for warning in content["warnings"])
+    assert content["run"]["ensemble"] == "works"
+    with (run / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["song"] for row in rows] == list(NAMES)
+    assert float(rows[2]["global_sdr vocals"]) == content["songs"][2]["global_sdr"]["vocals"]
+    page = (run / "report.html").read_text("utf-8")
+    assert "b & <b>" not in page
+    assert "global SDR, mean over songs" in result.out
+    assert not list(run.glob(".work-*"))
+    assert "made" in (run / "submission.log").read_text("utf-8")
+
+
+def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
+    assert evaluate().code == 0
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_the_submission_sees_one_mixture_and_no_stems(evaluate, tmp_path: Path, monkeypatch) -> None:
+    spy = "import pathlib\nfor p in pathlib.Path(os.environ['AICROWD_DATASET_DIR']).rglob('*'): print('sees', p.name)"
+    monkeypatch.setitem(submissions.BODIES, "looks around", spy)
+    assert evaluate(what="looks around").code == 0
+    seen = [
+        line
+        for line in (tmp_path / "run" / "submission.log").read_text("utf-8").splitlines()
+        if "sees" in line
+    ]
+    assert seen == [f"sees {name}" for song in NAMES for name in (song, "mixture.wav")]
+
+
+@pytest.mark.parametrize("what", ["raises", "returns NaN", "returns three stems", "crashes"])
+def test_songs_that_fail_are_recorded_and_the_run_goes_on(evaluate, tmp_path: Path, what: str) -> None:
+    result = evaluate(what=what)
+    assert result.code == 1
+    content = results(tmp_path / "run")
+    assert [record["status"] for record in content["songs"]] == ["failed"] * 3
+    assert all(record["reason"] for record in content["songs"])
+    assert content["summary"]["scored"] == 0
+    assert content["summary"]["global_sdr"]["mean over songs"]["song"] is None
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_strict_ends_as_the_challenge_would(evaluate, tmp_path: Path) -> None:
+    result = evaluate("--strict", what="fails at its second song")
+    assert result.code == 1
+    assert f"{NAMES[1]}: AssertionError: no second song; the challenge would have ended here" in result.err
+    content = results(tmp_path / "run")
+    assert [record["status"] for record in content["songs"]] == ["ok", "failed"]
+    assert content["run"]["enforced"] is True
+    assert any("unfinished: 2 of 3 songs" in warning for warning in content["warnings"])
+
+
+def test_enforced_limits_end_a_run_in_time(evaluate, tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = evaluate(
+        "--enforce-limits", "--time-limit-factor", "1", "--tracks", "c", what="loops in native code"
+    )
+    assert result.code == 1
+    assert time.monotonic() - began < 20
+    (record,) = results(tmp_path / "run")["songs"]
+    assert record["reason"].startswith("time limit: more than 1 ×")
+    assert record["over_time"] is True
+
+
+def test_limits_that_are_not_enforced_are_reported(evaluate, tmp_path: Path) -> None:
+    assert evaluate("--time-limit-factor", "0.001", "--memory-limit", "10MB").code == 0
+    content = results(tmp_path / "run")
+    assert all(record["over_time"] and record["over_memory"] for record in content["songs"])
+    assert any("3 songs over the time limit" in warning for warning in content["warnings"])
+    assert any("3 songs over the memory limit" in warning for warning in content["warnings"])
+
+
+def test_a_finished_run_is_not_done_again(evaluate, tmp_path: Path) -> None:
+    evaluate()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "songs").iterdir()}
+    first = scores(tmp_path / "run")
+    assert evaluate().code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "songs").iterdir()} == before
+    assert scores(tmp_path / "run") == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--time-limit-factor", "2"], "time_limit_factor was 60.0, is 2.0"),
+        (["--memory-limit", "8GB"], "memory_limit was 16000000000, is 8000000000"),
+        (["--enforce-limits"], "enforced was False, is True"),
+        (["--tracks", "c"], "songs.A"),
+    ],
+)
+def test_other_settings_do_not_mix_into_a_run(
+    evaluate, tmp_path: Path, options: list[str], message: str
+) -> None:
+    evaluate()
+    result = evaluate(*options)
+    assert result.code == 2
+    assert "holds another run" in result.err
+    assert message in result.err
+
+
+def test_other_code_and_other_data_do_not_mix_into_a_run(evaluate, data: Path, tmp_path: Path) -> None:
+    evaluate()
+    config = tmp_path / "works" / "my_submission" / "user_config.py"
+    original = config.read_text("utf-8")
+    config.write_text(original + "\n# changed\n", "utf-8")
+    assert "submission_sha256 was" in evaluate().err
+    config.write_text(original, "utf-8")
+    path = data / "test" / "c" / "vocals.wav"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+        assert "songs.c was" in evaluate().err
+    finally:
+        path.write_bytes(content)
+    assert evaluate().code == 0
+
+
+def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    result = evaluate()
+    assert result.code == 2
+    assert "holds other things (thesis.tex, …) and no run" in result.err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory-limit", "lots"], "expected a size such as 16GB"),
+        (["--time-limit-factor", "0"], "expected more than 0"),
+        (["--tracks", "nothing*"], "nothing*"),
+        (["--ensemble", "htdemucs"], "has no ENSEMBLE"),
+    ],
+)
+def test_mistakes_are_one_line(evaluate, options: list[str], message: str) -> None:
+    result = evaluate(*options)
+    assert result.code == 2
+    errors = [line for line in result.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_this_packages_own_submission_with_any_ensemble(
+    leaderboard: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = [data, "-o", tmp_path / "run", "--ensemble", leaderboard, "--device", "cpu", "--tracks", "c"]
+    monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert not stop.value.code, capsys.readouterr().err
+    content = results(tmp_path / "run")
+    run = content["run"]
+    assert run["ensemble"] == "tiny"
+    assert len(run["weights"]) == 10
+    assert all(len(weight["sha256"]) == 64 and not weight["known"] for weight in run["weights"])
+    assert any("weights of unknown content" in warning for warning in content["warnings"])
+    assert run["device"] == "cpu"
+    assert run["versions"]["torch"]
+    assert content["songs"][0]["status"] == "ok"
+
+
+SLOW = "time.sleep(0.15)"
+
+
+def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(submissions.BODIES, "is slow", SLOW)
+    submission = submissions.write(tmp_path / "submission", "is slow")
+
+    def start(run: str) -> subprocess.Popen[str]:
+        arguments = [data, "-o", tmp_path / run, "--submission", submission, "--time-limit-factor", "60"]
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    whole = start("whole")
+    began = time.monotonic()
+    assert whole.wait(120) == 0
+    takes = time.monotonic() - began
+    whole.stderr.close()
+
+    moments = random.Random(7)
+    for _ in range(10):
+        process = start("killed")
+        time.sleep(moments.uniform(0.3, 1.0) * takes)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        for path in (tmp_path / "killed" / "songs").glob("*.json"):
+            json.loads(path.read_text("utf-8"))
+    last = start("killed")
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
+    assert [record["song"] for record in results(tmp_path / "killed")["songs"]] == list(NAMES)
+    assert not list((tmp_path / "killed").glob(".work-*"))
+
+
+def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:
+    from evaluator.store import Store
+
+    evaluate()
+    with Store(tmp_path / "run").locked():
+        result = evaluate()
+    assert result.code == 2
+    assert "another process is writing to" in result.err
