@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import drawing, plan, plan_file, weights
+from kmdx import drawing, picture, plan, plan_file, weights
 from kmdx.errors import KmdxError, KmdxWarning
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def ensembles_show(
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
         try:
-            svg.write_text(drawing.svg(loaded, wanted), "utf-8")
+            svg.write_text(picture.svg(loaded, wanted), "utf-8")
         except OSError as error:
             raise KmdxError(f"{svg} cannot be written: {error.strerror}") from error
         out.print(f"drawn: {escape(str(svg))}")
