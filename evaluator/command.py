@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +16,17 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from evaluator import dataset, report, results
 from evaluator.dataset import STEMS, Track
-from evaluator.process import Limits, Submission
+from evaluator.process import Limits, Submission, check_submission
 from evaluator.replay import Record, Stopped, replay
+from evaluator.scorer import Scorer
 from evaluator.store import Store
+from evaluator.survey import survey
 from kmdx import plan_file
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
@@ -34,7 +37,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB
 logger = logging.getLogger("evaluator")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def main() -> None:
@@ -44,9 +47,6 @@ def main() -> None:
     except KmdxError as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where this one ended")
-        sys.exit(130)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,44 +80,68 @@ def evaluate(
     songs, are on disk as soon as they are known. Exit code: 0 when every song was scored, 1 when some
     failed, 2 for a mistake.
     """
-    if time_limit_factor <= 0:
-        raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected more than 0")
+    if not 0 < time_limit_factor < math.inf:
+        raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     submission = submission.resolve()
+    check_submission(submission)
+    if ensemble is not None and Path(ensemble).is_file():
+        ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
     plan = _plan(submission, ensemble)
+    songs = dataset.find_tracks(data, split, tracks)
     store = Store(output)
-    with store.locked():
-        _log_to(store.folder / "evaluation.log", verbose)
-        songs = dataset.find_tracks(data, split, tracks)
-        run = results.describe_run(
-            submission=submission,
-            plan=plan,
-            used_weights=results.describe_weights(plan) if plan else [],
-            device=_device(plan, device),
-            limits=limits,
-            data=data,
-            split=split if (data / split).is_dir() else None,
-            tracks=songs,
-            data_warnings=_check(songs),
-        )
-        store.begin(results.identity(run, songs))
+    try:
+        with store.locked():
+            _log_to(store.folder / "evaluation.log", verbose)
+            with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
+                found = survey(songs, store.folder)
+                code, used_weights = (
+                    (results.code_digest(submission), results.describe_weights(plan))
+                    if plan
+                    else results.describe_foreign(submission)
+                )
+            for warning in [*found.warnings, *(f"{song}: {why}" for song, why in found.unusable.items())]:
+                logger.warning("%s", warning)
+            if len(found.unusable) == len(songs):
+                song, why = next(iter(found.unusable.items()))
+                raise KmdxError(f"none of {len(songs)} songs can be scored; {song}: {why}")
+            run = results.describe_run(
+                submission=submission,
+                code=code,
+                plan=plan,
+                ensemble=ensemble,
+                used_weights=used_weights,
+                device=_device(plan, device),
+                limits=limits,
+                data=data,
+                split=split if (data / split).is_dir() else None,
+                tracks=songs,
+                data_warnings=found.warnings,
+            )
+            run["started"] = store.begin(results.identity(run, found.fingerprints))
 
-        def make(folder: Path, shared: Path) -> Submission:
-            log = store.folder / "submission.log"
-            return Submission(submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device)
+            def make(folder: Path, shared: Path) -> Submission:
+                log = store.folder / "submission.log"
+                return Submission(
+                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device
+                )
 
-        records: list[Record] = []
-        stopped: Stopped | None = None
-        with _scorer() as scorer, _meter(songs) as meter:
-            try:
-                for record in replay(songs, store, make, scorer, meter, strict=strict, keep_stems=keep_stems):
-                    records.append(record)
-            except Stopped as error:
-                stopped = error
-            finally:
-                content = results.summarize(run, plan, records)
-                results.write(content, store.folder)
-        page = _report(content, store.folder, songs)
+            records: list[Record] = []
+            stopped: Stopped | None = None
+            options: dict[str, Any] = {"strict": strict, "keep_stems": keep_stems, "unusable": found.unusable}
+            with Scorer() as scorer, _meter(songs) as meter:
+                try:
+                    for record in replay(songs, store, make, scorer, meter, **options):
+                        records.append(record)
+                except Stopped as error:
+                    stopped = error
+                finally:
+                    content = results.summarize(run, plan, records)
+                    results.write(content, store.folder)
+            page = _report(content, store.folder, songs)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one ended")
+        raise typer.Exit(130) from None
     _print(content, page)
     if stopped is not None:
         err.print(f"[bold red]strict:[/bold red] {escape(str(stopped))}")
@@ -168,31 +192,6 @@ def _device(plan: Plan | None, device: str | None) -> str:
     return f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
 
 
-def _check(songs: Sequence[Track]) -> list[str]:
-    """Check the data before any work; return what a reader of the scores must know.
-
-    Raises
-    ------
-    KmdxError
-        If a song cannot be scored.
-    """
-    problems = dataset.check(songs)
-    fatal = [problem for problem in problems if problem.fatal]
-    for problem in problems:
-        logger.log(logging.ERROR if problem.fatal else logging.WARNING, "%s", problem)
-    if fatal:
-        more = f" (and {len(fatal) - 1} more, see the log)" if len(fatal) > 1 else ""
-        raise KmdxError(f"{fatal[0]}{more}")
-    return [str(problem) for problem in problems]
-
-
-@contextmanager
-def _scorer() -> Iterator[ProcessPoolExecutor]:
-    """A process that scores, apart from this one and from the submission's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool
-
-
 def _log_to(path: Path, verbose: bool) -> None:
     """Log into a file, and with ``verbose`` to the terminal."""
     logger.setLevel(logging.INFO)
@@ -211,10 +210,14 @@ class _Bars:
 
     def __init__(self, bar: Progress, songs: Sequence[Track]) -> None:
         self.bar = bar
-        self.total = sum(track.duration for track in songs)
+        self.total = sum(track.duration for track in songs if track.rate)
         self.count = len(songs)
         self.number = 0
-        self.before = 0.0
+        self.before = 0.0  # seconds of audio in finished songs
+        self.current = 0.0  # and in this one
+        self.played = 0.0  # seconds of audio played by this process
+        self.took = 0.0  # and the seconds that they took
+        self.began: float | None = None
         self.whole = bar.add_task("songs", total=self.total, text=f"0 of {self.count}")
         self.one = bar.add_task("", total=None, text="", visible=False)
 
@@ -224,33 +227,55 @@ class _Bars:
         self.audio(0.0, track.duration)
 
     def audio(self, done: float, total: float) -> None:
+        self.current = done
         self.bar.update(self.one, completed=done, text=f"{done:.0f} of {total:.0f} s")
         self.bar.update(self.whole, completed=self.before + done)
 
     def finished(self, track: Track, record: Record) -> None:
+        if self.began is not None and record["seconds"] is not None:
+            self.played += track.duration
+            self.took += time.monotonic() - self.began
+        fresh, self.began, self.current = self.began is not None, None, 0.0
         self.number += 1
-        self.before += track.duration
+        self.before += track.duration if track.rate else 0.0
         self.bar.update(self.whole, completed=self.before, text=f"{self.number} of {self.count}")
         self.bar.update(self.one, visible=False)
-        if not self.bar.disable:
-            return
-        result = f"failed: {record['reason']}" if record["status"] != "ok" else f"{record['song_sdr']:.2f} dB"
-        err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result}"))
+        if fresh:
+            failed = record["status"] != "ok"
+            result = f"failed: {record['reason']}" if failed else f"{record['song_sdr']:.2f} dB"
+            left = f", {self.time_left()} left" if self.number < self.count else ""
+            audio = f"{record['duration']:.0f} s of audio{left}"
+            err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"))
+
+    def time_left(self) -> str:
+        """Hours, minutes and seconds until all songs are done, at the pace of those played so far."""
+        elapsed = time.monotonic() - self.began if self.began is not None else 0.0
+        played, took = self.played + self.current, self.took + (elapsed if self.current else 0.0)
+        if not played:
+            return "-:--:--"
+        pace = took / played
+        remaining = self.total - self.before
+        done = self.current or min(elapsed / pace, remaining)
+        return str(timedelta(seconds=round(pace * max(remaining - done, 0.0))))
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left until all songs are done, beside the bar of all songs."""
+
+    bars: _Bars | None = None
+
+    def render(self, task: Task) -> Text:
+        shown = self.bars is not None and task.id == self.bars.whole
+        return Text(f"{self.bars.time_left()} left" if self.bars and shown else "")
 
 
 @contextmanager
 def _meter(songs: Sequence[Track]) -> Iterator[_Bars]:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as bar:
-        yield _Bars(bar, songs)
+    left = _TimeLeft()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), left)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        left.bars = _Bars(bar, songs)
+        yield left.bars
 
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:

@@ -7,15 +7,15 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from evaluator import metrics
 from evaluator.dataset import STEMS, Track, as_wav
-from evaluator.process import Limits, Outcome, Submission
+from evaluator.process import Limits, Outcome, Submission, SubmissionError
+from evaluator.scorer import Scorer
 from evaluator.store import Store
 from kmdx.errors import KmdxError
 
@@ -45,9 +45,10 @@ def replay(
     tracks: Sequence[Track],
     store: Store,
     make: Callable[[Path, Path], Submission],
-    scorer: Executor,
+    scorer: Scorer,
     meter: Meter,
     *,
+    unusable: Mapping[str, str] | None = None,
     strict: bool = False,
     keep_stems: bool = False,
 ) -> Iterator[Record]:
@@ -60,18 +61,19 @@ def replay(
         Gets each record as soon as it is known.
     make : callable
         Makes the submission, given the data set's folder and the shared folder.
-    scorer : Executor
-        Runs the scoring; a pool of one process.
+    scorer : Scorer
     meter : Meter
+    unusable : mapping of str to str, optional
+        Songs whose data cannot be scored, and why; they fail without being played.
     strict : bool
-        End at the first failure, as the challenge does.
+        End at the first failure that the challenge would end at.
     keep_stems : bool
         Leave predictions in the run's ``predictions``; otherwise they are dropped once scored.
 
     Raises
     ------
     Stopped
-        In a strict run, at the first song that fails.
+        In a strict run, at the first song that the challenge would end at.
     SubmissionError
         If the submission cannot be made.
     """
@@ -89,8 +91,16 @@ def replay(
                 record = store.record(track.name)
                 if record is None:
                     meter.song(track)
-                    record = _play(track, submission, dataset, shared / "predictions", scorer, meter)
-                    record |= {"network": submission.network, "load_seconds": submission.load_seconds}
+                    reason = (unusable or {}).get(track.name)
+                    if reason is None:
+                        record = _play(track, submission, dataset, shared / "predictions", scorer, meter)
+                    else:
+                        record = _failed(track, f"its data: {reason}")
+                    record |= {
+                        "network": submission.network,
+                        "load_seconds": submission.load_seconds,
+                        "load_peak_memory": submission.load_peak_memory,
+                    }
                     if keep_stems and record["status"] == "ok":
                         _keep(shared / "predictions" / track.name, predictions / track.name)
                     store.add(record)
@@ -98,59 +108,81 @@ def replay(
                     logger.info("%s: %s", track.name, record["reason"] or f"{record['song_sdr']:.3f} dB")
                 meter.finished(track, record)
                 yield record
-                if strict and record["status"] != "ok":
+                if strict and record["ends_challenge"]:
                     raise Stopped(f"{track.name}: {record['reason']}; the challenge would have ended here")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _play(
-    track: Track, submission: Submission, dataset: Path, predictions: Path, scorer: Executor, meter: Meter
+    track: Track, submission: Submission, dataset: Path, predictions: Path, scorer: Scorer, meter: Meter
 ) -> Record:
     """Separate and score one song."""
     song = dataset / track.name
-    song.mkdir()
     try:
+        song.mkdir()
         mixture = as_wav(track, "mixture", song)
-        if mixture.parent != song or mixture.name != "mixture.wav":
+        if mixture != song / "mixture.wav":
             shutil.copyfile(mixture, song / "mixture.wav")
+    except (KmdxError, OSError) as error:
+        shutil.rmtree(song, ignore_errors=True)
+        return _failed(track, f"its data: {error}")
+    try:
         outcome = submission.separate(track.name, track.duration, meter.audio)
         record = _measured(track, outcome, submission.limits)
         if outcome.failure is None:
             references = {stem: as_wav(track, stem, song) for stem in STEMS}
             estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in STEMS}
-            try:
-                record |= _scored(
-                    scorer.submit(metrics.score_song, references, estimates).result(), record["warnings"]
-                )
-            except KmdxError as error:
-                record |= {"status": "failed", "reason": str(error)}
+            record |= _scored(scorer.score(references, estimates))
         return record
+    except SubmissionError:
+        raise
+    except KmdxError as error:
+        return record | {"status": "failed", "reason": str(error), "ends_challenge": True}
     finally:
         shutil.rmtree(song, ignore_errors=True)
+
+
+def _failed(track: Track, reason: str) -> Record:
+    """The record of a song that was not played."""
+    return {
+        "song": track.name,
+        "status": "failed",
+        "reason": reason,
+        "duration": track.duration if track.rate else 0.0,
+        "seconds": None,
+        "real_time_factor": None,
+        "peak_memory": None,
+        "peak_gpu_memory": None,
+        "over_time": False,
+        "over_memory": False,
+        "ends_challenge": False,
+        "warnings": [],
+    }
 
 
 def _measured(track: Track, outcome: Outcome, limits: Limits) -> Record:
     """The record of a song before it is scored."""
     factor = outcome.seconds / track.duration
     return {
-        "song": track.name,
+        **_failed(track, ""),
         "status": "ok" if outcome.failure is None else "failed",
         "reason": outcome.failure,
-        "duration": track.duration,
         "seconds": outcome.seconds,
         "real_time_factor": factor,
         "peak_memory": outcome.peak_memory,
         "peak_gpu_memory": outcome.peak_gpu_memory,
         "over_time": factor > limits.time_factor,
         "over_memory": outcome.peak_memory > limits.memory,
-        "warnings": [],
+        "ends_challenge": outcome.ends_challenge,
     }
 
 
-def _scored(score: metrics.SongScore, warnings: Sequence[str]) -> Record:
-    """What scoring adds to a record; JSON has no NaN, so it becomes null."""
+def _scored(score: metrics.SongScore) -> Record:
+    """What scoring adds to a record; JSON has no NaN and no infinity, so they become null."""
     frames = {stem: [_number(value) for value in values] for stem, values in score.museval_frames.items()}
+    perfect = [stem for stem, value in score.museval_sdr.items() if value == math.inf]
+    warnings = [f"museval SDR of {stem} is infinite: a perfect estimate" for stem in perfect]
     return {
         "global_sdr": dict(score.global_sdr),
         "song_sdr": statistics.fmean(score.global_sdr[stem] for stem in STEMS),

@@ -24,9 +24,9 @@ import yaml
 from markupsafe import Markup
 
 from evaluator import pictures
+from evaluator.dataset import STEMS
 from kmdx.errors import AudioError
 
-STEMS = ("bass", "drums", "other", "vocals")
 COLUMNS = ("song", *STEMS)
 """The columns of every table of SDR: the mean of the four stems, then the stems."""
 

@@ -11,11 +11,10 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from evaluator.dataset import STEMS, Track, fingerprint
+from evaluator.dataset import STEMS, Track
 from evaluator.process import Limits
 from evaluator.replay import Record
 from evaluator.store import write_json, write_text
@@ -23,8 +22,18 @@ from kmdx import weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
-MUSDB_SONGS = 50
 PRECISION = "float32"
+BIG = 10**6  # bytes
+IGNORED = {
+    ".git",
+    ".venv",
+    "venv",
+    "__pycache__",
+    "node_modules",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+}
 
 
 def describe_weights(plan: Plan) -> list[dict[str, Any]]:
@@ -51,10 +60,28 @@ def describe_weights(plan: Plan) -> list[dict[str, Any]]:
     return described
 
 
+def describe_foreign(submission: Path) -> tuple[str, list[dict[str, Any]]]:
+    """sha256 over all files of an entrant's folder, and its big files, which are weights as like as not."""
+    digest = hashlib.sha256()
+    big = []
+    for path in sorted(submission.rglob("*")):
+        inside = path.relative_to(submission)
+        if not path.is_file() or any(part in IGNORED or part.endswith(".egg-info") for part in inside.parts):
+            continue
+        content = weights.file_sha256(path)
+        digest.update(f"{inside.as_posix()} {content}\n".encode())
+        if path.stat().st_size >= BIG:
+            name = inside.as_posix()
+            big.append({"name": name, "file": name, "sha256": content, "known": False})
+    return digest.hexdigest(), big
+
+
 def describe_run(
     *,
     submission: Path,
+    code: str,
     plan: Plan | None,
+    ensemble: str | None,
     used_weights: Sequence[Mapping[str, Any]],
     device: str,
     limits: Limits,
@@ -68,7 +95,8 @@ def describe_run(
         "ensemble": plan.name if plan else submission.name,
         "title": plan.title if plan else f"the submission in {submission}",
         "submission": str(submission),
-        "submission_sha256": code_digest(submission),
+        "submission_sha256": code,
+        "ensemble_option": ensemble,
         "plan_sha256": plan.digest if plan else None,
         "weights": [dict(weight) for weight in used_weights],
         "versions": _versions(),
@@ -78,7 +106,6 @@ def describe_run(
         "device": device,
         "precision": PRECISION if plan else "the submission's own",
         "git_commit": _git_commit(submission),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "time_limit_factor": limits.time_factor,
         "memory_limit": limits.memory,
         "enforced": limits.enforced,
@@ -94,9 +121,12 @@ def describe_run(
 
 IDENTITY = (
     "ensemble",
+    "ensemble_option",
     "submission_sha256",
     "plan_sha256",
     "versions",
+    "python",
+    "cpu",
     "device",
     "precision",
     "time_limit_factor",
@@ -105,20 +135,21 @@ IDENTITY = (
 )
 
 
-def identity(run: Mapping[str, Any], tracks: Sequence[Track]) -> dict[str, Any]:
+def identity(run: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What must be the same for two sets of records to belong to one run."""
     return {
         **{key: run[key] for key in IDENTITY},
         "weights": {weight["name"]: weight["sha256"] for weight in run["weights"]},
-        "songs": {track.name: fingerprint(track) for track in tracks},
+        "songs": dict(fingerprints),
     }
 
 
 def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Record]) -> dict[str, Any]:
     """Put a run, its songs and their means together: the content of ``results.json``."""
     scored = [record for record in records if record["status"] == "ok"]
-    last = records[-1] if records else {}
-    whole = {**run, "network": last.get("network"), "load_seconds": last.get("load_seconds")}
+    loads = [record for record in records if record["seconds"] is not None]
+    last = loads[-1] if loads else {}
+    whole = {**run, **{key: last.get(key) for key in ("network", "load_seconds", "load_peak_memory")}}
     return {
         "run": whole,
         "summary": {
@@ -136,7 +167,7 @@ def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
                 ),
             },
             "real_time_factor": {
-                "mean": _reduce(statistics.fmean, [record["real_time_factor"] for record in records]),
+                "mean": _reduce(statistics.fmean, [record["real_time_factor"] for record in scored]),
                 "max": _reduce(max, [record["real_time_factor"] for record in records]),
             },
             "peak_memory": _reduce(max, [record["peak_memory"] for record in records]),
@@ -164,14 +195,15 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
             "peak_memory",
             "peak_gpu_memory",
         ]
-        + ["song_sdr"]
+        + ["over_time", "over_memory", "song_sdr"]
         + [f"{measure} {stem}" for measure in measures for stem in STEMS]
         + ["silent_references", "warnings"]
     )
     for record in results["songs"]:
         writer.writerow(
             [record[key] for key in ("song", "status", "reason", "duration", "seconds", "real_time_factor")]
-            + [record["peak_memory"], record["peak_gpu_memory"], record.get("song_sdr")]
+            + [record[key] for key in ("peak_memory", "peak_gpu_memory", "over_time", "over_memory")]
+            + [record.get("song_sdr")]
             + [record.get(measure, {}).get(stem) for measure in measures for stem in STEMS]
             + [" ".join(record.get("silent_references", [])), "; ".join(record["warnings"])]
         )
@@ -179,7 +211,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def code_digest(submission: Path) -> str:
-    """sha256 over the names and contents of a submission's Python files and plans."""
+    """sha256 over the names and contents of this package's Python files and plans."""
     digest = hashlib.sha256()
     places = [submission / "my_submission", submission / "kmdx"]
     files = [path for place in places if place.is_dir() for path in place.rglob("*")]

@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,12 @@ class Store:
         self.folder = folder
         self.songs = folder / "songs"
         try:
-            if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
-                others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-                if others:
-                    raise RunError(
-                        f"{folder} holds other things ({others[0]}, …) and no run; choose another --output"
-                    )
+            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            others = [name for name in names if not _is_own(name)]
+            if others and "run.json" not in names:
+                raise RunError(
+                    f"{folder} holds other things ({others[0]}, …) and no run; choose another --output"
+                )
             self.songs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{folder} cannot be used for a run: {error.strerror}") from error
@@ -67,8 +68,10 @@ class Store:
         except Timeout as error:
             raise RunError(f"another process is writing to {self.folder}") from error
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
+    def begin(self, identity: Mapping[str, Any]) -> str:
         """Note what the run is made of, or check that it is still made of the same.
+
+        A run of which no song is done yet may become another one. Returns when it was begun, ISO 8601.
 
         Raises
         ------
@@ -77,16 +80,20 @@ class Store:
         """
         path = self.folder / "run.json"
         content = json.loads(json.dumps(identity))
-        if not path.exists():
-            write_json(path, content)
-            return
-        differences = list(_differences(read_json(path), content))
-        if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise RunError(
-                f"{self.folder} holds another run: {'; '.join(differences[:3])}{more}; "
-                "choose another --output, or delete that folder"
-            )
+        if path.exists() and any(self.songs.glob("*.json")):
+            old = read_json(path)
+            started = str(old.pop("started", ""))
+            differences = list(_differences(old, content))
+            if differences:
+                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+                raise RunError(
+                    f"{self.folder} holds another run: {'; '.join(differences[:3])}{more}; "
+                    "choose another --output, or delete that folder"
+                )
+            return started
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json(path, {"started": started, **content})
+        return started
 
     def record(self, song: str) -> dict[str, Any] | None:
         """Return a song's record, or ``None`` if it is not done."""
@@ -102,6 +109,18 @@ class Store:
         if len(name.encode()) > 255:  # what a file name may have
             name = f"{song[:40]} {hashlib.sha256(song.encode()).hexdigest()}.json"
         return self.songs / name
+
+
+OWN = ("songs", "media", "predictions", "evaluation.log", "submission.log", "checked.json", "run.json")
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name in a run's folder is the evaluator's own."""
+    return (
+        name in OWN
+        or name.startswith((".lock", ".work-", "report.", "results."))
+        or name.endswith(".partial")
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

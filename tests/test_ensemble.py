@@ -25,10 +25,7 @@ def plan(leaderboard: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def networks(plan: Plan) -> dict:
-    return {
-        name: load_network(use.weight, CPU, getattr(use.chunking, "segment", None))
-        for name, use in plan.networks.items()
-    }
+    return {name: load_network(use, plan.sample_rate, CPU) for name, use in plan.networks.items()}
 
 
 class Spy:

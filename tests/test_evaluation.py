@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import submissions
@@ -58,7 +60,9 @@ def evaluate(
 ) -> Callable[..., Result]:
     """Run the command in this process into ``tmp_path / "run"``, with a submission that does one thing."""
 
-    def evaluate(*options: object, what: str = "works", output: Path = tmp_path / "run") -> Result:
+    def evaluate(
+        *options: object, what: str = "works", output: Path = tmp_path / "run", data: Path = data
+    ) -> Result:
         folder = tmp_path / what
         if not folder.exists():
             submissions.write(folder, what)
@@ -252,7 +256,9 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
     ("options", "message"),
     [
         (["--memory-limit", "lots"], "expected a size such as 16GB"),
-        (["--time-limit-factor", "0"], "expected more than 0"),
+        (["--time-limit-factor", "0"], "expected a number above 0"),
+        (["--time-limit-factor", "inf"], "expected a number above 0"),
+        (["--submission", "/nowhere"], "holds no my_submission/aicrowd_wrapper.py"),
         (["--tracks", "nothing*"], "nothing*"),
         (["--ensemble", "htdemucs"], "has no ENSEMBLE"),
     ],
@@ -284,18 +290,29 @@ def test_this_packages_own_submission_with_any_ensemble(
     assert content["songs"][0]["status"] == "ok"
 
 
-SLOW = "time.sleep(0.15)"
+SLOW = "time.sleep(0.3)"
+
+
+def descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    songs = tmp_path / "data"
+    for number in range(6):
+        shutil.copytree(data / "test" / NAMES[number % 3], songs / f"song {number}")
+        if number >= 3:  # not the same content twice
+            for path in (songs / f"song {number}").iterdir():
+                samples, rate = soundfile.read(path)
+                soundfile.write(path, samples[: -100 * number], rate)
     monkeypatch.setitem(submissions.BODIES, "is slow", SLOW)
     submission = submissions.write(tmp_path / "submission", "is slow")
 
     def start(run: str) -> subprocess.Popen[str]:
-        arguments = [data, "-o", tmp_path / run, "--submission", submission, "--time-limit-factor", "60"]
+        arguments = [songs, "-o", tmp_path / run, "--submission", submission, "--time-limit-factor", "60"]
         return subprocess.Popen(
             [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     whole = start("whole")
@@ -305,20 +322,132 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
     whole.stderr.close()
 
     moments = random.Random(7)
+    done = []
     for _ in range(10):
         process = start("killed")
-        time.sleep(moments.uniform(0.3, 1.0) * takes)
-        os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(moments.random() * takes)
+        process.kill()
         process.wait()
         process.stderr.close()
-        for path in (tmp_path / "killed" / "songs").glob("*.json"):
+        kept = list((tmp_path / "killed").glob("songs/*.json"))
+        for path in kept:
             json.loads(path.read_text("utf-8"))
+        done.append(len(kept))
+    assert done == sorted(done), "a record was lost"
+    gone, alive = psutil.wait_procs(descendants(), timeout=10)
+    assert not alive, "a process outlived the evaluator"
     last = start("killed")
     _, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
     assert scores(tmp_path / "killed") == scores(tmp_path / "whole")
-    assert [record["song"] for record in results(tmp_path / "killed")["songs"]] == list(NAMES)
+    assert [record["song"] for record in results(tmp_path / "killed")["songs"]] == [
+        f"song {n}" for n in range(6)
+    ]
     assert not list((tmp_path / "killed").glob(".work-*"))
+
+
+def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    submission = submissions.write(tmp_path / "submission", "sleeps")
+    arguments = [data, "-o", tmp_path / "run", "--submission", submission]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "submission.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(descendants(), timeout=10)[1]
+
+
+def test_a_run_that_ended_before_it_began_can_be_started_again(evaluate, tmp_path: Path) -> None:
+    broken = submissions.write(tmp_path / "broken", "works", "raise ValueError('no weights')")
+    result = evaluate("--submission", broken)
+    assert result.code == 2
+    assert "ValueError: no weights" in result.err
+    assert evaluate().code == 0, "no song was done, so the folder may become another run"
+
+
+def test_songs_whose_data_are_bad_fail_and_the_others_are_scored(
+    evaluate, data: Path, tmp_path: Path
+) -> None:
+    songs = shutil.copytree(data, tmp_path / "bad data")
+    (songs / "test" / NAMES[0] / "bass.wav").unlink()
+    result = evaluate("--submission", submissions.write(tmp_path / "s", "works"), "--strict", data=songs)
+    assert result.code == 1
+    records = results(tmp_path / "run")["songs"]
+    assert [record["status"] for record in records] == ["failed", "ok", "ok"]
+    assert "bass" in records[0]["reason"]
+    for name in NAMES[1:]:
+        (songs / "test" / name / "mixture.wav").write_text("no sound")
+    result = evaluate(output=tmp_path / "other", data=songs)
+    assert result.code == 2
+    assert "none of 3 songs can be scored" in result.err
+
+
+def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path) -> None:
+    assert evaluate("--strict", what="returns NaN").code == 1
+    records = results(tmp_path / "run")["songs"]
+    assert [record["reason"] for record in records] == ["NaN in drums"] * 3
+
+
+def test_any_file_of_an_entrants_folder_counts(evaluate, tmp_path: Path) -> None:
+    folder = submissions.write(tmp_path / "works", "works")
+    (folder / "model.th").write_bytes(b"a" * 2_000_000)
+    evaluate()
+    (weight,) = results(tmp_path / "run")["run"]["weights"]
+    assert weight["name"] == "model.th"
+    assert not weight["known"]
+    (folder / "model.th").write_bytes(b"b" * 2_000_000)
+    assert "submission_sha256 was" in evaluate().err
+
+
+def test_data_are_read_once(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate()
+    monkeypatch.setattr("evaluator.dataset.check", lambda *_: pytest.fail("the data were checked again"))
+    assert evaluate().code == 0
+
+
+def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
+    from evaluator.scorer import Scorer
+
+    files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
+    with Scorer() as scorer:
+        first = scorer.score(files, files)
+        (process,) = scorer._pool._processes.values()
+        process.kill()
+        process.join()
+        assert scorer.score(files, files) == first
+
+
+def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.progress import Progress
+
+    from evaluator.dataset import Track
+
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abcd"]
+    bars = command._Bars(Progress(disable=True), tracks)
+    record = {"status": "failed", "reason": "x", "seconds": 1.0, "duration": 100.0}
+    bars.finished(tracks[0], record)
+    assert bars.time_left() == "-:--:--", "a song that was done before tells no pace"
+    bars.song(tracks[1])
+    now[0] = 50.0
+    assert bars.time_left() == "-:--:--"
+    now[0] = 200.0
+    bars.finished(tracks[1], record)
+    assert bars.time_left() == "0:06:40"
+    bars.song(tracks[2])
+    now[0] = 250.0
+    assert bars.time_left() == "0:05:50", "a song that tells nothing goes on at the same pace"
+    bars.audio(50.0, 100.0)
+    assert bars.time_left() == "0:04:10"
 
 
 def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Scores songs in a process apart from the evaluator's and from the submission's."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from evaluator.metrics import SongScore, score_song
+from evaluator.worker import die_with_parent
+from kmdx.errors import KmdxError
+
+
+class ScoringError(KmdxError):
+    """A song whose scoring did not come to an end."""
+
+
+class Scorer:
+    """One process that scores; use it with ``with``. It is started anew when the system killed it."""
+
+    def __init__(self) -> None:
+        self._pool = _pool()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def score(self, references: Mapping[str, Path], estimates: Mapping[str, Path]) -> SongScore:
+        """Score a song's files; see :func:`evaluator.metrics.score_song`.
+
+        Raises
+        ------
+        KmdxError
+            If a file is unusable, or the process was killed twice.
+        """
+        for _ in range(2):
+            try:
+                return self._pool.submit(score_song, references, estimates).result()
+            except BrokenProcessPool:
+                self._pool = _pool()
+        raise ScoringError("the scoring process was killed twice: the system may be short of memory")
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start)
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the evaluator, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
