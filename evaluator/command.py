@@ -281,7 +281,9 @@ def _meter(songs: Sequence[Track]) -> Iterator[_Bars]:
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
     """Write the page; references are played from the data set where they are files of their own."""
     references = {
-        track.name: {stem: track.files[stem] for stem in STEMS} for track in songs if not track.lossy
+        track.name: {stem: track.files[stem] for stem in STEMS}
+        for track in songs
+        if not track.lossy and set(STEMS) <= set(track.files)
     }
     predictions = folder / "predictions"
     return report.write(content, folder, predictions if predictions.is_dir() else None, references)
@@ -298,7 +300,7 @@ def _print(content: dict[str, Any], page: Path) -> None:
             table.add_row(f"{name}, {how}", *(_decibels(values[key]) for key in ("song", *STEMS)))
     out.print(table)
     factor, memory = summary["real_time_factor"], summary["peak_memory"]
-    if factor["max"] is not None:
+    if summary["scored"]:
         out.print(
             f"real-time factor: mean {factor['mean']:.2f}, worst {factor['max']:.2f} "
             f"(limit {run['time_limit_factor']:g}); peak host memory {memory / 1e9:.2f} GB "

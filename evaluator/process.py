@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -19,8 +20,10 @@ import psutil
 
 from kmdx.errors import KmdxError
 
-POLL = 0.02  # seconds between two looks at the memory
+LOOK = 0.1  # seconds between two looks at the memory and the clock
+PATIENCE = 10.0  # seconds for the guard to end all that was started
 WORKER = Path(__file__).with_name("worker.py")
+WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
 END = object()
 
 
@@ -63,13 +66,29 @@ class Outcome:
     peak_gpu_memory : int or None
         Bytes of GPU memory at most, where torch used one.
     failure : str or None
-        Why there is nothing to score.
+        What is wrong with it.
+    ends_challenge : bool
+        Whether the challenge would have ended there. NaN and infinity were written as 16-bit numbers and
+        scored; all other failures would have ended it.
     """
 
     seconds: float
     peak_memory: int
     peak_gpu_memory: int | None = None
     failure: str | None = None
+    ends_challenge: bool = False
+
+
+def check_submission(folder: Path) -> None:
+    """See that a folder holds a submission.
+
+    Raises
+    ------
+    SubmissionError
+        If there is no ``my_submission/aicrowd_wrapper.py`` in it.
+    """
+    if not (folder / WRAPPER).is_file():
+        raise SubmissionError(f"{folder} holds no {WRAPPER.as_posix()}")
 
 
 class Submission:
@@ -86,6 +105,15 @@ class Submission:
         Where what it prints is appended.
     ensemble, device : str, optional
         Put in place of the submission's own settings.
+
+    Attributes
+    ----------
+    load_seconds : float
+        Wall time that making the model took, when it was last made.
+    load_peak_memory : int
+        Bytes of host memory at most while it was made.
+    network : str
+        ``cut``, or why the process has a network.
     """
 
     def __init__(
@@ -100,12 +128,16 @@ class Submission:
     ) -> None:
         self.folder = folder
         self.environment = {"AICROWD_DATASET_DIR": str(dataset), "AICROWD_PUBLIC_SHARED_DIR": str(shared)}
+        if models := os.environ.get("KMDX_MODELS"):  # the process has another current folder
+            self.environment["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
         self.limits = limits
         self.log = log
         self.options = {"ensemble": ensemble, "device": device, "cut_network": True}
         self.load_seconds = 0.0
+        self.load_peak_memory = 0
         self.network = "not known: it was never started"
         self._process: subprocess.Popen[str] | None = None
+        self._worker = 0  # the process that the submission runs in: on Linux below _process, the guard
         self._replies: queue.Queue[Any] = queue.Queue()
 
     def __enter__(self) -> Submission:
@@ -120,36 +152,45 @@ class Submission:
         Raises
         ------
         SubmissionError
-            If it cannot be made, or not within the limits where they are enforced.
+            If there is none, or it cannot be made, or not within the limits where they are enforced.
         """
+        check_submission(self.folder)
         self._replies = queue.Queue()
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=self.folder,
-                env={**os.environ, **self.environment},
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, str(WORKER)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=self.folder,
+                    env={**os.environ, **self.environment},
+                    text=True,
+                    encoding="utf-8",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise SubmissionError(
+                    f"the submission in {self.folder} cannot be started: {error}"
+                ) from error
+        self._worker = self._process.pid
         threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
         self._send(self.options)
         seconds = self.limits.load_seconds
-        reply, _, failure = self._wait(seconds, f"loading the model took more than {seconds:.0f} s", None)
-        if failure is None:
-            failure = reply.get("failed")
+        words = f"loading the model took more than {seconds:.0f} s"
+        reply, self.load_peak_memory, failure = self._wait(seconds, words, None)
         if failure is not None:
             self.kill()
             raise SubmissionError(f"the submission in {self.folder} cannot be made: {failure}")
-        self.load_seconds, self.network = reply["ready"]["seconds"], reply["ready"]["network"]
+        self.load_seconds, self.network = reply["seconds"], reply["network"]
 
     def separate(
         self, song: str, duration: float, progress: Callable[[float, float], None] | None = None
     ) -> Outcome:
         """Have a song separated; starts the process where it is not running.
+
+        After an exception or a passed limit the process is ended, since a broken CUDA context, say, would
+        fail all later songs. What is only found in the returned stems leaves it running.
 
         Parameters
         ----------
@@ -163,36 +204,33 @@ class Submission:
         if self._process is None:
             self.start()
         assert self._process is not None
-        _reset_peak(self._process.pid)
+        _reset_peak(self._worker)
         began = time.perf_counter()
         self._send({"song": song})
         limit = self.limits.time_factor * duration
         words = f"time limit: more than {self.limits.time_factor:g} × {duration:.1f} s"
         reply, peak, failure = self._wait(limit, words, progress)
-        seconds = time.perf_counter() - began
+        seconds = reply.get("seconds", time.perf_counter() - began)
         if failure is not None:
             self.kill()
-            return Outcome(seconds, peak, failure=failure)
-        if "failed" in reply:
-            return Outcome(reply["seconds"], peak, failure=reply["failed"])
-        done = reply["done"]
-        failure = "; ".join(done["findings"]) or None
-        return Outcome(done["seconds"], peak, done["peak_gpu_memory"], failure)
+            return Outcome(seconds, peak, failure=failure, ends_challenge=True)
+        failure = "; ".join(reply["findings"]) or None
+        return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, reply["ends_challenge"])
 
     def kill(self) -> None:
         """End the process and all that it started, at once; does nothing where it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
-        for child in _tree(process.pid)[1:]:
-            with _gone():
-                child.kill()
-        if hasattr(os, "killpg"):
-            with _gone():
-                os.killpg(process.pid, signal.SIGKILL)
-        with _gone():
-            process.kill()
-        process.wait()
+        if self._worker != process.pid:
+            process.terminate()  # the guard ends all the others
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        if process.poll() is None:
+            for each in reversed(_tree(process.pid)):
+                with _gone():
+                    each.kill()
+            process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 with _gone():
@@ -208,29 +246,47 @@ class Submission:
     def _wait(
         self, seconds: float, words: str, progress: Callable[[float, float], None] | None
     ) -> tuple[dict[str, Any], int, str | None]:
-        """Wait for a reply: it, the peak of memory in bytes, and why there is none."""
+        """Wait for a reply: it, the peak of memory in bytes, and why the submission failed."""
         assert self._process is not None
-        pid = self._process.pid
         peak = 0
-        began = time.perf_counter()
+        began = look = time.perf_counter()
         while True:
-            peak = max(peak, _memory(pid))
-            if self.limits.enforced and peak > self.limits.memory:
-                return {}, peak, f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
-            if self.limits.enforced and time.perf_counter() - began > seconds:
-                return {}, peak, words
+            now = time.perf_counter()
+            if now >= look:
+                peak, look = max(peak, self._memory()), now + LOOK
+            if failure := self._over(peak, now - began, seconds, words):
+                return {}, peak, failure
             try:
-                reply = self._replies.get(timeout=POLL)
+                reply = self._replies.get(timeout=max(0.0, look - time.perf_counter()))
             except queue.Empty:
                 continue
             if reply is END:
                 code = self._process.wait()
                 return {}, peak, f"the process ended by itself ({_ending(code)})"
-            if "progress" in reply:
+            if "pid" in reply:
+                self._worker = reply["pid"]
+            elif "progress" in reply:
                 if progress is not None:
                     progress(*reply["progress"])
-                continue
-            return reply, max(peak, _peak(pid)), None
+            else:
+                peak = max(peak, _peak(self._worker))
+                over = self._over(peak, reply["seconds"], seconds, words)
+                return reply, peak, over or reply.get("failed")
+
+    def _over(self, peak: int, seconds: float, limit: float, words: str) -> str | None:
+        """Say which limit was passed, where limits are enforced."""
+        if self.limits.enforced and peak > self.limits.memory:
+            return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
+        return words if self.limits.enforced and seconds > limit else None
+
+    def _memory(self) -> int:
+        """Bytes of host memory that the submission and all that it started hold now."""
+        assert self._process is not None
+        pids = [each.pid for each in _tree(self._process.pid)]
+        if self._worker != self._process.pid:
+            pids = pids[1:]  # the guard is ours
+        # What forked processes share counts once; for one alone, that would be a slow way to the same.
+        return sum(map(_share if len(pids) > 1 else _resident, pids))
 
 
 class _gone:
@@ -245,8 +301,9 @@ class _gone:
 
 def _read(stream: Any, replies: queue.Queue[Any]) -> None:
     """Pass lines of JSON on until there are no more."""
-    for line in stream:
-        replies.put(json.loads(line))
+    with _gone():  # the last line of a process that crashed may be cut short
+        for line in stream:
+            replies.put(json.loads(line))
     replies.put(END)
 
 
@@ -258,13 +315,18 @@ def _tree(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _memory(pid: int) -> int:
-    """Bytes of host memory that a process and all below it hold."""
-    total = 0
-    for process in _tree(pid):
-        with _gone():
-            total += process.memory_info().rss
-    return total
+def _resident(pid: int) -> int:
+    """Bytes of host memory that a process holds, shared or not."""
+    with _gone():
+        return psutil.Process(pid).memory_info().rss
+    return 0
+
+
+def _share(pid: int) -> int:
+    """Bytes of host memory that a process holds, with its share of what it shares where Linux tells."""
+    with _gone():
+        return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+    return _resident(pid)
 
 
 def _reset_peak(pid: int) -> None:
@@ -276,17 +338,22 @@ def _reset_peak(pid: int) -> None:
 def _peak(pid: int) -> int:
     """Bytes that Linux saw a process hold at most since then; 0 elsewhere."""
     with _gone():
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:")
     return 0
 
 
+def _kilobytes(file: Path, name: str) -> int:
+    """Bytes that a line ``name 123 kB`` of a file of Linux tells."""
+    for line in file.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{file} has no {name}")
+
+
 def _ending(code: int) -> str:
-    """Say how a process ended by its exit code."""
-    if code < 0:
-        try:
-            return signal.Signals(-code).name
-        except ValueError:
-            return f"signal {-code}"
-    return f"exit code {code}"
+    """Say how a process ended by its exit code; the guard's is 128 + the signal, as a shell's is."""
+    number = -code if code < 0 else code - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}" if code < 0 else f"exit code {code}"

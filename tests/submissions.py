@@ -43,6 +43,7 @@ STEMS = ["bass", "drums", "other", "vocals"]
 class MySeparationModel:
     def __init__(self):
         self.count = 0
+        self.progress = None
         print("made")
 
     def separate_music_file(self, mixture, rate):
@@ -52,6 +53,20 @@ class MySeparationModel:
         return stems, dict.fromkeys(stems, rate)
 """
 
+FORKS = """
+children = [os.fork() or (time.sleep(60), os._exit(0)) for _ in range(4)]
+time.sleep(0.4)
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+# A process in a session of its own whose parent has ended: below nobody in the tree of the submission.
+DAEMON = """
+import subprocess
+subprocess.run("setsid sleep 600 & echo $! > $DAEMON; setsid sleep 600 & echo $! >> $DAEMON", shell=True)
+"""
+
 BODIES = {
     "works": "",
     "sleeps": "time.sleep(600)",
@@ -59,6 +74,13 @@ BODIES = {
     "takes memory": "self.hoard = np.ones(int(os.environ.get('HOARD', 2 * 10**9)) // 8)\ntime.sleep(5)",
     "raises": "raise RuntimeError('out of ideas\\nand out of luck')",
     "returns NaN": "stems['drums'][7] = np.nan",
+    "returns infinity": "stems['drums'][7] = -np.inf\nstems['vocals'][8] = np.nan",
+    "returns lists": "stems['drums'][7] = np.nan\nstems = {name: stem.tolist() for name, stem in stems.items()}",
+    "takes a moment": "time.sleep(0.3)",
+    "forks": "self.hoard = np.ones(3 * 10**8 // 8)\n" + FORKS,
+    "leaves processes behind": DAEMON + "time.sleep(float(os.environ['STAYS']))",
+    "leaves processes behind and crashes": DAEMON + "os.abort()",
+    "talks": "for i in range(50):\n    self.progress(i, 50)\n    time.sleep(0.01)",
     "opens a socket": "import socket\nsocket.create_connection(('127.0.0.1', int(os.environ['PORT'])), timeout=5).close()",
     "returns three stems": "del stems['bass']",
     "returns a wrong length": "stems['other'] = stems['other'][:-1]",

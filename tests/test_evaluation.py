@@ -293,8 +293,12 @@ def test_this_packages_own_submission_with_any_ensemble(
 SLOW = "time.sleep(0.3)"
 
 
-def descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All that a process has started and that has not ended."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,9 +327,11 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
 
     moments = random.Random(7)
     done = []
+    started: list[psutil.Process] = []
     for _ in range(10):
         process = start("killed")
         time.sleep(moments.random() * takes)
+        started += below(process)
         process.kill()
         process.wait()
         process.stderr.close()
@@ -334,7 +340,8 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
             json.loads(path.read_text("utf-8"))
         done.append(len(kept))
     assert done == sorted(done), "a record was lost"
-    gone, alive = psutil.wait_procs(descendants(), timeout=10)
+    assert started
+    _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive, "a process outlived the evaluator"
     last = start("killed")
     _, errors = last.communicate(timeout=120)
@@ -357,12 +364,14 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     while not (tmp_path / "run" / "submission.log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)
+    started = below(process)
+    assert started
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
     assert "Traceback" not in errors
-    assert not psutil.wait_procs(descendants(), timeout=10)[1]
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def test_a_run_that_ended_before_it_began_can_be_started_again(evaluate, tmp_path: Path) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import soundfile
 import submissions
+import torch
 from conftest import noise
 
-from evaluator.process import Limits, Submission, SubmissionError
+from evaluator import process, worker
+from evaluator.process import Limits, Submission, SubmissionError, check_submission
 
 SECONDS = 0.5
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="network namespaces are Linux's")
@@ -53,37 +58,41 @@ def test_songs_become_files_and_the_model_is_made_once(start, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"),
+    ("what", "reason", "ends", "made"),
     [
-        ("raises", "RuntimeError: out of ideas"),
-        ("returns NaN", "NaN in drums"),
-        ("returns three stems", "wrong stems: bass is missing; KeyError"),
-        ("returns a wrong length", "wrong length: other has 22049 samples, the mixture 22050"),
-        ("exits", "SystemExit: 3"),
-        ("crashes", "the process ended by itself (SIGABRT)"),
+        ("raises", "RuntimeError: out of ideas", True, 2),
+        ("returns NaN", "NaN in drums", False, 1),
+        ("returns infinity", "infinity in drums; NaN in vocals", False, 1),
+        ("returns lists", "NaN in drums", False, 1),
+        ("returns three stems", "wrong stems: bass is missing; KeyError", True, 2),
+        ("returns a wrong length", "wrong length: other has 22049 samples, the mixture 22050", True, 1),
+        ("exits", "SystemExit: 3", True, 2),
+        ("crashes", "the process ended by itself (SIGABRT)", True, 2),
     ],
 )
-def test_failures_are_what_they_are_and_the_next_song_is_separated_all_the_same(
-    start, what: str, reason: str
+def test_failures_are_what_they_are_and_what_raised_is_made_anew(
+    start, tmp_path: Path, what: str, reason: str, ends: bool, made: int
 ) -> None:
     submission = start(what)
     for name in ("one", "zwei Ö"):
-        failure = submission.separate(name, SECONDS).failure
-        assert failure is not None
-        assert failure.startswith(reason)
+        outcome = submission.separate(name, SECONDS)
+        assert outcome.failure is not None
+        assert outcome.failure.startswith(reason)
+        assert outcome.ends_challenge is ends
+    assert (tmp_path / "log").read_text().count("made") == made
 
 
 @pytest.mark.parametrize("what", ["sleeps", "loops in native code"])
 def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
     submission = start(what, Limits(time_factor=2, enforced=True))
     submission.start()
-    process = psutil.Process(submission._process.pid)
+    running = [psutil.Process(pid) for pid in (submission._process.pid, submission._worker)]
     began = time.perf_counter()
     outcome = submission.separate("one", SECONDS)
     assert outcome.failure == "time limit: more than 2 × 0.5 s"
     assert 1.0 <= outcome.seconds < 4
     assert time.perf_counter() - began < 8
-    assert not process.is_running()
+    assert not any(each.is_running() for each in running)
 
 
 def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
@@ -100,6 +109,60 @@ def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest
     outcome = submission.separate("one", SECONDS)
     assert outcome.failure is None
     assert outcome.peak_memory > 3 * 10**8, "also a peak between two looks"
+
+
+@pytest.mark.parametrize(
+    ("limits", "what", "words"),
+    [
+        (Limits(0.5, enforced=True), "takes a moment", "time limit: more than 0.5 × 0.5 s"),
+        (
+            Limits(60, 2 * 10**8, enforced=True),
+            "forgets memory",
+            "memory limit: more than 0.2 GB of host memory",
+        ),
+    ],
+)
+def test_limits_hold_between_two_looks(
+    start, monkeypatch: pytest.MonkeyPatch, limits: Limits, what: str, words: str
+) -> None:
+    monkeypatch.setitem(submissions.BODIES, "forgets memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
+    monkeypatch.setattr(process, "LOOK", 60.0)
+    began = time.perf_counter()
+    outcome = start(what, limits).separate("one", SECONDS)
+    assert (outcome.failure, outcome.ends_challenge) == (words, True)
+    assert time.perf_counter() - began < 20, "a reply is not waited for until the next look"
+    monkeypatch.undo()
+
+
+def test_memory_is_looked_at_ten_times_a_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission = start("talks")
+    submission.start()
+    looks: list[int] = []
+    told: list[float] = []
+    monkeypatch.setattr(submission, "_memory", lambda: looks.append(0) or 0)
+    assert submission.separate("one", SECONDS, lambda done, _: told.append(done)).failure is None
+    assert len(told) == 50
+    assert 2 <= len(looks) <= 15, "half a second"
+
+
+def test_loading_has_a_peak_and_a_limit(start) -> None:
+    load = "x = np.ones(3 * 10**8 // 8); del x"
+    submission = start("works", load=load)
+    submission.start()
+    assert 3 * 10**8 < submission.load_peak_memory < 5 * 10**8
+    assert submission.separate("one", SECONDS).peak_memory < 2 * 10**8
+    submission.kill()
+    submission.limits = Limits(60, 2 * 10**8, enforced=True)
+    with pytest.raises(SubmissionError, match="memory limit: more than 0.2 GB of host memory"):
+        submission.start()
+    assert submission.load_peak_memory > 2 * 10**8
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is shared")
+def test_forked_processes_share_their_memory(start) -> None:
+    outcome = start("forks").separate("one", SECONDS)
+    assert outcome.failure is None
+    assert 3 * 10**8 < outcome.peak_memory < 5 * 10**8
 
 
 @LINUX
@@ -139,24 +202,139 @@ def test_settings_are_for_submissions_that_have_them(start) -> None:
         submission.start()
 
 
-def test_no_process_outlives_its_parent(start, tmp_path: Path) -> None:
-    import subprocess
+@LINUX
+@pytest.mark.parametrize(("what", "stays"), [("", "0"), ("", "60"), (" and crashes", "0")])
+def test_nothing_that_was_started_survives(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, stays: str
+) -> None:
+    monkeypatch.setenv("DAEMON", str(tmp_path / "daemon"))
+    monkeypatch.setenv("STAYS", stays)
+    with start(f"leaves processes behind{what}", Limits(2, enforced=True)) as submission:
+        submission.separate("one", SECONDS)
+        pids = [int(line) for line in (tmp_path / "daemon").read_text().split()]
+        assert len(pids) == 2
+        if not what and stays == "0":
+            assert all(map(psutil.pid_exists, pids)), "a song's processes may go on while the model is there"
+    assert not any(map(psutil.pid_exists, pids))
 
-    folder = submissions.write(tmp_path / "other", "sleeps")
+
+@LINUX
+def test_no_process_outlives_its_parent(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAEMON", str(tmp_path / "daemon"))
+    folder = submissions.write(
+        tmp_path / "other",
+        "works",
+        load="import subprocess; subprocess.run('setsid sleep 600 & echo $! > $DAEMON', shell=True)",
+    )
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom evaluator.process import Limits, Submission\n"
         f"here = Path({str(tmp_path)!r})\n"
         f"s = Submission(Path({str(folder)!r}), here / 'dataset', here / 'shared', Limits(), here / 'log')\n"
-        "s.start()\nprint(s._process.pid, flush=True)\ntime.sleep(60)"
+        "s.start()\nprint(s._process.pid, s._worker, flush=True)\ntime.sleep(60)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     )
     assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    pids = [*parent.stdout.readline().split(), (tmp_path / "daemon").read_text()]
+    children = [psutil.Process(int(pid)) for pid in pids]
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    gone, alive = psutil.wait_procs([child], timeout=10)
-    assert gone
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) == 3
     assert not alive
+
+
+def test_a_folder_without_a_submission(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path / "missing", tmp_path / "shared"):
+        with pytest.raises(SubmissionError, match=r"holds no my_submission/aicrowd_wrapper\.py$"):
+            check_submission(folder)
+    submission = start("works")
+    check_submission(submission.folder)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
+    with pytest.raises(SubmissionError, match="cannot be started: .*No such file"):
+        submission.start()
+    submission.folder = tmp_path / "missing"
+    with pytest.raises(SubmissionError, match="holds no"):
+        submission.start()
+
+
+@pytest.mark.parametrize(
+    ("named", "absolute"), [("weights", "{here}/weights"), ("~/weights", "{here}/weights"), ("/w", "/w")]
+)
+def test_the_models_folder_is_the_same_from_the_submissions_folder(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, absolute: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KMDX_MODELS", named)
+    monkeypatch.setitem(submissions.BODIES, "tells", "raise ValueError(os.environ['KMDX_MODELS'])")
+    outcome = start("tells").separate("one", SECONDS)
+    assert outcome.failure == f"ValueError: {absolute.format(here=tmp_path)}"
+
+
+class Waits:
+    progress = None
+
+
+class HasMethod:
+    def progress(self) -> str:
+        return "mine"
+
+
+class HasProperty:
+    asked = 0
+
+    @property
+    def progress(self) -> None:
+        self.asked += 1
+
+    @progress.setter
+    def progress(self, _: object) -> None:
+        raise AssertionError
+
+
+class HasValue:
+    progress = 0.0
+
+
+@pytest.mark.parametrize("kind", [Waits, HasMethod, HasProperty, HasValue])
+def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
+    model, before = kind(), dict(vars(kind))
+    model.separate_music_file = lambda samples, rate: ({}, {})
+    worker.watch(model, {}, print)
+    assert vars(model).get("progress") is (print if kind is Waits else None)
+    assert "asked" not in vars(model)
+    assert dict(vars(kind)) == before
+
+
+def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
+    model = types.SimpleNamespace(separate_music_file=lambda mixed, rate: ({"bass": mixed[1:]}, {}))
+    findings: dict[str, bool] = {}
+    worker.watch(model, findings, print)
+    model.separate_music_file(mixed=noise(8), rate=44100)
+    assert "wrong length: bass has 7 samples, the mixture 8" in findings
+
+
+def test_each_check_of_stems_is_on_its_own() -> None:
+    mixture = noise(4)
+
+    class OnlyLength:
+        def __len__(self) -> int:
+            return 3
+
+    stems = {
+        "bass": OnlyLength(),
+        "drums": [[np.inf, 0], [0, np.nan], [0, 0], [0, 0]],
+        "other": None,
+        7: np.zeros((4, 2), np.int16),
+        "vocals": torch.full((4, 2), -torch.inf),
+    }
+    assert worker.look_at(stems, mixture) == {
+        "wrong stems: 7 is extra": True,
+        "wrong length: bass has 3 samples, the mixture 4": True,
+        "NaN in drums": False,
+        "infinity in drums": False,
+        "infinity in vocals": False,
+    }
