@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+LONGEST_FIRST = ("test_golden_long.py", "test_golden_stages.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take minutes, so that two processes end at about the same time."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Small networks gain nothing from threads, and the tests run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def stand_in_weights(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Folder of stand-in weights for leaderboard C, written once for all processes that test."""
+    script = shared("golden", "stand_in_weights.py")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "stand-in weights"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "written").exists():
+            subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
+            (folder / "written").touch()
+    if worker_id == "master":  # this process has all cores for itself
+        torch.set_num_threads(os.cpu_count() or 1)
+    return folder
 
 
 @pytest.fixture(scope="session")

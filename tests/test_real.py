@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import soundfile
-import torch
 from conftest import shared
 
 from evaluator.metrics import global_sdr
@@ -24,7 +23,6 @@ def test_the_staged_htdemucs_scores_what_it_should(tmp_path, monkeypatch: pytest
     monkeypatch.setenv("KMDX_MODELS", str(shared("weights")))
     output = tmp_path / "stems"
     monkeypatch.setattr(sys, "argv", ["kmdx", "separate", str(songs), "-o", str(output), "-e", "htdemucs"])
-    torch.set_num_threads(2)
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert not stop.value.code
