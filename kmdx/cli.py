@@ -319,7 +319,11 @@ def _weights_of(names: list[str]) -> list[Any]:
             uses = plan_file.load(name).networks.values()
             found.update({use.weight.name: use.weight for use in uses})
         else:
-            weight = weights.get(name)
+            hint = plan.suggest(name, plan_file.names())
+            try:
+                weight = weights.get(name)
+            except KmdxError as error:
+                raise KmdxError(f"{error}{hint}") from error
             found[weight.name] = weight
     return list(found.values())
 

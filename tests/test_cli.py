@@ -550,6 +550,13 @@ def test_models_are_listed_verified_and_located(
     ]
 
 
+def test_a_mistyped_ensemble_is_suggested(run: Run) -> None:
+    result = run("models", "pull", "leaderbord_c")
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert result.errors[0].endswith("; did you mean 'leaderboard_c'?")
+
+
 def test_pull_says_for_each_weight_what_failed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
