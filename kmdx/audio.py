@@ -4,7 +4,8 @@ Conventions
 -----------
 An array of samples has shape ``(samples, channels)``, the shape ``soundfile`` gives: float32, full
 scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
-:class:`~kmdx.errors.AudioError`.
+:class:`~kmdx.errors.AudioError`. An array too long to be held in memory lies in a scratch file
+(:mod:`kmdx.scratch`); reading, resampling and writing go through it a block at a time.
 
 Readers
 -------
@@ -32,6 +33,7 @@ import numpy.typing as npt
 import soundfile as sf
 import soxr
 
+from . import scratch
 from .errors import AudioError
 
 # The first four bytes of the files that libsndfile is asked to read. It would also read mp3, with the
@@ -46,7 +48,7 @@ STREAMED_SIZES = {0, 0xFFFFFFFF, 0x7FFFF000}
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 WAV_LIMIT = 2**32 - 2**20  # bytes of sound; a wav's sizes have 32 bits, beyond them RF64 is written
-BLOCK = 2**16  # samples handed to an encoder at a time
+DECODED = 2**20  # samples that libsndfile decodes at a time
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,7 @@ def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: flo
     except (TypeError, ValueError, RuntimeError) as error:
         raise AudioError(f"{what}: not an array of numbers: {error}") from error
 
-    if array.dtype in (np.int16, np.int32):
-        array = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max + 1)
-    elif array.dtype.kind != "f":
+    if array.dtype.kind != "f" and array.dtype not in (np.int16, np.int32):
         raise AudioError(f"{what}: samples are {array.dtype}, expected floats in [-1, 1], int16 or int32")
 
     if array.ndim == 1:
@@ -126,10 +126,9 @@ def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: flo
     if length == 1:
         raise AudioError(f"{what}: only one sample, too short to separate: expected at least 2")
 
-    with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and reported below
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
+    array = _as_float32(array)
+    if not math.isfinite(_peak(array)):
+        finite = np.concatenate([np.isfinite(block).all(axis=1) for block in scratch.blocks(array)])
         first = int(np.argmin(finite))
         where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
         raise AudioError(
@@ -166,7 +165,8 @@ def read(
     ------
     AudioError
         If the file cannot be opened, is no sound, is cut short or damaged, has more than two channels
-        and `downmix` is false, ends before `start`, or fails :func:`check`.
+        and `downmix` is false, ends before `start`, or fails :func:`check`; or if it is long and there
+        is no room for a scratch file.
     """
     path = Path(path)
     check_part(start, duration)
@@ -209,15 +209,32 @@ def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | Non
     Raises
     ------
     AudioError
-        If a rate is not a whole number of Hz above 0.
+        If a rate is not a whole number of Hz above 0, or a long output finds no room for a scratch file.
     """
     rate_in, rate_out = _whole_rate(rate_in), _whole_rate(rate_out)
-    output = np.asarray(samples, dtype=np.float32)
-    if rate_in != rate_out:
-        output = soxr.resample(output, rate_in, rate_out, quality="VHQ")
-    if length is None or length == len(output):
-        return output
-    return np.pad(output[:length], ((0, max(0, length - len(output))), (0, 0)))
+    samples = np.asarray(samples, dtype=np.float32)
+    if rate_in == rate_out and length in (None, len(samples)):
+        return samples
+    blocks = scratch.blocks(samples) if rate_in == rate_out else _resample(samples, rate_in, rate_out)
+    if length is not None:
+        blocks = _fit(blocks, length, samples.shape[1])
+    return scratch.join(blocks, expected=samples.nbytes / rate_in * rate_out)
+
+
+def _resample(samples: np.ndarray, rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
+    """Blocks at another rate, the last of which may be empty: together what soxr makes of the whole."""
+    stream = soxr.ResampleStream(rate_in, rate_out, samples.shape[1], quality="VHQ")
+    for block in scratch.blocks(samples):
+        yield stream.resample_chunk(np.ascontiguousarray(block))
+    yield stream.resample_chunk(samples[:0], last=True)
+
+
+def _fit(blocks: Iterable[np.ndarray], length: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks trimmed to a length in all, and zeros if they are shorter."""
+    for block in blocks:
+        yield block[:length]
+        length -= len(block[:length])
+    yield np.zeros((length, channels), np.float32)
 
 
 def write(path: str | os.PathLike[str], samples: npt.ArrayLike, rate: int, format: str = "wav16") -> None:
@@ -267,7 +284,7 @@ def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav
             partials[target] = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.partial")
             array = check(samples, str(target), rate)
             _encode(partials[target], array, rate, FORMATS[format])
-            peaks[target] = float(max(array.max(), -array.min()))
+            peaks[target] = _peak(array)
         for target, partial in partials.items():
             partial.replace(target)
             replaced.append(target.name)
@@ -301,6 +318,23 @@ def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> N
                 pass
         except OSError as error:
             raise AudioError(f"{_reason(error)} writing {target}; nothing was written") from error
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """A contiguous float32 array, integers scaled to [-1, 1); the array itself if it is one."""
+    if array.dtype == np.float32 and array.flags.c_contiguous:
+        return array
+    full_scale = np.float32(1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max + 1)
+    converted = scratch.empty(array.shape)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which its peak tells
+        for target, block in zip(scratch.blocks(converted), scratch.blocks(array), strict=True):
+            np.divide(block, full_scale, out=target, casting="same_kind")
+    return converted
+
+
+def _peak(array: np.ndarray) -> float:
+    """The largest absolute sample; NaN or infinite if one is."""
+    return float(np.max([(block.max(), -block.min()) for block in scratch.blocks(array)]))
 
 
 def _refuse_no_file(target: Path) -> None:
@@ -385,12 +419,22 @@ def _read_sndfile(file: BinaryIO, path: Path, start: float, duration: float | No
         damaged = f"{path}: cut short or damaged: its header promises {sound.frames} samples"
         try:
             sound.seek(first)
-            samples = sound.read(count, dtype="float32", always_2d=True)
-        except (sf.LibsndfileError, MemoryError) as error:
+            samples = scratch.join(_decode(sound, count), expected=4 * count * sound.channels)
+        except sf.LibsndfileError as error:
             raise AudioError(f"{damaged}, decoding failed: {_reason(error)}") from error
         if len(samples) < count:
             raise AudioError(f"{damaged}, it holds {first + len(samples)}: copy or export it again")
         return Audio(samples, sound.samplerate)
+
+
+def _decode(sound: sf.SoundFile, count: int) -> Iterator[np.ndarray]:
+    """The next samples, in blocks: as many as asked for, or fewer where a file ends before its time."""
+    while True:
+        block = sound.read(min(count, DECODED), dtype="float32", always_2d=True)
+        yield block
+        count -= len(block)
+        if not count or not len(block):
+            return
 
 
 def _read_ffmpeg(
@@ -432,21 +476,25 @@ def _join(
     first, count = _span(start, duration, rate)
     end = math.inf if count is None else first + count
 
-    parts: list[np.ndarray] = []
     position = 0  # samples decoded
-    for frame in itertools.chain([first_frame], frames):
-        if _kind(frame) != kind:
-            raise AudioError(f"{path}: its rate or its channels change at {position / rate:.3f} s")
-        for block in converter.resample(frame):
-            samples = block.to_ndarray().reshape(-1, channels)  # packed: (1, samples * channels)
-            if position + len(samples) > first:
-                parts.append(samples[max(0, first - position) :])
-            position += len(samples)
-        if position >= end:
-            break
-    if not parts:
+
+    def part() -> Iterator[np.ndarray]:
+        nonlocal position
+        for frame in itertools.chain([first_frame], frames):
+            if _kind(frame) != kind:
+                raise AudioError(f"{path}: its rate or its channels change at {position / rate:.3f} s")
+            for block in converter.resample(frame):
+                samples = block.to_ndarray().reshape(-1, channels)  # packed: (1, samples * channels)
+                if position + len(samples) > first:
+                    yield samples[max(0, first - position) :]
+                position += len(samples)
+            if position >= end:
+                return
+
+    samples = scratch.join(part())
+    if position <= first:
         raise _past_the_end(path, start, position, rate)
-    return Audio(np.concatenate(parts)[:count], rate)
+    return Audio(samples[:count], rate)
 
 
 def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
@@ -519,8 +567,8 @@ def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format)
     if container == "WAV" and samples.size * sample_bytes > WAV_LIMIT:
         container = "RF64"
     with sf.SoundFile(sink, "w", rate, samples.shape[1], format.subtype, format=container) as sound:
-        for begin in range(0, len(samples), BLOCK):
-            sound.write(samples[begin : begin + BLOCK])
+        for block in scratch.blocks(samples):
+            sound.write(block)
 
 
 def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
@@ -528,11 +576,11 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> 
     with av.open(sink, "w", format="mp3") as container:
         # LAME lowers the bit rate to what the sample rate has: 160 kbit/s below 32 kHz, 64 below 16.
         stream = container.add_stream("libmp3lame", rate, bit_rate=320_000, format="fltp", layout=layout)
-        for begin in range(0, len(samples), BLOCK):
+        for number, block in enumerate(scratch.blocks(samples)):
             # Clipped here, because LAME aborts the whole process on samples of 1e9.
-            planes = np.ascontiguousarray(samples[begin : begin + BLOCK].T.clip(-1, 1))  # (channels, samples)
+            planes = np.ascontiguousarray(block.T.clip(-1, 1))  # (channels, samples)
             frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts = rate, begin
+            frame.sample_rate, frame.pts = rate, number * scratch.BLOCK
             container.mux(stream.encode(frame))
             sink.raise_failure()
         container.mux(stream.encode(None))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -19,7 +20,8 @@ from kmdx import drawing, picture, plan, plan_file, weights
 from kmdx.errors import KmdxError, KmdxWarning
 
 if TYPE_CHECKING:
-    from kmdx.separator import Separator
+    from kmdx import audio, songs
+    from kmdx.separator import Separator, Stems
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask
 out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
@@ -60,10 +62,41 @@ class Format(str, Enum):
     mp3 = "mp3"
 
 
+class Precision(str, Enum):
+    """What the networks compute in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Speed(str, Enum):
+    """How much work is put into a song."""
+
+    leaderboard = "leaderboard"
+    balanced = "balanced"
+    fast = "fast"
+
+
 EnsembleOption = Annotated[
     str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        case_sensitive=False,
+        help="What the networks compute in; auto is half precision where that is safe and faster.",
+    ),
+]
+SpeedOption = Annotated[
+    Speed,
+    typer.Option(
+        case_sensitive=False,
+        help="leaderboard is the ensemble as published; balanced and fast overlap less.",
+    ),
+]
 
 
 def main() -> None:
@@ -104,6 +137,8 @@ def separate(
         bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")
     ] = False,
     device: DeviceOption = "auto",
+    speed: SpeedOption = Speed.leaderboard,
+    precision: PrecisionOption = Precision.auto,
     format: Annotated[
         Format,
         typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
@@ -117,9 +152,9 @@ def separate(
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
 
-    A song is skipped when all its stems are there; stems of another ensemble, part or format in the same
-    place are an error, unless --overwrite replaces them. Exit code: 0 when every song was separated or
-    there already, 1 when some could not be, 2 when none.
+    A song is skipped when all its stems are there; stems of another ensemble, speed, precision, part or
+    format in the same place are an error, unless --overwrite replaces them. Exit code: 0 when every song
+    was separated or there already, 1 when some could not be, 2 when none.
     """
     from kmdx import audio, songs
 
@@ -140,9 +175,11 @@ def separate(
             start=start,
             duration=duration,
             downmix=downmix,
+            speed=speed.value,
+            precision=precision.value,
         )
         if overwrite or not all(path.exists() for path in files.values()):
-            todo.append((song, files, made))
+            todo.append(Task(song, files, made))
         elif difference := songs.difference(folder, made):
             _complain(
                 f"{song.path}: {folder} holds stems made otherwise ({difference}); --overwrite replaces "
@@ -156,33 +193,16 @@ def separate(
         from kmdx.separator import Separator
 
         try:
-            separator = Separator(ensemble, device=device, stems=wanted)
+            separator = Separator(
+                ensemble, device=device, stems=wanted, speed=speed.value, precision=precision.value
+            )
         except weights.MissingWeights as error:
             size = _megabytes(weights.get(SMALLEST).bytes)
             hint = f"; --ensemble {SMALLEST} needs only {size}" if ensemble != SMALLEST else ""
             raise KmdxError(f"{error}{hint}") from error
         err.print(_running_on(separator))
-        for number, (song, files, made) in enumerate(todo, 1):
-            label = f"[{number}/{len(todo)}] {song.name}" if len(todo) > 1 else song.name
-            try:
-                sound = audio.read(song.path, start, duration, downmix)
-                audio.check_writable(files.values(), sound.rate, format.value)
-                with _progress(label, len(sound.samples) / sound.rate) as progress:
-                    done = separator.separate(sound.samples, sound.rate, progress=progress)
-                written = {files[stem]: samples for stem, samples in done.items()}
-                peaks = audio.write_all(written, sound.rate, format.value)
-                songs.note(song.folder(output), made)
-            except KmdxError as error:
-                _complain(str(error))
-                failed += 1
-                continue
-            except KeyboardInterrupt:
-                _complain(f"stopped in {song.name}; songs that were finished stay")
-                raise typer.Exit(130) from None
-            out.print(escape(f"{song.path} → {song.folder(output)} ({', '.join(done)})"))
-            for path, peak in peaks.items():
-                if peak > 1 and audio.FORMATS[format.value].integer:
-                    _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
+        read = partial(audio.read, start=start, duration=duration, downmix=downmix)
+        failed += _separate_all(todo, read, separator, format.value)
     if failed:
         raise typer.Exit(2 if failed == len(batch.songs) + len(batch.problems) else 1)
 
@@ -304,6 +324,52 @@ def ensembles_show(
         out.print(f"drawn: {escape(str(svg))}")
 
 
+class Task(NamedTuple):
+    """A song to separate, the file of each of its stems, and what is noted of them."""
+
+    song: songs.Song
+    files: dict[str, Path]
+    made: dict[str, Any]
+
+
+def _separate_all(
+    tasks: list[Task], read: Callable[[Path], audio.Audio], separator: Separator, format: str
+) -> int:
+    """Separate songs, say what became of each, and return how many could not be."""
+    from kmdx import audio, pipeline, songs
+
+    failed: list[Task] = []
+
+    def separate(task: Task, sound: audio.Audio) -> tuple[Stems, int]:
+        audio.check_writable(task.files.values(), sound.rate, format)
+        number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
+        with _progress(f"{number}{task.song.name}", len(sound.samples) / sound.rate) as progress:
+            return separator.separate(sound.samples, sound.rate, progress=progress), sound.rate
+
+    def write(task: Task, separation: tuple[Stems, int]) -> None:
+        stems, rate = separation
+        folder = task.files[next(iter(stems))].parent
+        peaks = audio.write_all({task.files[stem]: samples for stem, samples in stems.items()}, rate, format)
+        songs.note(folder, task.made)
+        # Not printed by rich: it would not know of the bar that may be there.
+        print(f"{task.song.path} → {folder} ({', '.join(stems)})", flush=True)
+        for path, peak in peaks.items():
+            if peak > 1 and audio.FORMATS[format].integer:
+                _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
+
+    def fail(task: Task, error: KmdxError) -> None:
+        _complain(str(error))
+        failed.append(task)
+
+    try:
+        pipeline.run(tasks, lambda task: read(task.song.path), separate, write, fail)
+    except pipeline.Interrupted as stop:
+        where = "" if stop.item is None else f" in {stop.item.song.name}"
+        _complain(f"stopped{where}; songs that were finished stay")
+        raise typer.Exit(130) from None
+    return len(failed)
+
+
 def _stems(ensemble: str, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """Stems that the options ask for, checked against the plan."""
     loaded = plan_file.load(ensemble)
@@ -350,6 +416,7 @@ def _progress(label: str, seconds: float) -> Iterator[Any]:
         console=err,
         transient=True,
         disable=not err.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile appears above the bar
     ) as bar:
         task = bar.add_task(escape(label), total=seconds, seconds=f"0 of {seconds:.0f} s")
 

@@ -1,29 +1,45 @@
 """Runs a plan: each network on the signal it hears, residuals and blends between them.
 
-Signals are float32 ``(2, samples)`` on one device. A node runs when something wanted needs it, and
-its signals are let go after the last node that needs them.
+Signals are float32 ``(2, samples)``. Those of most songs lie on the device; longer ones are worked on
+block by block and lie in scratch files, and only what is being worked on is in memory. A node runs when
+something wanted needs it, and its signals are let go after the last node that needs them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kmdx import chunking
-from kmdx.networks.network import Network
+from kmdx import chunking, scratch
+from kmdx.chunking import Advance
 from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum
+from kmdx.residency import Residents
+from kmdx.runner import Runner
 
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""
+
+BLOCK = 2**20  # samples of a signal that sums are made of at a time
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean and standard deviation that a signal was normalized with."""
+
+    mean: float
+    std: float
 
 
 @torch.inference_mode()
 def run(
     plan: Plan,
-    networks: Mapping[str, Network],
+    residents: Residents,
     mixture: Tensor,
     wanted: Collection[str],
     progress: Progress | None = None,
@@ -33,10 +49,10 @@ def run(
     Parameters
     ----------
     plan : Plan
-    networks : mapping of str to Network
-        At least those that ``wanted`` need, on the device of ``mixture``.
+    residents : Residents
+        At least the networks that ``wanted`` need.
     mixture : Tensor
-        Float32 ``(2, samples)`` at the plan's rate.
+        Float32 ``(2, samples)`` at the plan's rate, on the CPU.
     wanted : collection of str
         Stems, signals, or ``NODE.SOURCE``.
     progress : callable, optional
@@ -46,7 +62,7 @@ def run(
     Returns
     -------
     dict of str to Tensor
-        ``(2, samples)`` each. Silence gives silence.
+        ``(2, samples)`` each, on the device, or on the CPU where they are long. Silence gives silence.
 
     Raises
     ------
@@ -54,33 +70,32 @@ def run(
         If the plan has no such signal.
     """
     plan.check_wanted(wanted)
-    if not mixture.any():
-        return {name: torch.zeros_like(mixture) for name in wanted}
+    home = _Home(mixture, residents.device)
+    if home.is_silent(mixture):
+        return {name: home.zeros() for name in wanted}
 
     order = plan.order(wanted)
     used = plan.sources_used(wanted)
     pending = Counter(reference for name in order for reference in plan.nodes[name].inputs)
     pending.update(wanted)
     meter = _Meter(plan, order, mixture.shape[-1], progress)
-    signals: dict[str, Tensor] = {MIXTURE: mixture}
-    levels: dict[str, tuple[Tensor, Tensor]] = {}
+    signals: dict[str, Tensor] = {MIXTURE: home.bring(mixture)}
+    levels: dict[str, Level] = {}
 
     for name in order:
         match plan.nodes[name]:
             case Hear(network, signal):
-                narrowed = networks[network].narrow(used[name])
-                estimates = _hear(narrowed, plan.networks[network], signals[signal], meter(network))
-                signals.update({f"{name}.{source}": estimates[i] for i, source in enumerate(used[name])})
+                estimates = {f"{name}.{source}": home.empty() for source in used[name]}
+                runner = residents.runner(network, used[name])
+                _hear(runner, plan.networks[network], signals[signal], [*estimates.values()], meter(network))
+                signals.update(estimates)
             case Normalize(signal):
-                mean, std = levels[name] = _level(signals[signal])
-                signals[name] = (signals[signal] - mean) / std
+                level = levels[name] = home.level(signals[signal])
+                signals[name] = home.make(partial(_normalized, level), [signals[signal]])
             case Sum(terms, denormalize):
-                total = sum(weight * signals[reference] for reference, weight in terms.items())
-                assert isinstance(total, Tensor)
-                if denormalize is not None:
-                    mean, std = levels[denormalize]
-                    total = total * std + mean
-                signals[name] = total
+                back = None if denormalize is None else levels[denormalize]
+                blend = partial(_blended, [*terms.values()], back)
+                signals[name] = home.make(blend, [signals[reference] for reference in terms])
         pending.subtract(plan.nodes[name].inputs)
         for reference in plan.nodes[name].inputs:
             if not pending[reference]:
@@ -88,23 +103,94 @@ def run(
     return {name: signals[name] for name in wanted}
 
 
-def _hear(network: Network, use: NetworkUse, signal: Tensor, advance: Callable[[], None]) -> Tensor:
-    """Send a signal through a network in the plan's way; ``(sources, 2, samples)``."""
+def _hear(runner: Runner, use: NetworkUse, signal: Tensor, estimates: list[Tensor], advance: Advance) -> None:
+    """Send a signal through a network in the plan's way."""
     how = use.chunking
     if isinstance(how, OverlapAdd):
-        return chunking.overlap_add(network, signal, how.length, how.stride, advance)
-    return chunking.trim_and_join(network, signal, how.chunk, how.trim, advance)
+        chunking.overlap_add(runner, signal, estimates, how.length, how.stride, advance)
+    else:
+        chunking.trim_and_join(runner, signal, estimates, how.chunk, how.trim, advance)
 
 
-def _level(signal: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of the mono sum.
+def _normalized(level: Level, signal: Tensor) -> Tensor:
+    return (signal - level.mean) / level.std
 
-    Where the mono sum is constant, as when the two channels cancel, the deviation is that of both
-    channels; a constant signal keeps its level.
-    """
-    mono = signal.mean(0)
-    std = next((std for std in (mono.std(), signal.std()) if std > 0), torch.ones_like(mono[0]))
-    return mono.mean(), std
+
+def _blended(weights: Sequence[float], back: Level | None, *signals: Tensor) -> Tensor:
+    total = weights[0] * signals[0]
+    for weight, signal in zip(weights[1:], signals[1:], strict=True):
+        total.add_(signal, alpha=weight)
+    return total if back is None else total.mul_(back.std).add_(back.mean)
+
+
+class _Home:
+    """Where a song's signals lie: on the device, or those of a long song in scratch files."""
+
+    def __init__(self, mixture: Tensor, device: torch.device) -> None:
+        self.shape = tuple(mixture.shape)
+        self.long = 4 * math.prod(self.shape) > scratch.LIMIT
+        self.device = torch.device("cpu") if self.long else device
+
+    def empty(self) -> Tensor:
+        """A signal whose values are not set."""
+        if self.long:
+            return torch.from_numpy(scratch.empty(self.shape))
+        return torch.empty(self.shape, device=self.device)
+
+    def zeros(self) -> Tensor:
+        """Silence."""
+        silence = self.empty()
+        for block in self._blocks(silence):
+            block.zero_()
+        return silence
+
+    def bring(self, signal: Tensor) -> Tensor:
+        """A signal from the CPU."""
+        return signal if self.long else signal.to(self.device)
+
+    def make(self, function: Callable[..., Tensor], signals: Sequence[Tensor]) -> Tensor:
+        """A signal whose samples depend on the same samples of others, made block by block."""
+        made = self.empty()
+        for block, *parts in zip(*map(self._blocks, (made, *signals)), strict=True):
+            block.copy_(function(*parts))
+        return made
+
+    def is_silent(self, signal: Tensor) -> bool:
+        """Tell whether there is nothing but zeros."""
+        return not any(block.any() for block in self._blocks(signal))
+
+    def level(self, signal: Tensor) -> Level:
+        """Mean and unbiased standard deviation of the mono sum.
+
+        Where the mono sum is constant, as when the two channels cancel, the deviation is that of both
+        channels; a constant signal keeps its level.
+        """
+        mean, std = self._moments(signal, lambda block: block.mean(0))
+        if std == 0:
+            _, std = self._moments(signal, lambda block: block.flatten())
+        return Level(mean, std or 1.0)
+
+    def _moments(self, signal: Tensor, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Mean and unbiased standard deviation, 0 exactly where all values are equal, in float64."""
+        count, total, low, high = 0, 0.0, math.inf, -math.inf
+        for block in self._blocks(signal):
+            found = values(block)
+            count += found.numel()
+            total += found.sum(dtype=torch.float64).item()
+            low, high = min(low, found.min().item()), max(high, found.max().item())
+        mean = total / count
+        if low == high:
+            return mean, 0.0
+        squares = sum((values(block).double() - mean).square().sum().item() for block in self._blocks(signal))
+        return mean, math.sqrt(squares / (count - 1))
+
+    def _blocks(self, signal: Tensor) -> Iterator[Tensor]:
+        """Parts of a signal one behind the other; those of a long song leave the memory after their use."""
+        for start in range(0, signal.shape[-1], BLOCK):
+            block = signal[:, start : start + BLOCK]
+            yield block
+            if self.long:
+                scratch.release(block.numpy())
 
 
 class _Meter:

@@ -1,4 +1,4 @@
-"""From a weight to a network that runs: finds the file, reads it safely, loads it strictly."""
+"""From a weight to a network that runs: finds the file, reads it safely, loads it strictly, makes it fast."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from kmdx import precision as precisions
 from kmdx import weights
 from kmdx.errors import WeightsError
-from kmdx.networks import demucs
+from kmdx.networks import demucs, fast
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
@@ -20,7 +21,7 @@ UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
 
 
 def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
-    """Build a network of a plan and load its weights, ready to run.
+    """Build a network of a plan and load its weights, in the plain form that was published.
 
     Parameters
     ----------
@@ -41,25 +42,76 @@ def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path 
     """
     path = weights.find(use.weight, folder).path
     try:
-        network = _build(use, path, device)
-        own_rate = getattr(getattr(network, "model", None), "samplerate", rate)
-        if own_rate != rate:
-            raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
-        if network.length not in (None, use.chunking.length):
-            raise ValueError(f"it hears {network.length} samples at once, not {use.chunking.length}")
+        return _checked(_build(use, path, device).to(device), use, rate)
     except WeightsError:
         raise
     except ValueError as error:
         raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
+
+
+def load_fast(
+    use: NetworkUse,
+    rate: int,
+    device: torch.device,
+    folder: Path | None = None,
+    precision: str = "fp32",
+    loose: bool = False,
+) -> Network:
+    """Build a network of a plan as :func:`load_network` does, and make it fast.
+
+    It stays in the host's memory until something brings it to ``device``; only a graph that has to be
+    run by ONNX Runtime is there from the beginning.
+
+    Parameters
+    ----------
+    use, rate, device, folder
+        As for :func:`load_network`.
+    precision, loose
+        As for :func:`kmdx.precision.choose`.
+    """
+    path = weights.find(use.weight, folder).path
+    try:
+        network = _checked(_ported(use, path) or _build(use, path, device), use, rate)
+    except WeightsError:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
+    fast.prepare(network, precisions.choose(precision, device, network.bears, loose))
     return network
 
 
-def _build(use: NetworkUse, path: Path, device: torch.device) -> Network:
+def _checked(network: Network, use: NetworkUse, rate: int) -> Network:
+    """The network, if it works at the plan's rate and length."""
+    own_rate = getattr(getattr(network, "model", None), "samplerate", rate)
+    if own_rate != rate:
+        raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
+    if network.length not in (None, use.chunking.length):
+        raise ValueError(f"it hears {network.length} samples at once, not {use.chunking.length}")
+    return network
+
+
+def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
+    """The network that a published ONNX graph was exported from; None if it is not such a graph."""
+    architecture = dict(use.weight.architecture)
+    if architecture["type"] != "onnx":
+        return None
+    try:
+        graph = weights.unet(path)
+    except WeightsError:  # ONNX Runtime may know it, or will say what is wrong with it
+        return None
+    spectrogram = _spectrogram(architecture)
+    if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
+        return None
+    unet = TfcTdf(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0])
+    unet.load(graph.state)
+    return unet.requires_grad_(False).eval()
+
+
+def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | TfcTdf | demucs.DemucsNetwork:
     architecture = dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":
-        network = OnnxNetwork(path, _spectrogram(architecture), architecture["sources"][0], device)
-        return network.to(device).eval()
+        return OnnxNetwork(path, _spectrogram(architecture), architecture["sources"][0], device).eval()
 
     checkpoint = weights.load(path)
     if checkpoint.state is None:
@@ -68,13 +120,13 @@ def _build(use: NetworkUse, path: Path, device: torch.device) -> Network:
         sizes = {key: architecture[key] for key in UNET if key in architecture}
         unet = TfcTdf(TfcTdfConfig(_spectrogram(architecture), **sizes), architecture["sources"][0])
         unet.load(checkpoint.state)
-        return unet.requires_grad_(False).to(device).eval()
+        return unet.requires_grad_(False).eval()
 
     if checkpoint.klass is not None and checkpoint.klass != kind:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
     own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
     segment = use.chunking.segment if isinstance(use.chunking, OverlapAdd) else None
-    return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state).to(device)
+    return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state)
 
 
 def _spectrogram(architecture: dict) -> SpectrogramConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from kmdx.errors import PlanError
@@ -244,6 +244,17 @@ class Plan:
         costs = [self.networks[node.network].gflops for node in nodes if isinstance(node, Hear)]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
+
+    def capped(self, overlap: float) -> Plan:
+        """Return the same plan with no network's segments overlapping more than this share of them."""
+
+        def cap(use: NetworkUse) -> NetworkUse:
+            how = use.chunking
+            if not isinstance(how, OverlapAdd) or how.overlap <= overlap:
+                return use
+            return replace(use, chunking=replace(how, overlap=overlap))
+
+        return replace(self, networks={name: cap(use) for name, use in self.networks.items()})
 
     def check_stems(
         self, stems: Iterable[str] | None, allowed: Collection[str] | None = None

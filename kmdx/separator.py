@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, plan, plan_file, weights
+from kmdx import audio, ensemble, memory, plan, plan_file, scratch, weights
+from kmdx import precision as precisions
+from kmdx import speed as speeds
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, PlanError
-from kmdx.loading import load_network
+from kmdx.loading import load_fast
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
+from kmdx.residency import Residents
 
 Stems = dict[str, NDArray[np.float32]]
 
@@ -45,15 +49,20 @@ class Separator:
         they need are loaded and run. All of the plan's stems if not given.
     folder : Path, optional
         Where weight files lie; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
+    precision : str
+        ``"auto"`` (half precision where the device is fast at it and the network bears it), ``"fp32"``,
+        ``"fp16"`` or ``"bf16"``; see :func:`kmdx.precision.choose`.
+    speed : str
+        ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"``: less overlap; see ``speeds.yaml``.
 
     Raises
     ------
     PlanError
-        If there is no such ensemble, or no such stem in it.
+        If there is no such ensemble or speed, or no such stem in it.
     WeightsError
         If a weight file is missing, damaged, unsafe or another network's.
     DeviceError
-        If this machine has no such device.
+        If this machine has no such device, or there is no such precision.
 
     Examples
     --------
@@ -68,8 +77,12 @@ class Separator:
         device: str = "auto",
         stems: Iterable[str] | None = None,
         folder: Path | None = None,
+        precision: str = "auto",
+        speed: str = speeds.DEFAULT,
     ) -> None:
-        self.plan = plan_file.load(str(ensemble))
+        level = speeds.get(speed)
+        precisions.check(precision)
+        self.plan = plan_file.load(str(ensemble)).capped(level.overlap)
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
         uses = {
@@ -81,8 +94,11 @@ class Separator:
         for use in uses.values():
             key = (use.weight.name, use.chunking.length)
             if key not in loaded:
-                loaded[key] = load_network(use, self.plan.sample_rate, self.device, folder)
+                loaded[key] = load_fast(
+                    use, self.plan.sample_rate, self.device, folder, precision, level.loose
+                )
         self.networks = {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
+        self.residents = Residents(self.networks, self.device)
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
@@ -133,7 +149,7 @@ class Separator:
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
         signals = self._signals(song, rate, self.plan.signals_of(wanted), progress)
         if plan.ACCOMPANIMENT in wanted:
-            signals[plan.ACCOMPANIMENT] = song - signals["vocals"]
+            signals[plan.ACCOMPANIMENT] = _difference(song, signals["vocals"])
         return {name: signals[name] for name in wanted}
 
     def separate_file(
@@ -189,22 +205,26 @@ class Separator:
         resampled = audio.resample(song, rate, self.plan.sample_rate)
         if len(resampled) < 2:
             raise AudioError(f"{count} samples at {rate} Hz are too short to separate")
+        mixture = torch.from_numpy(_stereo(resampled))
+        del resampled
+        heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
-            mixture = torch.from_numpy(resampled.T.copy()).to(self.device).expand(2, -1)
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                signals = ensemble.run(self.plan, self.networks, mixture, names, progress)
+            with heap, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                signals = ensemble.run(self.plan, self.residents, mixture, names, progress)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
             seconds = count / rate
             raise DeviceError(
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
                 "(start and duration), ask for fewer stems, or choose another device"
             ) from error
-        return {
-            name: audio.resample(_channels(signal, channels), self.plan.sample_rate, rate, count)
-            for name, signal in signals.items()
-        }
+        del mixture
+        found = {}
+        for name in names:
+            samples = _channels(signals.pop(name), channels)
+            found[name] = audio.resample(samples, self.plan.sample_rate, rate, count)
+        return found
 
 
 def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
@@ -262,12 +282,25 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell torch's errors of memory, which on the CPU have no class of their own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+def _stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn ``(samples, channels)`` into ``(2, samples)``, one channel into two equal ones."""
+    channels = scratch.empty((2, len(samples)))
+    for target, source in zip(scratch.blocks(channels.T), scratch.blocks(samples), strict=True):
+        target[:] = source
+    return channels
 
 
 def _channels(signal: torch.Tensor, channels: int) -> NDArray[np.float32]:
     """Turn ``(2, samples)`` into an array ``(samples, channels)``, folding to the mean for one channel."""
-    folded = signal.mean(0, keepdim=True) if channels == 1 else signal
-    return np.ascontiguousarray(folded.T.cpu().numpy())
+    samples = scratch.empty((signal.shape[-1], channels))
+    for target, source in zip(scratch.blocks(samples), scratch.blocks(signal.cpu().numpy().T), strict=True):
+        target[:] = source if channels == 2 else source.mean(1, keepdims=True)
+    return samples
+
+
+def _difference(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first array minus the second."""
+    result = scratch.empty(first.shape)
+    for target, minuend, subtrahend in zip(*map(scratch.blocks, (result, first, second)), strict=True):
+        np.subtract(minuend, subtrahend, out=target)
+    return result

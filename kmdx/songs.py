@@ -39,6 +39,9 @@ class Song:
 MADE_BY = ".kmdx.json"
 """In each folder of stems: what they were made of, so that other stems are not taken for them."""
 
+UNNOTED = {"speed": "leaderboard"}
+"""What it means if a note says nothing of it, as older ones do not; of the precision it means nothing."""
+
 
 def made_by(path: Path, **settings: Any) -> dict[str, Any]:
     """What a song's stems are made of: its file and the settings that change them."""
@@ -49,10 +52,11 @@ def made_by(path: Path, **settings: Any) -> dict[str, Any]:
 def difference(folder: Path, expected: Mapping[str, Any]) -> str | None:
     """In what the stems in a folder differ from those expected; ``None`` if in nothing that is known."""
     try:
-        found = json.loads((folder / MADE_BY).read_text("utf-8"))
-        differing = [key for key, value in expected.items() if found.get(key) != value]
-    except (OSError, ValueError, AttributeError):
+        noted = json.loads((folder / MADE_BY).read_text("utf-8"))
+        found = {**UNNOTED, "precision": expected.get("precision"), **noted}
+    except (OSError, ValueError, TypeError):
         return None
+    differing = [key for key, value in expected.items() if found.get(key) != value]
     if not differing:
         return None
     if "bytes" in differing or "modified" in differing or "song" in differing:

@@ -23,6 +23,8 @@ class MusicSeparationModel:
         As for :class:`kmdx.Separator`.
     folder : Path, optional
         Where weight files lie.
+    precision : str
+        As for :class:`kmdx.Separator`.
 
     Attributes
     ----------
@@ -31,9 +33,15 @@ class MusicSeparationModel:
     """
 
     def __init__(
-        self, ensemble: str | Path = "leaderboard_c", device: str = "auto", folder: Path | None = None
+        self,
+        ensemble: str | Path = "leaderboard_c",
+        device: str = "auto",
+        folder: Path | None = None,
+        precision: str = "auto",
     ) -> None:
-        self.separator = Separator(ensemble, device=device, stems=INSTRUMENTS, folder=folder)
+        self.separator = Separator(
+            ensemble, device=device, stems=INSTRUMENTS, folder=folder, precision=precision
+        )
         self.progress: Progress | None = None
 
     @property

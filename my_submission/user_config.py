@@ -8,9 +8,12 @@ ENSEMBLE = "leaderboard_c"
 # "auto" is CUDA where there is one, else the CPU.
 DEVICE = "auto"
 
+# "auto" is half precision where the device is fast at it and the network bears it; "fp32" as published.
+PRECISION = "auto"
+
 
 class MySeparationModel(MusicSeparationModel):
     """The submission: the separation model with the ensemble named above."""
 
     def __init__(self) -> None:
-        super().__init__(ENSEMBLE, DEVICE)
+        super().__init__(ENSEMBLE, DEVICE, precision=PRECISION)

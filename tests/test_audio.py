@@ -12,8 +12,9 @@ import av
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
 
-from kmdx import audio
+from kmdx import audio, scratch
 from kmdx.errors import AudioError
 
 RATE = 44100
@@ -651,6 +652,165 @@ def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o700)
     assert message.startswith("permission denied writing ")
     assert list(tmp_path.iterdir()) == []
+
+
+# Long sounds
+
+
+@pytest.fixture
+def long(monkeypatch) -> None:
+    """Whatever is longer than 0.05 s is long."""
+    monkeypatch.setattr(scratch, "LIMIT", 8 * RATE // 20)
+    monkeypatch.setattr(audio, "DECODED", 1000)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.wav", "a.flac", "a.ogg", "a.aiff", "a.caf", "a.w64", "a.au", "a.opus", "a.mp3", "a.m4a"]
+)
+@pytest.mark.parametrize(("start", "duration"), [(0.0, None), (0.1, 0.25), (0.4, 9.0)])
+def test_a_long_file_is_read_into_a_scratch_file(tmp_path, request, name, start, duration):
+    path = tmp_path / name
+    if name in ("a.mp3", "a.m4a"):
+        encode(path, {"a.mp3": "libmp3lame", "a.m4a": "aac"}[name], tone())
+    else:
+        kind = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
+        sf.write(path, tone(), 48000 if kind else RATE, **kind)
+    expected = audio.read(path, start, duration)
+    assert not scratch.is_scratch(expected.samples)
+    request.getfixturevalue("long")
+    sound = audio.read(path, start, duration)
+    assert scratch.is_scratch(sound.samples)
+    assert sound.rate == expected.rate
+    np.testing.assert_array_equal(sound.samples, expected.samples)
+
+
+def test_surround_in_a_long_file_is_folded(tmp_path, request):
+    sf.write(tmp_path / "a.wav", tone(channels=6), RATE)
+    expected = audio.read(tmp_path / "a.wav", downmix=True).samples
+    request.getfixturevalue("long")
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", downmix=True).samples, expected)
+
+
+@pytest.mark.parametrize("place", [0, 11025, 22049])
+def test_nan_is_located_in_a_long_sound(tmp_path, long, place):
+    samples = tone()
+    samples[place, 1] = np.nan
+    sf.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    expected = f"NaN or infinity in 1 of 22050 samples, the first at {place / RATE:.3f} s"
+    assert expected in refusal(audio.read, tmp_path / "a.wav")
+    many = np.zeros((3 * scratch.BLOCK, 1), np.float32)
+    many[[-7, -5]] = np.inf
+    assert f"in 2 of {len(many)} samples, the first at sample {len(many) - 7}" in refusal(
+        audio.check, many, "a song"
+    )
+
+
+@pytest.mark.parametrize("cut", [1000, 60_000, 150_000])
+def test_a_long_flac_that_is_truncated(tmp_path, long, cut):
+    path = tmp_path / "a.flac"
+    sf.write(path, np.random.default_rng(0).uniform(-1, 1, (50000, 2)), RATE)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert "cut short or damaged: its header promises 50000 samples" in refusal(audio.read, path)
+
+
+def test_no_room_for_a_long_file(tmp_path, monkeypatch, long):
+    audio.write(tmp_path / "a.wav", tone(), RATE)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
+    message = refusal(audio.read, tmp_path / "a.wav")
+    assert f"in {tmp_path / 'nothing'}, where at least" in message
+    assert "of scratch space are needed" in message
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("given", "scale"), [("int16", 2**15), ("int32", 2**31), ("float64", 1), (">f4", 1), ("every other", 1)]
+)
+def test_a_long_array_of_another_kind(long, given, scale, channels):
+    samples = np.tile(tone(channels=channels), (7, 1))  # more than two blocks
+    if given == "every other":
+        array, expected = samples[::2], samples[::2].copy()
+    else:
+        array = (samples * scale).astype(given)
+        expected = array.astype(np.float32) / np.float32(scale)
+    checked = audio.check(array, "song")
+    assert scratch.is_scratch(checked)
+    assert checked.flags.c_contiguous
+    np.testing.assert_array_equal(checked, expected)
+
+
+@pytest.mark.parametrize(
+    ("rate_in", "rate_out"),
+    [(48000, 44100), (44100, 48000), (96000, 44100), (44100, 192000), (8000, 44100), (44100, 44101)],
+)
+@pytest.mark.parametrize("length", [2, 3 * scratch.BLOCK, 3 * scratch.BLOCK + 17])
+def test_resampling_in_blocks_is_resampling_at_once(rate_in, rate_out, length):
+    samples = np.random.default_rng(0).uniform(-1, 1, (length, 2)).astype(np.float32)
+    expected = soxr.resample(samples, rate_in, rate_out, quality="VHQ")
+    output = audio.resample(samples, rate_in, rate_out)
+    assert output.shape == expected.shape
+    assert np.abs(output - expected).max(initial=0) < 1e-7  # -140 dB; it is 0 on the machines known
+    turned = audio.resample(np.ascontiguousarray(samples.T).T, rate_in, rate_out)
+    np.testing.assert_array_equal(turned, output)
+
+
+def test_resampling_a_long_array_fills_a_scratch_file(request):
+    expected = audio.resample(tone(), RATE, 48000)
+    request.getfixturevalue("long")
+    for length in (None, 23_999, 24_000, 24_500):
+        output = audio.resample(tone(), RATE, 48000, length)
+        assert scratch.is_scratch(output)
+        assert len(output) == (length or 24_000)
+        np.testing.assert_array_equal(output[:24_000], expected[:length])
+        assert not output[24_000:].any()
+    padded = audio.resample(tone(), RATE, RATE, length=30_000)
+    assert scratch.is_scratch(padded)
+    np.testing.assert_array_equal(padded[:22_050], tone())
+    assert not padded[22_050:].any()
+
+
+@pytest.mark.parametrize("format", audio.FORMATS)
+def test_a_scratch_array_is_written_like_any_other(tmp_path, format):
+    samples = beyond_full_scale()
+    held = scratch.empty(samples.shape, limit=0)
+    held[:] = samples
+    peaks = audio.write_all({tmp_path / "ours": held, tmp_path / "theirs": samples}, RATE, format)
+    assert peaks == {tmp_path / "ours": 1e9, tmp_path / "theirs": 1e9}
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from kmdx import audio, scratch
+
+def memory(kind):
+    return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+scratch.LIMIT = 1_000_000
+source, folder, format = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+audio.resample(audio.read(source, duration=0.1).samples, 48000, 44100)  # their libraries are loaded
+audio.write(folder / "short", np.zeros((99, 2)), 44100, format)
+before = memory("VmRSS")
+sound = audio.read(source)
+song = audio.resample(sound.samples, sound.rate, 44100)
+audio.write_all({folder / "a": song, folder / "b": song[::-1]}, 44100, format)
+print(song.nbytes / 1e6, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize(("extension", "format"), [(".wav", "wav16"), (".mp3", "flac"), (".flac", "mp3")])
+def test_a_long_song_takes_little_memory(tmp_path, extension, format):
+    path = tmp_path / f"song{extension}"
+    samples = np.tile(tone(1.0, rate=48000), (60, 1))
+    audio.write(path, samples, 48000, {".wav": "wav16", ".flac": "flac", ".mp3": "mp3"}[extension])
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, path, tmp_path, format], capture_output=True, text=True, check=True
+    )
+    signal, used = map(float, done.stdout.split())
+    assert signal > 21
+    assert used < 25  # of three signals
 
 
 # The module

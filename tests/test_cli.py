@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -17,6 +19,7 @@ import yaml
 from conftest import decibels, noise
 
 from kmdx import cli, songs
+from kmdx.errors import AudioError
 
 FOUR = ["bass", "drums", "other", "vocals"]
 ODD_NAME = "Ünï cödé 歌 with spaces."
@@ -240,6 +243,8 @@ def test_a_mixture_is_called_like_its_folder_from_wherever_it_is_named(
         (["--duration", "0.05"], [], "duration 0.05, not None"),
         ([], ["--start", "0.05"], "start 0.0, not 0.05"),
         (["--format", "wav24"], [], "format wav24, not wav16"),
+        (["--speed", "fast"], [], "speed fast, not leaderboard"),
+        ([], ["--precision", "fp32"], "precision auto, not fp32"),
     ],
 )
 def test_stems_made_otherwise_are_not_taken_for_these(
@@ -254,6 +259,31 @@ def test_stems_made_otherwise_are_not_taken_for_these(
     assert (tmp_path / "out" / "song" / "vocals.wav").read_bytes() == before
     assert separate("song.wav", "--stems", "vocals", *then, "--overwrite").code == 0
     assert separate("song.wav", "--stems", "vocals", *then).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code"), [([], 0), (["--precision", "fp32"], 0), (["--speed", "fast"], 2)]
+)
+def test_stems_noted_before_there_were_speeds_are_of_the_one_there_was(
+    separate: Run, tmp_path: Path, options: list[str], code: int
+) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    separate("song.wav", "--stems", "vocals")
+    note = tmp_path / "out" / "song" / songs.MADE_BY
+    made = json.loads(note.read_text("utf-8"))
+    assert (made.pop("speed"), made.pop("precision")) == ("leaderboard", "auto")
+    note.write_text(json.dumps(made), "utf-8")
+    result = separate("song.wav", "--stems", "vocals", *options)
+    assert result.code == code
+    assert ("stems made otherwise (speed leaderboard, not fast)" in result.err) == (code == 2)
+
+
+@pytest.mark.parametrize("note", ["", "[]", "null", "{"])
+def test_a_note_that_says_nothing_is_no_difference(separate: Run, tmp_path: Path, note: str) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    separate("song.wav", "--stems", "vocals")
+    (tmp_path / "out" / "song" / songs.MADE_BY).write_text(note, "utf-8")
+    assert "already in" in separate("song.wav", "--stems", "vocals").err
 
 
 def test_another_song_of_the_same_name_is_not_taken_for_done(separate: Run, tmp_path: Path) -> None:
@@ -276,6 +306,99 @@ def test_one_bad_song_does_not_stop_the_rest(separate: Run, tmp_path: Path) -> N
         (False, True),
         (True, False),
     ]
+
+
+def test_what_becomes_of_each_song_is_said_in_order(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in reading, in separating and in writing, and a song after each."""
+    from kmdx import Separator, audio
+    from kmdx.errors import DeviceError
+
+    separate_one, write_all = Separator.separate, audio.write_all
+
+    def separated(self: Separator, samples: np.ndarray, rate: int, **options: Any) -> Any:
+        if len(samples) == 5_003:
+            raise DeviceError("too long for this device")
+        return separate_one(self, samples, rate, **options)
+
+    def written(files: dict[Path, np.ndarray], *arguments: Any) -> Any:
+        if "5 unwritable" in str(next(iter(files))):
+            raise AudioError("no space left on device")
+        return write_all(files, *arguments)
+
+    monkeypatch.setattr(Separator, "separate", separated)
+    monkeypatch.setattr(audio, "write_all", written)
+    for number, name in enumerate(["0", "1 unreadable", "2", "3 inseparable", "4", "5 unwritable", "6"]):
+        write(tmp_path / "album" / f"{name}.wav", noise(5_000 + number))
+    (tmp_path / "album" / "1 unreadable.wav").write_text("la la la")
+    monkeypatch.setattr(cli.err, "print", print)  # both kinds of lines in one place
+    result = separate("album", "--stems", "vocals")
+    lines = [line for line in result.out.splitlines() if "error" in line or "→" in line]
+    assert [line for line in lines if "→" in line] == [
+        f"album/{number}.wav → out/{number} (vocals)" for number in (0, 2, 4, 6)
+    ]
+    assert [next(i for i, line in enumerate(lines) if text in line) for text in (
+        "0.wav →", "unreadable.wav", "2.wav →", "too long", "4.wav →", "no space", "6.wav →")] == list(range(7))  # fmt: skip
+    assert result.code == 1
+    assert files_in(tmp_path / "out") == [f"{number}/vocals.wav" for number in (0, 2, 4, 6)]
+
+
+def test_files_are_read_and_written_during_the_separation(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmdx import Separator, audio
+
+    read, write_all, separate_one = audio.read, audio.write_all, Separator.separate
+    second_read, second_begun, first_written = (threading.Event() for _ in range(3))
+    threads = []
+
+    def reading(path: Path, *arguments: Any, **options: Any) -> audio.Audio:
+        if path.name == "b.wav":
+            second_read.set()
+        return read(path, *arguments, **options)
+
+    def separated(self: Separator, samples: np.ndarray, rate: int, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        if len(samples) == 5_000:
+            assert second_read.wait(20)
+        else:
+            second_begun.set()
+            assert first_written.wait(20)
+        return separate_one(self, samples, rate, **options)
+
+    def writing(*arguments: Any) -> Any:
+        assert second_begun.wait(20) or first_written.is_set()
+        peaks = write_all(*arguments)
+        first_written.set()
+        return peaks
+
+    monkeypatch.setattr(audio, "read", reading)
+    monkeypatch.setattr(audio, "write_all", writing)
+    monkeypatch.setattr(Separator, "separate", separated)
+    write(tmp_path / "a.wav", noise(5_000))
+    write(tmp_path / "b.wav", noise(6_000))
+    assert separate("a.wav", "b.wav", "--stems", "vocals").code == 0
+    assert threads == [threading.main_thread()] * 2
+
+
+def test_speed_and_precision_are_the_separators(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def made(self: object, *_: object, **options: object) -> None:
+        asked.append((options["speed"], options["precision"]))
+        raise AudioError("that was all")
+
+    monkeypatch.setattr("kmdx.Separator.__init__", made)
+    write(tmp_path / "song.wav", noise(5_000))
+    assert separate("song.wav").code == 2
+    assert separate("song.wav", "--speed", "balanced", "--precision", "bf16").code == 2
+    assert asked == [("leaderboard", "auto"), ("balanced", "bf16")]
+    for option in (["--speed", "light"], ["--precision", "int8"]):
+        assert separate("song.wav", *option).code == 2
+    assert len(asked) == 2
 
 
 def spoilt(folder: Path, what: str) -> Path:
@@ -404,6 +527,35 @@ def test_ctrl_c_says_what_it_stopped(separate: Run, tmp_path: Path, monkeypatch:
     assert result.code == 130
     assert result.errors == ["error: stopped in song; songs that were finished stay"]
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_leaves_songs_that_are_finished(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmdx import Separator, audio
+
+    separate_one, write_all = Separator.separate, audio.write_all
+    interrupted = threading.Event()
+
+    def interrupt(self: Separator, samples: np.ndarray, rate: int, **options: Any) -> Any:
+        if len(samples) == 6_000:
+            interrupted.set()
+            raise KeyboardInterrupt
+        return separate_one(self, samples, rate, **options)
+
+    def slow(*arguments: Any) -> Any:
+        assert interrupted.wait(20)
+        return write_all(*arguments)
+
+    monkeypatch.setattr(Separator, "separate", interrupt)
+    monkeypatch.setattr(audio, "write_all", slow)
+    for name, samples in (("a", 5_000), ("b", 6_000), ("c", 7_000)):
+        write(tmp_path / f"{name}.wav", noise(samples))
+    result = separate("a.wav", "b.wav", "c.wav", "--stems", "vocals")
+    assert result.code == 130
+    assert result.out == "a.wav → out/a (vocals)\n"
+    assert result.errors == ["error: stopped in b; songs that were finished stay"]
+    assert files_in(tmp_path / "out") == ["a/vocals.wav"]
 
 
 def test_links_in_circles_and_names_too_long(separate: Run, tmp_path: Path) -> None:

@@ -24,11 +24,16 @@ class DemucsNetwork(nn.Module):
     ----------
     model : HTDemucs or HDemucs
         The network with its weights, its ``segment`` set to the seconds it will be run at.
+    dtype : torch.dtype
+        What its convolutions and matrix products compute in.
     """
 
-    def __init__(self, model: HTDemucs | HDemucs) -> None:
+    bears: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+
+    def __init__(self, model: HTDemucs | HDemucs, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
+        self.dtype = dtype
         self.training = model.training
         self.sources: tuple[str, ...] = tuple(model.sources)
         # HTDemucs always runs at its segment's full length, HDemucs at whatever it is given.
@@ -38,7 +43,9 @@ class DemucsNetwork(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
-        return self.model(batch)
+        # Autocast leaves transforms and normalisations in float32.
+        with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(batch).float()
 
     def narrow(self, sources: Sequence[str]) -> DemucsNetwork:
         """Return the same network computing only ``sources``, sharing all weights but the last layers'.
@@ -60,7 +67,7 @@ class DemucsNetwork(nn.Module):
         model.sources = list(sources)
         for layer in (model.decoder[-1], model.tdecoder[-1]):
             _keep_sources(layer, indices, len(self.sources))
-        return DemucsNetwork(model)
+        return DemucsNetwork(model, self.dtype)
 
 
 def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -17,10 +18,13 @@ class Network(Protocol):
         The sources it estimates, in the order of its output.
     length : int or None
         The only length, in samples, that it accepts; ``None`` where any length will do.
+    bears : tuple of torch.dtype
+        Half precisions that it can compute in at the cost of an error far below that of its estimate.
     """
 
     sources: tuple[str, ...]
     length: int | None
+    bears: tuple[torch.dtype, ...]
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""

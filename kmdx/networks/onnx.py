@@ -39,6 +39,8 @@ class OnnxNetwork(nn.Module):
         If the graph cannot be loaded or its input has another shape than the transform gives.
     """
 
+    bears: tuple[torch.dtype, ...] = ()
+
     def __init__(self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device) -> None:
         super().__init__()
         self.sources: tuple[str, ...] = (source,)

@@ -75,7 +75,9 @@ class TimeFrequencyConvolutions(nn.Module):
     def __init__(self, config: TfcTdfConfig, channels: int) -> None:
         super().__init__()
         self.H = nn.ModuleList(  # `H` is the name in the published state dicts
-            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), config.norm(channels), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1), config.norm(channels), nn.ReLU(inplace=True)
+            )
             for _ in range(config.convolutions)
         )
 
@@ -95,15 +97,15 @@ class Block(nn.Module):
         self.tdf = nn.Sequential(
             nn.Linear(bins, narrow, bias=False),
             config.norm(channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(narrow, bins, bias=False),
             config.norm(channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tfc(x)
-        return x + self.tdf(x)
+        return self.tdf(x).add_(x) if not torch.is_grad_enabled() else x + self.tdf(x)
 
 
 class TfcTdf(nn.Module):
@@ -115,11 +117,19 @@ class TfcTdf(nn.Module):
         Its sizes.
     source : str
         Name of the source it estimates.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+        What is computed in between the first and the last convolution.
     """
+
+    bears: tuple[torch.dtype, ...] = (torch.float16,)  # bfloat16's 8 bits leave an error of -30 to -36 dB
 
     def __init__(self, config: TfcTdfConfig, source: str) -> None:
         super().__init__()
         self.config = config
+        self.dtype = torch.float32
         self.sources: tuple[str, ...] = (source,)
         self.length: int | None = config.spectrogram.chunk
         self.spectrogram = Spectrogram(config.spectrogram)
@@ -129,12 +139,14 @@ class TfcTdf(nn.Module):
         bins = [config.spectrogram.bins >> level for level in range(levels + 1)]
 
         self.first_conv = nn.Sequential(
-            nn.Conv2d(SPECTRUM_CHANNELS, growth, 1), config.norm(growth), nn.ReLU()
+            nn.Conv2d(SPECTRUM_CHANNELS, growth, 1), config.norm(growth), nn.ReLU(inplace=True)
         )
         self.encoding_blocks = nn.ModuleList(Block(config, channels[i], bins[i]) for i in range(levels))
         self.ds = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels[i], channels[i + 1], 2, stride=2), config.norm(channels[i + 1]), nn.ReLU()
+                nn.Conv2d(channels[i], channels[i + 1], 2, stride=2),
+                config.norm(channels[i + 1]),
+                nn.ReLU(inplace=True),
             )
             for i in range(levels)
         )
@@ -143,7 +155,7 @@ class TfcTdf(nn.Module):
             nn.Sequential(
                 nn.ConvTranspose2d(channels[i + 1], channels[i], 2, stride=2),
                 config.norm(channels[i]),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
             )
             for i in reversed(range(levels))
         )
@@ -159,7 +171,9 @@ class TfcTdf(nn.Module):
 
     def unet(self, spectrum: Tensor) -> Tensor:
         """Map the mixture's spectrogram ``(B, 4, bins, frames)`` to the source's, same shape."""
-        x = self.first_conv(spectrum).transpose(-1, -2)  # (B, g, frames, bins)
+        # The 1×1 convolutions at both ends do not care which axis is which: it is cheaper to let time
+        # and frequency swap places where there are four channels.
+        x = self.first_conv(spectrum.transpose(-1, -2).contiguous()).to(self.dtype)  # (B, g, frames, bins)
         skips = []
         for block, down in zip(self.encoding_blocks, self.ds, strict=True):
             x = block(x)
@@ -168,7 +182,7 @@ class TfcTdf(nn.Module):
         x = self.bottleneck_block(x)
         for up, block in zip(self.us, self.decoding_blocks, strict=True):
             x = block(up(x) * skips.pop())
-        return self.final_conv(x.transpose(-1, -2))
+        return self.final_conv(x.float()).transpose(-1, -2)
 
     def narrow(self, sources: Sequence[str]) -> TfcTdf:
         """Return itself: there is one source to ask for."""

@@ -12,6 +12,7 @@ from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull
 from kmdx.weights.registry import Source, Weight, get, own, registry
+from kmdx.weights.unet_graph import UnetGraph, unet
 from kmdx.weights.verifying import Status, verify
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Progress",
     "Source",
     "Status",
+    "UnetGraph",
     "Weight",
     "file_sha256",
     "find",
@@ -34,6 +36,7 @@ __all__ = [
     "pull",
     "registry",
     "state_sha256",
+    "unet",
     "verify",
     "where",
 ]

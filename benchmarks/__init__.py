@@ -1,0 +1,1 @@
+"""What is measured here, each script for itself: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,153 @@
+"""The htdemucs plan against the ``demucs`` command: ``python -m benchmarks.against_demucs [SONG]``.
+
+Same weights, same overlap of 0.25, no shifts, float32, on the CPU, the same three stages: vocals from the
+mixture, drums from what is left, bass from what is left then. ``demucs`` hears all three as three songs of
+one call, so that it starts and loads once, as ``kmdx`` does; the stages are made from what ``kmdx`` gave.
+Timed in turns, as whole processes from file to file and as computation alone in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+from demucs.apply import apply_model
+from demucs.htdemucs import HTDemucs
+
+from benchmarks.baseline import SECONDS, song_of
+from kmdx import weights
+from kmdx.benchmark import decibels
+from kmdx.errors import KmdxError
+from kmdx.separator import Separator
+
+ENSEMBLE, SIGNATURE, OVERLAP, RATE = "htdemucs", "955717e8", 0.25, 44100
+STAGES = {"song": "vocals", "without_vocals": "drums", "nor_drums": "bass"}
+"""What is heard, and what is wanted of it."""
+
+
+def write_repository(folder: Path, models: Path | None) -> HTDemucs:
+    """Write the weights as a model that ``demucs --repo`` finds by its signature; returns the model."""
+    weight = weights.get(ENSEMBLE)
+    checkpoint = weights.load(weights.find(weight, models).path)
+    own = {key: value for key, value in weight.architecture.items() if key not in ("type", "gflops")}
+    package = {"klass": HTDemucs, "args": (), "kwargs": checkpoint.kwargs or own, "state": checkpoint.state}
+    torch.save(package, folder / f"{SIGNATURE}.th")
+    model = HTDemucs(**package["kwargs"])
+    model.load_state_dict(package["state"])
+    return model.eval()
+
+
+def stages_of(song: np.ndarray, stems: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What each stage hears: the song without the stems before."""
+    heard = {}
+    for name, stem in STAGES.items():
+        heard[name] = song
+        song = song - stems[stem]
+    return heard
+
+
+def as_processes(
+    song: np.ndarray, folder: Path, models: Path | None, repeat: int
+) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """Run both commands in turns; returns seconds of each, and dB between their stems."""
+    sf.write(folder / "song.wav", song, RATE, subtype="FLOAT")
+    ours, theirs = folder / "kmdx", folder / "demucs"
+    kmdx = [sys.executable, "-m", "kmdx.cli", "separate", str(folder / "song.wav"), "-e", ENSEMBLE]
+    kmdx += ["-o", str(ours), "--device", "cpu", "--precision", "fp32", "--format", "float32", "--overwrite"]
+    demucs = [sys.executable, "-m", "demucs", "-n", SIGNATURE, "--repo", str(folder), "-d", "cpu"]
+    demucs += ["--shifts", "0", "--overlap", str(OVERLAP), "--float32", "--clip-mode", "none"]
+    demucs += ["-o", str(theirs), *(str(folder / f"{name}.wav") for name in STAGES)]
+    environment = dict(os.environ) if models is None else {**os.environ, "KMDX_MODELS": str(models)}
+    times = []
+    for _ in range(repeat):
+        own = _run(kmdx, environment)
+        stems = {stem: _read(ours / "song" / f"{stem}.wav") for stem in STAGES.values()}
+        for name, heard in stages_of(song, stems).items():
+            sf.write(folder / f"{name}.wav", heard, RATE, subtype="FLOAT")
+        times.append((own, _run(demucs, environment)))
+    differences = {
+        stem: decibels(_read(theirs / SIGNATURE / name / f"{stem}.wav"), stems[stem])
+        for name, stem in STAGES.items()
+    }
+    return times, differences
+
+
+def _read(path: Path) -> np.ndarray:
+    return sf.read(path, dtype="float32")[0]
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Seconds that a process takes."""
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise KmdxError(f"{' '.join(command[1:4])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return time.perf_counter() - began
+
+
+def as_computation(
+    song: np.ndarray, model: HTDemucs, models: Path | None, repeat: int
+) -> list[tuple[float, float]]:
+    """Seconds of both in this process, loaded before, without files, in turns."""
+    separator = Separator(ENSEMBLE, device="cpu", folder=models, precision="fp32")
+    heard = stages_of(song, separator.separate(song, RATE))  # which also warms up
+
+    def demucs() -> None:
+        for stage in heard.values():
+            wave = torch.from_numpy(stage.T.copy())
+            mono = wave.mean(0)
+            wave = (wave - mono.mean()) / (mono.std() + 1e-8)  # as demucs.api does
+            apply_model(model, wave[None], shifts=0, overlap=OVERLAP)
+
+    return [(_timed(lambda: separator.separate(song, RATE)), _timed(demucs)) for _ in range(repeat)]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _line(what: str, times: Sequence[tuple[float, float]]) -> str:
+    own, other = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(demucs / kmdx for kmdx, demucs in times)
+    return f"{what}: kmdx {own:.2f} s, demucs {other:.2f} s, {ratio:.2f} ×"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print both ratios, and dB between the stems."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("song", nargs="?", type=Path)
+    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds, of which the median is taken")
+    options = parser.parse_args(arguments)
+    song = song_of(options.song, options.seconds, RATE)
+    print(
+        f"demucs {version('demucs')}, {len(song) / RATE:.1f} s of song, {torch.get_num_threads()} threads",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        model = write_repository(Path(temporary), options.folder)
+        times, differences = as_processes(song, Path(temporary), options.folder, max(1, options.repeat))
+        print(_line("whole processes", times), flush=True)
+        print(_line("computation", as_computation(song, model, options.folder, max(1, options.repeat))))
+    print("difference: " + ", ".join(f"{stem} {value:.0f} dB" for stem, value in differences.items()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KmdxError as error:
+        sys.exit(f"error: {error}")

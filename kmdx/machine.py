@@ -1,0 +1,250 @@
+"""What machine this is, how fast its matrix products are, and what memory this process took at most.
+
+Sizes are in bytes. What a system does not tell is ``None``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose product is timed
+PRODUCTS = 4  # timed: the first is for warming up
+CPU_FEATURES = {  # what torch calls it: what it does for the networks
+    "avx2": "AVX2",
+    "avx512_f": "AVX-512",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512_fp16": "AVX512-FP16",
+    "amx_bf16": "AMX-BF16",
+    "amx_fp16": "AMX-FP16",
+    "neon": "NEON",
+    "bf16": "BF16",
+    "fp16_arith": "FP16",
+    "sve": "SVE",
+}
+HALF_ON_CPU = {  # precisions that some CPUs multiply in, and by which of those
+    "bf16": ("AVX512-BF16", "AMX-BF16", "BF16"),
+    "fp16": ("AVX512-FP16", "AMX-FP16"),
+}
+HALF_ON_CUDA = {"fp16": (7, 0), "bf16": (8, 0)}  # the least compute capability that is fast at it
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine, as far as speed depends on it.
+
+    Attributes
+    ----------
+    cpu : str
+        Name of its model.
+    cores : int
+        Those that this process may use.
+    threads : int
+        Those that torch uses.
+    memory : int or None
+    features : tuple of str
+        What the CPU offers for arithmetic.
+    gpu : str or None
+        Name of the GPU that was asked for.
+    gpu_memory : int or None
+    compute_capability : str or None
+        Such as ``8.0``.
+    system, python, torch : str
+        Versions.
+    onnxruntime : str or None
+        Version; ``None`` where it is not installed.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    memory: int | None
+    features: tuple[str, ...]
+    gpu: str | None
+    gpu_memory: int | None
+    compute_capability: str | None
+    system: str
+    python: str
+    torch: str
+    onnxruntime: str | None
+
+    @property
+    def name(self) -> str:
+        """The GPU's name where there is one, else the CPU's and its cores."""
+        return self.gpu or f"{self.cpu}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+
+def describe(device: torch.device | str = "cpu") -> Machine:
+    """Look at the machine that this process runs on, with its GPU where ``device`` is one."""
+    device = torch.device(device)
+    gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return Machine(
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        memory=_memory(),
+        features=cpu_features(),
+        gpu=gpu and gpu.name,
+        gpu_memory=gpu and gpu.total_memory,
+        compute_capability=gpu and f"{gpu.major}.{gpu.minor}",
+        system=platform.platform(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        onnxruntime=_onnxruntime(),
+    )
+
+
+def cpu_name() -> str:
+    """Name of the CPU's model, or at least of its architecture."""
+    return _name_from_the_system() or platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _name_from_the_system() -> str | None:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+    if sys.platform == "win32":
+        import winreg
+
+        try:
+            with winreg.OpenKey(
+                winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+            ) as key:
+                return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        except OSError:
+            return None
+    return _field(Path("/proc/cpuinfo"), "model name") or _capabilities().get("cpu_name")
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cpu_features() -> tuple[str, ...]:
+    """What the CPU offers for arithmetic, the widest units last."""
+    capabilities = _capabilities()
+    if capabilities:
+        return tuple(name for key, name in CPU_FEATURES.items() if capabilities.get(key))
+    known = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX-512")}
+    return known.get(torch.backends.cpu.get_cpu_capability(), ())
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """What torch knows of the CPU; nothing where it is too old to tell."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return tell() if tell else {}
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def _onnxruntime() -> str | None:
+    for package in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def peak_gflops(device: torch.device | str = "cpu") -> dict[str, float]:
+    """Measure the matrix products of a device, in GFLOP/s by precision; takes about a second.
+
+    ``fp32`` is always there (on CUDA without TF32), ``fp16`` and ``bf16`` where the hardware has them.
+    """
+    device = torch.device(device)
+    size = CUDA_SIZE if device.type == "cuda" else CPU_SIZE
+    return {name: _product_gflops(device, TYPES[name], size) for name in precisions(device)}
+
+
+def precisions(device: torch.device) -> list[str]:
+    """The precisions that the hardware multiplies in fast, ``fp32`` first."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return ["fp32", *(name for name, least in HALF_ON_CUDA.items() if capability >= least)]
+    if device.type == "cpu":
+        features = cpu_features()
+        return ["fp32", *(name for name, those in HALF_ON_CPU.items() if any(f in features for f in those))]
+    return ["fp32"]
+
+
+def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """The best of some products of two square matrices."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    result = torch.empty_like(left)
+    best = float("inf")
+    for _ in range(PRODUCTS):
+        synchronize(device)
+        began = time.perf_counter()
+        torch.mm(left, right, out=result)
+        synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best / 1e9
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory() -> int | None:
+    """Bytes of host memory that this process took at most, since it began or since the last reset."""
+    if peak := _field(Path("/proc/self/status"), "VmHWM"):
+        return int(peak.split()[0]) * 1024  # "12345 kB"
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak_size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_size * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_device_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory that torch's tensors took at most; ``None`` on other devices."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Measure memory anew from here on, where the system can: Linux for the host's, CUDA for the GPU's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _field(file: Path, name: str) -> str | None:
+    """The first value of that name in a file of ``name : value`` lines."""
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None

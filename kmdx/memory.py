@@ -1,0 +1,71 @@
+"""Memory of the host and of the device: how much there is, when there is none left, how to keep it warm."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+DEVICE_BUDGET = (
+    11 * 2**30
+)  # bytes of a GPU's memory that are used at most: a 12 GB card, and room for its driver
+FREE_SHARE = 0.9  # of what is free when the first song comes
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+GLIBC_DEFAULT = 128 * 1024  # bytes, of both
+KEEP = 2**31 - 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell errors of memory from others; on the CPU torch has no class for them."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def device_budget(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory that may be used, what this process holds already included; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    return min(DEVICE_BUDGET, int(FREE_SHARE * (free + held)))
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def warm_heap() -> Iterator[None]:
+    """Let glibc keep large blocks between uses instead of asking the system for fresh pages each time.
+
+    A network makes and frees blocks of hundreds of megabytes; with malloc's defaults every one is a fresh
+    mapping whose pages are zeroed when they are first touched. Measured on HDemucs (two cores of an AMD
+    EPYC): 4.5 s instead of 5.3 s for ten seconds of signal. Afterwards all is given back. Works in the
+    main thread, and does nothing with another C library.
+    """
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, KEEP)
+    libc.mallopt(M_TRIM_THRESHOLD, KEEP)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, GLIBC_DEFAULT)
+        libc.mallopt(M_TRIM_THRESHOLD, GLIBC_DEFAULT)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt") else None

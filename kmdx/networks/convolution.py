@@ -1,0 +1,183 @@
+"""Convolutions that give the same numbers sooner on a CPU, where no gradients are asked for.
+
+Each class is a convolution of torch with another way to compute it: same parameters, same names in
+the state dict, the ordinary way wherever the other one does not apply. :func:`accelerate` changes
+the classes of the convolutions in a network that was built by other code.
+
+- 3×3 convolutions by Winograd's minimal filtering F(6×6, 3×3), a fifth of the multiplications
+  (Lavin and Gray 2015, arXiv 1509.09308), in torch's own NNPACK. Measured on two cores of an AMD EPYC
+  (Zen 1): 1.9 to 2.9 × oneDNN's direct convolution, 110 dB of it. Whether it pays is measured once.
+- Transposed convolutions whose kernel is once or twice their stride: one matrix product, whose columns
+  are then laid side by side. 1.0 to 6.6 × on the same machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WORTH = 1.1  # how many times sooner Winograd's way must be to be taken
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3×3 convolution of stride 1 and padding 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``(B, C, H, W)``."""
+        # On one row most of Winograd's tiles are padding.
+        if _plain(input) and min(input.shape[-2:]) > 4 and winograd_pays():
+            return torch._nnpack_spatial_convolution(input.contiguous(), self.weight, self.bias, padding=1)
+        return super().forward(input)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Tell whether a convolution is one of these."""
+        return type(conv) is nn.Conv2d and (
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.padding_mode,
+        ) == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
+class MatmulConvTranspose1d(nn.ConvTranspose1d):
+    """A transposed convolution whose kernel is twice its stride."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``(B, C, T)``."""
+        if not _plain(input):
+            return super().forward(input, output_size)
+        batch, _, frames = input.shape
+        stride = self.stride[0]
+        weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (k · out, in)
+        columns = torch.matmul(weight, input).view(batch, 2, stride, self.out_channels, frames)
+        output = input.new_empty(batch, self.out_channels, frames + 1, stride)
+        _overlap(columns[:, 0], columns[:, 1], output.permute(0, 3, 1, 2), -1)
+        return _with_bias(output.view(batch, self.out_channels, -1), self.bias)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Tell whether a convolution is one of these."""
+        return type(conv) is nn.ConvTranspose1d and (
+            conv.kernel_size[0] == 2 * conv.stride[0]
+            and (conv.padding, conv.output_padding, conv.dilation, conv.groups) == ((0,), (0,), (1,), 1)
+        )
+
+
+class MatmulConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution along the first axis alone, its kernel ``(2 · stride, 1)``."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``(B, C, F, T)``."""
+        if not _plain(input):
+            return super().forward(input, output_size)
+        batch, _, bins, frames = input.shape
+        stride, out = self.stride[0], self.out_channels
+        weight = self.weight[..., 0].permute(1, 2, 0).flatten(0, 1)  # (out · k, in)
+        columns = torch.matmul(weight, input.flatten(2)).view(batch, out, 2, stride, bins, frames)
+        output = input.new_empty(batch, out, bins + 1, stride, frames)
+        _overlap(columns[:, :, 0], columns[:, :, 1], output.transpose(2, 3), -2)
+        return _with_bias(output.view(batch, out, -1, frames), self.bias)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Tell whether a convolution is one of these."""
+        return type(conv) is nn.ConvTranspose2d and (
+            conv.kernel_size == (2 * conv.stride[0], 1)
+            and conv.stride[1] == 1
+            and (conv.padding, conv.output_padding, conv.dilation, conv.groups) == ((0, 0), (0, 0), (1, 1), 1)
+        )
+
+
+class ShuffledConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution whose kernel is its stride, equal on both axes."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve ``(B, C, H, W)``."""
+        if not _plain(input):
+            return super().forward(input, output_size)
+        size = self.stride[0]
+        weight = self.weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]  # (out · k · k, in, 1, 1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(size * size)
+        return F.pixel_shuffle(F.conv2d(input, weight, bias), size)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Tell whether a convolution is one of these."""
+        return type(conv) is nn.ConvTranspose2d and (
+            conv.kernel_size == conv.stride
+            and conv.stride[0] == conv.stride[1]
+            and (conv.padding, conv.output_padding, conv.dilation, conv.groups) == ((0, 0), (0, 0), (1, 1), 1)
+        )
+
+
+FAST = (WinogradConv2d, MatmulConvTranspose1d, MatmulConvTranspose2d, ShuffledConvTranspose2d)
+
+
+def accelerate(network: nn.Module) -> None:
+    """Give every convolution of a network that has a faster way the class that takes it."""
+    for module in network.modules():
+        for fast in FAST:
+            if fast.fits(module):
+                module.__class__ = fast
+
+
+@cache
+def winograd_pays() -> bool:
+    """Tell whether Winograd's way is there, right, and sooner than the ordinary one; takes 0.2 s once."""
+    available = getattr(torch, "_nnpack_available", None)
+    if available is None or not hasattr(torch, "_nnpack_spatial_convolution") or not available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 64, 64, 256, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, generator=generator) / 24
+    with torch.inference_mode():
+        try:
+            ours = torch._nnpack_spatial_convolution(image, weight, None, padding=1)
+        except RuntimeError:  # a CPU that NNPACK has no code for
+            return False
+        if not torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3):
+            return False
+        winograd = _seconds(lambda: torch._nnpack_spatial_convolution(image, weight, None, padding=1))
+        direct = _seconds(lambda: F.conv2d(image, weight, padding=1))
+    return direct > WORTH * winograd
+
+
+def _seconds(compute: Callable[[], Tensor]) -> float:
+    """The best of three times."""
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        compute()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _plain(input: Tensor) -> bool:
+    """Tell whether the fast ways apply: float32 on the CPU without gradients or autocast."""
+    return (
+        input.device.type == "cpu"
+        and input.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _overlap(first: Tensor, second: Tensor, output: Tensor, axis: int) -> None:
+    """Add two halves of a kernel's columns, the second one step later along ``axis``, into ``output``."""
+    steps = first.shape[axis]
+    output.narrow(axis, 0, steps).copy_(first)
+    output.narrow(axis, steps, 1).zero_()
+    output.narrow(axis, 1, steps).add_(second)
+
+
+def _with_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    """Add a bias for each channel, the second dimension."""
+    return output if bias is None else output.add_(bias.view(-1, *[1] * (output.dim() - 2)))

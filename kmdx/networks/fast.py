@@ -1,0 +1,67 @@
+"""Makes a network that was just loaded fast: the same function, computed sooner."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kmdx.networks import convolution
+from kmdx.networks.attention import FusedAttention
+from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.network import Network
+from kmdx.networks.tfc_tdf import TfcTdf
+
+
+def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
+    """Change a network in place, for inference.
+
+    Parameters
+    ----------
+    network : Network
+        As :func:`kmdx.loading.load_network` gives it. One that ONNX Runtime runs stays as it is.
+    dtype : torch.dtype
+        What it is to compute in; parameters of convolutions and matrix products are stored so too.
+    """
+    if isinstance(network, DemucsNetwork):
+        for module in network.model.modules():
+            if FusedAttention.fits(module):
+                module.__class__ = FusedAttention
+        convolution.accelerate(network.model)
+        network.dtype = dtype
+        _store_products(network.model, dtype)
+    elif isinstance(network, TfcTdf):
+        _fold_batch_norms(network)
+        convolution.accelerate(network)
+        network.dtype = dtype
+        for between in (*network.encoding_blocks, *network.ds, network.bottleneck_block, *network.us):
+            _store_between(between, dtype)
+        for block in network.decoding_blocks:
+            _store_between(block, dtype)
+
+
+def _fold_batch_norms(network: nn.Module) -> None:
+    """Fold each batch normalisation right behind a convolution into the convolution's parameters."""
+    for layers in network.modules():
+        if isinstance(layers, nn.Sequential) and len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
+            conv = layers[0]
+            if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
+                transposed = isinstance(conv, nn.ConvTranspose2d)
+                layers[0] = fuse_conv_bn_eval(conv, layers[1], transposed).requires_grad_(False)
+                layers[1] = nn.Identity()
+
+
+def _store_products(network: nn.Module, dtype: torch.dtype) -> None:
+    """Store what autocast would convert for every window."""
+    for module in network.modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
+def _store_between(layers: nn.Module, dtype: torch.dtype) -> None:
+    """Store a part of a U-Net; batch norms take half precision in and out with parameters in float32."""
+    for module in layers.modules():
+        if not isinstance(module, nn.BatchNorm2d):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,66 @@
+"""Which number format a network computes in, by what it can bear and what the device is fast at.
+
+Parameters of convolutions and matrix products and what goes through them may be in half precision;
+spectrograms, normalisations and sums over windows are in float32 always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from kmdx.errors import DeviceError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = ("auto", *DTYPES)
+
+AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with bfloat16
+VOLTA = (7, 0)  # and of the first with tensor cores, for float16
+
+
+def check(precision: str) -> str:
+    """Return the precision's name; raises :class:`DeviceError` if there is none such."""
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    return precision
+
+
+def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Half precisions that a device computes sooner than float32, the preferred one first."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= AMPERE:
+            return (torch.bfloat16, torch.float16)
+        return (torch.float16,) if capability >= VOLTA else ()
+    if device.type == "cpu" and cpu_has_bf16():
+        return (torch.bfloat16,)
+    return ()
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def choose(
+    precision: str, device: torch.device, bears: Collection[torch.dtype], loose: bool = False
+) -> torch.dtype:
+    """Choose the number format of a network.
+
+    Parameters
+    ----------
+    precision : str
+        ``auto``: the first half precision that the device is fast at and the network bears, else
+        float32. ``fp32``, ``fp16`` or ``bf16``: that one, but float32 for a network that does not bear it.
+    device : torch.device
+    bears : collection of torch.dtype
+        Half precisions that cost the network no more than its estimate can spare.
+    loose : bool
+        Take every network to bear every half precision.
+    """
+    check(precision)
+    candidates = fast_halves(device) if precision == "auto" else (DTYPES[precision],)
+    return next((dtype for dtype in candidates if loose or dtype in bears), torch.float32)

@@ -1,0 +1,90 @@
+"""Which networks are on the device: all that fit in a budget, the longest unused moved out first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from kmdx import memory
+from kmdx.networks.network import Network
+from kmdx.runner import Runner
+
+WEIGHTS_SHARE = 0.5  # of the device's budget, for the networks' weights
+
+
+class Residents:
+    """An ensemble's networks, brought to a device when they are asked for.
+
+    Parameters
+    ----------
+    networks : mapping of str to Network
+        By the plan's names; one network may have several.
+    device : torch.device
+    budget : int, optional
+        Bytes of the device's memory that may be used in all; by default what is free, and at most
+        :data:`kmdx.memory.DEVICE_BUDGET`. None on the CPU, where everything stays.
+    """
+
+    def __init__(
+        self, networks: Mapping[str, Network], device: torch.device, budget: int | None = None
+    ) -> None:
+        self.networks = networks
+        self.device = device
+        self.budget = memory.device_budget(device) if budget is None else budget
+        self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
+        self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
+        self._sizes: defaultdict[int, dict[int, int]] = defaultdict(dict)
+
+    def runner(self, name: str, sources: Sequence[str]) -> Runner:
+        """Return a network on the device, ready to estimate these sources of its own."""
+        network = self.networks[name]
+        if self.budget is not None:
+            self._bring(network)
+        key = (id(network), tuple(sources))
+        if key not in self._narrowed:
+            self._narrowed[key] = network.narrow(sources)
+        return Runner(
+            self._narrowed[key],
+            self.device,
+            self._sizes[id(network)],
+            self.budget,
+            lambda: self._make_room(network),
+        )
+
+    def _bring(self, network: Network) -> None:
+        """Move a network in, and others out until the budget's share for weights is kept."""
+        assert self.budget is not None
+        share = int(WEIGHTS_SHARE * self.budget)
+        if id(network) not in self._moved:
+            while self._moved and _bytes(network) + sum(map(_bytes, self._moved.values())) > share:
+                self._send_away(next(iter(self._moved.values())))
+            with torch.inference_mode(False):  # else its parameters could never be moved again
+                _move(network, self.device)
+        self._moved[id(network)] = self._moved.pop(id(network), network)  # now the last one used
+
+    def _make_room(self, kept: Network) -> bool:
+        """Move out all but one network; tell whether there was one to move."""
+        others = [network for network in self._moved.values() if network is not kept]
+        for network in others:
+            self._send_away(network)
+        return bool(others)
+
+    def _send_away(self, network: Network) -> None:
+        del self._moved[id(network)]
+        # Narrowed networks share its parameters, but have layers of their own on the device.
+        self._narrowed = {key: other for key, other in self._narrowed.items() if key[0] != id(network)}
+        with torch.inference_mode(False):
+            _move(network, torch.device("cpu"))
+        memory.empty_cache(self.device)
+
+
+def _bytes(network: Any) -> int:
+    """Size of a network's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def _move(network: Any, device: torch.device) -> None:
+    network.to(device)

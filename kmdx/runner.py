@@ -1,0 +1,81 @@
+"""A network that runs on as many windows at once as the device's memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+
+import torch
+from torch import Tensor
+
+from kmdx import memory
+from kmdx.networks.network import Network
+
+MOST = 32  # windows at once; beyond a few a GPU is busy anyway
+SPARE = 0.8  # of the room that is left, for what the next windows need beside their share
+
+
+class Runner:
+    """One network on its device.
+
+    The first window is run alone and its memory measured; then as many go together as there is room for.
+    When memory runs out all the same, half as many go together from there on, and what failed is done
+    again. On the CPU windows go one by one: two cores are busy with one, and more at once only
+    leave the caches sooner.
+
+    Parameters
+    ----------
+    network : Network
+        On ``device`` already.
+    device : torch.device
+    sizes : mapping of int to int
+        By the samples of a window, how many go together; kept from one song to the next.
+    budget : int, optional
+        Bytes of the device's memory that may be used; None for the CPU.
+    make_room : callable, optional
+        Called when a single window does not fit; frees what it can and tells whether it did.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        sizes: MutableMapping[int, int] | None = None,
+        budget: int | None = None,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.network = network
+        self.device = device
+        self.sizes: MutableMapping[int, int] = {} if sizes is None else sizes
+        self.budget = budget
+        self.make_room = make_room
+
+    def size(self, length: int) -> int:
+        """How many windows of so many samples to hand over at once."""
+        return self.sizes.get(length, 1)
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """Estimate the sources of windows ``(B, 2, T)`` on the device; ``(B, sources, 2, T)``."""
+        try:
+            return self._run(windows)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            if len(windows) == 1 and not self.make_room():
+                raise
+        # Here the error is gone, and with it the tensors that its frames held.
+        memory.empty_cache(self.device)
+        half = max(1, len(windows) // 2)
+        self.sizes[windows.shape[-1]] = half
+        return torch.cat([self(part) for part in windows.split(half)])
+
+    def _run(self, windows: Tensor) -> Tensor:
+        length = windows.shape[-1]
+        if self.budget is None or length in self.sizes:
+            return self.network(windows)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        estimates = self.network(windows)
+        used = (torch.cuda.max_memory_allocated(self.device) - before) / len(windows)
+        room = self.budget - torch.cuda.memory_allocated(self.device)
+        self.sizes[length] = max(1, min(MOST, int(SPARE * room / used)))
+        return estimates

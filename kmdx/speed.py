@@ -1,0 +1,48 @@
+"""Speed levels: less overlap and looser precision, for people who cannot wait. Numbers in speeds.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import yaml
+
+from kmdx.errors import PlanError
+from kmdx.plan import suggest
+
+DEFAULT = "leaderboard"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One level.
+
+    Attributes
+    ----------
+    title : str
+        For people.
+    overlap : float
+        No network's segments overlap more than this share of their length.
+    loose : bool
+        Half precision also for networks that do not bear it well.
+    """
+
+    title: str
+    overlap: float = 1.0
+    loose: bool = False
+
+
+@cache
+def levels() -> dict[str, Speed]:
+    """All levels by name, the slowest first."""
+    text = (resources.files("kmdx") / "speeds.yaml").read_text("utf-8")
+    return {name: Speed(**values) for name, values in yaml.safe_load(text).items()}
+
+
+def get(name: str) -> Speed:
+    """Return a level; raises :class:`PlanError` if there is none of that name."""
+    known = levels()
+    if name not in known:
+        raise PlanError(f"no speed {name!r}{suggest(str(name), known)}; there are {', '.join(known)}")
+    return known[name]

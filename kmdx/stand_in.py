@@ -1,0 +1,198 @@
+"""Random weights in the place of an ensemble's own, for measuring speed where those are not.
+
+The arithmetic is the same, the sound is not. Weights are seeded by their network's name and scaled so that
+signals keep their level from layer to layer, the last layer's so that an estimate is about half as loud as
+what the network hears: nothing dies out or explodes, and what a precision costs shows.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+import yaml
+from demucs.hdemucs import HDecLayer
+from torch import Tensor, nn
+
+from kmdx import plan_file
+from kmdx.errors import KmdxError
+from kmdx.networks import demucs
+from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
+from kmdx.weights import Weight
+
+TRANSFORM = ("n_fft", "hop", "bins", "frames")
+UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
+PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
+"""Sizes of the U-Net in every ONNX graph of the registry, where the graph alone states them."""
+
+LEVEL = 0.5  # of an estimate, where 1 is that of what was heard
+SECONDS = 1.0  # of noise at most that the level is set by
+RATE = 44100  # Hz: of that noise
+
+
+def write(ensemble: str | Path, folder: Path) -> Path:
+    """Write stand-ins for all weights of an ensemble, and a plan that is the same but for naming them.
+
+    Parameters
+    ----------
+    ensemble : str or Path
+        Name of an ensemble, or the path of a plan's YAML file.
+    folder : Path
+        Where all of it goes; it must be there.
+
+    Returns
+    -------
+    Path
+        The plan's file, which has the name of the ensemble. A graph of the user's own stays what it is,
+        since its sizes stand nowhere else.
+
+    Raises
+    ------
+    PlanError
+        If there is no such ensemble.
+    KmdxError
+        If an architecture cannot be built.
+    """
+    plan = plan_file.load(ensemble)
+    tree = yaml.safe_load(_text(ensemble))
+    files: dict[str, str] = {}
+    for number, (name, use) in enumerate(plan.networks.items()):
+        weight = use.weight
+        if weight.name not in files:
+            try:
+                files[weight.name] = str(_write_weights(weight, name, folder / str(number)).absolute())
+            except (KeyError, TypeError, ValueError) as error:
+                raise KmdxError(f"no stand-in for the weights of {name}: {error}") from error
+        tree["networks"][name]["weights"] = {
+            "file": files[weight.name],
+            "architecture": dict(weight.architecture),
+        }
+    path = folder / f"{plan.name}.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8")
+    return path
+
+
+def _text(ensemble: str | Path) -> str:
+    """The YAML of an ensemble that can be loaded."""
+    if str(ensemble) in plan_file.names():
+        return (resources.files("kmdx") / "plans" / f"{ensemble}.yaml").read_text("utf-8")
+    return Path(ensemble).read_text("utf-8")
+
+
+@torch.no_grad()
+def _write_weights(weight: Weight, seed: str, path: Path) -> Path:
+    """Write one file, named ``path`` with the ending of its kind; returns its path."""
+    architecture = dict(weight.architecture)
+    kind = architecture["type"]
+    if kind == "onnx":
+        if weight.path is not None and "layers" not in architecture:
+            return weight.path
+        return _export(_unet({**PUBLISHED_GRAPH, **architecture}, seed), path.with_suffix(".onnx"))
+    from safetensors.torch import save_file
+
+    # Half precision for Demucs, as Meta publishes it.
+    network: nn.Module = (
+        _unet(architecture, seed) if kind == "tfc_tdf" else _demucs(architecture, seed).half()
+    )
+    path = path.with_suffix(".safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    return path
+
+
+def _demucs(architecture: Mapping, seed: str) -> nn.Module:
+    options = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
+    with torch.device("meta"):
+        shapes = demucs.CLASSES[architecture["type"]](**options).state_dict()
+    seconds = min(float(options.get("segment", SECONDS)), SECONDS)
+    network = demucs.build(architecture["type"], options, seconds, _random(shapes, seed))
+    heard = _noise(int(seconds * RATE))
+    gain = LEVEL * heard.std() / network(heard).std()
+    for layer in (network.model.decoder[-1], network.model.tdecoder[-1]):
+        assert isinstance(layer, HDecLayer)
+        for parameter in layer.conv_tr.parameters():
+            parameter.mul_(gain)
+    return network.model
+
+
+def _unet(architecture: Mapping, seed: str) -> TfcTdf:
+    config = TfcTdfConfig(
+        SpectrogramConfig(**{key: architecture[key] for key in TRANSFORM}),
+        **{key: architecture[key] for key in UNET if key in architecture},
+    )
+    with torch.device("meta"):
+        shapes = TfcTdf(config, "").state_dict()
+    network = TfcTdf(config, architecture["sources"][0])
+    network.load(_random(shapes, seed))
+    network.eval()
+    # As many frames as its levels need: the level does not hang on their number.
+    heard = network.spectrogram(_noise(config.spectrogram.hop * (2**config.levels - 1)))
+    gain = LEVEL * heard.std() / network.unet(heard).std()
+    for parameter in network.final_conv.parameters():
+        parameter.mul_(gain)
+    return network.requires_grad_(False)
+
+
+def _export(network: TfcTdf, path: Path) -> Path:
+    """Write the U-Net as the graph that the published training code exports."""
+    import onnx
+
+    class Unet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, spectrum: Tensor) -> Tensor:
+            return self.network.unet(spectrum)
+
+    spectrogram = network.config.spectrogram
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about its age
+        torch.onnx.export(
+            Unet().eval(),
+            (torch.zeros(1, SPECTRUM_CHANNELS, spectrogram.bins, 2**network.config.levels),),
+            str(path),
+            input_names=["input"],
+            output_names=["output"],
+            opset_version=13,
+            dynamo=False,
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        )
+    model = onnx.load(path)  # traced with few frames, to be quick; no node depends on their number
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[3].dim_value = spectrogram.frames
+    onnx.save(model, path)
+    return path
+
+
+def _random(shapes: Mapping[str, Tensor], seed: str) -> dict[str, Tensor]:
+    """A state dict of these shapes that keeps signals at their level."""
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    state = {}
+    for name, like in shapes.items():
+        if not like.is_floating_point():  # how many batches a norm has seen
+            state[name] = torch.zeros(like.shape, dtype=like.dtype)
+            continue
+        noise = torch.randn(like.shape, generator=generator)
+        own = name.rpartition(".")[2]
+        if own == "running_var":
+            state[name] = 1 + 0.1 * noise.abs()
+        elif own == "scale":  # of a residual branch
+            state[name] = 0.1 + 0.01 * noise
+        elif "bias" in own or own == "running_mean":
+            state[name] = 0.02 * noise
+        elif like.ndim >= 2:
+            state[name] = noise / math.sqrt(math.prod(like.shape[1:]))
+        else:  # of a norm
+            state[name] = 1 + 0.1 * noise
+    return state
+
+
+def _noise(samples: int) -> Tensor:
+    """Seeded stereo noise ``(1, 2, samples)`` about as loud as music."""
+    return 0.1 * torch.randn(1, 2, samples, generator=torch.Generator().manual_seed(0))

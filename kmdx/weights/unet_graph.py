@@ -1,0 +1,415 @@
+"""A TFC-TDF U-Net with batch normalisation back out of its exported ONNX graph.
+
+The graph's names say nothing: the published training code calls its modules otherwise, and the
+exporter generates names for what it folds. So the graph is followed along its wires, from its input
+to its output, and each node must be the one that the U-Net has there (operation, inputs, attributes,
+sizes of its constants); no node may be left over. What is then found is the network:
+
+- ``Conv``: the norm behind it is mostly folded into it, and then that norm changes nothing here;
+- ``ConvTranspose``: as it is, with the norm behind it;
+- ``MatMul``: the transpose of a linear layer's weight, with the norm behind it;
+- ``BatchNormalization``: as it is; an epsilon other than torch's goes into the variance.
+
+The two 1×1 convolutions may come before or after time and frequency swap places: they commute. Nodes
+that pass on what they are given (``Identity``, and ``Cast`` of float32 to float32) count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from kmdx.errors import WeightsError
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from torch import Tensor
+
+_SPECTRUM_CHANNELS = 4  # real and imaginary part of left and right
+_EPSILON = 1e-5  # of torch's batch norms
+_OLDEST_OPSET = 9  # since then the operations used here mean the same
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_WINDOW = {"auto_pad": b"NOTSET", "dilations": [1, 1], "group": 1, "pads": [0, 0, 0, 0], "strides": [1, 1]}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # attributes that a node need not spell out
+    "Conv": _WINDOW,
+    "ConvTranspose": {**_WINDOW, "output_padding": [0, 0]},
+    "BatchNormalization": {"training_mode": 0},
+}
+_FREE = ("epsilon", "momentum")  # the first is accounted for, the second is for training only
+
+
+@dataclass(frozen=True)
+class UnetGraph:
+    """What the graph of a U-Net holds.
+
+    Attributes
+    ----------
+    bins, frames : int
+        Size of the spectrogram that it takes and gives, ``(batch, 4, bins, frames)``.
+    sizes : dict
+        Sizes of the network: the arguments of ``TfcTdfConfig`` beside the spectrogram.
+    state : dict of str to Tensor
+        The state dict of that ``TfcTdf``, in float32.
+    """
+
+    bins: int
+    frames: int
+    sizes: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def unet(source: Path | str | ModelProto) -> UnetGraph:
+    """Read the TFC-TDF U-Net out of an ONNX file, or out of a graph that is already read.
+
+    Raises
+    ------
+    WeightsError
+        If the graph is not exactly such a U-Net with batch normalisation and float32 weights.
+    """
+    model = _read(Path(source)) if isinstance(source, str | Path) else source
+    walk = _Walk(model)
+    sizes = _sizes(walk)
+    _follow(walk, sizes["layers"] // 2, sizes["convolutions"], sizes["growth"], sizes["bottleneck"])
+    return UnetGraph(*walk.spectrum, sizes, walk.state)
+
+
+def _sizes(walk: _Walk) -> dict[str, Any]:
+    """What the sizes must be, if it is a U-Net: counted, and out of the first weights."""
+    bins, frames = walk.spectrum
+    levels = walk.count("ConvTranspose")
+    layers = 2 * levels + 1
+    convolutions, rest = divmod(walk.count("Conv") - 2 - levels, layers)
+    if levels < 1 or convolutions < 1 or rest:
+        _refuse(f"it has {walk.count('Conv')} Conv and {levels} ConvTranspose nodes")
+    growth = walk.weight_shape("Conv")[0]
+    narrow = walk.weight_shape("MatMul")[1]
+    bottleneck, rest = divmod(bins, narrow)
+    if bottleneck < 1 or rest or bins % (2**levels * bottleneck) or frames % 2**levels:
+        _refuse(f"{bins} bins, {frames} frames and a bottleneck of {narrow} do not suit {levels} levels")
+    return {
+        "layers": layers,
+        "convolutions": convolutions,
+        "growth": growth,
+        "norm_groups": None,
+        "bottleneck": bottleneck,
+    }
+
+
+def _follow(walk: _Walk, levels: int, convolutions: int, growth: int, bottleneck: int) -> None:
+    """Go all the way through the graph, in the steps of ``TfcTdf.unet``."""
+    channels = [growth * (level + 1) for level in range(levels + 1)]
+    bins = [walk.spectrum[0] >> level for level in range(levels + 1)]
+
+    def block(module: str, x: str, level: int) -> str:
+        square = (channels[level], channels[level], 3, 3)
+        for number in range(convolutions):
+            x = walk.convolution(f"{module}.tfc.H.{number}", x, square, pads=[1, 1, 1, 1])
+        wide, narrow = bins[level], bins[level] // bottleneck
+        tdf = walk.linear(f"{module}.tdf", 0, x, (wide, narrow), channels[level])
+        tdf = walk.linear(f"{module}.tdf", 3, tdf, (narrow, wide), channels[level])
+        return walk.join("Add", x, tdf)
+
+    x = walk.input
+    swaps_first = walk.goes_into(x, "Transpose")
+    x = walk.swap(x) if swaps_first else x
+    x = walk.convolution("first_conv", x, (growth, _SPECTRUM_CHANNELS, 1, 1))
+    x = x if swaps_first else walk.swap(x)
+    skips = []
+    for i in range(levels):
+        x = block(f"encoding_blocks.{i}", x, i)
+        skips.append(x)
+        x = walk.convolution(f"ds.{i}", x, (channels[i + 1], channels[i], 2, 2), strides=[2, 2])
+    x = block("bottleneck_block", x, levels)
+    for number, i in enumerate(reversed(range(levels))):
+        shape = (channels[i + 1], channels[i], 2, 2)
+        x = walk.convolution(f"us.{number}", x, shape, "ConvTranspose", strides=[2, 2])
+        x = block(f"decoding_blocks.{number}", walk.join("Mul", x, skips.pop()), i)
+    swaps_first = walk.goes_into(x, "Transpose")
+    x = walk.swap(x) if swaps_first else x
+    x = walk.plain_convolution("final_conv.0", x, (_SPECTRUM_CHANNELS, growth, 1, 1))
+    walk.end(x if swaps_first else walk.swap(x))
+
+
+class _Found(NamedTuple):
+    """A node that is as it must be: the tensor it gives, and what it is beside the tensors it hears."""
+
+    output: str
+    constants: list[ndarray]
+    attributes: dict[str, Any]
+
+
+class _Walk:
+    """Follows a graph from its input, one node after the other, and keeps the parameters it meets.
+
+    Every step takes the name of a tensor, demands the node that hears it, and returns the name of
+    the tensor that this node gives.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        graph = model.graph
+        _check_standard(model)
+        self.origins = _origins(graph)
+        self.constants = _constants(graph, self.origins)
+        idle = self.constants.keys() | self.origins.keys()
+        self.nodes = [node for node in graph.node if node.output[0] not in idle]
+        self.left = {node.output[0]: node for node in self.nodes}
+        self.users: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for given in self._inputs(node):
+                self.users[given].append(node)
+        stored = {tensor.name for tensor in graph.initializer}  # older files list them as inputs, too
+        inputs = [given for given in graph.input if given.name not in stored]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            _refuse(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one each")
+        self.input = inputs[0].name
+        self.output = self.origins.get(graph.output[0].name, graph.output[0].name)
+        self.spectrum = _spectrum(inputs[0].type.tensor_type)
+        self.state: dict[str, Tensor] = {}
+
+    def count(self, operation: str) -> int:
+        """How many nodes do this."""
+        return sum(node.op_type == operation for node in self.nodes)
+
+    def weight_shape(self, operation: str) -> tuple[int, ...]:
+        """Shape of the weight of the first node that does this."""
+        for node in self.nodes:
+            if node.op_type == operation:
+                weight = self.constants.get(self._inputs(node)[1]) if len(node.input) > 1 else None
+                if weight is None or weight.ndim < 2 or not weight.size:
+                    _refuse(f"{node.output[0]} has no float32 weight")
+                return weight.shape
+        _refuse(f"it has no {operation}")
+
+    def goes_into(self, tensor: str, operation: str) -> bool:
+        """Whether a tensor goes into such a node and nowhere else."""
+        return [node.op_type for node in self.users[tensor]] == [operation]
+
+    def swap(self, tensor: str) -> str:
+        """Time and frequency swap places."""
+        return self._take("Transpose", [tensor], perm=[0, 1, 3, 2]).output
+
+    def join(self, operation: str, *tensors: str) -> str:
+        """Two tensors become one."""
+        return self._take(operation, tensors).output
+
+    def convolution(
+        self, module: str, tensor: str, shape: tuple[int, ...], operation: str = "Conv", **attributes: Any
+    ) -> str:
+        """A convolution with its norm, unless that is folded into it, and ReLU."""
+        channels = _channels(operation, shape)
+        tensor = self.plain_convolution(f"{module}.0", tensor, shape, operation, **attributes)
+        if self.goes_into(tensor, "Relu"):
+            self._keep_identity(f"{module}.1", channels)
+        else:
+            tensor = self._norm(f"{module}.1", tensor, channels)
+        return self._take("Relu", [tensor]).output
+
+    def plain_convolution(
+        self, module: str, tensor: str, shape: tuple[int, ...], operation: str = "Conv", **attributes: Any
+    ) -> str:
+        """A convolution with a bias, and nothing behind it."""
+        shapes = [shape, (_channels(operation, shape),)]
+        found = self._take(operation, [tensor], shapes, kernel_shape=list(shape[2:]), **attributes)
+        weight, bias = found.constants
+        self._keep(module, weight=weight, bias=bias)
+        return found.output
+
+    def linear(self, module: str, number: int, tensor: str, shape: tuple[int, ...], channels: int) -> str:
+        """A linear layer along frequency, which is this child of its module, its norm and ReLU."""
+        found = self._take("MatMul", [tensor], [shape])
+        self._keep(f"{module}.{number}", weight=found.constants[0].T)
+        tensor = self._norm(f"{module}.{number + 1}", found.output, channels)
+        return self._take("Relu", [tensor]).output
+
+    def end(self, tensor: str) -> None:
+        """The graph gives this tensor, and nothing of it is left."""
+        if tensor != self.output or self.users[tensor]:
+            _refuse(f"its output is {self.output}, not {tensor}")
+        if self.left:
+            node = next(iter(self.left.values()))
+            _refuse(f"it has {len(self.left)} more nodes than that, first a {node.op_type}")
+
+    def _norm(self, module: str, tensor: str, channels: int) -> str:
+        import numpy as np
+
+        found = self._take("BatchNormalization", [tensor], [(channels,)] * 4)
+        weight, bias, mean, variance = found.constants
+        usual = float(np.float32(_EPSILON))  # as an attribute, which is a float32
+        excess = found.attributes.get("epsilon", usual) - usual
+        if excess:
+            variance = (variance.astype(np.float64) + excess).astype(np.float32)
+        if not (variance + np.float32(_EPSILON) > 0).all():
+            _refuse(f"{found.output} has a variance that is not positive")
+        self._keep_norm(module, weight, bias, mean, variance)
+        return found.output
+
+    def _keep_identity(self, module: str, channels: int) -> None:
+        """Keep a norm that changes nothing."""
+        import numpy as np
+
+        ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+        self._keep_norm(module, ones, zeros, zeros, ones - np.float32(_EPSILON))
+
+    def _keep_norm(
+        self, module: str, weight: ndarray, bias: ndarray, mean: ndarray, variance: ndarray
+    ) -> None:
+        import numpy as np
+
+        self._keep(
+            module,
+            weight=weight,
+            bias=bias,
+            running_mean=mean,
+            running_var=variance,
+            num_batches_tracked=np.array(0),
+        )
+
+    def _keep(self, module: str, **parameters: ndarray) -> None:
+        import torch
+
+        for name, values in parameters.items():
+            self.state[f"{module}.{name}"] = torch.from_numpy(values.copy())
+
+    def _take(
+        self,
+        operation: str,
+        tensors: Sequence[str],
+        shapes: Sequence[tuple[int, ...]] = (),
+        **attributes: Any,
+    ) -> _Found:
+        """The one node that does this to these tensors, with constants of these shapes."""
+        found = [node for node in self.users[tensors[0]] if node.op_type == operation]
+        if len(found) != 1:
+            others = ", ".join(node.op_type for node in self.users[tensors[0]]) or "nothing"
+            _refuse(f"{tensors[0]} goes into {others}, not into one {operation}")
+        node = found[0]
+        inputs = self._inputs(node)
+        heard, constants = inputs[: len(tensors)], inputs[len(tensors) :]
+        if sorted(heard) != sorted(tensors):  # a sum and a product may have them either way round
+            _refuse(f"{node.output[0]} is of {' and '.join(heard)}, not of {' and '.join(tensors)}")
+        given = [self.constants[name].shape if name in self.constants else None for name in constants]
+        if given != list(shapes):
+            _refuse(f"{node.output[0]} needs float32 constants of the shapes {list(shapes)}, and has {given}")
+        defaults = _DEFAULTS.get(operation, {})
+        if "kernel_shape" in attributes:
+            defaults = {**defaults, "kernel_shape": attributes["kernel_shape"]}
+        wanted = {**defaults, **attributes}
+        actual = {**defaults, **_attributes(node)}
+        for name in sorted((wanted.keys() | actual.keys()) - set(_FREE)):
+            if actual.get(name) != wanted.get(name):
+                _refuse(f"{node.output[0]} has {name} {actual.get(name)}, not {wanted.get(name)}")
+        del self.left[node.output[0]]
+        return _Found(node.output[0], [self.constants[name] for name in constants], actual)
+
+    def _inputs(self, node: NodeProto) -> list[str]:
+        return [self.origins.get(name, name) for name in node.input]
+
+
+def _channels(operation: str, shape: tuple[int, ...]) -> int:
+    """How many channels come out of a convolution whose weight has this shape."""
+    return shape[1] if operation == "ConvTranspose" else shape[0]
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    from onnx import helper
+
+    try:
+        return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    except ValueError:
+        _refuse(f"a {node.op_type} has an attribute of unknown type")
+
+
+def _read(path: Path) -> ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as an ONNX graph: it is damaged or missing") from error
+
+
+def _check_standard(model: ModelProto) -> None:
+    """Nodes mean what the standard says, and every tensor has one origin."""
+    graph = model.graph
+    versions = [opset.version for opset in model.opset_import if opset.domain in _STANDARD_DOMAINS]
+    if len(versions) != 1 or versions[0] < _OLDEST_OPSET:
+        _refuse(f"it is of opset {', '.join(map(str, versions)) or 'unknown'}, not {_OLDEST_OPSET} or later")
+    if len(model.functions):
+        _refuse("it has functions of its own")
+    for node in graph.node:
+        if node.domain not in _STANDARD_DOMAINS:
+            _refuse(f"{node.op_type} is an operation of {node.domain}")
+        if len(node.output) != 1:
+            _refuse(f"{node.op_type} gives {len(node.output)} tensors, not one")
+    stored = [tensor.name for tensor in graph.initializer]
+    inputs = {given.name for given in graph.input} - set(stored)
+    origins = [*stored, *inputs, *(node.output[0] for node in graph.node)]
+    if len(set(origins)) != len(origins):
+        _refuse("two of its tensors have the same name")
+
+
+def _origins(graph: GraphProto) -> dict[str, str]:
+    """What each tensor is that a node only passes on, where that tensor is float32 (others are refused)."""
+    from onnx import TensorProto
+
+    origins: dict[str, str] = {}
+    for node in graph.node:
+        to = _attributes(node).get("to")
+        if node.op_type == "Identity" or (node.op_type == "Cast" and to == TensorProto.FLOAT):
+            for given in node.input:
+                origins[node.output[0]] = origins.get(given, given)
+    return origins
+
+
+def _constants(graph: GraphProto, origins: Mapping[str, str]) -> dict[str, ndarray]:
+    """The float32 tensors that hang on no input; an exporter that folds nothing transposes weights."""
+    constants = {tensor.name: _array(tensor) for tensor in graph.initializer if _is_plain(tensor)}
+    for node in graph.node:
+        attributes = _attributes(node)
+        if node.op_type == "Constant" and "value" in attributes and _is_plain(attributes["value"]):
+            constants[node.output[0]] = _array(attributes["value"])
+        elif node.op_type == "Transpose" and attributes.get("perm") == [1, 0]:
+            given = node.input[0] if len(node.input) else ""
+            weight = constants.get(origins.get(given, given))
+            if weight is not None and weight.ndim == 2:
+                constants[node.output[0]] = weight.T
+    return constants
+
+
+def _is_plain(tensor: TensorProto) -> bool:
+    """Whether a tensor is float32 and lies in this file."""
+    from onnx import TensorProto
+
+    return tensor.data_type == TensorProto.FLOAT and tensor.data_location != TensorProto.EXTERNAL
+
+
+def _array(tensor: TensorProto) -> ndarray:
+    from onnx import numpy_helper
+
+    try:
+        return numpy_helper.to_array(tensor)
+    except ValueError:
+        _refuse(f"{tensor.name} has not as many values as its shape {list(tensor.dims)} says")
+
+
+def _spectrum(input_type: Any) -> tuple[int, int]:
+    """Bins and frames of the input, ``(batch, 4, bins, frames)``; the batch may be of any size."""
+    from onnx import TensorProto
+
+    if input_type.elem_type != TensorProto.FLOAT:
+        _refuse("its input is not float32")
+    shape = [axis.dim_value or axis.dim_param or "?" for axis in input_type.shape.dim]
+    match shape:
+        case [_, channels, int(bins), int(frames)] if channels == _SPECTRUM_CHANNELS:
+            return bins, frames
+    expected = f"batch, {_SPECTRUM_CHANNELS}, bins, frames"
+    _refuse(f"its input has the shape ({', '.join(map(str, shape))}), not ({expected})")
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise WeightsError(f"the ONNX graph is not a TFC-TDF U-Net with batch normalisation: {reason}")

@@ -1,0 +1,278 @@
+"""kmdx.scratch: arrays in files that take no memory while they are not used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kmdx import scratch
+from kmdx.errors import AudioError
+
+MIB = 2**20
+LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system has no /proc")
+
+
+def filled(*shape: int) -> np.ndarray:
+    """A scratch array of random samples."""
+    array = scratch.empty(shape, limit=0)
+    array[:] = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return array
+
+
+def resident(array: np.ndarray) -> float:
+    """MiB of an array's mapping that are in this process's memory."""
+    address = array.__array_interface__["data"][0]
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, dash, last = line.split(" ")[0].partition("-")
+        if dash:
+            inside = int(first, 16) <= address < int(last, 16)
+        elif inside and first == "Rss:":
+            return int(line.split()[1]) / 1024
+    raise AssertionError("not mapped")
+
+
+def mapped() -> int:
+    return len(scratch._mapped)
+
+
+# Where an array lies
+
+
+def test_only_large_arrays_are_files(monkeypatch):
+    assert not scratch.is_scratch(scratch.empty((25, 10), limit=1000))
+    assert scratch.is_scratch(scratch.empty((25, 11), limit=1000))
+    assert not scratch.is_scratch(scratch.empty((25, 11)))
+    monkeypatch.setattr(scratch, "LIMIT", 1000)
+    assert scratch.is_scratch(scratch.empty((25, 11)))
+    assert scratch.is_scratch(scratch.join([np.zeros(250, np.float32), np.zeros(1, np.float32)]))
+
+
+@pytest.mark.parametrize("limit", [0, MIB])
+def test_an_array_is_of_its_shape_and_keeps_what_is_written(limit):
+    array = scratch.empty((3, 5, 2), limit=limit)
+    assert array.shape == (3, 5, 2)
+    assert array.dtype == np.float32
+    array[:] = np.arange(30).reshape(3, 5, 2)
+    scratch.release(array)
+    np.testing.assert_array_equal(array.ravel(), np.arange(30))
+
+
+def test_an_array_of_nothing():
+    assert scratch.empty((0, 2), limit=0).shape == (0, 2)
+    scratch.release(np.empty((0, 2), np.float32))
+
+
+def test_the_folder_is_that_for_temporary_files_and_has_no_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folders = []
+    open_one = tempfile.TemporaryFile
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda: (folders.append(tempfile.gettempdir()), open_one())[1]
+    )
+    array = filled(1000)
+    joined = scratch.join([array, array], limit=0)
+    assert folders == [str(tmp_path)] * 2
+    assert list(tmp_path.iterdir()) == []
+    assert array.any()
+    assert joined.any()
+
+
+def test_it_lives_as_long_as_its_last_view():
+    before = mapped()
+    array = filled(1000, 2)
+    view = array[10:].T
+    expected = view.copy()
+    del array
+    assert mapped() == before + 1
+    np.testing.assert_array_equal(view, expected)
+    del view
+    assert mapped() == before
+
+
+# Releasing
+
+
+@LINUX
+def test_what_is_released_is_no_longer_resident():
+    array = filled(2, 2 * MIB)  # 8 MiB a row
+    values = array.copy()
+    assert resident(array) == 16
+    scratch.release(array)
+    assert resident(array) == 0
+    np.testing.assert_array_equal(array, values)
+    assert resident(array) == 16
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("view", "stays"),
+    [
+        (lambda array: array.T, 0),
+        (lambda array: array[1], 8),
+        (lambda array: array[1, ::-1], 8),
+        (lambda array: array[:, : MIB // 2], 12),  # 2 MiB of each row
+        (lambda array: array[:, : MIB // 2].T, 12),
+        (lambda array: array[:, : MIB // 2, None], 12),
+        (lambda array: array.reshape(-1, 2)[:MIB], 8),
+        (lambda array: array.reshape(-1, 2)[:MIB, 1], 8),
+        (lambda array: array[:1, : MIB // 4 + 1], 14),  # to the next whole MiB
+        (lambda array: array.view(np.int16)[0], 8),
+    ],
+)
+def test_a_view_releases_its_own_part(view, stays):
+    array = filled(2, 2 * MIB)
+    scratch.release(view(array))
+    assert resident(array) == stays
+
+
+@LINUX
+def test_an_array_that_went_through_torch():
+    torch = pytest.importorskip("torch")
+    array = filled(2, 2 * MIB)
+    tensor = torch.from_numpy(array)
+    scratch.release(tensor[1].numpy())
+    assert resident(array) == 8
+    before = mapped()
+    del array
+    assert mapped() == before, "the tensor needs it"
+    scratch.release(tensor.numpy())
+    assert resident(tensor.numpy()) == 0
+    assert tensor.any()
+
+
+def test_ordinary_arrays_are_left_alone():
+    keep = filled(1000)
+    ordinary = np.arange(100_000, dtype=np.float32)
+    scratch.release(ordinary)
+    scratch.release(ordinary[::2])
+    assert not scratch.is_scratch(ordinary)
+    np.testing.assert_array_equal(ordinary, np.arange(100_000))
+    assert keep.any()
+
+
+def test_blocks_are_the_whole_in_order():
+    array = filled(1001, 2)
+    parts = list(scratch.blocks(array, 100))
+    assert [len(part) for part in parts] == [100] * 10 + [1]
+    np.testing.assert_array_equal(np.concatenate(parts), array)
+    assert list(scratch.blocks(array[:0])) == []
+
+
+@LINUX
+def test_going_through_an_array_in_blocks_takes_a_block_of_memory():
+    array = filled(8 * MIB)  # 32 MiB
+    scratch.release(array)
+    assert max(resident(array) for block in scratch.blocks(array, 2**18) if block.any()) <= 2
+    assert resident(array) <= 1
+
+
+# Joining
+
+
+@pytest.mark.parametrize("limit", [0, 1999, 2000, MIB])
+@pytest.mark.parametrize("lengths", [[250], [100, 100, 50], [1] * 250, [0, 250, 0]])
+def test_joined_blocks(limit, lengths):
+    whole = np.random.default_rng(0).standard_normal((250, 2)).astype(np.float32)
+    ends = np.cumsum(lengths)
+    joined = scratch.join(
+        (whole[end - length : end] for length, end in zip(lengths, ends, strict=True)), limit
+    )
+    np.testing.assert_array_equal(joined, whole)
+    assert scratch.is_scratch(joined) == (limit < 2000)
+    joined[:] = 0  # it may be written to
+
+
+def test_what_is_expected_to_be_long_is_not_held():
+    assert scratch.is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1001))
+    assert not scratch.is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1000))
+
+
+def test_no_blocks_are_no_samples():
+    assert scratch.join([]).shape == (0,)
+
+
+def test_blocks_of_any_layout_are_joined():
+    block = np.random.default_rng(0).standard_normal((2, 500)).astype(np.float32)
+    np.testing.assert_array_equal(scratch.join([block.T[::2]], limit=0), block.T[::2])
+
+
+def test_an_error_of_whoever_makes_the_blocks_is_passed_on_as_it_is():
+    def broken() -> Iterator[np.ndarray]:
+        yield np.zeros(1000, np.float32)
+        raise OSError(errno.EIO, "the disc has a scratch")
+
+    with pytest.raises(OSError, match="the disc has a scratch"):
+        scratch.join(broken(), limit=0)
+
+
+# No room
+
+
+def refusal(action, *arguments) -> str:
+    before = mapped()
+    with pytest.raises(AudioError) as caught:
+        action(*arguments)
+    assert mapped() == before
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "set TMPDIR to another folder" in message
+    return message
+
+
+def test_more_than_the_disk_has_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    message = refusal(scratch.empty, (2**50,))
+    assert f" GB are free in {tmp_path}, where at least {2**52 / 1e9:.2f} GB of scratch space" in message
+
+
+def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    message = refusal(scratch.empty, (5_000_000,), 0)
+    assert message.startswith(f"no space left on device in {tmp_path}, where at least 0.02 GB")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_real_limit(monkeypatch, reserves):
+    import resource
+
+    if not reserves:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert "file too large in" in refusal(scratch.empty, (50_000,), 0)
+        assert "file too large in" in refusal(scratch.join, [np.zeros(50_000, np.float32)] * 3, 0)
+        array = scratch.empty((25_000,), limit=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    array[:] = 1
+    assert array.all()
+
+
+def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(scratch.empty, (1000,), 0)
+    assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(
+        scratch.join, [np.zeros(1000, np.float32)], 0
+    )
+
+
+def test_a_system_that_cannot_reserve_writes_zeros(monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    array = scratch.empty((100_000, 2), limit=0)
+    assert not array.any()
+    array[:] = 1
+    assert array.all()
