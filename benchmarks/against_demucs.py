@@ -3,7 +3,9 @@
 Same weights, same overlap of 0.25, no shifts, float32, on the CPU, the same three stages: vocals from the
 mixture, drums from what is left, bass from what is left then. ``demucs`` hears all three as three songs of
 one call, so that it starts and loads once, as ``kmdx`` does; the stages are made from what ``kmdx`` gave.
-Timed in turns, as whole processes from file to file and as computation alone in this process.
+Timed in turns, as whole processes from file to file and as computation alone in this process. The stems are
+not quite the same: ``demucs`` normalizes what each stage hears anew, and the plan only the mixture, which
+shows where little of a stem is in the song, as in the synthetic one that is taken where none is given.
 """
 
 from __future__ import annotations
@@ -76,10 +78,11 @@ def as_processes(
         for name, heard in stages_of(song, stems).items():
             sf.write(folder / f"{name}.wav", heard, RATE, subtype="FLOAT")
         times.append((own, _run(demucs, environment)))
-    differences = {
-        stem: decibels(_read(theirs / SIGNATURE / name / f"{stem}.wav"), stems[stem])
-        for name, stem in STAGES.items()
-    }
+    differences = {}
+    for name, stem in STAGES.items():
+        other = _read(theirs / SIGNATURE / name / f"{stem}.wav")
+        # The plan brings every stem to the mixture's mean, demucs to that of what it heard.
+        differences[stem] = decibels(other - other.mean(), stems[stem] - stems[stem].mean())
     return times, differences
 
 

@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where weight files lie")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
-    parser.add_argument(
-        "--precision", nargs="+", default=["auto"], help="one or more, each against the baseline"
-    )
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--speed", default="leaderboard")
     options = parser.parse_args(arguments)
     plan = plan_file.load(options.ensemble)

@@ -49,7 +49,7 @@ def name(report: Report) -> str:
 def plans(reports: Iterable[Report]) -> Iterator[str]:
     """Lines of a table with a row for each report of a whole ensemble."""
     yield (
-        "| machine | ensemble | networks in | 4-minute song | limit 1.57 × | than the baseline | difference "
+        "| machine | ensemble | computed in | 4-minute song | limit 1.57 × | than the baseline | difference "
         "| memory |"
     )
     yield "|---|---|---|---|---|---|---|---|"

@@ -336,9 +336,10 @@ def compare_network(
 
 
 def _windows(count: int, length: int, rate: int) -> Tensor:
-    """Windows ``(count, 2, length)`` of a synthetic song, the first the same for any count."""
-    song = synthetic.song((count * length + 1) / rate, rate)[: count * length]
-    return torch.from_numpy(song).view(count, length, 2).transpose(1, 2).contiguous()
+    """Windows ``(count, 2, length)``: one of a synthetic song, shifted differently in each."""
+    song = synthetic.song((length + 1) / rate, rate)[:length]
+    window = torch.from_numpy(song.T.copy())
+    return torch.stack([window.roll(number * length // count, -1) for number in range(count)])
 
 
 def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = LONG_SONG) -> Prediction:

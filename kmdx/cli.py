@@ -207,6 +207,60 @@ def separate(
         raise typer.Exit(2 if failed == len(batch.songs) + len(batch.problems) else 1)
 
 
+@app.command()
+def benchmark(
+    ensemble: EnsembleOption = "leaderboard_c",
+    device: DeviceOption = "auto",
+    speed: SpeedOption = Speed.leaderboard,
+    precision: PrecisionOption = Precision.auto,
+    seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
+    network: Annotated[
+        list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also run the plainest form, to compare.")
+    ] = True,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Random weights: the arithmetic is the same, the sound is not.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write all of it to this file, or to one in this folder.")
+    ] = None,
+) -> None:
+    """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole.
+
+    Both are compared with the plainest form of the ensemble, one window at a time in float32. A ratio is
+    its time over that of the engine; a difference tells in dB how far apart the two results are.
+    """
+    from kmdx import benchmark, benchmark_report
+
+    if json is not None and not json.is_dir() and not json.parent.is_dir():
+        raise KmdxError(f"{json} cannot be written: there is no folder {json.parent}")
+    try:
+        report = benchmark.measure(
+            ensemble,
+            device=device,
+            precision=precision.value,
+            speed=speed.value,
+            seconds=seconds,
+            networks=network or (),
+            with_baseline=baseline,
+            with_stand_in=stand_in,
+            tell=lambda message: err.print(escape(f"{message} …")),
+        )
+    except weights.MissingWeights as error:
+        raise KmdxError(f"{error}; --stand-in measures without them") from error
+    for part in benchmark_report.tables(report):
+        out.print(part)
+    if json is not None:
+        file = json / report.file_name if json.is_dir() else json
+        try:
+            file.write_text(report.json(), "utf-8")
+        except OSError as error:
+            raise KmdxError(f"{file} cannot be written: {error.strerror}") from error
+        out.print(f"written: {escape(str(file))}")
+
+
 @models_app.command("list")
 def models_list() -> None:
     """List every weight: what it is, its size and licence, and whether it is here."""

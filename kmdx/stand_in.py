@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
 import torch
 import yaml
-from demucs.hdemucs import HDecLayer
 from torch import Tensor, nn
 
 from kmdx import plan_file
@@ -111,12 +110,8 @@ def _demucs(architecture: Mapping, seed: str) -> nn.Module:
         shapes = demucs.CLASSES[architecture["type"]](**options).state_dict()
     seconds = min(float(options.get("segment", SECONDS)), SECONDS)
     network = demucs.build(architecture["type"], options, seconds, _random(shapes, seed))
-    heard = _noise(int(seconds * RATE))
-    gain = LEVEL * heard.std() / network(heard).std()
-    for layer in (network.model.decoder[-1], network.model.tdecoder[-1]):
-        assert isinstance(layer, HDecLayer)
-        for parameter in layer.conv_tr.parameters():
-            parameter.mul_(gain)
+    branches = (network.model.decoder[-1], network.model.tdecoder[-1])
+    _set_level(network, int(seconds * RATE), [branch.get_submodule("conv_tr") for branch in branches])
     return network.model
 
 
@@ -130,12 +125,19 @@ def _unet(architecture: Mapping, seed: str) -> TfcTdf:
     network = TfcTdf(config, architecture["sources"][0])
     network.load(_random(shapes, seed))
     network.eval()
-    # As many frames as its levels need: the level does not hang on their number.
-    heard = network.spectrogram(_noise(config.spectrogram.hop * (2**config.levels - 1)))
-    gain = LEVEL * heard.std() / network.unet(heard).std()
-    for parameter in network.final_conv.parameters():
-        parameter.mul_(gain)
+    spectrogram, step = config.spectrogram, 2**config.levels
+    frames = step * math.ceil((spectrogram.n_fft / spectrogram.hop + 1) / step)  # few, to be quick
+    _set_level(network, spectrogram.hop * (frames - 1), [network.final_conv])
     return network.requires_grad_(False)
+
+
+def _set_level(network: nn.Module, samples: int, last: Iterable[nn.Module]) -> None:
+    """Scale the last layers so that noise of so many samples gives an estimate at :data:`LEVEL`."""
+    heard = _noise(samples)
+    gain = LEVEL * heard.std() / network(heard).std()
+    for layer in last:
+        for parameter in layer.parameters():
+            parameter.mul_(gain)
 
 
 def _export(network: TfcTdf, path: Path) -> Path:

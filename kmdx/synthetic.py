@@ -35,4 +35,5 @@ def _phrase(rng: np.random.Generator, length: int, rate: int) -> NDArray[np.floa
     swell = 0.7 + 0.3 * np.sin(2 * np.pi * np.arange(length) / (4 * rate))
     hits = 0.3 * np.exp(-40 * beat) * rng.standard_normal(length)
     drum = 0.3 * np.exp(-15 * beat) * np.sin(2 * np.pi * 60 * beat)
-    return (noise * swell[:, None] + (0.3 * hits + drum)[:, None]).astype(np.float32)
+    phrase = noise * swell[:, None] + (0.3 * hits + drum)[:, None]
+    return (phrase - phrase.mean(0)).astype(np.float32)

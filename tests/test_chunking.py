@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import plain
 import pytest
@@ -11,9 +12,14 @@ import torch
 from conftest import decibels
 from demucs.apply import apply_model
 
+from kmdx import chunking, scratch
 from kmdx.chunking import overlap_add, trim_and_join
 from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.network import Network
 from kmdx.plan import OverlapAdd, TrimAndJoin
+from kmdx.runner import Runner
+
+CPU = torch.device("cpu")
 
 
 class Echo(torch.nn.Module):
@@ -21,35 +27,66 @@ class Echo(torch.nn.Module):
 
     def __init__(self, length: int | None) -> None:
         super().__init__()
-        self.sources = ("echo",)
+        self.sources: tuple[str, ...] = ("echo",)
         self.length = length
         self.heard: list[torch.Tensor] = []
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         assert self.length is None or batch.shape[-1] == self.length
-        self.heard.append(batch)
+        self.heard.append(batch.clone())
         return batch[:, None]
 
     def narrow(self, sources: Sequence[str]) -> Echo:
         return self
 
 
+class Shades(Echo):
+    """Two sources, each sample of which depends on its place in the window; exact in any batch."""
+
+    def __init__(self, length: int | None) -> None:
+        super().__init__(length)
+        self.sources = ("louder", "backwards")
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        super().forward(batch)
+        return torch.stack([batch * torch.linspace(0.3, 1.7, batch.shape[-1]), batch.flip(-1)], 1)
+
+
+def through(
+    method: Callable[..., None],
+    network: Network,
+    signal: torch.Tensor,
+    *sizes: int,
+    together: int = 1,
+    advance: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Estimates ``(sources, 2, samples)`` of a signal, so many windows at once."""
+    runner = Runner(network, CPU, dict.fromkeys(range(1, sizes[0] + 1), together))
+    estimates = [torch.full_like(signal, torch.nan) for _ in network.sources]
+    method(runner, signal, estimates, *sizes, advance)
+    return torch.stack(estimates)
+
+
 def ramp(samples: int) -> torch.Tensor:
     return torch.arange(1.0, samples + 1).expand(2, -1)
 
 
+def noise(samples: int) -> torch.Tensor:
+    return 0.1 * torch.randn(2, samples, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("architecture", [tiny.HTDEMUCS, tiny.HDEMUCS, tiny.HYBRID_OLD])
 @pytest.mark.parametrize("overlap", [0.85, 0.25, 0.0])
-@pytest.mark.parametrize("samples", [60_001, 22_050, 9_000])
+@pytest.mark.parametrize("samples", [18_001, 11_025, 4_500])
 @torch.inference_mode()
 def test_overlap_add_is_demucs_apply_model(architecture: dict, overlap: float, samples: int) -> None:
-    model = tiny.demucs(architecture, seed=1)
-    torch.manual_seed(0)
-    signal = 0.1 * torch.randn(2, samples)
-    segment = architecture["segment"]
+    segment = 0.25
+    model = tiny.demucs({**architecture, "segment": segment}, seed=1)
+    signal = noise(samples)
     how = OverlapAdd(overlap, segment, int(segment * 44100))
-    steps = []
-    ours = overlap_add(DemucsNetwork(model), signal, how.length, how.stride, lambda: steps.append(1))
+    steps: list[int] = []
+    count = partial(steps.append, 1)
+    ours = through(overlap_add, DemucsNetwork(model), signal, how.length, how.stride, advance=count)
     theirs = apply_model(model, signal[None], shifts=0, split=True, overlap=overlap)[0]
     assert decibels(theirs, ours) > 110
     assert len(steps) == how.windows(samples)
@@ -57,7 +94,7 @@ def test_overlap_add_is_demucs_apply_model(architecture: dict, overlap: float, s
 
 def test_a_short_segment_hears_the_song_around_it_and_zeros_beyond() -> None:
     network = Echo(length=10)
-    overlap_add(network, ramp(14), length=10, stride=8)
+    through(overlap_add, network, ramp(14), 10, 8)
     first, second = (heard[0, 0] for heard in network.heard)
     assert first.tolist() == list(range(1, 11))
     # Samples 8..13 of the song: two of the four missing ones before it, the rest beyond its end.
@@ -66,21 +103,21 @@ def test_a_short_segment_hears_the_song_around_it_and_zeros_beyond() -> None:
 
 def test_a_network_of_any_length_hears_a_short_segment_as_it_is() -> None:
     network = Echo(length=None)
-    overlap_add(network, ramp(14), length=10, stride=8)
+    through(overlap_add, network, ramp(14), 10, 8)
     assert [heard.shape[-1] for heard in network.heard] == [10, 6]
 
 
 @pytest.mark.parametrize("samples", [1, 9, 10, 11, 33, 40])
 def test_overlap_add_of_an_echo_is_the_signal(samples: int) -> None:
     signal = ramp(samples)
-    assert torch.allclose(overlap_add(Echo(10), signal, 10, 3)[0], signal)
+    assert torch.allclose(through(overlap_add, Echo(10), signal, 10, 3)[0], signal)
 
 
 @pytest.mark.parametrize("samples", [1, 5, 6, 7, 11, 12, 13, 60])
 def test_trim_and_join_of_an_echo_is_the_signal(samples: int) -> None:
     network, signal = Echo(10), ramp(samples)
     how = TrimAndJoin(chunk=10, trim=2)
-    assert torch.equal(trim_and_join(network, signal, how.chunk, how.trim)[0], signal)
+    assert torch.equal(through(trim_and_join, network, signal, how.chunk, how.trim)[0], signal)
     assert len(network.heard) == how.windows(samples) == samples // 6 + 1, "one more where it divides evenly"
 
 
@@ -88,9 +125,8 @@ def test_trim_and_join_of_an_echo_is_the_signal(samples: int) -> None:
 @torch.inference_mode()
 def test_trim_and_join_is_the_plain_reading(samples: int) -> None:
     network = tiny.unet("bass", 4, seed=2)
-    torch.manual_seed(0)
-    signal = 0.1 * torch.randn(2, samples)
-    ours = trim_and_join(network, signal, tiny.CHUNK, 109)[0]
+    signal = noise(samples)
+    ours = through(trim_and_join, network, signal, tiny.CHUNK, 109)[0]
     assert torch.equal(ours, plain.mdx(network, signal, tiny.CHUNK, 109))
 
 
@@ -107,3 +143,115 @@ def test_trim_and_join_is_the_plain_reading(samples: int) -> None:
 def test_published_strides_in_samples(segment: float, overlap: float, length: int, stride: int) -> None:
     how = OverlapAdd(overlap, segment, int(segment * 44100))
     assert (how.length, how.stride) == (length, stride)
+
+
+# However the windows are grouped
+
+METHODS = pytest.mark.parametrize(
+    ("method", "length", "sizes"),
+    [
+        pytest.param(overlap_add, 20, (20, 7), id="overlap-add"),
+        pytest.param(overlap_add, 20, (20, 20), id="no overlap"),
+        pytest.param(overlap_add, 20, (20, 1), id="almost all overlaps"),
+        pytest.param(overlap_add, None, (20, 7), id="overlap-add, any length"),
+        pytest.param(overlap_add, None, (21, 13), id="overlap-add, odd lengths"),
+        pytest.param(trim_and_join, 20, (20, 3), id="trim-and-join"),
+        pytest.param(trim_and_join, 20, (20, 0), id="nothing to trim"),
+    ],
+)
+
+
+@METHODS
+@pytest.mark.parametrize("span", [1, 20, 47, 100])
+def test_estimates_do_not_depend_on_how_windows_are_grouped(
+    method: Callable[..., None],
+    length: int | None,
+    sizes: tuple[int, int],
+    span: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = chunking.SPAN
+    for samples in (1, 13, 20, 21, 140, 211):  # 140 are ten chunks without their ends, and whole strides
+        signal = noise(samples)
+        monkeypatch.setattr(chunking, "SPAN", whole)
+        expected = through(method, Shades(length), signal, *sizes)
+        assert expected.isfinite().all()
+        monkeypatch.setattr(chunking, "SPAN", span)
+        for together in (1, 2, 3, 5):
+            grouped = through(method, Shades(length), signal, *sizes, together=together)
+            assert torch.equal(grouped, expected), f"{samples} samples, {together} together"
+
+
+@METHODS
+def test_windows_are_counted_one_by_one_after_each(
+    method: Callable[..., None], length: int | None, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = OverlapAdd(1 - sizes[1] / sizes[0], 1, sizes[0]) if method is overlap_add else TrimAndJoin(*sizes)
+    monkeypatch.setattr(chunking, "SPAN", 100)
+    network = Echo(length)
+    heard_before: list[int] = []
+
+    def advance() -> None:
+        heard_before.append(sum(map(len, network.heard)))
+
+    through(method, network, noise(211), *sizes, together=3, advance=advance)
+    assert len(heard_before) == heard_before[-1] == how.windows(211)
+    assert all(heard >= done for done, heard in enumerate(heard_before, 1)), "counted before it was heard"
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5])
+def test_as_many_windows_go_together_as_the_runner_takes(together: int) -> None:
+    network = Echo(20)
+    through(trim_and_join, network, noise(11 * 14 - 1), 20, 3, together=together)  # eleven chunks
+    sizes = [len(batch) for batch in network.heard]
+    assert sizes == [together] * (11 // together) + [11 % together] * (11 % together > 0)
+
+
+def test_windows_of_different_lengths_do_not_go_together() -> None:
+    network = Echo(None)
+    through(overlap_add, network, ramp(30), 12, 4, together=3)
+    shapes = [(len(batch), batch.shape[-1]) for batch in network.heard]
+    assert shapes == [(3, 12), (2, 12), (1, 10), (1, 6), (1, 2)]
+
+
+@pytest.mark.parametrize(("method", "sizes"), [(overlap_add, (20, 7)), (trim_and_join, (20, 3))])
+def test_no_more_than_a_span_is_on_the_device(
+    method: Callable[..., None], sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[int] = []
+    bring = chunking._span
+
+    def spied(signal: torch.Tensor, first: int, end: int, device: torch.device) -> torch.Tensor:
+        brought.append(end - first)
+        return bring(signal, first, end, device)
+
+    monkeypatch.setattr(chunking, "_span", spied)
+    monkeypatch.setattr(chunking, "SPAN", 100)
+    through(method, Echo(20), noise(1000), *sizes)
+    assert max(brought) <= 100 + 20
+    assert len(brought) <= 13, "far less than a span at a time"
+
+
+@pytest.mark.parametrize(("method", "sizes"), [(overlap_add, (20, 7)), (trim_and_join, (20, 3))])
+def test_signals_in_scratch_files_give_the_same_samples_and_leave_the_memory(
+    method: Callable[..., None], sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunking, "SPAN", 100)
+    signal = noise(1000)
+    expected = through(method, Shades(20), signal, *sizes)
+
+    heard = torch.from_numpy(scratch.empty((2, 1000), limit=0))
+    heard.copy_(signal)
+    estimates = [torch.from_numpy(scratch.empty((2, 1000), limit=0)) for _ in range(2)]
+    released = []
+    release = scratch.release
+    monkeypatch.setattr(
+        scratch,
+        "release",
+        lambda array: (released.append(array.__array_interface__["data"][0]), release(array)),
+    )
+    method(Runner(Shades(20), CPU), heard, estimates, *sizes)
+    assert torch.equal(torch.stack(estimates), expected)
+    assert torch.equal(heard, signal)
+    for place in (heard, *estimates):
+        assert released.count(place.data_ptr()) >= 10, "not after every span"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import plain
 import pytest
 import torch
 from conftest import decibels, noise
+from torch import Tensor
 
-from kmdx import ensemble
+from kmdx import chunking, ensemble, scratch
 from kmdx.errors import PlanError
 from kmdx.loading import load_network
+from kmdx.networks.network import Network
 from kmdx.plan import OverlapAdd, Plan
 from kmdx.plan_file import load
+from kmdx.residency import Residents
 
 CPU = torch.device("cpu")
+NOTHING = Residents({}, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +30,62 @@ def plan(leaderboard: Path) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def networks(plan: Plan) -> dict:
+def networks(plan: Plan) -> dict[str, Network]:
     return {name: load_network(use, plan.sample_rate, CPU) for name, use in plan.networks.items()}
+
+
+@pytest.fixture
+def residents(networks: dict[str, Network]) -> Residents:
+    return Residents(networks, CPU)
+
+
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called, every song is a long one."""
+    return lambda: monkeypatch.setattr(scratch, "LIMIT", 4096)
+
+
+@pytest.fixture(params=["short", "long"])
+def either(request: pytest.FixtureRequest, long: Callable[[], None]) -> str:
+    """Songs as they are, or long ones."""
+    if request.param == "long":
+        long()
+    return request.param
 
 
 class Spy:
     """Notes which networks were asked for what."""
 
-    def __init__(self, networks: dict) -> None:
+    def __init__(self, networks: dict[str, Network]) -> None:
         self.asked: dict[str, tuple[str, ...]] = {}
         self.networks = {name: self._spied(name, network) for name, network in networks.items()}
+        self.residents = Residents(self.networks, CPU)
 
-    def _spied(self, name: str, network):
+    def _spied(self, name: str, network: Network):
         spy = self
 
         class Spied:
-            def narrow(self, sources):
+            def narrow(self, sources: Sequence[str]) -> Network:
                 spy.asked[name] = tuple(sources)
                 return network.narrow(sources)
 
         return Spied()
 
 
-def test_every_signal_is_that_of_the_plain_reading(plan: Plan, networks: dict) -> None:
-    mixture = torch.from_numpy(noise(70_000).T.copy()) + 0.01
+def song(samples: int) -> Tensor:
+    return torch.from_numpy(noise(samples).T.copy()) + 0.01
+
+
+def open_files() -> int:
+    """How many scratch files are in use."""
+    gc.collect()
+    return len(scratch._mapped)
+
+
+def test_every_signal_is_that_of_the_plain_reading(
+    plan: Plan, networks: dict[str, Network], residents: Residents
+) -> None:
+    mixture = song(70_000)
     demucs = {
         name: networks[name].model
         for name in networks
@@ -63,36 +101,45 @@ def test_every_signal_is_that_of_the_plain_reading(plan: Plan, networks: dict) -
         plan.networks["mdx_bass"].chunking.chunk,
         mixture,
     )
-    signals = ensemble.run(plan, networks, mixture, list(expected))
+    signals = ensemble.run(plan, residents, mixture, list(expected))
     assert set(signals) == set(expected)
     for name, signal in expected.items():
         assert signal.std() > 1e-3, "a signal too quiet to tell anything"
         assert decibels(signal, signals[name]) > 90, name
 
 
-def test_pruned_runs_give_the_same_and_ask_for_no_more(plan: Plan, networks: dict) -> None:
+def test_pruned_runs_give_the_same_and_ask_for_no_more(
+    plan: Plan, networks: dict[str, Network], residents: Residents
+) -> None:
     mixture = torch.from_numpy(noise(20_000).T.copy())
-    everything = ensemble.run(plan, networks, mixture, plan.stems)
+    everything = ensemble.run(plan, residents, mixture, plan.stems)
     for stem in plan.stems:
         spy = Spy(networks)
-        alone = ensemble.run(plan, spy.networks, mixture, [stem])
+        alone = ensemble.run(plan, spy.residents, mixture, [stem])
         assert decibels(everything[stem], alone[stem]) > 110
         assert set(spy.asked) == set(plan.networks_used([stem]))
     vocals = Spy(networks)
-    ensemble.run(plan, vocals.networks, mixture, ["vocals"])
+    ensemble.run(plan, vocals.residents, mixture, ["vocals"])
     assert vocals.asked == {
         "mdx_vocals": ("vocals",), "ft_vocals": ("vocals",), "mmi": ("vocals",), "extra": ("vocals",),
     }  # fmt: skip
 
 
-def test_silence_gives_silence_and_runs_nothing(plan: Plan) -> None:
-    stems = ensemble.run(plan, {}, torch.zeros(2, 1000), plan.stems)
+def test_silence_gives_silence_and_runs_nothing(plan: Plan, either: str) -> None:
+    stems = ensemble.run(plan, NOTHING, torch.zeros(2, 1000), plan.stems)
     assert set(stems) == set(plan.stems)
-    assert all(not signal.any() for signal in stems.values())
+    for signal in stems.values():
+        assert signal.shape == (2, 1000)
+        assert not signal.any()
+        assert scratch.is_scratch(signal.numpy()) == (either == "long")
+    del stems, signal
+    assert open_files() == 0
 
 
 @pytest.mark.parametrize("kind", ["channels that cancel", "a constant", "one loud sample"])
-def test_signals_whose_mono_sum_has_no_deviation_stay_finite(plan: Plan, networks: dict, kind: str) -> None:
+def test_signals_whose_mono_sum_has_no_deviation_stay_finite(
+    plan: Plan, residents: Residents, kind: str, either: str
+) -> None:
     mixture = torch.zeros(2, 20_000)
     if kind == "channels that cancel":
         mixture[0] = torch.from_numpy(noise(20_000, 1)[:, 0])
@@ -101,14 +148,42 @@ def test_signals_whose_mono_sum_has_no_deviation_stay_finite(plan: Plan, network
         mixture += 0.25
     else:
         mixture[0, 7] = 0.5
-    for signal in ensemble.run(plan, networks, mixture, plan.stems).values():
+    for signal in ensemble.run(plan, residents, mixture, plan.stems).values():
         assert signal.isfinite().all()
 
 
-def test_progress_grows_to_the_songs_duration(plan: Plan, networks: dict) -> None:
+def _cancelling(samples: int) -> Tensor:
+    left = song(samples)[:1]
+    return torch.cat([left, -left])
+
+
+LEVELS = {  # a mixture, the mean that is taken from it, and the deviation it is divided by
+    "a song": (song(3000), song(3000).mean(), song(3000).mean(0).std()),
+    "a quiet offset": (1e-3 * song(3000) + 0.5, (1e-3 * song(3000) + 0.5).mean(), 1e-3 * song(3000).mean(0).std()),
+    "a constant": (torch.full((2, 3000), 0.3), 0.3, 1.0),
+    "two constants": (torch.tensor([[0.5], [-0.25]]).expand(2, 3000).contiguous(), 0.125, None),
+    "channels that cancel": (_cancelling(3000), 0.0, None),
+    "two samples": (torch.tensor([[0.5, 0.25], [0.5, 0.25]]), 0.375, 0.25 / 2**0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("block", [2**20, 700])
+def test_levels(plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a deviation of the mono sum, that of both channels is taken; without that, none."""
+    monkeypatch.setattr(ensemble, "BLOCK", block)
+    mixture, mean, std = LEVELS[kind]
+    if std is None:
+        std = mixture.double().std()
+    normalized = ensemble.run(plan, NOTHING, mixture, ["x"])["x"]
+    expected = (mixture.double() - mean) / std
+    assert (normalized - expected).abs().max() < 1e-5 * max(1.0, 0.1 / float(std))
+
+
+def test_progress_grows_to_the_songs_duration(plan: Plan, residents: Residents, either: str) -> None:
     steps: list[tuple[float, float]] = []
     ensemble.run(
-        plan, networks, torch.ones(2, 22_050), ["bass"], lambda done, total: steps.append((done, total))
+        plan, residents, torch.ones(2, 22_050), ["bass"], lambda done, total: steps.append((done, total))
     )
     done = [step[0] for step in steps]
     assert done == sorted(done)
@@ -118,6 +193,61 @@ def test_progress_grows_to_the_songs_duration(plan: Plan, networks: dict) -> Non
     assert len(steps) == windows
 
 
-def test_an_unknown_signal_is_refused(plan: Plan, networks: dict) -> None:
+def test_an_unknown_signal_is_refused(plan: Plan, residents: Residents) -> None:
     with pytest.raises(PlanError, match="did you mean"):
-        ensemble.run(plan, networks, torch.ones(2, 100), ["demucs_vocal"])
+        ensemble.run(plan, residents, torch.ones(2, 100), ["demucs_vocal"])
+
+
+# Long songs
+
+
+def test_a_long_song_gives_the_same_samples(
+    plan: Plan, residents: Residents, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "BLOCK", 7000)
+    mixture = song(30_000)
+    wanted = [*plan.stems, "mdx_bass", "x1", "M.vocals", "mixture"]
+    expected = ensemble.run(plan, residents, mixture, wanted)
+    assert not any(scratch.is_scratch(signal.numpy()) for signal in expected.values())
+
+    long()
+    monkeypatch.setattr(chunking, "SPAN", 9000)
+    most = 0
+
+    def progress(done: float, total: float) -> None:
+        nonlocal most
+        most = max(most, open_files())
+
+    signals = ensemble.run(plan, residents, mixture, wanted, progress)
+    assert list(signals) == wanted
+    for name, signal in signals.items():
+        assert torch.equal(signal, expected[name]), name
+        assert scratch.is_scratch(signal.numpy()) == (name != "mixture")
+    del signal
+    assert open_files() == len(wanted) - 1, "files are left of signals that nobody wants"
+    assert most <= 15, "signals are kept that nothing needs any more"
+    del signals
+    assert open_files() == 0
+
+
+def test_signals_are_let_go_when_an_error_ends_a_long_song(
+    plan: Plan, residents: Residents, long: Callable[[], None]
+) -> None:
+    long()
+
+    def progress(done: float, total: float) -> None:
+        if done > 0.6 * total:
+            assert open_files() > 3
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.run(plan, residents, song(20_000), plan.stems, progress)
+    assert open_files() == 0
+
+
+def test_the_mixture_is_not_changed(plan: Plan, residents: Residents, either: str) -> None:
+    mixture = song(20_000)
+    before = mixture.clone()
+    signals = ensemble.run(plan, residents, mixture, [*plan.stems, "x", "x1", "x2", "x3"])
+    assert torch.equal(mixture, before)
+    assert all(signal.data_ptr() != mixture.data_ptr() for signal in signals.values())

@@ -1,0 +1,135 @@
+"""What half precision costs each network, on any machine: ``python -m benchmarks.half_precision``.
+
+Computes in float32 and rounds what goes into and comes out of every operation but the Fourier transforms
+to the half precision's bits. Hardware multiplies such numbers exactly and adds in float32, so this is what
+it gives, but for the order of additions; the layers that the library keeps in float32 (spectrograms, the
+first and last convolution of a U-Net) are rounded too, so the figures lie on the safe side.
+
+    python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
+    python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs    # SDR of whole songs
+
+With ``--song``: one line for each network, its error in dB on its first window of the song. With
+``--dataset``: songs in MUSDB18-HQ's layout, each separated in float32 and in both half precisions, global
+SDR per stem and how much it changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from evaluator.metrics import global_sdr
+from kmdx import Separator, audio, plan_file
+from kmdx.loading import load_fast
+from kmdx.memory import warm_heap
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ROUNDED = (  # by name of the operation; transforms are left alone
+    "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "native_group_norm",
+    "native_layer_norm", "native_batch_norm", "gelu", "glu", "relu", "clamp_min", "add", "mul", "mkldnn", "_nnpack",
+)  # fmt: skip
+
+
+class Rounding(TorchDispatchMode):
+    """Rounds float32 tensors around the operations that half precision would do."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, on rounded tensors if it is one of those."""
+        name = function.overloadpacket.__name__.removesuffix("_")
+        if not name.startswith(ROUNDED) or function._schema.is_mutable:
+            return function(*args, **(kwargs or {}))
+        return tree_map(self._round, function(*tree_map(self._round, args), **(kwargs or {})))
+
+    def _round(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            return value.to(self.dtype).float()
+        return value
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Compute as in a precision: fp32, or one of HALVES."""
+    if name == "fp32":
+        yield
+    else:
+        with Rounding(HALVES[name]):
+            yield
+
+
+def decibels(reference: Tensor, estimate: Tensor) -> float:
+    """Energy of the difference in dB of the reference's."""
+    error = (estimate.double() - reference.double()).square().sum() / reference.double().square().sum()
+    return float(10 * torch.log10(error))
+
+
+def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | None) -> None:
+    """Print each network's error on one window."""
+    plan = plan_file.load(ensemble)
+    sound = audio.read(song)
+    signal = torch.from_numpy(audio.resample(sound.samples, sound.rate, plan.sample_rate).T.copy())
+    for name in names or plan.networks:
+        use = plan.networks[name]
+        # HDemucs takes any length; ten seconds are enough.
+        network = load_fast(use, plan.sample_rate, torch.device("cpu"), folder)
+        length = network.length or 10 * plan.sample_rate
+        window = torch.nn.functional.pad(signal[None, :, :length], (0, max(0, length - signal.shape[-1])))
+        found = {}
+        for how in ("fp32", *HALVES):
+            with torch.inference_mode(), precision(how):
+                found[how] = network(window)
+        levels = [f"{how} {decibels(found['fp32'], found[how]):6.1f} dB" for how in HALVES]
+        print(f"{name:12s} {'   '.join(levels)}", flush=True)
+
+
+def scores(ensemble: str, dataset: Path, folder: Path | None) -> None:
+    """Print each song's SDR and its changes."""
+    separator = Separator(ensemble, device="cpu", folder=folder, precision="fp32")
+    for mixture in sorted(dataset.glob("**/mixture.wav")):
+        song = audio.read(mixture)
+        truth = {stem: audio.read(mixture.with_name(f"{stem}.wav")).samples for stem in separator.stems}
+        print(mixture.parent.name)
+        exact: dict[str, float] = {}
+        for how in ("fp32", *HALVES):
+            with precision(how):
+                stems = separator.separate(song.samples, song.rate)
+            sdr = {stem: global_sdr(truth[stem], np.asarray(stems[stem])) for stem in stems}
+            exact = exact or sdr
+            print(
+                f"  {how} " + "  ".join(f"{s} {v:.3f} ({v - exact[s]:+.4f})" for s, v in sdr.items()),
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Measure one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--song", type=Path)
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--ensemble", default="leaderboard_c")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--network", action="append")
+    arguments = parser.parse_args()
+    with warm_heap():
+        if arguments.dataset:
+            scores(arguments.ensemble, arguments.dataset, arguments.folder)
+        elif arguments.song:
+            errors(arguments.ensemble, arguments.song, arguments.folder, arguments.network)
+        else:
+            parser.error("give --song or --dataset")
+
+
+if __name__ == "__main__":
+    main()

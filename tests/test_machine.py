@@ -1,0 +1,79 @@
+"""What machine this is: told on every system, and measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kmdx import machine
+
+CPU = torch.device("cpu")
+
+
+def test_the_machine_is_described() -> None:
+    here = machine.describe()
+    assert here.cpu
+    assert 1 <= here.cores <= (os.cpu_count() or 1)
+    assert here.threads == torch.get_num_threads()
+    assert here.torch == torch.__version__
+    assert here.onnxruntime
+    assert (here.gpu, here.gpu_memory, here.compute_capability) == (None, None, None)
+    assert here.name.startswith(here.cpu)
+    if sys.platform.startswith("linux"):
+        assert here.memory
+        assert here.memory > 2**28
+
+
+def test_what_a_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: no /proc, no sysconf, no affinity; and a torch that knows nothing of the CPU."""
+    monkeypatch.setattr(machine, "_field", lambda *_: None)
+    monkeypatch.setattr(machine, "_capabilities", dict)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    here = machine.describe()
+    assert here.cpu
+    assert here.cores >= 1
+    assert here.memory is None
+    assert machine.peak_memory() is None
+    assert set(here.features) <= {"AVX2", "AVX-512"}
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (("AVX2",), ["fp32"]),
+        (("AVX2", "AVX-512", "AVX512-BF16"), ["fp32", "bf16"]),
+        (("AVX2", "AVX-512", "AMX-BF16", "AMX-FP16"), ["fp32", "bf16", "fp16"]),
+    ],
+)
+def test_half_precision_is_measured_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], expected: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "cpu_features", lambda: features)
+    monkeypatch.setattr(machine, "CPU_SIZE", 64)
+    peaks = machine.peak_gflops()
+    assert list(peaks) == expected
+    assert all(peak > 0 for peak in peaks.values())
+
+
+def test_peak_memory_is_that_since_the_last_reset() -> None:
+    machine.reset_peaks(CPU)
+    before = machine.peak_memory()
+    if before is None:
+        pytest.skip("this system does not tell")
+    block = torch.ones(2**26)  # 256 MiB
+    during = machine.peak_memory()
+    assert during is not None
+    assert during - before > 0.9 * block.nbytes
+    del block
+    if Path("/proc/self/clear_refs").exists():
+        machine.reset_peaks(CPU)
+        after = machine.peak_memory()
+        assert after is not None
+        assert after < during - 2**27
+    assert machine.peak_device_memory(CPU) is None

@@ -1,0 +1,83 @@
+"""Which number format a network computes in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kmdx import precision
+from kmdx.errors import DeviceError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "halves"),
+    [
+        ((9, 0), (BF16, FP16)),
+        ((8, 0), (BF16, FP16)),
+        ((7, 5), (FP16,)),  # T4
+        ((7, 0), (FP16,)),
+        ((6, 1), ()),
+    ],
+)
+def test_gpus(capability: tuple[int, int], halves: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision.fast_halves(GPU) == halves
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "halves"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, (BF16,)),
+        ({"avx512_bf16": False, "amx_bf16": True}, (BF16,)),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True, "avx512_fp16": True}, ()),
+        ({}, ()),
+        (None, ()),
+    ],
+)
+def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    if capabilities is None:  # torch before 2.6
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert precision.fast_halves(CPU) == halves
+
+
+def test_other_devices_have_none() -> None:
+    assert precision.fast_halves(torch.device("mps")) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "fast", "bears", "loose", "chosen"),
+    [
+        ("auto", (), (BF16, FP16), False, FP32),
+        ("auto", (), (BF16, FP16), True, FP32),
+        ("auto", (BF16, FP16), (FP16, BF16), False, BF16),
+        ("auto", (BF16, FP16), (FP16,), False, FP16),
+        ("auto", (BF16, FP16), (FP16,), True, BF16),
+        ("auto", (BF16,), (FP16,), False, FP32),
+        ("auto", (BF16,), (FP16,), True, BF16),
+        ("auto", (FP16,), (), False, FP32),
+        ("fp32", (BF16, FP16), (BF16, FP16), True, FP32),
+        ("bf16", (), (BF16, FP16), False, BF16),  # asked for by name, also where it is slow
+        ("bf16", (BF16,), (FP16,), False, FP32),
+        ("bf16", (BF16,), (FP16,), True, BF16),
+        ("fp16", (BF16,), (FP16,), False, FP16),
+        ("fp16", (FP16,), (), False, FP32),
+    ],
+)
+def test_what_is_chosen(
+    name: str, fast: tuple, bears: tuple, loose: bool, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
+    assert precision.choose(name, CPU, bears, loose) == chosen
+
+
+@pytest.mark.parametrize("name", ["fp64", "", "FP32", None, 16])
+def test_an_unknown_precision_is_one_line(name: object) -> None:
+    for refuse in (precision.check, lambda name: precision.choose(name, CPU, ())):
+        with pytest.raises(DeviceError) as caught:
+            refuse(name)
+        assert str(caught.value) == f"precision {name!r}: expected one of auto, fp32, fp16, bf16"

@@ -1,0 +1,164 @@
+"""Which networks are on the device, moved in and out by the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from kmdx import memory
+from kmdx.residency import WEIGHTS_SHARE, Residents
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")  # nothing here computes on it
+SHARE = 100  # bytes for weights
+BUDGET = int(SHARE / WEIGHTS_SHARE)
+
+
+class Network:
+    """Weighs some bytes, and notes where it goes and what it is narrowed to."""
+
+    length = None
+
+    def __init__(self, name: str, log: list[str], size: int, buffers: int = 0) -> None:
+        self.name, self.log = name, log
+        self.size, self.buffer_size = size, buffers
+
+    def parameters(self) -> list[Tensor]:
+        return [torch.empty(self.size, dtype=torch.uint8)]
+
+    def buffers(self) -> list[Tensor]:
+        return [torch.empty(self.buffer_size, dtype=torch.uint8)]
+
+    def to(self, device: torch.device) -> Network:
+        assert not torch.is_inference_mode_enabled(), "its parameters could not be moved again"
+        self.log.append(f"{self.name} {'in' if device == GPU else 'out'}")
+        return self
+
+    def narrow(self, sources: Sequence[str]) -> tuple[str, ...]:
+        self.log.append(f"{self.name} narrowed")
+        return (self.name, *sources)
+
+
+class Fleet:
+    """Networks by name, all on one device, and what became of them."""
+
+    def __init__(self, device: torch.device = GPU, budget: int | None = BUDGET, **sizes: int) -> None:
+        self.log: list[str] = []
+        self.networks = {name: Network(name, self.log, size) for name, size in sizes.items()}
+        self.residents = Residents(self.networks, device, budget)
+
+    def moves(self, asked: str) -> list[str]:
+        """What is moved when these networks are asked for, one after the other."""
+        self.log.clear()
+        with torch.inference_mode():
+            for name in asked:
+                self.residents.runner(name, ["vocals"])
+        return [entry for entry in self.log if not entry.endswith("narrowed")]
+
+
+def test_networks_that_fit_are_moved_in_once_when_they_are_asked_for() -> None:
+    fleet = Fleet(a=40, b=40, c=20)
+    assert fleet.moves("ab") == ["a in", "b in"]
+    assert fleet.moves("abcabc") == ["c in"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "moves"),
+    [
+        ("abc", ["a in", "b in", "a out", "c in"]),
+        ("abac", ["a in", "b in", "b out", "c in"]),
+        ("abca", ["a in", "b in", "a out", "c in", "b out", "a in"]),
+        ("abbaabc", ["a in", "b in", "a out", "c in"]),
+    ],
+)
+def test_the_longest_unused_is_moved_out_first(asked: str, moves: list[str]) -> None:
+    assert Fleet(a=40, b=40, c=40).moves(asked) == moves
+
+
+def test_as_many_are_moved_out_as_must_be() -> None:
+    assert Fleet(a=30, b=30, c=30, d=60).moves("abcd") == [
+        "a in", "b in", "c in", "a out", "b out", "d in",
+    ]  # fmt: skip
+
+
+def test_a_network_larger_than_the_share_has_the_device_to_itself() -> None:
+    assert Fleet(a=30, b=101, c=30).moves("abc") == ["a in", "a out", "b in", "b out", "c in"]
+
+
+def test_buffers_weigh_too() -> None:
+    fleet = Fleet(a=60, b=10)
+    fleet.networks["b"].buffer_size = 31
+    assert fleet.moves("ab") == ["a in", "a out", "b in"]
+
+
+def test_a_network_of_several_names_is_moved_once() -> None:
+    fleet = Fleet(a=60, b=30)
+    fleet.networks["z"] = fleet.networks["a"]
+    assert fleet.moves("azbzab") == ["a in", "b in"]
+
+
+def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
+    fleet = Fleet(a=40, b=40, c=40)
+    runner = fleet.residents.runner
+    first = runner("a", ["vocals"])
+    assert first.network == ("a", "vocals")
+    assert first.device == GPU
+    assert first.budget == BUDGET
+    assert runner("a", ("vocals",)).network is first.network
+    assert runner("a", ["drums"]).network == ("a", "drums")
+    other = runner("b", ["vocals"]).network
+    assert fleet.log.count("a narrowed") == 2
+    runner("c", ["vocals"])  # a goes
+    runner("a", ["vocals"])  # b goes
+    assert fleet.log.count("a narrowed") == 3
+    runner("c", ["vocals"])
+    assert fleet.log.count("c narrowed") == 1
+    assert runner("b", ["vocals"]).network is not other
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("meta")])
+def test_where_there_is_no_budget_nothing_is_moved(device: torch.device) -> None:
+    fleet = Fleet(device, budget=None, a=10**6, b=10**6)
+    assert fleet.moves("abab") == []
+    assert fleet.log == ["a narrowed", "b narrowed"]
+    runner = fleet.residents.runner("a", ["vocals"])
+    assert runner.budget is None
+    assert not runner.make_room()
+
+
+def test_the_budget_is_that_of_the_device_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(memory, "device_budget", lambda device: asked.append(device) or 80)
+    fleet = Fleet(budget=None, a=30, b=30)
+    assert asked == [GPU]
+    assert fleet.moves("ab") == ["a in", "a out", "b in"]
+
+
+def test_room_is_made_by_moving_out_all_others() -> None:
+    fleet = Fleet(a=30, b=30, c=30)
+    fleet.moves("abc")
+    runner = fleet.residents.runner("b", ["vocals"])
+    fleet.log.clear()
+    assert runner.make_room()
+    assert fleet.log == ["a out", "c out"]
+    assert not runner.make_room(), "there is nothing left to move"
+    assert fleet.log == ["a out", "c out"]
+    assert fleet.moves("bac") == ["a in", "c in"]
+    assert fleet.residents.runner("b", ["vocals"]).network is runner.network
+
+
+def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(a=60, b=60)
+    monkeypatch.setattr(memory, "empty_cache", lambda device: fleet.log.append(f"{device} emptied"))
+    fleet.residents.runner("a", ["vocals"])
+    fleet.residents.runner("b", ["vocals"])
+    assert fleet.log == ["a in", "a narrowed", "a out", "cuda:0 emptied", "b in", "b narrowed"]
+
+
+def test_the_number_of_windows_is_remembered_for_each_network() -> None:
+    residents = Fleet(a=30, b=30).residents
+    residents.runner("a", ["vocals"]).sizes[100] = 7
+    assert residents.runner("a", ["drums"]).size(100) == 7
+    assert residents.runner("b", ["vocals"]).size(100) == 1

@@ -1,0 +1,234 @@
+"""Windows in batches: how many go together, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from kmdx import chunking, runner
+from kmdx.runner import Runner
+
+CPU = torch.device("cpu")
+LENGTH = 10  # samples of a window
+
+OUT_OF_MEMORY = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB"),
+    "CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 9663676416 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "Python": MemoryError(),
+}
+ERRORS = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+
+
+class Network(torch.nn.Module):
+    """Answers exactly, in any batch; runs out of memory when told to."""
+
+    sources = ("twice",)
+    length = LENGTH
+
+    def __init__(
+        self, fails: Callable[[int, int], bool] = lambda call, size: False, error: Exception | None = None
+    ):
+        super().__init__()
+        self.fails = fails  # by the number of the call and the size of its batch
+        self.error = error
+        self.sizes: list[int] = []
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.sizes.append(len(batch))
+        if self.fails(len(self.sizes), len(batch)):
+            raise self.error or torch.OutOfMemoryError("CUDA out of memory")
+        return 2 * batch[:, None]
+
+    def narrow(self, sources: Sequence[str]) -> Network:
+        return self
+
+
+def windows(count: int) -> Tensor:
+    return torch.randn(count, 2, LENGTH, generator=torch.Generator().manual_seed(0))
+
+
+def song(run: Runner, count: int = 24) -> None:
+    """Send a song of so many windows through the network; what comes back must be right."""
+    signal = windows(count).transpose(0, 1).flatten(1)[:, :-1]
+    estimate = torch.full_like(signal, torch.nan)
+    chunking.trim_and_join(run, signal, [estimate], LENGTH, trim=0)
+    assert torch.equal(estimate, 2 * signal)
+
+
+# Out of memory
+
+
+@ERRORS
+def test_a_song_is_finished_with_half_as_many_windows_at_once(error: Exception) -> None:
+    network = Network(lambda call, size: call == 2, error)  # in the middle
+    sizes = {LENGTH: 8}
+    song(Runner(network, CPU, sizes))
+    # The second batch fails, its eight windows are done again by fours, and the last eight go so, too.
+    assert network.sizes == [8, 8, 4, 4, 4, 4]
+    assert sizes == {LENGTH: 4}
+    later = Network()
+    song(Runner(later, CPU, sizes))
+    assert later.sizes == [4] * 6, "the next song knows it"
+
+
+@ERRORS
+@pytest.mark.parametrize(("size", "fits", "end"), [(8, 1, 1), (8, 2, 2), (7, 3, 3), (5, 1, 1), (3, 2, 1)])
+def test_batches_are_halved_until_they_fit(error: Exception, size: int, fits: int, end: int) -> None:
+    network = Network(lambda call, size: size > fits, error)
+    run = Runner(network, CPU, {LENGTH: size})
+    song(run)
+    assert run.size(LENGTH) == end
+    assert len(network.sizes) < 2 * 24 + 2 * size, "tries that cannot succeed"
+
+
+def test_windows_of_another_length_keep_their_number() -> None:
+    run = Runner(Network(lambda call, size: call == 1), CPU, {LENGTH: 4, 7: 6})
+    run(windows(4))
+    assert (run.size(LENGTH), run.size(7), run.size(8)) == (2, 6, 1)
+
+
+@ERRORS
+def test_a_window_that_does_not_fit_is_tried_again_where_room_can_be_made(error: Exception) -> None:
+    made: list[bool] = []
+
+    def make_room() -> bool:
+        made.append(not made)
+        return made[-1]
+
+    network = Network(lambda call, size: call == 3, error)
+    song(Runner(network, CPU, make_room=make_room))
+    assert made == [True]
+    assert network.sizes == [1] * 25
+
+    made.clear()
+    network = Network(lambda call, size: True, error)
+    with pytest.raises(type(error)) as caught:
+        Runner(network, CPU, make_room=make_room)(windows(1))
+    assert caught.value is error
+    assert made == [True, False]
+    assert network.sizes == [1, 1]
+
+
+@ERRORS
+def test_a_window_that_does_not_fit_anywhere_is_an_error(error: Exception) -> None:
+    network = Network(lambda call, size: True, error)
+    with pytest.raises(type(error)) as caught:
+        Runner(network, CPU, {LENGTH: 4})(windows(4))
+    assert caught.value is error
+    assert network.sizes == [4, 2, 1]
+
+
+def test_room_is_made_only_for_a_single_window() -> None:
+    run = Runner(
+        Network(lambda call, size: size > 1), CPU, {LENGTH: 4}, make_room=lambda: pytest.fail("room was made")
+    )
+    song(run)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        ValueError("can't allocate memory"),
+    ],
+    ids=str,
+)
+def test_other_errors_pass_through(error: Exception) -> None:
+    network = Network(lambda call, size: True, error)
+    run = Runner(network, CPU, {LENGTH: 4}, make_room=lambda: pytest.fail("room was made"))
+    with pytest.raises(type(error)) as caught:
+        run(windows(4))
+    assert caught.value is error
+    assert network.sizes == [4]
+    assert run.size(LENGTH) == 4
+
+
+def test_what_a_failed_batch_held_is_free_before_it_is_tried_again() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    class Hoarder(Network):
+        def forward(self, batch: Tensor) -> Tensor:
+            assert all(tensor() is None for tensor in held), "still held"
+            large = batch.repeat(1, 100, 1)
+            held.append(weakref.ref(large))
+            return super().forward(batch)
+
+    network = Hoarder(lambda call, size: call == 1)
+    assert torch.equal(Runner(network, CPU, {LENGTH: 4})(windows(4))[:, 0], 2 * windows(4))
+    assert len(held) == 3
+
+
+# How many windows go together
+
+
+class Gpu:
+    """The memory of a GPU, as torch tells of it: bytes for each window beside those of the weights."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: int, window: int) -> None:
+        self.weights, self.window = weights, window
+        self.resets = 0
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: weights)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: weights + window)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._reset)
+
+    def _reset(self, device: torch.device) -> None:
+        self.resets += 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "window", "budget", "size"),
+    [
+        (100, 50, 1100, 16),  # 0.8 · 1000 / 50
+        (100, 300, 1100, 2),
+        (100, 801, 1100, 1),
+        (100, 5000, 1100, 1),
+        (1200, 50, 1100, 1),  # weights alone are beyond it
+        (0, 1, 10**9, runner.MOST),
+    ],
+)
+def test_as_many_windows_go_together_as_there_is_room_for(
+    weights: int, window: int, budget: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(monkeypatch, weights, window)
+    network = Network()
+    run = Runner(network, CPU, {}, budget)
+    assert run.size(LENGTH) == 1
+    song(run, 1 + 3 * size)
+    assert network.sizes == [1, size, size, size], "the first alone"
+    assert gpu.resets == 1, "measured once"
+    assert run.sizes == {LENGTH: size}
+
+
+def test_windows_of_each_length_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, 0, 100)
+    run = Runner(Network(), CPU, {}, 1000)
+    run(windows(1))
+    gpu_shorter = Gpu(monkeypatch, 0, 50)
+    run(windows(1)[..., :5])
+    assert run.sizes == {LENGTH: 8, 5: 16}
+    assert (gpu.resets, gpu_shorter.resets) == (1, 1)
+
+
+def test_without_a_budget_windows_go_one_by_one_and_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = Gpu(monkeypatch, 0, 1)
+    network = Network()
+    song(Runner(network, CPU))
+    assert network.sizes == [1] * 24
+    assert gpu.resets == 0
+
+
+def test_a_measured_size_is_halved_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, 0, 100)
+    network = Network(lambda call, size: call == 2)
+    song(Runner(network, CPU, {}, 1000), 17)
+    assert network.sizes == [1, 8, 4, 4, 4, 4]

@@ -1,0 +1,56 @@
+"""Speed levels as data."""
+
+from __future__ import annotations
+
+import pytest
+
+from kmdx import plan_file, speed
+from kmdx.errors import PlanError
+from kmdx.plan import OverlapAdd
+from kmdx.speed import Speed
+
+
+def test_the_levels_get_faster_one_by_one() -> None:
+    levels = speed.levels()
+    assert list(levels) == ["leaderboard", "balanced", "fast"]
+    overlaps = [level.overlap for level in levels.values()]
+    assert overlaps == sorted(overlaps, reverse=True)
+    assert len(set(overlaps)) == 3
+    assert [level.loose for level in levels.values()] == [False, False, True]
+    assert len({level.title for level in levels.values()}) == 3
+
+
+def test_the_default_is_as_published() -> None:
+    level = speed.get(speed.DEFAULT)
+    assert (level.overlap, level.loose) == (1.0, False)
+    for name in plan_file.names():
+        published = plan_file.load(name)
+        assert published.capped(level.overlap) == published
+
+
+@pytest.mark.parametrize("name", speed.levels())
+def test_a_level_is_found_by_its_name(name: str) -> None:
+    level = speed.get(name)
+    assert isinstance(level, Speed)
+    assert level is speed.levels()[name]
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_a_level_leaves_less_to_compute_and_no_more_overlap_than_it_says(name: str) -> None:
+    published = plan_file.load("leaderboard_c")
+    level = speed.get(name)
+    capped = published.capped(level.overlap)
+    overlaps = [
+        use.chunking.overlap for use in capped.networks.values() if isinstance(use.chunking, OverlapAdd)
+    ]
+    assert max(overlaps) == level.overlap
+    assert capped.gflops(capped.stems) < published.gflops(published.stems)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("fats", "; did you mean 'fast'?"), ("warp", ""), ("", ""), (None, ""), (3, "")]
+)
+def test_an_unknown_speed_is_one_line(name: object, hint: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        speed.get(name)
+    assert str(caught.value) == f"no speed {name!r}{hint}; there are leaderboard, balanced, fast"
