@@ -35,7 +35,8 @@ from kmdx.memory import warm_heap
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ROUNDED = (  # by name of the operation; transforms are left alone
     "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "native_group_norm",
-    "native_layer_norm", "native_batch_norm", "gelu", "glu", "relu", "clamp_min", "add", "mul", "mkldnn", "_nnpack",
+    "native_layer_norm", "native_batch_norm", "gelu", "glu", "relu", "clamp_min", "add", "mul",
+    "mkldnn", "_nnpack",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from kmdx.errors import KmdxError, PlanError
 from kmdx.loading import load_network
 from kmdx.networks.network import Network
 from kmdx.plan import Hear, Plan, suggest
+from kmdx.precision import DTYPES
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 LONG_SONG = 240.0  # seconds of the song that the prediction is for
@@ -76,7 +77,7 @@ class Engine:
                 return runner(windows)
 
         dtype = getattr(runner.network, "dtype", torch.float32)
-        precision = next(key for key, value in machine.TYPES.items() if value == dtype)
+        precision = next(key for key, value in DTYPES.items() if value == dtype)
         return EngineNetwork(run, runner.size, precision)
 
 

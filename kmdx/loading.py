@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kmdx import precision as precisions
 from kmdx import weights
@@ -13,6 +15,7 @@ from kmdx.networks import demucs, fast
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.state import NoInitialization
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse, OverlapAdd
 
@@ -102,9 +105,7 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     spectrogram = _spectrogram(architecture)
     if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
         return None
-    unet = TfcTdf(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0])
-    unet.load(graph.state)
-    return unet.requires_grad_(False).eval()
+    return _unet(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
 def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | TfcTdf | demucs.DemucsNetwork:
@@ -118,15 +119,21 @@ def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | T
         raise ValueError(f"it is an ONNX graph, and {kind} weights are needed")
     if kind == "tfc_tdf":
         sizes = {key: architecture[key] for key in UNET if key in architecture}
-        unet = TfcTdf(TfcTdfConfig(_spectrogram(architecture), **sizes), architecture["sources"][0])
-        unet.load(checkpoint.state)
-        return unet.requires_grad_(False).eval()
+        config = TfcTdfConfig(_spectrogram(architecture), **sizes)
+        return _unet(config, architecture["sources"][0], checkpoint.state)
 
     if checkpoint.klass is not None and checkpoint.klass != kind:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
     own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
     segment = use.chunking.segment if isinstance(use.chunking, OverlapAdd) else None
     return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state)
+
+
+def _unet(config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
+    with NoInitialization():
+        unet = TfcTdf(config, source)
+    unet.load(state)
+    return unet.requires_grad_(False).eval()
 
 
 def _spectrogram(architecture: dict) -> SpectrogramConfig:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from kmdx.precision import DTYPES, fast_halves
+
 CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose product is timed
 PRODUCTS = 4  # timed: the first is for warming up
 CPU_FEATURES = {  # what torch calls it: what it does for the networks
@@ -32,12 +34,6 @@ CPU_FEATURES = {  # what torch calls it: what it does for the networks
     "fp16_arith": "FP16",
     "sve": "SVE",
 }
-HALF_ON_CPU = {  # precisions that some CPUs multiply in, and by which of those
-    "bf16": ("AVX512-BF16", "AMX-BF16", "BF16"),
-    "fp16": ("AVX512-FP16", "AMX-FP16"),
-}
-HALF_ON_CUDA = {"fp16": (7, 0), "bf16": (8, 0)}  # the least compute capability that is fast at it
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -174,18 +170,12 @@ def peak_gflops(device: torch.device | str = "cpu") -> dict[str, float]:
     """
     device = torch.device(device)
     size = CUDA_SIZE if device.type == "cuda" else CPU_SIZE
-    return {name: _product_gflops(device, TYPES[name], size) for name in precisions(device)}
+    return {name: _product_gflops(device, DTYPES[name], size) for name in precisions(device)}
 
 
 def precisions(device: torch.device) -> list[str]:
     """The precisions that the hardware multiplies in fast, ``fp32`` first."""
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        return ["fp32", *(name for name, least in HALF_ON_CUDA.items() if capability >= least)]
-    if device.type == "cpu":
-        features = cpu_features()
-        return ["fp32", *(name for name, those in HALF_ON_CPU.items() if any(f in features for f in those))]
-    return ["fp32"]
+    return ["fp32", *(name for name, dtype in DTYPES.items() if dtype in fast_halves(device))]
 
 
 def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> float:

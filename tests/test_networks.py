@@ -54,6 +54,21 @@ def test_unet_takes_any_norm_and_a_batch_equals_its_parts(
     assert decibels(alone, together) > 100
 
 
+@pytest.mark.parametrize("norm_groups", [None, 2])
+def test_unet_with_gradients_gives_the_same_and_leaves_alone_what_it_hears(
+    norm_groups: int | None, batch: torch.Tensor
+) -> None:
+    network = tiny.unet("bass", norm_groups, seed=1)
+    before = batch.clone()
+    estimate = network(batch)
+    estimate.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert any(parameter.grad.any() for parameter in network.encoding_blocks[0].tdf.parameters())
+    with torch.inference_mode():
+        assert decibels(estimate.detach(), network(batch)) > 110
+    assert torch.equal(batch, before)
+
+
 def test_unet_loads_the_authors_layout_and_refuses_anything_else() -> None:
     source, target = tiny.unet("drums", 2, seed=1), tiny.unet("drums", 2, seed=2)
     state = tiny.author_state(source)

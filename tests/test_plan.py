@@ -9,7 +9,7 @@ import yaml
 
 from kmdx import plan_file
 from kmdx.errors import PlanError
-from kmdx.plan import Hear, Normalize, OverlapAdd, Sum, TrimAndJoin
+from kmdx.plan import Hear, NetworkUse, Normalize, OverlapAdd, Sum, TrimAndJoin
 
 SMALL = """\
 networks:
@@ -139,6 +139,22 @@ def test_stages_count_networks_on_the_longest_way() -> None:
         name: loaded.stage(name) for name in ("mixture", "x", "V", "x1", "D", "B.bass", "other", "vocals")
     }
     assert stages == {"mixture": 0, "x": 0, "V": 1, "x1": 1, "D": 2, "B.bass": 3, "other": 3, "vocals": 1}
+
+
+@pytest.mark.parametrize("cap", [0.82, 0.5, 0.0])
+def test_a_capped_plan_differs_in_overlap_alone(cap: float) -> None:
+    published = plan_file.load("leaderboard_c")
+    before = repr(published)
+    capped = published.capped(cap)
+    assert {**vars(capped), "networks": None} == {**vars(published), "networks": None}
+    assert list(capped.networks) == list(published.networks)
+    for name, use in published.networks.items():
+        how = use.chunking
+        if isinstance(how, OverlapAdd):
+            how = OverlapAdd(min(how.overlap, cap), how.segment, how.length)
+        assert capped.networks[name] == NetworkUse(use.weight, how)
+    assert repr(published) == before
+    assert published.capped(0.85) == published
 
 
 def test_a_plan_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:

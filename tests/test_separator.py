@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,26 @@ import yaml
 from conftest import decibels, noise
 
 import kmdx
-from kmdx import Separator
+from kmdx import Separator, audio, chunking, ensemble, memory, plan_file, precision, scratch
 from kmdx.errors import AudioError, DeviceError, KmdxError, KmdxWarning, PlanError, WeightsError
+from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.plan import OverlapAdd, Plan
+from kmdx.residency import Residents
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def separator(small: Path) -> Separator:
-    return Separator(small, device="cpu", stems=["bass", "drums", "other", "vocals", "accompaniment"])
+    stems = ["bass", "drums", "other", "vocals", "accompaniment"]
+    return Separator(small, device="cpu", stems=stems, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def whole(leaderboard: Path) -> Separator:
+    """A separator with all of leaderboard C."""
+    return Separator(leaderboard, device="cpu", precision="fp32")
 
 
 def test_the_public_names() -> None:
@@ -67,8 +83,6 @@ def test_other_rates_keep_rate_and_length(separator: Separator, rate: int) -> No
 
 
 def test_resampling_both_ways_is_what_a_user_would_do_by_hand(separator: Separator) -> None:
-    from kmdx import audio
-
     song = noise(24_000)
     by_hand = separator.separate(audio.resample(song, 48_000, 44_100), 44_100, stems=["drums"])["drums"]
     direct = separator.separate(song, 48_000, stems=["drums"])["drums"]
@@ -98,26 +112,24 @@ def test_songs_shorter_than_a_segment_or_just_as_long(separator: Separator, samp
     assert all(stem.shape == (samples, 2) and np.isfinite(stem).all() for stem in stems.values())
 
 
-@pytest.mark.parametrize("samples", [2, tiny.CHUNK, tiny.CHUNK - 2 * 109, 3 * (tiny.CHUNK - 2 * 93)])
-def test_songs_of_whole_chunks_and_hardly_any(leaderboard: Path, samples: int) -> None:
-    stems = Separator(leaderboard, device="cpu").separate(noise(samples), 44100)
+@pytest.mark.parametrize("samples", [2, tiny.CHUNK, tiny.CHUNK - 2 * 109, 2 * (tiny.CHUNK - 2 * 93)])
+def test_songs_of_whole_chunks_and_hardly_any(whole: Separator, samples: int) -> None:
+    stems = whole.separate(noise(samples), 44100)
     assert all(stem.shape == (samples, 2) and np.isfinite(stem).all() for stem in stems.values())
 
 
 def test_a_separator_loads_only_what_its_stems_need(leaderboard: Path) -> None:
     vocals = Separator(leaderboard, device="cpu", stems=["vocals"])
     assert set(vocals.networks) == {"mdx_vocals", "ft_vocals", "mmi", "extra"}
-    assert vocals.providers == {"mdx_vocals": ("CPUExecutionProvider",)}
     with pytest.raises(PlanError, match="no stem 'bass'"):
         vocals.separate(noise(1000), 44100, stems=["bass"])
     with pytest.raises(PlanError, match="has not loaded"):
         vocals.signals(noise(1000), 44100, ["demucs_bass"])
 
 
-def test_any_signal_of_the_plan_can_be_had(leaderboard: Path) -> None:
-    separator = Separator(leaderboard, device="cpu")
+def test_any_signal_of_the_plan_can_be_had(whole: Separator) -> None:
     song = noise(20_000)
-    signals = separator.signals(song, 44100, ["mdx_vocals", "demucs_vocals", "vocals", "M.bass"])
+    signals = whole.signals(song, 44100, ["mdx_vocals", "demucs_vocals", "vocals", "M.bass"])
     assert decibels(signals["vocals"], 0.88 * signals["mdx_vocals"] + 0.12 * signals["demucs_vocals"]) > 120
     assert signals["M.bass"].shape == song.shape
 
@@ -198,15 +210,218 @@ def test_a_network_of_another_rate_than_the_plan_is_refused(tmp_path: Path) -> N
         Separator(path, device="cpu")
 
 
-def test_a_song_too_big_for_the_memory_is_one_line(
+# Out of memory
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate\nmuch"),
+    MemoryError(),
+]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[int], bool]) -> list[int]:
+    """Let networks fail, by the number of the batch; return the batches' sizes."""
+    sizes: list[int] = []
+    forward = DemucsNetwork.forward
+
+    def fails(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if when(len(sizes)):
+            raise error
+        return forward(network, batch)
+
+    monkeypatch.setattr(DemucsNetwork, "forward", fails)
+    return sizes
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
+    separator: Separator, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = separator.networks["htdemucs"]
+    monkeypatch.setattr(separator, "residents", Residents(separator.networks, CPU))
+    song = noise(75_000)  # five windows
+    expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
+    separator.residents._sizes[id(network)][network.length] = 2
+    sizes = failing(monkeypatch, error, lambda call: call == 2)
+    assert decibels(expected, separator.separate(song, 44100, stems=["vocals"])["vocals"]) > 110
+    assert sizes == [2, 2, 1, 1, 1], (
+        "the second of two batches is done again, and the next one window at a time"
+    )
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_window_too_big_for_the_memory_is_one_line(
+    separator: Separator, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, error, lambda call: True)
+    with pytest.raises(
+        DeviceError, match="out of memory on cpu with a song of 1 s; separate it in parts"
+    ) as caught:
+        separator.separate(noise(44_100), 44_100)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_a_failure_of_another_kind_is_not_about_memory(
     separator: Separator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+    error = RuntimeError("the matrices do not fit each other")
+    failing(monkeypatch, error, lambda call: True)
+    with pytest.raises(RuntimeError) as caught:
+        separator.separate(noise(1000), 44_100)
+    assert caught.value is error
 
-    monkeypatch.setattr("kmdx.ensemble.run", run)
-    with pytest.raises(DeviceError, match="out of memory on cpu with a song of 1 s; separate it in parts"):
-        separator.separate(noise(44_100), 44_100)
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_heap_is_warm_while_the_cpu_computes(
+    separator: Separator, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @contextmanager
+    def warm_heap() -> Iterator[None]:
+        events.append("warm")
+        try:
+            yield
+        finally:
+            events.append("cold")
+
+    def run(plan: Plan, residents: Residents, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
+        events.append("run")
+        if fails:
+            raise RuntimeError("the matrices do not fit each other")
+        return dict.fromkeys(names, mixture)
+
+    monkeypatch.setattr(memory, "warm_heap", warm_heap)
+    monkeypatch.setattr(ensemble, "run", run)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        separator.separate(noise(1000), 44_100)
+    assert events == ["warm", "run", "cold"]
+
+
+# Precision and speed
+
+
+@pytest.mark.parametrize(
+    ("options", "demucs", "mdx"),
+    [
+        ({}, torch.bfloat16, torch.float32),
+        ({"speed": "fast"}, torch.bfloat16, torch.bfloat16),
+        ({"speed": "fast", "precision": "fp16"}, torch.float16, torch.float16),
+    ],
+    ids=["as published", "fast", "fp16"],
+)
+def test_each_network_gets_the_precision_that_it_bears(
+    leaderboard: Path, options: dict, demucs: torch.dtype, mdx: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    networks = Separator(leaderboard, device="cpu", stems=["vocals"], **options).networks
+    found = {(type(network), network.dtype) for network in networks.values()}
+    assert found == {(DemucsNetwork, demucs), (TfcTdf, mdx)}
+
+
+def test_half_precision_changes_the_stems_a_little(small: Path, separator: Separator) -> None:
+    song = noise(20_000)
+    expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
+    half = Separator(small, device="cpu", precision="bf16", stems=["vocals"]).separate(song, 44100)["vocals"]
+    assert half.dtype == np.float32
+    assert 25 < decibels(expected, half) < 80
+
+
+def test_the_default_is_as_published(
+    small: Path, separator: Separator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    default = Separator(small, device="cpu")
+    assert default.plan == plan_file.load(small)
+    song = noise(20_000)
+    expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
+    assert np.array_equal(default.separate(song, 44100, stems=["vocals"])["vocals"], expected)
+
+
+@pytest.mark.parametrize(("name", "overlap"), [("leaderboard", 0.8), ("balanced", 0.5), ("fast", 0.1)])
+def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
+    tmp_path: Path, name: str, overlap: float
+) -> None:
+    path = tiny.write_htdemucs(tmp_path)
+    path.write_text(path.read_text("utf-8").replace("overlap: 0.25", "overlap: 0.8"), "utf-8")
+    separator = Separator(path, device="cpu", precision="fp32", stems=["vocals"], speed=name)
+    steps: list[float] = []
+    separator.separate(noise(60_000), 44100, progress=lambda done, total: steps.append(done))
+    assert len(steps) == OverlapAdd(overlap, 0.5, 22_050).windows(60_000)
+    published = plan_file.load(path)
+    assert {**vars(separator.plan), "networks": None} == {**vars(published), "networks": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "fp8"}, DeviceError, "precision 'fp8': expected one of auto, fp32, fp16, bf16"),
+        ({"precision": None}, DeviceError, "precision None: expected one of auto, fp32, fp16, bf16"),
+        (
+            {"speed": "balance"},
+            PlanError,
+            "no speed 'balance'; did you mean 'balanced'?; there are leaderboard, balanced, fast",
+        ),
+        ({"speed": None}, PlanError, "no speed None; there are leaderboard, balanced, fast"),
+    ],
+)
+def test_unknown_precisions_and_speeds_are_one_line(
+    options: dict, error: type[KmdxError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:  # before any weights are looked for
+        Separator("htdemucs", device="cpu", folder=tmp_path, **options)
+    assert str(caught.value) == message
+
+
+# Long songs
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (44_100, 1), (32_000, 2), (48_000, 1)])
+def test_a_long_song_gives_the_same_stems(
+    separator: Separator, rate: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song = noise(rate // 3, channels)
+    before = song.copy()
+    monkeypatch.setattr(scratch, "BLOCK", 1000)
+    monkeypatch.setattr(ensemble, "BLOCK", 7000)
+    expected = separator.separate(song, rate)
+    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    monkeypatch.setattr(chunking, "SPAN", 30_000)
+    gc.collect()
+    open_before = len(scratch._mapped)
+    stems = separator.separate(song, rate)
+    assert list(stems) == list(expected)
+    for name, stem in stems.items():
+        assert stem.shape == song.shape
+        assert stem.flags.c_contiguous
+        assert scratch.is_scratch(stem)
+        assert np.array_equal(stem, expected[name]), name
+    assert np.array_equal(song, before)
+    assert np.array_equal(stems["accompaniment"], song - stems["vocals"])
+    gc.collect()
+    assert len(scratch._mapped) == open_before + len(stems), "files are left of signals that nobody asked for"
+    del stems, stem
+    gc.collect()
+    assert len(scratch._mapped) == open_before
+
+
+def test_long_silence(separator: Separator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    for stem in separator.separate(np.zeros((30_000, 1)), 48_000).values():
+        assert stem.shape == (30_000, 1)
+        assert not stem.any()
+
+
+def test_a_part_of_a_long_file(separator: Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    song = noise(30_000)
+    soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
+    expected = separator.separate(song[4410:], 44100, stems=["vocals"])["vocals"]
+    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    stems, _ = separator.separate_file(tmp_path / "song.wav", start=0.1, stems=["vocals"])
+    assert scratch.is_scratch(stems["vocals"])
+    assert np.array_equal(stems["vocals"], expected)
 
 
 def test_a_driver_without_cuda_is_a_loud_warning(

@@ -12,7 +12,7 @@ from demucs.hdemucs import HDecLayer, HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
-from kmdx.networks.state import load_strictly
+from kmdx.networks.state import NoInitialization, load_strictly
 
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
 
@@ -108,8 +108,9 @@ def build(
     """
     try:
         known = inspect.signature(CLASSES[kind]).parameters
-        with torch.device("meta"):  # no time spent on random weights that are replaced at once
-            model = CLASSES[kind](**{key: value for key, value in options.items() if key in known})
+        with NoInitialization():
+            own = {key: value for key, value in options.items() if key in known}
+            model = CLASSES[kind](**{**own, "rescale": 0})
     except TypeError as error:
         raise ValueError(f"{kind} cannot be built: {error}") from error
     load_strictly(model, state)

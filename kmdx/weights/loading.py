@@ -24,6 +24,7 @@ from kmdx.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch's two formats
 _MEANT = "expected a .ckpt, .th, .pt, .safetensors or .onnx file"
 _TUNED_FOR = ("drums", "bass", "other", "vocals")  # the order of training_args['weights']
 
@@ -69,8 +70,8 @@ def load(path: Path | str) -> Checkpoint:
         raise WeightsError(f"{path} is empty: the download was cut off; delete it and pull it again")
     if start[8:] == b"{":  # the header's length is before it
         return _load_safetensors(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return _load_pickle(path)
+    if start.startswith((ZIP, PICKLE)):
+        return _load_pickle(path, is_zip=start.startswith(ZIP))
     if path.suffix == ".onnx":
         return _check_onnx(path)
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
@@ -81,7 +82,7 @@ def decode_arguments(text: str) -> Any:
     return json.loads(text, object_hook=_fraction)
 
 
-def _load_pickle(path: Path) -> Checkpoint:
+def _load_pickle(path: Path, is_zip: bool) -> Checkpoint:
     import pickle
 
     import torch
@@ -89,8 +90,9 @@ def _load_pickle(path: Path) -> Checkpoint:
     from demucs.htdemucs import HTDemucs
 
     try:
-        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]), path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]):
+            # A zip's tensors are mapped, not copied; the old format cannot be.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged file fails in torch's reader in many ways

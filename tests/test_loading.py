@@ -1,0 +1,130 @@
+"""From weight files to networks that are fast: published ONNX graphs ported, all else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from conftest import decibels, noise
+from torch import Tensor
+
+from kmdx import Separator, plan_file, precision
+from kmdx.errors import WeightsError
+from kmdx.loading import load_fast, load_network
+from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.network import Network
+from kmdx.networks.onnx import OnnxNetwork
+from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.plan import NetworkUse
+
+CPU = torch.device("cpu")
+RATE = 44100
+
+
+def use_of(path: Path, name: str) -> NetworkUse:
+    return plan_file.load(path).networks[name]
+
+
+def song(network: Network) -> Tensor:
+    return torch.from_numpy(noise(network.length or 10_000).T.copy())[None]
+
+
+def write_vocals(folder: Path, norm_groups: int | None = None, sizes: Sequence[tuple[str, int]] = ()) -> Path:
+    """Write a U-Net as an ONNX graph, and a plan of that alone; return the plan's path."""
+    tiny.export(tiny.unet("vocals", norm_groups, seed=3), folder / "vocals.onnx")
+    architecture = {"type": "onnx", "sources": ["vocals"], **tiny.TRANSFORM, **dict(sizes)}
+    plan = {
+        "networks": {
+            "mdx": {
+                "weights": {"file": "vocals.onnx", "architecture": architecture},
+                "trim_and_join": {"chunk": tiny.CHUNK, "trim": 109},
+            }
+        },
+        "signals": {"V": {"network": "mdx", "hears": "mixture"}},
+        "stems": {"vocals": {"sum": {"V.vocals": 1}}},
+    }
+    path = folder / "vocals.yaml"
+    path.write_text(yaml.safe_dump(plan, sort_keys=False), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["mdx_vocals", "mdx_drums", "ft_bass", "mmi", "extra"])
+@torch.inference_mode()
+def test_a_fast_network_is_the_plain_one(leaderboard: Path, name: str) -> None:
+    use = use_of(leaderboard, name)
+    plain, fast = load_network(use, RATE, CPU), load_fast(use, RATE, CPU)
+    assert fast.sources == plain.sources
+    assert fast.length == plain.length
+    assert decibels(plain(song(plain)), fast(song(plain))) > 100
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+def test_a_published_graph_is_ported_and_the_plain_one_is_run_by_onnx_runtime(tmp_path: Path) -> None:
+    use = use_of(write_vocals(tmp_path), "mdx")
+    assert isinstance(load_network(use, RATE, CPU), OnnxNetwork)
+    assert isinstance(load_fast(use, RATE, CPU), TfcTdf)
+    assert Separator(tmp_path / "vocals.yaml", device="cpu").providers == {}
+
+
+def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path) -> None:
+    path = write_vocals(tmp_path, norm_groups=2)
+    use = use_of(path, "mdx")
+    fast = load_fast(use, RATE, CPU, precision="fp16", loose=True)
+    assert isinstance(fast, OnnxNetwork)
+    separator = Separator(path, device="cpu")
+    assert separator.providers == {"mdx": ("CPUExecutionProvider",)}
+    with torch.inference_mode():
+        expected = tiny.unet("vocals", 2, seed=3)(song(fast))
+        assert decibels(expected, fast(song(fast))) > 100
+    mixture = noise(10_000)
+    vocals = separator.separate(mixture, RATE)["vocals"]
+    assert vocals.shape == mixture.shape
+    assert vocals.any()
+
+
+def test_a_graph_of_other_sizes_than_the_architecture_says_is_refused(tmp_path: Path) -> None:
+    path = write_vocals(tmp_path, sizes=[("bins", 256)])
+    with pytest.raises(WeightsError, match="cannot be used as .*: its inputs have the shapes"):
+        load_fast(use_of(path, "mdx"), RATE, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "loose", "demucs", "mdx"),
+    [
+        ("auto", False, torch.bfloat16, torch.float32),
+        ("auto", True, torch.bfloat16, torch.bfloat16),
+        ("fp32", True, torch.float32, torch.float32),
+        ("bf16", False, torch.bfloat16, torch.float32),
+    ],
+)
+def test_a_network_gets_the_precision_that_it_bears(
+    leaderboard: Path,
+    name: str,
+    loose: bool,
+    demucs: torch.dtype,
+    mdx: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    uses = [use_of(leaderboard, network) for network in ("mmi", "mdx_vocals", "mdx_drums")]
+    networks = [load_fast(use, RATE, CPU, precision=name, loose=loose) for use in uses]
+    assert [type(network) for network in networks] == [DemucsNetwork, TfcTdf, TfcTdf]
+    assert [network.dtype for network in networks] == [demucs, mdx, mdx]
+
+
+def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:
+    use = use_of(write_vocals(tmp_path), "mdx")
+    (tmp_path / "vocals.onnx").write_bytes(b"\x08\x07 no graph")
+    messages = []
+    for load in (load_network, load_fast):
+        with pytest.raises(WeightsError) as caught:
+            load(use, RATE, CPU)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "\n" not in messages[0]
+    with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
+        load_fast(use_of(tiny.write_htdemucs(tmp_path), "htdemucs"), 48_000, CPU)
