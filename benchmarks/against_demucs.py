@@ -29,7 +29,7 @@ from demucs.htdemucs import HTDemucs
 
 from benchmarks.baseline import SECONDS, song_of
 from kmdx import weights
-from kmdx.benchmark import decibels
+from kmdx.benchmark.measuring import decibels
 from kmdx.errors import KmdxError
 from kmdx.separator import Separator
 

@@ -1,7 +1,7 @@
 """The engine against the plainest form of an ensemble, on one song in one run.
 
 ``python -m benchmarks.baseline song.wav --ensemble leaderboard_c --seconds 12``; without a song on a
-synthetic one. What the baseline is stands in :mod:`kmdx.baseline`.
+synthetic one. What the baseline is stands in :mod:`kmdx.benchmark.baseline`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kmdx import audio, benchmark, plan_file, synthetic
+from kmdx import audio, plan_file
+from kmdx.benchmark import measuring, synthetic
 from kmdx.errors import KmdxError
 from kmdx.separator import DEFAULT_ENSEMBLE
 
@@ -22,7 +23,7 @@ SECONDS = 12.0
 def song_of(path: Path | None, seconds: float, rate: int) -> np.ndarray:
     """Up to so many seconds of a song as ``(n, 2)`` at that rate, or of a synthetic one."""
     if path is None:
-        benchmark.check_seconds(seconds)
+        measuring.check_seconds(seconds)
         return synthetic.song(seconds, rate)
     sound = audio.read(path, 0.0, seconds, downmix=True)
     samples = audio.resample(sound.samples, sound.rate, rate)
@@ -42,10 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     plan = plan_file.load(options.ensemble)
     song = song_of(options.song, options.seconds, plan.sample_rate)
-    engine = benchmark.Engine(
+    engine = measuring.Engine(
         options.ensemble, options.device, options.precision, options.speed, options.folder
     )
-    speed, _ = benchmark.compare_plan(engine, plan, song, options.folder)
+    speed, _ = measuring.compare_plan(engine, plan, song, options.folder)
     assert speed.ratio is not None
     assert speed.difference is not None
     print(

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from kmdx import synthetic
+from kmdx.benchmark import synthetic
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ class Cost(NamedTuple):
 
 def measure(lengths: Sequence[float]) -> list[Cost]:
     """Separate a song of each length, each in a process of its own."""
-    from kmdx import stand_in
+    from kmdx.benchmark import stand_in
 
     costs = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -89,7 +89,8 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
 
 def child(song: str, plan: str) -> None:
     """Separate one song as the command does, and print ``[seconds, bytes]``."""
-    from kmdx import cli, machine
+    from kmdx import cli
+    from kmdx.benchmark import machine
 
     def separate(*options: str) -> float:
         output = str(Path(song).with_name("stems"))

@@ -232,12 +232,13 @@ def benchmark(
     Both are compared with the plainest form of the ensemble, one window at a time in float32. A ratio is
     its time over that of the engine; a difference tells in dB how far apart the two results are.
     """
-    from kmdx import benchmark, benchmark_report
+    from kmdx.benchmark.measuring import measure
+    from kmdx.benchmark.report import tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
         raise KmdxError(f"{json} cannot be written: there is no folder {json.parent}")
     try:
-        report = benchmark.measure(
+        report = measure(
             ensemble,
             device=device,
             precision=precision.value,
@@ -250,7 +251,7 @@ def benchmark(
         )
     except weights.MissingWeights as error:
         raise KmdxError(f"{error}; --stand-in measures without them") from error
-    for part in benchmark_report.tables(report):
+    for part in tables(report):
         out.print(part)
     if json is not None:
         file = json / report.file_name if json.is_dir() else json

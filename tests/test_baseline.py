@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import baseline
+from kmdx.benchmark import baseline
 from kmdx.loading import load_network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.plan import OverlapAdd, Plan

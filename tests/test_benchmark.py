@@ -20,8 +20,9 @@ from conftest import decibels, noise
 
 from benchmarks import against_demucs, length, table
 from benchmarks import baseline as against_baseline
-from kmdx import benchmark, benchmark_report, cli, machine, plan_file, stand_in, synthetic
-from kmdx.benchmark_report import NetworkSpeed
+from kmdx import cli, plan_file
+from kmdx.benchmark import machine, measuring, stand_in, synthetic
+from kmdx.benchmark.report import EQUAL, NetworkSpeed
 from kmdx.errors import KmdxError
 from kmdx.loading import load_network
 from kmdx.networks.onnx import OnnxNetwork
@@ -44,7 +45,7 @@ Run = Callable[..., Result]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure little: what is tested is what becomes of it."""
     monkeypatch.setattr(machine, "CPU_SIZE", 128)
-    monkeypatch.setattr(benchmark, "BUDGET", 0.0)
+    monkeypatch.setattr(measuring, "BUDGET", 0.0)
 
 
 @pytest.fixture
@@ -143,11 +144,11 @@ def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) 
 
 
 def test_arithmetic_is_counted_where_it_is_stated(small: Path) -> None:
-    engine = benchmark.Engine(small, "cpu", "auto", "leaderboard", None)
+    engine = measuring.Engine(small, "cpu", "auto", "leaderboard", None)
     use = engine.plan.networks["htdemucs"]
     stated = replace(use, weight=replace(use.weight, architecture={**use.weight.architecture, "gflops": 3.0}))
     engine.plan = replace(engine.plan, networks={"htdemucs": stated})
-    speed = benchmark.compare_network(engine, "htdemucs", {"fp32": 10.0})
+    speed = measuring.compare_network(engine, "htdemucs", {"fp32": 10.0})
     assert speed.gflops == pytest.approx(3.0 * speed.throughput)
     assert speed.peak_share == pytest.approx(speed.gflops / 10.0)
 
@@ -156,7 +157,7 @@ def test_the_prediction_counts_windows_not_the_short_songs_overhead(small: Path)
     plan = plan_file.load(small)
     how = plan.networks["htdemucs"].chunking
     speed = NetworkSpeed("fp32", 0.5, 1, 0.1, 5.0, None, None, None, None, None)
-    prediction = benchmark.predict(plan, {"htdemucs": speed}, 100.0)
+    prediction = measuring.predict(plan, {"htdemucs": speed}, 100.0)
     assert prediction.seconds == pytest.approx(3 * 0.1 * how.windows(4_410_000)), "three nodes hear with it"
     assert prediction.factor == pytest.approx(prediction.seconds / 100)
     assert prediction.passes == (prediction.factor < 1.57)
@@ -164,10 +165,10 @@ def test_the_prediction_counts_windows_not_the_short_songs_overhead(small: Path)
 
 def test_differences_have_bounds() -> None:
     song = noise(1000)
-    assert benchmark.decibels(song, song) == benchmark_report.EQUAL
-    assert benchmark.decibels(song, 0.9 * song) == pytest.approx(20, abs=1e-3)
-    assert benchmark.decibels(song, np.nan * song) == -benchmark_report.EQUAL
-    assert benchmark.decibels(0 * song, song) == -benchmark_report.EQUAL
+    assert measuring.decibels(song, song) == EQUAL
+    assert measuring.decibels(song, 0.9 * song) == pytest.approx(20, abs=1e-3)
+    assert measuring.decibels(song, np.nan * song) == -EQUAL
+    assert measuring.decibels(0 * song, song) == -EQUAL
 
 
 def test_the_synthetic_song_is_the_same_each_time_and_as_long_as_asked() -> None:

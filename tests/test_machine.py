@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kmdx import machine
+from kmdx.benchmark import machine
 
 CPU = torch.device("cpu")
 
@@ -44,17 +44,17 @@ def test_what_a_system_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("features", "expected"),
+    ("halves", "expected"),
     [
-        (("AVX2",), ["fp32"]),
-        (("AVX2", "AVX-512", "AVX512-BF16"), ["fp32", "bf16"]),
-        (("AVX2", "AVX-512", "AMX-BF16", "AMX-FP16"), ["fp32", "bf16", "fp16"]),
+        ((), ["fp32"]),
+        ((torch.bfloat16,), ["fp32", "bf16"]),
+        ((torch.bfloat16, torch.float16), ["fp32", "fp16", "bf16"]),
     ],
 )
-def test_half_precision_is_measured_where_the_cpu_has_it(
-    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], expected: list[str]
+def test_half_precision_is_measured_where_the_device_is_fast_at_it(
+    monkeypatch: pytest.MonkeyPatch, halves: tuple[torch.dtype, ...], expected: list[str]
 ) -> None:
-    monkeypatch.setattr(machine, "cpu_features", lambda: features)
+    monkeypatch.setattr(machine, "fast_halves", lambda device: halves)
     monkeypatch.setattr(machine, "CPU_SIZE", 64)
     peaks = machine.peak_gflops()
     assert list(peaks) == expected

@@ -90,9 +90,11 @@ def _load_pickle(path: Path, is_zip: bool) -> Checkpoint:
     from demucs.htdemucs import HTDemucs
 
     try:
-        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]):
-            # A zip's tensors are mapped, not copied; the old format cannot be.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]), path.open("rb") as file:
+            # A zip's tensors are mapped, not copied, for which torch wants its path; but by the ending of a
+            # path it would take the file for one of safetensors.
+            mapped = is_zip and path.suffix != ".safetensors"
+            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # a damaged file fails in torch's reader in many ways

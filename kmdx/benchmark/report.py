@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from kmdx.machine import Machine
+    from kmdx.benchmark.machine import Machine
 
 LIMIT = 1.57  # seconds of work per second of song that the challenge allows
 EQUAL = 200.0  # dB: stands for no difference at all

@@ -1,6 +1,6 @@
 """Measures how fast an ensemble runs on this machine, against the same ensemble in the plainest form.
 
-What the numbers mean stands in :mod:`kmdx.benchmark_report`.
+What the numbers mean stands in :mod:`kmdx.benchmark.report`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kmdx import baseline, machine, memory, plan_file, stand_in, synthetic
-from kmdx.benchmark_report import EQUAL, LIMIT, NetworkSpeed, PlanSpeed, Prediction, Report
+from kmdx import memory, plan_file
+from kmdx.benchmark import baseline, machine, stand_in, synthetic
+from kmdx.benchmark.report import EQUAL, LIMIT, NetworkSpeed, PlanSpeed, Prediction, Report
 from kmdx.errors import KmdxError, PlanError
 from kmdx.loading import load_network
 from kmdx.networks.network import Network
@@ -275,7 +276,7 @@ def compare_network(
     name : str
         A network of its plan.
     peaks : mapping of str to float
-        What :func:`kmdx.machine.peak_gflops` gave.
+        What :func:`kmdx.benchmark.machine.peak_gflops` gave.
     plain : Plan, optional
         Whose network the baseline runs; without it there is none.
     folder : Path, optional

@@ -1,0 +1,1 @@
+"""How fast an ensemble is on this machine, against the same ensemble in the plainest form."""
