@@ -171,17 +171,20 @@ class _Home:
         return Level(mean, std or 1.0)
 
     def _moments(self, signal: Tensor, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Mean and unbiased standard deviation, 0 exactly where all values are equal, in float64."""
+        """Mean and unbiased standard deviation, 0 exactly where all values are equal."""
+        exact = torch.float32 if signal.device.type == "mps" else torch.float64  # which that has not
         count, total, low, high = 0, 0.0, math.inf, -math.inf
         for block in self._blocks(signal):
             found = values(block)
             count += found.numel()
-            total += found.sum(dtype=torch.float64).item()
+            total += found.sum(dtype=exact).item()
             low, high = min(low, found.min().item()), max(high, found.max().item())
         mean = total / count
         if low == high:
             return mean, 0.0
-        squares = sum((values(block).double() - mean).square().sum().item() for block in self._blocks(signal))
+        squares = sum(
+            (values(block).to(exact) - mean).square().sum().item() for block in self._blocks(signal)
+        )
         return mean, math.sqrt(squares / (count - 1))
 
     def _blocks(self, signal: Tensor) -> Iterator[Tensor]:

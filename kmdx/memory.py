@@ -14,6 +14,13 @@ DEVICE_BUDGET = (
 )  # bytes of a GPU's memory that are used at most: a 12 GB card, and room for its driver
 FREE_SHARE = 0.9  # of what is free when the first song comes
 
+OUT_OF_MEMORY = (  # what torch's other errors of memory say
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",  # of cuBLAS, cuDNN and cuFFT
+)
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 GLIBC_DEFAULT = 128 * 1024  # bytes, of both
 KEEP = 2**31 - 1
@@ -21,9 +28,10 @@ KEEP = 2**31 - 1
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell errors of memory from others; on the CPU torch has no class for them."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def device_budget(device: torch.device) -> int | None:

@@ -37,6 +37,7 @@ class Residents:
         self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._sizes: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        self._costs: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
     def runner(self, name: str, sources: Sequence[str]) -> Runner:
         """Return a network on the device, ready to estimate these sources of its own."""
@@ -50,6 +51,7 @@ class Residents:
             self._narrowed[key],
             self.device,
             self._sizes[id(network)],
+            self._costs[id(network)],
             self.budget,
             lambda: self._make_room(network),
         )

@@ -27,8 +27,9 @@ class Runner:
     network : Network
         On ``device`` already.
     device : torch.device
-    sizes : mapping of int to int
-        By the samples of a window, how many go together; kept from one song to the next.
+    sizes, costs : mapping of int to int, mapping of int to float
+        By the samples of a window, how many go together at most, and the bytes that each takes; kept from
+        one song to the next.
     budget : int, optional
         Bytes of the device's memory that may be used; None for the CPU.
     make_room : callable, optional
@@ -40,18 +41,24 @@ class Runner:
         network: Network,
         device: torch.device,
         sizes: MutableMapping[int, int] | None = None,
+        costs: MutableMapping[int, float] | None = None,
         budget: int | None = None,
         make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.network = network
         self.device = device
         self.sizes: MutableMapping[int, int] = {} if sizes is None else sizes
+        self.costs: MutableMapping[int, float] = {} if costs is None else costs
         self.budget = budget
         self.make_room = make_room
 
     def size(self, length: int) -> int:
-        """How many windows of so many samples to hand over at once."""
-        return self.sizes.get(length, 1)
+        """How many windows of so many samples to hand over at once, by the room that there is now."""
+        most = self.sizes.get(length, 1)
+        if self.budget is None or length not in self.costs:
+            return most
+        room = self.budget - torch.cuda.memory_allocated(self.device)
+        return max(1, min(most, int(SPARE * room / self.costs[length])))
 
     def __call__(self, windows: Tensor) -> Tensor:
         """Estimate the sources of windows ``(B, 2, T)`` on the device; ``(B, sources, 2, T)``."""
@@ -65,17 +72,18 @@ class Runner:
         # Here the error is gone, and with it the tensors that its frames held.
         memory.empty_cache(self.device)
         half = max(1, len(windows) // 2)
-        self.sizes[windows.shape[-1]] = half
+        if len(windows) > 1:
+            self.sizes[windows.shape[-1]] = half
         return torch.cat([self(part) for part in windows.split(half)])
 
     def _run(self, windows: Tensor) -> Tensor:
         length = windows.shape[-1]
-        if self.budget is None or length in self.sizes:
+        if self.budget is None or length in self.costs:
             return self.network(windows)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         estimates = self.network(windows)
-        used = (torch.cuda.max_memory_allocated(self.device) - before) / len(windows)
-        room = self.budget - torch.cuda.memory_allocated(self.device)
-        self.sizes[length] = max(1, min(MOST, int(SPARE * room / used)))
+        used = torch.cuda.max_memory_allocated(self.device) - before
+        self.costs[length] = max(1, used) / len(windows)
+        self.sizes.setdefault(length, MOST)
         return estimates

@@ -70,6 +70,7 @@ def test_a_published_graph_is_ported_and_the_plain_one_is_run_by_onnx_runtime(tm
     assert Separator(tmp_path / "vocals.yaml", device="cpu").providers == {}
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path) -> None:
     path = write_vocals(tmp_path, norm_groups=2)
     use = use_of(path, "mdx")

@@ -199,21 +199,21 @@ def test_as_many_windows_go_together_as_there_is_room_for(
 ) -> None:
     gpu = Gpu(monkeypatch, weights, window)
     network = Network()
-    run = Runner(network, CPU, {}, budget)
+    run = Runner(network, CPU, budget=budget)
     assert run.size(LENGTH) == 1
     song(run, 1 + 3 * size)
     assert network.sizes == [1, size, size, size], "the first alone"
     assert gpu.resets == 1, "measured once"
-    assert run.sizes == {LENGTH: size}
+    assert run.size(LENGTH) == size
 
 
 def test_windows_of_each_length_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(monkeypatch, 0, 100)
-    run = Runner(Network(), CPU, {}, 1000)
+    run = Runner(Network(), CPU, budget=1000)
     run(windows(1))
     gpu_shorter = Gpu(monkeypatch, 0, 50)
     run(windows(1)[..., :5])
-    assert run.sizes == {LENGTH: 8, 5: 16}
+    assert (run.size(LENGTH), run.size(5)) == (8, 16)
     assert (gpu.resets, gpu_shorter.resets) == (1, 1)
 
 
@@ -230,5 +230,23 @@ def test_without_a_budget_windows_go_one_by_one_and_nothing_is_measured(
 def test_a_measured_size_is_halved_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 0, 100)
     network = Network(lambda call, size: call == 2)
-    song(Runner(network, CPU, {}, 1000), 17)
+    song(Runner(network, CPU, budget=1000), 17)
     assert network.sizes == [1, 8, 4, 4, 4, 4]
+
+
+def test_less_room_than_when_it_was_measured_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, 0, 100)
+    run = Runner(Network(), CPU, budget=1000)
+    run(windows(1))
+    assert run.size(LENGTH) == 8
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 600)
+    assert run.size(LENGTH) == 3
+
+
+def test_a_first_window_that_needed_room_does_not_make_all_go_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Gpu(monkeypatch, 0, 100)
+    run = Runner(Network(lambda call, size: call == 1), CPU, budget=1000, make_room=lambda: True)
+    run(windows(1))
+    assert run.size(LENGTH) == 8

@@ -18,6 +18,9 @@ class FusedAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, *masks: object, **options: object
     ) -> tuple[Tensor, None]:
         """Attend from ``(B, T, C)`` to ``(B, S, C)``."""
+        assert key is value
+        assert not any(mask is not None for mask in masks)
+        assert all(options.get(name) is None for name in ("attn_mask", "key_padding_mask"))
         size = self.embed_dim
         weights, biases = self.in_proj_weight, self.in_proj_bias
         if query is key:

@@ -30,7 +30,7 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
         # On one row most of Winograd's tiles are padding.
-        if _plain(input) and min(input.shape[-2:]) > 4 and winograd_pays():
+        if _plain(input, self) and min(input.shape[-2:]) > 4 and winograd_pays():
             return torch._nnpack_spatial_convolution(input.contiguous(), self.weight, self.bias, padding=1)
         return super().forward(input)
 
@@ -52,7 +52,7 @@ class MatmulConvTranspose1d(nn.ConvTranspose1d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve ``(B, C, T)``."""
-        if not _plain(input):
+        if output_size is not None or not _plain(input, self):
             return super().forward(input, output_size)
         batch, _, frames = input.shape
         stride = self.stride[0]
@@ -76,7 +76,7 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve ``(B, C, F, T)``."""
-        if not _plain(input):
+        if output_size is not None or not _plain(input, self):
             return super().forward(input, output_size)
         batch, _, bins, frames = input.shape
         stride, out = self.stride[0], self.out_channels
@@ -101,7 +101,7 @@ class ShuffledConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
-        if not _plain(input):
+        if output_size is not None or not _plain(input, self):
             return super().forward(input, output_size)
         size = self.stride[0]
         weight = self.weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]  # (out · k · k, in, 1, 1)
@@ -160,10 +160,11 @@ def _seconds(compute: Callable[[], Tensor]) -> float:
     return min(times)
 
 
-def _plain(input: Tensor) -> bool:
-    """Tell whether the fast ways apply: float32 on the CPU without gradients or autocast."""
+def _plain(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:
+    """Tell whether the fast ways apply: a batch in float32 on the CPU without gradients or autocast."""
     return (
-        input.device.type == "cpu"
+        input.dim() == conv.weight.dim()
+        and input.device.type == "cpu"
         and input.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")

@@ -53,7 +53,7 @@ class OnnxNetwork(nn.Module):
         expected = [SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames]
         if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != expected:
             shapes = [node.shape for node in inputs]
-            raise ValueError(f"its inputs have the shapes {shapes}, not [['batch', *{expected}]]")
+            raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *expected]}]")
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
         # A dynamic axis carries a name instead of a number.
         self.batch_size: int | None = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
