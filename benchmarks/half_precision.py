@@ -1,22 +1,22 @@
 """What half precision costs each network, on any machine: ``python -m benchmarks.half_precision``.
 
-Computes in float32 and rounds what goes into and comes out of every operation but the Fourier transforms
-to the half precision's bits. Hardware multiplies such numbers exactly and adds in float32, so this is what
-it gives, but for the order of additions; the layers that the library keeps in float32 (spectrograms, the
-first and last convolution of a U-Net) are rounded too, so the figures lie on the safe side.
+Computes in float32 and rounds what goes into and comes out of the operations that would be in half precision:
+for a Demucs network those that autocast takes, for a U-Net all but the Fourier transforms. Hardware
+multiplies such numbers exactly and adds in float32, so this is what it gives, but for the order of
+additions. The first and last convolution of a U-Net, which the library keeps in float32, are rounded too.
 
     python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
     python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs    # SDR of whole songs
 
 With ``--song``: one line for each network, its error in dB on its first window of the song. With
-``--dataset``: songs in MUSDB18-HQ's layout, each separated in float32 and in both half precisions, global
+``--dataset``: songs in MUSDB18-HQ's layout, each separated in float32 and in half precision, global
 SDR per stem and how much it changed.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,26 +31,31 @@ from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file
 from kmdx.loading import load_fast
 from kmdx.memory import warm_heap
+from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.network import Network
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ROUNDED = (  # by name of the operation; transforms are left alone
-    "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "native_group_norm",
-    "native_layer_norm", "native_batch_norm", "gelu", "glu", "relu", "clamp_min", "add", "mul",
-    "mkldnn", "_nnpack",
+PRODUCTS = (
+    "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "mkldnn", "_nnpack",
 )  # fmt: skip
+# By name of the operation. Autocast leaves sums with float32 parameters or signals, and with them the
+# residual streams and layer norms, in float32; a U-Net is in half precision from end to end.
+AUTOCAST = (*PRODUCTS, "native_group_norm", "gelu", "glu")
+THROUGHOUT = (*AUTOCAST, "native_batch_norm", "relu", "clamp_min", "add", "mul")
 
 
 class Rounding(TorchDispatchMode):
     """Rounds float32 tensors around the operations that half precision would do."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, operations: tuple[str, ...]) -> None:
         super().__init__()
         self.dtype = dtype
+        self.operations = operations
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on rounded tensors if it is one of those."""
         name = function.overloadpacket.__name__.removesuffix("_")
-        if not name.startswith(ROUNDED) or function._schema.is_mutable:
+        if not name.startswith(self.operations) or function._schema.is_mutable:
             return function(*args, **(kwargs or {}))
         return tree_map(self._round, function(*tree_map(self._round, args), **(kwargs or {})))
 
@@ -61,12 +66,13 @@ class Rounding(TorchDispatchMode):
 
 
 @contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Compute as in a precision: fp32, or one of HALVES."""
+def precision(name: str, networks: Iterable[Network]) -> Iterator[None]:
+    """Compute as these networks do in a precision: fp32, or one of HALVES."""
     if name == "fp32":
         yield
     else:
-        with Rounding(HALVES[name]):
+        demucs = all(isinstance(network, DemucsNetwork) for network in networks)
+        with Rounding(HALVES[name], AUTOCAST if demucs else THROUGHOUT):
             yield
 
 
@@ -89,22 +95,22 @@ def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | No
         window = torch.nn.functional.pad(signal[None, :, :length], (0, max(0, length - signal.shape[-1])))
         found = {}
         for how in ("fp32", *HALVES):
-            with torch.inference_mode(), precision(how):
+            with torch.inference_mode(), precision(how, [network]):
                 found[how] = network(window)
         levels = [f"{how} {decibels(found['fp32'], found[how]):6.1f} dB" for how in HALVES]
         print(f"{name:12s} {'   '.join(levels)}", flush=True)
 
 
-def scores(ensemble: str, dataset: Path, folder: Path | None) -> None:
+def scores(ensemble: str, dataset: Path, folder: Path | None, halves: list[str]) -> None:
     """Print each song's SDR and its changes."""
     separator = Separator(ensemble, device="cpu", folder=folder, precision="fp32")
-    for mixture in sorted(dataset.glob("**/mixture.wav")):
+    for mixture in sorted(dataset.rglob("mixture.wav")):
         song = audio.read(mixture)
         truth = {stem: audio.read(mixture.with_name(f"{stem}.wav")).samples for stem in separator.stems}
         print(mixture.parent.name)
         exact: dict[str, float] = {}
-        for how in ("fp32", *HALVES):
-            with precision(how):
+        for how in ("fp32", *halves):
+            with precision(how, separator.networks.values()):
                 stems = separator.separate(song.samples, song.rate)
             sdr = {stem: global_sdr(truth[stem], np.asarray(stems[stem])) for stem in stems}
             exact = exact or sdr
@@ -121,11 +127,12 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--ensemble", default="leaderboard_c")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--network", action="append")
+    parser.add_argument("--network", action="append", help="with --song: only this one; may be repeated")
+    parser.add_argument("--half", action="append", choices=HALVES, help="with --dataset: only this one")
     arguments = parser.parse_args()
     with warm_heap():
         if arguments.dataset:
-            scores(arguments.ensemble, arguments.dataset, arguments.folder)
+            scores(arguments.ensemble, arguments.dataset, arguments.folder, arguments.half or list(HALVES))
         elif arguments.song:
             errors(arguments.ensemble, arguments.song, arguments.folder, arguments.network)
         else:

@@ -85,6 +85,7 @@ class Separator:
         self.plan = plan_file.load(str(ensemble)).capped(level.overlap)
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
+        precisions.warn_if_slow(precision, self.device)
         uses = {
             name: self.plan.networks[name]
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from kmdx import precision
-from kmdx.errors import DeviceError
+from kmdx.errors import DeviceError, KmdxWarning
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -15,8 +17,8 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 @pytest.mark.parametrize(
     ("capability", "halves"),
     [
-        ((9, 0), (BF16, FP16)),
-        ((8, 0), (BF16, FP16)),
+        ((9, 0), (FP16, BF16)),
+        ((8, 0), (FP16, BF16)),
         ((7, 5), (FP16,)),  # T4
         ((7, 0), (FP16,)),
         ((6, 1), ()),
@@ -81,3 +83,23 @@ def test_an_unknown_precision_is_one_line(name: object) -> None:
         with pytest.raises(DeviceError) as caught:
             refuse(name)
         assert str(caught.value) == f"precision {name!r}: expected one of auto, fp32, fp16, bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "fast", "warned"),
+    [
+        ("bf16", (), True),
+        ("fp16", (BF16,), True),
+        ("bf16", (BF16,), False),
+        ("auto", (), False),
+        ("fp32", (), False),
+    ],
+)
+def test_a_half_precision_in_software_is_warned_of(
+    name: str, fast: tuple, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        precision.warn_if_slow(name, CPU)
+    assert [warning.category for warning in caught] == [KmdxWarning] * warned
