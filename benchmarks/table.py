@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kmdx.benchmark.report import LIMIT
 from kmdx.errors import KmdxError
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,8 +50,8 @@ def name(report: Report) -> str:
 def plans(reports: Iterable[Report]) -> Iterator[str]:
     """Lines of a table with a row for each report of a whole ensemble."""
     yield (
-        "| machine | ensemble | computed in | 4-minute song | limit 1.57 × | than the baseline | difference "
-        "| memory |"
+        f"| machine | ensemble | computed in | 4-minute song | limit {LIMIT:g} × | than the baseline "
+        "| difference | memory |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for report in reports:
@@ -59,7 +60,7 @@ def plans(reports: Iterable[Report]) -> Iterator[str]:
             continue
         settings = "" if report["speed"] == "leaderboard" else f" ({report['speed']})"
         precisions = dict.fromkeys(network["precision"] for network in report["networks"].values())
-        ratio = "" if plan["ratio"] is None else f"{plan['ratio']:.2g} × sooner"
+        ratio = "" if prediction["ratio"] is None else f"{prediction['ratio']:.2f} × sooner"
         least = "" if plan["difference"] is None else f"{min(plan['difference'].values()):.0f} dB"
         gpu = plan["peak_device_memory"]
         memory = [] if plan["peak_memory"] is None else [f"{plan['peak_memory'] / 1e9:.1f} GB"]

@@ -145,7 +145,7 @@ def _batches(runner: Runner, windows: Sequence[Tensor], advance: Advance) -> Ite
             if window.shape[-1] != length:
                 break
             batch.append(window)
-        for estimate in runner(torch.stack(batch)):
+        for estimate in runner(batch):
             yield estimate
             advance()
         position += len(batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +25,8 @@ from kmdx.runner import Runner
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""
 
+ALIVE = 16  # signals at once, as in leaderboard C
+SIGNALS_SHARE = 0.25  # of the device's budget, for all of them
 BLOCK = 2**20  # samples of a signal that sums are made of at a time
 
 
@@ -68,9 +70,11 @@ def run(
     ------
     PlanError
         If the plan has no such signal.
+    OverflowError
+        If a network that computes in half precision gives infinity or NaN.
     """
     plan.check_wanted(wanted)
-    home = _Home(mixture, residents.device)
+    home = _Home(mixture, residents.device, residents.budget)
     if home.is_silent(mixture):
         return {name: home.zeros() for name in wanted}
 
@@ -88,6 +92,8 @@ def run(
                 estimates = {f"{name}.{source}": home.empty() for source in used[name]}
                 runner = residents.runner(network, used[name])
                 _hear(runner, plan.networks[network], signals[signal], [*estimates.values()], meter(network))
+                if getattr(runner.network, "dtype", torch.float32) != torch.float32:
+                    home.check(network, estimates.values())
                 signals.update(estimates)
             case Normalize(signal):
                 level = levels[name] = home.level(signals[signal])
@@ -126,14 +132,15 @@ def _blended(weights: Sequence[float], back: Level | None, *signals: Tensor) -> 
 class _Home:
     """Where a song's signals lie: on the device, or those of a long song in scratch files."""
 
-    def __init__(self, mixture: Tensor, device: torch.device) -> None:
+    def __init__(self, mixture: Tensor, device: torch.device, budget: int | None = None) -> None:
         self.shape = tuple(mixture.shape)
-        self.long = 4 * math.prod(self.shape) > scratch.LIMIT
+        most = scratch.LIMIT if budget is None else min(scratch.LIMIT, SIGNALS_SHARE * budget / ALIVE)
+        self.long = 4 * math.prod(self.shape) > most
         self.device = torch.device("cpu") if self.long else device
 
     def empty(self) -> Tensor:
         """A signal whose values are not set."""
-        if self.long:
+        if self.long:  # in a file only where it is large for the host as well
             return torch.from_numpy(scratch.empty(self.shape))
         return torch.empty(self.shape, device=self.device)
 
@@ -158,6 +165,11 @@ class _Home:
     def is_silent(self, signal: Tensor) -> bool:
         """Tell whether there is nothing but zeros."""
         return not any(block.any() for block in self._blocks(signal))
+
+    def check(self, network: str, estimates: Iterable[Tensor]) -> None:
+        """Raise :class:`OverflowError` if anything is not finite."""
+        if not all(block.isfinite().all() for estimate in estimates for block in self._blocks(estimate)):
+            raise OverflowError(f"{network} gave infinity or NaN")
 
     def level(self, signal: Tensor) -> Level:
         """Mean and unbiased standard deviation of the mono sum.

@@ -12,7 +12,7 @@ import torch
 DEVICE_BUDGET = (
     11 * 2**30
 )  # bytes of a GPU's memory that are used at most: a 12 GB card, and room for its driver
-FREE_SHARE = 0.9  # of what is free when the first song comes
+FREE_SHARE = 0.9  # of what is free when the networks are loaded
 
 OUT_OF_MEMORY = (  # what torch's other errors of memory say
     "allocate memory",
@@ -22,8 +22,9 @@ OUT_OF_MEMORY = (  # what torch's other errors of memory say
 )
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-GLIBC_DEFAULT = 128 * 1024  # bytes, of both
 KEEP = 2**31 - 1
+MMAP_THRESHOLD = 32 * 2**20  # bytes: what glibc itself arrives at once large blocks have been freed;
+TRIM_THRESHOLD = 2 * MMAP_THRESHOLD  # with mallopt it stops adapting them, and its first values are far lower
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -55,8 +56,9 @@ def warm_heap() -> Iterator[None]:
 
     A network makes and frees blocks of hundreds of megabytes; with malloc's defaults every one is a fresh
     mapping whose pages are zeroed when they are first touched. Measured on HDemucs (two cores of an AMD
-    EPYC): 4.5 s instead of 5.3 s for ten seconds of signal. Afterwards all is given back. Works in the
-    main thread, and does nothing with another C library.
+    EPYC): 4.5 s instead of 5.3 s for ten seconds of signal. Afterwards all is given back, and glibc
+    keeps blocks of up to 32 MiB, as it does in any process that has freed some. Works in the main thread,
+    and does nothing with another C library.
     """
     libc = _glibc()
     if libc is None:
@@ -67,8 +69,8 @@ def warm_heap() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_THRESHOLD, GLIBC_DEFAULT)
-        libc.mallopt(M_TRIM_THRESHOLD, GLIBC_DEFAULT)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         libc.malloc_trim(0)
 
 

@@ -1,13 +1,14 @@
 """Which number format a network computes in, by what it can bear and what the device is fast at.
 
-Parameters of convolutions and matrix products and what goes through them may be in half precision;
-spectrograms, normalisations and sums over windows are in float32 always.
+Parameters of convolutions and matrix products and what goes through them may be in half precision, in
+U-Nets everything between the first and the last convolution. Spectrograms, local attention, sums over windows
+and the statistics of normalisations are in float32 always.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
 
 def warn_if_slow(precision: str, device: torch.device) -> None:
     """Warn of a half precision that was asked for by name and that the device has no hardware for."""
-    if precision not in ("auto", "fp32") and DTYPES[precision] not in fast_halves(device):
+    known = device.type in ("cpu", "cuda")
+    if known and precision not in ("auto", "fp32") and DTYPES[precision] not in fast_halves(device):
         warnings.warn(
             f"{device} computes {precision} in software here, many times slower than fp32; "
             "--precision auto chooses what is fast",
@@ -53,8 +55,11 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch's names for them before
+    return any(getattr(torch.cpu, name, bool)() for name in older)
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ class Residents:
         By the plan's names; one network may have several.
     device : torch.device
     budget : int, optional
-        Bytes of the device's memory that may be used in all; by default what is free, and at most
-        :data:`kmdx.memory.DEVICE_BUDGET`. None on the CPU, where everything stays.
+        Bytes of the device's memory that may be used in all; by default what is free now, and at most
+        :data:`kmdx.memory.DEVICE_BUDGET`. None where that is not known: on the CPU, where everything is
+        already, and on devices that are not CUDA's, where everything stays that was moved in.
     """
 
     def __init__(
@@ -36,13 +38,12 @@ class Residents:
         self.budget = memory.device_budget(device) if budget is None else budget
         self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
-        self._sizes: defaultdict[int, dict[int, int]] = defaultdict(dict)
         self._costs: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
     def runner(self, name: str, sources: Sequence[str]) -> Runner:
         """Return a network on the device, ready to estimate these sources of its own."""
         network = self.networks[name]
-        if self.budget is not None:
+        if self.device.type != "cpu":
             self._bring(network)
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
@@ -50,22 +51,26 @@ class Residents:
         return Runner(
             self._narrowed[key],
             self.device,
-            self._sizes[id(network)],
-            self._costs[id(network)],
-            self.budget,
-            lambda: self._make_room(network),
+            costs=self._costs[id(network)],
+            budget=self.budget,
+            make_room=lambda: self._make_room(network),
         )
 
     def _bring(self, network: Network) -> None:
         """Move a network in, and others out until the budget's share for weights is kept."""
-        assert self.budget is not None
-        share = int(WEIGHTS_SHARE * self.budget)
-        if id(network) not in self._moved:
-            while self._moved and _bytes(network) + sum(map(_bytes, self._moved.values())) > share:
-                self._send_away(next(iter(self._moved.values())))
-            with torch.inference_mode(False):  # else its parameters could never be moved again
-                _move(network, self.device)
+        share = math.inf if self.budget is None else WEIGHTS_SHARE * self.budget
+        known = id(network) in self._moved
         self._moved[id(network)] = self._moved.pop(id(network), network)  # now the last one used
+        if known:
+            return
+        while len(self._moved) > 1 and sum(map(_bytes, self._moved.values())) > share:
+            self._send_away(next(iter(self._moved.values())))
+        try:
+            _move(network, self.device)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error) or not self._make_room(network):
+                raise
+            _move(network, self.device)
 
     def _make_room(self, kept: Network) -> bool:
         """Move out all but one network; tell whether there was one to move."""
@@ -78,8 +83,7 @@ class Residents:
         del self._moved[id(network)]
         # Narrowed networks share its parameters, but have layers of their own on the device.
         self._narrowed = {key: other for key, other in self._narrowed.items() if key[0] != id(network)}
-        with torch.inference_mode(False):
-            _move(network, torch.device("cpu"))
+        _move(network, torch.device("cpu"))
         memory.empty_cache(self.device)
 
 
@@ -89,4 +93,5 @@ def _bytes(network: Any) -> int:
 
 
 def _move(network: Any, device: torch.device) -> None:
-    network.to(device)
+    with torch.inference_mode(False):  # else its parameters could never be moved again
+        network.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ class Runner:
     network : Network
         On ``device`` already.
     device : torch.device
-    sizes, costs : mapping of int to int, mapping of int to float
-        By the samples of a window, how many go together at most, and the bytes that each takes; kept from
-        one song to the next.
+    sizes : mapping of int to int, optional
+        By the samples of a window, how many go together at most; noted here too when memory runs out.
+    costs : mapping of int to float, optional
+        By the samples of a window, the bytes that each takes; kept from one song to the next.
     budget : int, optional
         Bytes of the device's memory that may be used; None for the CPU.
     make_room : callable, optional
@@ -54,14 +55,19 @@ class Runner:
 
     def size(self, length: int) -> int:
         """How many windows of so many samples to hand over at once, by the room that there is now."""
-        most = self.sizes.get(length, 1)
-        if self.budget is None or length not in self.costs:
-            return most
+        cost = self._cost(length)
+        if self.budget is None or cost is None:
+            return self.sizes.get(length, 1)
         room = self.budget - torch.cuda.memory_allocated(self.device)
-        return max(1, min(most, int(SPARE * room / self.costs[length])))
+        return max(1, min(self.sizes.get(length, MOST), int(SPARE * room / cost)))
 
-    def __call__(self, windows: Tensor) -> Tensor:
-        """Estimate the sources of windows ``(B, 2, T)`` on the device; ``(B, sources, 2, T)``."""
+    def _cost(self, length: int) -> float | None:
+        """Bytes of a window, by the measured one that is as long or the next longer; ``None`` without."""
+        longer = [measured for measured in self.costs if measured >= length]
+        return self.costs[min(longer)] * length / min(longer) if longer else None
+
+    def __call__(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
+        """Estimate the sources of windows ``(2, T)`` on the device; ``(B, sources, 2, T)``."""
         try:
             return self._run(windows)
         except (RuntimeError, MemoryError) as error:
@@ -73,17 +79,18 @@ class Runner:
         memory.empty_cache(self.device)
         half = max(1, len(windows) // 2)
         if len(windows) > 1:
-            self.sizes[windows.shape[-1]] = half
-        return torch.cat([self(part) for part in windows.split(half)])
+            self.sizes[windows[0].shape[-1]] = half
+        parts = [windows[begin : begin + half] for begin in range(0, len(windows), half)]
+        return torch.cat([self(part) for part in parts])
 
-    def _run(self, windows: Tensor) -> Tensor:
-        length = windows.shape[-1]
-        if self.budget is None or length in self.costs:
-            return self.network(windows)
+    def _run(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
+        batch = torch.stack([*windows])
+        length = batch.shape[-1]
+        if self.budget is None or self._cost(length) is not None:
+            return self.network(batch)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        estimates = self.network(windows)
+        estimates = self.network(batch)
         used = torch.cuda.max_memory_allocated(self.device) - before
-        self.costs[length] = max(1, used) / len(windows)
-        self.sizes.setdefault(length, MOST)
+        self.costs[length] = max(1, used) / len(batch)
         return estimates

@@ -105,7 +105,7 @@ def join(
                 file.write(np.ascontiguousarray(block).data)
         with _room_for(size):
             file.flush()
-            return _map(file, size).reshape(-1, *others)
+            return _map(file, size).reshape(-1, *others) if size else np.empty((0, *others), np.float32)
 
 
 def release(array: NDArray[Any]) -> None:

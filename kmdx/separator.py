@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ Stems = dict[str, NDArray[np.float32]]
 
 DEFAULT_ENSEMBLE = "leaderboard_c"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+OVERFLOW = (
+    "half precision overflowed in this song; it is done again in fp32, which --precision fp32 does at once"
+)
 
 
 class Separation(NamedTuple):
@@ -91,15 +95,20 @@ class Separator:
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))
         }
         check_weights(self.plan, uses, folder)
+        self._load = partial(self._loaded, uses, folder, level.loose)
+        self.networks = self._load(precision)
+        self.residents = Residents(self.networks, self.device)
+
+    def _loaded(
+        self, uses: Mapping[str, plan.NetworkUse], folder: Path | None, loose: bool, precision: str
+    ) -> dict[str, Network]:
+        """The networks by the plan's names, each weight once."""
         loaded: dict[tuple[str, int], Network] = {}
         for use in uses.values():
             key = (use.weight.name, use.chunking.length)
             if key not in loaded:
-                loaded[key] = load_fast(
-                    use, self.plan.sample_rate, self.device, folder, precision, level.loose
-                )
-        self.networks = {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
-        self.residents = Residents(self.networks, self.device)
+                loaded[key] = load_fast(use, self.plan.sample_rate, self.device, folder, precision, loose)
+        return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
@@ -211,7 +220,12 @@ class Separator:
         heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
             with heap, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                signals = ensemble.run(self.plan, self.residents, mixture, names, progress)
+                try:
+                    signals = ensemble.run(self.plan, self.residents, mixture, names, progress)
+                except OverflowError:
+                    warnings.warn(OVERFLOW, KmdxWarning, stacklevel=3)
+                    exact = Residents(self._load("fp32"), self.device)
+                    signals = ensemble.run(self.plan, exact, mixture, names, progress)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kmdx import audio
+from kmdx.errors import AudioError
 
 SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
 COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
@@ -65,10 +66,13 @@ def difference(folder: Path, expected: Mapping[str, Any]) -> str | None:
 
 
 def note(folder: Path, made: Mapping[str, Any]) -> None:
-    """Note what the stems in a folder were made of."""
+    """Note what the stems in a folder were made of; an :class:`AudioError` where that cannot be written."""
     partial = folder / f"{MADE_BY}.partial"
-    partial.write_text(json.dumps(made) + "\n", "utf-8")
-    partial.replace(folder / MADE_BY)
+    try:
+        partial.write_text(json.dumps(made) + "\n", "utf-8")
+        partial.replace(folder / MADE_BY)
+    except OSError as error:
+        raise AudioError(f"{folder / MADE_BY}: cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,14 @@ def test_everything_is_measured_and_written(run: Run, tmp_path: Path) -> None:
     assert min(plan["difference"].values()) > 80
     if sys.platform.startswith("linux"):
         assert plan["peak_memory"] > 2**26
-    assert report["prediction"]["song_seconds"] == 240
+    prediction = report["prediction"]
+    assert prediction["song_seconds"] == 240
+    assert prediction["ratio"] == pytest.approx(network["ratio"], rel=0.5), (
+        "one network: its ratio, of medians"
+    )
+    assert prediction["ratio"] == pytest.approx(
+        prediction["baseline_seconds"] / prediction["seconds"], rel=1e-2
+    )
     for shown in ("htdemucs", "0.5 s", "baseline", "the challenge's limit of 1.57 ×"):
         assert shown in result.out
 
@@ -157,7 +164,7 @@ def test_the_prediction_counts_windows_not_the_short_songs_overhead(small: Path)
     plan = plan_file.load(small)
     how = plan.networks["htdemucs"].chunking
     speed = NetworkSpeed("fp32", 0.5, 1, 0.1, 5.0, None, None, None, None, None)
-    prediction = measuring.predict(plan, {"htdemucs": speed}, 100.0)
+    prediction = measuring.predict(plan, {"htdemucs": speed}, seconds=100.0)
     assert prediction.seconds == pytest.approx(3 * 0.1 * how.windows(4_410_000)), "three nodes hear with it"
     assert prediction.factor == pytest.approx(prediction.seconds / 100)
     assert prediction.passes == (prediction.factor < 1.57)

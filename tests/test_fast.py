@@ -10,10 +10,11 @@ import pytest
 import tiny
 import torch
 from conftest import decibels
+from demucs.demucs import LocalState
 from torch import Tensor, nn
 
 from kmdx.networks import convolution, fast
-from kmdx.networks.attention import FusedAttention
+from kmdx.networks.attention import ExactLocalState, FusedAttention
 from kmdx.networks.convolution import FAST
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.onnx import OnnxNetwork
@@ -169,11 +170,30 @@ def test_demucs_stores_its_products_in_half(make: Make, dtype: torch.dtype) -> N
         nn.MultiheadAttention,
     )
     stored = {True: set(), False: set()}
+    exact = {
+        part for module in network.modules() if isinstance(module, LocalState) for part in module.modules()
+    }
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
-            stored[isinstance(module, products)].add(parameter.dtype)
+            stored[isinstance(module, products) and module not in exact].add(parameter.dtype)
     assert stored == {True: {dtype}, False: {torch.float32}}
     assert all(buffer.dtype != dtype for buffer in network.buffers())
+
+
+@torch.inference_mode()
+def test_local_attention_counts_frames_exactly_in_half_precision() -> None:
+    torch.manual_seed(0)
+    plain = LocalState(16)
+    plain.query_decay.bias.fill_(2.0)  # near frames weigh more
+    x = torch.randn(1, 16, 900)
+    exact = copy.deepcopy(plain)
+    exact.__class__ = ExactLocalState
+    with torch.autocast("cpu", torch.bfloat16):
+        branch = exact(x.bfloat16()) - x
+        broken = plain(x.bfloat16()).float() - x
+    expected = plain(x) - x
+    assert decibels(expected, branch) > 30
+    assert decibels(expected, broken) < 20, "torch or demucs has mended it; the class may go"
 
 
 @UNETS

@@ -37,11 +37,14 @@ def test_gpus(capability: tuple[int, int], halves: tuple, monkeypatch: pytest.Mo
         ({"avx512_bf16": False, "amx_bf16": False, "avx2": True, "avx512_fp16": True}, ()),
         ({}, ()),
         (None, ()),
+        (None, (BF16,)),
     ],
 )
 def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     if capabilities is None:  # torch before 2.6
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(halves), raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", bool, raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision.fast_halves(CPU) == halves

@@ -33,7 +33,7 @@ class Network:
 
     def to(self, device: torch.device) -> Network:
         assert not torch.is_inference_mode_enabled(), "its parameters could not be moved again"
-        self.log.append(f"{self.name} {'in' if device == GPU else 'out'}")
+        self.log.append(f"{self.name} {'out' if device == CPU else 'in'}")
         return self
 
     def narrow(self, sources: Sequence[str]) -> tuple[str, ...]:
@@ -118,9 +118,34 @@ def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
     assert runner("b", ["vocals"]).network is not other
 
 
-@pytest.mark.parametrize("device", [CPU, torch.device("meta")])
-def test_where_there_is_no_budget_nothing_is_moved(device: torch.device) -> None:
-    fleet = Fleet(device, budget=None, a=10**6, b=10**6)
+def test_on_other_devices_what_was_moved_in_stays() -> None:
+    fleet = Fleet(torch.device("meta"), budget=None, a=10**6, b=10**6)
+    asked = fleet.residents.runner("a", ["vocals"])
+    assert asked.budget is None
+    assert fleet.moves("abab") == ["b in"], "and a before"
+
+
+def test_memory_that_runs_out_while_a_network_moves_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(a=30, b=30, c=30)
+    fleet.moves("ab")
+    full = iter([True, False])
+    move = Network.to
+
+    def to(network: Network, device: torch.device) -> Network:
+        if device == GPU and next(full):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return move(network, device)
+
+    monkeypatch.setattr(Network, "to", to)
+    assert fleet.moves("c") == ["a out", "b out", "c in"]
+    full = iter([True])
+    alone = Fleet(a=30)
+    with pytest.raises(torch.OutOfMemoryError):
+        alone.moves("a")
+
+
+def test_on_the_cpu_nothing_is_moved() -> None:
+    fleet = Fleet(CPU, budget=None, a=10**6, b=10**6)
     assert fleet.moves("abab") == []
     assert fleet.log == ["a narrowed", "b narrowed"]
     runner = fleet.residents.runner("a", ["vocals"])
@@ -157,8 +182,10 @@ def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pyte
     assert fleet.log == ["a in", "a narrowed", "a out", "cuda:0 emptied", "b in", "b narrowed"]
 
 
-def test_the_number_of_windows_is_remembered_for_each_network() -> None:
+def test_what_a_window_takes_is_remembered_for_each_network_and_that_it_did_not_fit_is_not() -> None:
     residents = Fleet(a=30, b=30).residents
-    residents.runner("a", ["vocals"]).sizes[100] = 7
-    assert residents.runner("a", ["drums"]).size(100) == 7
-    assert residents.runner("b", ["vocals"]).size(100) == 1
+    first = residents.runner("a", ["vocals"])
+    first.costs[100], first.sizes[100] = 7.0, 1
+    later = residents.runner("a", ["drums"])
+    assert (later.costs, later.sizes) == ({100: 7.0}, {})
+    assert not residents.runner("b", ["vocals"]).costs

@@ -23,6 +23,7 @@ from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import OverlapAdd, Plan
 from kmdx.residency import Residents
+from kmdx.runner import Runner
 
 CPU = torch.device("cpu")
 
@@ -242,7 +243,14 @@ def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
     monkeypatch.setattr(separator, "residents", Residents(separator.networks, CPU))
     song = noise(75_000)  # five windows
     expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
-    separator.residents._sizes[id(network)][network.length] = 2
+    runner = separator.residents.runner
+
+    def by_twos(name: str, sources: list[str]) -> Runner:
+        run = runner(name, sources)
+        run.sizes[network.length] = 2
+        return run
+
+    monkeypatch.setattr(separator.residents, "runner", by_twos)
     sizes = failing(monkeypatch, error, lambda call: call == 2)
     assert decibels(expected, separator.separate(song, 44100, stems=["vocals"])["vocals"]) > 110
     assert sizes == [2, 2, 1, 1, 1], (
@@ -443,3 +451,21 @@ def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> N
     assert "\n" not in str(caught.value)
     assert "small.ckpt" in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separator = Separator(small, device="cpu", precision="bf16")
+    song = noise(20_000)
+    expected = Separator(small, device="cpu", precision="fp32").separate(song, 44100)
+    plain = DemucsNetwork.forward
+
+    def overflowing(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
+        estimate = plain(network, batch)
+        return estimate if network.dtype == torch.float32 else estimate / 0
+
+    monkeypatch.setattr(DemucsNetwork, "forward", overflowing)
+    with pytest.warns(KmdxWarning, match="half precision overflowed"):
+        stems = separator.separate(song, 44100)
+    assert all(np.array_equal(stems[name], expected[name]) for name in expected)

