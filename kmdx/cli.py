@@ -274,6 +274,9 @@ def models_list() -> None:
         table.add_row(
             weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title
         )
+    for weight in weights.trained().values():
+        here = "yes" if weight.path and weight.path.is_file() else "no"
+        table.add_row(weight.name, "", "", here, weight.licence, weight.title)
     out.print(table)
     out.print(f"folder: {weights.models_folder()}")
 

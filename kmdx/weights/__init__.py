@@ -11,7 +11,8 @@ from kmdx.weights.folder import ModelsFolder, models_folder, where
 from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull
-from kmdx.weights.registry import Source, Weight, get, own, registry
+from kmdx.weights.registry import Source, Weight, own, registry
+from kmdx.weights.trained import get, register, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
 from kmdx.weights.verifying import Status, verify
 
@@ -34,8 +35,10 @@ __all__ = [
     "own",
     "progress_bar",
     "pull",
+    "register",
     "registry",
     "state_sha256",
+    "trained",
     "unet",
     "verify",
     "where",

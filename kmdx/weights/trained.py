@@ -1,0 +1,100 @@
+"""Weights that were trained here: ``trained.yaml`` in a models folder, beside the files it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kmdx.errors import WeightsError
+from kmdx.weights import registry as published
+from kmdx.weights.folder import models_folder
+from kmdx.weights.registry import Weight, own
+
+_NAME = "trained.yaml"
+
+
+def trained(folder: Path | None = None) -> Mapping[str, Weight]:
+    """The weights of a models folder that were trained here, by name.
+
+    Raises
+    ------
+    WeightsError
+        If its ``trained.yaml`` is malformed.
+    """
+    folder = models_folder(folder)
+    found = {}
+    for name, entry in _entries(folder).items():
+        try:
+            weight = own(folder / entry["file"], entry["architecture"])
+            title = str(entry.get("title", weight.title))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{folder / _NAME}: the entry {name} is malformed: {error}") from error
+        found[name] = replace(
+            weight,
+            name=name,
+            title=title,
+            licence_note=f"Trained here on {entry.get('trained', 'an unknown day')}.",
+        )
+    return found
+
+
+def get(name: str) -> Weight:
+    """The weight of that name or signature, published or trained here.
+
+    Raises
+    ------
+    WeightsError
+        If there is none; the message lists what comes close.
+    """
+    try:
+        return published.get(name)
+    except WeightsError:
+        own_weights = trained()
+        if name in own_weights:
+            return own_weights[name]
+        raise
+
+
+def register(
+    folder: Path, name: str, *, title: str, file: str, architecture: Mapping[str, Any], trained: str
+) -> None:
+    """Note a trained weight in a models folder, replacing one of the same name, in one step.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        What plans call it.
+    title : str
+    file : str
+        Relative to the folder.
+    architecture : mapping
+        As in a plan.
+    trained : str
+        The date.
+    """
+    import yaml
+
+    entry = {"title": title, "file": file, "trained": trained, "architecture": dict(architecture)}
+    entries = {**_entries(folder), name: entry}
+    partial = folder / f".{_NAME}.{os.getpid()}"
+    partial.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), "utf-8")
+    partial.replace(folder / _NAME)
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    path = folder / _NAME
+    if not path.is_file():
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WeightsError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected weights by their names")
+    return content

@@ -1,0 +1,1 @@
+"""Training the networks: the songs they learn from, and what becomes of them."""

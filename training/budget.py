@@ -1,0 +1,176 @@
+"""What a config needs, measured without computing anything: memory and arithmetic of one step.
+
+The forward pass runs on tensors without content, and what autograd keeps of it is counted: each storage once,
+parameters left out.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from kmdx.benchmark import machine
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
+from training.config import Config, TrainingError
+from training.module import RecomputedBlock, Unmixing
+from training.songs import Songs
+
+T4 = 16 * 10**9  # bytes; the driver and torch's kernels take OVERHEAD of them
+OVERHEAD = 0.9e9
+SPARE = 0.9  # of what is left, for what the allocator cannot use
+DTYPES = {"fp32": torch.float32, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # counted alike
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one step of a config needs.
+
+    Attributes
+    ----------
+    parameters : int
+        Of the network.
+    fixed : int
+        Bytes that do not grow with the batch: weights, gradients, the optimizer's moments, the average.
+    window : int
+        Bytes for each window: what autograd keeps, and as much again as its largest part while computing.
+    gflop : float
+        GFLOP of one window, forward and backward.
+    """
+
+    parameters: int
+    fixed: int
+    window: int
+    gflop: float
+
+    def memory(self, at_once: int) -> int:
+        """Bytes with so many windows at once."""
+        return self.fixed + at_once * self.window
+
+    def most(self, room: float) -> int:
+        """How many windows at once fit; 0 if none do."""
+        return max(0, int((room - self.fixed) // self.window))
+
+
+def measure(config: Config) -> Budget:
+    """Count what a config needs."""
+    kept: dict[int, int] = {}
+    largest = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            held.append(storage)  # else another could take its place
+            kept[storage._cdata] = storage.nbytes()
+            largest = max(largest, storage.nbytes())
+        return tensor
+
+    held: list[torch.UntypedStorage] = []
+    half = config.precision != "fp32"
+    with FakeTensorMode():
+        network = TfcTdf(config.network.unet(), config.source)
+        if config.checkpointing:
+            for module in network.modules():
+                if isinstance(module, Block):
+                    module.__class__ = RecomputedBlock
+        own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        spectrum = torch.randn(1, SPECTRUM_CHANNELS, config.network.bins, config.network.frames)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", DTYPES[config.precision], enabled=half),
+            FlopCounterMode(display=False) as counter,
+        ):
+            network.unet(spectrum)
+    moments = 2 if config.optimizer.kind == "adamw" else 1
+    copies = 2 + moments + (config.average is not None)
+    again = _largest_block(config) if config.checkpointing else 0
+    return Budget(
+        parameters=parameters,
+        fixed=4 * copies * parameters,
+        window=sum(kept.values()) + 2 * largest + again,
+        gflop=(4 if config.checkpointing else 3) * counter.get_total_flops() / 1e9,
+    )
+
+
+def _largest_block(config: Config) -> int:
+    """Bytes that autograd keeps of the first block while it is computed again."""
+    kept: dict[int, int] = {}
+    held: list[torch.UntypedStorage] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.append(tensor.untyped_storage())
+        kept[held[-1]._cdata] = held[-1].nbytes()
+        return tensor
+
+    sizes = config.network
+    with FakeTensorMode():
+        block = Block(sizes.unet(), sizes.growth, sizes.bins)
+        x = torch.randn(1, sizes.growth, sizes.frames, sizes.bins, requires_grad=True)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", DTYPES[config.precision], enabled=config.precision != "fp32"),
+        ):
+            block(x)
+    return sum(kept.values())
+
+
+def at_once(config: Config, accelerator: str, devices: int) -> int:
+    """How many windows go through the network together on one device.
+
+    Raises
+    ------
+    TrainingError
+        If not even one fits.
+    """
+    share = max(1, config.batch // devices)
+    if config.at_once != "auto":
+        return min(config.at_once, share)
+    if accelerator != "cuda":
+        return share
+    free, _ = torch.cuda.mem_get_info()
+    fitting = measure(config).most(SPARE * free)
+    if not fitting:
+        raise TrainingError(f"one window does not fit into {free / 1e9:.1f} GB: set checkpointing: true")
+    return divisor(share, fitting)
+
+
+def divisor(batch: int, most: int) -> int:
+    """The largest part of a batch that divides it and has at most so many windows; 0 if none has."""
+    return next((size for size in range(min(most, batch), 0, -1) if batch % size == 0), 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A real step: seconds, and bytes that the process or the GPU took at most."""
+
+    seconds: float
+    memory: int
+
+
+def step(config: Config) -> Step:
+    """Take two steps on noise, windows going together as :func:`at_once` says; the second is timed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = Unmixing(config, Songs((), ())).to(device)
+    (optimizer,) = (module.configure_optimizers()["optimizer"],)
+    size = at_once(config, device.type, 1)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1
+    machine.reset_peaks(device)
+    for _ in range(2):
+        machine.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(config.batch // size):
+            with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
+                estimate = module.estimate(noise)
+            (estimate - noise).abs().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        machine.synchronize(device)
+        seconds = time.perf_counter() - began
+    return Step(seconds, machine.peak_device_memory(device) or machine.peak_memory() or 0)

@@ -1,0 +1,207 @@
+"""The command: ``python -m training run | report | export | budget``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kmdx.errors import KmdxError
+from training import config as configs
+from training.config import Config, TrainingError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, such as batch=4."),
+]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 2."""
+    try:
+        app()
+    except KmdxError as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        sys.exit(2)
+
+
+@app.callback()
+def training() -> None:
+    """Train the MDX-Net half: networks for one stem each, from folders of songs."""
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of training/configs.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR", help="Songs; may be given several times.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The same folder goes on.")],
+    variants: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="The same songs at another pitch or tempo.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Songs to validate with.")
+    ] = None,
+    decoded: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where decoded flac and Ogg lie.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read songs; half the cores if not given.")
+    ] = None,
+    change: Changes = None,
+) -> None:
+    """Train a network, or go on where it was interrupted: bit for bit, on the same machine.
+
+    Checks everything first. A checkpoint is written after each epoch, and at the end the page of curves and
+    excerpts.
+    """
+    from training import fitting, page, songs
+
+    chosen = _config(config, change, validation)
+    try:
+        made = fitting.fit(
+            chosen,
+            data,
+            output,
+            console=err,
+            variants=variants or [],
+            decoded=decoded,
+            device=device,
+            devices=devices,
+            workers=workers,
+        )
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on after the last epoch that was finished")
+        raise typer.Exit(130) from None
+    if _is_first():
+        found = songs.find(data, chosen.source, chosen.network.chunk, chosen.validation, variants or [])
+        out.print(f"report: {escape(str(page.write(made, found)))}")
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write the page of curves and excerpts anew, also while the run goes on."""
+    from training import page, songs
+    from training.run import Run
+
+    found = Run.existing(folder)
+    chosen, data = found.config(), found.data()
+    names = songs.find(
+        [Path(each) for each in data["folders"]], chosen.source, chosen.network.chunk, data["validation"]
+    )
+    out.print(f"report: {escape(str(page.write(found, names)))}")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    name: Annotated[
+        str | None, typer.Option(help="Of the files and in plans; the folder's if not given.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The models folder; the usual one if not given.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the .pt in float16.")] = False,
+) -> None:
+    """Write the best weights as .pt and .onnx into the models folder, where a plan can name them."""
+    from kmdx import weights
+    from training import export as exporting
+    from training.run import Run
+
+    made = exporting.export(
+        Run.existing(folder), name or folder.resolve().name.lower(), weights.models_folder(models), half
+    )
+    out.print(
+        f"{escape(str(made.state))}\n{escape(str(made.graph))}: differs by {made.difference:.1e} of the peak"
+    )
+    out.print(f"plans name it so: weights: {made.name}")
+
+
+@app.command()
+def budget(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="CONFIG…", help="All of training/configs if not given.")
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measure", help="Time one real step of each on this machine.")
+    ] = False,
+    change: Changes = None,
+) -> None:
+    """Predict memory and time: what one step needs, and how many windows go at once on a T4 of 16 GB."""
+    from training import budget as budgets
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "config",
+        "parameters",
+        "GFLOP a step",
+        "fixed",
+        "a window",
+        "at once on a T4",
+        "then GPU memory",
+    ):
+        table.add_column(column, justify="left" if column == "config" else "right")
+    if measured:
+        for column in ("s a step here", "h an epoch", "peak memory here"):
+            table.add_column(column, justify="right")
+    for name in names or sorted(configs.names()):
+        chosen = _config(name, change, None)
+        needed = budgets.measure(chosen)
+        size = budgets.divisor(chosen.batch, needed.most(budgets.SPARE * (budgets.T4 - budgets.OVERHEAD)))
+        row = [
+            name,
+            f"{needed.parameters / 1e6:.2f} M",
+            f"{needed.gflop * chosen.batch:.0f}",
+            f"{needed.fixed / 1e9:.2f} GB",
+            f"{needed.window / 1e9:.2f} GB",
+            f"{size} of {chosen.batch}",
+            f"{(needed.memory(size) + budgets.OVERHEAD) / 1e9:.1f} GB" if size else "does not fit",
+        ]
+        if measured:
+            step = budgets.step(chosen)
+            row += [
+                f"{step.seconds:.1f}",
+                f"{step.seconds * chosen.epoch / 3600:.1f}",
+                f"{step.memory / 1e9:.2f} GB",
+            ]
+        table.add_row(*row)
+    out.print(table)
+
+
+def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] | None) -> Config:
+    changes: dict[str, Any] = {}
+    for entry in change or []:
+        key, sign, value = entry.partition("=")
+        if not sign:
+            raise TrainingError(f"--set {entry}: expected KEY=VALUE")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise TrainingError(f"--set {entry}: no value of YAML") from error
+    if validation:
+        changes["validation"] = list(validation)
+    return configs.load(name, changes)
+
+
+def _is_first() -> bool:
+    """Whether this is the process that others on more devices were started by."""
+    import os
+
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0

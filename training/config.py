@@ -1,0 +1,275 @@
+"""What a training run is to do: one YAML file, read strictly.
+
+``training/configs/`` holds one for each network of the MDX-Net half, and those of the small ensemble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kmdx.errors import KmdxError
+from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.tfc_tdf import TfcTdfConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class TrainingError(KmdxError):
+    """A training run that cannot begin or go on."""
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(Section):
+    """Sizes of the network, as in :class:`~kmdx.networks.tfc_tdf.TfcTdfConfig`, and its trim in samples."""
+
+    n_fft: Count
+    hop: Count
+    bins: Count
+    frames: Count
+    layers: Count
+    convolutions: Count
+    growth: Count
+    norm_groups: Count | None
+    bottleneck: Count = 8
+    trim: Annotated[int, Field(ge=0)]
+
+    @property
+    def chunk(self) -> int:
+        """Samples of a window."""
+        return self.hop * (self.frames - 1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Network:
+        config = self.unet()
+        channels = [config.growth * (level + 1) for level in range(config.levels + 1)]
+        if self.norm_groups and any(count % self.norm_groups for count in channels):
+            raise ValueError(f"growth {self.growth} does not divide into {self.norm_groups} groups")
+        if 2 * self.trim >= self.chunk:
+            raise ValueError(f"two trims of {self.trim} leave nothing of {self.chunk} samples")
+        return self
+
+    def unet(self) -> TfcTdfConfig:
+        """The same for the network's class."""
+        sizes = self.model_dump(include={"layers", "convolutions", "growth", "norm_groups", "bottleneck"})
+        return TfcTdfConfig(SpectrogramConfig(self.n_fft, self.hop, self.bins, self.frames), **sizes)
+
+    def architecture(self, source: str) -> dict[str, Any]:
+        """The same for a plan or the registry."""
+        return {"type": "tfc_tdf", "sources": [source], **self.model_dump(exclude={"trim"})}
+
+
+class Rest(Section):
+    """Where the estimated vocals come from that are taken out of what the network hears.
+
+    Attributes
+    ----------
+    vocals : str, optional
+        A run of a vocals network, or a weight by its name. Without it, the true vocals with an error.
+    error : pair of float
+        Energy of that error over that of the vocals in dB, drawn evenly in between. Half of it is vocals
+        left over, half the rest taken away with them: what separators get wrong.
+    """
+
+    vocals: str | None = None
+    error: tuple[float, float] = (-20.0, -8.0)
+
+
+class Data(Section):
+    """How windows are drawn.
+
+    Attributes
+    ----------
+    mixing : float
+        Share of windows whose stems come from different songs and places.
+    gain : pair of float
+        dB, drawn evenly for each stem.
+    swap, invert : float
+        Share of stems whose channels are swapped, and whose polarity is inverted.
+    silence : float
+        Share of windows without the source that is to be estimated.
+    """
+
+    mixing: Share = 0.7
+    gain: tuple[float, float] = (-6.0, 6.0)
+    swap: Share = 0.5
+    invert: Share = 0.5
+    silence: Share = 0.0
+
+
+class Loss(Section):
+    """Weights of the terms; 0 leaves one out.
+
+    Attributes
+    ----------
+    mse, l1 : float
+        Mean squared and mean absolute difference of the waveforms.
+    spectral : float
+        Mean absolute difference of complex spectra, over ``windows``.
+    windows : tuple of int
+        Samples of their windows; the hop is a quarter.
+    """
+
+    mse: Annotated[float, Field(ge=0)] = 0.0
+    l1: Annotated[float, Field(ge=0)] = 1.0
+    spectral: Annotated[float, Field(ge=0)] = 0.0
+    windows: tuple[Count, ...] = (4096, 2048, 1024, 512, 256)
+
+    @model_validator(mode="after")
+    def _something(self) -> Loss:
+        if not self.mse + self.l1 + self.spectral:
+            raise ValueError("every term has the weight 0")
+        return self
+
+
+class Optimizer(Section):
+    """``rate`` is the learning rate after the warm-up of ``warm_up`` steps."""
+
+    kind: Literal["adamw", "rmsprop"] = "adamw"
+    rate: Positive = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warm_up: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "cosine"
+    final: Share = 0.01  # of the rate, at the cosine's end
+    clip: Positive | None = None  # norm of the gradient
+
+
+class Config(Section):
+    """One training run.
+
+    Attributes
+    ----------
+    source : str
+        The stem to estimate.
+    hears : str
+        ``mixture``, or ``rest``: the mixture without estimated vocals, as in the ensemble.
+    steps, epoch : int
+        Steps of the optimizer in all, and between two checkpoints.
+    validate_every : int
+        Epochs between two validations.
+    patience : int, optional
+        Validations without a better score after which the run ends early.
+    batch : int
+        Windows of one step.
+    at_once : int or "auto"
+        Windows that go through the network together; the gradients of the others are accumulated. On a GPU
+        ``auto`` is what its memory holds, elsewhere the whole batch.
+    precision : str
+        ``fp32``, ``fp16`` or ``bf16``; transforms and losses are in float32 always.
+    average : float, optional
+        Decay of the exponential moving average of the weights, which is what is validated and exported.
+    checkpointing : bool
+        Compute activations a second time instead of keeping them.
+    compile : bool
+        torch.compile the U-Net.
+    nan : str
+        ``skip`` a step whose loss or gradient is not finite, or ``stop``.
+    """
+
+    title: str
+    source: Literal["bass", "drums", "other", "vocals"]
+    hears: Literal["mixture", "rest"] = "mixture"
+    network: Network
+    rest: Rest = Rest()
+    data: Data = Data()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    steps: Count
+    epoch: Count = 1000
+    validate_every: Count = 1
+    patience: Count | None = None
+    batch: Count = 8
+    at_once: Count | Literal["auto"] = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    checkpointing: bool = False
+    compile: bool = False
+    nan: Literal["skip", "stop"] = "skip"
+    seed: int = 0
+    validation: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Config:
+        if self.hears == "rest" and self.source == "vocals":
+            raise ValueError("what is left without vocals has none to estimate")
+        if self.at_once != "auto" and self.batch % self.at_once:
+            raise ValueError(f"a batch of {self.batch} cannot go through by {self.at_once}")
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return -(-self.steps // self.epoch)
+
+
+def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Read a config: one of ``training/configs`` by its name, or a file.
+
+    Parameters
+    ----------
+    name : str
+    changes : mapping, optional
+        Values that replace the file's, by dotted key.
+
+    Raises
+    ------
+    TrainingError
+        If there is no such config, or it says something that cannot be; the key is named.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(names()))
+        raise TrainingError(f"no config {name!r}: expected a YAML file, or one of {known}")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path}: expected keys and values")
+    for key, value in (changes or {}).items():
+        *outer, last = key.split(".")
+        part = content
+        for step in outer:
+            part = part.setdefault(step, {})
+            if not isinstance(part, dict):
+                raise TrainingError(f"{key}: {step} has no keys below it")
+        part[last] = value
+    return parse(content, str(path))
+
+
+def parse(content: Mapping[str, Any], place: str) -> Config:
+    """Check a config's content; ``place`` is where it comes from, for the message."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        given = f", not {first['input']!r}" if key and not isinstance(first["input"], dict) else ""
+        raise TrainingError(f"{place}: {key + ': ' if key else ''}{message}{given}") from error
+
+
+def dump(config: Config) -> str:
+    """A config as YAML, every value written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def names() -> list[str]:
+    """Configs that can be named."""
+    return [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")]

@@ -1,0 +1,139 @@
+"""From a run to files that the ensemble uses: the author's ``.pt`` layout, and an ONNX graph."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kmdx import weights
+from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
+from training import fitting
+from training.config import TrainingError
+from training.run import Run
+
+TOLERANCE = 1e-4  # of the largest value: what the graph and the network may differ by
+OPSET = 13  # of the published graph
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+
+
+class Exported(NamedTuple):
+    """An exported network: its files, how far the graph is from the network, and its name in plans."""
+
+    state: Path
+    graph: Path
+    difference: float
+    name: str
+
+
+def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
+    """Export a run's best weights into a models folder and register them there.
+
+    Parameters
+    ----------
+    run : Run
+    name : str
+        Of the files and in plans.
+    folder : Path
+        The models folder.
+    half : bool
+        Store the ``.pt`` in float16: half as large, an error of about -70 dB.
+
+    Raises
+    ------
+    TrainingError
+        If the name cannot be one, the folder cannot be written to, or the graph does not say what the
+        network says.
+    """
+    if not NAME.fullmatch(name):
+        raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
+    if name in weights.registry():
+        raise TrainingError(f"name {name!r}: the registry has a weight of that name; choose another")
+    config = run.config()
+    network = fitting.trained(run)
+    state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
+    partial = folder / f".{name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(author_state(network, half), partial)
+        partial.replace(state)
+        write_graph(network, partial)
+        difference = compare(network, partial)
+        if difference > TOLERANCE:
+            raise TrainingError(
+                f"the exported graph differs from the network by {difference:.1e} of its peak"
+            )
+        partial.replace(graph)
+        weights.register(
+            folder,
+            name,
+            title=config.title,
+            file=state.name,
+            architecture=config.network.architecture(config.source),
+            trained=date.today().isoformat(),
+        )
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written to: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(state, graph, difference, name)
+
+
+def author_state(network: TfcTdf, half: bool = False) -> dict[str, torch.Tensor]:
+    """A state dict as the author's files hold it: parameters, and the constants of the transform."""
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    if half:
+        return state  # the constants would take most of the file, and any reader can make them
+    padding = torch.zeros(1, SPECTRUM_CHANNELS, *network.padding_shape)
+    return {"window": network.spectrogram.window, "freq_pad": padding, **state}
+
+
+def write_graph(network: TfcTdf, path: Path) -> None:
+    """Export the U-Net as the published training code does: ``(batch, 4, bins, frames)`` in and out."""
+    sizes: SpectrogramConfig = network.config.spectrogram
+    unet = _Unet(network).eval()
+    torch.onnx.export(
+        unet,
+        (torch.zeros(1, SPECTRUM_CHANNELS, sizes.bins, sizes.frames),),
+        str(path),
+        input_names=["input"],
+        output_names=["output"],
+        opset_version=OPSET,
+        dynamo=False,
+        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+    )
+
+
+def compare(network: TfcTdf, graph: Path) -> float:
+    """The largest difference between graph and network on noise, as a share of the largest value."""
+    import onnxruntime
+
+    sizes = network.config.spectrogram
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.randn(2, SPECTRUM_CHANNELS, sizes.bins, sizes.frames, generator=generator)
+    session = onnxruntime.InferenceSession(graph.read_bytes(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["output"], {"input": spectrum.numpy()})
+    with torch.inference_mode():
+        expected = network.unet(spectrum).numpy()
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+class _Unet(torch.nn.Module):
+    """The network without its transforms."""
+
+    def __init__(self, network: TfcTdf) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
+        return self.network.unet(spectrum)

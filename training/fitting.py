@@ -1,0 +1,229 @@
+"""Runs a training run: from its config and songs to its best weights, and on where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from rich.console import Console
+
+from kmdx import loading, memory, weights
+from kmdx.networks.network import Network
+from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.plan import NetworkUse, TrimAndJoin
+from training import budget, decoding, journal
+from training.config import Config, TrainingError
+from training.module import Averaging, Unmixing
+from training.run import Run
+from training.songs import RATE, Songs, find
+
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def fit(
+    config: Config,
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    console: Console,
+    variants: Sequence[Path] = (),
+    decoded: Path | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    workers: int | None = None,
+) -> Run:
+    """Train a network, or go on where an earlier process ended.
+
+    Parameters
+    ----------
+    config : Config
+    folders, variants : sequence of Path
+        As for :func:`training.songs.find`.
+    output : Path
+        The run's folder.
+    console : Console
+        Where progress goes.
+    decoded : Path, optional
+        Where decoded stems lie; the user's cache if not given.
+    device : str
+        ``auto``, ``cpu`` or ``cuda``.
+    devices : int
+        How many GPUs, or processes on the CPU.
+    workers : int, optional
+        Processes that read windows, for each device; half the cores if not given.
+
+    Raises
+    ------
+    TrainingError
+        If anything that the run needs is missing, before the first step; or if it stops at a loss that is
+        not finite.
+    """
+    run = Run(output)
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # others are its children, and do what it does
+    accelerator = _accelerator(device, devices)
+    songs = find(folders, config.source, config.network.chunk, config.validation, variants)
+    with run.locked() if first else nullcontext():
+        vocals = vocals_network(config)
+        if first:
+            data = {
+                "folders": [str(folder.resolve()) for folder in folders],
+                "variants": [str(folder.resolve()) for folder in variants],
+                "training": [song.name for song in songs.training],
+                "validation": [song.name for song in songs.validation],
+            }
+            with torch.device("meta"):
+                size = sum(
+                    parameter.numel()
+                    for parameter in TfcTdf(config.network.unet(), config.source).parameters()
+                )
+            run.begin(config, data, size)
+        songs = _decoded(songs, decoded or decoding.usual_folder(), console)
+        if accelerator == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+        module = Unmixing(
+            config,
+            songs,
+            vocals,
+            budget.at_once(config, accelerator, devices),
+            _workers(workers, devices),
+        )
+        journal.quiet()
+        trainer = _trainer(config, run, accelerator, devices, module.at_once, console)
+        try:
+            trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=False)
+        except (RuntimeError, MemoryError) as error:
+            if memory.is_out_of_memory(error):
+                raise TrainingError(
+                    f"out of memory with {module.at_once} windows at once: set at_once lower, "
+                    "or checkpointing: true"
+                ) from error
+            raise _known(error) or error from error
+        except OSError as error:
+            raise TrainingError(
+                f"{output}: {error.strerror or error}; the last checkpoint is untouched"
+            ) from error
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    return run
+
+
+def _known(error: BaseException) -> TrainingError | None:
+    """The mistake that a worker's error stands for: it comes with the worker's whole traceback."""
+    for line in reversed(str(error).splitlines()):
+        name, _, message = line.partition(": ")
+        if name.endswith("TrainingError"):
+            return TrainingError(message)
+    return None
+
+
+def vocals_network(config: Config) -> Network | None:
+    """The network that estimates the vocals to be taken out, or None where the true ones are.
+
+    Raises
+    ------
+    TrainingError
+        If it hears windows of another length than the one that is trained.
+    """
+    name = config.rest.vocals
+    if config.hears != "rest" or name is None:
+        return None
+    sizes = config.network
+    if Path(name).is_dir():
+        network: Network = trained(Run.existing(Path(name)))
+    else:
+        use = NetworkUse(weights.get(name), TrimAndJoin(sizes.chunk, sizes.trim))
+        network = loading.load_network(use, RATE, torch.device("cpu"))
+    if network.sources != ("vocals",) or network.length != sizes.chunk:
+        raise TrainingError(
+            f"rest.vocals: {name} estimates {', '.join(network.sources)} in windows of {network.length} "
+            f"samples, expected vocals in windows of {sizes.chunk}"
+        )
+    return network
+
+
+def trained(run: Run) -> TfcTdf:
+    """The network of a run with its best weights, for inference."""
+    config = run.config()
+    network = TfcTdf(config.network.unet(), config.source)
+    state = torch.load(run.weights, map_location="cpu", weights_only=False)["state_dict"]
+    prefix = "network."
+    network.load(
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    )
+    return network.requires_grad_(False).eval()
+
+
+def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
+    with console.status("reading the songs") as status:
+        return decoding.decode(
+            songs, folder, lambda done, total: status.update(f"decoding stems: {done} of {total}")
+        )
+
+
+def _accelerator(device: str, devices: int) -> str:
+    available = torch.cuda.device_count()
+    if device not in ("auto", "cpu", "cuda"):
+        raise TrainingError(f"device {device!r}: expected auto, cpu or cuda")
+    chosen = ("cuda" if available else "cpu") if device == "auto" else device
+    if devices < 1:
+        raise TrainingError(f"--devices {devices}: expected 1 or more")
+    if chosen == "cuda" and devices > available:
+        raise TrainingError(f"{devices} GPUs are asked for, and there are {available}")
+    return chosen
+
+
+def _workers(asked: int | None, devices: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2 // devices) if asked is None else asked
+
+
+def _trainer(
+    config: Config, run: Run, accelerator: str, devices: int, at_once: int, console: Console
+) -> lightning.Trainer:
+    share, left = divmod(config.batch, devices)
+    if left:
+        raise TrainingError(f"a batch of {config.batch} cannot be shared by {devices} devices")
+    checkpoint = partial(
+        ModelCheckpoint, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
+    )
+    callbacks: list[Callback] = [] if config.average is None else [Averaging(config.average)]
+    callbacks += [
+        journal.Journal(run, console),
+        checkpoint(
+            filename="best",
+            monitor="sdr",
+            mode="max",
+            save_on_train_epoch_end=False,
+            save_weights_only=True,
+        ),
+        checkpoint(filename="last", save_on_train_epoch_end=True),
+    ]
+    if config.patience is not None:
+        callbacks.append(
+            EarlyStopping("sdr", mode="max", patience=config.patience, check_on_train_epoch_end=False)
+        )
+    return lightning.Trainer(
+        default_root_dir=run.folder,
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        accumulate_grad_batches=-(-share // at_once),
+        check_val_every_n_epoch=config.validate_every,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        deterministic="warn",
+        gradient_clip_val=None,
+    )

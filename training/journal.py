@@ -1,0 +1,155 @@
+"""What happens in a run, as it happens: CSV files, TensorBoard, and lines on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.module import Unmixing
+from training.run import Run
+
+STEPS = ("step", "loss", "mse", "l1", "spectral", "learning_rate", "gradient", "skipped", "seconds")
+VALIDATION = ("step", "song", "sdr")
+EVERY = 10  # steps between two rows
+
+
+class Table:
+    """A CSV file that rows are added to; those of steps done again are dropped when a run goes on."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], after: int) -> None:
+        rows = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if _number(row.get("step")) <= after]
+        partial = path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)
+        self.columns = columns
+        self.file = path.open("a", encoding="utf-8", newline="")
+        self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a row, numbers to six digits."""
+        self.writer.writerow(
+            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        )
+        self.file.flush()
+
+
+def _number(text: str | None) -> float:
+    """A step's number; of a row that was cut off, one beyond all."""
+    return int(text) if text and text.isdigit() else float("inf")
+
+
+class Journal(Callback):
+    """Keeps the run's tables and shows where it stands.
+
+    Parameters
+    ----------
+    run : Run
+    console : Console
+    """
+
+    def __init__(self, run: Run, console: Console) -> None:
+        self.run = run
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Open the tables where the run goes on."""
+        assert isinstance(module, Unmixing)
+        self.began = self.since = time.perf_counter()
+        self.first = self.last = trainer.global_step
+        self.steps = Table(self.run.steps, STEPS, self.first)
+        self.validation = Table(self.run.validation, VALIDATION, self.first)
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
+        self.bar.start()
+        self.task = self.bar.add_task("steps", total=module.config.steps, completed=self.first, text="")
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        index: int,
+    ) -> None:
+        """Note a step."""
+        assert isinstance(module, Unmixing)
+        step = trainer.global_step
+        if step == self.last:
+            return  # gradients are still being gathered
+        if step % EVERY == 0 or step == module.config.steps:
+            now = time.perf_counter()
+            values = {name: float(value) for name, value in trainer.logged_metrics.items() if name in STEPS}
+            values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+            values["seconds"] = (now - self.since) / (step - self.last if step - self.last < EVERY else EVERY)
+            self.since = now
+            self.steps.add({"step": step, **values, "skipped": module.skipped})
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+            self.bar.update(
+                self.task, completed=step, text=f"{step} of {module.config.steps}, {self.left(module, step)}"
+            )
+        self.last = step
+
+    def left(self, module: Unmixing, step: int) -> str:
+        """Time left at the pace since this process began, validation included."""
+        pace = (time.perf_counter() - self.began) / max(1, step - self.first)
+        return f"{timedelta(seconds=round(pace * (module.config.steps - step)))} left"
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Note the scores."""
+        assert isinstance(module, Unmixing)
+        step = trainer.global_step
+        for song, score in sorted(module.scores.items()):
+            self.validation.add({"step": step, "song": song, "sdr": score})
+        mean = float(trainer.callback_metrics["sdr"])
+        self.board.add_scalar("sdr", mean, step)
+        loss = trainer.callback_metrics.get("loss")
+        shown = "" if loss is None else f", loss {float(loss):.4g}"
+        skipped = f", {module.skipped} steps skipped (not finite)" if module.skipped else ""
+        self.console.print(
+            f"step {step} of {module.config.steps}: SDR {mean:.3f} dB on {len(module.scores)} songs"
+            f"{shown}{skipped}, {self.left(module, step)}",
+            highlight=False,
+        )
+        self.since = time.perf_counter()
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Close everything."""
+        self.bar.stop()
+        self.board.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, error: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self.bar.stop()
+
+
+def quiet() -> None:
+    """Keep lightning's own remarks off the terminal: they speak of its API."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    sys.stdout.flush()

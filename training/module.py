@@ -1,0 +1,224 @@
+"""What is trained, and how: one TFC-TDF U-Net under lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from kmdx.networks.network import Network
+from kmdx.networks.tfc_tdf import Block, TfcTdf
+from training import losses, validation, windows
+from training.config import Config, TrainingError
+from training.songs import Songs
+from training.windows import Window, Windows
+
+
+class Unmixing(lightning.LightningModule):
+    """Trains a network to estimate one source.
+
+    Parameters
+    ----------
+    config : Config
+    songs : Songs
+        Decoded.
+    vocals : Network, optional
+        Whose estimate is taken out of what the network hears.
+    at_once : int
+        Windows that go through the network together.
+    workers : int
+        Processes that read windows.
+    """
+
+    def __init__(
+        self, config: Config, songs: Songs, vocals: Network | None = None, at_once: int = 1, workers: int = 0
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.songs = songs
+        self.at_once = at_once
+        self.workers = workers
+        self.network = TfcTdf(config.network.unet(), config.source)
+        if config.checkpointing:
+            for module in self.network.modules():
+                if isinstance(module, Block):
+                    module.__class__ = RecomputedBlock
+        self.unet: Callable[[Tensor], Tensor] = self.network.unet
+        if config.compile:
+            self.unet = torch.compile(self.network.unet)
+        self._vocals = (vocals,)  # in a tuple, so that it is not taken for a part of what is trained
+        self._statistics: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self.skipped = 0
+        self.automatic_optimization = True
+
+    @property
+    def vocals(self) -> Network | None:
+        """The network whose estimate is taken out of what this one hears."""
+        return self._vocals[0]
+
+    def estimate(self, heard: Tensor) -> Tensor:
+        """The source in windows ``(B, 2, T)``; transforms in float32, whatever the U-Net computes in."""
+        spectrogram = self.network.spectrogram
+        with torch.autocast(heard.device.type, enabled=False):
+            spectrum = spectrogram(heard.float())
+        estimate = self.unet(spectrum)
+        with torch.autocast(heard.device.type, enabled=False):
+            wave: Tensor = spectrogram.inverse(estimate.float())
+        return wave
+
+    def training_step(self, batch: Window, index: int) -> Tensor:
+        """Loss of the windows, over the samples that inference keeps."""
+        if not self._losses:
+            self._statistics = [buffer.clone() for buffer in self.network.buffers()]
+        heard, target = batch
+        if self.vocals is not None:
+            with torch.no_grad():
+                heard = heard - self.vocals(heard)[:, 0]
+        trim = self.config.network.trim
+        kept = slice(trim, target.shape[-1] - trim)
+        estimate = self.estimate(heard)[..., kept]
+        with torch.autocast(heard.device.type, enabled=False):
+            terms = losses.terms(self.config.loss, estimate, target[..., kept])
+            loss = losses.total(self.config.loss, terms)
+        self._losses.append(loss.detach())
+        self.log("loss", loss.detach(), batch_size=len(heard), on_step=True, on_epoch=False)
+        for name, value in terms.items():
+            self.log(name, value.detach(), batch_size=len(heard), on_step=True, on_epoch=False)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm; step over, or stop at, a loss or gradient that is not finite."""
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip or math.inf)
+        finite = bool(torch.stack(self._losses).isfinite().all())
+        self._losses.clear()
+        if self.config.precision != "fp16":  # there the scaler expects some, and steps over them itself
+            finite = finite and bool(norm.isfinite())
+        self.log("gradient", norm, on_step=True, on_epoch=False)
+        if finite:
+            return
+        step = self.trainer.global_step + 1
+        if self.config.nan == "stop":
+            raise TrainingError(
+                f"loss or gradient is not finite at step {step}: lower optimizer.rate or set optimizer.clip; "
+                "the last checkpoint is untouched"
+            )
+        self.skipped += 1
+        for buffer, before in zip(self.network.buffers(), self._statistics, strict=True):
+            buffer.copy_(before)
+        optimizer.zero_grad()  # nothing to step along
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its learning rate by step."""
+        chosen = self.config.optimizer
+        kind = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[chosen.kind]
+        optimizer = kind(self.network.parameters(), lr=chosen.rate, weight_decay=chosen.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step, as a share of the config's."""
+        chosen = self.config.optimizer
+        if step < chosen.warm_up:
+            return (step + 1) / chosen.warm_up
+        if chosen.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - chosen.warm_up) / max(1, self.config.steps - chosen.warm_up))
+        return chosen.final + (1 - chosen.final) * (1 + math.cos(math.pi * progress)) / 2
+
+    def train_dataloader(self) -> DataLoader:
+        """The windows of the epoch that begins."""
+        trainer = self.trainer
+        return windows.loader(
+            self.config,
+            Windows(self.config, self.songs.training),
+            trainer.current_epoch,
+            self.at_once,
+            self.workers,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Numbers of the songs that this process validates with."""
+        songs = range(len(self.songs.validation))
+        own = [[number] for number in songs[self.trainer.global_rank :: self.trainer.world_size]]
+        return DataLoader(own or [[]], batch_size=None)  # type: ignore[arg-type]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a list of scores."""
+        self.scores: dict[str, float] = {}
+
+    def validation_step(self, numbers: list[int], index: int) -> None:
+        """Score whole songs."""
+        for number in numbers:
+            song = self.songs.validation[int(number)]
+            score = validation.score(self.config, self.network, self.vocals, song, self.device)
+            if score is not None:
+                self.scores[song.name] = score
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather the scores of all processes."""
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, self.scores)
+            self.scores = {name: score for part in gathered for name, score in part.items()}
+        self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
+
+    def on_fit_start(self) -> None:
+        """Bring the vocals network to where this one is."""
+        if isinstance(self.vocals, nn.Module):
+            self.vocals.to(self.device)
+
+
+class RecomputedBlock(Block):
+    """A block that keeps only its input, and is computed a second time for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :class:`Block`."""
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        result: Tensor = checkpoint(super().forward, x, use_reentrant=False, context_fn=self._contexts)
+        return result
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_untouched(self)
+
+
+@contextmanager
+def _statistics_untouched(block: nn.Module) -> Iterator[None]:
+    """Batch norms count a window once, although they see it twice."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Averaging(WeightAveraging):
+    """Exponential moving average of weights and statistics, whose decay rises to the config's at first."""
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            share = min(decay, (1 + int(count)) / (10 + int(count)))
+            return share * averaged + (1 - share) * current
+
+        super().__init__(avg_fn=average)

@@ -1,0 +1,167 @@
+"""The page to read of a run: its curves, its scores, and what the network says of songs it never heard."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import soundfile as sf
+import torch
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from training import config as configs
+from training import fitting, validation
+from training.config import Config
+from training.run import Run
+from training.songs import RATE, Songs
+
+TEMPLATE = "page.html.jinja"
+EXCERPTS = 3  # songs
+SECONDS = 10.0  # of each, where its true stem is loudest
+POINTS = 400  # of a curve at most
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 64, 12, 32  # pixels of a diagram, and of its margins
+
+
+class Curve(NamedTuple):
+    """Values by step."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+def write(run: Run, songs: Songs) -> Path:
+    """Write the page of a run, and the excerpts that it plays; returns its path."""
+    config = run.config()
+    steps, scores = _read(run.steps), _read(run.validation)
+    by_step: dict[float, list[float]] = defaultdict(list)
+    last: dict[str, str] = {}
+    for row in scores:
+        by_step[float(row["step"])].append(float(row["sdr"]))
+        last[row["song"]] = row["sdr"]
+    means = {step: sum(values) / len(values) for step, values in by_step.items()}
+    diagrams = {
+        "loss": diagram(_curve(steps, "loss"), logarithmic=True),
+        "learning rate": diagram(_curve(steps, "learning_rate")),
+        "norm of the gradient": diagram(_curve(steps, "gradient"), logarithmic=True),
+        "validation SDR in dB": diagram(Curve([*means], [*means.values()]), dots=True),
+    }
+    best = max(means.items(), key=lambda entry: entry[1]) if means else None
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    text = environment.get_template(TEMPLATE).render(
+        config=config,
+        settings=configs.dump(config),
+        best=best,
+        diagrams={title: Markup(svg) for title, svg in diagrams.items()},
+        steps=int(float(steps[-1]["step"])) if steps else 0,
+        skipped=int(float(steps[-1]["skipped"])) if steps else 0,
+        pace=_pace(steps),
+        scores=sorted(last.items()),
+        songs={"training": len(songs.training), "validation": len(songs.validation)},
+        excerpts=_excerpts(run, config, songs),
+    )
+    partial = run.page.with_suffix(".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(run.page)
+    return run.page
+
+
+def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False) -> str:
+    """Draw a curve as SVG, without values that are not finite or that have no logarithm."""
+    points = [
+        (step, value)
+        for step, value in zip(curve.steps, curve.values, strict=True)
+        if math.isfinite(value) and (value > 0 or not logarithmic)
+    ]
+    if not points:
+        return ""
+    thinned = points[:: max(1, len(points) // POINTS)]
+    if thinned[-1] != points[-1]:
+        thinned.append(points[-1])
+    scale = math.log10 if logarithmic else float
+    heights = [scale(value) for _, value in thinned]
+    low, high = min(heights), max(heights)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    first, end = thinned[0][0], thinned[-1][0]
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - 8) * (step - first) / ((end - first) or 1)
+
+    def y(height: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - height) / (high - low)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
+    for height in np.linspace(low, high, 5):
+        value = 10**height if logarithmic else height
+        parts.append(f'<path class="grid" d="M {LEFT} {y(height):.1f} H {WIDTH - 8}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(height) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for step in np.linspace(first, end, 5):
+        place = f'x="{x(step):.1f}" y="{HEIGHT - 10}" text-anchor="middle"'
+        parts.append(f"<text {place}>{step:.0f}</text>")
+    path = " ".join(
+        f"{x(step):.1f},{y(height):.1f}" for (step, _), height in zip(thinned, heights, strict=True)
+    )
+    parts.append(f'<polyline class="curve" points="{path}"/>')
+    if dots:
+        for (step, value), height in zip(thinned, heights, strict=True):
+            title = escape(f"step {step:.0f}: {value:.3f}")
+            parts.append(
+                f'<circle class="dot" cx="{x(step):.1f}" cy="{y(height):.1f}" r="3">'
+                f"<title>{title}</title></circle>"
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _curve(rows: Sequence[dict[str, str]], column: str) -> Curve:
+    filled = [row for row in rows if row.get(column)]
+    return Curve([float(row["step"]) for row in filled], [float(row[column]) for row in filled])
+
+
+def _pace(rows: Sequence[dict[str, str]]) -> float | None:
+    """Median seconds of a step."""
+    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
+    return float(np.median(seconds)) if seconds else None
+
+
+def _excerpts(run: Run, config: Config, songs: Songs) -> list[dict[str, Any]]:
+    """Write the loudest seconds of some songs; what was heard, the true stem and the estimate of each."""
+    network, vocals = fitting.trained(run), fitting.vocals_network(config)
+    with_source = [song for song in songs.validation if config.source in song.stems]
+    folder = run.folder / "excerpts"
+    folder.mkdir(exist_ok=True)
+    made = []
+    for number, song in enumerate(with_source[:EXCERPTS]):
+        found = validation.estimate(config, network, vocals, song, torch.device("cpu"))
+        part = _loudest(found.truth)
+        files = {}
+        for what, signal in zip(
+            ("heard", "true", "estimated"), (found.heard, found.truth, found.estimate), strict=True
+        ):
+            path = folder / f"{number} {what}.flac"
+            sf.write(path, np.clip(signal[:, part].T, -1, 1), RATE)
+            files[what] = path.relative_to(run.folder).as_posix()
+        made.append({"song": song.name, "files": files})
+    return made
+
+
+def _loudest(signal: NDArray[np.float32]) -> slice:
+    """The :data:`SECONDS` of a signal ``(2, samples)`` with the most energy."""
+    length = min(int(SECONDS * RATE), signal.shape[1])
+    energy = np.concatenate([[0.0], np.cumsum(np.square(signal, dtype=np.float64).sum(0))])
+    start = int(np.argmax(energy[length:] - energy[:-length])) if length < signal.shape[1] else 0
+    return slice(start, start + length)

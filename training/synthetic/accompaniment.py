@@ -1,0 +1,240 @@
+"""The band: grooves of MMA's library, played over a score's chords, as MIDI for each stem.
+
+What a stem gets is not what MMA calls the track: some grooves have no bass, and in some the part named
+bass is a guitar. So parts go by their channel, their program and how low they lie.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import mido
+import numpy as np
+
+from training.synthetic import requirements
+from training.synthetic.requirements import LIBRARY
+from training.synthetic.score import STEPS, Score
+
+DRUM_CHANNEL = 9  # counted from 0; General MIDI says 10
+TICKS = 192  # to a beat, MMA's own
+LOW = 48  # mean pitch of a bass part lies below
+BASSES = range(32, 40)  # General MIDI programs, counted from 0
+
+# Grooves that begin or end a song, or are no music.
+PASSING = re.compile(r"intro|end|fill|count|break|metronome|none|test|fermata|rit", re.IGNORECASE)
+# Styles that are heard on rock and pop records come up more often.
+MODERN = re.compile(
+    r"rock|pop|metal|punk|funk|soul|disco|dance|house|techno|trance|hip|rnb|r\+b|rb|8beat|16beat|beat|ballad|"
+    r"fus|shuffle|hrk|mtl|thr|trip|boneym|motown|dnb|highfive",
+    re.IGNORECASE,
+)
+PREFERENCE = 5  # how much more often
+KICKS, SNARES = (35, 36), (38, 40)  # General MIDI's drum notes
+DRIVING = re.compile(
+    r"rock(?!ballad)|pop|metal|punk|funk|beat|hrk|mtl|thr|hip|dance|disco|rnb|highfive", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """A file of MMA's library: grooves that go together in a song."""
+
+    name: str  # as MMA finds it, such as "casio/rock1"
+    beats: int  # in a bar
+    grooves: tuple[str, ...]
+
+    def groove(self, groove: str) -> str:
+        """A groove of it as MMA finds it, whatever other files call theirs."""
+        return f"{self.name}:{groove}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that MMA plays: its notes as ``(start, end, pitch, velocity)``, times in ticks."""
+
+    name: str
+    channel: int
+    program: int
+    notes: tuple[tuple[int, int, int, int], ...]
+
+    @property
+    def stem(self) -> str:
+        """The stem that it belongs to."""
+        if self.channel == DRUM_CHANNEL:
+            return "drums"
+        mean = np.mean([pitch for _, _, pitch, _ in self.notes])
+        low = mean < LOW and self.name.lower().startswith(("bass", "walk"))
+        return "bass" if low or (self.program in BASSES and mean < LOW + 12) else "other"
+
+
+@cache
+def library(folder: Path = LIBRARY) -> tuple[Style, ...]:
+    """The styles of MMA's library that have one metre throughout, in the order of their names."""
+    styles = []
+    for path in sorted(folder.glob("*/*.mma")):
+        text = path.read_text(encoding="latin-1")
+        metres = {int(beats) for beats in re.findall(r"(?im)^\s*time\s+(\d+)", text)}
+        names = re.findall(r"(?im)^\s*defgroove\s+(\S+)", text)
+        grooves = tuple(dict.fromkeys(name for name in names if not PASSING.search(name)))
+        if grooves and len(metres) == 1 and metres <= {3, 4, 6}:
+            styles.append(Style(f"{path.parent.name}/{path.stem}", metres.pop(), grooves))
+    return tuple(styles)
+
+
+def choose_style(rng: np.random.Generator, styles: Sequence[Style]) -> Style:
+    """A style, more likely one of rock and pop records."""
+    weights = np.array([PREFERENCE if MODERN.search(style.name) else 1 for style in styles], float)
+    return styles[rng.choice(len(styles), p=weights / weights.sum())]
+
+
+def choose_drums(rng: np.random.Generator, styles: Sequence[Style], beats: int) -> Style | None:
+    """Another style in this metre whose drums drive, if there is one."""
+    driving = [style for style in styles if style.beats == beats and DRIVING.search(style.name)]
+    return driving[rng.integers(len(driving))] if driving else None
+
+
+def drives(parts: Sequence[Part], score: Score) -> bool:
+    """Whether drum parts have a kick, and a snare, in three bars of four."""
+    bar = score.beats * TICKS
+    struck = {(start // bar, pitch) for part in parts for start, _, pitch, _ in part.notes}
+    return all(
+        len({number for number, pitch in struck if pitch in drum}) >= 0.75 * len(score.chords)
+        for drum in (KICKS, SNARES)
+    )
+
+
+def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[Part]:
+    """Have MMA play a score.
+
+    Parameters
+    ----------
+    score : Score
+    style : Style
+    grooves : sequence of str
+        For each bar, a groove of the style.
+    seed : int
+        Of MMA's own random numbers.
+    folder : Path
+        For files that are needed on the way.
+
+    Returns
+    -------
+    list of Part
+        Those with notes, in MMA's order.
+
+    Raises
+    ------
+    KmdxError
+        If MMA fails.
+    """
+    lines = [f"RndSeed {seed}", f"Tempo {score.tempo}"]
+    for bar, (chord, groove) in enumerate(zip(score.chords, grooves, strict=True)):
+        if bar == 0 or groove != grooves[bar - 1]:
+            lines.append(f"Groove {style.groove(groove)}")
+        lines.append(f"{bar + 1} {chord.name}")
+    (folder / "song.mma").write_text("\n".join(lines) + "\n")
+    # Python's hashes are random otherwise, and so may be the order of MMA's tracks.
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    requirements.run(["mma", "-w", "-f", "song.mid", "song.mma"], folder, environment)
+    tracks = mido.MidiFile(folder / "song.mid", clip=True).tracks
+    return [part for part in map(_part, tracks) if part.notes]
+
+
+def pad(score: Score, program: int, centre: int) -> Part:
+    """Held chords, one a bar."""
+    notes = []
+    for bar, chord in enumerate(score.chords):
+        start = bar * score.beats * TICKS
+        for tone in chord.tones:
+            pitch = centre + (tone - centre) % 12
+            notes.append((start, start + score.beats * TICKS - TICKS // 8, pitch, 76))
+    return Part("Pad", 0, program, tuple(notes))
+
+
+def lead(rng: np.random.Generator, score: Score, program: int) -> Part:
+    """An instrument that plays where the voice rests, and sometimes along with it."""
+    notes = []
+    sung = {step for note in score.melody for step in range(note.start, note.end)}
+    pitch = int(rng.integers(64, 80))
+    step = 0
+    while step < len(score.chords) * score.bar:
+        length = int(rng.choice((1, 2, 2, 4, 6)))
+        pitch = score.in_scale(pitch, int(rng.choice((-2, -1, 1, 2))))
+        pitch = pitch - 12 if pitch > 84 else pitch + 12 if pitch < 58 else pitch
+        if step not in sung or rng.random() < 0.1:
+            ticks = TICKS // STEPS
+            notes.append((step * ticks, (step + length) * ticks - 8, pitch, int(rng.integers(70, 110))))
+        step += length
+    return Part("Lead", 0, program, tuple(notes))
+
+
+def transposed(part: Part, semitones: int) -> Part:
+    """The part higher or lower, pitches that MIDI does not have left out."""
+    notes = ((start, end, pitch + semitones, velocity) for start, end, pitch, velocity in part.notes)
+    return replace(part, notes=tuple(note for note in notes if 0 <= note[2] < 128))
+
+
+def grooves_by_bar(rng: np.random.Generator, score: Score, style: Style) -> list[str]:
+    """For each bar a groove: one for each of the song's sections, the same whenever it comes again."""
+    chosen = {letter: style.grooves[rng.integers(len(style.grooves))] for letter in "ABC"}
+    if rng.random() < 0.4:
+        chosen["B"] = chosen["A"]
+    return [chosen[letter] for letter in score.sections]
+
+
+def midi(parts: Sequence[tuple[Part, int, int, int]], score: Score) -> mido.MidiFile:
+    """Parts as a MIDI file.
+
+    Parameters
+    ----------
+    parts : sequence of (Part, channel, volume, pan)
+        The channel, counted from 0, that the part is played on; volume and pan are 0 to 127.
+    score : Score
+    """
+    events = []
+    for number, (part, channel, volume, position) in enumerate(parts):
+        setting = {7: volume, 10: position}
+        events += [
+            (0, 0, number, mido.Message("control_change", channel=channel, control=control, value=value))
+            for control, value in setting.items()
+        ]
+        events.append((0, 0, number, mido.Message("program_change", channel=channel, program=part.program)))
+        for start, end, pitch, velocity in part.notes:
+            for tick, order, loudness in ((start, 2, velocity), (end, 1, 0)):
+                message = mido.Message("note_on", channel=channel, note=pitch, velocity=loudness)
+                events.append((tick, order, number, message))
+    events.sort(key=lambda event: event[:3])
+
+    file = mido.MidiFile(type=0, ticks_per_beat=TICKS)
+    track = file.add_track()
+    track.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(score.tempo)))
+    now = 0
+    for tick, _, _, message in events:
+        track.append(message.copy(time=tick - now))
+        now = tick
+    return file
+
+
+def _part(track: mido.MidiTrack) -> Part:
+    """A track's notes; a note that is struck again before its end is ended there."""
+    now, channel, program = 0, 0, 0
+    sounding: dict[int, tuple[int, int]] = {}
+    notes = []
+    for message in track:
+        now += message.time
+        if message.type == "program_change":
+            program = message.program
+        if message.type not in ("note_on", "note_off"):
+            continue
+        channel = message.channel
+        if message.note in sounding:
+            start, velocity = sounding.pop(message.note)
+            notes.append((start, max(now, start + 1), message.note, velocity))
+        if message.type == "note_on" and message.velocity:
+            sounding[message.note] = (now, message.velocity)
+    return Part(track.name, channel, program, tuple(sorted(notes)))

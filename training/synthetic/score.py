@@ -1,0 +1,229 @@
+"""What is played and sung: tempo, key, chords and melody, drawn at random.
+
+Conventions
+-----------
+Time is counted in steps of a sixteenth note, :data:`STEPS` to a beat, from the song's beginning. Pitches
+are MIDI's note numbers: 60 is middle C, 69 is A at 440 Hz. Pitch classes are 0 for C to 11 for B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+STEPS = 4  # to a beat
+SECTION = 4  # bars
+PHRASE = 2  # bars that are sung in one breath, with a rest after them
+
+NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+
+# Semitones above the key's note, and the quality, of a section's four chords.
+PROGRESSIONS = {
+    "major": (
+        ((0, ""), (7, ""), (9, "m"), (5, "")),
+        ((0, ""), (9, "m"), (5, ""), (7, "")),
+        ((9, "m"), (5, ""), (0, ""), (7, "")),
+        ((0, ""), (5, ""), (7, ""), (5, "")),
+        ((0, ""), (0, ""), (5, ""), (7, "")),
+        ((5, ""), (7, ""), (4, "m"), (9, "m")),
+        ((2, "m"), (7, ""), (0, ""), (9, "m")),
+        ((0, ""), (10, ""), (5, ""), (0, "")),
+        ((0, ""), (4, "m"), (5, ""), (5, "m")),
+        ((5, ""), (0, ""), (7, ""), (9, "m")),
+    ),
+    "minor": (
+        ((0, "m"), (8, ""), (3, ""), (10, "")),
+        ((0, "m"), (10, ""), (8, ""), (10, "")),
+        ((0, "m"), (10, ""), (8, ""), (7, "")),
+        ((0, "m"), (5, "m"), (0, "m"), (7, "")),
+        ((0, "m"), (3, ""), (10, ""), (5, "")),
+        ((8, ""), (10, ""), (0, "m"), (0, "m")),
+        ((0, "m"), (0, "m"), (5, "m"), (10, "")),
+        ((5, "m"), (0, "m"), (8, ""), (10, "")),
+    ),
+}
+FORMS = ("AABB", "ABAB", "AAAB", "ABBB", "AABA", "ABAC")
+
+TONES = {"": (0, 4, 7), "m": (0, 3, 7), "7": (0, 4, 7, 10), "m7": (0, 3, 7, 10), "M7": (0, 4, 7, 11)}
+
+SYLLABLES = tuple(
+    "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわ"
+    "がぎぐげござじずぜぞだでどばびぶべぼぱぴぷぺぽ"
+)
+# Steps that a sung note may last, and how likely they are in a slow song and in a fast one.
+LENGTHS = (1, 2, 3, 4, 6, 8)
+SLOW, FAST = np.array((0.1, 0.45, 0.1, 0.25, 0.05, 0.05)), np.array((0.0, 0.15, 0.1, 0.45, 0.15, 0.15))
+SLOW_TEMPO, FAST_TEMPO = 70, 160  # beats a minute
+
+
+@dataclass(frozen=True)
+class Chord:
+    """A chord of one bar: the pitch class of its root, and a quality in :data:`TONES`."""
+
+    root: int
+    quality: str
+
+    @property
+    def name(self) -> str:
+        """As MMA writes it, such as ``F#m7``."""
+        return NAMES[self.root] + self.quality
+
+    @property
+    def tones(self) -> tuple[int, ...]:
+        """Pitch classes, the root first."""
+        return tuple((self.root + tone) % 12 for tone in TONES[self.quality])
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sung note: `start` and `length` in steps, a MIDI pitch and a syllable in kana."""
+
+    start: int
+    length: int
+    pitch: int
+    syllable: str
+
+    @property
+    def end(self) -> int:
+        """The step that it no longer sounds in."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Score:
+    """A song on paper.
+
+    Attributes
+    ----------
+    tempo : int
+        Beats a minute.
+    beats : int
+        In a bar.
+    key : int
+        Pitch class of the scale's first note.
+    mode : str
+        ``major`` or ``minor``.
+    sections : tuple of str
+        For each bar, the letter of its section.
+    chords : tuple of Chord
+        One for each bar.
+    melody : tuple of Note
+        In order, without overlap, none across a bar line.
+    """
+
+    tempo: int
+    beats: int
+    key: int
+    mode: str
+    sections: tuple[str, ...]
+    chords: tuple[Chord, ...]
+    melody: tuple[Note, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all bars."""
+        return len(self.chords) * self.beats * 60 / self.tempo
+
+    @property
+    def step(self) -> float:
+        """Seconds that a step lasts."""
+        return 60 / self.tempo / STEPS
+
+    @property
+    def bar(self) -> int:
+        """Steps in a bar."""
+        return self.beats * STEPS
+
+    def in_scale(self, pitch: int, degrees: int) -> int:
+        """The pitch so many degrees of the scale above (or below) one that is in it, or near it."""
+        pitches = [octave + self.key + tone for octave in range(0, 132, 12) for tone in SCALES[self.mode]]
+        return pitches[int(np.argmin(np.abs(np.array(pitches) - pitch))) + degrees]
+
+
+def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float, centre: int) -> Score:
+    """Draw a song.
+
+    Parameters
+    ----------
+    rng : Generator
+    tempo, beats : int
+        Beats a minute, and in a bar.
+    seconds : float
+        About how long it is; whole bars are played, two phrases at least.
+    centre : int
+        Pitch about which the melody moves.
+    """
+    count = max(round(seconds * tempo / 60 / beats), 2 * PHRASE)
+    mode = "major" if rng.random() < 0.55 else "minor"
+    key = int(rng.integers(12))
+    form = FORMS[rng.integers(len(FORMS))]
+    sections = tuple(form[bar // SECTION % len(form)] for bar in range(count))
+    sevenths = rng.random() < 0.3
+    harmony = {letter: _progression(rng, key, mode, sevenths) for letter in "ABC"}
+    chords = tuple(harmony[letter][bar % SECTION] for bar, letter in enumerate(sections))
+    paper = Score(tempo, beats, key, mode, sections, chords, ())
+
+    # A section's melody and words come again with it, as a chorus does.
+    sung = {
+        letter: _sing(rng, paper, harmony[letter], centre + lift)
+        for letter, lift in zip("ABC", (0, 3, 1), strict=True)
+    }
+    intro = int(rng.integers(1, 3))  # bars; the melody begins no song, of which Sinsy would warn
+    melody = tuple(
+        Note(note.start + bar * paper.bar, note.length, note.pitch, note.syllable)
+        for bar, letter in enumerate(sections)
+        if bar >= intro
+        for note in sung[letter][bar % SECTION]
+    )
+    return Score(tempo, beats, key, mode, sections, chords, melody)
+
+
+def _progression(rng: np.random.Generator, key: int, mode: str, sevenths: bool) -> tuple[Chord, ...]:
+    """Chords of a section's bars."""
+    choices = PROGRESSIONS[mode]
+    chords = []
+    for interval, quality in choices[rng.integers(len(choices))]:
+        if sevenths:
+            dominant = interval in (7, 10) or (mode == "major" and interval == 2)
+            quality = {"m": "m7", "": "7" if dominant else "M7"}[quality]
+        chords.append(Chord((key + interval) % 12, quality))
+    return tuple(chords)
+
+
+def _sing(rng: np.random.Generator, score: Score, chords: tuple[Chord, ...], centre: int) -> list[list[Note]]:
+    """A section's melody: for each of its bars the notes, counted from the bar's first step."""
+    pace = np.clip((score.tempo - SLOW_TEMPO) / (FAST_TEMPO - SLOW_TEMPO), 0, 1)
+    likely = SLOW + pace * (FAST - SLOW)
+    bars: list[list[Note]] = [[] for _ in chords]
+    pitch = centre
+    for first in range(0, len(chords), PHRASE):
+        end = PHRASE * score.bar - int(rng.integers(2, score.bar // 2 + 1))  # then breath is taken
+        step = int(rng.choice((0, 0, 2, 4)))
+        while step < end:
+            bar, within = divmod(step, score.bar)
+            length = min(int(rng.choice(LENGTHS, p=likely)), score.bar - within, end - step)
+            chord = chords[first + bar]
+            pitch = _next_pitch(rng, score, chord, pitch, centre, strong=within % (2 * STEPS) == 0)
+            syllable = SYLLABLES[rng.integers(len(SYLLABLES))]
+            bars[first + bar].append(Note(within, length, pitch, syllable))
+            step += length
+    return bars
+
+
+def _next_pitch(
+    rng: np.random.Generator, score: Score, chord: Chord, pitch: int, centre: int, *, strong: bool
+) -> int:
+    """A step or a leap on, drawn back to the centre; on a strong beat a tone of the chord."""
+    drawn = score.in_scale(
+        pitch, int(rng.choice((-3, -2, -1, 0, 1, 2, 3), p=(0.05, 0.12, 0.23, 0.2, 0.23, 0.12, 0.05)))
+    )
+    if abs(drawn - centre) > 7:
+        drawn = score.in_scale(drawn, -2 if drawn > centre else 2)
+    if not strong:
+        return drawn
+    return min(
+        (note for note in range(drawn - 6, drawn + 7) if note % 12 in chord.tones),
+        key=lambda note: abs(note - drawn),
+    )

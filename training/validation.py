@@ -1,0 +1,74 @@
+"""Scores a network on whole songs, as the ensemble would run it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluator.metrics import global_sdr
+from kmdx import chunking
+from kmdx.networks.network import Network
+from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.runner import Runner
+from training import windows
+from training.config import Config
+from training.songs import Song
+
+KNOWN_ERROR = 0.4  # of the true vocals: their error where no network estimates them, -8 dB
+
+
+class Estimated(NamedTuple):
+    """What a network heard of a song, its estimate and the true stem: float32 ``(2, samples)`` each."""
+
+    heard: NDArray[np.float32]
+    estimate: NDArray[np.float32]
+    truth: NDArray[np.float32]
+
+
+def score(
+    config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
+) -> float | None:
+    """Global SDR in dB; ``None`` where the true stem is silent."""
+    if config.source not in song.stems:
+        return None
+    found = estimate(config, network, vocals, song, device)
+    return global_sdr(found.truth.T, found.estimate.T)
+
+
+@torch.inference_mode()
+def estimate(
+    config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
+) -> Estimated:
+    """Run a network over a song, in chunks that are trimmed and joined."""
+    stems = windows.whole(song)
+    heard = np.sum([*stems.values()], axis=0)
+    if config.hears == "rest":
+        if vocals is None:
+            heard = heard - np.float32(1 - KNOWN_ERROR) * stems["vocals"]
+        else:
+            heard = heard - _through(config, vocals, heard, device)
+    return Estimated(heard, _through(config, network, heard, device), stems[config.source])
+
+
+def _through(
+    config: Config, network: Network, signal: NDArray[np.float32], device: torch.device
+) -> NDArray[np.float32]:
+    """A network's estimate; one in training computes as in inference."""
+    made = np.empty_like(signal)
+    training = getattr(network, "training", False)
+    if training:
+        network.eval()  # type: ignore[attr-defined]
+    try:
+        estimates: list[Tensor] = [torch.from_numpy(made)]
+        sizes = config.network
+        chunking.trim_and_join(
+            Runner(network, device), torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim
+        )
+    finally:
+        if training:
+            network.train()  # type: ignore[attr-defined]
+    return made

@@ -1,0 +1,159 @@
+"""The windows that a network learns from, drawn across songs and stems.
+
+Each window is drawn from a generator of its own, keyed by the run's seed and the window's number. So what a
+step hears depends on nothing else: not on workers, processes, or where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import soundfile as sf
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evaluator.dataset import STEMS
+from training.config import Config, TrainingError
+from training.songs import Song, Stem
+
+Generator = np.random.Generator
+
+
+class Window(NamedTuple):
+    """What the network hears, and the source in it: float32 ``(2, T)`` each."""
+
+    heard: Tensor
+    target: Tensor
+
+
+class Windows(Dataset[Window]):
+    """Windows by their number, without end.
+
+    Parameters
+    ----------
+    config : Config
+    songs : sequence of Song
+        To learn from, decoded.
+    """
+
+    def __init__(self, config: Config, songs: Sequence[Song]) -> None:
+        self.config = config
+        self.songs = songs
+        self.with_stem = {name: [song for song in songs if name in song.stems] for name in STEMS}
+
+    def __getitem__(self, number: int) -> Window:
+        """Draw the window of that number."""
+        generator = np.random.Generator(np.random.Philox(key=[self.config.seed, number]))
+        stems = self._stems(generator)
+        data = self.config.data
+        if generator.random() < data.silence:
+            stems[self.config.source] = np.zeros_like(stems[self.config.source])
+        for name, samples in stems.items():
+            stems[name] = _varied(samples, generator, data.gain, data.swap, data.invert)
+        heard = np.sum([*stems.values()], axis=0)
+        if self.config.hears == "rest" and self.config.rest.vocals is None:
+            heard = heard - _estimated(stems["vocals"], heard, generator, self.config.rest.error)
+        return Window(torch.from_numpy(heard), torch.from_numpy(stems[self.config.source]))
+
+    def _stems(self, generator: Generator) -> dict[str, NDArray[np.float32]]:
+        length = self.config.network.chunk
+        if generator.random() >= self.config.data.mixing:
+            song = self.songs[int(generator.integers(len(self.songs)))]
+            version = song.versions[generator.integers(len(song.versions))]
+            start = _start(generator, max(stem.samples for stem in version.values()), length)
+            return {name: read(version.get(name), start, length) for name in STEMS}
+        stems = {}
+        for name in STEMS:
+            songs = self.with_stem[name]
+            stem, start = None, 0
+            if songs:
+                song = songs[generator.integers(len(songs))]
+                versions = [version for version in song.versions if name in version]
+                stem = versions[generator.integers(len(versions))][name]
+                start = _start(generator, stem.samples, length)
+            stems[name] = read(stem, start, length)
+        return stems
+
+
+def read(stem: Stem | None, start: int, length: int) -> NDArray[np.float32]:
+    """Samples ``(2, length)`` of a stem from ``start``; zeros beyond its end, and of a silent one.
+
+    Raises
+    ------
+    TrainingError
+        If its file is gone, or is no longer what it was.
+    """
+    window = np.zeros((2, length), np.float32)
+    if stem is None or start >= stem.samples:
+        return window
+    try:
+        with sf.SoundFile(stem.path) as sound:
+            sound.seek(start)
+            samples = sound.read(min(length, stem.samples - start), dtype="float32", always_2d=True)
+    except (OSError, sf.SoundFileError) as error:
+        raise TrainingError(f"{stem.path}: cannot be read any more: {error}") from error
+    window[:, : len(samples)] = samples.T
+    return window
+
+
+def loader(
+    config: Config, windows: Windows, epoch: int, at_once: int, workers: int, rank: int, ranks: int
+) -> DataLoader:
+    """The windows of one epoch that one of ``ranks`` processes learns from, ``at_once`` together."""
+    numbers = list(_numbers(config, epoch, at_once, rank, ranks))
+    return DataLoader(
+        windows,
+        batch_sampler=numbers,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _numbers(config: Config, epoch: int, at_once: int, rank: int, ranks: int) -> Iterator[list[int]]:
+    """Numbers of the windows that go together: those of a step are the same, however they are divided."""
+    first, last = epoch * config.epoch, min((epoch + 1) * config.epoch, config.steps)
+    for step in range(first, last):
+        own = range(step * config.batch + rank, (step + 1) * config.batch, ranks)
+        for begin in range(0, len(own), at_once):
+            yield [*own[begin : begin + at_once]]
+
+
+def _start(generator: Generator, samples: int, length: int) -> int:
+    return int(generator.integers(max(1, samples - length + 1)))
+
+
+def _varied(
+    samples: NDArray[np.float32], generator: Generator, gain: tuple[float, float], swap: float, invert: float
+) -> NDArray[np.float32]:
+    """At another level, channels swapped, polarity inverted."""
+    factor = 10 ** (generator.uniform(*gain) / 20)
+    if generator.random() < invert:
+        factor = -factor
+    if generator.random() < swap:
+        samples = samples[::-1]
+    return np.ascontiguousarray(samples * np.float32(factor))
+
+
+def _estimated(
+    vocals: NDArray[np.float32],
+    mixture: NDArray[np.float32],
+    generator: Generator,
+    error: tuple[float, float],
+) -> NDArray[np.float32]:
+    """The true vocals with an error: half of it vocals that are missing, half the rest that is there."""
+    level = 10 ** (generator.uniform(*error) / 20)
+    rest = mixture - vocals
+    norm, other = (math.sqrt(float(np.square(signal).sum())) for signal in (vocals, rest))
+    leak = min(level * math.sqrt(0.5) * norm / other, 0.5) if other else 0.0
+    return np.float32(1 - level * math.sqrt(0.5)) * vocals + np.float32(leak) * rest
+
+
+def whole(song: Song, names: Sequence[str] = STEMS) -> Mapping[str, NDArray[np.float32]]:
+    """Stems ``(2, samples)`` of a song, from its beginning to its end."""
+    return {name: read(song.stems.get(name), 0, song.samples) for name in names}
