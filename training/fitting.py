@@ -94,32 +94,35 @@ def fit(
             _workers(workers, devices),
         )
         journal.quiet()
-        trainer = _trainer(config, run, accelerator, devices, module.at_once, console)
+        watching: list[Callback] = [journal.Journal(run, console)] if first else []
+        trainer = _trainer(config, run, accelerator, devices, module.at_once, watching)
         try:
-            trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=False)
+            trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=True)
+        except TrainingError as error:
+            raise _of_worker(error) from error
         except (RuntimeError, MemoryError) as error:
             if memory.is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory with {module.at_once} windows at once: set at_once lower, "
                     "or checkpointing: true"
                 ) from error
-            raise _known(error) or error from error
+            raise
         except OSError as error:
             raise TrainingError(
                 f"{output}: {error.strerror or error}; the last checkpoint is untouched"
             ) from error
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        except SystemExit as error:  # lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
     return run
 
 
-def _known(error: BaseException) -> TrainingError | None:
-    """The mistake that a worker's error stands for: it comes with the worker's whole traceback."""
+def _of_worker(error: TrainingError) -> TrainingError:
+    """A mistake without the traceback that a worker sends along."""
     for line in reversed(str(error).splitlines()):
         name, _, message = line.partition(": ")
-        if name.endswith("TrainingError"):
+        if name.endswith(TrainingError.__name__):
             return TrainingError(message)
-    return None
+    return error
 
 
 def vocals_network(config: Config) -> Network | None:
@@ -151,7 +154,7 @@ def trained(run: Run) -> TfcTdf:
     """The network of a run with its best weights, for inference."""
     config = run.config()
     network = TfcTdf(config.network.unet(), config.source)
-    state = torch.load(run.weights, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(run.weights, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network."
     network.load(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -184,7 +187,7 @@ def _workers(asked: int | None, devices: int) -> int:
 
 
 def _trainer(
-    config: Config, run: Run, accelerator: str, devices: int, at_once: int, console: Console
+    config: Config, run: Run, accelerator: str, devices: int, at_once: int, watching: list[Callback]
 ) -> lightning.Trainer:
     share, left = divmod(config.batch, devices)
     if left:
@@ -194,7 +197,7 @@ def _trainer(
     )
     callbacks: list[Callback] = [] if config.average is None else [Averaging(config.average)]
     callbacks += [
-        journal.Journal(run, console),
+        *watching,
         checkpoint(
             filename="best",
             monitor="sdr",

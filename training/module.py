@@ -53,8 +53,6 @@ class Unmixing(lightning.LightningModule):
                 if isinstance(module, Block):
                     module.__class__ = RecomputedBlock
         self.unet: Callable[[Tensor], Tensor] = self.network.unet
-        if config.compile:
-            self.unet = torch.compile(self.network.unet)
         self._vocals = (vocals,)  # in a tuple, so that it is not taken for a part of what is trained
         self._statistics: list[Tensor] = []
         self._losses: list[Tensor] = []
@@ -181,7 +179,9 @@ class Unmixing(lightning.LightningModule):
         self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
 
     def on_fit_start(self) -> None:
-        """Bring the vocals network to where this one is."""
+        """Bring the vocals network to where this one is, and compile this one where that is asked for."""
+        if self.config.compile:  # now, since a compiled function cannot be copied for the average
+            self.unet = torch.compile(self.network.unet)
         if isinstance(self.vocals, nn.Module):
             self.vocals.to(self.device)
 
@@ -204,13 +204,16 @@ class RecomputedBlock(Block):
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
     """Batch norms count a window once, although they see it twice."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts = [norm.get_buffer("num_batches_tracked") for norm in norms]
+    before = [(norm.momentum, count.clone()) for norm, count in zip(norms, counts, strict=True)]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, count, (momentum, known) in zip(norms, counts, before, strict=True):
+            norm.momentum = momentum
+            count.copy_(known)
 
 
 class Averaging(WeightAveraging):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kmdx.errors import WeightsError
-from kmdx.weights import registry as published
 from kmdx.weights.folder import models_folder
 from kmdx.weights.registry import Weight, own
+from kmdx.weights.registry import get as published
 
 _NAME = "trained.yaml"
 
@@ -50,7 +50,7 @@ def get(name: str) -> Weight:
         If there is none; the message lists what comes close.
     """
     try:
-        return published.get(name)
+        return published(name)
     except WeightsError:
         own_weights = trained()
         if name in own_weights:
