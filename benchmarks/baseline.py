@@ -14,6 +14,7 @@ import numpy as np
 
 from kmdx import audio, plan_file
 from kmdx.benchmark import measuring, synthetic
+from kmdx.benchmark.plain import Plain
 from kmdx.errors import KmdxError
 from kmdx.separator import DEFAULT_ENSEMBLE
 
@@ -46,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     engine = measuring.Engine(
         options.ensemble, options.device, options.precision, options.speed, options.folder
     )
-    speed, _ = measuring.compare_plan(engine, plan, song, options.folder)
+    with Plain(options.ensemble, engine.device, options.folder) as plain:
+        speed, _ = measuring.compare_plan(engine, plain, song)
     assert speed.ratio is not None
     assert speed.difference is not None
     print(

@@ -5,7 +5,6 @@ What the numbers mean stands in :mod:`kmdx.benchmark.report`.
 
 from __future__ import annotations
 
-import gc
 import statistics
 import tempfile
 import time
@@ -22,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kmdx import memory, plan_file
-from kmdx.benchmark import baseline, machine, stand_in, synthetic
+from kmdx.benchmark import machine, stand_in, synthetic
+from kmdx.benchmark.plain import Plain, free, timed
 from kmdx.benchmark.report import EQUAL, LIMIT, NetworkSpeed, PlanSpeed, Prediction, Report
 from kmdx.errors import KmdxError, PlanError
-from kmdx.loading import load_network
-from kmdx.networks.network import Network
 from kmdx.plan import Hear, Plan, suggest
 from kmdx.precision import DTYPES
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
@@ -147,15 +145,15 @@ def measure(
         engine = Engine(ensemble, device, precision, speed, folder)
         tell("measuring the machine")
         here, peaks = machine.describe(engine.device), machine.peak_gflops(engine.device)
-        plain = plan_file.load(ensemble) if with_baseline else None
+        plain = stack.enter_context(Plain(ensemble, engine.device, folder)) if with_baseline else None
         whole = None
         if not networks:
             song = synthetic.song(seconds, published.sample_rate)
-            whole, _ = compare_plan(engine, plain, song, folder, tell)
+            whole, _ = compare_plan(engine, plain, song, tell)
         measured = {}
         for name in names:
             tell(f"network {name}")
-            measured[name] = compare_network(engine, name, peaks, plain, folder)
+            measured[name] = compare_network(engine, name, peaks, plain)
         return Report(
             kmdx=version("kmdx-net"),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -170,7 +168,7 @@ def measure(
             load_seconds=engine.load_seconds,
             networks=measured,
             plan=whole,
-            prediction=None if networks else predict(engine.plan, measured, plain),
+            prediction=None if networks else predict(engine.plan, measured, plain.plan if plain else None),
         )
 
 
@@ -192,9 +190,8 @@ def check_seconds(seconds: float) -> None:
 
 def compare_plan(
     engine: Engine,
-    plain: Plan | None,
+    plain: Plain | None,
     song: NDArray[np.float32],
-    folder: Path | None = None,
     tell: Tell = lambda message: None,
 ) -> tuple[PlanSpeed, Stems]:
     """Run a song through the engine, and through the baseline between two runs of the engine.
@@ -202,12 +199,10 @@ def compare_plan(
     Parameters
     ----------
     engine : Engine
-    plain : Plan, optional
-        What the baseline runs; without it there is none.
+    plain : Plain, optional
+        The baseline.
     song : ndarray
         Float32 ``(n, 2)`` at the plan's rate.
-    folder : Path, optional
-        Where weight files lie.
 
     Returns
     -------
@@ -228,18 +223,9 @@ def compare_plan(
     plain_took = difference = None
     if plain is not None:
         tell(f"the baseline on {seconds:.1f} s")
-        networks = plain_networks(plain, device, folder)
-        mixture = torch.from_numpy(song.T.copy())
-
-        def run() -> dict[str, Tensor]:
-            return baseline.run(plain, networks, mixture, device, folder)
-
-        if warm_up:
-            run()
-        plain_took, signals = timed(run, device)
-        networks.clear()
+        plain_took, signals = plain.song(song.T.copy())
         free(device)
-        difference = {stem: decibels(signals[stem].numpy().T, stems[stem]) for stem in stems}
+        difference = {stem: decibels(signals[stem].T, stems[stem]) for stem in stems}
         tell("the engine again")
         took = (took + timed(lambda: engine.separate(song), device)[0]) / 2
     speed = PlanSpeed(
@@ -255,18 +241,11 @@ def compare_plan(
     return speed, stems
 
 
-def plain_networks(plan: Plan, device: torch.device, folder: Path | None = None) -> dict[str, Network]:
-    """The networks that a plan's nodes name, as the baseline runs them."""
-    names = {node.network for node in plan.nodes.values() if isinstance(node, Hear)}
-    return {name: load_network(plan.networks[name], plan.sample_rate, device, folder) for name in names}
-
-
 def compare_network(
     engine: Engine,
     name: str,
     peaks: Mapping[str, float],
-    plain: Plan | None = None,
-    folder: Path | None = None,
+    plain: Plain | None = None,
 ) -> NetworkSpeed:
     """Run full windows of a synthetic song through one network, as the engine and as the baseline do.
 
@@ -277,10 +256,8 @@ def compare_network(
         A network of its plan.
     peaks : mapping of str to float
         What :func:`kmdx.benchmark.machine.peak_gflops` gave.
-    plain : Plan, optional
-        Whose network the baseline runs; without it there is none.
-    folder : Path, optional
-        Where weight files lie.
+    plain : Plain, optional
+        The baseline.
     """
     plan, device = engine.plan, engine.device
     use = plan.networks[name]
@@ -302,19 +279,12 @@ def compare_network(
     plain_times: list[float] = []
     difference = None
     if plain is not None:
-        network = load_network(plain.networks[name], plain.sample_rate, device, folder)
-        indices = [network.sources.index(source) for source in sources]
-
-        @torch.no_grad()
-        def run_plain() -> Tensor:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                return network(window)
-
-        difference = decibels(run_plain()[:, indices].cpu().numpy(), estimate.numpy())
+        heard = window.cpu().numpy()
+        difference = decibels(plain.window(name, sources, heard)[1], estimate.numpy())
     began = time.perf_counter()
     while len(times) < FEWEST or (len(times) < MOST and time.perf_counter() - began < BUDGET):
         if plain is not None:
-            plain_times.append(timed(run_plain, device)[0])
+            plain_times.append(plain.window(name, sources, heard)[0])
         times.append(timed(lambda: fast.run(windows), device)[0] / together)
 
     seconds = statistics.median(times)
@@ -375,21 +345,6 @@ def _reckoned(plan: Plan, window_seconds: Mapping[str, float], seconds: float) -
     nodes = [plan.nodes[name] for name in plan.order(plan.stems)]
     heard = [node.network for node in nodes if isinstance(node, Hear)]
     return sum(window_seconds[name] * plan.networks[name].chunking.windows(samples) for name in heard)
-
-
-def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    """Do it; returns the seconds it took, and its result."""
-    machine.synchronize(device)
-    began = time.perf_counter()
-    result = work()
-    machine.synchronize(device)
-    return time.perf_counter() - began, result
-
-
-def free(device: torch.device) -> None:
-    """Give back the memory of what is no longer needed."""
-    gc.collect()
-    memory.empty_cache(device)
 
 
 def decibels(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:

@@ -1,0 +1,79 @@
+"""What the speed levels cost and save: ``python -m benchmarks.levels DATASET [--overlap 0.85]``.
+
+Separates songs in MUSDB18-HQ's layout at each level, in float32; prints seconds of work per second of song
+and the change of each stem's global SDR. ``--overlap`` gives the ensemble's networks leaderboard C's overlap,
+where its own is so small that a level would change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from evaluator.metrics import global_sdr
+from kmdx import Separator, audio, plan_file, speed
+from kmdx.errors import KmdxError
+
+
+def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
+    """Write an ensemble's plan again, with this overlap in all of its networks that add overlaps."""
+    content = yaml.safe_load(
+        (Path(plan_file.__file__).parent / "plans" / f"{ensemble}.yaml").read_text("utf-8")
+    )
+    for use in content["networks"].values():
+        if "overlap_add" in use:
+            use["overlap_add"]["overlap"] = overlap
+    path = folder / f"{ensemble}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    return path
+
+
+def measure(ensemble: str | Path, dataset: Path, models: Path | None) -> None:
+    """Print a line for each song and level."""
+    mixtures = sorted(dataset.rglob("mixture.wav"))
+    if not mixtures:
+        raise KmdxError(f"{dataset}: no song folders with a mixture.wav")
+    songs = {path.parent: audio.read(path) for path in mixtures}
+    before: dict[Path, dict[str, float]] = {}
+    for level in speed.levels():
+        separator = Separator(ensemble, device="cpu", folder=models, precision="fp32", speed=level)
+        for folder, song in songs.items():
+            began = time.perf_counter()
+            stems = separator.separate(song.samples, song.rate)
+            factor = (time.perf_counter() - began) * song.rate / len(song.samples)
+            sdr = {
+                stem: global_sdr(audio.read(folder / f"{stem}.wav").samples, samples)
+                for stem, samples in stems.items()
+            }
+            first = before.setdefault(folder, sdr)
+            changes = ", ".join(
+                f"{stem} {value:.2f} ({value - first[stem]:+.2f})" for stem, value in sdr.items()
+            )
+            print(f"{level:11s} {factor:6.2f} ×  {folder.name}: {changes}", flush=True)
+
+
+def main() -> None:
+    """Measure every level."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--ensemble", default="htdemucs")
+    parser.add_argument("--overlap", type=float)
+    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        chosen: str | Path = options.ensemble
+        if options.overlap is not None:
+            chosen = overlapping(options.ensemble, options.overlap, Path(temporary))
+        measure(chosen, options.dataset, options.folder)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KmdxError as error:
+        sys.exit(f"error: {error}")
