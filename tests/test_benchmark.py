@@ -18,7 +18,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from benchmarks import against_demucs, length, table
+from benchmarks import against_demucs, length, levels, table
 from benchmarks import baseline as against_baseline
 from kmdx import cli, plan_file
 from kmdx.benchmark import machine, measuring, stand_in, synthetic
@@ -267,3 +267,21 @@ def test_stages_hear_what_is_left() -> None:
     heard = against_demucs.stages_of(song, stems)
     assert list(heard) == ["song", "without_vocals", "nor_drums"]
     assert decibels(0.25 * song, heard["nor_drums"]) > 100
+
+
+def test_the_script_for_speed_levels(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, stem in enumerate(("mixture", "bass", "drums", "other", "vocals")):
+        (tmp_path / "song").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "song" / f"{stem}.wav", noise(40_000, seed=number), 44100)
+    levels.measure(small, tmp_path, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["leaderboard", "balanced", "fast"]
+    assert lines[0].count("(+0.00)") == 4
+    written = plan_file.load(levels.overlapping("htdemucs", 0.85, tmp_path))
+    published = plan_file.load("htdemucs")
+    assert written.networks["htdemucs"].chunking == replace(
+        published.networks["htdemucs"].chunking, overlap=0.85
+    )
+    assert (written.nodes, written.stems) == (published.nodes, published.stems)
+    with pytest.raises(KmdxError, match="no song folders"):
+        levels.measure(small, tmp_path / "song" / "none", None)

@@ -25,7 +25,19 @@ from rich.console import Console
 from kmdx import Separator, weights
 from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.networks.tfc_tdf import Block, TfcTdf
-from training import budget, command, decoding, export, fitting, losses, page, songs, windows
+from training import (
+    budget,
+    command,
+    decoding,
+    export,
+    fitting,
+    losses,
+    module,
+    page,
+    songs,
+    validation,
+    windows,
+)
 from training import config as configs
 from training.config import Config, Loss, TrainingError
 from training.module import RecomputedBlock
@@ -85,7 +97,7 @@ def fit(data: Path, tmp_path: Path) -> Callable[..., Run]:
 
 def state(run: Run) -> dict[str, torch.Tensor]:
     """What training goes on with, and the averaged weights."""
-    checkpoint = torch.load(run.last, weights_only=False)
+    checkpoint = torch.load(run.last, weights_only=True)
     averaged = {f"average.{name}": value for name, value in checkpoint["state_dict"].items()}
     return {**checkpoint["current_model_state"], **averaged}
 
@@ -135,6 +147,12 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ({"loss": {"l1": 0}}, "loss: every term has the weight 0"),
         ({"network": {**NETWORK, "norm_groups": 3}}, "network: growth 4 does not divide into 3 groups"),
         ({"network": {**NETWORK, "bins": 60}}, "network: 1 levels need bins that divide by 16"),
+        ({"data": {"gain": [6, -6]}}, "data.gain: the first value must not be above the second, not [6, -6]"),
+        (
+            {"loss": {"spectral": 1}, "network": {**NETWORK, "trim": 3000}},
+            "4096 samples are more than the 1936",
+        ),
+        ({"validate_every": 2}, "3 epochs do not end with a validation, which is every 2"),
         ({"network": {**NETWORK, "trim": 4000}}, "network: two trims of 4000 leave nothing of 7936 samples"),
     ],
 )
@@ -385,8 +403,13 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     assert float(scores[-1]["sdr"]) > float(scores[0]["sdr"])
     assert float(steps[-1]["learning_rate"]) < 0.01
     assert list((run.folder / "tensorboard").iterdir())
-    best = torch.load(run.best, weights_only=False)
-    assert best["global_step"] == max((float(row["sdr"]), int(row["step"])) for row in scores)[1]
+    best = torch.load(run.best, weights_only=True)
+    score, step = max((float(row["sdr"]), int(row["step"])) for row in scores)
+    assert best["global_step"] == step
+    validated = validation.score(
+        run.config(), fitting.trained(run), None, found(data, run.config()).validation[0], torch.device("cpu")
+    )
+    assert validated == pytest.approx(score, abs=1e-4), "what is exported is what was validated"
     written = page.write(run, found(data, run.config()))
     text = written.read_text("utf-8")
     assert text.count("<polyline") == 4
@@ -525,6 +548,31 @@ def test_a_run_is_what_it_was_begun_as(fit: Callable[..., Run], data: Path) -> N
         fit(seed=1)
     with pytest.raises(TrainingError, match="begun with validation"):
         fit(validation=["song 1"])
+
+
+def test_a_run_that_ended_early_has_ended(fit: Callable[..., Run]) -> None:
+    """With a rate of next to nothing, no validation is better than the first."""
+    still = {"optimizer": {"rate": 1e-30}, "patience": 1, "steps": 20, "average": None}
+    run = fit(**still)
+    before = rows(run.steps), rows(run.validation), run.last.read_bytes()
+    assert int(before[1][-1]["step"]) < 20
+    fit(**still)
+    assert (rows(run.steps), rows(run.validation), run.last.read_bytes()) == before
+
+
+def test_fewer_windows_at_once_may_be_asked_for_later(fit: Callable[..., Run]) -> None:
+    assert fit(batch=4).at_once() == 4
+    assert fit(batch=4, at_once=2).at_once() == 2
+    assert fit(batch=4).at_once() == 2
+
+
+def test_a_gradient_that_is_never_finite_ends_the_run(
+    fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SKIPPED", 5)
+    monkeypatch.setattr(losses, "total", lambda config, terms: terms["l1"] * float("nan"))
+    with pytest.raises(TrainingError, match="5 steps in a row up to step 5 were not finite"):
+        fit(steps=20)
 
 
 def test_a_full_disk_is_told_before_the_first_step(
@@ -697,7 +745,7 @@ def test_published_networks_train_on_a_t4(stem: str) -> None:
     ("arguments", "message"),
     [
         (["run", "nothing", "--data", "x", "-o", "y"], "no config 'nothing'"),
-        (["run", "vocals", "--data", "nowhere", "-o", "y"], "nowhere: no such folder"),
+        (["run", "mini/vocals", "--data", "nowhere", "-o", "y"], "nowhere: no such folder"),
         (["run", "vocals", "--data", "x", "-o", "y", "--set", "batch"], "--set batch: expected KEY=VALUE"),
         (
             ["run", "vocals", "--data", "x", "-o", "y", "--set", "batch=many"],
@@ -711,6 +759,7 @@ def test_published_networks_train_on_a_t4(stem: str) -> None:
             ["run", "vocals", "--data", "x", "-o", "y", "--device", "cuda", "--devices", "99"],
             "99 GPUs are asked for",
         ),
+        (["run", "drums", "--data", "x", "-o", "y", "--device", "cpu"], "precision fp16 needs a GPU"),
         (["export", "nowhere"], "nowhere: no training run"),
         (["report", "nowhere"], "nowhere: no training run"),
     ],

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +24,14 @@ T4 = 16 * 10**9  # bytes; the driver and torch's kernels take OVERHEAD of them
 OVERHEAD = 0.9e9
 SPARE = 0.9  # of what is left, for what the allocator cannot use
 DTYPES = {"fp32": torch.float32, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # counted alike
+
+
+class _FullNorm(nn.GroupNorm):
+    """A group norm as CUDA's autocast computes it: in float32, whatever comes in. The CPU's does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,10 @@ def measure(config: Config) -> Budget:
             for module in network.modules():
                 if isinstance(module, Block):
                     module.__class__ = RecomputedBlock
+        if half:
+            for module in network.modules():
+                if isinstance(module, nn.GroupNorm):
+                    module.__class__ = _FullNorm
         own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
         parameters = sum(parameter.numel() for parameter in network.parameters())
         spectrum = torch.randn(1, SPECTRUM_CHANNELS, config.network.bins, config.network.frames)
@@ -157,7 +169,7 @@ def step(config: Config) -> Step:
     """Take two steps on noise, windows going together as :func:`at_once` says; the second is timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Unmixing(config, Songs((), ())).to(device)
-    (optimizer,) = (module.configure_optimizers()["optimizer"],)
+    optimizer = module.configure_optimizers()["optimizer"]
     size = at_once(config, device.type, 1)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
     noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1

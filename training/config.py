@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kmdx.errors import KmdxError
 from kmdx.networks.spectrogram import SpectrogramConfig
@@ -21,6 +21,12 @@ CONFIGS = Path(__file__).parent / "configs"
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if values[0] > values[1]:
+        raise ValueError("the first value must not be above the second")
+    return values
 
 
 class TrainingError(KmdxError):
@@ -60,6 +66,8 @@ class Network(Section):
             raise ValueError(f"growth {self.growth} does not divide into {self.norm_groups} groups")
         if 2 * self.trim >= self.chunk:
             raise ValueError(f"two trims of {self.trim} leave nothing of {self.chunk} samples")
+        if self.n_fft >= 2 * self.chunk:
+            raise ValueError(f"a window of {self.n_fft} samples is too long for {self.chunk}")
         return self
 
     def unet(self) -> TfcTdfConfig:
@@ -85,7 +93,7 @@ class Rest(Section):
     """
 
     vocals: str | None = None
-    error: tuple[float, float] = (-20.0, -8.0)
+    error: Annotated[tuple[float, float], AfterValidator(_rising)] = (-20.0, -8.0)
 
 
 class Data(Section):
@@ -104,7 +112,7 @@ class Data(Section):
     """
 
     mixing: Share = 0.7
-    gain: tuple[float, float] = (-6.0, 6.0)
+    gain: Annotated[tuple[float, float], AfterValidator(_rising)] = (-6.0, 6.0)
     swap: Share = 0.5
     invert: Share = 0.5
     silence: Share = 0.0
@@ -205,6 +213,15 @@ class Config(Section):
     def _together(self) -> Config:
         if self.hears == "rest" and self.source == "vocals":
             raise ValueError("what is left without vocals has none to estimate")
+        kept = self.network.chunk - 2 * self.network.trim
+        if self.loss.spectral and max(self.loss.windows) > kept:
+            raise ValueError(
+                f"loss.windows: {max(self.loss.windows)} samples are more than the {kept} that are kept"
+            )
+        if self.epochs % self.validate_every:
+            raise ValueError(
+                f"{self.epochs} epochs do not end with a validation, which is every {self.validate_every}"
+            )
         if self.at_once != "auto" and self.batch % self.at_once:
             raise ValueError(f"a batch of {self.batch} cannot go through by {self.at_once}")
         return self

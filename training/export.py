@@ -61,8 +61,6 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
     partial = folder / f".{name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(author_state(network, half), partial)
-        partial.replace(state)
         write_graph(network, partial)
         difference = compare(network, partial)
         if difference > TOLERANCE:
@@ -70,6 +68,8 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
                 f"the exported graph differs from the network by {difference:.1e} of its peak"
             )
         partial.replace(graph)
+        torch.save(author_state(network, half), partial)
+        partial.replace(state)
         weights.register(
             folder,
             name,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
@@ -67,6 +69,8 @@ def fit(
     run = Run(output)
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # others are its children, and do what it does
     accelerator = _accelerator(device, devices)
+    if accelerator == "cpu" and config.precision == "fp16":
+        raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
     songs = find(folders, config.source, config.network.chunk, config.validation, variants)
     with run.locked() if first else nullcontext():
         vocals = vocals_network(config)
@@ -76,13 +80,14 @@ def fit(
                 "variants": [str(folder.resolve()) for folder in variants],
                 "training": [song.name for song in songs.training],
                 "validation": [song.name for song in songs.validation],
+                "devices": devices,
             }
             with torch.device("meta"):
                 size = sum(
                     parameter.numel()
                     for parameter in TfcTdf(config.network.unet(), config.source).parameters()
                 )
-            run.begin(config, data, size)
+            run.begin(config, data, size, lambda: budget.at_once(config, accelerator, devices))
         songs = _decoded(songs, decoded or decoding.usual_folder(), console)
         if accelerator == "cpu":
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
@@ -90,10 +95,12 @@ def fit(
             config,
             songs,
             vocals,
-            budget.at_once(config, accelerator, devices),
+            run.at_once(),
             _workers(workers, devices),
         )
         journal.quiet()
+        if run.stopped_early():
+            return run
         watching: list[Callback] = [journal.Journal(run, console)] if first else []
         trainer = _trainer(config, run, accelerator, devices, module.at_once, watching)
         try:
@@ -114,6 +121,24 @@ def fit(
         except SystemExit as error:  # lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
     return run
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there: written beside their place, then given their name."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _of_worker(error: TrainingError) -> TrainingError:
@@ -190,8 +215,10 @@ def _trainer(
     config: Config, run: Run, accelerator: str, devices: int, at_once: int, watching: list[Callback]
 ) -> lightning.Trainer:
     share, left = divmod(config.batch, devices)
-    if left:
-        raise TrainingError(f"a batch of {config.batch} cannot be shared by {devices} devices")
+    if left or share % at_once:
+        raise TrainingError(
+            f"a batch of {config.batch} cannot go through {devices} devices by {at_once} windows each"
+        )
     checkpoint = partial(
         ModelCheckpoint, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
     )
@@ -203,7 +230,6 @@ def _trainer(
             monitor="sdr",
             mode="max",
             save_on_train_epoch_end=False,
-            save_weights_only=True,
         ),
         checkpoint(filename="last", save_on_train_epoch_end=True),
     ]
@@ -218,7 +244,8 @@ def _trainer(
         strategy="ddp" if devices > 1 else "auto",
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        accumulate_grad_batches=-(-share // at_once),
+        accumulate_grad_batches=share // at_once,
+        plugins=[WholeCheckpoints()],
         check_val_every_n_epoch=config.validate_every,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
@@ -228,5 +255,4 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         deterministic="warn",
-        gradient_clip_val=None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -74,7 +73,7 @@ class Journal(Callback):
         """Open the tables where the run goes on."""
         assert isinstance(module, Unmixing)
         self.began = self.since = time.perf_counter()
-        self.first = self.last = trainer.global_step
+        self.first = self.last = self.noted = trainer.global_step
         self.steps = Table(self.run.steps, STEPS, self.first)
         self.validation = Table(self.run.validation, VALIDATION, self.first)
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
@@ -98,8 +97,8 @@ class Journal(Callback):
             now = time.perf_counter()
             values = {name: float(value) for name, value in trainer.logged_metrics.items() if name in STEPS}
             values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-            values["seconds"] = (now - self.since) / (step - self.last if step - self.last < EVERY else EVERY)
-            self.since = now
+            values["seconds"] = (now - self.since) / (step - self.noted)
+            self.since, self.noted = now, step
             self.steps.add({"step": step, **values, "skipped": module.skipped})
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -112,6 +111,10 @@ class Journal(Callback):
         """Time left at the pace since this process began, validation included."""
         pace = (time.perf_counter() - self.began) / max(1, step - self.first)
         return f"{timedelta(seconds=round(pace * (module.config.steps - step)))} left"
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Stop the clock of the steps."""
+        self.paused = time.perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Note the scores."""
@@ -129,7 +132,7 @@ class Journal(Callback):
             f"{shown}{skipped}, {self.left(module, step)}",
             highlight=False,
         )
-        self.since = time.perf_counter()
+        self.since += time.perf_counter() - self.paused
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close everything."""
@@ -152,4 +155,3 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    sys.stdout.flush()

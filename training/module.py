@@ -21,6 +21,8 @@ from training.config import Config, TrainingError
 from training.songs import Songs
 from training.windows import Window, Windows
 
+MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
+
 
 class Unmixing(lightning.LightningModule):
     """Trains a network to estimate one source.
@@ -57,7 +59,7 @@ class Unmixing(lightning.LightningModule):
         self._statistics: list[Tensor] = []
         self._losses: list[Tensor] = []
         self.skipped = 0
-        self.automatic_optimization = True
+        self._in_a_row = 0
 
     @property
     def vocals(self) -> Network | None:
@@ -80,7 +82,7 @@ class Unmixing(lightning.LightningModule):
             self._statistics = [buffer.clone() for buffer in self.network.buffers()]
         heard, target = batch
         if self.vocals is not None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(heard.device.type, enabled=False):
                 heard = heard - self.vocals(heard)[:, 0]
         trim = self.config.network.trim
         kept = slice(trim, target.shape[-1] - trim)
@@ -89,7 +91,6 @@ class Unmixing(lightning.LightningModule):
             terms = losses.terms(self.config.loss, estimate, target[..., kept])
             loss = losses.total(self.config.loss, terms)
         self._losses.append(loss.detach())
-        self.log("loss", loss.detach(), batch_size=len(heard), on_step=True, on_epoch=False)
         for name, value in terms.items():
             self.log(name, value.detach(), batch_size=len(heard), on_step=True, on_epoch=False)
         return loss
@@ -103,12 +104,15 @@ class Unmixing(lightning.LightningModule):
         """Clip the gradient's norm; step over, or stop at, a loss or gradient that is not finite."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip or math.inf)
-        finite = bool(torch.stack(self._losses).isfinite().all())
+        loss = torch.stack(self._losses).mean()
         self._losses.clear()
+        finite = bool(loss.isfinite())
         if self.config.precision != "fp16":  # there the scaler expects some, and steps over them itself
             finite = finite and bool(norm.isfinite())
+        self.log("loss", loss, on_step=True, on_epoch=False)
         self.log("gradient", norm, on_step=True, on_epoch=False)
         if finite:
+            self._in_a_row = 0
             return
         step = self.trainer.global_step + 1
         if self.config.nan == "stop":
@@ -117,9 +121,22 @@ class Unmixing(lightning.LightningModule):
                 "the last checkpoint is untouched"
             )
         self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row == MOST_SKIPPED:
+            raise TrainingError(
+                f"{MOST_SKIPPED} steps in a row up to step {step} were not finite: nothing is learned"
+            )
         for buffer, before in zip(self.network.buffers(), self._statistics, strict=True):
             buffer.copy_(before)
         optimizer.zero_grad()  # nothing to step along
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the count of steps that were skipped."""
+        checkpoint["skipped"] = self.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped = checkpoint["skipped"]
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning rate by step."""
@@ -176,6 +193,8 @@ class Unmixing(lightning.LightningModule):
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, self.scores)
             self.scores = {name: score for part in gathered for name, score in part.items()}
+        if not self.scores:
+            raise TrainingError(f"{self.config.source} is silent in every song to validate with")
         self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
 
     def on_fit_start(self) -> None:
@@ -222,6 +241,6 @@ class Averaging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             share = min(decay, (1 + int(count)) / (10 + int(count)))
-            return share * averaged + (1 - share) * current
+            return averaged + (1 - share) * (current - averaged)  # exactly what it was, where nothing changes
 
         super().__init__(avg_fn=average)

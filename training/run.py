@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 
@@ -21,6 +22,7 @@ from training import config as configs
 from training.config import Config, TrainingError
 
 COPIES = 10  # of the weights that checkpoints take: two files of weights, their mean, two moments
+FREE = ("at_once", "checkpointing", "compile")  # keys that change how a step is computed, not what it learns
 MARGIN = 2**27  # bytes for logs and the page
 
 
@@ -81,17 +83,50 @@ class Run:
         TrainingError
             If it cannot be made, or another process works on it.
         """
+        lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
             raise TrainingError(f"{self.folder}: another process works on this run") from error
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise TrainingError(f"{self.folder}: cannot be written to: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def begin(self, config: Config, data: dict[str, Any], parameters: int) -> None:
+    def at_once(self) -> int:
+        """Windows that go through the network together, as was settled when the run began."""
+        size: int = self.data()["at_once"]
+        return size
+
+    def stopped_early(self) -> bool:
+        """Whether it ended for want of a better score, which lightning does not remember."""
+        if not self.last.is_file():
+            return False
+        states = torch.load(self.last, map_location="cpu", weights_only=True)["callbacks"]
+        return any(
+            state["wait_count"] >= state["patience"]
+            for name, state in states.items()
+            if name.startswith("EarlyStopping")
+        )
+
+    def begin(
+        self, config: Config, data: dict[str, Any], parameters: int, at_once: Callable[[], int]
+    ) -> None:
         """Note what the run is to do, or check that it is what it was.
+
+        Parameters
+        ----------
+        config : Config
+            Keys of :data:`FREE` may be others than before.
+        data : dict
+            Its songs, and how many devices it runs on.
+        parameters : int
+            Of the network.
+        at_once : callable
+            Settles how many windows go together, where neither the config nor the run says it.
 
         Raises
         ------
@@ -106,20 +141,26 @@ class Run:
                 f"{free / 1e9:.2f} GB are free"
             )
         if not self.config_file.is_file() or not self.last.is_file():
-            _write(self.config_file, configs.dump(config))
-            _write(self.data_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+            self._note(config, {**data, "at_once": at_once()})
             return
         before = self.config().model_dump(mode="json")
         now = config.model_dump(mode="json")
-        differing = [key for key in now if before.get(key) != now[key]]
+        differing = [key for key in now if before.get(key) != now[key] and key not in FREE]
         if differing:
             key = differing[0]
             raise TrainingError(
                 f"{self.folder}: begun with {key} {before.get(key)}, not {now[key]}; "
                 "take another folder, or the config it was begun with"
             )
-        if self.data() != data:
-            raise TrainingError(f"{self.folder}: begun with other songs: see {self.data_file}")
+        noted = self.data()
+        settled = noted.pop("at_once")
+        if noted != data:
+            raise TrainingError(f"{self.folder}: begun with other songs or devices: see {self.data_file}")
+        self._note(config, {**data, "at_once": settled if config.at_once == "auto" else at_once()})
+
+    def _note(self, config: Config, data: dict[str, Any]) -> None:
+        _write(self.config_file, configs.dump(config))
+        _write(self.data_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def _write(path: Path, text: str) -> None:

@@ -91,8 +91,8 @@ def find(
     shortest : int
         Samples that a song must have: one window.
     validation : sequence of str
-        Patterns of names of songs to validate with. Without any: those in a split ``valid`` or
-        ``validation``, or MUSDB18's own fourteen.
+        Names, or patterns of names, of songs to validate with, beside those in a split ``valid`` or
+        ``validation``. Without either, MUSDB18's own fourteen.
     variants : sequence of Path
         Folders of variants.
 
@@ -118,8 +118,10 @@ def find(
             name for name in yaml.safe_load(MUSDB18.read_text("utf-8"))["validation"] if name in found
         ]
     for pattern in patterns:
-        matching = [name for name in found if fnmatchcase(name, pattern)]
-        if not matching and not any(fnmatchcase(name, pattern) for name in held):
+        matching = [name for name in found if name == pattern] or [
+            name for name in found if fnmatchcase(name, pattern)
+        ]
+        if not matching and not any(name == pattern or fnmatchcase(name, pattern) for name in held):
             raise TrainingError(f"no song to validate with is called {pattern!r}; there are {_some(found)}")
         held.update({name: found.pop(name) for name in matching})
 
@@ -141,6 +143,9 @@ def find(
         if not any(source in song.stems for song in songs.values()):
             raise TrainingError(f"none of {len(songs)} songs {what} has {source}: {_some(songs)}")
     others = [_versions(folder) for folder in variants]
+    for folder, version in zip(variants, others, strict=True):
+        if not version.keys() & found.keys():
+            raise TrainingError(f"{folder}: no variant of a song to train with: names must be the songs' own")
     training = (
         Song(song.name, song.stems, tuple(version[name] for version in others if name in version))
         for name, song in found.items()

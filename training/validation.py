@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluator.metrics import global_sdr
-from kmdx import chunking
+from kmdx import chunking, memory
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.runner import Runner
 from training import windows
 from training.config import Config
 from training.songs import Song
-
-KNOWN_ERROR = 0.4  # of the true vocals: their error where no network estimates them, -8 dB
 
 
 class Estimated(NamedTuple):
@@ -36,6 +34,8 @@ def score(
     if config.source not in song.stems:
         return None
     found = estimate(config, network, vocals, song, device)
+    if not found.truth.any():
+        return None
     return global_sdr(found.truth.T, found.estimate.T)
 
 
@@ -48,7 +48,7 @@ def estimate(
     heard = np.sum([*stems.values()], axis=0)
     if config.hears == "rest":
         if vocals is None:
-            heard = heard - np.float32(1 - KNOWN_ERROR) * stems["vocals"]
+            heard = heard - windows.estimated(stems["vocals"], heard, sum(config.rest.error) / 2)
         else:
             heard = heard - _through(config, vocals, heard, device)
     return Estimated(heard, _through(config, network, heard, device), stems[config.source])
@@ -65,9 +65,9 @@ def _through(
     try:
         estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
-        chunking.trim_and_join(
-            Runner(network, device), torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim
-        )
+        runner = Runner(network, device, budget=memory.device_budget(device))
+        with torch.autocast(device.type, enabled=False):
+            chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
     finally:
         if training:
             network.train()  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ class Windows(Dataset[Window]):
             stems[name] = _varied(samples, generator, data.gain, data.swap, data.invert)
         heard = np.sum([*stems.values()], axis=0)
         if self.config.hears == "rest" and self.config.rest.vocals is None:
-            heard = heard - _estimated(stems["vocals"], heard, generator, self.config.rest.error)
+            heard = heard - estimated(stems["vocals"], heard, generator.uniform(*self.config.rest.error))
         return Window(torch.from_numpy(heard), torch.from_numpy(stems[self.config.source]))
 
     def _stems(self, generator: Generator) -> dict[str, NDArray[np.float32]]:
@@ -140,14 +140,9 @@ def _varied(
     return np.ascontiguousarray(samples * np.float32(factor))
 
 
-def _estimated(
-    vocals: NDArray[np.float32],
-    mixture: NDArray[np.float32],
-    generator: Generator,
-    error: tuple[float, float],
-) -> NDArray[np.float32]:
-    """The true vocals with an error: half of it vocals that are missing, half the rest that is there."""
-    level = 10 ** (generator.uniform(*error) / 20)
+def estimated(vocals: NDArray[np.float32], mixture: NDArray[np.float32], error: float) -> NDArray[np.float32]:
+    """The true vocals with an error of so many dB: half of it vocals left out, half of it the rest let in."""
+    level = 10 ** (error / 20)
     rest = mixture - vocals
     norm, other = (math.sqrt(float(np.square(signal).sum())) for signal in (vocals, rest))
     leak = min(level * math.sqrt(0.5) * norm / other, 0.5) if other else 0.0

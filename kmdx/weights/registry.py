@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import kmdx
 from kmdx.errors import WeightsError
 
 _TRANSFORM = ("n_fft", "hop", "bins", "frames")
@@ -133,7 +132,7 @@ class Weight:
     estimated_bytes : int, optional
         Size of the download where nobody publishes it, reckoned from the tensors' shapes.
     path : Path, optional
-        The file of a weight that is the user's own, or that comes with the package.
+        The file of a weight that is the user's own and not the registry's.
     """
 
     name: str
@@ -248,18 +247,9 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     )
 
 
-def shipped_folder() -> Path:
-    """Where the weights of the package lie: ``models/mini`` of a checkout, ``kmdx/mini`` of a wheel."""
-    package = Path(kmdx.__file__).parent
-    checkout = package.parent / "models" / "mini"
-    return checkout if checkout.is_dir() else package / "mini"
-
-
 def _weight(name: str, entry: Mapping[str, Any], licences: Mapping[str, Any]) -> Weight:
     fields = dict(entry)
     try:
-        if "shipped" in fields:
-            fields |= {"path": shipped_folder() / fields.pop("shipped"), "sources": ()}
         licence = licences[fields.pop("licence")]
         sources = tuple(_source(source) for source in fields.pop("sources"))
         return Weight(
