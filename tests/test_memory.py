@@ -94,7 +94,10 @@ class Libc:
 
 
 KEPT = {-1: 2**31 - 1, -3: 2**31 - 1}  # trim and mmap thresholds
-DEFAULT = {-1: 131072, -3: 131072}
+DEFAULT = {
+    memory.M_MMAP_THRESHOLD: 32 * 2**20,
+    memory.M_TRIM_THRESHOLD: 64 * 2**20,
+}  # what malloc adapts itself to
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt()], ids=repr)

@@ -207,14 +207,19 @@ def test_as_many_windows_go_together_as_there_is_room_for(
     assert run.size(LENGTH) == size
 
 
-def test_windows_of_each_length_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = Gpu(monkeypatch, 0, 100)
+def test_longer_windows_are_measured_anew_and_shorter_ones_take_their_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = Gpu(monkeypatch, 0, 50)
     run = Runner(Network(), CPU, budget=1000)
-    run(windows(1))
-    gpu_shorter = Gpu(monkeypatch, 0, 50)
     run(windows(1)[..., :5])
-    assert (run.size(LENGTH), run.size(5)) == (8, 16)
-    assert (gpu.resets, gpu_shorter.resets) == (1, 1)
+    full = Gpu(monkeypatch, 0, 100)
+    run(windows(1))
+    shorter = Gpu(monkeypatch, 0, 1)
+    run(windows(1)[..., :4])
+    run(windows(1)[..., :8])
+    assert [run.size(length) for length in (4, 5, 8, LENGTH, LENGTH + 1)] == [20, 16, 10, 8, 1]
+    assert (short.resets, full.resets, shorter.resets) == (1, 1, 0)
 
 
 def test_without_a_budget_windows_go_one_by_one_and_nothing_is_measured(

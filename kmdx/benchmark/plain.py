@@ -51,7 +51,9 @@ class Plain:
         self.setting = (str(ensemble), str(device), folder)
         self._pool = None
         if device.type == "cpu":
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            threads = (torch.get_num_threads(),)
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, spawn, torch.set_num_threads, threads)
 
     def __enter__(self) -> Plain:
         return self
