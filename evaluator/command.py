@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from evaluator.replay import Record, Stopped, replay
 from evaluator.scorer import Scorer
 from evaluator.store import Store
 from evaluator.survey import survey
-from kmdx import plan_file
+from kmdx import plan_file, terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 
@@ -42,11 +41,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    try:
-        app()
-    except KmdxError as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        sys.exit(2)
+    terminal.run(app, err)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

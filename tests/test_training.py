@@ -24,7 +24,7 @@ from rich.console import Console
 
 from kmdx import Separator, weights
 from kmdx.errors import KmdxWarning, WeightsError
-from kmdx.networks.tfc_tdf import Block, TfcTdf
+from kmdx.networks.tfc_tdf import TfcTdf
 from training import (
     budget,
     command,
@@ -40,7 +40,6 @@ from training import (
 )
 from training import config as configs
 from training.config import Config, Loss, TrainingError
-from training.module import RecomputedBlock
 from training.run import Run
 from training.windows import Windows
 
@@ -619,9 +618,7 @@ def test_recomputed_activations_change_nothing(norm_groups: int | None) -> None:
     for recomputed in (False, True):
         network = tiny.unet("vocals", norm_groups, seed=3).train()
         if recomputed:
-            for module in network.modules():
-                if isinstance(module, Block):
-                    module.__class__ = RecomputedBlock
+            module.recompute(network)
         network.unet(spectrum).square().mean().backward()
         gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
         results.append({**gradients, **dict(network.named_buffers())})

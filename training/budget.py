@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from kmdx import precision
 from kmdx.benchmark import machine
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
 from training.config import Config, TrainingError
-from training.module import RecomputedBlock, Unmixing
+from training.module import Unmixing, recompute
 from training.songs import Songs
 
 T4 = 16 * 10**9  # bytes; the driver and torch's kernels take OVERHEAD of them
@@ -83,9 +84,7 @@ def measure(config: Config) -> Budget:
     with FakeTensorMode():
         network = TfcTdf(config.network.unet(), config.source)
         if config.checkpointing:
-            for module in network.modules():
-                if isinstance(module, Block):
-                    module.__class__ = RecomputedBlock
+            recompute(network)
         if half:
             for module in network.modules():
                 if isinstance(module, nn.GroupNorm):
@@ -171,7 +170,7 @@ def step(config: Config) -> Step:
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     size = at_once(config, device.type, 1)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+    dtype = precision.DTYPES[config.precision]
     noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1
     machine.reset_peaks(device)
     for _ in range(2):

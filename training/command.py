@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx.errors import KmdxError
+from kmdx import terminal
 from training import config as configs
 from training.config import Config, TrainingError
 
@@ -32,11 +31,7 @@ Changes = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    try:
-        app()
-    except KmdxError as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        sys.exit(2)
+    terminal.run(app, err)
 
 
 @app.callback()
@@ -90,7 +85,7 @@ def run(
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on after the last epoch that was finished")
         raise typer.Exit(130) from None
-    if _is_first():
+    if fitting.is_first():
         found = songs.find(data, chosen.source, chosen.network.chunk, chosen.validation, variants or [])
         out.print(f"report: {escape(str(page.write(made, found)))}")
 
@@ -198,10 +193,3 @@ def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] |
     if validation:
         changes["validation"] = list(validation)
     return configs.load(name, changes)
-
-
-def _is_first() -> bool:
-    """Whether this is the process that others on more devices were started by."""
-    import os
-
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0

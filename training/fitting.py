@@ -67,7 +67,7 @@ def fit(
         not finite.
     """
     run = Run(output)
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # others are its children, and do what it does
+    first = is_first()
     accelerator = _accelerator(device, devices)
     if accelerator == "cpu" and config.precision == "fp16":
         raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
@@ -148,6 +148,11 @@ def _of_worker(error: TrainingError) -> TrainingError:
         if name.endswith(TrainingError.__name__):
             return TrainingError(message)
     return error
+
+
+def is_first() -> bool:
+    """Whether this is the process that the others, on more devices, were started by and imitate."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def vocals_network(config: Config) -> Network | None:

@@ -51,9 +51,7 @@ class Unmixing(lightning.LightningModule):
         self.workers = workers
         self.network = TfcTdf(config.network.unet(), config.source)
         if config.checkpointing:
-            for module in self.network.modules():
-                if isinstance(module, Block):
-                    module.__class__ = RecomputedBlock
+            recompute(self.network)
         self.unet: Callable[[Tensor], Tensor] = self.network.unet
         self._vocals = (vocals,)  # in a tuple, so that it is not taken for a part of what is trained
         self._statistics: list[Tensor] = []
@@ -203,6 +201,13 @@ class Unmixing(lightning.LightningModule):
             self.unet = torch.compile(self.network.unet)
         if isinstance(self.vocals, nn.Module):
             self.vocals.to(self.device)
+
+
+def recompute(network: TfcTdf) -> None:
+    """Let a network's blocks keep only their inputs."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.__class__ = RecomputedBlock
 
 
 class RecomputedBlock(Block):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from kmdx import terminal
 from kmdx.errors import KmdxError
 from training.synthetic import requirements
 from training.synthetic import songs as data
@@ -25,11 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    try:
-        app()
-    except KmdxError as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}")
-        sys.exit(2)
+    terminal.run(app, err)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
