@@ -109,6 +109,8 @@ class Data(Section):
         Share of stems whose channels are swapped, and whose polarity is inverted.
     silence : float
         Share of windows without the source that is to be estimated.
+    weights : mapping of str to float
+        How much oftener than others songs are drawn, by name or pattern; the first that fits counts.
     """
 
     mixing: Share = 0.7
@@ -116,6 +118,7 @@ class Data(Section):
     swap: Share = 0.5
     invert: Share = 0.5
     silence: Share = 0.0
+    weights: dict[str, Positive] = {}
 
 
 class Loss(Section):

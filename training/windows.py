@@ -7,7 +7,10 @@ step hears depends on nothing else: not on workers, processes, or where a run wa
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +34,21 @@ class Window(NamedTuple):
     target: Tensor
 
 
+class _Drawn:
+    """Songs to draw from, some oftener than others."""
+
+    def __init__(self, songs: Sequence[Song], weights: Mapping[str, float]) -> None:
+        self.songs = songs
+        self.ends = list(accumulate(_weight(song.name, weights) for song in songs))
+
+    def one(self, generator: Generator) -> Song:
+        return self.songs[bisect_right(self.ends, generator.random() * self.ends[-1])]
+
+
+def _weight(name: str, weights: Mapping[str, float]) -> float:
+    return next((weight for pattern, weight in weights.items() if fnmatchcase(name, pattern)), 1.0)
+
+
 class Windows(Dataset[Window]):
     """Windows by their number, without end.
 
@@ -44,7 +62,10 @@ class Windows(Dataset[Window]):
     def __init__(self, config: Config, songs: Sequence[Song]) -> None:
         self.config = config
         self.songs = songs
-        self.with_stem = {name: [song for song in songs if name in song.stems] for name in STEMS}
+        self.with_stem = {
+            name: _Drawn([song for song in songs if name in song.stems], config.data.weights) for name in STEMS
+        }
+        self.any = _Drawn(songs, config.data.weights)
 
     def __getitem__(self, number: int) -> Window:
         """Draw the window of that number."""
@@ -63,16 +84,16 @@ class Windows(Dataset[Window]):
     def _stems(self, generator: Generator) -> dict[str, NDArray[np.float32]]:
         length = self.config.network.chunk
         if generator.random() >= self.config.data.mixing:
-            song = self.songs[int(generator.integers(len(self.songs)))]
+            song = self.any.one(generator)
             version = song.versions[generator.integers(len(song.versions))]
             start = _start(generator, max(stem.samples for stem in version.values()), length)
             return {name: read(version.get(name), start, length) for name in STEMS}
         stems = {}
         for name in STEMS:
-            songs = self.with_stem[name]
+            drawn = self.with_stem[name]
             stem, start = None, 0
-            if songs:
-                song = songs[generator.integers(len(songs))]
+            if drawn.songs:
+                song = drawn.one(generator)
                 versions = [version for version in song.versions if name in version]
                 stem = versions[generator.integers(len(versions))][name]
                 start = _start(generator, stem.samples, length)
