@@ -274,7 +274,7 @@ def models_list() -> None:
         table.add_row(
             weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title
         )
-    for weight in weights.trained().values():
+    for weight in (*weights.shipped().values(), *weights.trained().values()):
         here = "yes" if weight.path and weight.path.is_file() else "no"
         table.add_row(weight.name, "", "", here, weight.licence, weight.title)
     out.print(table)

@@ -673,7 +673,7 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
     run = fit(steps=2)
     with pytest.raises(TrainingError, match="expected small letters"):
         export.export(run, "My Net", tmp_path)
-    with pytest.raises(TrainingError, match="the registry has a weight of that name"):
+    with pytest.raises(TrainingError, match="a weight that is known has that name"):
         export.export(run, "mdx_vocals", tmp_path)
     with pytest.raises(TrainingError, match="no training run"):
         Run.existing(tmp_path)
