@@ -329,6 +329,28 @@ def test_mixed_windows_have_stems_of_different_songs(data: Path) -> None:
     assert {bool(unmixed[number].target.any()) for number in range(20)} == {True, False}
 
 
+@pytest.mark.parametrize(("weights", "share"), [({}, 0.5), ({"song 1": 0.25}, 0.8), ({"song *": 3}, 0.5)])
+@pytest.mark.parametrize("mixing", [0, 1])
+def test_songs_are_drawn_as_often_as_they_weigh(
+    data: Path, monkeypatch: pytest.MonkeyPatch, weights: dict, share: float, mixing: float
+) -> None:
+    config = small(data={"mixing": mixing, "weights": weights})
+    one, two = (song for song in found(data, config).training if song.name != "song 0")
+    read: list[Path] = []
+
+    def note(stem: songs.Stem | None, start: int, length: int) -> np.ndarray:
+        read.extend([] if stem is None else [stem.path])
+        return np.zeros((2, length), np.float32)
+
+    monkeypatch.setattr(windows, "read", note)
+    drawn = Windows(config, [one, two])
+    for number in range(500):
+        drawn[number]
+    vocals = [path for path in read if path.stem == "vocals"]
+    assert len(vocals) == 500
+    assert abs(vocals.count(two.stems["vocals"].path) / 500 - share) < 0.07  # three standard deviations
+
+
 def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path) -> None:
     still = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     training = found(data, small()).training

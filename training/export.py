@@ -54,7 +54,8 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
-    if name in weights.registry() or (name in weights.shipped() and folder != weights.shipped_folder()):
+    elsewhere = folder.resolve() != weights.shipped_folder().resolve()
+    if name in weights.registry() or (name in weights.shipped() and elsewhere):
         raise TrainingError(f"name {name!r}: a weight that is known has that name; choose another")
     config = run.config()
     network = fitting.trained(run)
