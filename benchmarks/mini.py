@@ -25,7 +25,7 @@ from rich.table import Table
 
 from evaluator.dataset import STEMS
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio, plan_file
+from kmdx import Separator, audio
 from kmdx.errors import KmdxError
 from kmdx.plan import MIXTURE, Hear, Plan
 
@@ -47,7 +47,16 @@ def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
     return replace(plan, nodes={**plan.nodes, **alone}), ways
 
 
-def score(separator: Separator, folder: Path, ways: dict[str, dict[str, str]]) -> dict[tuple[str, str], float]:
+def prepare() -> tuple[Separator, dict[str, dict[str, str]]]:
+    """The small ensemble on the CPU in float32, and which of its signals is which, by stem and way."""
+    separator = Separator("mini", device="cpu", precision="fp32")
+    separator.plan, ways = with_each_alone(separator.plan)  # the same networks, once more each
+    return separator, ways
+
+
+def score(
+    separator: Separator, folder: Path, ways: dict[str, dict[str, str]]
+) -> dict[tuple[str, str], float]:
     """Global SDR in dB of a song by stem and way; only of stems that it has."""
     stems, rate = {}, 0
     for stem in STEMS:
@@ -71,9 +80,7 @@ def main() -> None:
     parser.add_argument("songs", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, help="write every number as CSV")
     options = parser.parse_args()
-    plan, ways = with_each_alone(plan_file.load("mini"))
-    separator = Separator("mini", device="cpu", precision="fp32")
-    separator.plan = plan  # the same networks, run once more each
+    separator, ways = prepare()
     console = Console(highlight=False)
     rows = []
     for root in options.songs:
@@ -83,7 +90,9 @@ def main() -> None:
         scores = {folder.name: score(separator, folder, ways) for folder in folders}
         table = Table("stem", "songs", *WAYS, "plan's gain", title=root.name, box=None)
         for stem in STEMS:
-            of_songs = [[song[stem, way] for way in WAYS] for song in scores.values() if (stem, "plan") in song]
+            of_songs = [
+                [song[stem, way] for way in WAYS] for song in scores.values() if (stem, "plan") in song
+            ]
             if of_songs:
                 means = np.mean(of_songs, axis=0)
                 cells = [f"{mean:.2f}" for mean in means]
