@@ -34,12 +34,9 @@ WAYS = ("mixture", "alone", "staged", "plan")
 
 def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
     """Add a run of each network that hears the mixture; also says which signal is which, by stem and way."""
-    runs = {
-        plan.networks[node.network].sources[0]: name
-        for name, node in plan.nodes.items()
-        if isinstance(node, Hear)
-    }
-    alone = {f"{run}_alone": Hear(plan.nodes[run].network, MIXTURE) for run in runs.values()}
+    hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Hear)}
+    runs = {plan.networks[node.network].sources[0]: name for name, node in hears.items()}
+    alone = {f"{name}_alone": Hear(node.network, MIXTURE) for name, node in hears.items()}
     ways = {
         stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
         for stem in STEMS
