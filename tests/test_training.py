@@ -441,6 +441,20 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
         assert sound.shape == (88_200, 2)
 
 
+def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
+    curve = page.Curve([*range(100)], [1.0, 3.0] * 50)
+    drawn = page.diagram(curve, smooth=True)
+    heights = {
+        kind: np.array([float(point.split(",")[1]) for point in points.split()])
+        for kind, points in re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn)
+    }
+    assert heights.keys() == {"faint", "curve"}
+    middle = heights["faint"].mean()
+    assert np.abs(heights["faint"] - middle).min() > 50
+    assert np.abs(heights["curve"][20:] - middle).max() < 10
+    assert page.diagram(curve).count("<polyline") == 1
+
+
 def test_the_same_seed_gives_the_same_weights(fit: Callable[..., Run]) -> None:
     first, second, other = fit("a"), fit("b"), fit("c", seed=1)
     assert same(state(first), state(second))
