@@ -433,7 +433,7 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     assert validated == pytest.approx(score, abs=1e-4), "what is exported is what was validated"
     written = page.write(run, found(data, run.config()))
     text = written.read_text("utf-8")
-    assert text.count("<polyline") == 4
+    assert text.count("<polyline") == 6
     assert "song 0" in text
     for file in re.findall(r'src="([^"]+)"', text):
         sound, rate = soundfile.read(run.folder / file.replace("%20", " "))
