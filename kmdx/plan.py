@@ -210,15 +210,18 @@ class Plan:
             visit(reference)
         return list(ordered)
 
+    def needed(self, wanted: Collection[str], known: Collection[str] = ()) -> set[str]:
+        """References to all signals that are at hand, or made, on the way to ``wanted``; these included."""
+        order = self.order(wanted, known)
+        return {*wanted, *(reference for name in order for reference in self.nodes[name].inputs)}
+
     def sources_used(
         self, wanted: Collection[str], known: Collection[str] = ()
     ) -> dict[str, tuple[str, ...]]:
         """For each :class:`Hear` node that ``wanted`` need, the sources that anything uses, in order."""
-        order = self.order(wanted, known)
-        needed = {*wanted, *(reference for name in order for reference in self.nodes[name].inputs)}
-        references = needed.difference(known)
+        references = self.needed(wanted, known).difference(known)
         used = {}
-        for name in order:
+        for name in self.order(wanted, known):
             node = self.nodes[name]
             if isinstance(node, Hear):
                 sources = self.networks[node.network].sources

@@ -228,7 +228,8 @@ class Separator:
                 f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}"
             )
         song = audio.check(samples, "the song")
-        checked = {name: audio.check(signal, name) for name, signal in known.items()}
+        needed = self.plan.needed(names, known)
+        checked = {name: audio.check(signal, name) for name, signal in known.items() if name in needed}
         for name, signal in checked.items():
             if signal.shape != song.shape:
                 raise AudioError(f"{name}: shape {signal.shape}, but the song's is {song.shape}")

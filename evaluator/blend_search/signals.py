@@ -56,7 +56,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     scored = [stem for stem in plan.stems if stem in STEMS]
     if not scored:
         raise PlanError(f"{plan.name}: its stems are {', '.join(plan.stems)}; expected {', '.join(STEMS)}")
-    own = {}
+    own: dict[str, str] = {}
     for stem in scored:
         own[stem] = _free(f"published_{stem}", {*plan.nodes, *own.values()})
     # What other nodes use of a stem is the stem as it was.
@@ -79,7 +79,15 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
         if name not in nodes
     }
     nodes |= {stem: stems.get(stem) or nodes.pop(stem) for stem in plan.stems}
-    return Flat(replace(plan, nodes=nodes), own)
+    return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own)
+
+
+def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
+    """The plan without the nodes and networks that nothing wanted needs."""
+    order = set(plan.order(wanted))
+    nodes = {name: node for name, node in plan.nodes.items() if name in order}
+    networks = {name: plan.networks[name] for name in plan.networks if name in plan.networks_used(wanted)}
+    return replace(plan, nodes=nodes, networks=networks)
 
 
 def published(plan: Plan, stem: str, node: str | None = None) -> dict[Signal, float]:
@@ -88,12 +96,10 @@ def published(plan: Plan, stem: str, node: str | None = None) -> dict[Signal, fl
 
     def add(reference: str, weight: float, back: str | None) -> None:
         value = plan.nodes[node_of(reference)]
-        if isinstance(value, Sum):
-            if value.denormalize is None or back is None:
-                if _is_blend(plan, value, stem):
-                    for term, factor in value.terms.items():
-                        add(term, weight * factor, value.denormalize or back)
-                    return
+        if isinstance(value, Sum) and _is_blend(plan, value, stem) and None in (value.denormalize, back):
+            for term, factor in value.terms.items():
+                add(term, weight * factor, value.denormalize or back)
+            return
         signal = Signal(reference, back)
         weights[signal] = weights.get(signal, 0.0) + weight
 
