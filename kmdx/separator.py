@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
@@ -109,6 +110,20 @@ class Separator:
             if key not in loaded:
                 loaded[key] = load_fast(use, self.plan.sample_rate, self.device, folder, precision, loose)
         return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
+
+    def under(self, changed: plan.Plan) -> Separator:
+        """The same networks, not loaded again, under a plan in which only signals and stems differ.
+
+        Raises
+        ------
+        PlanError
+            If the plan has other networks.
+        """
+        if changed.networks != self.plan.networks:
+            raise PlanError(f"{changed.name}: its networks are not those that were loaded")
+        separator = copy.copy(self)
+        separator.plan = changed
+        return separator
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:

@@ -162,7 +162,7 @@ def measure_song(
         stems[stem] = {
             **values,
             "signals": list(names),
-            "published_sdr": metrics.global_sdr(truth, _as_16_bit(signals[node])),
+            "published_sdr": metrics.global_sdr(truth, as_16_bit(signals[node])),
         }
         if kept is not None:
             files = {_file(kept, stem, name): signals[name] for name in names}
@@ -233,7 +233,7 @@ def _total(record: Record) -> float:
     return sum(record["seconds"].values())
 
 
-def _as_16_bit(samples: Samples) -> Samples:
+def as_16_bit(samples: Samples) -> Samples:
     """What a 16-bit file holds of a signal, as it is read back."""
     steps = np.floor(samples * np.float32(32768)).clip(-32768, 32767)
     return np.divide(steps, 32768, dtype=np.float32)

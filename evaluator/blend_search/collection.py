@@ -96,8 +96,8 @@ def load(folder: Path) -> Collection:
     if run.get("form") != FORM:
         raise KmdxError(f"{folder} holds another run, or a collection of another version; collect it anew")
     plan = replace(plan_file.load(folder / PLAN), name=run["ensemble"], digest=run["plan_sha256"])
-    records = [read_json(path) for path in (folder / "songs").glob("*.json")]
-    records.sort(key=lambda record: str(record["song"]))
+    records = [_record(path, plan, run["own"]) for path in (folder / "songs").glob("*.json")]
+    records.sort(key=lambda record: record["song"])
     done = [record for record in records if record["status"] == "ok"]
     failed = {record["song"]: record["reason"] for record in records if record["status"] != "ok"}
     if not done:
@@ -113,6 +113,24 @@ def load(folder: Path) -> Collection:
         warnings=tuple(_warnings(stems, done)),
         costs=_costs(plan, done),
     )
+
+
+def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
+    """Read a song's record; a :class:`KmdxError` where it is not whole."""
+    record = read_json(path)
+    try:
+        if record["status"] == "ok":
+            for stem in stems:
+                count = len(plan.nodes[stem].inputs)
+                found = record["stems"][stem]
+                shapes = {"energy": (), "constant": (), "cross": (count,), "gram": (count, count)}
+                if any(np.shape(found[name]) != shape for name, shape in shapes.items()):
+                    raise ValueError(f"{stem} has other signals than the plan")
+                float(found["published_sdr"])
+            sum(record["seconds"][run] for run in runs(plan, plan.stems))
+        return {"song": str(record["song"]), **record}
+    except (KeyError, TypeError, ValueError) as error:
+        raise KmdxError(f"{path} is damaged ({error}); delete it and collect again") from error
 
 
 def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> Stem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from evaluator import dataset
-from evaluator.blend_search import collecting, collection, tables, writing
+from evaluator.blend_search import collecting, collection, picture, stages, tables, writing
 from evaluator.blend_search.collecting import How
+from evaluator.blend_search.members import Ensemble, within
 from evaluator.blend_search.search import Options, Result, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints
 from evaluator.dataset import Track
-from evaluator.store import Store, write_json
+from evaluator.store import Store, write_json, write_text
 from evaluator.survey import Survey, survey
 from kmdx import plan_file, terminal
+from kmdx import speed as speeds
 from kmdx.errors import KmdxError, KmdxWarning
+from kmdx.plan import Plan
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -179,9 +183,129 @@ def solve(
         _write(output, plan, [*tables.origin(found, result)])
 
 
-def _write(path: Path, plan: Any, origin: list[str]) -> None:
+@app.command()
+def members(
+    folder: CollectionArgument,
+    by_run: Annotated[
+        bool, typer.Option("--runs", help="Leave out single runs of networks, not networks.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="FACTOR", help="Find the best set within this real-time factor, such as 1.57."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write that set's plan (.yaml).")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw scores against costs into this file.")] = None,
+    sum_to_one: SumOption = False,
+    non_negative: NonNegativeOption = False,
+    prior: PriorOption = "auto",
+    folds: FoldsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Say of each network what it adds to the cross-validated score and what it costs.
+
+    The weights of what is left are found anew. Real-time factors are what the networks took while songs
+    were collected; reading and writing files come on top.
+    """
+    if budget is None and output is not None:
+        raise KmdxError("--output is for the plan within a budget: give --budget, too")
+    if budget is not None and not budget > 0:
+        raise KmdxError(f"--budget {budget:g}: expected a real-time factor above 0, such as 1.57")
+    if output is not None:
+        writing.check(output)
+    found = _load(folder)
+    ensemble = Ensemble(
+        found, Options(Constraints(sum_to_one, non_negative), _prior(prior), folds=folds), by_run
+    )
+    without = {name: ensemble.without(name) for name in ensemble.members}
+    out.print(tables.members(ensemble, without))
+    sets = [] if budget is None else [*ensemble.sets()]
+    if svg is not None:
+        possible = {name: each for name, each in without.items() if each is not None}
+        write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
+        out.print(f"drawn: {escape(str(svg))}")
+    if json is not None:
+        write_json(json, tables.members_as_json(ensemble, without))
+    if budget is not None:
+        chosen = within(sets, budget)
+        line = tables.chosen(ensemble, chosen, budget)
+        out.print(escape(line))
+        if output is not None:
+            _write(output, chosen.plan, [line, *tables.members_origin(found, ensemble, chosen)])
+
+
+@app.command("stages")
+def search_stages(
+    plan: PlanArgument,
+    data: DataArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan found (.yaml).")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="Only weights of this sum; may be repeated.")
+    ] = None,
+    step: Annotated[float, typer.Option(help="Change of a weight in the first round.")] = 0.1,
+    rounds: Annotated[int, typer.Option(help="Times that all weights are tried.", min=1)] = 1,
+    count: Annotated[
+        int | None, typer.Option("--search", help="Songs to search on, half by default; others are held out.")
+    ] = None,
+    collected: Annotated[
+        Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time by what networks took there.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and end.")] = False,
+    split: SplitOption = "test",
+    tracks: TracksOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    speed: SpeedOption = "leaderboard",
+    folder: FolderOption = None,
+    anyway: AnywayOption = False,
+) -> None:
+    """Search the weights of sums that later networks hear, running again only what hears the change.
+
+    Tells its cost first. Exit code: 0, or 1 when songs held out gain nothing and no plan is written, or 2
+    for a mistake.
+    """
+    if not 0 < step <= 1:
+        raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
+    if output is not None:
+        writing.check(output)
+    published = plan_file.load(plan)
+    moves = stages.moves(published, only or ())
+    songs = _songs(data, split, tracks)
+    costs = None if collected is None else collection.load(collected).costs
+    with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as temporary:
+        unusable = {} if dry_run else _survey(songs, Path(temporary)).unusable
+        chosen, held = stages.chosen_songs([song for song in songs if song.name not in unusable], count)
+        capped = published.capped(speeds.get(speed).overlap)
+        search = stages.Search(capped, chosen, held, moves, step, rounds)
+        out.print(tables.cost(search, search.cost(costs)))
+        if dry_run:
+            return
+        separator = How(device, precision, speed, folder).separator(Path(plan))
+        try:
+            found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
+        except KeyboardInterrupt:
+            err.print("stopped; nothing was written")
+            raise typer.Exit(130) from None
+    tuned = replace(published, nodes=found.plan.nodes)
+    out.print(tables.stage_weights(published, tuned))
+    out.print(tables.stage_scores(found))
+    if tuned.nodes == published.nodes:
+        out.print("no other weights are better; nothing is written")
+        raise typer.Exit(1)
+    if not (found.recommended or anyway):
+        why = "songs held out gain nothing" if held else "no song was held out"
+        out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
+        raise typer.Exit(1)
+    if output is not None:
+        _write(output, tuned, [*tables.stage_origin(search, published, tuned, found)])
+
+
+def _write(path: Path, plan: Plan, origin: list[str]) -> None:
     """Write a plan whose description begins with where it came from."""
-    title = f"{plan.title}, blended anew"
+    title = f"{plan.title}, with other weights"
     writing.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
     out.print(f"written: {escape(str(path))}")
 
