@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ import torch
 import yaml
 from conftest import noise
 
-from evaluator.blend_search import collecting, command, gram
+from evaluator.blend_search import collecting, command, gram, moves
 from evaluator.blend_search.collection import Collection, Stem, load
 from evaluator.blend_search.gram import InnerProducts
+from evaluator.blend_search.members import Ensemble, within
 from evaluator.blend_search.search import Options, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
-from evaluator.blend_search.validation import INNER, Problem, choose, held_out, validate
+from evaluator.blend_search.validation import INNER, PRIORS, Problem, choose, held_out, validate
 from evaluator.metrics import global_sdr, score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError
@@ -822,3 +824,219 @@ def test_mistakes_are_one_line(
         assert message in done.err, (message, done.err)
         assert len([line for line in done.err.splitlines() if not line.startswith("warning")]) == 1, done.err
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".txt"]
+
+
+# Members
+
+
+def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collected: Path) -> None:
+    whole = load(collected)
+    ensemble = Ensemble(whole, Options(folds=2), by_run=True)
+    assert set(ensemble.members) == {"V", "W", "D"}
+    left = ensemble.without("D")
+    assert left is not None
+    for stem in whole.stems:
+        kept = np.array([number for number, signal in enumerate(stem.signals) if "D" not in signal])
+        if stem.name == "other":  # its residual hears D as well
+            kept = np.array([stem.signals.index("V_other"), stem.signals.index("W_other")])
+        published = stem.published[kept]
+        scale = stem.published.sum() / published.sum() if published.sum() else 0
+        published = published * scale if scale else np.full(len(kept), stem.published.sum() / len(kept))
+        problem = Problem(stem.products.of_songs(stem.counted).of_signals(kept), published, stem.counted)
+        expected = held_out(problem, 2, FREE, PRIORS).mean(axis=1).max()
+        assert left.sdr[stem.name] == pytest.approx(expected), stem.name
+    assert left.real_time_factor == pytest.approx(whole.costs["V"] + whole.costs["W"])
+    assert ensemble.whole.real_time_factor == pytest.approx(sum(whole.costs.values()))
+    by_network = Ensemble(whole, Options(folds=2))
+    assert by_network.members == {"one": {"V"}, "two": {"W", "D"}}
+    without = by_network.without("two")
+    assert without is not None
+    assert without.plan.networks.keys() == {"one"}
+    assert without.real_time_factor == pytest.approx(whole.costs["V"])
+
+
+def test_a_member_that_a_stem_cannot_do_without_is_needed(
+    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
+) -> None:
+    assert run("collect", plan_of_two, data, "-o", tmp_path / "own", *COLLECT[1:]).code == 0
+    ensemble = Ensemble(load(tmp_path / "own"), Options(), by_run=True)
+    assert ensemble.without("V") is None, "without --all-estimates, bass has no other signal"
+    done = run("members", tmp_path / "own", "--runs")
+    assert done.code == 0, done.err
+    assert [line.split()[-1] for line in done.out.splitlines() if line.startswith("V ")] == ["needed"]
+
+
+def test_the_best_set_within_a_budget_is_found_written_and_runs(
+    run: Callable[..., Done], collected: Path, data: Path, tmp_path: Path
+) -> None:
+    whole = load(collected)
+    ensemble = Ensemble(whole, Options(folds=2), by_run=True)
+    sets = {each.members: each for each in ensemble.sets()}
+    assert len(sets) == 5, "D hears what V leaves"
+    budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
+    affordable = [each for each in sets.values() if each.real_time_factor <= budget]
+    best_of_them = within([*sets.values()], budget)
+    assert best_of_them.score == max(each.score for each in affordable)
+    path, svg = tmp_path / "cheap.yaml", tmp_path / "members.svg"
+    arguments = ("members", collected, "--runs", "--folds", "2", "--budget", budget)
+    done = run(*arguments, "-o", path, "--svg", svg, "--json", tmp_path / "members.json")
+    assert done.code == 0, done.err
+    assert f"Within {budget:g}" in done.out
+    plan = plan_file.load(path)
+    assert {name for name in plan.nodes if name in ("V", "W", "D")} == best_of_them.members
+    stems = Separator(path, device="cpu", precision="fp32").separate(noise(8000), 44100)
+    assert all(np.isfinite(stem).all() for stem in stems.values())
+    said = json.loads((tmp_path / "members.json").read_text("utf-8"))
+    assert said["whole"]["score"] == pytest.approx(ensemble.whole.score)
+    assert said["without"]["D"]["score"] == pytest.approx(ensemble.without("D").score)
+
+    drawn = ElementTree.fromstring(svg.read_text("utf-8"))
+    names = {element.tag.rpartition("}")[2] for element in drawn.iter()}
+    assert {"circle", "path", "text"} <= names
+    dots = [
+        (float(dot.get("cx")), float(dot.get("cy"))) for dot in drawn.iter() if dot.tag.endswith("circle")
+    ]
+    everything = dots[-1]
+    assert everything[0] == max(x for x, _ in dots), "the whole costs most"
+    texts = [element.text for element in drawn.iter() if element.tag.endswith("text")]
+    assert {"all", "without D", "without V", f"budget {budget:g} ×"} <= set(texts)
+
+    assert "at " in run("members", collected, "--runs", "--folds", "2", "--budget", 1e9).out
+    done = run("members", collected, "--budget", 1e-9)
+    assert done.code == 2
+    assert "the fastest set that makes every stem" in done.err
+
+
+# Stages
+
+
+def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
+    plan = plan_file.load("leaderboard_c")
+    found = moves.moves(plan)
+    assert {move.node for move in found} == {"mdx_rest", "x1", "x2", "x3"}
+    of_x1 = [dict(move.changes) for move in found if move.node == "x1"]
+    assert of_x1 == [{"V.vocals": 1}, {"M.vocals": 1}, {"V.vocals": 1, "M.vocals": -1}]
+    changed = found[-1].applied(plan, -0.1)
+    assert changed.nodes["x3"].terms == {"x2": 1, "B.bass": -1.1}
+    search = moves.Search(plan, [], [], found)
+    assert search.behind(next(move for move in found if move.node == "x1")) == ["D", "B"]
+    assert search.behind(next(move for move in found if move.node == "x3")) == []
+    assert {move.node for move in moves.moves(plan, ["x2"])} == {"x2"}
+    with pytest.raises(KmdxError, match="'x9' is no sum that stages hear; there are"):
+        moves.moves(plan, ["x9"])
+
+
+@pytest.fixture(scope="module")
+def staged(plan_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan whose last stage is a residual that could be far better: vocals are to be left out of bass."""
+    folder = tmp_path_factory.mktemp("staged")
+    content = yaml.safe_load(plan_of_two.read_text("utf-8"))
+    for network in content["networks"].values():
+        network["weights"]["file"] = str(plan_of_two.parent / network["weights"]["file"])
+    content["signals"]["rest"] = {"sum": {"mixture": 1, "W.drums": -0.4, "V.drums": 0.1}}
+    content["stems"]["vocals"] = {"sum": {"rest": 1}}
+    path = folder / "staged.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    return path
+
+
+def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
+    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    hear = ensemble._hear
+    monkeypatch.setattr(
+        ensemble,
+        "_hear",
+        lambda runner, use, *rest: (ran.append(use.weight.path.stem), hear(runner, use, *rest)),
+    )
+    arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--search", 3)
+    dry = run(*arguments, "--dry-run")
+    assert dry.code == 0
+    assert ran == []
+    # x1 has three moves, each tried twice on three songs, and D hears it; rest costs nothing.
+    said = 3 * 3 + 3 * 2 * 3 + 1 * (3 + 1)
+    assert f"at most {said} network runs on 3 songs and, for the result, 1 held out" in dry.out
+    assert "time not known" in dry.out
+
+    output = tmp_path / "found.yaml"
+    done = run(*arguments, "-o", output)
+    assert dry.out.strip() in done.out
+    assert done.code == 0, done.err
+    assert said - 1 <= len(ran) <= said
+    assert ran.count("one") == 4, "the first network hears nothing that changes"
+    found, published = plan_file.load(output), plan_file.load(staged)
+    assert found.nodes["rest"].terms["W.drums"] > -0.4, "less of a random network is better"
+    scores = {}
+    for plan in (staged, output):
+        separator = Separator(plan, device="cpu", precision="fp32")
+        for song in SONGS:
+            folder = data / "test" / song
+            stems = separator.separate(soundfile.read(folder / "mixture.wav", dtype="float32")[0], 44100)
+            truths = {stem: soundfile.read(folder / f"{stem}.wav", dtype="float32")[0] for stem in STEMS}
+            sdr = [global_sdr(truths[stem], stems[stem]) for stem in STEMS if truths[stem].any()]
+            scores[plan, song] = np.mean(sdr)
+    held = [song for song in SONGS if f"Held out: {song}" in output.read_text("utf-8")]
+    assert len(held) == 1
+    searched = [song for song in SONGS if song not in held]
+    for songs, name in ((searched, "searched"), (held, "held out")):
+        (row,) = [line for line in done.out.splitlines() if line.startswith(name)]
+        before, after = (np.mean([scores[plan, song] for song in songs]) for plan in (staged, output))
+        assert f"{before:.2f}"[:-1] in row
+        assert f"{after - before:+.2f}"[:-1] in row
+        assert after > before
+    assert published.nodes["x1"] != found.nodes["x1"] or published.nodes["rest"] != found.nodes["rest"]
+
+
+def test_what_a_search_of_stages_refuses(
+    run: Callable[..., Done], staged: Path, plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
+) -> None:
+    flat = tmp_path / "flat.yaml"
+    content = yaml.safe_load(plan_of_two.read_text("utf-8"))
+    for network in content["networks"].values():
+        network["weights"]["file"] = str(plan_of_two.parent / network["weights"]["file"])
+    content["signals"] = {"V": {"network": "one", "hears": "mixture"}}
+    content["stems"] = {"bass": {"sum": {"V.bass": 1}}}
+    flat.write_text(yaml.safe_dump(content), "utf-8")
+    for arguments, message in (
+        (("stages", flat, data), "no later stage hears a sum of estimates"),
+        (("stages", staged, data, "--only", "rust"), "'rust' is no sum"),
+        (("stages", staged, data, "--step", "0"), "--step 0: expected"),
+        (("stages", staged, data, "--search", "5"), "--search 5: expected 1 to 4"),
+        (("stages", staged, data, "--collected", tmp_path), "no collection in it"),
+        (("stages", "leaderboard_c", data, "--collected", copied), "a collection of another plan"),
+        (("members", copied, "-o", tmp_path / "found.yaml"), "give --budget, too"),
+        (("members", copied, "--budget", "-1"), "--budget -1: expected"),
+    ):
+        done = run(*arguments)
+        assert done.code == 2, arguments
+        assert message in done.err, (message, done.err)
+    alone = run(
+        "stages",
+        staged,
+        data,
+        "--tracks",
+        "a",
+        "--only",
+        "rest",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "x.yaml",
+    )
+    assert alone.code == 1
+    assert "no song was held out" in alone.out
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_a_separator_goes_under_another_plan_of_its_networks(plan_of_two: Path, small: Path) -> None:
+    separator = Separator(plan_of_two, device="cpu", precision="fp32")
+    plan = plan_file.load(plan_of_two)
+    doubled = replace(plan, nodes={**plan.nodes, "bass": Sum({"V.bass": 2.0})})
+    song = noise(8000)
+    own, other = separator.separate(song, 44100), separator.under(doubled).separate(song, 44100)
+    assert other["drums"] == pytest.approx(own["drums"], abs=1e-7)
+    assert other["bass"].std() > 1.1 * own["bass"].std()
+    assert separator.plan == plan
+    with pytest.raises(KmdxError, match="not those that were loaded"):
+        separator.under(plan_file.load(small))

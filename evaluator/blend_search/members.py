@@ -108,13 +108,14 @@ class Ensemble:
         """The ensemble of these members; ``None`` if a stem cannot be made of them."""
         plan = self.collection.plan
         left = frozenset[str]().union(*(self.members[name] for name in members))
+        able = set(self._signals(members))
         scored = {stem.name for stem in self.collection.stems}
         others = [stem for stem in plan.stems if stem not in scored]
         if not left.issuperset(runs(plan, others)):
             return None
         weights, sdr = {}, {}
         for stem in self.collection.stems:
-            kept = tuple(number for number, signal in enumerate(stem.signals) if self._needs[signal] <= left)
+            kept = tuple(number for number, signal in enumerate(stem.signals) if signal in able)
             if not kept:
                 return None
             found, score = self._blend(stem, kept)
@@ -141,11 +142,19 @@ class Ensemble:
         """
         if len(self.members) > MOST:
             raise KmdxError(f"{len(self.members)} members have too many sets; expected {MOST} at most")
+        seen = set()
         for count in range(1, len(self.members) + 1):
             for members in combinations(self.members, count):
+                able = frozenset(self._signals(members))
                 candidate = self.candidate(members)
-                if candidate is not None:
+                if candidate is not None and able not in seen:  # else a member lacks what it hears
                     yield candidate
+                seen.add(able)
+
+    def _signals(self, members: Names[str]) -> Iterator[str]:
+        """The signals that some members can make."""
+        left = frozenset[str]().union(*(self.members[name] for name in members))
+        return (signal for signal, needed in self._needs.items() if needed <= left)
 
     def _blend(self, stem: Stem, kept: tuple[int, ...]) -> tuple[Weights, float | None]:
         """Weights of some of a stem's signals, and their cross-validated score where there is one."""

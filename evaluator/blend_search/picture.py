@@ -145,4 +145,5 @@ def _labels(place: _Place, named: Mapping[str, Candidate]) -> Iterator[str]:
         lowest = text_y
         if text_y > y + 1:
             yield f'<path d="M {x:.1f} {y:.1f} L {x + 9:.1f} {text_y:.1f}" stroke="{LINE}"/>'
-        yield f'<text x="{x + 10:.1f}" y="{text_y + 4:.1f}">{escape(name)}</text>'
+        halo = 'paint-order="stroke" stroke="white" stroke-width="4"'
+        yield f'<text x="{x + 10:.1f}" y="{text_y + 4:.1f}" {halo}>{escape(name)}</text>'

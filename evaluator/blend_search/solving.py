@@ -32,6 +32,8 @@ ROUNDED = 1e-13  # share of the objective that rounding may hide
 SUFFICIENT = 1e-4  # share of the foretold gain that a step must bring
 SHORTEST = 2.0**-40  # part of a step
 
+SETTLED = 1e-10  # share of the gradient below which nothing pulls a weight away from 0
+
 COLLINEAR = 1e-11  # ratio of curvatures below which a direction counts as flat
 RIDGE = 1e-9  # of the greatest curvature: pull to the published weights along flat directions
 
@@ -228,23 +230,22 @@ def quadratic_step(
     for _ in range(20 * len(weights)):
         slope = gradient + curvature @ step
         move, multiplier = _equality_step(curvature, slope, free, constraints.sum_to_one)
-        if np.abs(move).max() <= 1e-15 * max(1.0, np.abs(step).max()):
-            release = np.where(free, 0.0, slope + multiplier)
-            if free.all() or release.min() >= -1e-12 * np.abs(gradient).max():
-                break
-            free[np.argmin(release)] = True
-            continue
         if not constraints.non_negative:
             return move
         place = weights + step
         blocking = free & (place + move < 0)
-        parts = np.where(blocking, place, 1.0) / np.where(blocking, -move, 1.0)
-        first = int(np.argmin(parts))
-        if blocking[first]:
-            step = step + parts[first] * move
-            step[first], free[first] = -weights[first], False
-        else:
-            step = step + move
+        if blocking.any():
+            parts = np.where(blocking, place, 1.0) / np.where(blocking, -move, 1.0)
+            part = parts.min()
+            met = blocking & (parts == part)  # several at once where a climb begins in a corner
+            step = step + part * move
+            step[met], free[met] = -weights[met], False
+            continue
+        step = step + move
+        pull = np.where(free, 0.0, slope + curvature @ move + multiplier)
+        if pull.min() >= -SETTLED * np.abs(gradient).max():
+            break
+        free[np.argmin(pull)] = True
     return step
 
 

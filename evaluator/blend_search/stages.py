@@ -1,137 +1,24 @@
-"""The weights that later stages hear: which residuals they are given, searched by coordinates.
-
-What a network makes of another residual cannot be told from inner products, so each try runs networks
-again: those behind the changed sum and no others. A move changes one estimate's weight in a sum, or hands
-weight from one estimate to another; each is tried up and down in every round, which makes the cost known
-before the search begins.
-"""
+"""The weights that later stages hear, searched by coordinates: only networks that hear a change run again."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import Samples, as_16_bit, blended, run_networks
+from evaluator.blend_search.moves import TRIES, Search, weight
 from evaluator.blend_search.search import NOTHING
-from evaluator.blend_search.signals import runs, source_of
-from evaluator.dataset import STEMS, Track
+from evaluator.dataset import Track
 from kmdx.errors import KmdxError
-from kmdx.plan import Hear, Plan, Sum, node_of
+from kmdx.plan import Plan, node_of
 from kmdx.separator import Separator
 
-TRIES = 2  # of each move in a round: up and down, or twice in the direction that helps
-DIGITS = 6  # of a weight
-
 Told = Callable[[str], None]
-
-
-class Move(NamedTuple):
-    """What is added to weights of one sum."""
-
-    node: str
-    changes: tuple[tuple[str, float], ...]
-
-    def applied(self, plan: Plan, step: float) -> Plan:
-        """The plan after so many of this move."""
-        node = plan.nodes[self.node]
-        assert isinstance(node, Sum)
-        terms = dict(node.terms)
-        for reference, change in self.changes:
-            terms[reference] = round(terms[reference] + step * change, DIGITS)
-        return replace(plan, nodes={**plan.nodes, self.node: replace(node, terms=terms)})
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a search takes at most.
-
-    Attributes
-    ----------
-    runs : int
-        Network runs over a song.
-    audio : float
-        Seconds of audio that go through networks.
-    gflop : float or None
-        Arithmetic, where all networks state it.
-    seconds : float or None
-        Estimated time, where it is known what runs take.
-    """
-
-    runs: int
-    audio: float
-    gflop: float | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Search:
-    """What is searched, and on which songs.
-
-    Attributes
-    ----------
-    plan : Plan
-    songs : sequence of Track
-        That tries are scored on.
-    held_out : sequence of Track
-        That only the result is scored on.
-    moves : tuple of Move
-    step : float
-        Change of a weight in the first round; halved when a round brings nothing.
-    rounds : int
-    """
-
-    plan: Plan
-    songs: Sequence[Track]
-    held_out: Sequence[Track]
-    moves: tuple[Move, ...]
-    step: float = 0.1
-    rounds: int = 1
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """The stems that are scored."""
-        return tuple(stem for stem in STEMS if stem in self.plan.stems)
-
-    def cost(self, costs: Mapping[str, float] | None = None) -> Cost:
-        """What the search takes at most.
-
-        Parameters
-        ----------
-        costs : mapping of str to float, optional
-            Seconds that runs of the plan's nodes take for a second of audio.
-        """
-        every = runs(self.plan, self.stems)
-        tried = [*every]
-        for move in self.moves:
-            tried += self.behind(move) * (TRIES * self.rounds)
-        moved = {run for move in self.moves for run in self.behind(move)}
-        last = [*every, *moved]
-        searched = sum(track.duration for track in self.songs)
-        held = sum(track.duration for track in self.held_out)
-        per_second = [self.plan.networks[_network(self.plan, run)].gflops for run in every]
-        gflops = dict(zip(every, per_second, strict=True))
-
-        def total(of: Mapping[str, float]) -> float:
-            return searched * sum(of[run] for run in tried) + held * sum(of[run] for run in last)
-
-        known = {run: value for run, value in gflops.items() if value is not None}
-        return Cost(
-            runs=len(tried) * len(self.songs) + len(last) * len(self.held_out),
-            audio=total(dict.fromkeys(every, 1.0)),
-            gflop=total(known) if len(known) == len(every) else None,
-            seconds=None if costs is None else total(costs),
-        )
-
-    def behind(self, move: Move) -> list[str]:
-        """The network runs that a move makes again."""
-        return [run for run in runs(self.plan, self.stems) if move.node in self.plan.order([run])]
 
 
 @dataclass(frozen=True)
@@ -144,7 +31,7 @@ class Tuned:
     before, after : ndarray
         Of the songs that were searched.
     held_out_before, held_out_after : ndarray
-        Of the songs that were held out.
+        Of the songs that were held out; none where nothing better was found.
     """
 
     plan: Plan
@@ -162,45 +49,6 @@ class Tuned:
     def recommended(self) -> bool:
         """Whether held-out songs gained."""
         return bool(len(self.gains)) and float(self.gains.mean()) > NOTHING
-
-
-def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
-    """The moves of a plan's residuals, and of sums that networks hear.
-
-    Parameters
-    ----------
-    plan : Plan
-    only : sequence of str
-        Sums to move; all if none are given.
-
-    Raises
-    ------
-    KmdxError
-        If one of them is no such sum, or there is none.
-    """
-    stems = [stem for stem in STEMS if stem in plan.stems]
-    order = plan.order(stems)
-    heard = {name for run in runs(plan, stems) for name in plan.order([run])}
-    found: dict[str, list[Move]] = {}
-    for name in order:
-        node = plan.nodes[name]
-        if not isinstance(node, Sum) or (name not in heard and source_of(plan, name) is not None):
-            continue
-        estimates = [reference for reference in node.terms if source_of(plan, reference) is not None]
-        if estimates:
-            found[name] = [
-                *(Move(name, ((reference, 1.0),)) for reference in estimates),
-                *(Move(name, ((one, 1.0), (other, -1.0))) for one, other in combinations(estimates, 2)),
-            ]
-    for name in only:
-        if name not in found:
-            raise KmdxError(f"{plan.name}: {name!r} is no sum that stages hear; there are {', '.join(found)}")
-    chosen = [move for name, each in found.items() if name in (only or found) for move in each]
-    if not chosen:
-        raise KmdxError(
-            f"{plan.name}: no later stage hears a sum of estimates; `solve` finds all its weights"
-        )
-    return tuple(chosen)
 
 
 def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda line: None) -> Tuned:
@@ -238,7 +86,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
                 again = search.behind(move)
                 sdr = np.array([song.play(separator.under(tried), search.stems, again) for song in songs])
                 better = sdr.mean() > best.mean() + NOTHING
-                said = ", ".join(f"{name} {_weight(tried, move.node, name):g}" for name, _ in move.changes)
+                said = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
                 tell(f"{move.node}: {said}: {sdr.mean():.3f} dB{', taken' if better else ''}")
                 if better:
                     plan, best = tried, sdr
@@ -250,7 +98,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
             step /= 2
         tell(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
     pairs = []
-    for number, track in enumerate(search.held_out):
+    for number, track in enumerate(search.held_out if plan.nodes != search.plan.nodes else []):
         song = _Song(track, folder / f"held out {number}")
         first = song.play(separator, search.stems)
         song.keep()
@@ -308,42 +156,3 @@ class _Song:
         for path in self.files.values():
             path.unlink()
         self.files = {}
-
-
-def _network(plan: Plan, run: str) -> str:
-    node = plan.nodes[run]
-    assert isinstance(node, Hear)
-    return node.network
-
-
-def _weight(plan: Plan, name: str, reference: str) -> float:
-    node = plan.nodes[name]
-    assert isinstance(node, Sum)
-    return node.terms[reference]
-
-
-def changes(before: Plan, after: Plan) -> Iterator[tuple[str, str, float, float]]:
-    """Weights that differ: sum, signal, before and after."""
-    for name, node in before.nodes.items():
-        if isinstance(node, Sum) and after.nodes[name] != node:
-            for reference, weight in node.terms.items():
-                if _weight(after, name, reference) != weight:
-                    yield name, reference, weight, _weight(after, name, reference)
-
-
-def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track], list[Track]]:
-    """Songs to search on, evenly spread, and those to hold out; half of them by default.
-
-    Raises
-    ------
-    KmdxError
-        If there are not so many.
-    """
-    number = (len(tracks) + 1) // 2 if count is None else count
-    if not 1 <= number <= len(tracks):
-        raise KmdxError(f"--search {number}: expected 1 to {len(tracks)}, the number of songs")
-    places = {place * len(tracks) // number for place in range(number)}
-    return (
-        [track for place, track in enumerate(tracks) if place in places],
-        [track for place, track in enumerate(tracks) if place not in places],
-    )

@@ -10,12 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from evaluator import bootstrap
-from evaluator.blend_search import stages
 from evaluator.blend_search.collection import Collection
-from evaluator.blend_search.members import Candidate, Ensemble
 from evaluator.blend_search.search import NOTHING, Found, Options, Result
 from evaluator.bootstrap import COVERAGE
-from kmdx.plan import Plan
 
 
 def scores(result: Result) -> Table:
@@ -35,8 +32,8 @@ def scores(result: Result) -> Table:
             f"{fitted:.3f}",
             f"{fitted - published:+.3f}",
             "–" if each.validated is None else f"{each.validated.mean():.3f}",
-            *_gain(each.gains),
-            _prior(each.prior),
+            *gain(each.gains),
+            prior(each.prior),
             verdict(each, result.options),
         )
     if len(result.found) > 1:
@@ -53,7 +50,7 @@ def scores(result: Result) -> Table:
             f"{fitted - published:+.3f}",
             f"{np.mean(validated):.3f}" if whole else "–",
             f"{np.mean(validated) - published:+.3f}" if whole else "–",
-            _gain(gains)[1],
+            gain(gains)[1],
             "",
             "",
         )
@@ -94,7 +91,7 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
     names = [each.stem.name for each in result.found if each.recommended]
     yield (
         f"Weights of {', '.join(names)} were found by evaluator.blend_search on "
-        f"{_count(len(collection.songs), 'song')}, from {collection.plan.name} "
+        f"{count(len(collection.songs), 'song')}, from {collection.plan.name} "
         f"({collection.plan.digest[:12]})."
     )
     chosen = {
@@ -109,11 +106,11 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
         published, fitted = each.published_sdr.mean(), each.fitted_sdr.mean()
         line = "not cross-validated"
         if each.validated is not None:
-            gain, ends = _gain(each.gains)
-            line = f"cross-validated {each.validated.mean():.3f}, gain {gain} ({COVERAGE:.0%}: {ends})"
+            mean, ends = gain(each.gains)
+            line = f"cross-validated {each.validated.mean():.3f}, gain {mean} ({COVERAGE:.0%}: {ends})"
         yield (
             f"{each.stem.name}: global SDR {published:.3f} dB published, {fitted:.3f} fitted, {line}; "
-            f"prior {_prior(each.prior)}; {verdict(each, options)}."
+            f"prior {prior(each.prior)}; {verdict(each, options)}."
         )
     expected = [each.expected for each in result.found]
     known = [value for value in expected if value is not None]
@@ -148,7 +145,7 @@ def _stem(found: Found, songs: Sequence[str], options: Options) -> dict[str, Any
         "signals": list(found.stem.signals),
         "published": found.stem.published.tolist(),
         "found": found.weights.tolist(),
-        "prior": _prior(found.prior),
+        "prior": prior(found.prior),
         "published_sdr": by_song(found.published_sdr),
         "fitted_sdr": by_song(found.fitted_sdr),
         "validated_sdr": by_song(found.validated),
@@ -166,166 +163,19 @@ def _mean_and_ends(values: np.ndarray | None) -> dict[str, float | None] | None:
     return {"mean": float(values.mean()), "low": low, "high": high}
 
 
-def _gain(gains: np.ndarray | None) -> tuple[str, str]:
-    """Mean and interval."""
+def gain(gains: np.ndarray | None) -> tuple[str, str]:
+    """Mean of gains, and its interval."""
     if gains is None or not len(gains):
         return "–", ""
     ends = bootstrap.interval(gains)
     return f"{gains.mean():+.3f}", f"{ends[0]:+.3f} … {ends[1]:+.3f}" if ends else ""
 
 
-def _prior(strength: float) -> str:
+def prior(strength: float) -> str:
+    """The strength of a prior."""
     return "∞" if math.isinf(strength) else f"{strength:g}"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """A number with a noun."""
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def members(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
-    """For each member the score lost by leaving it out and the compute saved."""
-    whole = ensemble.whole
-    title = "left out: cross-validated global SDR lost (dB), and what is saved"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
-        table.add_column(heading, justify="right")
-    table.add_row(
-        "nothing: the score",
-        str(sum(map(len, ensemble.members.values()))),
-        *(f"{sdr:.3f}" for sdr in whole.sdr.values()),
-        f"{whole.score:.3f}",
-        f"{whole.real_time_factor:.2f}",
-        _gflops(whole.gflops),
-    )
-    for name, candidate in without.items():
-        runs = str(len(ensemble.members[name]))
-        if candidate is None:
-            table.add_row(name, runs, *["–"] * len(whole.sdr), "needed", "", "")
-            continue
-        lost = [whole.sdr[stem] - candidate.sdr[stem] for stem in whole.sdr]
-        both = None not in (whole.gflops, candidate.gflops)
-        table.add_row(
-            name,
-            runs,
-            *(f"{loss:+.3f}" for loss in lost),
-            f"{whole.score - candidate.score:+.3f}",
-            f"{whole.real_time_factor - candidate.real_time_factor:.2f}",
-            _gflops((whole.gflops or 0) - (candidate.gflops or 0) if both else None),
-        )
-    return table
-
-
-def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
-    """A line on the set that was chosen for a budget."""
-    lost = ensemble.whole.score - candidate.score
-    return (
-        f"Within {budget:g} × the duration: {', '.join(sorted(candidate.members))}; cross-validated "
-        f"{candidate.score:.3f} dB, {lost:.3f} less than all members, at {candidate.real_time_factor:.2f} × "
-        f"instead of {ensemble.whole.real_time_factor:.2f} ×."
-    )
-
-
-def members_origin(collection: Collection, ensemble: Ensemble, candidate: Candidate) -> Iterator[str]:
-    """Lines that say where the plan of such a set came from."""
-    yield (
-        f"Found by evaluator.blend_search on {_count(len(collection.songs), 'song')}, from "
-        f"{collection.plan.name} ({collection.plan.digest[:12]}); {ensemble.folds} folds. "
-        f"Songs: {', '.join(collection.songs)}."
-    )
-    scores = ", ".join(f"{stem} {sdr:.3f} dB" for stem, sdr in candidate.sdr.items())
-    yield f"Cross-validated global SDR: {scores}."
-
-
-def members_as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:
-    """The same, and which runs are whose."""
-    return {
-        "whole": _candidate(ensemble.whole),
-        "members": {name: sorted(runs) for name, runs in ensemble.members.items()},
-        "without": {name: each and _candidate(each) for name, each in without.items()},
-    }
-
-
-def _candidate(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "members": sorted(candidate.members),
-        "score": candidate.score,
-        "sdr": dict(candidate.sdr),
-        "real_time_factor": candidate.real_time_factor,
-        "gflops": candidate.gflops,
-    }
-
-
-def _gflops(value: float | None) -> str:
-    return "not stated" if value is None else f"{value:.0f}"
-
-
-def cost(search: stages.Search, most: stages.Cost) -> str:
-    """What a search of stages takes, before it begins."""
-    parts = [
-        f"at most {_count(most.runs, 'network run')} on {_count(len(search.songs), 'song')}"
-        + (f" and, for the result, {len(search.held_out)} held out" if search.held_out else ""),
-        f"{most.audio:.0f} s of audio through networks",
-    ]
-    if most.gflop is not None:
-        parts.append(f"{most.gflop:.0f} GFLOP")
-    took = "time not known: give --collected" if most.seconds is None else f"about {_minutes(most.seconds)}"
-    return "; ".join([*parts, took])
-
-
-def stage_weights(before: Plan, after: Plan) -> Table:
-    """Weights that were changed."""
-    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
-    for heading in ("sum", "signal"):
-        table.add_column(heading)
-    for heading in ("published", "found"):
-        table.add_column(heading, justify="right")
-    for name, reference, old, new in stages.changes(before, after):
-        table.add_row(name, reference, f"{old:g}", f"{new:g}")
-    return table
-
-
-def stage_scores(tuned: stages.Tuned) -> Table:
-    """Scores of songs that were searched, and of those held out."""
-    title = "global SDR (dB, mean over stems and songs)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("songs")
-    for heading in ("", "published", "found", "gain", f"{COVERAGE:.0%} interval"):
-        table.add_column(heading, justify="right")
-    for name, before, after in (
-        ("searched", tuned.before, tuned.after),
-        ("held out", tuned.held_out_before, tuned.held_out_after),
-    ):
-        if len(before):
-            table.add_row(
-                name,
-                str(len(before)),
-                f"{before.mean():.3f}",
-                f"{after.mean():.3f}",
-                *_gain(after - before),
-            )
-    return table
-
-
-def stage_origin(search: stages.Search, before: Plan, after: Plan, tuned: stages.Tuned) -> Iterator[str]:
-    """Lines that say where a plan's stage weights came from and what they promise."""
-    yield (
-        f"Weights that later stages hear were found by evaluator.blend_search on "
-        f"{_count(len(search.songs), 'song')}, from {before.name} ({before.digest[:12]})."
-    )
-    yield "Songs: " + ", ".join(track.name for track in search.songs) + "."
-    for name, reference, old, new in stages.changes(before, after):
-        yield f"{name}: {reference} {old:g}, now {new:g}."
-    yield f"Global SDR on them: {tuned.before.mean():.3f} dB published, {tuned.after.mean():.3f} now."
-    if len(tuned.gains):
-        names = ", ".join(track.name for track in search.held_out)
-        gain, ends = _gain(tuned.gains)
-        between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
-        yield (
-            f"Held out: {names}: {tuned.held_out_before.mean():.3f} dB published, "
-            f"{tuned.held_out_after.mean():.3f} now, gain {gain}{between}."
-        )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
