@@ -21,7 +21,7 @@ from evaluator.store import Store, write_text
 from evaluator.survey import Survey
 from kmdx import audio, plan_file
 from kmdx.errors import KmdxError
-from kmdx.separator import Separator, Stems
+from kmdx.separator import Separator, Stems, choose_device
 
 logger = logging.getLogger("evaluator")
 
@@ -96,7 +96,7 @@ def collect(
         "plan_sha256": flat.plan.digest,
         "all_estimates": all_estimates,
         "own": dict(flat.own),
-        "device": how.device,
+        "device": choose_device(how.device).type,
         "precision": how.precision,
         "speed": how.speed,
         "weights": {weight["name"]: weight["sha256"] for weight in weights},

@@ -150,7 +150,7 @@ def _warnings(stems: Sequence[Stem], records: Sequence[Mapping[str, Any]]) -> It
             if abs(rendered - foretold) > AGREE and record["stems"][stem.name]["energy"]:
                 yield (
                     f"{record['song']}: {stem.name} by the published weights scores {rendered:.3f} dB, where "
-                    f"{foretold:.3f} dB are foretold: it clips, or a blend in it has weights that do not sum to one"
+                    f"{foretold:.3f} dB are foretold: it clips, or weights of a blend in it do not sum to one"
                 )
 
 

@@ -67,7 +67,8 @@ def weights(result: Result) -> Table:
     for each in result.found:
         rows = zip(each.stem.signals, each.stem.published, each.weights, strict=True)
         for number, (signal, published, found) in enumerate(rows):
-            table.add_row("" if number else each.stem.name, signal, f"{published:.4f}", f"{found:.4f}")
+            shown = (f"{round(weight, 4) + 0.0:.4f}" for weight in (published, found))  # no -0
+            table.add_row("" if number else each.stem.name, signal, *shown)
     return table
 
 
