@@ -18,9 +18,9 @@ import soundfile
 import tiny
 import torch
 import yaml
-from conftest import noise
+from conftest import decibels, noise
 
-from evaluator.blend_search import collecting, command, gram, moves
+from evaluator.blend_search import collecting, command, gram, moves, writing
 from evaluator.blend_search.collection import Collection, Stem, load
 from evaluator.blend_search.gram import InnerProducts
 from evaluator.blend_search.members import Ensemble, within
@@ -357,6 +357,29 @@ def test_flat_plans_give_the_same_stems(plan_of_two: Path, tmp_path: Path) -> No
     stems = Separator(path, device="cpu", precision="fp32").separate(song, 44100)
     for stem in STEMS:
         assert stems[stem] == pytest.approx(published[stem], abs=1e-6), stem
+
+
+def test_a_flat_plan_is_flat_already(plan_of_two: Path) -> None:
+    once = writing.reweighted(flatten(plan_file.load(plan_of_two)).plan, {})
+    twice = flatten(once).plan
+    for stem in STEMS:
+        assert twice.nodes[stem] == once.nodes[stem]
+
+
+def test_leaderboard_c_made_flat_gives_the_same_stems(leaderboard: Path, tmp_path: Path) -> None:
+    path = tmp_path / "flat.yaml"
+    path.write_text(plan_file.dump(flatten(plan_file.load(leaderboard)).plan), "utf-8")
+    flat = plan_file.load(path)
+    assert dict(flat.nodes["drums"].terms) == pytest.approx(
+        {"mdx_drums": 0.08, "D_drums": 0.92 * 0.6, "M_drums": 0.92 * 0.26, "A_drums": 0.92 * 0.14}
+    )
+    assert dict(flat.nodes["other"].terms) == pytest.approx(
+        {"mdx_other": 0.4, "x3_": 0.6 * 0.68, "M_other": 0.6 * 0.04, "O_other": 0.6 * 0.28}
+    )
+    song = noise(12_000)
+    published = Separator(leaderboard, device="cpu", precision="fp32").separate(song, 44100)
+    for stem, samples in Separator(path, device="cpu", precision="fp32").separate(song, 44100).items():
+        assert decibels(published[stem], samples) > 100, stem
 
 
 @pytest.mark.parametrize("name", plan_file.names())
@@ -1011,6 +1034,15 @@ def test_what_a_search_of_stages_refuses(
         done = run(*arguments)
         assert done.code == 2, arguments
         assert message in done.err, (message, done.err)
+    for path in sorted((copied / "songs").glob("*.json"))[1:]:
+        path.unlink()
+    for command_name, message in (
+        ("solve", "has one song: weights found on it cannot be tried on another"),
+        ("members", "too few songs to hold one out"),
+    ):
+        done = run(command_name, copied)
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
     alone = run(
         "stages",
         staged,

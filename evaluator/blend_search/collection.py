@@ -74,10 +74,6 @@ class Collection:
     warnings: tuple[str, ...]
     costs: Mapping[str, float]
 
-    def real_time_factor(self, wanted: Names[str]) -> float:
-        """Seconds that the networks which signals need take for a second of audio, as measured."""
-        return math.fsum(self.costs[run] for run in runs(self.plan, wanted))
-
 
 def load(folder: Path) -> Collection:
     """Read a collection.

@@ -172,7 +172,10 @@ def search(collection: Collection, options: Options) -> Result:
     if options.joint:
         gains = [each.gains.mean() for each in found if each.gains is not None]
         together = options.anyway or (bool(gains) and float(np.mean(gains)) > NOTHING)
-        found = [replace(each, recommended=together) for each in found]
+        found = [
+            replace(each, recommended=together and (options.anyway or each.gains is not None))
+            for each in found
+        ]
     silent = tuple(stem.name for stem in collection.stems if not len(stem.counted))
     return Result(tuple(found), folds, options, silent)
 

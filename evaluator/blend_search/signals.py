@@ -71,7 +71,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
             weights.setdefault(signal, 0.0)
         for signal in weights:
             if signal not in names:
-                names[signal] = _node_name(signal, base, {*nodes, *names.values(), *plan.stems})
+                names[signal] = _node_name(signal, base, own.values(), {*nodes, *names.values(), *plan.stems})
         stems[stem] = Sum({names[signal]: weight for signal, weight in weights.items()})
     nodes |= {
         name: Sum({signal.reference: 1.0}, signal.denormalize)
@@ -167,10 +167,13 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
     return Normalize(names.get(node.signal, node.signal))
 
 
-def _node_name(signal: Signal, plan: Plan, taken: Collection[str]) -> str:
-    """A name for a signal's node: its own where it is a sum at the mixture's level already."""
+def _node_name(signal: Signal, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
+    """The node that is a signal at the mixture's level, where there is one but for stems; else a new name."""
     if signal.denormalize is None and isinstance(plan.nodes[node_of(signal.reference)], Sum):
         return signal.reference
+    for name, node in plan.nodes.items():
+        if node == Sum({signal.reference: 1}, signal.denormalize) and name not in stems:
+            return name
     return _free(signal.reference.replace(".", "_"), taken)
 
 
