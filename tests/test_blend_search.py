@@ -131,6 +131,21 @@ def test_no_blend_of_a_grid_is_better(constraints: Constraints, seed: int) -> No
         assert found.min() >= 0
 
 
+@pytest.mark.parametrize("constraints", EVERY)
+def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
+    """One song is nearly all the first signal, where the published weights are; one is even more the second."""
+    first, second, noise_of_one, noise_of_two = np.eye(4)
+    songs = [
+        (first + 3e-2 * noise_of_one, np.stack([first, second])),
+        (second + 1e-3 * noise_of_two, np.stack([first, second])),
+    ]
+    products, published = stacked(songs), np.array([1.0, 0.0])
+    found = best(products, published, constraints)
+    assert found == pytest.approx([0, 1], abs=1e-2)
+    stuck = best(products, published, constraints, starts=[published])
+    assert products.sdr(found).mean() > products.sdr(stuck).mean() + 10
+
+
 def test_what_is_maximised_is_decibels_not_squared_errors() -> None:
     loud, quiet = np.eye(4)[0], np.eye(4)[1]
     songs = [

@@ -217,7 +217,7 @@ def blended(
 
 def _is_done(record: Record | None, fingerprint: str, kept: Path | None) -> bool:
     """Whether a song need not be run again."""
-    if record is None or record["status"] != "ok" or record["fingerprint"] != fingerprint:
+    if record is None or (record.get("status"), record.get("fingerprint")) != ("ok", fingerprint):
         return False
     if kept is None:
         return True
