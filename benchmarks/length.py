@@ -119,6 +119,7 @@ def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
 
 WIDTH, HEIGHT = 420, 300  # pixels of one diagram
 LEFT, TOP, BOTTOM, GAP = 64, 48, 48, 40
+LABEL = 48  # that a length takes below a diagram
 
 
 def svg(costs: Sequence[Cost]) -> str:
@@ -178,10 +179,13 @@ def _diagram(
     for tick in ticks:
         parts.append(f'<path d="M {left} {y(tick):.1f} h {WIDTH}" stroke="#e2e8f0"/>')
         parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for length in lengths:
-        place = f'x="{x(length):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle"'
+    free = math.inf  # to the left of the label before
+    for length in sorted(lengths, reverse=True):
         parts.append(f'<path d="M {x(length):.1f} {TOP} v {HEIGHT}" stroke="#e2e8f0"/>')
-        parts.append(f"<text {place}>{_duration(length)}</text>")
+        if x(length) < free:
+            place = f'x="{x(length):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle"'
+            parts.append(f"<text {place}>{_duration(length)}</text>")
+            free = x(length) - LABEL
     if fit:
         points = " ".join(
             f"{x(length):.1f},{y(value):.1f}" for length, value in zip(lengths, fit, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -16,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import drawing, picture, plan, plan_file, weights
-from kmdx.errors import KmdxError, KmdxWarning
+from kmdx import drawing, picture, plan, plan_file, terminal, weights
+from kmdx.errors import KmdxError
 
 if TYPE_CHECKING:
     from kmdx import audio, songs
@@ -101,12 +100,7 @@ SpeedOption = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except KmdxError as error:
-        _complain(str(error))
-        sys.exit(2)
+    terminal.run(app, err)
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +154,7 @@ def separate(
 
     batch = songs.collect(inputs, output)
     for complaint in batch.problems:
-        _complain(complaint)
+        terminal.complain(complaint, err)
     failed = len(batch.problems)
 
     wanted = _stems(ensemble, stems, accompaniment)
@@ -181,9 +175,10 @@ def separate(
         if overwrite or not all(path.exists() for path in files.values()):
             todo.append(Task(song, files, made))
         elif difference := songs.difference(folder, made):
-            _complain(
+            terminal.complain(
                 f"{song.path}: {folder} holds stems made otherwise ({difference}); --overwrite replaces "
-                "them, another --output keeps them"
+                "them, another --output keeps them",
+                err,
             )
             failed += 1
         else:
@@ -274,7 +269,7 @@ def models_list() -> None:
         table.add_row(
             weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title
         )
-    for weight in weights.trained().values():
+    for weight in (*weights.shipped().values(), *weights.trained().values()):
         here = "yes" if weight.path and weight.path.is_file() else "no"
         table.add_row(weight.name, "", "", here, weight.licence, weight.title)
     out.print(table)
@@ -291,7 +286,7 @@ def models_pull(
         try:
             path = weights.pull(weight)
         except KmdxError as error:
-            _complain(str(error))
+            terminal.complain(str(error), err)
             failures.append(weight.name)
         else:
             out.print(f"{weight.name}: {escape(str(path))} (licence: {weight.licence})")
@@ -413,17 +408,19 @@ def _separate_all(
         print(f"{task.song.path} → {folder} ({', '.join(stems)})", flush=True)
         for path, peak in peaks.items():
             if peak > 1 and audio.FORMATS[format].integer:
-                _warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
+                terminal.warn(
+                    f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole", err
+                )
 
     def fail(task: Task, error: KmdxError) -> None:
-        _complain(str(error))
+        terminal.complain(str(error), err)
         failed.append(task)
 
     try:
         pipeline.run(tasks, lambda task: read(task.song.path), separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.name}"
-        _complain(f"stopped{where}; songs that were finished stay")
+        terminal.complain(f"stopped{where}; songs that were finished stay", err)
         raise typer.Exit(130) from None
     return len(failed)
 
@@ -490,20 +487,6 @@ def _megabytes(size: int | None) -> str:
 
 def _gflops(value: float | None) -> str:
     return "not stated" if value is None else f"{value:.0f}"
-
-
-def _complain(message: str) -> None:
-    err.print(f"[bold red]error:[/bold red] {escape(message)}")
-
-
-def _warn(message: str) -> None:
-    err.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}")
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print warnings of this package in one line, and nobody else's."""
-    if issubclass(category, KmdxWarning):
-        _warn(str(message))
 
 
 if __name__ == "__main__":

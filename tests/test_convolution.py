@@ -11,13 +11,14 @@ import torch
 from conftest import decibels
 from torch import Tensor, nn
 
-from kmdx.networks import convolution
+from kmdx.networks import convolution, timing
 from kmdx.networks.convolution import (
     MatmulConvTranspose1d,
     MatmulConvTranspose2d,
     ShuffledConvTranspose2d,
     WinogradConv2d,
 )
+from kmdx.networks.fast import accelerate
 
 NEEDED = 100  # dB
 WINOGRAD_PAYS = convolution.winograd_pays.__wrapped__  # asked anew each time
@@ -72,7 +73,7 @@ def pair(make: Make, **options: object) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     plain = make(**options)
     fast = copy.deepcopy(plain)
-    convolution.accelerate(fast)
+    accelerate(fast)
     return plain, fast
 
 
@@ -189,7 +190,7 @@ def test_under_autocast_it_goes_the_ordinary_way(
 )
 def test_settings_that_have_no_faster_way(module: nn.Module) -> None:
     klass = type(module)
-    convolution.accelerate(module)
+    accelerate(module)
     assert type(module) is klass
 
 
@@ -198,7 +199,7 @@ def test_a_class_of_its_own_is_left_alone() -> None:
         pass
 
     module = Own(4, 4, 3, padding=1)
-    convolution.accelerate(module)
+    accelerate(module)
     assert type(module) is Own
 
 
@@ -210,7 +211,7 @@ def test_inside_a_network_names_and_parameters_stay(
     inner = network[0]["inner"]
     state = dict(network.state_dict())
     shared = list(network.parameters())
-    convolution.accelerate(network)
+    accelerate(network)
     assert type(network[0]["inner"]) is klass
     assert network[0]["inner"] is inner
     assert all(ours is theirs for ours, theirs in zip(network.parameters(), shared, strict=True))
@@ -238,8 +239,8 @@ def test_winograd_leaves_thin_images_to_torch(shape: tuple[int, ...], ordinary: 
 @pytest.fixture
 def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """Whether Winograd's way pays, as if it took half the time of torch's."""
-    times = iter([1.0, 2.0])
-    monkeypatch.setattr(convolution, "_seconds", lambda compute: next(times))
+    times = iter([2.0, 1.0])
+    monkeypatch.setattr(timing, "_seconds", lambda compute: next(times))
     return WINOGRAD_PAYS
 
 
@@ -252,13 +253,13 @@ def test_winograd_is_taken_where_it_is_there_right_and_sooner(pays: Callable[[],
 def test_winograd_that_takes_as_long_is_not_taken(
     pays: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolution, "_seconds", lambda compute: 1.0)
+    monkeypatch.setattr(timing, "_seconds", lambda compute: 1.0)
     assert not pays()
 
 
 def test_winograd_is_really_timed() -> None:
     times = []
-    assert convolution._seconds(lambda: times.append(time.sleep(0.002))) > 0.001
+    assert timing._seconds(lambda: times.append(time.sleep(0.002))) > 0.001
     assert len(times) > 1
 
 

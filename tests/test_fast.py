@@ -13,14 +13,16 @@ from conftest import decibels
 from demucs.demucs import LocalState
 from torch import Tensor, nn
 
-from kmdx.networks import convolution, fast
+from kmdx.networks import attention as attentions
+from kmdx.networks import convolution, fast, product
 from kmdx.networks.attention import ExactLocalState, FusedAttention
-from kmdx.networks.convolution import FAST
 from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.fast import FAST
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.tfc_tdf import TfcTdf
 
 NEEDED = 100  # dB
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -53,9 +55,11 @@ Make = Callable[[], "DemucsNetwork | TfcTdf"]
 
 
 @pytest.fixture(autouse=True)
-def _winograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take Winograd's way wherever it is there, also where it does not pay."""
+def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take Winograd's way, oneDNN's and blocks wherever they are there, also where they do not pay."""
     monkeypatch.setattr(convolution, "winograd_pays", torch._nnpack_available)
+    monkeypatch.setattr(product, "onednn_pays", lambda: ONEDNN)
+    monkeypatch.setattr(attentions, "blocks_pay", lambda dtype: True)
 
 
 def prepared(make: Make, dtype: torch.dtype = torch.float32) -> DemucsNetwork | TfcTdf:
@@ -89,10 +93,10 @@ def test_fast_equals_plain_and_a_batch_its_parts(make: Make) -> None:
 @NETWORKS
 def test_every_layer_that_has_a_faster_way_takes_it(make: Make) -> None:
     plain, network = make(), prepared(make)
-    eligible = sum(klass.fits(module) for module in plain.modules() for klass in (*FAST, FusedAttention))
-    taken = sum(isinstance(module, (*FAST, FusedAttention)) for module in network.modules())
+    eligible = sum(klass.fits(module) for module in plain.modules() for klass in FAST)
+    taken = sum(isinstance(module, FAST) for module in network.modules())
     assert taken == eligible > 0
-    assert not any(klass.fits(module) for module in network.modules() for klass in (*FAST, FusedAttention))
+    assert not any(klass.fits(module) for module in network.modules() for klass in FAST)
 
 
 def test_batch_norms_behind_convolutions_are_folded_and_the_others_stay() -> None:

@@ -329,6 +329,28 @@ def test_mixed_windows_have_stems_of_different_songs(data: Path) -> None:
     assert {bool(unmixed[number].target.any()) for number in range(20)} == {True, False}
 
 
+@pytest.mark.parametrize(("weights", "share"), [({}, 0.5), ({"song 1": 0.25}, 0.8), ({"song *": 3}, 0.5)])
+@pytest.mark.parametrize("mixing", [0, 1])
+def test_songs_are_drawn_as_often_as_they_weigh(
+    data: Path, monkeypatch: pytest.MonkeyPatch, weights: dict, share: float, mixing: float
+) -> None:
+    config = small(data={"mixing": mixing, "weights": weights})
+    one, two = (song for song in found(data, config).training if song.name != "song 0")
+    read: list[Path] = []
+
+    def note(stem: songs.Stem | None, start: int, length: int) -> np.ndarray:
+        read.extend([] if stem is None else [stem.path])
+        return np.zeros((2, length), np.float32)
+
+    monkeypatch.setattr(windows, "read", note)
+    drawn = Windows(config, [one, two])
+    for number in range(500):
+        drawn[number]
+    vocals = [path for path in read if path.stem == "vocals"]
+    assert len(vocals) == 500
+    assert abs(vocals.count(two.stems["vocals"].path) / 500 - share) < 0.07  # three standard deviations
+
+
 def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path) -> None:
     still = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     training = found(data, small()).training
@@ -411,12 +433,26 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     assert validated == pytest.approx(score, abs=1e-4), "what is exported is what was validated"
     written = page.write(run, found(data, run.config()))
     text = written.read_text("utf-8")
-    assert text.count("<polyline") == 4
+    assert text.count("<polyline") == 6
     assert "song 0" in text
     for file in re.findall(r'src="([^"]+)"', text):
         sound, rate = soundfile.read(run.folder / file.replace("%20", " "))
         assert rate == 44100
         assert sound.shape == (88_200, 2)
+
+
+def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
+    curve = page.Curve([*range(100)], [1.0, 3.0] * 50)
+    drawn = page.diagram(curve, smooth=True)
+    heights = {
+        kind: np.array([float(point.split(",")[1]) for point in points.split()])
+        for kind, points in re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn)
+    }
+    assert heights.keys() == {"faint", "curve"}
+    middle = heights["faint"].mean()
+    assert np.abs(heights["faint"] - middle).min() > 50
+    assert np.abs(heights["curve"][20:] - middle).max() < 10
+    assert page.diagram(curve).count("<polyline") == 1
 
 
 def test_the_same_seed_gives_the_same_weights(fit: Callable[..., Run]) -> None:
@@ -673,7 +709,7 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
     run = fit(steps=2)
     with pytest.raises(TrainingError, match="expected small letters"):
         export.export(run, "My Net", tmp_path)
-    with pytest.raises(TrainingError, match="the registry has a weight of that name"):
+    with pytest.raises(TrainingError, match="a weight that is known has that name"):
         export.export(run, "mdx_vocals", tmp_path)
     with pytest.raises(TrainingError, match="no training run"):
         Run.existing(tmp_path)

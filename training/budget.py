@@ -7,6 +7,8 @@ parameters left out.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +49,14 @@ class Budget:
         Bytes that do not grow with the batch: weights, gradients, the optimizer's moments, the average.
     window : int
         Bytes for each window: what autograd keeps, and as much again as its largest part while computing.
-    gflop : float
-        GFLOP of one window, forward and backward.
+    forward, gflop : float
+        GFLOP of one window: forward, and both ways.
     """
 
     parameters: int
     fixed: int
     window: int
+    forward: float
     gflop: float
 
     def memory(self, at_once: int) -> int:
@@ -65,70 +68,70 @@ class Budget:
         return max(0, int((room - self.fixed) // self.window))
 
 
-def measure(config: Config) -> Budget:
-    """Count what a config needs."""
-    kept: dict[int, int] = {}
-    largest = 0
+class _Kept:
+    """What autograd keeps while it is entered: bytes of each storage, those of ``own`` tensors left out."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal largest
+    def __init__(self, own: Iterable[Tensor] = ()) -> None:
+        self.own = {tensor.untyped_storage()._cdata for tensor in own}
+        self.held: list[torch.UntypedStorage] = []  # else another could take a storage's place
+        self.sizes: dict[int, int] = {}
+
+    @contextmanager
+    def counting(self, config: Config) -> Iterator[None]:
+        """Count while computing in the config's precision."""
+        half = config.precision != "fp32"
+        with (
+            torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor),
+            torch.autocast("cpu", DTYPES[config.precision], enabled=half),
+        ):
+            yield
+
+    def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            held.append(storage)  # else another could take its place
-            kept[storage._cdata] = storage.nbytes()
-            largest = max(largest, storage.nbytes())
+        if storage._cdata not in self.own:
+            self.held.append(storage)
+            self.sizes[storage._cdata] = storage.nbytes()
         return tensor
 
-    held: list[torch.UntypedStorage] = []
-    half = config.precision != "fp32"
+
+def measure(config: Config) -> Budget:
+    """Count what a config needs."""
     with FakeTensorMode():
         network = TfcTdf(config.network.unet(), config.source)
         if config.checkpointing:
             recompute(network)
-        if half:
+        if config.precision != "fp32":
             for module in network.modules():
                 if isinstance(module, nn.GroupNorm):
                     module.__class__ = _FullNorm
-        own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+        kept = _Kept([*network.parameters(), *network.buffers()])
         parameters = sum(parameter.numel() for parameter in network.parameters())
         spectrum = torch.randn(1, SPECTRUM_CHANNELS, config.network.bins, config.network.frames)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", DTYPES[config.precision], enabled=half),
-            FlopCounterMode(display=False) as counter,
-        ):
+        with kept.counting(config), FlopCounterMode(display=False) as counter:
             network.unet(spectrum)
     moments = 2 if config.optimizer.kind == "adamw" else 1
     copies = 2 + moments + (config.average is not None)
     again = _largest_block(config) if config.checkpointing else 0
+    forward = counter.get_total_flops() / 1e9
     return Budget(
         parameters=parameters,
         fixed=4 * copies * parameters,
-        window=sum(kept.values()) + 2 * largest + again,
-        gflop=(4 if config.checkpointing else 3) * counter.get_total_flops() / 1e9,
+        window=sum(kept.sizes.values()) + 2 * max(kept.sizes.values()) + again,
+        forward=forward,
+        gflop=(4 if config.checkpointing else 3) * forward,
     )
 
 
 def _largest_block(config: Config) -> int:
     """Bytes that autograd keeps of the first block while it is computed again."""
-    kept: dict[int, int] = {}
-    held: list[torch.UntypedStorage] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        held.append(tensor.untyped_storage())
-        kept[held[-1]._cdata] = held[-1].nbytes()
-        return tensor
-
     sizes = config.network
     with FakeTensorMode():
+        kept = _Kept()
         block = Block(sizes.unet(), sizes.growth, sizes.bins)
         x = torch.randn(1, sizes.growth, sizes.frames, sizes.bins, requires_grad=True)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast("cpu", DTYPES[config.precision], enabled=config.precision != "fp32"),
-        ):
+        with kept.counting(config):
             block(x)
-    return sum(kept.values())
+    return sum(kept.sizes.values())
 
 
 def at_once(config: Config, accelerator: str, devices: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kmdx import terminal
+from kmdx.errors import KmdxWarning
 from training import config as configs
 from training.config import Config, TrainingError
 
@@ -86,7 +88,9 @@ def run(
         err.print("stopped; the same command goes on after the last epoch that was finished")
         raise typer.Exit(130) from None
     if fitting.is_first():
-        found = songs.find(data, chosen.source, chosen.network.chunk, chosen.validation, variants or [])
+        with warnings.catch_warnings():  # given when the run began
+            warnings.simplefilter("ignore", KmdxWarning)
+            found = songs.find(data, chosen.source, chosen.network.chunk, chosen.validation, variants or [])
         out.print(f"report: {escape(str(page.write(made, found)))}")
 
 

@@ -14,9 +14,10 @@ import torch
 from kmdx import weights
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
-from training import fitting
-from training.config import TrainingError
+from training import budget, fitting
+from training.config import Config, TrainingError
 from training.run import Run
+from training.songs import RATE
 
 TOLERANCE = 1e-4  # of the largest value: what the graph and the network may differ by
 OPSET = 13  # of the published graph
@@ -53,8 +54,9 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
-    if name in weights.registry():
-        raise TrainingError(f"name {name!r}: the registry has a weight of that name; choose another")
+    elsewhere = folder.resolve() != weights.shipped_folder().resolve()
+    if name in weights.registry() or (name in weights.shipped() and elsewhere):
+        raise TrainingError(f"name {name!r}: a weight that is known has that name; choose another")
     config = run.config()
     network = fitting.trained(run)
     state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
@@ -75,7 +77,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
             name,
             title=config.title,
             file=state.name,
-            architecture=config.network.architecture(config.source),
+            architecture={**config.network.architecture(config.source), "gflops": _gflops(config)},
             trained=date.today().isoformat(),
         )
     except OSError as error:
@@ -83,6 +85,11 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
     finally:
         partial.unlink(missing_ok=True)
     return Exported(state, graph, difference, name)
+
+
+def _gflops(config: Config) -> float:
+    """Arithmetic of the network in GFLOP per second of signal."""
+    return round(budget.measure(config).forward * RATE / config.network.chunk, 2)
 
 
 def author_state(network: TfcTdf, half: bool = False) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ TEMPLATE = "page.html.jinja"
 EXCERPTS = 3  # songs
 SECONDS = 10.0  # of each, where its true stem is loudest
 POINTS = 400  # of a curve at most
+SMOOTHING = 0.95  # what is left of a value's weight in the running mean one point later
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 64, 12, 32  # pixels of a diagram, and of its margins
 
 
@@ -48,9 +49,9 @@ def write(run: Run, songs: Songs) -> Path:
         last[row["song"]] = row["sdr"]
     means = {step: sum(values) / len(values) for step, values in by_step.items()}
     diagrams = {
-        "loss": diagram(_curve(steps, "loss"), logarithmic=True),
+        "loss": diagram(_curve(steps, "loss"), logarithmic=True, smooth=True),
         "learning rate": diagram(_curve(steps, "learning_rate")),
-        "norm of the gradient": diagram(_curve(steps, "gradient"), logarithmic=True),
+        "norm of the gradient": diagram(_curve(steps, "gradient"), logarithmic=True, smooth=True),
         "validation SDR in dB": diagram(Curve([*means], [*means.values()]), dots=True),
     }
     best = max(means.items(), key=lambda entry: entry[1]) if means else None
@@ -73,8 +74,11 @@ def write(run: Run, songs: Songs) -> Path:
     return run.page
 
 
-def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False) -> str:
-    """Draw a curve as SVG, without values that are not finite or that have no logarithm."""
+def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth: bool = False) -> str:
+    """Draw a curve as SVG, without values that are not finite or that have no logarithm.
+
+    ``smooth`` draws the curve faintly, and over it a running mean of it as it is drawn.
+    """
     points = [
         (step, value)
         for step, value in zip(curve.steps, curve.values, strict=True)
@@ -104,12 +108,14 @@ def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False) -> str:
         parts.append(f'<path class="grid" d="M {LEFT} {y(height):.1f} H {WIDTH - 8}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(height) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     for step in np.linspace(first, end, 5):
-        place = f'x="{x(step):.1f}" y="{HEIGHT - 10}" text-anchor="middle"'
+        place = f'x="{x(step):.1f}" y="{HEIGHT - 10}" text-anchor="{"end" if step == end else "middle"}"'
         parts.append(f"<text {place}>{step:.0f}</text>")
-    path = " ".join(
-        f"{x(step):.1f},{y(height):.1f}" for (step, _), height in zip(thinned, heights, strict=True)
-    )
-    parts.append(f'<polyline class="curve" points="{path}"/>')
+    lines = {"faint": heights, "curve": _running_mean(heights)} if smooth else {"curve": heights}
+    for kind, line in lines.items():
+        path = " ".join(
+            f"{x(step):.1f},{y(height):.1f}" for (step, _), height in zip(thinned, line, strict=True)
+        )
+        parts.append(f'<polyline class="{kind}" points="{path}"/>')
     if dots:
         for (step, value), height in zip(thinned, heights, strict=True):
             title = escape(f"step {step:.0f}: {value:.3f}")
@@ -118,6 +124,15 @@ def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False) -> str:
                 f"<title>{title}</title></circle>"
             )
     return "".join([*parts, "</svg>"])
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean with the ones before it, which weigh less the longer ago they were."""
+    means, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = SMOOTHING * mean + value, SMOOTHING * weight + 1
+        means.append(mean / weight)
+    return means
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -63,7 +63,8 @@ class Windows(Dataset[Window]):
         self.config = config
         self.songs = songs
         self.with_stem = {
-            name: _Drawn([song for song in songs if name in song.stems], config.data.weights) for name in STEMS
+            name: _Drawn([song for song in songs if name in song.stems], config.data.weights)
+            for name in STEMS
         }
         self.any = _Drawn(songs, config.data.weights)
 

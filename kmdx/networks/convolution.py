@@ -1,8 +1,7 @@
 """Convolutions that give the same numbers sooner on a CPU, where no gradients are asked for.
 
 Each class is a convolution of torch with another way to compute it: same parameters, same names in
-the state dict, the ordinary way wherever the other one does not apply. :func:`accelerate` changes
-the classes of the convolutions in a network that was built by other code.
+the state dict, the ordinary way wherever the other one does not apply.
 
 - 3×3 convolutions by Winograd's minimal filtering F(6×6, 3×3), a fifth of the multiplications
   (Lavin and Gray 2015, arXiv 1509.09308), in torch's own NNPACK. Measured on two cores of an AMD EPYC
@@ -13,15 +12,14 @@ the classes of the convolutions in a network that was built by other code.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WORTH = 1.1  # how many times sooner Winograd's way must be to be taken
+from kmdx.networks.product import is_exact_on_cpu, matmul
+from kmdx.networks.timing import sooner
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -57,7 +55,7 @@ class MatmulConvTranspose1d(nn.ConvTranspose1d):
         batch, _, frames = input.shape
         stride = self.stride[0]
         weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (k · out, in)
-        columns = torch.matmul(weight, input).view(batch, 2, stride, self.out_channels, frames)
+        columns = matmul(weight, input).view(batch, 2, stride, self.out_channels, frames)
         output = input.new_empty(batch, self.out_channels, frames + 1, stride)
         _overlap(columns[:, 0], columns[:, 1], output.permute(0, 3, 1, 2), -1)
         return _with_bias(output.view(batch, self.out_channels, -1), self.bias)
@@ -81,7 +79,7 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
         batch, _, bins, frames = input.shape
         stride, out = self.stride[0], self.out_channels
         weight = self.weight[..., 0].permute(1, 2, 0).flatten(0, 1)  # (out · k, in)
-        columns = torch.matmul(weight, input.flatten(2)).view(batch, out, 2, stride, bins, frames)
+        columns = matmul(weight, input.flatten(2)).view(batch, out, 2, stride, bins, frames)
         output = input.new_empty(batch, out, bins + 1, stride, frames)
         _overlap(columns[:, :, 0], columns[:, :, 1], output.transpose(2, 3), -2)
         return _with_bias(output.view(batch, out, -1, frames), self.bias)
@@ -118,17 +116,6 @@ class ShuffledConvTranspose2d(nn.ConvTranspose2d):
         )
 
 
-FAST = (WinogradConv2d, MatmulConvTranspose1d, MatmulConvTranspose2d, ShuffledConvTranspose2d)
-
-
-def accelerate(network: nn.Module) -> None:
-    """Give every convolution of a network that has a faster way the class that takes it."""
-    for module in network.modules():
-        for fast in FAST:
-            if fast.fits(module):
-                module.__class__ = fast
-
-
 @cache
 def winograd_pays() -> bool:
     """Tell whether Winograd's way is there, right, and sooner than the ordinary one; takes 0.2 s once."""
@@ -145,30 +132,15 @@ def winograd_pays() -> bool:
             return False
         if not torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3):
             return False
-        winograd = _seconds(lambda: torch._nnpack_spatial_convolution(image, weight, None, padding=1))
-        direct = _seconds(lambda: F.conv2d(image, weight, padding=1))
-    return direct > WORTH * winograd
-
-
-def _seconds(compute: Callable[[], Tensor]) -> float:
-    """The best of three times."""
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        compute()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        return sooner(
+            lambda: torch._nnpack_spatial_convolution(image, weight, None, padding=1),
+            lambda: F.conv2d(image, weight, padding=1),
+        )
 
 
 def _plain(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:
     """Tell whether the fast ways apply: a batch in float32 on the CPU without gradients or autocast."""
-    return (
-        input.dim() == conv.weight.dim()
-        and input.device.type == "cpu"
-        and input.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return input.dim() == conv.weight.dim() and is_exact_on_cpu(input)
 
 
 def _overlap(first: Tensor, second: Tensor, output: Tensor, axis: int) -> None:

@@ -7,11 +7,27 @@ from demucs.demucs import LocalState
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kmdx.networks import convolution
 from kmdx.networks.attention import ExactLocalState, FusedAttention
+from kmdx.networks.convolution import (
+    MatmulConvTranspose1d,
+    MatmulConvTranspose2d,
+    ShuffledConvTranspose2d,
+    WinogradConv2d,
+)
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
+from kmdx.networks.product import OneDnnLinear
 from kmdx.networks.tfc_tdf import TfcTdf
+
+FAST = (
+    WinogradConv2d,
+    MatmulConvTranspose1d,
+    MatmulConvTranspose2d,
+    ShuffledConvTranspose2d,
+    OneDnnLinear,
+    FusedAttention,
+)
+"""Layers with another way to compute the same: parameters and names in the state dict stay."""
 
 
 def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
@@ -26,21 +42,27 @@ def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
     """
     if isinstance(network, DemucsNetwork):
         for module in network.model.modules():
-            if FusedAttention.fits(module):
-                module.__class__ = FusedAttention
             if isinstance(module, LocalState):
                 module.__class__ = ExactLocalState
-        convolution.accelerate(network.model)
+        accelerate(network.model)
         network.dtype = dtype
         _store_products(network.model, dtype)
     elif isinstance(network, TfcTdf):
         _fold_batch_norms(network)
-        convolution.accelerate(network)
+        accelerate(network)
         network.dtype = dtype
         for between in (*network.encoding_blocks, *network.ds, network.bottleneck_block, *network.us):
             _store_between(between, dtype)
         for block in network.decoding_blocks:
             _store_between(block, dtype)
+
+
+def accelerate(network: nn.Module) -> None:
+    """Give every layer of a network, whoever built it, that has a faster way the class that takes it."""
+    for module in network.modules():
+        for fast in FAST:
+            if fast.fits(module):
+                module.__class__ = fast
 
 
 def _fold_batch_norms(network: nn.Module) -> None:

@@ -7,12 +7,12 @@ the place in a plan that names it. Sizes are in bytes, checksums are sha256 in h
 from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.download import Progress
 from kmdx.weights.finding import Found, MissingWeights, find, find_all
-from kmdx.weights.folder import ModelsFolder, models_folder, where
+from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull
 from kmdx.weights.registry import Source, Weight, own, registry
-from kmdx.weights.trained import get, register, trained
+from kmdx.weights.trained import get, register, shipped, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
 from kmdx.weights.verifying import Status, verify
 
@@ -37,6 +37,8 @@ __all__ = [
     "pull",
     "register",
     "registry",
+    "shipped",
+    "shipped_folder",
     "state_sha256",
     "trained",
     "unet",

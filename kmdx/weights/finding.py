@@ -100,7 +100,7 @@ def find_all(folder: Path | None = None) -> Mapping[str, Found | None]:
 def missing_message(weight: Weight, folder: Path) -> str:
     """That a weight is missing: what was looked for, where, and how to get it."""
     if weight.path:
-        return f"{weight.path} is missing, which the ensemble names as weights of your own"
+        return f"{weight.path} is missing, the file of {weight.title[:1].lower()}{weight.title[1:]}"
     known = _known_contents(weight, folder)
     names = _names(weight)
     there = [name for name in names if (folder / name).is_file()]

@@ -38,9 +38,19 @@ def where() -> ModelsFolder:
         if folder.exists() and not folder.is_dir():
             raise WeightsError(f"KMDX_MODELS names {folder}, which is no folder")
         return ModelsFolder(folder, "KMDX_MODELS names it")
-    checkout = Path(kmdx.__file__).parents[1]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "models").is_dir():
-        return ModelsFolder(checkout / "models", "it belongs to this checkout")
+    if checkout := _of_checkout():
+        return ModelsFolder(checkout, "it belongs to this checkout")
     import platformdirs
 
     return ModelsFolder(platformdirs.user_cache_path("kmdx") / "models", "it is in the user's cache")
+
+
+def shipped_folder() -> Path:
+    """The folder of the weights that come with the package: a checkout's ``models/mini``, or in the wheel."""
+    return (_of_checkout() or Path(kmdx.__file__).parent) / "mini"
+
+
+def _of_checkout() -> Path | None:
+    checkout = Path(kmdx.__file__).parents[1]
+    models = checkout / "models"
+    return models if (checkout / "pyproject.toml").is_file() and models.is_dir() else None

@@ -1,4 +1,7 @@
-"""Weights that were trained here: ``trained.yaml`` in a models folder, beside the files it names."""
+"""Weights that were trained here: ``trained.yaml`` in a models folder, beside the files it names.
+
+Those of the small ensemble come with the package, in a folder of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kmdx.errors import WeightsError
-from kmdx.weights.folder import models_folder
+from kmdx.weights.folder import models_folder, shipped_folder
 from kmdx.weights.registry import Weight, own
 from kmdx.weights.registry import get as published
 
@@ -41,8 +44,23 @@ def trained(folder: Path | None = None) -> Mapping[str, Weight]:
     return found
 
 
+def shipped() -> Mapping[str, Weight]:
+    """The weights that come with the package, by name.
+
+    Raises
+    ------
+    WeightsError
+        If their ``trained.yaml`` is malformed.
+    """
+    note = "Comes with the package; trained on rendered songs and on songs in the public domain (CC0)."
+    return {
+        name: replace(weight, licence="MIT", licence_note=note)
+        for name, weight in trained(shipped_folder()).items()
+    }
+
+
 def get(name: str) -> Weight:
-    """The weight of that name or signature, published or trained here.
+    """The weight of that name or signature: published, come with the package, or trained here.
 
     Raises
     ------
@@ -52,9 +70,9 @@ def get(name: str) -> Weight:
     try:
         return published(name)
     except WeightsError:
-        own_weights = trained()
-        if name in own_weights:
-            return own_weights[name]
+        for weights in (shipped, trained):
+            if found := weights().get(name):
+                return found
         raise
 
 

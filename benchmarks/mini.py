@@ -1,0 +1,114 @@
+"""What the small ensemble is worth: ``python -m benchmarks.mini SONGS… [-o scores.csv]``.
+
+SONGS are folders with songs' stems at any depth, ``<song>/{bass,drums,other,vocals}.*``; their sum is the
+mixture, and a stem that is missing or silent is not scored. For each song and stem, the global SDR in dB of
+
+- the mixture itself,
+- the stem's network alone, hearing the mixture,
+- the stem's network where it stands in the plan, hearing what the stages before it left over,
+- the plan's stem,
+
+and for each folder the mean over its songs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from evaluator.dataset import STEMS
+from evaluator.metrics import global_sdr
+from kmdx import Separator, audio
+from kmdx.errors import KmdxError
+from kmdx.plan import MIXTURE, Hear, Plan
+
+WAYS = ("mixture", "alone", "staged", "plan")
+
+
+def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
+    """Add a run of each network that hears the mixture; also says which signal is which, by stem and way."""
+    hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Hear)}
+    runs = {plan.networks[node.network].sources[0]: name for name, node in hears.items()}
+    alone = {f"{name}_alone": Hear(node.network, MIXTURE) for name, node in hears.items()}
+    ways = {
+        stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
+        for stem in STEMS
+    }
+    return replace(plan, nodes={**plan.nodes, **alone}), ways
+
+
+def prepare() -> tuple[Separator, dict[str, dict[str, str]]]:
+    """The small ensemble on the CPU in float32, and which of its signals is which, by stem and way."""
+    separator = Separator("mini", device="cpu", precision="fp32")
+    separator.plan, ways = with_each_alone(separator.plan)  # the same networks, once more each
+    return separator, ways
+
+
+def score(
+    separator: Separator, folder: Path, ways: dict[str, dict[str, str]]
+) -> dict[tuple[str, str], float]:
+    """Global SDR in dB of a song by stem and way; only of stems that it has."""
+    stems, rate = {}, 0
+    for stem in STEMS:
+        files = sorted(folder.glob(f"{stem}.*"))
+        if files:
+            sound = audio.read(files[0])
+            stems[stem], rate = sound.samples, sound.rate
+    mixture = np.sum([*stems.values()], axis=0, dtype=np.float32)
+    signals = separator.signals(mixture, rate, [name for way in ways.values() for name in way.values()])
+    return {
+        (stem, way): global_sdr(truth, mixture if way == "mixture" else signals[ways[stem][way]])
+        for stem, truth in stems.items()
+        if truth.any()
+        for way in WAYS
+    }
+
+
+def main() -> None:
+    """Score every song and print a table for each folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("songs", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, help="write every number as CSV")
+    options = parser.parse_args()
+    separator, ways = prepare()
+    console = Console(highlight=False)
+    rows = []
+    for root in options.songs:
+        folders = sorted({path.parent for path in root.rglob("vocals.*")})
+        if not folders:
+            raise KmdxError(f"{root}: no song folders with stems")
+        scores = {folder.name: score(separator, folder, ways) for folder in folders}
+        table = Table("stem", "songs", *WAYS, "plan's gain", title=root.name, box=None)
+        for stem in STEMS:
+            of_songs = [
+                [song[stem, way] for way in WAYS] for song in scores.values() if (stem, "plan") in song
+            ]
+            if of_songs:
+                means = np.mean(of_songs, axis=0)
+                cells = [f"{mean:.2f}" for mean in means]
+                table.add_row(stem, str(len(of_songs)), *cells, f"{means[-1] - means[0]:+.2f}")
+        console.print(table)
+        rows += [
+            {"set": root.name, "song": name, "stem": stem, "way": way, "sdr": f"{sdr:.3f}"}
+            for name, song in scores.items()
+            for (stem, way), sdr in song.items()
+        ]
+    if options.output:
+        with options.output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KmdxError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,219 @@
+"""The small ensemble that comes with the package: it is there, it runs offline, and it has learned."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from conftest import decibels, shared
+from rich.console import Console
+
+import demo
+from benchmarks import mini
+from evaluator.metrics import global_sdr
+from kmdx import Separator, plan_file, weights
+from kmdx.errors import DownloadError
+from training import config as configs
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "models" / "mini"
+STEMS = ("bass", "drums", "other", "vocals")
+RATE = 44100
+
+
+def song(seconds: float = 6) -> dict[str, np.ndarray]:
+    """Stems of a song that no network has heard: decaying noise and sweeps, a low saw, chords, a vowel."""
+    rng = np.random.default_rng(0)
+    time = np.arange(int(seconds * RATE)) / RATE
+
+    def tone(pitch: np.ndarray | float, partials: int, tilt: float) -> np.ndarray:
+        phase = 2 * np.pi * np.cumsum(np.broadcast_to(pitch, time.shape)) / RATE
+        return sum(np.sin(k * phase + rng.uniform(0, 6)) / k**tilt for k in range(1, partials + 1))
+
+    beat = time % 0.5
+    drums = 0.5 * np.exp(-beat / 0.05) * np.sin(2 * np.pi * (50 * beat - 6 * np.exp(-beat / 0.02)))
+    drums += 0.15 * np.exp(-(time % 0.25) / 0.03) * rng.standard_normal(len(time))
+    steps = (time // 1).astype(int) % 4
+    bass = 0.2 * tone(np.array([55.0, 73.4, 65.4, 49.0])[steps], 6, 1.5)
+    chord = sum(tone(pitch, 8, 1.2) for pitch in (220.0, 277.2, 329.6))
+    other = 0.04 * chord * np.exp(-(time % 1) / 0.6)
+    vocals = 0.1 * tone(392 * (1 + 0.01 * np.sin(2 * np.pi * 5.5 * time)), 20, 1.0)
+    made = {"bass": bass, "drums": drums, "other": other, "vocals": vocals}
+    return {stem: np.stack([sound, sound], 1).astype(np.float32) for stem, sound in made.items()}
+
+
+def test_all_four_come_with_it_and_are_small() -> None:
+    files = [use.weight.path for use in plan_file.load("mini").networks.values()]
+    assert {path.parent for path in files} == {FOLDER}
+    assert sum(path.stat().st_size for path in files) < 8e6
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_they_are_what_their_configs_made(stem: str) -> None:
+    config = configs.load(f"mini/{stem}")
+    entry = yaml.safe_load((FOLDER / "trained.yaml").read_text("utf-8"))[f"mini_{stem}"]
+    architecture = dict(entry["architecture"])
+    assert architecture.pop("gflops") > 0
+    assert architecture == config.network.architecture(stem)
+    assert entry["title"] == config.title
+    use = plan_file.load("mini").networks[stem]
+    assert (use.chunking.length, use.chunking.trim) == (config.network.chunk, config.network.trim)
+
+
+def test_it_separates_without_a_network(tmp_path: Path) -> None:
+    stems = song(3)
+    soundfile.write(tmp_path / "song.wav", sum(stems.values()), RATE, "FLOAT")
+    program = (
+        "import socket, sys\n"
+        "def refused(*args): raise AssertionError('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = refused\n"
+        "from kmdx import cli\n"
+        "sys.argv = ['kmdx', 'separate', 'song.wav', '--ensemble', 'mini', '--device', 'cpu']\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "KMDX_MODELS": str(tmp_path / "nothing here")}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    written = {path.stem: soundfile.read(path)[0] for path in tmp_path.rglob("*.wav") if path.stem in STEMS}
+    assert set(written) == set(STEMS)
+    assert all(sound.shape == stems["bass"].shape and sound.any() for sound in written.values())
+
+
+def test_it_has_learned() -> None:
+    stems = song()
+    mixture = sum(stems.values())
+    estimates = Separator("mini", device="cpu", precision="fp32").separate(mixture, RATE)
+    gains = {
+        stem: global_sdr(truth, estimates[stem]) - global_sdr(truth, mixture) for stem, truth in stems.items()
+    }
+    assert min(gains["bass"], gains["drums"], gains["vocals"]) > 3, gains
+
+
+def test_half_precision_changes_next_to_nothing() -> None:
+    stems = song()
+    mixture = sum(stems.values())
+    exact, half = (
+        Separator("mini", device="cpu", precision=precision).separate(mixture, RATE)
+        for precision in ("fp32", "bf16")
+    )
+    for stem, truth in stems.items():
+        assert decibels(exact[stem], half[stem]) > 25
+        assert global_sdr(truth, half[stem]) == pytest.approx(global_sdr(truth, exact[stem]), abs=0.05)
+
+
+def test_scores_are_those_that_are_written_down() -> None:
+    folders = [shared("audio", "musdb18-excerpts"), shared("audio", "cc0-stems", "potassium")]
+    separator, ways = mini.prepare()
+    with (FOLDER / "scores.csv").open(encoding="utf-8", newline="") as file:
+        written = {(row["song"], row["stem"], row["way"]): float(row["sdr"]) for row in csv.DictReader(file)}
+    compared = 0
+    for folder in (path.parent for root in folders for path in sorted(root.rglob("vocals.*"))):
+        for (stem, way), sdr in mini.score(separator, folder, ways).items():
+            assert sdr == pytest.approx(written[folder.name, stem, way], abs=0.02)
+            compared += 1
+    assert compared == 3 * 4 * 4
+
+
+def test_scores_that_are_written_down_are_good_enough() -> None:
+    with (FOLDER / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def gain(material: str, stem: str) -> float:
+        mean = {
+            way: np.mean(
+                [
+                    float(row["sdr"])
+                    for row in rows
+                    if (row["set"], row["stem"], row["way"]) == (material, stem, way)
+                ]
+            )
+            for way in ("mixture", "plan")
+        }
+        return float(mean["plan"] - mean["mixture"])
+
+    sets = {row["set"] for row in rows}
+    assert len(sets) == 3
+    for material in sets:
+        enough = [gain(material, stem) >= 8 for stem in STEMS]
+        assert sum(enough) >= (4 if "synth" in material else 3), material
+
+
+def test_the_demo_falls_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(weight: weights.Weight) -> Path:
+        raise DownloadError(f"{weight.name}: no source could deliver")
+
+    console = Console(record=True, width=200)
+    monkeypatch.setattr(weights, "pull", unreachable)
+    assert demo.choose_ensemble(console) == "mini"
+    assert "no source could deliver" in console.export_text()
+    monkeypatch.setattr(weights, "pull", lambda weight: Path("somewhere"))
+    assert demo.choose_ensemble(console) == "htdemucs"
+
+
+def test_pulling_it_has_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmdx import cli
+
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    for words in (
+        ["models", "pull", "mini"],
+        ["models", "list"],
+        ["models", "verify"],
+        ["ensembles", "show", "mini"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["kmdx", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, capsys.readouterr().err
+    assert "mini_vocals" in capsys.readouterr().out
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_wheel_carries_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a build leaves things behind
+    for name in ("kmdx", "models/mini"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    made = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(source),
+    ]
+    subprocess.run(made, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    program = "import kmdx; from kmdx import Separator; print(kmdx.__file__); print(*Separator('mini', device='cpu').networks)"
+    environment = {**os.environ, "PYTHONPATH": str(site), "KMDX_MODELS": str(tmp_path / "none")}
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    place, networks = ended.stdout.splitlines()
+    assert Path(place).is_relative_to(site)
+    assert set(networks.split()) == set(STEMS)

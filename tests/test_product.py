@@ -1,0 +1,163 @@
+"""Matrix products and attention computed another way, against torch's own; and where that way is not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import decibels
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kmdx.networks import attention, product, timing
+
+NEEDED = 110  # dB
+ONEDNN_PAYS = product.onednn_pays.__wrapped__  # asked anew each time
+BLOCKS_PAY = attention.blocks_pay.__wrapped__
+ONEDNN = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="torch has no oneDNN here",
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """oneDNN pays; what it was asked to multiply."""
+    asked: list[Tensor] = []
+    multiply = product._onednn
+
+    def noted(rows: Tensor, *others: Tensor | None) -> Tensor:
+        asked.append(rows)
+        return multiply(rows, *others)
+
+    monkeypatch.setattr(product, "onednn_pays", lambda: True)
+    monkeypatch.setattr(product, "_onednn", noted)
+    return asked
+
+
+def sound(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@ONEDNN
+@pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 3, 7, 5), (0, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_layer_by_onednn_equals_torchs_own(shape: tuple[int, ...], bias: bool, calls: list[Tensor]) -> None:
+    layer = nn.Linear(5, 11, bias=bias)
+    wave = sound(*shape)
+    expected = layer(wave)
+    assert product.OneDnnLinear.fits(layer)
+    layer.__class__ = product.OneDnnLinear
+    ours = layer(wave)
+    assert len(calls) == 1
+    assert ours.shape == expected.shape
+    assert torch.allclose(ours, expected, atol=1e-5)
+    assert torch.allclose(
+        layer(sound(*shape[:-1], 10)[..., ::2]),
+        F.linear(sound(*shape[:-1], 10)[..., ::2], layer.weight, layer.bias),
+        atol=1e-5,
+    )
+
+
+@ONEDNN
+@pytest.mark.parametrize("batch", [1, 3])
+@torch.inference_mode()
+def test_products_with_each_of_a_batch(batch: int, calls: list[Tensor]) -> None:
+    first, second = sound(12, 7), sound(batch, 7, 9)
+    assert decibels(torch.matmul(first, second), product.matmul(first, second)) > NEEDED
+    assert len(calls) == batch
+
+
+@ONEDNN
+def test_elsewhere_torch_multiplies(calls: list[Tensor]) -> None:
+    layer = product.OneDnnLinear(5, 3)
+    wave = sound(4, 5)
+    assert layer(wave).requires_grad
+    with torch.inference_mode():
+        assert layer(wave).shape == (4, 3)
+        assert len(calls) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(wave).dtype == torch.bfloat16
+        half = nn.Linear(5, 3).bfloat16()
+        half.__class__ = product.OneDnnLinear
+        assert half(wave.bfloat16()).dtype == torch.bfloat16
+        assert layer.double()(wave.double()).dtype == torch.float64
+        assert product.matmul(wave.double(), sound(2, 5, 3).double()).dtype == torch.float64
+    assert len(calls) == 1
+
+
+class Own(nn.Linear):
+    pass
+
+
+def test_a_class_of_its_own_is_left_alone() -> None:
+    assert not product.OneDnnLinear.fits(Own(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("ordinary", "other", "taken"), [(2.0, 1.0, True), (1.0, 1.0, False), (1.0, 2.0, False)]
+)
+@ONEDNN
+def test_each_way_is_taken_where_it_is_sooner(
+    ordinary: float, other: float, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pays in (ONEDNN_PAYS, lambda: BLOCKS_PAY(torch.float32), lambda: BLOCKS_PAY(torch.bfloat16)):
+        product.onednn_pays()  # known before the times are made up
+        times = iter([ordinary, other])
+        monkeypatch.setattr(timing, "_seconds", lambda compute, times=times: next(times))
+        with torch.autocast("cpu", torch.bfloat16):  # as it may be asked for in a network
+            assert pays() is taken
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("how", ["not built in", "no such operator", "fails", "wrong"])
+@ONEDNN
+def test_without_onednn_all_goes_the_ordinary_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Tensor:
+        raise RuntimeError("no such thing here")
+
+    monkeypatch.setattr(timing, "_seconds", lambda compute: pytest.fail("it was timed"))
+    if how == "not built in":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    elif how == "no such operator":
+        monkeypatch.setattr(torch.ops, "mkldnn", object())
+    elif how == "fails":
+        monkeypatch.setattr(product, "_onednn", fails)
+    else:
+        monkeypatch.setattr(product, "_onednn", lambda rows, weight, bias=None: 0.9 * F.linear(rows, weight))
+    assert not ONEDNN_PAYS()
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize(("steps", "others"), [(1, 1), (50, 31), (attention.BLOCK + 5, 2 * attention.BLOCK)])
+@pytest.mark.parametrize(("dtype", "needed"), [(torch.float32, NEEDED), (torch.bfloat16, 40)])
+@torch.inference_mode()
+def test_attention_in_blocks(
+    dtype: torch.dtype, needed: float, steps: int, others: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "onednn_pays", lambda: pays and ONEDNN_PAYS())
+    query, key, value = sound(2, 3, steps, 8), 2 * sound(2, 3, others, 8), sound(2, 3, others, 8).flip(2)
+    half = [part.to(dtype) for part in (query, key, value)]
+    expected = F.scaled_dot_product_attention(*(part.double() for part in half))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours = attention.attend_in_blocks(*half)
+    assert ours.dtype == dtype
+    assert decibels(expected, ours.double()) > needed
+
+
+@torch.inference_mode()
+def test_attention_goes_the_way_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[str] = []
+
+    def noted(way: str) -> Callable[..., Tensor]:
+        return lambda query, key, value: ways.append(way) or query
+
+    monkeypatch.setattr(attention, "attend_in_blocks", noted("blocks"))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted("fused"))
+    monkeypatch.setattr(attention, "blocks_pay", lambda dtype: dtype == torch.bfloat16)
+    parts = sound(3, 1, 2, 4, 8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        attention.attend(*parts.to(dtype))
+    assert ways == ["fused", "blocks", "fused", "fused"]
