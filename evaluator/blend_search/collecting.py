@@ -61,6 +61,7 @@ def collect(
     how: How,
     keep: bool = False,
     tell: Told = lambda line: None,
+    begin: Told = lambda line: None,
 ) -> None:
     """Put a record of each song into a store, but of those whose record is there.
 
@@ -78,8 +79,8 @@ def collect(
     how : How
     keep : bool
         Also write the signals, ``signals/<song>/<stem>/<signal>.wav`` in float32.
-    tell : callable
-        Called with a line when a song is done.
+    tell, begin : callable
+        Called with a line when a song is done, and when one begins.
 
     Raises
     ------
@@ -117,6 +118,7 @@ def collect(
             "fingerprint": fingerprint,
         }
         if record["reason"] is None:
+            begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
             separator = separator or how.separator(path)
             try:
                 record |= {"status": "ok", **measure_song(separator, flat.own, track, kept)}

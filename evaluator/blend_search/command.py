@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +30,6 @@ from evaluator.blend_search.console import (
     out,
     parse_prior,
     print_notes,
-    show_warning,
     write_plan,
 )
 from evaluator.blend_search.members import Ensemble, within
@@ -74,7 +72,6 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    warnings.showwarning = show_warning
     terminal.run(app, err)
 
 
@@ -112,16 +109,18 @@ def collect(
     try:
         with store.locked():
             found = check_songs(songs, store.folder)
-            collecting.collect(
-                flat,
-                all_estimates,
-                songs,
-                found,
-                store,
-                How(device, precision, speed, folder),
-                keep,
-                lambda line: err.print(escape(line)),
-            )
+            with err.status("loading the weights") as status:
+                collecting.collect(
+                    flat,
+                    all_estimates,
+                    songs,
+                    found,
+                    store,
+                    How(device, precision, speed, folder),
+                    keep,
+                    lambda line: err.print(escape(line)),
+                    lambda line: status.update(escape(line)),
+                )
             failed = {track.name: (store.record(track.name) or {}).get("reason") for track in songs}
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one ended")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,7 +15,8 @@ from evaluator.blend_search.options import EVERY_SPLIT
 from evaluator.blend_search.search import Result
 from evaluator.dataset import Track
 from evaluator.survey import Survey, survey
-from kmdx.errors import KmdxError, KmdxWarning
+from kmdx import terminal
+from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 
 PIPE_WIDTH = 160  # columns where there is no terminal to ask
@@ -41,7 +41,7 @@ def check_songs(songs: list[Track], folder: Path) -> Survey:
     with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
         found = survey(songs, folder)
     for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
-        warn(line)
+        terminal.warn(line, err)
     if len(found.unusable) == len(songs):
         song, why = next(iter(found.unusable.items()))
         raise KmdxError(f"none of {len(songs)} songs can be used; {song}: {why}")
@@ -52,9 +52,9 @@ def load_collection(folder: Path) -> collection.Collection:
     """Read a collection and tell what is wrong with it."""
     found = collection.load(folder)
     for song, reason in found.failed.items():
-        warn(f"{song} is left out: {reason}")
+        terminal.warn(f"{song} is left out: {reason}", err)
     for line in found.warnings:
-        warn(line)
+        terminal.warn(line, err)
     return found
 
 
@@ -74,18 +74,7 @@ def parse_prior(text: str) -> float | None:
 def print_notes(result: Result) -> None:
     """Tell what was found besides weights."""
     for stem in result.silent:
-        warn(f"{stem}: the true stem is silent in every song; the published weights stand")
+        terminal.warn(f"{stem}: the true stem is silent in every song; the published weights stand", err)
     for each in result.found:
         for note in each.notes:
             err.print(f"[bold]note:[/bold] {escape(note)}")
-
-
-def warn(message: str) -> None:
-    """Tell what the user should know, in one line."""
-    err.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}")
-
-
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print warnings of this package in one line, and nobody else's."""
-    if issubclass(category, KmdxWarning):
-        warn(str(message))
