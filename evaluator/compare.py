@@ -1,7 +1,6 @@
 """Which of two runs is better, song by song: ``python -m evaluator.compare RUN_A RUN_B``.
 
-Songs are paired by name, so that a song that is hard for both weighs nothing. The interval is the
-percentile bootstrap over songs (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", ch. 13).
+Songs are paired by name, so that a song that is hard for both weighs nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evaluator import bootstrap
+from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import STEMS
 from evaluator.store import read_json, write_json
 from kmdx.errors import KmdxError
 
 MEASURES = {"global_sdr": "global SDR", "museval_sdr": "museval SDR, median over frames"}
 TIE = 0.005  # dB: what two decimals do not show
-COVERAGE = 0.95
 MOST_SAMPLES = 1_000_000  # that fit in memory with any number of songs that people have
 LIMITS = {
     "time_limit_factor": "time limit",
@@ -164,12 +164,7 @@ def _difference(
         return Difference(measure, stem, 0, None, None, None, None, None, 0, 0, 0)
     of_a, of_b = np.array(pairs).T  # (songs,)
     steps = of_b - of_a
-    low = high = None
-    if len(steps) > 1:
-        # The same draws for every measure and stem, so that their intervals can be compared.
-        drawn = np.random.default_rng(seed).integers(len(steps), size=(samples, len(steps)))
-        tail = 100 * (1 - COVERAGE) / 2
-        low, high = map(float, np.percentile(steps[drawn].mean(axis=1), [tail, 100 - tail]))
+    low, high = bootstrap.interval(steps, samples, seed) or (None, None)
     return Difference(
         measure,
         stem,

@@ -187,6 +187,17 @@ def fingerprint(track: Track) -> str:
     return digest.hexdigest()
 
 
+def read(track: Track, stem: str) -> audio.Audio:
+    """Read a stem, or the mixture, whole.
+
+    Raises
+    ------
+    AudioError
+        If it cannot be read.
+    """
+    return audio.read(track.files[stem], stream=STREAMS.index(stem) if track.lossy else 0)
+
+
 def as_wav(track: Track, stem: str, folder: Path) -> Path:
     """Give a stem, or the mixture, as a wav file.
 
@@ -204,7 +215,7 @@ def as_wav(track: Track, stem: str, folder: Path) -> Path:
     path = track.files[stem]
     if path.suffix.lower() == ".wav":
         return path
-    sound = audio.read(path, stream=STREAMS.index(stem) if track.lossy else 0)
+    sound = read(track, stem)
     target = folder / f"{stem}.wav"
     audio.write(target, sound.samples, sound.rate, "float32")
     return target

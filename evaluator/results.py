@@ -36,8 +36,10 @@ IGNORED = {
 }
 
 
-def describe_weights(plan: Plan) -> list[dict[str, Any]]:
+def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, Any]]:
     """Name, file, sha256 of each weight that a plan uses, and whether it is a published one.
+
+    ``folder`` is where weight files lie, if not in the usual place.
 
     Raises
     ------
@@ -47,8 +49,8 @@ def describe_weights(plan: Plan) -> list[dict[str, Any]]:
     needed = {use.weight.name: use.weight for use in plan.networks.values()}
     described = []
     for weight in needed.values():
-        path = weights.find(weight).path
-        (status,) = weights.verify(weights=[weight])
+        path = weights.find(weight, folder).path
+        (status,) = weights.verify(folder, [weight])
         described.append(
             {
                 "name": weight.name,

@@ -190,39 +190,47 @@ class Plan:
     stems: tuple[str, ...]
     digest: str = field(repr=False)
 
-    def order(self, wanted: Iterable[str]) -> list[str]:
+    def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the nodes that ``wanted`` need, each after those that it needs itself.
 
-        Everything else is pruned. ``wanted`` are references: stems, signals or ``NODE.SOURCE``.
+        Everything else is pruned, also what only ``known`` signals need. Both are references: stems,
+        signals or ``NODE.SOURCE``.
         """
         ordered: dict[str, None] = {}
 
-        def visit(name: str) -> None:
-            if name == MIXTURE or name in ordered:
+        def visit(reference: str) -> None:
+            name = node_of(reference)
+            if name == MIXTURE or reference in known or name in ordered:
                 return
-            for reference in self.nodes[name].inputs:
-                visit(node_of(reference))
+            for needed in self.nodes[name].inputs:
+                visit(needed)
             ordered[name] = None
 
         for reference in wanted:
-            visit(node_of(reference))
+            visit(reference)
         return list(ordered)
 
-    def sources_used(self, wanted: Collection[str]) -> dict[str, tuple[str, ...]]:
+    def needed(self, wanted: Collection[str], known: Collection[str] = ()) -> set[str]:
+        """References to all signals that are at hand, or made, on the way to ``wanted``; these included."""
+        order = self.order(wanted, known)
+        return {*wanted, *(reference for name in order for reference in self.nodes[name].inputs)}
+
+    def sources_used(
+        self, wanted: Collection[str], known: Collection[str] = ()
+    ) -> dict[str, tuple[str, ...]]:
         """For each :class:`Hear` node that ``wanted`` need, the sources that anything uses, in order."""
-        order = self.order(wanted)
-        references = {*wanted, *(reference for name in order for reference in self.nodes[name].inputs)}
+        references = self.needed(wanted, known).difference(known)
         used = {}
-        for name in order:
+        for name in self.order(wanted, known):
             node = self.nodes[name]
             if isinstance(node, Hear):
                 sources = self.networks[node.network].sources
                 used[name] = tuple(source for source in sources if f"{name}.{source}" in references)
         return used
 
-    def networks_used(self, wanted: Iterable[str]) -> list[str]:
+    def networks_used(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the networks that ``wanted`` need, in the order in which they run first."""
-        nodes = (self.nodes[name] for name in self.order(wanted))
+        nodes = (self.nodes[name] for name in self.order(wanted, known))
         return list(dict.fromkeys(node.network for node in nodes if isinstance(node, Hear)))
 
     def stage(self, reference: str) -> int:
@@ -286,10 +294,21 @@ class Plan:
 
     def check_wanted(self, wanted: Iterable[str]) -> None:
         """Raise :class:`PlanError` if one of ``wanted`` is no signal of this plan."""
-        known = {MIXTURE, *self.nodes, *self._references()}
+        known = {MIXTURE, *self._references()}
         for reference in wanted:
             if reference not in known:
                 raise PlanError(f"{self.name}: no signal {reference!r}{suggest(reference, known)}")
+
+    def check_known(self, known: Iterable[str]) -> None:
+        """Raise :class:`PlanError` if one of ``known`` is no signal, or one that must be made anew.
+
+        Those are normalized signals: with them goes the level that other sums are brought back to.
+        """
+        known = list(known)
+        self.check_wanted(known)
+        for reference in known:
+            if reference == MIXTURE or isinstance(self.nodes[node_of(reference)], Normalize):
+                raise PlanError(f"{self.name}: {reference!r} cannot be given, only sums and estimates")
 
     def _references(self) -> Iterator[str]:
         for name, node in self.nodes.items():

@@ -1,4 +1,4 @@
-"""Reads a plan from its YAML file and says what is wrong with it.
+"""Reads a plan from its YAML file and says what is wrong with it; writes one as YAML.
 
 ``networks`` names each network with its weights and with how a signal of any length goes through it;
 ``signals`` is a graph of three kinds of node; ``stems`` says which weighted sums are the result::
@@ -18,7 +18,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from importlib import resources
@@ -105,6 +107,52 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
     if root is None:
         raise PlanError(f"{name}: the file is empty")
     return _Parser(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
+
+
+def dump(plan: Plan, folder: Path | None = None) -> str:
+    """Return the text of a plan: :func:`parse` makes the same plan of it, but for its name and digest.
+
+    Parameters
+    ----------
+    plan : Plan
+    folder : Path, optional
+        Where the text will lie: weight files of one's own are named relative to it. Without it, by
+        their full paths.
+    """
+
+    def weight(use: NetworkUse) -> Any:
+        path = use.weight.path
+        if path is None or use.weight.name != str(path):  # the registry's, or trained here
+            return use.weight.name
+        file = path.resolve() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve()))
+        return {"file": str(file), "architecture": json.loads(json.dumps(dict(use.weight.architecture)))}
+
+    def network(use: NetworkUse) -> dict[str, Any]:
+        how = use.chunking
+        if isinstance(how, OverlapAdd):
+            return {
+                "weights": weight(use),
+                "overlap_add": {"segment": how.segment, "overlap": how.overlap},
+            }
+        return {"weights": weight(use), "trim_and_join": {"chunk": how.chunk, "trim": how.trim}}
+
+    def node(value: Node) -> dict[str, Any]:
+        if isinstance(value, Hear):
+            return {"network": value.network, "hears": value.signal}
+        if isinstance(value, Normalize):
+            return {"normalize": value.signal}
+        back = {} if value.denormalize is None else {"denormalize": value.denormalize}
+        return {"sum": dict(value.terms), **back}
+
+    content = {
+        "title": plan.title,
+        "description": plan.description,
+        "sample_rate": plan.sample_rate,
+        "networks": {name: network(use) for name, use in plan.networks.items()},
+        "signals": {name: node(value) for name, value in plan.nodes.items() if name not in plan.stems},
+        "stems": {name: node(plan.nodes[name]) for name in plan.stems},
+    }
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 class _Parser:

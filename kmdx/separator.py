@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
@@ -110,6 +111,20 @@ class Separator:
                 loaded[key] = load_fast(use, self.plan.sample_rate, self.device, folder, precision, loose)
         return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
+    def under(self, changed: plan.Plan) -> Separator:
+        """The same networks, not loaded again, under a plan in which only signals and stems differ.
+
+        Raises
+        ------
+        PlanError
+            If the plan has other networks.
+        """
+        if changed.networks != self.plan.networks:
+            raise PlanError(f"{changed.name}: its networks are not those that were loaded")
+        separator = copy.copy(self)
+        separator.plan = changed
+        return separator
+
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
         """For each network run by ONNX Runtime, the execution providers that it really got."""
@@ -184,7 +199,15 @@ class Separator:
         song = audio.read(path, start, duration, downmix)
         return Separation(self.separate(song.samples, song.rate, stems=stems, progress=progress), song.rate)
 
-    def signals(self, samples: ArrayLike, rate: int, names: Collection[str]) -> Stems:
+    def signals(
+        self,
+        samples: ArrayLike,
+        rate: int,
+        names: Collection[str],
+        *,
+        known: Mapping[str, ArrayLike] | None = None,
+        progress: Progress | None = None,
+    ) -> Stems:
         """Compute any signals of the plan, such as one half's estimate of a stem.
 
         Parameters
@@ -193,22 +216,47 @@ class Separator:
             As for :meth:`separate`.
         names : collection of str
             Names of the plan's sums, or ``NODE.SOURCE``.
+        known : mapping of str to array_like, optional
+            Signals that an earlier call gave for the same song, ``(n, channels)`` at ``rate``: networks
+            that only they need do not run again.
+        progress : callable, optional
+            As for :meth:`separate`.
 
         Returns
         -------
         dict of str to ndarray
             Float32 ``(n, channels)`` each, under its name.
+
+        Raises
+        ------
+        AudioError
+            As for :meth:`separate`, or if a known signal has another form than the song.
+        PlanError
+            If the plan has no such signal, or the separator has not loaded a network for it.
         """
+        known = known or {}
         self.plan.check_wanted(names)
-        missing = [name for name in self.plan.networks_used(names) if name not in self.networks]
+        self.plan.check_known(known)
+        missing = [name for name in self.plan.networks_used(names, known) if name not in self.networks]
         if missing:
             raise PlanError(
                 f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}"
             )
-        return self._signals(audio.check(samples, "the song"), rate, names, None)
+        song = audio.check(samples, "the song")
+        needed = self.plan.needed(names, known)
+        checked = {name: audio.check(signal, name) for name, signal in known.items() if name in needed}
+        for name, signal in checked.items():
+            if signal.shape != song.shape:
+                raise AudioError(f"{name}: shape {signal.shape}, but the song's is {song.shape}")
+        return self._signals(song, rate, names, progress, checked)
 
     def _signals(
-        self, song: NDArray[np.float32], rate: int, names: Collection[str], progress: Progress | None
+        self,
+        song: NDArray[np.float32],
+        rate: int,
+        names: Collection[str],
+        progress: Progress | None,
+        known: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Stems:
         """Bring a checked song to the networks, and what they say back to its rate, channels and length."""
         count, channels = song.shape
@@ -217,15 +265,19 @@ class Separator:
             raise AudioError(f"{count} samples at {rate} Hz are too short to separate")
         mixture = torch.from_numpy(_stereo(resampled))
         del resampled
+        given = {
+            name: torch.from_numpy(_stereo(audio.resample(signal, rate, self.plan.sample_rate)))
+            for name, signal in (known or {}).items()
+        }
         heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
             with heap, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 try:
-                    signals = ensemble.run(self.plan, self.residents, mixture, names, progress)
+                    signals = ensemble.run(self.plan, self.residents, mixture, names, progress, given)
                 except OverflowError:
                     warnings.warn(OVERFLOW, KmdxWarning, stacklevel=3)
                     exact = Residents(self._load("fp32"), self.device)
-                    signals = ensemble.run(self.plan, exact, mixture, names, progress)
+                    signals = ensemble.run(self.plan, exact, mixture, names, progress, given)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise

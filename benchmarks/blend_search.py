@@ -1,0 +1,92 @@
+"""Time and memory that finding weights takes: ``python -m benchmarks.blend_search``.
+
+Inner products are simulated: each signal is the true stem with errors of its own and errors in common with
+others, whose share differs from song to song. Solving is the weights of all stems, the best of climbs from
+every start; cross-validation is what stands beside it in the command's table.
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from evaluator.blend_search.gram import InnerProducts
+from evaluator.blend_search.solving import Constraints, best
+from evaluator.blend_search.validation import Problem, validate
+
+SONGS, STEMS, SIGNALS = 150, 4, 10
+COMMON = 3  # errors that signals have in common
+REPEATS = 5
+
+CONSTRAINTS = {
+    "free": Constraints(),
+    "sum to one": Constraints(sum_to_one=True),
+    "non-negative": Constraints(non_negative=True),
+    "both": Constraints(sum_to_one=True, non_negative=True),
+}
+
+
+def simulate(seed: int) -> Problem:
+    """Inner products of a stem's signals, with levels and qualities about those of real ones."""
+    rng = np.random.default_rng(seed)
+    own = rng.uniform(0.15, 0.4, SIGNALS)
+    common = rng.normal(0, 0.15, (SIGNALS, COMMON))
+    energy = 1e4 * rng.lognormal(0, 1, SONGS)
+    heard = rng.normal(0.97, 0.03, (SONGS, SIGNALS))  # of the true stem in each signal
+    hardness = rng.lognormal(0, 0.5, (SONGS, 1, 1))
+    errors = hardness * (np.diag(own**2) + common @ common.T)
+    gram = energy[:, None, None] * (heard[:, :, None] * heard[:, None, :] + errors)
+    products = InnerProducts(energy, energy, energy[:, None] * heard, gram)
+    return Problem(products, np.full(SIGNALS, 1 / SIGNALS), np.arange(SONGS))
+
+
+def solve(problems: Sequence[Problem], constraints: Constraints) -> None:
+    """Weights of all stems."""
+    for problem in problems:
+        best(problem.products, problem.published, constraints)
+
+
+def cross_validate(
+    problems: Sequence[Problem], constraints: Constraints, folds: int, prior: float | None
+) -> None:
+    """Scores of all stems on songs held out."""
+    for problem in problems:
+        validate([problem], folds, constraints, prior)
+
+
+def main() -> None:
+    """Print a line for each measurement."""
+    problems = [simulate(seed) for seed in range(STEMS)]
+    size = sum(value.nbytes for problem in problems for value in vars(problem.products).values())
+    print(f"{SONGS} songs × {STEMS} stems × {SIGNALS} signals: {size / 1e6:.2f} MB of inner products")
+    for name, constraints in CONSTRAINTS.items():
+        report(f"solve, {name}", partial(solve, problems, constraints))
+    for folds in (10, SONGS):
+        for prior, chosen in ((0.0, "no prior"), (None, "prior chosen, nested")):
+            report(
+                f"cross-validate, {folds} folds, {chosen}",
+                partial(cross_validate, problems, Constraints(), folds, prior),
+                1 if prior is None else REPEATS,
+            )
+
+
+def report(name: str, work: Callable[[], None], repeats: int = REPEATS) -> None:
+    """Print the least time of some, and the peak of arrays, taken apart: watching memory costs time."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{name:45} {1000 * min(times):9.1f} ms {peak / 1e6:6.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Runs each network once on each song, and keeps the inner products of the signals that meet in stems."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluator import dataset, metrics
+from evaluator.blend_search import gram
+from evaluator.blend_search.signals import Flat
+from evaluator.dataset import Track
+from evaluator.results import describe_weights
+from evaluator.store import Store, write_text
+from evaluator.survey import Survey
+from kmdx import audio, plan_file
+from kmdx.errors import KmdxError
+from kmdx.separator import Separator, Stems, choose_device
+
+logger = logging.getLogger("evaluator")
+
+FORM = 1
+"""Of the records: a collection of another form is not gone on with."""
+
+PLAN = "plan.yaml"
+SIGNALS = "signals"
+
+Record = dict[str, Any]
+Told = Callable[[str], None]
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class How:
+    """How networks run: as for :class:`kmdx.separator.Separator`, which also checks it."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    speed: str = "leaderboard"
+    folder: Path | None = None
+
+    def separator(self, plan: Path) -> Separator:
+        """The separator that runs a plan's file so."""
+        return Separator(
+            plan, device=self.device, precision=self.precision, speed=self.speed, folder=self.folder
+        )
+
+
+def collect(
+    flat: Flat,
+    all_estimates: bool,
+    tracks: Sequence[Track],
+    survey: Survey,
+    store: Store,
+    how: How,
+    keep: bool = False,
+    tell: Told = lambda line: None,
+    begin: Told = lambda line: None,
+) -> None:
+    """Put a record of each song into a store, but of those whose record is there.
+
+    Parameters
+    ----------
+    flat : Flat
+        Plan whose stems are flat sums.
+    all_estimates : bool
+        Whether it was made so; noted.
+    tracks : sequence of Track
+    survey : Survey
+        What is known of these songs.
+    store : Store
+        Locked. A song whose data has changed, or that failed, is done again.
+    how : How
+    keep : bool
+        Also write the signals, ``signals/<song>/<stem>/<signal>.wav`` in float32.
+    tell, begin : callable
+        Called with a line when a song is done, and when one begins.
+
+    Raises
+    ------
+    RunError
+        If the store holds a collection of another plan, other weights or other settings.
+    KmdxError
+        If the plan cannot run here.
+    """
+    weights = describe_weights(flat.plan, how.folder)  # before the networks: it names all that is missing
+    path = store.folder / PLAN
+    identity = {
+        "form": FORM,
+        "ensemble": flat.plan.name,
+        "plan_sha256": flat.plan.digest,
+        "all_estimates": all_estimates,
+        "own": dict(flat.own),
+        "device": choose_device(how.device).type,
+        "precision": how.precision,
+        "speed": how.speed,
+        "weights": {weight["name"]: weight["sha256"] for weight in weights},
+    }
+    store.begin(identity)
+    write_text(path, plan_file.dump(flat.plan))
+    separator: Separator | None = None
+    for number, track in enumerate(tracks, 1):
+        fingerprint = survey.fingerprints[track.name]
+        kept = store.folder / SIGNALS / track.name if keep else None
+        if _is_done(store.record(track.name), fingerprint, kept):
+            tell(f"[{number}/{len(tracks)}] {track.name}: collected before")
+            continue
+        record: Record = {
+            "song": track.name,
+            "status": "failed",
+            "reason": survey.unusable.get(track.name),
+            "fingerprint": fingerprint,
+        }
+        if record["reason"] is None:
+            begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
+            separator = separator or how.separator(path)
+            try:
+                record |= {"status": "ok", **measure_song(separator, flat.own, track, kept)}
+            except KmdxError as error:
+                record["reason"] = str(error)
+        store.add(record)
+        what = record["reason"] or f"{record['duration']:.1f} s of audio, networks {_total(record):.1f} s"
+        tell(f"[{number}/{len(tracks)}] {track.name}: {what}")
+
+
+def measure_song(
+    separator: Separator, own: Mapping[str, str], track: Track, kept: Path | None = None
+) -> Record:
+    """A song's record: seconds that each network run took, and of each stem the inner products.
+
+    Parameters
+    ----------
+    separator : Separator
+        Of a plan whose stems are flat sums.
+    own : mapping of str to str
+        Stems, and the nodes that are these stems as the ensemble's own plan has them.
+    track : Track
+    kept : Path, optional
+        Folder to write the signals into.
+
+    Raises
+    ------
+    KmdxError
+        If a file cannot be read, or a signal is not finite.
+    """
+    plan = separator.plan
+    mixture = dataset.read(track, dataset.MIXTURE)
+    estimates, seconds = run_networks(separator, mixture, [*own, *own.values()])
+    stems = {}
+    for stem, node in own.items():
+        names = plan.nodes[stem].inputs
+        signals = blended(separator, mixture, {*names, node}, estimates)
+        truth = dataset.read(track, stem).samples
+        products = gram.measure(truth, [signals[name] for name in names])
+        values = {name: value[0].tolist() for name, value in vars(products).items()}
+        if not all(np.isfinite(value).all() for value in values.values()):
+            raise KmdxError(f"NaN or infinity among the signals of {stem}")
+        stems[stem] = {
+            **values,
+            "signals": list(names),
+            "published_sdr": metrics.global_sdr(truth, as_16_bit(signals[node])),
+        }
+        if kept is not None:
+            files = {_file(kept, stem, name): signals[name] for name in names}
+            audio.write_all(files, mixture.rate, "float32")
+    return {
+        "duration": track.duration,
+        "seconds": seconds,
+        "stems": stems,
+    }
+
+
+def run_networks(
+    separator: Separator,
+    mixture: audio.Audio,
+    wanted: Collection[str],
+    known: Mapping[str, Samples] | None = None,
+) -> tuple[Stems, dict[str, float]]:
+    """Run networks one by one, those apart whose estimates are known.
+
+    Parameters
+    ----------
+    separator : Separator
+    mixture : Audio
+    wanted : collection of str
+        References to the signals that the estimates are for.
+    known : mapping of str to ndarray, optional
+        Estimates ``NODE.SOURCE`` of this song that are there.
+
+    Returns
+    -------
+    estimates : dict of str to ndarray
+        Those that are known, and those made.
+    seconds : dict of str to float
+        What each run took.
+    """
+    plan = separator.plan
+    estimates: Stems = dict(known or {})
+    seconds = {}
+    for node, sources in plan.sources_used(wanted, estimates).items():
+        began = time.perf_counter()
+        estimates |= blended(separator, mixture, [f"{node}.{source}" for source in sources], estimates)
+        seconds[node] = time.perf_counter() - began
+    return estimates, seconds
+
+
+def blended(
+    separator: Separator, mixture: audio.Audio, names: Collection[str], estimates: Mapping[str, Samples]
+) -> Stems:
+    """Signals of a plan from the estimates that they are made of."""
+    return separator.signals(mixture.samples, mixture.rate, names, known=estimates)
+
+
+def _is_done(record: Record | None, fingerprint: str, kept: Path | None) -> bool:
+    """Whether a song need not be run again."""
+    if record is None or (record.get("status"), record.get("fingerprint")) != ("ok", fingerprint):
+        return False
+    if kept is None:
+        return True
+    stems = record["stems"].items()
+    return all(_file(kept, stem, name).exists() for stem, found in stems for name in found["signals"])
+
+
+def _file(folder: Path, stem: str, signal: str) -> Path:
+    return folder / stem / f"{signal}.wav"
+
+
+def _total(record: Record) -> float:
+    return sum(record["seconds"].values())
+
+
+def as_16_bit(samples: Samples) -> Samples:
+    """What a 16-bit file holds of a signal, as it is read back."""
+    steps = np.floor(samples * np.float32(32768)).clip(-32768, 32767)
+    return np.divide(steps, 32768, dtype=np.float32)

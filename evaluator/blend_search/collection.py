@@ -1,0 +1,158 @@
+"""What was collected, read back: the flat plan, the inner products of each stem, and what networks took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection as Names
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluator.blend_search.collecting import FORM, PLAN
+from evaluator.blend_search.gram import InnerProducts, Weights
+from evaluator.blend_search.signals import runs
+from evaluator.dataset import STEMS
+from evaluator.store import read_json
+from kmdx import plan_file
+from kmdx.errors import KmdxError
+from kmdx.plan import Plan, Sum
+
+AGREE = 0.01  # dB between a score as rendered and as foretold, beyond which it is told
+
+
+@dataclass(frozen=True)
+class Stem:
+    """A stem's signals and their inner products in all songs.
+
+    Attributes
+    ----------
+    name : str
+    signals : tuple of str
+        Nodes of the flat plan.
+    published : ndarray
+        ``(signals,)``: the plan's own weights.
+    products : InnerProducts
+    """
+
+    name: str
+    signals: tuple[str, ...]
+    published: Weights
+    products: InnerProducts
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Numbers of the songs that count: of a silent stem any estimate is all error, however small."""
+        return np.flatnonzero(~self.products.is_silent)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection of songs.
+
+    Attributes
+    ----------
+    folder : Path
+    plan : Plan
+        Its stems are flat sums, with the published weights; named as the ensemble is.
+    songs : tuple of str
+    stems : tuple of Stem
+    failed : mapping of str to str
+        Songs that are left out, and why.
+    warnings : tuple of str
+    costs : mapping of str to float
+        Seconds that each network run took for a second of audio.
+    """
+
+    folder: Path
+    plan: Plan
+    songs: tuple[str, ...]
+    stems: tuple[Stem, ...]
+    failed: Mapping[str, str]
+    warnings: tuple[str, ...]
+    costs: Mapping[str, float]
+
+
+def load(folder: Path) -> Collection:
+    """Read a collection.
+
+    Raises
+    ------
+    KmdxError
+        If the folder holds none, a damaged one, or no song that was collected.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise KmdxError(
+            f"{folder}: no collection in it; `python -m evaluator.blend_search collect` makes one"
+        )
+    run = read_json(path)
+    if run.get("form") != FORM:
+        raise KmdxError(f"{folder} holds another run, or a collection of another version; collect it anew")
+    plan = replace(plan_file.load(folder / PLAN), name=run["ensemble"], digest=run["plan_sha256"])
+    records = [_record(path, plan, run["own"]) for path in (folder / "songs").glob("*.json")]
+    records.sort(key=lambda record: record["song"])
+    done = [record for record in records if record["status"] == "ok"]
+    failed = {record["song"]: record["reason"] for record in records if record["status"] != "ok"}
+    if not done:
+        why = "; ".join(f"{song}: {reason}" for song, reason in list(failed.items())[:1])
+        raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f', {why}'}")
+    stems = tuple(_stem(plan, name, done) for name in STEMS if name in run["own"])
+    return Collection(
+        folder=folder,
+        plan=plan,
+        songs=tuple(record["song"] for record in done),
+        stems=stems,
+        failed=failed,
+        warnings=tuple(_warnings(stems, done)),
+        costs=_costs(plan, done),
+    )
+
+
+def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
+    """Read a song's record; a :class:`KmdxError` where it is not whole."""
+    record = read_json(path)
+    try:
+        if record["status"] == "ok":
+            for stem in stems:
+                count = len(plan.nodes[stem].inputs)
+                found = record["stems"][stem]
+                shapes = {"energy": (), "constant": (), "cross": (count,), "gram": (count, count)}
+                if any(np.shape(found[name]) != shape for name, shape in shapes.items()):
+                    raise ValueError(f"{stem} has other signals than the plan")
+                float(found["published_sdr"])
+            sum(record["seconds"][run] for run in runs(plan, plan.stems))
+        return {"song": str(record["song"]), **record}
+    except (KeyError, TypeError, ValueError) as error:
+        raise KmdxError(f"{path} is damaged ({error}); delete it and collect again") from error
+
+
+def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> Stem:
+    node = plan.nodes[name]
+    assert isinstance(node, Sum)
+    found = [record["stems"][name] for record in records]
+    names = [field.name for field in fields(InnerProducts)]
+    products = InnerProducts(**{name: np.array([each[name] for each in found]) for name in names})
+    return Stem(name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products)
+
+
+def _warnings(stems: Sequence[Stem], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Songs in which what was rendered is not what inner products foretell."""
+    for stem in stems:
+        for record, foretold in zip(records, stem.products.sdr(stem.published), strict=True):
+            rendered = record["stems"][stem.name]["published_sdr"]
+            if abs(rendered - foretold) > AGREE and record["stems"][stem.name]["energy"]:
+                yield (
+                    f"{record['song']}: {stem.name} by the published weights scores {rendered:.3f} dB, where "
+                    f"{foretold:.3f} dB are foretold: it clips, or weights of a blend in it do not sum to one"
+                )
+
+
+def _costs(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    duration = math.fsum(record["duration"] for record in records)
+    return {
+        run: math.fsum(record["seconds"][run] for record in records) / duration
+        for run in runs(plan, plan.stems)
+    }

@@ -1,0 +1,297 @@
+"""The command: ``python -m evaluator.blend_search collect | solve | members | stages``."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from evaluator.blend_search import (
+    collecting,
+    collection,
+    member_tables,
+    moves,
+    picture,
+    stage_tables,
+    stages,
+    tables,
+    writing,
+)
+from evaluator.blend_search.collecting import How
+from evaluator.blend_search.console import (
+    check_songs,
+    err,
+    find_songs,
+    load_collection,
+    out,
+    parse_prior,
+    print_notes,
+    write_plan,
+)
+from evaluator.blend_search.members import Ensemble, within
+from evaluator.blend_search.options import (
+    AnywayOption,
+    CollectionArgument,
+    DataArgument,
+    DeviceOption,
+    FolderOption,
+    FoldsOption,
+    JointOption,
+    JsonOption,
+    NonNegativeOption,
+    PlanArgument,
+    PrecisionOption,
+    PriorOption,
+    SpeedOption,
+    SplitOption,
+    SumOption,
+    TracksOption,
+)
+from evaluator.blend_search.search import Options, search
+from evaluator.blend_search.signals import flatten, runs
+from evaluator.blend_search.solving import Constraints
+from evaluator.store import Store, write_json, write_text
+from kmdx import plan_file, terminal
+from kmdx import speed as speeds
+from kmdx.errors import KmdxError
+
+HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    help="The best blend of an ensemble's signals, found from their inner products.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=HELP_SETTINGS,
+)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 2."""
+    terminal.run(app, err)
+
+
+@app.command()
+def collect(
+    plan: PlanArgument,
+    data: DataArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="COLLECTION", help="A folder; the same one goes on.")
+    ],
+    all_estimates: Annotated[
+        bool,
+        typer.Option(
+            "--all-estimates", help="Also what any other network run says of a stem, with weight 0."
+        ),
+    ] = False,
+    split: SplitOption = "test",
+    tracks: TracksOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    speed: SpeedOption = "leaderboard",
+    folder: FolderOption = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the signals, as float32 wav files in COLLECTION/signals.")
+    ] = False,
+) -> None:
+    """Run each network once on each song and keep the inner products of the signals that meet in stems.
+
+    A few hundred numbers a song are all that the other commands need. The same command goes on after any
+    interruption. Exit code: 0 when every song was collected, 1 when some were not, 2 for a mistake.
+    """
+    flat = flatten(plan_file.load(plan), all_estimates)
+    songs = find_songs(data, split, tracks)
+    store = Store(output)
+    try:
+        with store.locked():
+            found = check_songs(songs, store.folder)
+            with err.status("loading the weights") as status:
+                collecting.collect(
+                    flat,
+                    all_estimates,
+                    songs,
+                    found,
+                    store,
+                    How(device, precision, speed, folder),
+                    keep,
+                    lambda line: err.print(escape(line)),
+                    lambda line: status.update(escape(line)),
+                )
+            failed = {track.name: (store.record(track.name) or {}).get("reason") for track in songs}
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one ended")
+        raise typer.Exit(130) from None
+    failed = {song: reason for song, reason in failed.items() if reason}
+    out.print(f"{len(songs) - len(failed)} of {len(songs)} songs are in {escape(str(output))}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def solve(
+    folder: CollectionArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write a plan (.yaml).")
+    ] = None,
+    sum_to_one: SumOption = False,
+    non_negative: NonNegativeOption = False,
+    prior: PriorOption = "auto",
+    joint: JointOption = False,
+    folds: FoldsOption = None,
+    anyway: AnywayOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Find the weights with the best mean over songs of global SDR, and say what they do on songs held out.
+
+    A stem whose cross-validated gain is not above 0 keeps the published weights in the plan. Exit code: 0,
+    or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
+    """
+    options = Options(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
+    if output is not None:
+        writing.check(output)
+    found = load_collection(folder)
+    result = search(found, options)
+    out.print(tables.scores(result))
+    out.print(tables.weights(result))
+    print_notes(result)
+    if json is not None:
+        write_json(json, tables.as_json(found, result))
+    if not any(each.recommended for each in result.found):
+        out.print(
+            "no weights are recommended: none gain on songs held out; the published ones stand, and no plan "
+            "is written (--anyway overrides)"
+        )
+        raise typer.Exit(1)
+    if output is not None:
+        weights = {
+            each.stem.name: dict(zip(each.stem.signals, each.taken.tolist(), strict=True))
+            for each in result.found
+        }
+        plan = writing.reweighted(found.plan, weights)
+        write_plan(output, plan, [*tables.origin(found, result)])
+
+
+@app.command()
+def members(
+    folder: CollectionArgument,
+    by_run: Annotated[
+        bool, typer.Option("--runs", help="Leave out single runs of networks, not networks.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="FACTOR", help="Find the best set within this real-time factor, such as 1.57."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write that set's plan (.yaml).")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw scores against costs into this file.")] = None,
+    sum_to_one: SumOption = False,
+    non_negative: NonNegativeOption = False,
+    prior: PriorOption = "auto",
+    folds: FoldsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Say of each network what it adds to the cross-validated score and what it costs.
+
+    The weights of what is left are found anew. Real-time factors are what the networks took while songs
+    were collected; reading and writing files come on top.
+    """
+    if budget is None and output is not None:
+        raise KmdxError("--output is for the plan within a budget: give --budget, too")
+    if budget is not None and not budget > 0:
+        raise KmdxError(f"--budget {budget:g}: expected a real-time factor above 0, such as 1.57")
+    if output is not None:
+        writing.check(output)
+    found = load_collection(folder)
+    ensemble = Ensemble(
+        found, Options(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
+    )
+    without = {name: ensemble.without(name) for name in ensemble.members}
+    out.print(member_tables.table(ensemble, without))
+    sets = [] if budget is None else [*ensemble.sets()]
+    if svg is not None:
+        possible = {name: each for name, each in without.items() if each is not None}
+        write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
+        out.print(f"drawn: {escape(str(svg))}")
+    if json is not None:
+        write_json(json, member_tables.as_json(ensemble, without))
+    if budget is not None:
+        chosen = within(sets, budget)
+        line = member_tables.chosen(ensemble, chosen, budget)
+        out.print(escape(line))
+        if output is not None:
+            write_plan(output, chosen.plan, [line, *member_tables.origin(found, ensemble, chosen)])
+
+
+@app.command("stages")
+def search_stages(
+    plan: PlanArgument,
+    data: DataArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan found (.yaml).")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="Only weights of this sum; may be repeated.")
+    ] = None,
+    step: Annotated[float, typer.Option(help="Change of a weight in the first round.")] = 0.1,
+    rounds: Annotated[int, typer.Option(help="Times that all weights are tried.", min=1)] = 1,
+    count: Annotated[
+        int | None, typer.Option("--search", help="Songs to search on, half by default; others are held out.")
+    ] = None,
+    collected: Annotated[
+        Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time by what networks took there.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and end.")] = False,
+    split: SplitOption = "test",
+    tracks: TracksOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    speed: SpeedOption = "leaderboard",
+    folder: FolderOption = None,
+    anyway: AnywayOption = False,
+) -> None:
+    """Search the weights of sums that later networks hear, running again only what hears the change.
+
+    Tells its cost first. Exit code: 0, or 1 when songs held out gain nothing and no plan is written, or 2
+    for a mistake.
+    """
+    if not 0 < step <= 1:
+        raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
+    if output is not None:
+        writing.check(output)
+    published = plan_file.load(plan)
+    tried = moves.moves(published, only or ())
+    songs = find_songs(data, split, tracks)
+    costs = None if collected is None else collection.load(collected).costs
+    if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
+        raise KmdxError(f"--collected {collected}: that is a collection of another plan")
+    with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as temporary:
+        unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
+        chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
+        capped = published.capped(speeds.get(speed).overlap)
+        search = moves.Search(capped, chosen, held, tried, step, rounds)
+        out.print(stage_tables.cost(search, search.cost(costs)))
+        if dry_run:
+            return
+        separator = How(device, precision, speed, folder).separator(Path(plan))
+        try:
+            found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
+        except KeyboardInterrupt:
+            err.print("stopped; nothing was written")
+            raise typer.Exit(130) from None
+    tuned = replace(published, nodes=found.plan.nodes)
+    out.print(stage_tables.weights(published, tuned))
+    out.print(stage_tables.scores(found))
+    if tuned.nodes == published.nodes:
+        out.print("no other weights are better; nothing is written")
+        raise typer.Exit(1)
+    if not (found.recommended or anyway):
+        why = "songs held out gain nothing" if held else "no song was held out"
+        out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
+        raise typer.Exit(1)
+    if output is not None:
+        write_plan(output, tuned, [*stage_tables.origin(search, published, tuned, found)])

@@ -1,0 +1,80 @@
+"""What the commands of the blend search say, read and write alike."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from evaluator import dataset
+from evaluator.blend_search import collection, writing
+from evaluator.blend_search.options import EVERY_SPLIT
+from evaluator.blend_search.search import Result
+from evaluator.dataset import Track
+from evaluator.survey import Survey, survey
+from kmdx import terminal
+from kmdx.errors import KmdxError
+from kmdx.plan import Plan
+
+PIPE_WIDTH = 160  # columns where there is no terminal to ask
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
+    """Write a plan whose description begins with where it came from."""
+    title = f"{plan.title}, with other weights"
+    writing.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
+    out.print(f"written: {escape(str(path))}")
+
+
+def find_songs(data: Path, split: str, tracks: str | None) -> list[Track]:
+    """Songs of a split, or of every one."""
+    return dataset.find_tracks(data, None if split == EVERY_SPLIT else split, tracks)
+
+
+def check_songs(songs: list[Track], folder: Path) -> Survey:
+    """Look at the data, tell of what is wrong with it, and go on if there is a song left."""
+    with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
+        found = survey(songs, folder)
+    for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
+        terminal.warn(line, err)
+    if len(found.unusable) == len(songs):
+        song, why = next(iter(found.unusable.items()))
+        raise KmdxError(f"none of {len(songs)} songs can be used; {song}: {why}")
+    return found
+
+
+def load_collection(folder: Path) -> collection.Collection:
+    """Read a collection and tell what is wrong with it."""
+    found = collection.load(folder)
+    for song, reason in found.failed.items():
+        terminal.warn(f"{song} is left out: {reason}", err)
+    for line in found.warnings:
+        terminal.warn(line, err)
+    return found
+
+
+def parse_prior(text: str) -> float | None:
+    """Strength of the prior; ``None`` to choose it."""
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise KmdxError(f"--prior {text}: expected auto, or a number from 0 (none) up to inf (published)")
+    return value
+
+
+def print_notes(result: Result) -> None:
+    """Tell what was found besides weights."""
+    for stem in result.silent:
+        terminal.warn(f"{stem}: the true stem is silent in every song; the published weights stand", err)
+    for each in result.found:
+        for note in each.notes:
+            err.print(f"[bold]note:[/bold] {escape(note)}")

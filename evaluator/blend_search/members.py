@@ -1,0 +1,211 @@
+"""Which member of an ensemble earns its time: the score without it, and the compute that it takes.
+
+A member is a network, or one run of a network. Without it go all signals that need it: its estimates, what
+hears residuals of them, and so on. The weights of what is left are found anew, near to the published ones
+scaled up to the same sum, with the strength of the prior that does best on songs held out. That choice is
+made anew for each set of members, so that sets are alike; scores are a little too good in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Names
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from evaluator.blend_search.collection import Collection, Stem
+from evaluator.blend_search.gram import Weights
+from evaluator.blend_search.search import DIGITS, Options
+from evaluator.blend_search.signals import runs
+from evaluator.blend_search.solving import best
+from evaluator.blend_search.validation import PRIORS, Problem, check_folds, held_out
+from evaluator.blend_search.writing import reweighted
+from kmdx.errors import KmdxError
+from kmdx.plan import Hear, Plan
+
+MOST = 12  # members of which all sets are tried
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An ensemble of some of the members.
+
+    Attributes
+    ----------
+    members : frozenset of str
+    plan : Plan
+        With the weights that were found; it has nothing that they do not need.
+    sdr : mapping of str to float
+        Cross-validated score of each stem: dB, mean over songs.
+    real_time_factor : float
+        Seconds that its networks take for a second of audio, as measured while collecting.
+    gflops : float or None
+        Arithmetic in GFLOP per second of audio, where all networks state it.
+    """
+
+    members: frozenset[str]
+    plan: Plan
+    sdr: Mapping[str, float]
+    real_time_factor: float
+    gflops: float | None
+
+    @property
+    def score(self) -> float:
+        """The mean over stems, in dB."""
+        return float(np.mean([*self.sdr.values()]))
+
+
+class Ensemble:
+    """All that sets of members are compared with.
+
+    Parameters
+    ----------
+    collection : Collection
+    options : Options
+        Of which constraints, prior and folds count.
+    by_run : bool
+        Whether members are network runs, not networks.
+
+    Attributes
+    ----------
+    members : mapping of str to frozenset of str
+        Names, and the network runs of each.
+    whole : Candidate
+        Of all members.
+
+    Raises
+    ------
+    KmdxError
+        If no stem has songs to hold out.
+    """
+
+    def __init__(self, collection: Collection, options: Options, by_run: bool = False) -> None:
+        self.collection = collection
+        self.options = options
+        self.folds = check_folds(options.folds, len(collection.songs))
+        self.members = _members(collection.plan, by_run)
+        self._needs = {
+            signal: frozenset(runs(collection.plan, [signal]))
+            for stem in collection.stems
+            for signal in stem.signals
+        }
+        self._found: dict[tuple[str, tuple[int, ...]], tuple[Weights, float | None]] = {}
+        whole = self.candidate(self.members)
+        if whole is None or not whole.sdr:
+            raise KmdxError(
+                f"{collection.folder}: too few songs to hold one out, so that nothing says what members are "
+                "worth on other songs; collect more"
+            )
+        self.whole = whole
+
+    def without(self, name: str) -> Candidate | None:
+        """The ensemble without one member; ``None`` if a stem cannot be made without it."""
+        return self.candidate(self.members.keys() - {name})
+
+    def candidate(self, members: Names[str]) -> Candidate | None:
+        """The ensemble of these members; ``None`` if a stem cannot be made of them."""
+        plan = self.collection.plan
+        left = frozenset[str]().union(*(self.members[name] for name in members))
+        able = set(self._signals(members))
+        scored = {stem.name for stem in self.collection.stems}
+        others = [stem for stem in plan.stems if stem not in scored]
+        if not left.issuperset(runs(plan, others)):
+            return None
+        weights, sdr = {}, {}
+        for stem in self.collection.stems:
+            kept = tuple(number for number, signal in enumerate(stem.signals) if signal in able)
+            if not kept:
+                return None
+            found, score = self._blend(stem, kept)
+            names = [stem.signals[number] for number in kept]
+            weights[stem.name] = dict(zip(names, found.tolist(), strict=True))
+            if score is not None:
+                sdr[stem.name] = score
+        small = reweighted(plan, weights)
+        return Candidate(
+            members=frozenset(members),
+            plan=small,
+            sdr=sdr,
+            real_time_factor=sum(self.collection.costs[run] for run in runs(small, small.stems)),
+            gflops=small.gflops(small.stems),
+        )
+
+    def sets(self) -> Iterator[Candidate]:
+        """The ensembles of all sets of members that can make every stem.
+
+        Raises
+        ------
+        KmdxError
+            If there are too many.
+        """
+        if len(self.members) > MOST:
+            raise KmdxError(f"{len(self.members)} members have too many sets; expected {MOST} at most")
+        seen = set()
+        for count in range(1, len(self.members) + 1):
+            for members in combinations(self.members, count):
+                able = frozenset(self._signals(members))
+                candidate = self.candidate(members)
+                if candidate is not None and able not in seen:  # else a member lacks what it hears
+                    yield candidate
+                seen.add(able)
+
+    def _signals(self, members: Names[str]) -> Iterator[str]:
+        """The signals that some members can make."""
+        left = frozenset[str]().union(*(self.members[name] for name in members))
+        return (signal for signal, needed in self._needs.items() if needed <= left)
+
+    def _blend(self, stem: Stem, kept: tuple[int, ...]) -> tuple[Weights, float | None]:
+        """Weights of some of a stem's signals, and their cross-validated score where there is one."""
+        key = stem.name, kept
+        if key not in self._found:
+            signals = np.array(kept)
+            published = _share(stem.published, signals)
+            songs = stem.counted
+            problem = Problem(stem.products.of_songs(songs).of_signals(signals), published, songs)
+            self._found[key] = self._solved(problem)
+        return self._found[key]
+
+    def _solved(self, problem: Problem) -> tuple[Weights, float | None]:
+        constraints = self.options.constraints
+        if not problem.can_validate(self.folds):
+            return constraints.nearby(problem.published), None
+        priors = PRIORS if self.options.prior is None else [self.options.prior]
+        scores = held_out(problem, self.folds, constraints, priors).mean(axis=1)
+        strength = int(np.argmax(scores))
+        weights = best(problem.products, problem.published, constraints, priors[strength])
+        return np.round(weights, DIGITS), float(scores[strength])
+
+
+def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
+    """The best ensemble whose real-time factor is within a budget; of equally good ones the fastest.
+
+    Raises
+    ------
+    KmdxError
+        If none is.
+    """
+    affordable = [each for each in candidates if each.real_time_factor <= budget]
+    if not affordable:
+        fastest = min(candidates, key=lambda each: each.real_time_factor)
+        raise KmdxError(
+            f"--budget {budget:g}: the fastest set that makes every stem, "
+            f"{', '.join(sorted(fastest.members))}, takes {fastest.real_time_factor:.2f} × the duration here"
+        )
+    return max(affordable, key=lambda each: (round(each.score, 9), -each.real_time_factor))
+
+
+def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
+    members: dict[str, set[str]] = {}
+    for run in runs(plan, plan.stems):
+        node = plan.nodes[run]
+        assert isinstance(node, Hear)
+        members.setdefault(run if by_run else node.network, set()).add(run)
+    return {name: frozenset(owned) for name, owned in members.items()}
+
+
+def _share(published: Weights, kept: np.ndarray) -> Weights:
+    """The published weights of some signals, scaled up to the sum of all; equal where they are all 0."""
+    total, rest = published.sum(), published[kept].sum()
+    return published[kept] * (total / rest) if rest else np.full(len(kept), total / len(kept))

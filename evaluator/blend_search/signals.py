@@ -1,0 +1,183 @@
+"""Which signals meet in a stem, and with what weights: a plan in which every stem is one flat sum.
+
+Conventions
+-----------
+A sum is a *blend* for a stem if its terms are estimates of that stem, blends of such, or residuals. Blends
+are written out: a signal's weight is the product along its path, and paths add up. Estimates
+``NODE.SOURCE`` and residuals (sums of other sources too, of the mixture or of a normalized signal) are the
+signals that meet in the stem. Each gets a node of its own, at the mixture's level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from evaluator.dataset import STEMS
+from kmdx.errors import PlanError
+from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, Sum, node_of
+
+
+class Signal(NamedTuple):
+    """A reference of the plan, and the normalized signal whose level it is to be brought back to."""
+
+    reference: str
+    denormalize: str | None
+
+
+class Flat(NamedTuple):
+    """A plan whose stems are flat sums of signals, and the nodes that are its stems as they were."""
+
+    plan: Plan
+    own: Mapping[str, str]
+
+
+def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
+    """Write out the blends of a plan's stems.
+
+    Parameters
+    ----------
+    plan : Plan
+    all_estimates : bool
+        Also take what any other network run of the plan says of the stem, with weight 0.
+
+    Returns
+    -------
+    Flat
+        In its plan each signal is a sum of its own, stems are sums of these with the published weights.
+        Exact where the weights inside a denormalized blend sum to one; else its mean is off.
+
+    Raises
+    ------
+    PlanError
+        If no stem of the plan is one of :data:`~evaluator.dataset.STEMS`.
+    """
+    scored = [stem for stem in plan.stems if stem in STEMS]
+    if not scored:
+        raise PlanError(f"{plan.name}: its stems are {', '.join(plan.stems)}; expected {', '.join(STEMS)}")
+    own: dict[str, str] = {}
+    for stem in scored:
+        own[stem] = _free(f"published_{stem}", {*plan.nodes, *own.values()})
+    # What other nodes use of a stem is the stem as it was.
+    nodes: dict[str, Node] = {own.get(name, name): _renamed(node, own) for name, node in plan.nodes.items()}
+    base = replace(plan, nodes=nodes)
+
+    names: dict[Signal, str] = {}
+    stems = {}
+    for stem in scored:
+        weights = published(base, stem, own[stem])
+        for signal in estimates(base, stem) if all_estimates else ():
+            weights.setdefault(signal, 0.0)
+        for signal in weights:
+            if signal not in names:
+                names[signal] = _node_name(signal, base, own.values(), {*nodes, *names.values(), *plan.stems})
+        stems[stem] = Sum({names[signal]: weight for signal, weight in weights.items()})
+    nodes |= {
+        name: Sum({signal.reference: 1.0}, signal.denormalize)
+        for signal, name in names.items()
+        if name not in nodes
+    }
+    nodes |= {stem: stems.get(stem) or nodes.pop(stem) for stem in plan.stems}
+    return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own)
+
+
+def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
+    """The plan without the nodes and networks that nothing wanted needs."""
+    order = set(plan.order(wanted))
+    nodes = {name: node for name, node in plan.nodes.items() if name in order}
+    networks = {name: plan.networks[name] for name in plan.networks if name in plan.networks_used(wanted)}
+    return replace(plan, nodes=nodes, networks=networks)
+
+
+def published(plan: Plan, stem: str, node: str | None = None) -> dict[Signal, float]:
+    """The signals that meet in a stem, and the weight that the plan gives each; by the node of its sum."""
+    weights: dict[Signal, float] = {}
+
+    def add(reference: str, weight: float, back: str | None) -> None:
+        value = plan.nodes[node_of(reference)]
+        if isinstance(value, Sum) and _is_blend(plan, value, stem) and None in (value.denormalize, back):
+            for term, factor in value.terms.items():
+                add(term, weight * factor, value.denormalize or back)
+            return
+        signal = Signal(reference, back)
+        weights[signal] = weights.get(signal, 0.0) + weight
+
+    add(node or stem, 1.0, None)
+    return weights
+
+
+def estimates(plan: Plan, source: str) -> Iterator[Signal]:
+    """Every estimate of a source by a network run, where its level can be told."""
+    for name, node in plan.nodes.items():
+        if isinstance(node, Hear) and source in plan.networks[node.network].sources:
+            levels = _levels(plan, node.signal)
+            if len(levels) == 1:
+                yield Signal(f"{name}.{source}", levels.pop())
+
+
+def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
+    """Names of the network runs that signals need, in their order."""
+    return tuple(name for name in plan.order(wanted) if isinstance(plan.nodes[name], Hear))
+
+
+def source_of(plan: Plan, reference: str) -> str | None:
+    """The one source that a signal estimates; ``None`` for mixtures, residuals and mixed sums."""
+    if reference == MIXTURE:
+        return None
+    node = plan.nodes[node_of(reference)]
+    if isinstance(node, Hear):
+        return reference.partition(".")[2]
+    if isinstance(node, Normalize):
+        return None
+    sources = {source_of(plan, term) for term in node.terms}
+    return sources.pop() if len(sources) == 1 else None
+
+
+def _is_blend(plan: Plan, node: Sum, stem: str) -> bool:
+    for term in node.terms:
+        source = source_of(plan, term)
+        residual = source is None and isinstance(plan.nodes.get(node_of(term)), Sum)
+        if source != stem and not residual:
+            return False
+    return True
+
+
+def _levels(plan: Plan, reference: str) -> set[str | None]:
+    """The normalized signals at whose level a signal is; ``None`` among them is the mixture's own."""
+    if reference == MIXTURE:
+        return {None}
+    name = node_of(reference)
+    node = plan.nodes[name]
+    if isinstance(node, Hear):
+        return _levels(plan, node.signal)
+    if isinstance(node, Normalize):
+        return {name, *_levels(plan, node.signal) - {None}}
+    if node.denormalize is not None:
+        return {None}
+    return set().union(*(_levels(plan, term) for term in node.terms))
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """A node that refers to others by their new names."""
+    if isinstance(node, Sum):
+        return Sum({names.get(term, term): weight for term, weight in node.terms.items()}, node.denormalize)
+    if isinstance(node, Hear):
+        return Hear(node.network, names.get(node.signal, node.signal))
+    return Normalize(names.get(node.signal, node.signal))
+
+
+def _node_name(signal: Signal, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
+    """The node that is a signal at the mixture's level, where there is one but for stems; else a new name."""
+    if signal.denormalize is None and isinstance(plan.nodes[node_of(signal.reference)], Sum):
+        return signal.reference
+    for name, node in plan.nodes.items():
+        if node == Sum({signal.reference: 1}, signal.denormalize) and name not in stems:
+            return name
+    return _free(signal.reference.replace(".", "_"), taken)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

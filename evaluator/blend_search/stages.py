@@ -1,0 +1,158 @@
+"""The weights that later stages hear, searched by coordinates: only networks that hear a change run again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluator import dataset, metrics
+from evaluator.blend_search.collecting import Samples, as_16_bit, blended, run_networks
+from evaluator.blend_search.moves import TRIES, Search, weight
+from evaluator.blend_search.search import NOTHING
+from evaluator.dataset import Track
+from kmdx.errors import KmdxError
+from kmdx.plan import Plan, node_of
+from kmdx.separator import Separator
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search came to: SDR in dB, ``(songs,)``, means over stems.
+
+    Attributes
+    ----------
+    plan : Plan
+    before, after : ndarray
+        Of the songs that were searched.
+    held_out_before, held_out_after : ndarray
+        Of the songs that were held out; none where nothing better was found.
+    """
+
+    plan: Plan
+    before: np.ndarray
+    after: np.ndarray
+    held_out_before: np.ndarray
+    held_out_after: np.ndarray
+
+    @property
+    def gains(self) -> np.ndarray:
+        """What held-out songs gained, in dB: ``(songs,)``."""
+        return self.held_out_after - self.held_out_before
+
+    @property
+    def recommended(self) -> bool:
+        """Whether held-out songs gained."""
+        return bool(len(self.gains)) and float(self.gains.mean()) > NOTHING
+
+
+def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda line: None) -> Tuned:
+    """Search.
+
+    Parameters
+    ----------
+    search : Search
+    separator : Separator
+        Of the search's plan.
+    folder : Path
+        For the estimates of songs that are searched: 0.35 MB for each second of one.
+    tell : callable
+        Called with a line after each try.
+
+    Raises
+    ------
+    KmdxError
+        If a song cannot be read or separated.
+    """
+    songs = [_Song(track, folder / str(number)) for number, track in enumerate(search.songs)]
+    plan = search.plan
+    before = np.array([song.play(separator, search.stems) for song in songs])
+    for song in songs:
+        song.keep()
+    best = before
+    tell(f"as it is: {best.mean():.3f} dB")
+    step = search.step
+    for number in range(search.rounds):
+        score = best.mean()
+        for move in search.moves:
+            direction = step
+            for _ in range(TRIES):
+                tried = move.applied(plan, direction)
+                again = search.behind(move)
+                sdr = np.array([song.play(separator.under(tried), search.stems, again) for song in songs])
+                better = sdr.mean() > best.mean() + NOTHING
+                said = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
+                tell(f"{move.node}: {said}: {sdr.mean():.3f} dB{', taken' if better else ''}")
+                if better:
+                    plan, best = tried, sdr
+                    for song in songs:
+                        song.keep()
+                else:
+                    direction = -direction
+        if best.mean() <= score + NOTHING:
+            step /= 2
+        tell(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
+    pairs = []
+    for number, track in enumerate(search.held_out if plan.nodes != search.plan.nodes else []):
+        song = _Song(track, folder / f"held out {number}")
+        first = song.play(separator, search.stems)
+        song.keep()
+        changed = [move for move in search.moves if plan.nodes[move.node] != search.plan.nodes[move.node]]
+        again = list({run for move in changed for run in search.behind(move)})
+        pairs.append((first, song.play(separator.under(plan), search.stems, again)))
+        song.drop()
+        tell(f"held out, {track.name}: {pairs[-1][0]:.3f} dB, now {pairs[-1][1]:.3f} dB")
+    held = np.array(pairs).reshape(-1, 2)
+    return Tuned(plan, before, best, held[:, 0], held[:, 1])
+
+
+class _Song:
+    """A song whose estimates lie in a folder, each until another is taken in its place."""
+
+    def __init__(self, track: Track, folder: Path) -> None:
+        self.track = track
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        self.tried: dict[str, Samples] = {}
+        folder.mkdir()
+
+    def play(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
+        """Mean SDR over stems that are not silent in truth; runs that are not made ``again`` are known."""
+        mixture = dataset.read(self.track, dataset.MIXTURE)
+        known = {
+            name: np.load(path, mmap_mode="r")
+            for name, path in self.files.items()
+            if node_of(name) not in again
+        }
+        estimates, _ = run_networks(separator, mixture, stems, known)
+        self.tried = {name: samples for name, samples in estimates.items() if name not in known}
+        found = blended(separator, mixture, stems, estimates)
+        truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
+        sdr = [
+            metrics.global_sdr(truth, as_16_bit(found[stem])) for stem, truth in truths.items() if truth.any()
+        ]
+        if not sdr:
+            raise KmdxError(f"{self.track.name}: every true stem is silent; leave the song out")
+        return float(np.mean(sdr))
+
+    def keep(self) -> None:
+        """Take what was tried last for what is known."""
+        for name, samples in self.tried.items():
+            path = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
+            np.save(path, samples)
+            if name in self.files:
+                self.files[name].unlink()
+            self.files[name] = path
+        self.tried = {}
+
+    def drop(self) -> None:
+        """Let go of everything."""
+        self.tried = {}
+        for path in self.files.values():
+            path.unlink()
+        self.files = {}

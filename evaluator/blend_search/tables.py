@@ -1,0 +1,182 @@
+"""What was found, in rows and lines: for the terminal, for JSON and for the head of a plan's file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from evaluator import bootstrap
+from evaluator.blend_search.collection import Collection
+from evaluator.blend_search.search import NOTHING, Found, Options, Result
+from evaluator.bootstrap import COVERAGE
+
+
+def scores(result: Result) -> Table:
+    """Fitted and cross-validated scores side by side."""
+    table = Table(title="global SDR (dB, mean over songs)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stem")
+    headings = ("songs", "published", "fitted", "gain", "cross-validated", "gain", f"{COVERAGE:.0%} interval")
+    for heading in (*headings, "prior"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for each in result.found:
+        published, fitted = each.published_sdr.mean(), each.fitted_sdr.mean()
+        table.add_row(
+            each.stem.name,
+            str(len(each.published_sdr)),
+            f"{published:.3f}",
+            f"{fitted:.3f}",
+            f"{fitted - published:+.3f}",
+            "–" if each.validated is None else f"{each.validated.mean():.3f}",
+            *gain(each.gains),
+            prior(each.prior),
+            verdict(each, result.options),
+        )
+    if len(result.found) > 1:
+        published = float(np.mean([each.published_sdr.mean() for each in result.found]))
+        fitted = float(np.mean([each.fitted_sdr.mean() for each in result.found]))
+        validated = [each.validated.mean() for each in result.found if each.validated is not None]
+        whole = len(validated) == len(result.found)
+        gains = result.song_gains if whole else None
+        table.add_row(
+            "mean",
+            "",
+            f"{published:.3f}",
+            f"{fitted:.3f}",
+            f"{fitted - published:+.3f}",
+            f"{np.mean(validated):.3f}" if whole else "–",
+            f"{np.mean(validated) - published:+.3f}" if whole else "–",
+            gain(gains)[1],
+            "",
+            "",
+        )
+    return table
+
+
+def weights(result: Result) -> Table:
+    """The weight of each signal, published and found."""
+    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stem")
+    table.add_column("signal")
+    table.add_column("published", justify="right")
+    table.add_column("found", justify="right")
+    for each in result.found:
+        rows = zip(each.stem.signals, each.stem.published, each.weights, strict=True)
+        for number, (signal, published, found) in enumerate(rows):
+            shown = (f"{round(weight, 4) + 0.0:.4f}" for weight in (published, found))  # no -0
+            table.add_row("" if number else each.stem.name, signal, *shown)
+    return table
+
+
+def verdict(found: Found, options: Options) -> str:
+    """Whether a stem's weights are taken, in words."""
+    gains = found.gains
+    if gains is None:
+        return "taken anyway: not cross-validated" if found.recommended else "kept: not cross-validated"
+    if not found.recommended:
+        return "kept: the stems together gain nothing" if options.joint else "kept: no gain on songs held out"
+    if gains.mean() <= NOTHING:
+        return f"taken {'anyway' if options.anyway else 'with the others'}: no gain on songs held out"
+    ends = bootstrap.interval(gains)
+    chance = ends is not None and ends[0] <= 0
+    return "taken; may be chance: the interval contains 0" if chance else "taken"
+
+
+def origin(collection: Collection, result: Result) -> Iterator[str]:
+    """Lines that say where a plan's weights came from and what they promise."""
+    options = result.options
+    names = [each.stem.name for each in result.found if each.recommended]
+    yield (
+        f"Weights of {', '.join(names)} were found by evaluator.blend_search on "
+        f"{count(len(collection.songs), 'song')}, from {collection.plan.name} "
+        f"({collection.plan.digest[:12]})."
+    )
+    chosen = {
+        "weights sum to one": options.constraints.sum_to_one,
+        "none is negative": options.constraints.non_negative,
+        "stems jointly": options.joint,
+        "taken whatever was validated": options.anyway,
+    }
+    said = [text for text, yes in chosen.items() if yes]
+    yield "; ".join([f"{result.folds} folds", *said]) + ". Songs: " + ", ".join(collection.songs) + "."
+    for each in result.found:
+        published, fitted = each.published_sdr.mean(), each.fitted_sdr.mean()
+        line = "not cross-validated"
+        if each.validated is not None:
+            mean, ends = gain(each.gains)
+            line = f"cross-validated {each.validated.mean():.3f}, gain {mean} ({COVERAGE:.0%}: {ends})"
+        yield (
+            f"{each.stem.name}: global SDR {published:.3f} dB published, {fitted:.3f} fitted, {line}; "
+            f"prior {prior(each.prior)}; {verdict(each, options)}."
+        )
+    expected = [each.expected for each in result.found]
+    known = [value for value in expected if value is not None]
+    if known and len(known) == len(expected):
+        yield f"Expected of this plan on songs like these: {np.mean(known):.3f} dB, the mean of its stems."
+
+
+def as_json(collection: Collection, result: Result) -> dict[str, Any]:
+    """All of it."""
+    return {
+        "ensemble": collection.plan.name,
+        "plan_sha256": collection.plan.digest,
+        "songs": list(collection.songs),
+        "left_out": dict(collection.failed),
+        "folds": result.folds,
+        "joint": result.options.joint,
+        "sum_to_one": result.options.constraints.sum_to_one,
+        "non_negative": result.options.constraints.non_negative,
+        "song_gain": _mean_and_ends(result.song_gains),
+        "silent": list(result.silent),
+        "stems": {each.stem.name: _stem(each, collection.songs, result.options) for each in result.found},
+    }
+
+
+def _stem(found: Found, songs: Sequence[str], options: Options) -> dict[str, Any]:
+    names = [songs[number] for number in found.problem.songs]
+
+    def by_song(values: np.ndarray | None) -> Mapping[str, float] | None:
+        return None if values is None else dict(zip(names, values.tolist(), strict=True))
+
+    return {
+        "signals": list(found.stem.signals),
+        "published": found.stem.published.tolist(),
+        "found": found.weights.tolist(),
+        "prior": prior(found.prior),
+        "published_sdr": by_song(found.published_sdr),
+        "fitted_sdr": by_song(found.fitted_sdr),
+        "validated_sdr": by_song(found.validated),
+        "gain": _mean_and_ends(found.gains),
+        "recommended": found.recommended,
+        "verdict": verdict(found, options),
+        "notes": list(found.notes),
+    }
+
+
+def _mean_and_ends(values: np.ndarray | None) -> dict[str, float | None] | None:
+    if values is None or not len(values):
+        return None
+    low, high = bootstrap.interval(values) or (None, None)
+    return {"mean": float(values.mean()), "low": low, "high": high}
+
+
+def gain(gains: np.ndarray | None) -> tuple[str, str]:
+    """Mean of gains, and its interval."""
+    if gains is None or not len(gains):
+        return "–", ""
+    ends = bootstrap.interval(gains)
+    return f"{gains.mean():+.3f}", f"{ends[0]:+.3f} … {ends[1]:+.3f}" if ends else ""
+
+
+def prior(strength: float) -> str:
+    """The strength of a prior."""
+    return "∞" if math.isinf(strength) else f"{strength:g}"
+
+
+def count(number: int, what: str) -> str:
+    """A number with a noun."""
+    return f"{number} {what}{'s' if number != 1 else ''}"

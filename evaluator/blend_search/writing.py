@@ -1,0 +1,57 @@
+"""A plan with other weights, and the text of its file, which says where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from evaluator.blend_search.signals import pruned
+from evaluator.store import write_text
+from kmdx import plan_file
+from kmdx.errors import KmdxError
+from kmdx.plan import Plan, Sum
+
+
+def reweighted(plan: Plan, weights: Mapping[str, Mapping[str, float]]) -> Plan:
+    """A flat plan with other weights of some stems: weights of 0 go, and with them what nothing else needs.
+
+    Parameters
+    ----------
+    plan : Plan
+    weights : mapping of str to mapping
+        Stems, and the weight of each of their signals.
+    """
+    nodes = dict(plan.nodes)
+    for stem in plan.stems:
+        node = nodes[stem]
+        assert isinstance(node, Sum)
+        terms = weights.get(stem, node.terms)
+        heard = {name: weight for name, weight in terms.items() if weight}
+        nodes[stem] = replace(node, terms=heard or terms)
+    return pruned(replace(plan, nodes=nodes), plan.stems)
+
+
+def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
+    """Write a plan whole or not at all, with where it came from as comments above it.
+
+    Raises
+    ------
+    KmdxError
+        If the name does not end in ``.yaml``, or the file cannot be written.
+    """
+    check(path)
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in origin)
+    text = comments + plan_file.dump(plan, path.parent)
+    plan_file.parse(text, path.stem, path.parent)  # what is written can be run
+    write_text(path, text)
+
+
+def check(path: Path) -> None:
+    """Raise :class:`KmdxError` if a plan could not be written there, before any work."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise KmdxError(f"{path}: expected a name that ends in .yaml, as plans do")
+    if not path.parent.is_dir():
+        raise KmdxError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise KmdxError(f"{path}: is a folder, expected the name of a file to write")
