@@ -100,13 +100,15 @@ def evaluate(
             if len(found.unusable) == len(songs):
                 song, why = next(iter(found.unusable.items()))
                 raise KmdxError(f"none of {len(songs)} songs can be scored; {song}: {why}")
+            on, computed_in = _computation(plan, device)
             run = results.describe_run(
                 submission=submission,
                 code=code,
                 plan=plan,
                 ensemble=ensemble,
                 used_weights=used_weights,
-                device=_device(plan, device),
+                device=on,
+                precision=computed_in,
                 limits=limits,
                 data=data,
                 split=split if (data / split).is_dir() else None,
@@ -174,17 +176,19 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
     return plan_file.load(ensemble)
 
 
-def _device(plan: Plan | None, device: str | None) -> str:
-    """The device in words: of this package's own submission what ``auto`` comes to."""
+def _computation(plan: Plan | None, device: str | None) -> tuple[str, str]:
+    """Device and precision in words: of this package's own submission what ``auto`` comes to."""
     if plan is None:
-        return device or "the submission's own"
+        return device or "the submission's own", "the submission's own"
     import torch
 
+    from kmdx import precision
     from kmdx.separator import choose_device
     from my_submission import user_config
 
     chosen = choose_device(device or user_config.DEVICE)
-    return f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
+    name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
+    return name, precision.in_words(user_config.PRECISION, chosen)
 
 
 def _log_to(path: Path, verbose: bool) -> None:

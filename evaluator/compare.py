@@ -22,6 +22,7 @@ from evaluator import bootstrap
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import STEMS
 from evaluator.store import read_json, write_json
+from kmdx import terminal
 from kmdx.errors import KmdxError
 
 MEASURES = {"global_sdr": "global SDR", "museval_sdr": "museval SDR, median over frames"}
@@ -251,13 +252,7 @@ def _table(title: str, differences: Sequence[Difference]) -> Table:
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    try:
-        app()
-    except KmdxError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]error:[/bold red] {escape(str(error))}"
-        )
-        sys.exit(2)
+    terminal.run(app, Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from kmdx import weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
-PRECISION = "float32"
 BIG = 10**6  # bytes
 IGNORED = {
     ".git",
@@ -86,6 +85,7 @@ def describe_run(
     ensemble: str | None,
     used_weights: Sequence[Mapping[str, Any]],
     device: str,
+    precision: str,
     limits: Limits,
     data: Path,
     split: str | None,
@@ -106,7 +106,7 @@ def describe_run(
         "platform": platform.platform(),
         "cpu": _cpu(),
         "device": device,
-        "precision": PRECISION if plan else "the submission's own",
+        "precision": precision,
         "git_commit": _git_commit(submission),
         "time_limit_factor": limits.time_factor,
         "memory_limit": limits.memory,

@@ -41,6 +41,14 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
     return ()
 
 
+def in_words(precision: str, device: torch.device) -> str:
+    """What a choice of precision comes to on a device, such as ``bf16 where a network bears it``."""
+    if precision == "auto":
+        halves = fast_halves(device)
+        precision = next((name for name, dtype in DTYPES.items() if dtype in halves[:1]), "fp32")
+    return precision if precision == "fp32" else f"{precision} where a network bears it"
+
+
 def warn_if_slow(precision: str, device: torch.device) -> None:
     """Warn of a half precision that was asked for by name and that the device has no hardware for."""
     known = device.type in ("cpu", "cuda")

@@ -20,10 +20,12 @@ import psutil
 import pytest
 import soundfile
 import submissions
+import torch
 from conftest import noise
 
 from evaluator import command
 from evaluator.metrics import global_sdr
+from kmdx import precision
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
@@ -286,6 +288,7 @@ def test_this_packages_own_submission_with_any_ensemble(
     assert all(len(weight["sha256"]) == 64 and not weight["known"] for weight in run["weights"])
     assert any("weights of unknown content" in warning for warning in content["warnings"])
     assert run["device"] == "cpu"
+    assert run["precision"] == precision.in_words("auto", torch.device("cpu"))
     assert run["versions"]["torch"]
     assert content["songs"][0]["status"] == "ok"
 

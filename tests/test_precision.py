@@ -50,6 +50,21 @@ def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.Monk
     assert precision.fast_halves(CPU) == halves
 
 
+@pytest.mark.parametrize(
+    ("name", "fast", "words"),
+    [
+        ("auto", (), "fp32"),
+        ("auto", (BF16,), "bf16 where a network bears it"),
+        ("auto", (FP16, BF16), "fp16 where a network bears it"),
+        ("fp32", (BF16,), "fp32"),
+        ("bf16", (), "bf16 where a network bears it"),
+    ],
+)
+def test_in_words(name: str, fast: tuple, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
+    assert precision.in_words(name, CPU) == words
+
+
 def test_other_devices_have_none() -> None:
     assert precision.fast_halves(torch.device("mps")) == ()
 
