@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kmdx.benchmark.machine import Machine
 from kmdx.benchmark.report import LIMIT
 from kmdx.errors import KmdxError
 
@@ -34,7 +35,7 @@ def load(folder: Path) -> list[Report]:
     for file in files:
         try:
             report = json.loads(file.read_text("utf-8"))
-            report["machine"], report["networks"]
+            Machine(**report["machine"]), report["networks"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KmdxError(f"{file} is no report of `kmdx benchmark`: {error}") from error
         reports.append(report)
@@ -43,8 +44,7 @@ def load(folder: Path) -> list[Report]:
 
 def name(report: Report) -> str:
     """What to call the machine."""
-    machine = report["machine"]
-    return machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    return Machine(**report["machine"]).name
 
 
 def plans(reports: Iterable[Report]) -> Iterator[str]:

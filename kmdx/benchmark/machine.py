@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from kmdx.networks import product
 from kmdx.precision import DTYPES, fast_halves
 
 CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose product is timed
@@ -77,8 +78,9 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The GPU's name where there is one, else the CPU's and its cores."""
-        return self.gpu or f"{self.cpu}, {self.cores} core{'s' if self.cores > 1 else ''}"
+        """The GPU's name where there is one, else the CPU's with its widest units and its cores."""
+        widest = f" ({self.features[-1]})" if self.features else ""
+        return self.gpu or f"{self.cpu}{widest}, {self.cores} core{'s' if self.cores > 1 else ''}"
 
 
 def describe(device: torch.device | str = "cpu") -> Machine:
@@ -179,16 +181,16 @@ def precisions(device: torch.device) -> list[str]:
 
 
 def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """The best of some products of two square matrices."""
+    """The best of some products of two square matrices, by the faster of torch's libraries."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    result = torch.empty_like(left)
     best = float("inf")
-    for _ in range(PRODUCTS):
-        synchronize(device)
-        began = time.perf_counter()
-        torch.mm(left, right, out=result)
-        synchronize(device)
-        best = min(best, time.perf_counter() - began)
+    with torch.inference_mode():
+        for _ in range(PRODUCTS):
+            synchronize(device)
+            began = time.perf_counter()
+            product.linear(left, right)
+            synchronize(device)
+            best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best / 1e9
 
 

@@ -151,8 +151,7 @@ def tables(report: Report) -> Iterator[RenderableType]:
     here = report.machine
     gigabytes = "" if here.memory is None else f", {here.memory / 1e9:.0f} GB"
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in report.peak_gflops.items())
-    features = f" ({', '.join(here.features)})" if here.features else ""
-    yield escape(f"{here.name}{gigabytes}{features}; torch {here.torch}, {here.threads} threads")
+    yield escape(f"{here.name}{gigabytes}; torch {here.torch}, {here.threads} threads")
     yield f"matrix products in GFLOP/s: {peaks}"
     weights = "stand-in weights" if report.stand_in else "weights"
     yield escape(
