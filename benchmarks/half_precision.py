@@ -7,10 +7,12 @@ additions. The first and last convolution of a U-Net, which the library keeps in
 
     python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
     python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs    # SDR of whole songs
+    python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs --hardware --half bf16
 
 With ``--song``: one line for each network, its error in dB on its first window of the song. With
 ``--dataset``: songs in MUSDB18-HQ's layout, each separated in float32 and in half precision, global
-SDR per stem and how much it changed.
+SDR per stem and how much it changed. ``--hardware`` lets this machine compute in half precision, as
+``kmdx separate --precision`` does: networks that do not bear it stay in float32.
 """
 
 from __future__ import annotations
@@ -101,16 +103,21 @@ def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | No
         print(f"{name:12s} {'   '.join(levels)}", flush=True)
 
 
-def scores(ensemble: str, dataset: Path, folder: Path | None, halves: list[str]) -> None:
+def scores(ensemble: str, dataset: Path, folder: Path | None, halves: list[str], hardware: bool) -> None:
     """Print each song's SDR and its changes."""
-    separator = Separator(ensemble, device="cpu", folder=folder, precision="fp32")
+    separators = {
+        how: Separator(ensemble, device="cpu", folder=folder, precision=how if hardware else "fp32")
+        for how in ("fp32", *halves)
+    }
     for mixture in sorted(dataset.rglob("mixture.wav")):
         song = audio.read(mixture)
-        truth = {stem: audio.read(mixture.with_name(f"{stem}.wav")).samples for stem in separator.stems}
+        truth = {
+            stem: audio.read(mixture.with_name(f"{stem}.wav")).samples for stem in separators["fp32"].stems
+        }
         print(mixture.parent.name)
         exact: dict[str, float] = {}
-        for how in ("fp32", *halves):
-            with precision(how, separator.networks.values()):
+        for how, separator in separators.items():
+            with precision("fp32" if hardware else how, separator.networks.values()):
                 stems = separator.separate(song.samples, song.rate)
             sdr = {stem: global_sdr(truth[stem], np.asarray(stems[stem])) for stem in stems}
             exact = exact or sdr
@@ -129,10 +136,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--network", action="append", help="with --song: only this one; may be repeated")
     parser.add_argument("--half", action="append", choices=HALVES, help="with --dataset: only this one")
+    parser.add_argument("--hardware", action="store_true", help="with --dataset: as this machine computes it")
     arguments = parser.parse_args()
     with warm_heap():
         if arguments.dataset:
-            scores(arguments.ensemble, arguments.dataset, arguments.folder, arguments.half or list(HALVES))
+            halves = arguments.half or list(HALVES)
+            scores(arguments.ensemble, arguments.dataset, arguments.folder, halves, arguments.hardware)
         elif arguments.song:
             errors(arguments.ensemble, arguments.song, arguments.folder, arguments.network)
         else:

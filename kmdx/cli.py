@@ -263,15 +263,17 @@ def models_list() -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "signature", "size", "file", "licence", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
-    found = weights.find_all()
-    for weight in weights.registry().values():
-        here = "yes" if found[weight.name] else "no"
-        table.add_row(
-            weight.name, weight.signature or "", _megabytes(weight.bytes), here, weight.licence, weight.title
-        )
-    for weight in (*weights.shipped().values(), *weights.trained().values()):
-        here = "yes" if weight.path and weight.path.is_file() else "no"
-        table.add_row(weight.name, "", "", here, weight.licence, weight.title)
+    listed = [
+        weight
+        for kind in (weights.registry(), weights.shipped(), weights.trained())
+        for weight in kind.values()
+    ]
+    found = weights.find_all(listed)
+    for weight in listed:
+        file = found[weight.name]
+        size = _megabytes(weight.bytes or (file.path.stat().st_size if file else None))
+        here = "yes" if file else "no"
+        table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
     out.print(table)
     out.print(f"folder: {weights.models_folder()}")
 
@@ -330,19 +332,18 @@ def ensembles_list(context: typer.Context) -> None:
 @ensembles_app.command("list")
 def list_ensembles() -> None:
     """List the ensembles that come with the package."""
-    found = weights.find_all()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "networks", "GFLOP", "weights here", "what"):
         table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
     for name in plan_file.names():
         loaded = plan_file.load(name)
-        needed = {use.weight.name for use in loaded.networks.values()}
-        here = sum(found[weight] is not None for weight in needed)
+        found = weights.find_all(use.weight for use in loaded.networks.values())
+        here = sum(file is not None for file in found.values())
         table.add_row(
             name,
             str(len(loaded.networks)),
-            _gflops(loaded.gflops(loaded.stems)),
-            f"{here} of {len(needed)}",
+            drawing.gflops(loaded.gflops(loaded.stems)),
+            f"{here} of {len(found)}",
             loaded.title,
         )
     out.print(table)
@@ -366,7 +367,7 @@ def ensembles_show(
         out.print(escape(row))
     used = loaded.networks_used(wanted)
     count = f"{len(used)} networks" if len(used) > 1 else "1 network"
-    out.print(f"{count}; arithmetic per second of audio: {_gflops(loaded.gflops(wanted))} GFLOP")
+    out.print(f"{count}; arithmetic per second of audio: {drawing.gflops(loaded.gflops(wanted))} GFLOP")
     out.print()
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
@@ -483,10 +484,6 @@ def _progress(label: str, seconds: float) -> Iterator[Any]:
 
 def _megabytes(size: int | None) -> str:
     return "?" if size is None else f"{size / 1e6:.0f} MB"
-
-
-def _gflops(value: float | None) -> str:
-    return "not stated" if value is None else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -18,11 +18,18 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
         assert isinstance(node, Hear)
         use = plan.networks[node.network]
         gives = ", ".join(f"{name}.{source}" for source in used[name])
-        cost = "arithmetic not stated" if use.gflops is None else f"{use.gflops:.0f} GFLOP"
+        cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
             f"stage {plan.stage(name)}: {node.network} hears {node.signal}, gives {gives}; "
             f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
         )
+
+
+def gflops(value: float | None) -> str:
+    """Arithmetic in two digits or more."""
+    if value is None:
+        return "not stated"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def formula(node: Node) -> str:

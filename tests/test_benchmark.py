@@ -151,7 +151,7 @@ def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) 
 
 
 def test_arithmetic_is_counted_where_it_is_stated(small: Path) -> None:
-    engine = measuring.Engine(small, "cpu", "auto", "leaderboard", None)
+    engine = measuring.Engine(small, "cpu", "fp32", "leaderboard", None)
     use = engine.plan.networks["htdemucs"]
     stated = replace(use, weight=replace(use.weight, architecture={**use.weight.architecture, "gflops": 3.0}))
     engine.plan = replace(engine.plan, networks={"htdemucs": stated})
@@ -230,9 +230,11 @@ def test_a_stand_in_graph_is_the_network_at_its_full_length(stood_in: Path) -> N
 
 def test_the_script_for_one_song(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write(tmp_path / "song.wav", noise(20_000, 1), 22_050)
-    against_baseline.main([str(tmp_path / "song.wav"), "--ensemble", str(small), "--seconds", "0.3"])
+    against_baseline.main(
+        [str(tmp_path / "song.wav"), "--ensemble", str(small), "--seconds", "0.3", "--precision", "fp32"]
+    )
     first, *stems = capsys.readouterr().out.splitlines()
-    assert "small on cpu, auto, 0.3 s of song" in first
+    assert "small on cpu, fp32, 0.3 s of song" in first
     assert [line.split()[0] for line in stems] == ["bass", "drums", "other", "vocals"]
     assert all(float(line.split()[1]) > 80 for line in stems)
 

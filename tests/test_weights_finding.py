@@ -107,7 +107,7 @@ def test_the_authors_layout_is_recognised_and_warned_of_once(folder: Path, small
     assert (bass.path.name, bass.known, bass.how) == ("demucs_other.ckpt", False, "file name")
     assert other.path.name == "demucs_bass.ckpt"
     assert drums.path == folder / "TFC_TDF_UNet_MDX21" / "drums.pt"
-    there = weights.find_all(folder)
+    there = weights.find_all(small_registry.values(), folder)
     assert {name for name, found in there.items() if found is None} == {
         "htdemucs",
         "kim_vocal_1",

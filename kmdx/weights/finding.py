@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +91,10 @@ def find_quietly(weight: Weight, folder: Path) -> Found | None:
     return None
 
 
-def find_all(folder: Path | None = None) -> Mapping[str, Found | None]:
-    """What plays each role of the registry, None where nothing does; nothing is warned of or raised."""
+def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[str, Found | None]:
+    """What plays the role of each weight, None where nothing does; nothing is warned of or raised."""
     folder = models_folder(folder)
-    return {name: find_quietly(weight, folder) for name, weight in registry().items()}
+    return {weight.name: find_quietly(weight, folder) for weight in wanted}
 
 
 def missing_message(weight: Weight, folder: Path) -> str:
