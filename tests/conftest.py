@@ -27,8 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Small networks gain nothing from threads, and the tests run side by side."""
+    """Small networks gain nothing from threads, and the tests run side by side.
+
+    Processes that tests start inherit it: two of them with two threads each wait for each other's cores.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
