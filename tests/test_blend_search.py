@@ -27,7 +27,15 @@ from evaluator.blend_search.members import Ensemble, within
 from evaluator.blend_search.search import Options, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
-from evaluator.blend_search.validation import INNER, PRIORS, Problem, choose, held_out, validate
+from evaluator.blend_search.validation import (
+    UNCHOSEN,
+    Problem,
+    can_choose,
+    choose,
+    deal,
+    held_out,
+    validate,
+)
 from evaluator.metrics import global_sdr, score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError
@@ -194,7 +202,7 @@ def test_a_silent_signal_keeps_its_weight() -> None:
 def test_held_out_songs_are_scored_with_weights_found_without_them() -> None:
     products, published = simulated(6, 3), np.full(3, 1 / 3)
     problem = Problem(products, published, np.arange(6))
-    values = held_out(problem, 3, FREE, [0.0])[0]
+    values = held_out(problem, deal([problem], 3)[0], FREE, [0.0])[0]
     for fold in range(3):
         inside = np.arange(6) % 3 == fold
         weights = best(products.of_songs(~inside), published)
@@ -208,10 +216,96 @@ def test_the_prior_of_a_held_out_songs_weights_is_chosen_without_it() -> None:
     for song in range(7):
         others = np.arange(7) != song
         rest = Problem(products.of_songs(others), published, np.arange(6))
-        prior = choose([rest], INNER, FREE)
+        prior = choose([rest], FREE)
         weights = best(rest.products, published, FREE, prior)
         expected = products.of_songs(~others).sdr(weights)
         assert validation.sdr[0][song] == pytest.approx(expected[0], abs=1e-6)
+
+
+def two_maxima(songs: int = 6) -> InnerProducts:
+    """All songs have a maximum at the first signal and a higher one at the second."""
+    rng = np.random.default_rng(5)
+    first, second = np.eye(8)[:2]
+    made = []
+    for song in range(songs):
+        error = rng.standard_normal(8) * (3e-2 if song % 2 else 1e-3)
+        made.append(((first if song % 2 else second) + error, np.stack([first, second])))
+    return stacked(made)
+
+
+@pytest.mark.parametrize("constraints", EVERY)
+@pytest.mark.parametrize("prior", [0.0, 0.1, None])
+@pytest.mark.parametrize("products", [simulated(6, 3, bias=0.2), two_maxima()])
+def test_what_is_validated_is_what_is_taken(
+    products: InnerProducts, prior: float | None, constraints: Constraints, tmp_path: Path
+) -> None:
+    """Each held-out song's score is that of the weights that the search takes from the other songs."""
+    whole = pretended(tmp_path, bass=products)
+    published = np.eye(products.cross.shape[1])[0]
+    whole = replace(whole, stems=(replace(whole.stems[0], published=published),))
+    (found,) = search(whole, Options(constraints, prior)).found
+    for song in range(6):
+        others = np.arange(6) != song
+        rest = replace(
+            whole,
+            songs=whole.songs[1:],
+            stems=(replace(whole.stems[0], products=products.of_songs(others)),),
+        )
+        (taken,) = search(rest, Options(constraints, prior)).found
+        expected = best(products.of_songs(others), published, constraints, taken.prior)
+        assert taken.weights == pytest.approx(expected, abs=1e-6)
+        assert found.validated[song] == pytest.approx(products.of_songs(~others).sdr(expected)[0], abs=1e-6)
+
+
+def test_climbs_from_one_start_alone_would_be_another_estimate() -> None:
+    products, published = two_maxima(), np.array([1.0, 0.0])
+    problem = Problem(products, published, np.arange(6))
+    stuck = best(products, published, SIMPLEX, 0.0, [published])
+    assert problem.weights(SIMPLEX, 0.0) != pytest.approx(stuck, abs=0.5)
+
+
+@pytest.mark.parametrize("constraints", [FREE, SIMPLEX])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_signals_that_are_all_zero_keep_their_weights(
+    signals: int, constraints: Constraints, tmp_path: Path
+) -> None:
+    silent = stacked([(np.ones(50), np.zeros((signals, 50)))] * 4)
+    (found,) = search(pretended(tmp_path, bass=silent), Options(constraints)).found
+    assert found.weights == pytest.approx(found.stem.published, abs=1e-6)
+    assert not found.recommended
+    assert any("collinear" in note for note in found.notes)
+    assert best(silent, np.full(signals, 0.7), FREE) == pytest.approx(np.full(signals, 0.7))
+
+
+def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
+    halved = simulated(10, 3, bias=0.4)
+    for values in (halved.energy, halved.constant, halved.cross):
+        values[1::2] = 0
+    for joint in (False, True):
+        bass, vocals = search(
+            pretended(tmp_path, bass=halved, vocals=simulated(10, 3)), Options(folds=2, joint=joint)
+        ).found
+        assert len(bass.validated) == 5
+        assert len(vocals.validated) == 10
+        assert list(bass.problem.songs) == [0, 2, 4, 6, 8]
+    one, all_ten = (Problem(simulated(n, 2), np.full(2, 0.5), np.arange(10 - n, 10)) for n in (5, 10))
+    alone, both = deal([one], 2), deal([one, all_ten], 2)
+    assert list(alone[0]) == [0, 1, 0, 1, 0]
+    assert np.array_equal(both[0], both[1][5:]), "a song is in one fold for all stems"
+    assert np.ptp(np.bincount(both[0])) <= 1
+
+
+def test_of_two_songs_no_prior_is_chosen_inside_or_outside(tmp_path: Path) -> None:
+    products = simulated(2, 3, bias=0.4)
+    (found,) = search(pretended(tmp_path, bass=products), Options()).found
+    (given,) = search(pretended(tmp_path, bass=products), Options(prior=UNCHOSEN)).found
+    assert found.prior == UNCHOSEN
+    assert found.validated == pytest.approx(given.validated)
+    assert np.array_equal(found.weights, given.weights)
+    assert any("too few songs to choose the prior" in note for note in found.notes)
+    assert not any("prior" in note for note in given.notes)
+    (three,) = search(pretended(tmp_path, bass=simulated(3, 3)), Options()).found
+    assert not any("prior" in note for note in three.notes)
 
 
 def test_the_prior_that_does_best_on_held_out_songs_is_chosen() -> None:
@@ -881,7 +975,9 @@ def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collec
         scale = stem.published.sum() / published.sum() if published.sum() else 0
         published = published * scale if scale else np.full(len(kept), stem.published.sum() / len(kept))
         problem = Problem(stem.products.of_songs(stem.counted).of_signals(kept), published, stem.counted)
-        expected = held_out(problem, 2, FREE, PRIORS).mean(axis=1).max()
+        (fold_of,) = deal([problem], 2)
+        prior = choose([problem], FREE) if can_choose([problem], 2) else UNCHOSEN
+        expected = held_out(problem, fold_of, FREE, [prior]).mean()
         assert left.sdr[stem.name] == pytest.approx(expected), stem.name
     assert left.real_time_factor == pytest.approx(whole.costs["V"] + whole.costs["W"])
     assert ensemble.whole.real_time_factor == pytest.approx(sum(whole.costs.values()))

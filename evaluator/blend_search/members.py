@@ -19,8 +19,16 @@ from evaluator.blend_search.collection import Collection, Stem
 from evaluator.blend_search.gram import Weights
 from evaluator.blend_search.search import DIGITS, Options
 from evaluator.blend_search.signals import runs
-from evaluator.blend_search.solving import best
-from evaluator.blend_search.validation import PRIORS, Problem, check_folds, held_out
+from evaluator.blend_search.validation import (
+    UNCHOSEN,
+    Problem,
+    can_choose,
+    can_validate,
+    check_folds,
+    choose,
+    deal,
+    held_out,
+)
 from evaluator.blend_search.writing import reweighted
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Plan
@@ -168,14 +176,15 @@ class Ensemble:
         return self._found[key]
 
     def _solved(self, problem: Problem) -> tuple[Weights, float | None]:
-        constraints = self.options.constraints
-        if not problem.can_validate(self.folds):
+        constraints, prior = self.options.constraints, self.options.prior
+        (fold_of,) = deal([problem], self.folds)
+        if not can_validate(fold_of):
             return constraints.nearby(problem.published), None
-        priors = PRIORS if self.options.prior is None else [self.options.prior]
-        scores = held_out(problem, self.folds, constraints, priors).mean(axis=1)
-        strength = int(np.argmax(scores))
-        weights = best(problem.products, problem.published, constraints, priors[strength])
-        return np.round(weights, DIGITS), float(scores[strength])
+        if prior is None:
+            able = can_choose([problem], self.folds)
+            prior = choose([problem], constraints) if able else UNCHOSEN
+        score = held_out(problem, fold_of, constraints, [prior]).mean()
+        return np.round(problem.weights(constraints, prior), DIGITS), float(score)
 
 
 def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
