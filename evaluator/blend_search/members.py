@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluator.blend_search.collection import Collection, Stem
 from evaluator.blend_search.gram import Weights
@@ -34,6 +35,7 @@ from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Plan
 
 MOST = 12  # members of which all sets are tried
+CANCELLED = 0.1  # sum of weights, as a share of the sum of their sizes, below which they all but cancel
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,13 @@ class Ensemble:
         seen = set()
         for count in range(1, len(self.members) + 1):
             for members in combinations(self.members, count):
-                able = frozenset(self._signals(members))
                 candidate = self.candidate(members)
-                if candidate is not None and able not in seen:  # else a member lacks what it hears
+                if candidate is None:
+                    continue
+                needed = runs(candidate.plan, candidate.plan.stems)
+                if needed not in seen:  # else a member lacks what it hears, or has no weight
+                    seen.add(needed)
                     yield candidate
-                seen.add(able)
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
         """The signals that some members can make."""
@@ -169,7 +173,7 @@ class Ensemble:
         key = stem.name, kept
         if key not in self._found:
             signals = np.array(kept)
-            published = _share(stem.published, signals)
+            published = share(stem.published, signals)
             songs = stem.counted
             problem = Problem(stem.products.of_songs(songs).of_signals(signals), published, songs)
             self._found[key] = self._solved(problem)
@@ -195,6 +199,8 @@ def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
     KmdxError
         If none is.
     """
+    if not candidates:
+        raise KmdxError(f"--budget {budget:g}: no set of members can make every stem")
     affordable = [each for each in candidates if each.real_time_factor <= budget]
     if not affordable:
         fastest = min(candidates, key=lambda each: each.real_time_factor)
@@ -214,7 +220,14 @@ def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
     return {name: frozenset(owned) for name, owned in members.items()}
 
 
-def _share(published: Weights, kept: np.ndarray) -> Weights:
-    """The published weights of some signals, scaled up to the sum of all; equal where they are all 0."""
-    total, rest = published.sum(), published[kept].sum()
-    return published[kept] * (total / rest) if rest else np.full(len(kept), total / len(kept))
+def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
+    """The published weights of some signals, brought to the sum of all.
+
+    They are scaled where they add up; where they all but cancel, or to the other sign, or are all 0, each
+    is shifted by as much.
+    """
+    left = published[kept]
+    total, rest = float(published.sum()), float(left.sum())
+    if total * rest > 0 and abs(rest) > CANCELLED * np.abs(left).sum():
+        return left * (total / rest)
+    return left + (total - rest) / len(left)

@@ -196,7 +196,7 @@ def _found(
 
 
 def _notes(stem: Stem, problem: Problem, songs: Sequence[str]) -> Iterator[str]:
-    silent = [songs[number] for number in np.flatnonzero(stem.products.is_silent).tolist()]
+    silent = [songs[number] for number in stem.silent.tolist()]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         yield (

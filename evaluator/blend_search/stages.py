@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import Samples, as_16_bit, blended, run_networks
+from evaluator.blend_search.gram import is_silent
 from evaluator.blend_search.moves import TRIES, Search, weight
 from evaluator.blend_search.search import NOTHING
 from evaluator.dataset import Track
@@ -134,7 +135,9 @@ class _Song:
         found = blended(separator, mixture, stems, estimates)
         truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
         sdr = [
-            metrics.global_sdr(truth, as_16_bit(found[stem])) for stem, truth in truths.items() if truth.any()
+            metrics.global_sdr(truth, as_16_bit(found[stem]))
+            for stem, truth in truths.items()
+            if not is_silent(np.square(truth, dtype=np.float64).sum(), np.float64(truth.size))
         ]
         if not sdr:
             raise KmdxError(f"{self.track.name}: every true stem is silent; leave the song out")
