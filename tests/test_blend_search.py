@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -20,7 +22,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from evaluator.blend_search import collecting, command, gram, moves, writing
+from evaluator.blend_search import collecting, command, gram, moves, stages, writing
 from evaluator.blend_search.collection import Collection, Stem, load
 from evaluator.blend_search.gram import InnerProducts
 from evaluator.blend_search.members import Ensemble, share, within
@@ -36,6 +38,7 @@ from evaluator.blend_search.validation import (
     held_out,
     validate,
 )
+from evaluator.dataset import find_tracks
 from evaluator.metrics import global_sdr, score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError
@@ -249,7 +252,7 @@ def test_what_is_validated_is_what_is_taken(
         rest = replace(
             whole,
             songs=whole.songs[1:],
-            stems=(replace(whole.stems[0], products=products.of_songs(others)),),
+            stems=(replace(whole.stems[0], products=products.of_songs(others), values=np.full(5, 600.0)),),
         )
         (taken,) = search(rest, Options(constraints, prior)).found
         expected = best(products.of_songs(others), published, constraints, taken.prior)
@@ -706,9 +709,9 @@ def test_what_is_foretold_is_what_the_evaluator_measures_on_16_bit_files(
         scores = measured(data, output)
         for stem in STEMS:
             for song, sdr in said[stem][key].items():
-                if "quiet" in song and stem != "vocals":
-                    continue  # a few steps of 16 bits
-                assert sdr == pytest.approx(scores[song][stem], abs=0.01), (key, song, stem)
+                # Of stems of a few steps of 16 bits, rounding errors are not quite those of noise.
+                few = "quiet" in song and stem != "vocals"
+                assert sdr == pytest.approx(scores[song][stem], abs=0.1 if few else 0.01), (key, song, stem)
     assert set(said["bass"]["published_sdr"]) == set(SONGS) - {"c, no bass"}
     assert min(said["vocals"]["fitted_sdr"].values()) > 10, "vocals prevail, and errors are small"
 
@@ -778,10 +781,10 @@ def test_a_collection_goes_on_after_an_interruption(
 ) -> None:  # fmt: skip
     measure = collecting.measure_song
 
-    def interrupted(separator: Separator, own: Any, track: Any, kept: Any) -> Any:
+    def interrupted(separator: Separator, own: Any, track: Any) -> Any:
         if track.name == SONGS[2]:
             raise KeyboardInterrupt
-        return measure(separator, own, track, kept)
+        return measure(separator, own, track)
 
     monkeypatch.setattr(collecting, "measure_song", interrupted)
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
@@ -841,6 +844,34 @@ def test_signals_are_kept_if_asked_for(
     exact = np.stack([row.ravel() for row in rows])
     assert stem.products.gram[SONGS.index("d")] == pytest.approx(exact @ exact.T, rel=1e-9)
     assert "collected before" in run(*arguments).err
+
+
+def test_a_record_outlives_signals_that_cannot_be_kept(
+    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copied / "songs" / "d.json").read_text("utf-8")
+    arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
+
+    def full(*_: Any) -> None:
+        raise KmdxError("no space left on device")
+
+    monkeypatch.setattr(audio, "write_all", full)
+    done = run(*arguments)
+    assert done.code == 1
+    assert "1 of 1 songs are in" in done.out
+    assert "d: collected, but its signals are not kept: no space left" in done.err
+    assert "warning: not all signals are kept" in done.err
+    record = json.loads((copied / "songs" / "d.json").read_text("utf-8"))
+    assert record["status"] == "ok"
+    assert record["stems"] == json.loads(before)["stems"]
+
+    def broken(*_: Any) -> None:
+        raise KmdxError("the network is gone")
+
+    monkeypatch.setattr(collecting, "measure_song", broken)
+    unchanged = (copied / "songs" / "d.json").read_text("utf-8")
+    assert run(*arguments).code == 1
+    assert (copied / "songs" / "d.json").read_text("utf-8") == unchanged
 
 
 def test_a_song_with_nan_is_named_and_left_out(
@@ -1097,7 +1128,11 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     texts = [element.text for element in drawn.iter() if element.tag.endswith("text")]
     assert {"all", "without D", "without V", f"budget {budget:g} ×"} <= set(texts)
 
-    assert "at " in run("members", collected, "--runs", "--folds", "2", "--budget", 1e9).out
+    everything = run("members", collected, "--runs", "--folds", "2", "--budget", 1e9).out
+    best_of_all = within([*sets.values()], 1e9)
+    said = [float(number) for number in re.findall(r"(\d+\.\d+) (?:dB|×)", everything.partition("Within")[2])]
+    assert said[0] == pytest.approx(best_of_all.score, abs=6e-4)
+    assert best_of_all.score == max(each.score for each in sets.values())
     done = run("members", collected, "--budget", 1e-9)
     assert done.code == 2
     assert "the fastest set that makes every stem" in done.err
@@ -1178,10 +1213,53 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
     for songs, name in ((searched, "searched"), (held, "held out")):
         (row,) = [line for line in done.out.splitlines() if line.startswith(name)]
         before, after = (np.mean([scores[plan, song] for song in songs]) for plan in (staged, output))
-        assert f"{before:.2f}"[:-1] in row
-        assert f"{after - before:+.2f}"[:-1] in row
+        said_count, said_before, said_after, said_gain = map(float, row.removeprefix(name).split()[:4])
+        assert said_count == len(songs)
+        assert said_before == pytest.approx(before, abs=0.02)
+        assert said_after == pytest.approx(after, abs=0.02)
+        assert said_gain == pytest.approx(said_after - said_before, abs=2e-3)
         assert after > before
-    assert published.nodes["x1"] != found.nodes["x1"] or published.nodes["rest"] != found.nodes["rest"]
+    for name, node in published.nodes.items():
+        if name not in {move.node for move in moves.moves(published)}:
+            assert found.nodes[name] == node, "only sums that stages hear, or residuals, are moved"
+
+
+def test_estimates_of_a_search_have_their_room_on_the_disk(
+    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
+    arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
+    most = 0
+    play = stages._Song.play
+
+    def watched(self: Any, *rest: Any) -> float:
+        nonlocal most
+        score = play(self, *rest)
+        most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*.npy")))
+        return score
+
+    monkeypatch.setattr(stages._Song, "play", watched)
+    done = run(*arguments)
+    assert done.code in (0, 1), done.err
+    tracks = find_tracks(data, "test", "[ad]")
+    published = plan_file.load(staged)
+    search = moves.Search(published, tracks[:1], tracks[1:], moves.moves(published, ["x1"]))
+    assert 0.5 * search.cost().disk < most <= search.cost().disk + 128 * 20, "a file's head on top"
+    assert "GB of disk" in done.out
+    assert not [*tmp_path.iterdir()]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stages.np, "save", full)
+    done = run(*arguments)
+    assert done.code == 2
+    assert "estimates cannot be written there (No space left on device)" in done.err
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    done = run(*arguments)
+    assert done.code == 2
+    assert "only 0.00 GB are free; name another folder with --scratch" in done.err
+    assert "there is no such folder" in run(*arguments[:-1], tmp_path / "no").err
 
 
 def test_what_a_search_of_stages_refuses(

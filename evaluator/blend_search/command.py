@@ -110,7 +110,7 @@ def collect(
         with store.locked():
             found = check_songs(songs, store.folder)
             with err.status("loading the weights") as status:
-                collecting.collect(
+                failed = collecting.collect(
                     flat,
                     all_estimates,
                     songs,
@@ -121,12 +121,13 @@ def collect(
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
                 )
-            failed = {track.name: (store.record(track.name) or {}).get("reason") for track in songs}
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one ended")
         raise typer.Exit(130) from None
-    failed = {song: reason for song, reason in failed.items() if reason}
-    out.print(f"{len(songs) - len(failed)} of {len(songs)} songs are in {escape(str(output))}")
+    there = sum((store.record(track.name) or {}).get("status") == "ok" for track in songs)
+    out.print(f"{there} of {len(songs)} songs are in {escape(str(output))}")
+    if there > len(songs) - len(failed):
+        terminal.warn("not all signals are kept, as --keep asked for; the same command tries again", err)
     if failed:
         raise typer.Exit(1)
 
@@ -252,6 +253,10 @@ def search_stages(
     precision: PrecisionOption = "auto",
     speed: SpeedOption = "leaderboard",
     folder: FolderOption = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where estimates lie meanwhile; by default where TMPDIR says."),
+    ] = None,
     anyway: AnywayOption = False,
 ) -> None:
     """Search the weights of sums that later networks hear, running again only what hears the change.
@@ -269,7 +274,9 @@ def search_stages(
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
         raise KmdxError(f"--collected {collected}: that is a collection of another plan")
-    with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as temporary:
+    if scratch is not None and not scratch.is_dir():
+        raise KmdxError(f"--scratch {scratch}: there is no such folder")
+    with tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True) as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
         chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)
@@ -277,6 +284,7 @@ def search_stages(
         out.print(stage_tables.cost(search, search.cost(costs)))
         if dry_run:
             return
+        stages.check_room(search, Path(temporary))
         separator = How(device, precision, speed, folder).separator(Path(plan))
         try:
             found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))

@@ -22,6 +22,7 @@ def cost(search: Search, most: Cost) -> str:
     ]
     if most.gflop is not None:
         parts.append(f"{most.gflop:.0f} GFLOP")
+    parts.append(f"{most.disk / 1e9:.2f} GB of disk")
     took = "time not known: give --collected" if most.seconds is None else f"about {_minutes(most.seconds)}"
     return "; ".join([*parts, took])
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from evaluator import dataset, metrics
-from evaluator.blend_search.collecting import Samples, as_16_bit, blended, run_networks
+from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.gram import is_silent
 from evaluator.blend_search.moves import TRIES, Search, weight
 from evaluator.blend_search.search import NOTHING
@@ -61,15 +63,16 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
     separator : Separator
         Of the search's plan.
     folder : Path
-        For the estimates of songs that are searched: 0.35 MB for each second of one.
+        For the estimates of songs, as many bytes as the search's cost says.
     tell : callable
         Called with a line after each try.
 
     Raises
     ------
     KmdxError
-        If a song cannot be read or separated.
+        If a song cannot be read or separated, or there is no room for its estimates.
     """
+    check_room(search, folder)
     songs = [_Song(track, folder / str(number)) for number, track in enumerate(search.songs)]
     plan = search.plan
     before = np.array([song.play(separator, search.stems) for song in songs])
@@ -95,9 +98,13 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
                         song.keep()
                 else:
                     direction = -direction
+                    for song in songs:
+                        song.reject()
         if best.mean() <= score + NOTHING:
             step /= 2
         tell(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
+    for song in songs:
+        song.drop()
     pairs = []
     for number, track in enumerate(search.held_out if plan.nodes != search.plan.nodes else []):
         song = _Song(track, folder / f"held out {number}")
@@ -119,8 +126,9 @@ class _Song:
         self.track = track
         self.folder = folder
         self.files: dict[str, Path] = {}
-        self.tried: dict[str, Samples] = {}
-        folder.mkdir()
+        self.tried: dict[str, Path] = {}
+        with _room_in(folder):
+            folder.mkdir()
 
     def play(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
         """Mean SDR over stems that are not silent in truth; runs that are not made ``again`` are known."""
@@ -131,7 +139,12 @@ class _Song:
             if node_of(name) not in again
         }
         estimates, _ = run_networks(separator, mixture, stems, known)
-        self.tried = {name: samples for name, samples in estimates.items() if name not in known}
+        self.reject()
+        for name, samples in estimates.items():
+            if name not in known:
+                path = self.tried[name] = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
+                with _room_in(self.folder):
+                    np.save(path, samples)
         found = blended(separator, mixture, stems, estimates)
         truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
         sdr = [
@@ -145,17 +158,44 @@ class _Song:
 
     def keep(self) -> None:
         """Take what was tried last for what is known."""
-        for name, samples in self.tried.items():
-            path = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
-            np.save(path, samples)
+        for name, path in self.tried.items():
             if name in self.files:
                 self.files[name].unlink()
             self.files[name] = path
         self.tried = {}
 
+    def reject(self) -> None:
+        """Let go of what was tried last."""
+        for path in self.tried.values():
+            path.unlink(missing_ok=True)
+        self.tried = {}
+
     def drop(self) -> None:
         """Let go of everything."""
-        self.tried = {}
+        self.reject()
         for path in self.files.values():
             path.unlink()
         self.files = {}
+
+
+def check_room(search: Search, folder: Path) -> None:
+    """Raise :class:`KmdxError` if a search's estimates have no room in a folder."""
+    wanted = search.cost().disk
+    with _room_in(folder):
+        free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise KmdxError(
+            f"{folder}: {wanted / 1e9:.2f} GB of estimates go there, but only {free / 1e9:.2f} GB are free; "
+            "name another folder with --scratch, or search fewer songs (--search)"
+        )
+
+
+@contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KmdxError(
+            f"{folder}: estimates cannot be written there ({error.strerror or error}); "
+            "name another folder with --scratch"
+        ) from error
