@@ -1007,6 +1007,45 @@ def test_mistakes_are_one_line(
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".txt"]
 
 
+def test_plans_of_others_are_not_written_over(
+    run: Callable[..., Done], copied: Path, plan_of_two: Path, staged: Path, data: Path, tmp_path: Path
+) -> None:
+    source, other = tmp_path / "source.yaml", tmp_path / "other.yaml"
+    source.write_bytes(plan_of_two.read_bytes())
+    other.write_text("title: mine\n", "utf-8")
+    own = (copied / "plan.yaml").read_bytes()
+    arguments = ("solve", copied, "--anyway", "--prior", "1", "-o")
+    for path, message in (
+        (copied / "plan.yaml", "lies in the collection"),
+        (source, "is the plan that the weights are for"),
+    ):
+        for force in ((), ("--force",)):
+            done = run(*arguments, path, *force)
+            assert done.code == 2
+            assert message in done.err
+    assert (copied / "plan.yaml").read_bytes() == own
+    assert source.read_bytes() == plan_of_two.read_bytes()
+    done = run("stages", staged, data, "-o", staged, "--force")
+    assert "is the plan that the weights are for" in done.err
+    done = run(*arguments, other)
+    assert done.code == 2
+    assert "--force writes over it" in done.err
+    assert other.read_text("utf-8") == "title: mine\n"
+    assert run(*arguments, other, "--force").code == 0
+    assert run(*arguments, other).code == 0, "its own plan is written over"
+    assert "title: mine" not in other.read_text("utf-8")
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(
+    run: Callable[..., Done], collected: Path, tmp_path: Path
+) -> None:
+    for arguments in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
+        done = run(arguments[0], collected, arguments[1], tmp_path / "no" / "file")
+        assert (done.code, done.out) == (2, "")
+        assert "there is no folder" in done.err
+        assert "is a folder" in run(arguments[0], collected, arguments[1], tmp_path).err
+
+
 # Members
 
 
@@ -1136,6 +1175,35 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     done = run("members", collected, "--budget", 1e-9)
     assert done.code == 2
     assert "the fastest set that makes every stem" in done.err
+
+
+def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_published_ones(
+    run: Callable[..., Done], collected: Path, tmp_path: Path
+) -> None:
+    whole = load(collected)
+    ensemble = Ensemble(whole, Options(prior=0.1), by_run=True)
+    part, result = ensemble.validated(ensemble.without("D"))
+    for stem, each in zip(part.stems, result.found, strict=True):
+        assert not any("D" in signal for signal in stem.signals)
+        problem = Problem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
+        (expected,) = validate([problem], 4, FREE, 0.1).sdr
+        assert each.validated == pytest.approx(expected)
+        assert each.published_sdr == pytest.approx(problem.products.sdr(stem.published))
+        gain = (expected - each.published_sdr).mean()
+        assert each.recommended == (gain > 1e-6)
+    path = tmp_path / "share.yaml"
+    budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
+    done = run("members", collected, "--runs", "--budget", budget, "--prior", "inf", "-o", path)
+    assert done.code == 0, done.err
+    assert "no weights gain on songs held out over the set's share" in done.out
+    plan = plan_file.load(path)
+    shares = {stem.name: dict(zip(stem.signals, stem.published, strict=True)) for stem in whole.stems}
+    if {"V_drums", "W_drums"} <= plan.nodes["drums"].terms.keys():
+        assert shares["drums"]["D_drums"] == pytest.approx(0.2)
+        assert plan.nodes["drums"].terms == pytest.approx({"V_drums": 0.75, "W_drums": 0.25})
+    head = path.read_text("utf-8").partition("title")[0]
+    assert "95%: " in head
+    assert "the best of many" in head
 
 
 # Stages

@@ -40,6 +40,7 @@ from evaluator.blend_search.options import (
     DeviceOption,
     FolderOption,
     FoldsOption,
+    ForceOption,
     JointOption,
     JsonOption,
     NonNegativeOption,
@@ -51,7 +52,7 @@ from evaluator.blend_search.options import (
     SumOption,
     TracksOption,
 )
-from evaluator.blend_search.search import Options, search
+from evaluator.blend_search.search import Options, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
 from evaluator.store import Store, write_json, write_text
@@ -144,6 +145,7 @@ def solve(
     joint: JointOption = False,
     folds: FoldsOption = None,
     anyway: AnywayOption = False,
+    force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
     """Find the weights with the best mean over songs of global SDR, and say what they do on songs held out.
@@ -152,9 +154,11 @@ def solve(
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
     """
     options = Options(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
-    if output is not None:
-        writing.check(output)
+    for file in filter(None, (output, json)):
+        writing.check(file)
     found = load_collection(folder)
+    if output is not None:
+        writing.check_plan(output, found.plan.digest, folder, force)
     result = search(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
@@ -168,11 +172,7 @@ def solve(
         )
         raise typer.Exit(1)
     if output is not None:
-        weights = {
-            each.stem.name: dict(zip(each.stem.signals, each.taken.tolist(), strict=True))
-            for each in result.found
-        }
-        plan = writing.reweighted(found.plan, weights)
+        plan = writing.reweighted(found.plan, taken_weights(found, result))
         write_plan(output, plan, [*tables.origin(found, result)])
 
 
@@ -194,6 +194,7 @@ def members(
     non_negative: NonNegativeOption = False,
     prior: PriorOption = "auto",
     folds: FoldsOption = None,
+    force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
     """Say of each network what it adds to the cross-validated score and what it costs.
@@ -205,15 +206,21 @@ def members(
         raise KmdxError("--output is for the plan within a budget: give --budget, too")
     if budget is not None and not budget > 0:
         raise KmdxError(f"--budget {budget:g}: expected a real-time factor above 0, such as 1.57")
-    if output is not None:
-        writing.check(output)
+    for file in filter(None, (output, svg, json)):
+        writing.check(file)
     found = load_collection(folder)
+    if output is not None:
+        writing.check_plan(output, found.plan.digest, folder, force)
     ensemble = Ensemble(
         found, Options(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
     without = {name: ensemble.without(name) for name in ensemble.members}
     out.print(member_tables.table(ensemble, without))
-    sets = [] if budget is None else [*ensemble.sets()]
+    sets = []
+    with err.status("trying sets of members") as status:
+        for each in ensemble.sets() if budget is not None else ():
+            sets.append(each)
+            status.update(f"trying sets of members: {len(sets)} that can make every stem")
     if svg is not None:
         possible = {name: each for name, each in without.items() if each is not None}
         write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
@@ -224,8 +231,16 @@ def members(
         chosen = within(sets, budget)
         line = member_tables.chosen(ensemble, chosen, budget)
         out.print(escape(line))
+        part, result = ensemble.validated(chosen)
+        out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
+        print_notes(result)
+        if not any(each.recommended for each in result.found):
+            out.print(
+                "no weights gain on songs held out over the set's share of the published ones, which stand"
+            )
         if output is not None:
-            write_plan(output, chosen.plan, [line, *member_tables.origin(found, ensemble, chosen)])
+            plan = writing.reweighted(part.plan, taken_weights(part, result))
+            write_plan(output, plan, [line, member_tables.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -258,6 +273,7 @@ def search_stages(
         typer.Option(metavar="DIR", help="Where estimates lie meanwhile; by default where TMPDIR says."),
     ] = None,
     anyway: AnywayOption = False,
+    force: ForceOption = False,
 ) -> None:
     """Search the weights of sums that later networks hear, running again only what hears the change.
 
@@ -266,9 +282,9 @@ def search_stages(
     """
     if not 0 < step <= 1:
         raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
-    if output is not None:
-        writing.check(output)
     published = plan_file.load(plan)
+    if output is not None:
+        writing.check_plan(output, published.digest, collected, force)
     tried = moves.moves(published, only or ())
     songs = find_songs(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs

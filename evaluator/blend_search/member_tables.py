@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from evaluator.blend_search.collection import Collection
 from evaluator.blend_search.members import Candidate, Ensemble
-from evaluator.blend_search.tables import count
+
+CAVEAT = (
+    "The set is the best of many, by scores whose priors were chosen by the same songs, a little too good. "
+    "What follows was validated for it anew; published are its shares of the published weights."
+)
 
 
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
     """For each member the score lost by leaving it out and the compute saved."""
     whole = ensemble.whole
-    title = "left out: cross-validated global SDR lost (dB), and what is saved"
+    title = "left out: cross-validated global SDR lost (dB), priors chosen by the same folds; what is saved"
     rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows.add_column("")
     for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
@@ -54,17 +57,6 @@ def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
         f"{candidate.score:.3f} dB, {lost:.3f} less than all members, at {candidate.real_time_factor:.2f} × "
         f"instead of {ensemble.whole.real_time_factor:.2f} ×."
     )
-
-
-def origin(collection: Collection, ensemble: Ensemble, candidate: Candidate) -> Iterator[str]:
-    """Lines that say where the plan of such a set came from."""
-    yield (
-        f"Found by evaluator.blend_search on {count(len(collection.songs), 'song')}, from "
-        f"{collection.plan.name} ({collection.plan.digest[:12]}); {ensemble.folds} folds. "
-        f"Songs: {', '.join(collection.songs)}."
-    )
-    scores = ", ".join(f"{stem} {sdr:.3f} dB" for stem, sdr in candidate.sdr.items())
-    yield f"Cross-validated global SDR: {scores}."
 
 
 def as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:

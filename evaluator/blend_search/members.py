@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from evaluator.blend_search.collection import Collection, Stem
 from evaluator.blend_search.gram import Weights
-from evaluator.blend_search.search import DIGITS, Options
+from evaluator.blend_search.search import DIGITS, Options, Result, search
 from evaluator.blend_search.signals import runs
 from evaluator.blend_search.validation import (
     UNCHOSEN,
@@ -162,6 +162,27 @@ class Ensemble:
                 if needed not in seen:  # else a member lacks what it hears, or has no weight
                     seen.add(needed)
                     yield candidate
+
+    def validated(self, candidate: Candidate) -> tuple[Collection, Result]:
+        """The collection of what a candidate runs, and the weights found for it as for any collection.
+
+        What stands there as published is the share of the published weights that the set has. These are
+        the weights of a stem whose own gain nothing on songs held out.
+        """
+        left = {*runs(candidate.plan, candidate.plan.stems)}
+        stems = []
+        for stem in self.collection.stems:
+            kept = np.array([n for n, signal in enumerate(stem.signals) if self._needs[signal] <= left])
+            stems.append(
+                replace(
+                    stem,
+                    signals=tuple(stem.signals[number] for number in kept),
+                    published=share(stem.published, kept),
+                    products=stem.products.of_signals(kept),
+                )
+            )
+        part = replace(self.collection, stems=tuple(stems))
+        return part, search(part, replace(self.options, joint=False, anyway=False))
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
         """The signals that some members can make."""

@@ -42,4 +42,7 @@ FoldsOption = Annotated[int | None, typer.Option(help="Of the cross-validation; 
 AnywayOption = Annotated[
     bool, typer.Option("--anyway", help="Take weights that gain nothing on songs held out, too.")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Let --output write over a plan that this command did not write.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]

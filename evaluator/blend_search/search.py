@@ -167,6 +167,15 @@ def search(collection: Collection, options: Options) -> Result:
     return Result(tuple(found), folds, options, silent)
 
 
+def taken_weights(collection: Collection, result: Result) -> dict[str, dict[str, float]]:
+    """For each stem the weights of its signals to use."""
+    taken = {each.stem.name: each.taken for each in result.found}
+    return {
+        stem.name: dict(zip(stem.signals, taken.get(stem.name, stem.published).tolist(), strict=True))
+        for stem in collection.stems
+    }
+
+
 def _found(
     stem: Stem,
     problem: Problem,
