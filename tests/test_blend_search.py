@@ -157,6 +157,22 @@ def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
     assert products.sdr(found).mean() > products.sdr(stuck).mean() + 10
 
 
+@pytest.mark.parametrize("constraints", EVERY)
+def test_climbs_are_short(constraints: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton steps: of 13 starts on 150 songs and 10 signals each takes few."""
+    calls = 0
+    derivatives = Objective.derivatives
+
+    def counted(self: Objective, weights: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        return derivatives(self, weights)
+
+    monkeypatch.setattr(Objective, "derivatives", counted)
+    best(simulated(150, 10), np.full(10, 0.1), constraints)
+    assert calls <= 13 * 10
+
+
 def test_what_is_maximised_is_decibels_not_squared_errors() -> None:
     loud, quiet = np.eye(4)[0], np.eye(4)[1]
     songs = [

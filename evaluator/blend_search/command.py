@@ -159,7 +159,8 @@ def solve(
     found = load_collection(folder)
     if output is not None:
         writing.check_plan(output, found.plan.digest, folder, force)
-    result = search(found, options)
+    with err.status("finding weights, and validating them on songs held out"):
+        result = search(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
     print_notes(result)
@@ -214,7 +215,8 @@ def members(
     ensemble = Ensemble(
         found, Options(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
-    without = {name: ensemble.without(name) for name in ensemble.members}
+    with err.status("leaving out one member after another"):
+        without = {name: ensemble.without(name) for name in ensemble.members}
     out.print(member_tables.table(ensemble, without))
     sets = []
     with err.status("trying sets of members") as status:
@@ -231,7 +233,8 @@ def members(
         chosen = within(sets, budget)
         line = member_tables.chosen(ensemble, chosen, budget)
         out.print(escape(line))
-        part, result = ensemble.validated(chosen)
+        with err.status("validating the weights of this set on songs held out"):
+            part, result = ensemble.validated(chosen)
         out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
         print_notes(result)
         if not any(each.recommended for each in result.found):

@@ -18,7 +18,7 @@ CAVEAT = (
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
     """For each member the score lost by leaving it out and the compute saved."""
     whole = ensemble.whole
-    title = "left out: cross-validated global SDR lost (dB), priors chosen by the same folds; what is saved"
+    title = "left out: cross-validated global SDR lost (dB), and what is saved"
     rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows.add_column("")
     for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
