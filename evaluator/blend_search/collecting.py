@@ -32,12 +32,12 @@ PLAN = "plan.yaml"
 SIGNALS = "signals"
 
 Record = dict[str, Any]
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class How:
+class Running:
     """How networks run: as for :class:`kmdx.separator.Separator`, which also checks it."""
 
     device: str = "auto"
@@ -58,10 +58,10 @@ def collect(
     tracks: Sequence[Track],
     survey: Survey,
     store: Store,
-    how: How,
+    running: Running,
     keep: bool = False,
-    tell: Told = lambda line: None,
-    begin: Told = lambda line: None,
+    on_done: Report = lambda line: None,
+    on_begin: Report = lambda line: None,
 ) -> dict[str, str]:
     """Put a record of each song into a store, but of those whose record is there.
 
@@ -76,10 +76,10 @@ def collect(
         What is known of these songs.
     store : Store
         Locked. A song whose data has changed, or that failed, is done again.
-    how : How
+    running : Running
     keep : bool
         Also write the signals, ``signals/<song>/<stem>/<signal>.wav`` in float32.
-    tell, begin : callable
+    on_done, on_begin : callable
         Called with a line when a song is done, and when one begins.
 
     Returns
@@ -94,7 +94,7 @@ def collect(
     KmdxError
         If the plan cannot run here.
     """
-    weights = describe_weights(flat.plan, how.folder)  # before the networks: it names all that is missing
+    weights = describe_weights(flat.plan, running.folder)  # before the networks: it names all that is missing
     path = store.folder / PLAN
     identity = {
         "form": FORM,
@@ -102,9 +102,9 @@ def collect(
         "plan_sha256": flat.plan.digest,
         "all_estimates": all_estimates,
         "own": dict(flat.own),
-        "device": choose_device(how.device).type,
-        "precision": how.precision,
-        "speed": how.speed,
+        "device": choose_device(running.device).type,
+        "precision": running.precision,
+        "speed": running.speed,
         "weights": {weight["name"]: weight["sha256"] for weight in weights},
     }
     store.begin(identity)
@@ -117,7 +117,7 @@ def collect(
         old = store.record(track.name)
         collected = _is_collected(old, fingerprint)
         if collected and (kept is None or _are_kept(old, kept)):
-            tell(f"[{number}/{len(tracks)}] {track.name}: collected before")
+            on_done(f"[{number}/{len(tracks)}] {track.name}: collected before")
             continue
         record: Record = {
             "song": track.name,
@@ -126,8 +126,8 @@ def collect(
             "fingerprint": fingerprint,
         }
         if record["reason"] is None:
-            begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
-            separator = separator or how.separator(path)
+            on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
+            separator = separator or running.separator(path)
             try:
                 measured, estimates = measure_song(separator, flat.own, track)
                 record |= {"status": "ok", **measured}
@@ -145,7 +145,7 @@ def collect(
             what = f"collected, but its signals are not kept: {reason}" if collected else reason
         else:
             what = f"{record['duration']:.1f} s of audio, networks {_total(record):.1f} s"
-        tell(f"[{number}/{len(tracks)}] {track.name}: {what}")
+        on_done(f"[{number}/{len(tracks)}] {track.name}: {what}")
     return failed
 
 

@@ -13,27 +13,15 @@ from rich.markup import escape
 from evaluator.blend_search import (
     collecting,
     collection,
-    member_tables,
     moves,
     picture,
-    stage_tables,
     stages,
     tables,
     writing,
 )
-from evaluator.blend_search.collecting import How
+from evaluator.blend_search import members as worth
+from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
-    check_songs,
-    err,
-    find_songs,
-    load_collection,
-    out,
-    parse_prior,
-    print_notes,
-    write_plan,
-)
-from evaluator.blend_search.members import Ensemble, within
-from evaluator.blend_search.options import (
     AnywayOption,
     CollectionArgument,
     DataArgument,
@@ -51,7 +39,16 @@ from evaluator.blend_search.options import (
     SplitOption,
     SumOption,
     TracksOption,
+    check_songs,
+    err,
+    find_songs,
+    load_collection,
+    out,
+    parse_prior,
+    print_notes,
+    write_plan,
 )
+from evaluator.blend_search.members import Ensemble, within
 from evaluator.blend_search.search import Options, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
@@ -117,7 +114,7 @@ def collect(
                     songs,
                     found,
                     store,
-                    How(device, precision, speed, folder),
+                    Running(device, precision, speed, folder),
                     keep,
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
@@ -217,7 +214,7 @@ def members(
     )
     with err.status("leaving out one member after another"):
         without = {name: ensemble.without(name) for name in ensemble.members}
-    out.print(member_tables.table(ensemble, without))
+    out.print(worth.table(ensemble, without))
     sets = []
     with err.status("trying sets of members") as status:
         for each in ensemble.sets() if budget is not None else ():
@@ -228,10 +225,10 @@ def members(
         write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
         out.print(f"drawn: {escape(str(svg))}")
     if json is not None:
-        write_json(json, member_tables.as_json(ensemble, without))
+        write_json(json, worth.as_json(ensemble, without))
     if budget is not None:
         chosen = within(sets, budget)
-        line = member_tables.chosen(ensemble, chosen, budget)
+        line = worth.chosen(ensemble, chosen, budget)
         out.print(escape(line))
         with err.status("validating the weights of this set on songs held out"):
             part, result = ensemble.validated(chosen)
@@ -243,7 +240,7 @@ def members(
             )
         if output is not None:
             plan = writing.reweighted(part.plan, taken_weights(part, result))
-            write_plan(output, plan, [line, member_tables.CAVEAT, *tables.origin(part, result)])
+            write_plan(output, plan, [line, worth.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -300,19 +297,19 @@ def search_stages(
         chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)
         search = moves.Search(capped, chosen, held, tried, step, rounds)
-        out.print(stage_tables.cost(search, search.cost(costs)))
+        out.print(stages.cost(search, search.cost(costs)))
         if dry_run:
             return
         stages.check_room(search, Path(temporary))
-        separator = How(device, precision, speed, folder).separator(Path(plan))
+        separator = Running(device, precision, speed, folder).separator(Path(plan))
         try:
             found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
         except KeyboardInterrupt:
             err.print("stopped; nothing was written")
             raise typer.Exit(130) from None
     tuned = replace(published, nodes=found.plan.nodes)
-    out.print(stage_tables.weights(published, tuned))
-    out.print(stage_tables.scores(found))
+    out.print(stages.weights(published, tuned))
+    out.print(stages.scores(found))
     if tuned.nodes == published.nodes:
         out.print("no other weights are better; nothing is written")
         raise typer.Exit(1)
@@ -321,4 +318,4 @@ def search_stages(
         out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
         raise typer.Exit(1)
     if output is not None:
-        write_plan(output, tuned, [*stage_tables.origin(search, published, tuned, found)])
+        write_plan(output, tuned, [*stages.origin(search, published, tuned, found)])

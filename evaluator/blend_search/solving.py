@@ -38,7 +38,7 @@ COLLINEAR = 1e-11  # ratio of curvatures below which a direction counts as flat
 RIDGE = 1e-9  # of the greatest curvature: pull to the published weights along flat directions
 FAINTEST = 1e-12  # dB for a weight of 1: a greatest curvature below which nothing is heard of any signal
 
-MERGED = 1e-5  # dB: a climb that comes so near to a maximum that was found ends there
+MERGED = 1e-3  # dB: a climb that comes so near to a maximum that was found ends there
 
 
 @dataclass(frozen=True)

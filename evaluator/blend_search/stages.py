@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.gram import is_silent
-from evaluator.blend_search.moves import TRIES, Search, weight
+from evaluator.blend_search.moves import TRIES, Cost, Search, changes, weight
 from evaluator.blend_search.search import NOTHING
+from evaluator.blend_search.tables import count, gain
+from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan, node_of
 from kmdx.separator import Separator
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Tuned:
         return bool(len(self.gains)) and float(self.gains.mean()) > NOTHING
 
 
-def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda line: None) -> Tuned:
+def tune(search: Search, separator: Separator, folder: Path, on_done: Report = lambda line: None) -> Tuned:
     """Search.
 
     Parameters
@@ -64,7 +67,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
         Of the search's plan.
     folder : Path
         For the estimates of songs, as many bytes as the search's cost says.
-    tell : callable
+    on_done : callable
         Called with a line after each try.
 
     Raises
@@ -79,7 +82,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
     for song in songs:
         song.keep()
     best = before
-    tell(f"as it is: {best.mean():.3f} dB")
+    on_done(f"as it is: {best.mean():.3f} dB")
     step = search.step
     for number in range(search.rounds):
         score = best.mean()
@@ -91,7 +94,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
                 sdr = np.array([song.play(separator.under(tried), search.stems, again) for song in songs])
                 better = sdr.mean() > best.mean() + NOTHING
                 said = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
-                tell(f"{move.node}: {said}: {sdr.mean():.3f} dB{', taken' if better else ''}")
+                on_done(f"{move.node}: {said}: {sdr.mean():.3f} dB{', taken' if better else ''}")
                 if better:
                     plan, best = tried, sdr
                     for song in songs:
@@ -102,7 +105,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
                         song.reject()
         if best.mean() <= score + NOTHING:
             step /= 2
-        tell(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
+        on_done(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
     for song in songs:
         song.drop()
     pairs = []
@@ -114,7 +117,7 @@ def tune(search: Search, separator: Separator, folder: Path, tell: Told = lambda
         again = list({run for move in changed for run in search.behind(move)})
         pairs.append((first, song.play(separator.under(plan), search.stems, again)))
         song.drop()
-        tell(f"held out, {track.name}: {pairs[-1][0]:.3f} dB, now {pairs[-1][1]:.3f} dB")
+        on_done(f"held out, {track.name}: {pairs[-1][0]:.3f} dB, now {pairs[-1][1]:.3f} dB")
     held = np.array(pairs).reshape(-1, 2)
     return Tuned(plan, before, best, held[:, 0], held[:, 1])
 
@@ -199,3 +202,75 @@ def _room_in(folder: Path) -> Iterator[None]:
             f"{folder}: estimates cannot be written there ({error.strerror or error}); "
             "name another folder with --scratch"
         ) from error
+
+
+def cost(search: Search, most: Cost) -> str:
+    """What a search of stages takes, before it begins."""
+    parts = [
+        f"at most {count(most.runs, 'network run')} on {count(len(search.songs), 'song')}"
+        + (f" and, for the result, {len(search.held_out)} held out" if search.held_out else ""),
+        f"{most.audio:.0f} s of audio through networks",
+    ]
+    if most.gflop is not None:
+        parts.append(f"{most.gflop:.0f} GFLOP")
+    parts.append(f"{most.disk / 1e9:.2f} GB of disk")
+    took = "time not known: give --collected" if most.seconds is None else f"about {_minutes(most.seconds)}"
+    return "; ".join([*parts, took])
+
+
+def weights(before: Plan, after: Plan) -> Table:
+    """Weights that were changed."""
+    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
+    for heading in ("sum", "signal"):
+        table.add_column(heading)
+    for heading in ("published", "found"):
+        table.add_column(heading, justify="right")
+    for name, reference, old, new in changes(before, after):
+        table.add_row(name, reference, f"{old:g}", f"{new:g}")
+    return table
+
+
+def scores(tuned: Tuned) -> Table:
+    """Scores of songs that were searched, and of those held out."""
+    title = "global SDR (dB, mean over stems and songs)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("songs")
+    for heading in ("", "published", "found", "gain", f"{COVERAGE:.0%} interval"):
+        table.add_column(heading, justify="right")
+    for name, before, after in (
+        ("searched", tuned.before, tuned.after),
+        ("held out", tuned.held_out_before, tuned.held_out_after),
+    ):
+        if len(before):
+            table.add_row(
+                name,
+                str(len(before)),
+                f"{before.mean():.3f}",
+                f"{after.mean():.3f}",
+                *gain(after - before),
+            )
+    return table
+
+
+def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[str]:
+    """Lines that say where a plan's stage weights came from and what they promise."""
+    yield (
+        f"Weights that later stages hear were found by evaluator.blend_search on "
+        f"{count(len(search.songs), 'song')}, from {before.name} ({before.digest[:12]})."
+    )
+    yield "Songs: " + ", ".join(track.name for track in search.songs) + "."
+    for name, reference, old, new in changes(before, after):
+        yield f"{name}: {reference} {old:g}, now {new:g}."
+    yield f"Global SDR on them: {tuned.before.mean():.3f} dB published, {tuned.after.mean():.3f} now."
+    if len(tuned.gains):
+        names = ", ".join(track.name for track in search.held_out)
+        mean, ends = gain(tuned.gains)
+        between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
+        yield (
+            f"Held out: {names}: {tuned.held_out_before.mean():.3f} dB published, "
+            f"{tuned.held_out_after.mean():.3f} now, gain {mean}{between}."
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
