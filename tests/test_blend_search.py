@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -20,14 +22,23 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from evaluator.blend_search import collecting, command, gram, moves, writing
+from evaluator.blend_search import collecting, command, gram, moves, stages, writing
 from evaluator.blend_search.collection import Collection, Stem, load
 from evaluator.blend_search.gram import InnerProducts
-from evaluator.blend_search.members import Ensemble, within
+from evaluator.blend_search.members import Ensemble, share, within
 from evaluator.blend_search.search import Options, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
-from evaluator.blend_search.validation import INNER, PRIORS, Problem, choose, held_out, validate
+from evaluator.blend_search.validation import (
+    UNCHOSEN,
+    Problem,
+    can_choose,
+    choose,
+    deal,
+    held_out,
+    validate,
+)
+from evaluator.dataset import find_tracks
 from evaluator.metrics import global_sdr, score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError
@@ -146,6 +157,22 @@ def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
     assert products.sdr(found).mean() > products.sdr(stuck).mean() + 10
 
 
+@pytest.mark.parametrize("constraints", EVERY)
+def test_climbs_are_short(constraints: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newton steps: of 13 starts on 150 songs and 10 signals each takes few."""
+    calls = 0
+    derivatives = Objective.derivatives
+
+    def counted(self: Objective, weights: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        return derivatives(self, weights)
+
+    monkeypatch.setattr(Objective, "derivatives", counted)
+    best(simulated(150, 10), np.full(10, 0.1), constraints)
+    assert calls <= 13 * 10
+
+
 def test_what_is_maximised_is_decibels_not_squared_errors() -> None:
     loud, quiet = np.eye(4)[0], np.eye(4)[1]
     songs = [
@@ -194,7 +221,7 @@ def test_a_silent_signal_keeps_its_weight() -> None:
 def test_held_out_songs_are_scored_with_weights_found_without_them() -> None:
     products, published = simulated(6, 3), np.full(3, 1 / 3)
     problem = Problem(products, published, np.arange(6))
-    values = held_out(problem, 3, FREE, [0.0])[0]
+    values = held_out(problem, deal([problem], 3)[0], FREE, [0.0])[0]
     for fold in range(3):
         inside = np.arange(6) % 3 == fold
         weights = best(products.of_songs(~inside), published)
@@ -208,10 +235,97 @@ def test_the_prior_of_a_held_out_songs_weights_is_chosen_without_it() -> None:
     for song in range(7):
         others = np.arange(7) != song
         rest = Problem(products.of_songs(others), published, np.arange(6))
-        prior = choose([rest], INNER, FREE)
+        prior = choose([rest], FREE)
         weights = best(rest.products, published, FREE, prior)
         expected = products.of_songs(~others).sdr(weights)
         assert validation.sdr[0][song] == pytest.approx(expected[0], abs=1e-6)
+
+
+def two_maxima(songs: int = 6) -> InnerProducts:
+    """All songs have a maximum at the first signal and a higher one at the second."""
+    rng = np.random.default_rng(5)
+    first, second = np.eye(8)[:2]
+    made = []
+    for song in range(songs):
+        error = rng.standard_normal(8) * (3e-2 if song % 2 else 1e-3)
+        made.append(((first if song % 2 else second) + error, np.stack([first, second])))
+    return stacked(made)
+
+
+@pytest.mark.parametrize(
+    ("prior", "constraints"), [*((0.0, each) for each in EVERY), (0.1, SUM), (None, FREE), (None, SIMPLEX)]
+)
+@pytest.mark.parametrize("products", [simulated(6, 3, bias=0.2), two_maxima()])
+def test_what_is_validated_is_what_is_taken(
+    products: InnerProducts, prior: float | None, constraints: Constraints, tmp_path: Path
+) -> None:
+    """Each held-out song's score is that of the weights that the search takes from the other songs."""
+    whole = pretended(tmp_path, bass=products)
+    published = np.eye(products.cross.shape[1])[0]
+    whole = replace(whole, stems=(replace(whole.stems[0], published=published),))
+    (found,) = search(whole, Options(constraints, prior)).found
+    for song in range(6):
+        others = np.arange(6) != song
+        rest = replace(
+            whole,
+            songs=whole.songs[1:],
+            stems=(replace(whole.stems[0], products=products.of_songs(others), values=np.full(5, 600.0)),),
+        )
+        (taken,) = search(rest, Options(constraints, prior, folds=2)).found
+        expected = best(products.of_songs(others), published, constraints, taken.prior)
+        assert taken.weights == pytest.approx(expected, abs=1e-6)
+        assert found.validated[song] == pytest.approx(products.of_songs(~others).sdr(expected)[0], abs=1e-6)
+
+
+def test_climbs_from_one_start_alone_would_be_another_estimate() -> None:
+    products, published = two_maxima(), np.array([1.0, 0.0])
+    problem = Problem(products, published, np.arange(6))
+    stuck = best(products, published, SIMPLEX, 0.0, [published])
+    assert problem.weights(SIMPLEX, 0.0) != pytest.approx(stuck, abs=0.5)
+
+
+@pytest.mark.parametrize("constraints", [FREE, SIMPLEX])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_signals_that_are_all_zero_keep_their_weights(
+    signals: int, constraints: Constraints, tmp_path: Path
+) -> None:
+    silent = stacked([(np.ones(50), np.zeros((signals, 50)))] * 4)
+    (found,) = search(pretended(tmp_path, bass=silent), Options(constraints)).found
+    assert found.weights == pytest.approx(found.stem.published, abs=1e-6)
+    assert not found.recommended
+    assert any("collinear" in note for note in found.notes)
+    assert best(silent, np.full(signals, 0.7), FREE) == pytest.approx(np.full(signals, 0.7))
+
+
+def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
+    halved = simulated(10, 3, bias=0.4)
+    for values in (halved.energy, halved.constant, halved.cross):
+        values[1::2] = 0
+    for joint in (False, True):
+        bass, vocals = search(
+            pretended(tmp_path, bass=halved, vocals=simulated(10, 3)), Options(folds=2, joint=joint)
+        ).found
+        assert len(bass.validated) == 5
+        assert len(vocals.validated) == 10
+        assert list(bass.problem.songs) == [0, 2, 4, 6, 8]
+    one, all_ten = (Problem(simulated(n, 2), np.full(2, 0.5), np.arange(10 - n, 10)) for n in (5, 10))
+    alone, both = deal([one], 2), deal([one, all_ten], 2)
+    assert list(alone[0]) == [0, 1, 0, 1, 0]
+    assert np.array_equal(both[0], both[1][5:]), "a song is in one fold for all stems"
+    assert np.ptp(np.bincount(both[0])) <= 1
+
+
+def test_of_two_songs_no_prior_is_chosen_inside_or_outside(tmp_path: Path) -> None:
+    products = simulated(2, 3, bias=0.4)
+    (found,) = search(pretended(tmp_path, bass=products), Options()).found
+    (given,) = search(pretended(tmp_path, bass=products), Options(prior=UNCHOSEN)).found
+    assert found.prior == UNCHOSEN
+    assert found.validated == pytest.approx(given.validated)
+    assert np.array_equal(found.weights, given.weights)
+    assert any("too few songs to choose the prior" in note for note in found.notes)
+    assert not any("prior" in note for note in given.notes)
+    (three,) = search(pretended(tmp_path, bass=simulated(3, 3)), Options()).found
+    assert not any("prior" in note for note in three.notes)
 
 
 def test_the_prior_that_does_best_on_held_out_songs_is_chosen() -> None:
@@ -236,7 +350,8 @@ def pretended(folder: Path, published: float | None = None, **products: InnerPro
     for name, each in products.items():
         count = each.cross.shape[1]
         weights = np.full(count, 1 / count if published is None else published)
-        stems.append(Stem(name, tuple(f"{name}_{number}" for number in range(count)), weights, each))
+        values = np.full(len(each.energy), 600.0)
+        stems.append(Stem(name, tuple(f"{name}_{number}" for number in range(count)), weights, each, values))
     songs = tuple(f"song {number}" for number in range(len(stems[0].products.energy)))
     return Collection(folder, plan_file.load("htdemucs"), songs, tuple(stems), {}, (), {})
 
@@ -287,6 +402,22 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path:
     assert [each.stem.name for each in both.found] == ["bass"]
     with pytest.raises(KmdxError, match="every true stem is silent"):
         search(pretended(tmp_path, vocals=silent), Options())
+
+
+def test_dither_alone_is_silence(tmp_path: Path) -> None:
+    """A step of 16 bits up and down: not a zero, but any estimate of it is all error."""
+    products = simulated(6, 3, bias=0.4)
+    dithered = products.of_songs(np.arange(6))
+    energy = 600 * gram.STEP**2
+    dithered.energy[2], dithered.constant[2], dithered.cross[2] = energy, energy, 0
+    (found,) = search(pretended(tmp_path, vocals=dithered), Options(prior=0)).found
+    without = products.of_songs(np.arange(6) != 2)
+    assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
+    assert found.weights.sum() > 0.5
+    assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
+    dithered.energy[2] *= 16
+    (found,) = search(pretended(tmp_path, vocals=dithered), Options(prior=0)).found
+    assert len(found.validated) == 6
 
 
 def test_one_song_is_refused_unless_it_is_to_be_taken_anyway(tmp_path: Path) -> None:
@@ -406,9 +537,9 @@ def test_the_packages_plans_can_be_written_and_read_and_made_flat(name: str) -> 
     flat = flatten(plan, all_estimates=True)
     assert set(flat.own) == set(plan.stems) & set(STEMS)
     read = plan_file.parse(plan_file.dump(flat.plan), name)
-    sums = {"other": 0.79} if name == "mini" else {}
     for stem in flat.own:
-        assert sum(read.nodes[stem].terms.values()) == pytest.approx(sums.get(stem, 1))
+        total = 0.79 if (name, stem) == ("mini", "other") else 1  # which is blended of quieter ones
+        assert sum(read.nodes[stem].terms.values()) == pytest.approx(total), stem
         assert read.networks_used([stem])
 
 
@@ -595,9 +726,9 @@ def test_what_is_foretold_is_what_the_evaluator_measures_on_16_bit_files(
         scores = measured(data, output)
         for stem in STEMS:
             for song, sdr in said[stem][key].items():
-                if "quiet" in song and stem != "vocals":
-                    continue  # a few steps of 16 bits
-                assert sdr == pytest.approx(scores[song][stem], abs=0.01), (key, song, stem)
+                # Of stems of a few steps of 16 bits, rounding errors are not quite those of noise.
+                few = "quiet" in song and stem != "vocals"
+                assert sdr == pytest.approx(scores[song][stem], abs=0.1 if few else 0.01), (key, song, stem)
     assert set(said["bass"]["published_sdr"]) == set(SONGS) - {"c, no bass"}
     assert min(said["vocals"]["fitted_sdr"].values()) > 10, "vocals prevail, and errors are small"
 
@@ -667,10 +798,10 @@ def test_a_collection_goes_on_after_an_interruption(
 ) -> None:  # fmt: skip
     measure = collecting.measure_song
 
-    def interrupted(separator: Separator, own: Any, track: Any, kept: Any) -> Any:
+    def interrupted(separator: Separator, own: Any, track: Any) -> Any:
         if track.name == SONGS[2]:
             raise KeyboardInterrupt
-        return measure(separator, own, track, kept)
+        return measure(separator, own, track)
 
     monkeypatch.setattr(collecting, "measure_song", interrupted)
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
@@ -730,6 +861,34 @@ def test_signals_are_kept_if_asked_for(
     exact = np.stack([row.ravel() for row in rows])
     assert stem.products.gram[SONGS.index("d")] == pytest.approx(exact @ exact.T, rel=1e-9)
     assert "collected before" in run(*arguments).err
+
+
+def test_a_record_outlives_signals_that_cannot_be_kept(
+    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copied / "songs" / "d.json").read_text("utf-8")
+    arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
+
+    def full(*_: Any) -> None:
+        raise KmdxError("no space left on device")
+
+    monkeypatch.setattr(audio, "write_all", full)
+    done = run(*arguments)
+    assert done.code == 1
+    assert "1 of 1 songs are in" in done.out
+    assert "d: collected, but its signals are not kept: no space left" in done.err
+    assert "warning: not all signals are kept" in done.err
+    record = json.loads((copied / "songs" / "d.json").read_text("utf-8"))
+    assert record["status"] == "ok"
+    assert record["stems"] == json.loads(before)["stems"]
+
+    def broken(*_: Any) -> None:
+        raise KmdxError("the network is gone")
+
+    monkeypatch.setattr(collecting, "measure_song", broken)
+    unchanged = (copied / "songs" / "d.json").read_text("utf-8")
+    assert run(*arguments).code == 1
+    assert (copied / "songs" / "d.json").read_text("utf-8") == unchanged
 
 
 def test_a_song_with_nan_is_named_and_left_out(
@@ -865,6 +1024,45 @@ def test_mistakes_are_one_line(
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".txt"]
 
 
+def test_plans_of_others_are_not_written_over(
+    run: Callable[..., Done], copied: Path, plan_of_two: Path, staged: Path, data: Path, tmp_path: Path
+) -> None:
+    source, other = tmp_path / "source.yaml", tmp_path / "other.yaml"
+    source.write_bytes(plan_of_two.read_bytes())
+    other.write_text("title: mine\n", "utf-8")
+    own = (copied / "plan.yaml").read_bytes()
+    arguments = ("solve", copied, "--anyway", "--prior", "1", "-o")
+    for path, message in (
+        (copied / "plan.yaml", "lies in the collection"),
+        (source, "is the plan that the weights are for"),
+    ):
+        for force in ((), ("--force",)):
+            done = run(*arguments, path, *force)
+            assert done.code == 2
+            assert message in done.err
+    assert (copied / "plan.yaml").read_bytes() == own
+    assert source.read_bytes() == plan_of_two.read_bytes()
+    done = run("stages", staged, data, "-o", staged, "--force")
+    assert "is the plan that the weights are for" in done.err
+    done = run(*arguments, other)
+    assert done.code == 2
+    assert "--force writes over it" in done.err
+    assert other.read_text("utf-8") == "title: mine\n"
+    assert run(*arguments, other, "--force").code == 0
+    assert run(*arguments, other).code == 0, "its own plan is written over"
+    assert "title: mine" not in other.read_text("utf-8")
+
+
+def test_where_nothing_can_be_written_is_said_before_any_work(
+    run: Callable[..., Done], collected: Path, tmp_path: Path
+) -> None:
+    for arguments in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
+        done = run(arguments[0], collected, arguments[1], tmp_path / "no" / "file")
+        assert (done.code, done.out) == (2, "")
+        assert "there is no folder" in done.err
+        assert "is a folder" in run(arguments[0], collected, arguments[1], tmp_path).err
+
+
 # Members
 
 
@@ -882,7 +1080,9 @@ def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collec
         scale = stem.published.sum() / published.sum() if published.sum() else 0
         published = published * scale if scale else np.full(len(kept), stem.published.sum() / len(kept))
         problem = Problem(stem.products.of_songs(stem.counted).of_signals(kept), published, stem.counted)
-        expected = held_out(problem, 2, FREE, PRIORS).mean(axis=1).max()
+        (fold_of,) = deal([problem], 2)
+        prior = choose([problem], FREE) if can_choose([problem], 2) else UNCHOSEN
+        expected = held_out(problem, fold_of, FREE, [prior]).mean()
         assert left.sdr[stem.name] == pytest.approx(expected), stem.name
     assert left.real_time_factor == pytest.approx(whole.costs["V"] + whole.costs["W"])
     assert ensemble.whole.real_time_factor == pytest.approx(sum(whole.costs.values()))
@@ -903,6 +1103,50 @@ def test_a_member_that_a_stem_cannot_do_without_is_needed(
     done = run("members", tmp_path / "own", "--runs")
     assert done.code == 0, done.err
     assert [line.split()[-1] for line in done.out.splitlines() if line.startswith("V ")] == ["needed"]
+
+
+def test_weights_of_what_is_left_are_brought_to_the_same_sum() -> None:
+    for published, kept, expected in (
+        ([0.5, 0.3, 0.2], [0, 1], [0.625, 0.375]),
+        ([1.0, 0.0, 0.0], [1, 2], [0.5, 0.5]),
+        ([1.0, 0.1 + 0.2, -0.3], [1, 2], [0.8, 0.2]),  # they cancel but for rounding
+        ([1.0, 0.3, -0.4], [1, 2], [0.8, 0.1]),  # of the other sign
+        ([-1.0, 0.5, 0.5], [0, 1], [-0.75, 0.75]),
+    ):
+        found = share(np.array(published), np.array(kept))
+        assert found == pytest.approx(expected), published
+        assert found.sum() == pytest.approx(sum(published), abs=1e-9)
+
+
+def test_sets_with_a_stem_that_is_not_scored_are_all_tried(tmp_path: Path) -> None:
+    """Piano is needed and not scored: its network is in every set, the others are still chosen among."""
+    names = ("one", "two", "keys")
+    networks = {
+        name: {"weights": "mini_vocals", "trim_and_join": {"chunk": 130048, "trim": 2048}} for name in names
+    }
+    content = {
+        "title": "Piano",
+        "description": "Of three networks.",
+        "networks": networks,
+        "signals": {name.upper(): {"network": name, "hears": "mixture"} for name in names},
+        "stems": {
+            "vocals": {"sum": {"ONE.vocals": 0.5, "TWO.vocals": 0.5}},
+            "piano": {"sum": {"KEYS.vocals": 1}},
+        },
+    }
+    plan = flatten(plan_file.parse(yaml.safe_dump(content, sort_keys=False), "piano")).plan
+    stem = replace(pretended(tmp_path, vocals=simulated(6, 2)).stems[0], signals=("ONE_vocals", "TWO_vocals"))
+    costs = {"ONE": 1.0, "TWO": 2.0, "KEYS": 0.5}
+    whole = Collection(tmp_path, plan, tuple("abcdef"), (stem,), {}, (), costs)
+    sets = [*Ensemble(whole, Options(prior=1)).sets()]
+    assert {each.members for each in sets} == {
+        frozenset({"one", "keys"}),
+        frozenset({"two", "keys"}),
+        frozenset(names),
+    }
+    assert within(sets, 1.5).members == {"one", "keys"}
+    with pytest.raises(KmdxError, match="no set of members can make every stem"):
+        within([], 1.5)
 
 
 def test_the_best_set_within_a_budget_is_found_written_and_runs(
@@ -940,10 +1184,43 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     texts = [element.text for element in drawn.iter() if element.tag.endswith("text")]
     assert {"all", "without D", "without V", f"budget {budget:g} ×"} <= set(texts)
 
-    assert "at " in run("members", collected, "--runs", "--folds", "2", "--budget", 1e9).out
+    everything = run("members", collected, "--runs", "--folds", "2", "--budget", 1e9).out
+    best_of_all = within([*sets.values()], 1e9)
+    said = [float(number) for number in re.findall(r"(\d+\.\d+) (?:dB|×)", everything.partition("Within")[2])]
+    assert said[0] == pytest.approx(best_of_all.score, abs=6e-4)
+    assert best_of_all.score == max(each.score for each in sets.values())
     done = run("members", collected, "--budget", 1e-9)
     assert done.code == 2
     assert "the fastest set that makes every stem" in done.err
+
+
+def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_published_ones(
+    run: Callable[..., Done], collected: Path, tmp_path: Path
+) -> None:
+    whole = load(collected)
+    ensemble = Ensemble(whole, Options(prior=0.1), by_run=True)
+    part, result = ensemble.validated(ensemble.without("D"))
+    for stem, each in zip(part.stems, result.found, strict=True):
+        assert not any("D" in signal for signal in stem.signals)
+        problem = Problem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
+        (expected,) = validate([problem], 4, FREE, 0.1).sdr
+        assert each.validated == pytest.approx(expected)
+        assert each.published_sdr == pytest.approx(problem.products.sdr(stem.published))
+        gain = (expected - each.published_sdr).mean()
+        assert each.recommended == (gain > 1e-6)
+    path = tmp_path / "share.yaml"
+    budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
+    done = run("members", collected, "--runs", "--budget", budget, "--prior", "inf", "-o", path)
+    assert done.code == 0, done.err
+    assert "no weights gain on songs held out over the set's share" in done.out
+    plan = plan_file.load(path)
+    shares = {stem.name: dict(zip(stem.signals, stem.published, strict=True)) for stem in whole.stems}
+    if {"V_drums", "W_drums"} <= plan.nodes["drums"].terms.keys():
+        assert shares["drums"]["D_drums"] == pytest.approx(0.2)
+        assert plan.nodes["drums"].terms == pytest.approx({"V_drums": 0.75, "W_drums": 0.25})
+    head = path.read_text("utf-8").partition("title")[0]
+    assert "95%: " in head
+    assert "the best of many" in head
 
 
 # Stages
@@ -1021,10 +1298,53 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
     for songs, name in ((searched, "searched"), (held, "held out")):
         (row,) = [line for line in done.out.splitlines() if line.startswith(name)]
         before, after = (np.mean([scores[plan, song] for song in songs]) for plan in (staged, output))
-        assert f"{before:.2f}"[:-1] in row
-        assert f"{after - before:+.2f}"[:-1] in row
+        said_count, said_before, said_after, said_gain = map(float, row.removeprefix(name).split()[:4])
+        assert said_count == len(songs)
+        assert said_before == pytest.approx(before, abs=0.02)
+        assert said_after == pytest.approx(after, abs=0.02)
+        assert said_gain == pytest.approx(said_after - said_before, abs=2e-3)
         assert after > before
-    assert published.nodes["x1"] != found.nodes["x1"] or published.nodes["rest"] != found.nodes["rest"]
+    for name, node in published.nodes.items():
+        if name not in {move.node for move in moves.moves(published)}:
+            assert found.nodes[name] == node, "only sums that stages hear, or residuals, are moved"
+
+
+def test_estimates_of_a_search_have_their_room_on_the_disk(
+    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
+    arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
+    most = 0
+    play = stages._Song.play
+
+    def watched(self: Any, *rest: Any) -> float:
+        nonlocal most
+        score = play(self, *rest)
+        most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*.npy")))
+        return score
+
+    monkeypatch.setattr(stages._Song, "play", watched)
+    done = run(*arguments)
+    assert done.code in (0, 1), done.err
+    tracks = find_tracks(data, "test", "[ad]")
+    published = plan_file.load(staged)
+    search = moves.Search(published, tracks[:1], tracks[1:], moves.moves(published, ["x1"]))
+    assert 0.5 * search.cost().disk < most <= search.cost().disk + 128 * 20, "a file's head on top"
+    assert "GB of disk" in done.out
+    assert not [*tmp_path.iterdir()]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stages.np, "save", full)
+    done = run(*arguments)
+    assert done.code == 2
+    assert "estimates cannot be written there (No space left on device)" in done.err
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    done = run(*arguments)
+    assert done.code == 2
+    assert "only 0.00 GB are free; name another folder with --scratch" in done.err
+    assert "there is no such folder" in run(*arguments[:-1], tmp_path / "no").err
 
 
 def test_what_a_search_of_stages_refuses(

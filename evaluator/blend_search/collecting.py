@@ -32,12 +32,12 @@ PLAN = "plan.yaml"
 SIGNALS = "signals"
 
 Record = dict[str, Any]
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class How:
+class Running:
     """How networks run: as for :class:`kmdx.separator.Separator`, which also checks it."""
 
     device: str = "auto"
@@ -58,11 +58,11 @@ def collect(
     tracks: Sequence[Track],
     survey: Survey,
     store: Store,
-    how: How,
+    running: Running,
     keep: bool = False,
-    tell: Told = lambda line: None,
-    begin: Told = lambda line: None,
-) -> None:
+    on_done: Report = lambda line: None,
+    on_begin: Report = lambda line: None,
+) -> dict[str, str]:
     """Put a record of each song into a store, but of those whose record is there.
 
     Parameters
@@ -76,11 +76,16 @@ def collect(
         What is known of these songs.
     store : Store
         Locked. A song whose data has changed, or that failed, is done again.
-    how : How
+    running : Running
     keep : bool
         Also write the signals, ``signals/<song>/<stem>/<signal>.wav`` in float32.
-    tell, begin : callable
+    on_done, on_begin : callable
         Called with a line when a song is done, and when one begins.
+
+    Returns
+    -------
+    dict of str to str
+        Songs that have no record, or whose signals were not kept though they were to be, and why.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def collect(
     KmdxError
         If the plan cannot run here.
     """
-    weights = describe_weights(flat.plan, how.folder)  # before the networks: it names all that is missing
+    weights = describe_weights(flat.plan, running.folder)  # before the networks: it names all that is missing
     path = store.folder / PLAN
     identity = {
         "form": FORM,
@@ -97,19 +102,22 @@ def collect(
         "plan_sha256": flat.plan.digest,
         "all_estimates": all_estimates,
         "own": dict(flat.own),
-        "device": choose_device(how.device).type,
-        "precision": how.precision,
-        "speed": how.speed,
+        "device": choose_device(running.device).type,
+        "precision": running.precision,
+        "speed": running.speed,
         "weights": {weight["name"]: weight["sha256"] for weight in weights},
     }
     store.begin(identity)
     write_text(path, plan_file.dump(flat.plan))
     separator: Separator | None = None
+    failed: dict[str, str] = {}
     for number, track in enumerate(tracks, 1):
         fingerprint = survey.fingerprints[track.name]
         kept = store.folder / SIGNALS / track.name if keep else None
-        if _is_done(store.record(track.name), fingerprint, kept):
-            tell(f"[{number}/{len(tracks)}] {track.name}: collected before")
+        old = store.record(track.name)
+        collected = _is_collected(old, fingerprint)
+        if collected and (kept is None or _are_kept(old, kept)):
+            on_done(f"[{number}/{len(tracks)}] {track.name}: collected before")
             continue
         record: Record = {
             "song": track.name,
@@ -118,21 +126,33 @@ def collect(
             "fingerprint": fingerprint,
         }
         if record["reason"] is None:
-            begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
-            separator = separator or how.separator(path)
+            on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
+            separator = separator or running.separator(path)
             try:
-                record |= {"status": "ok", **measure_song(separator, flat.own, track, kept)}
+                measured, estimates = measure_song(separator, flat.own, track)
+                record |= {"status": "ok", **measured}
+                store.add(record)
+                collected = True
+                if kept is not None:
+                    keep_signals(separator, flat.own, track, estimates, kept)
             except KmdxError as error:
                 record["reason"] = str(error)
-        store.add(record)
-        what = record["reason"] or f"{record['duration']:.1f} s of audio, networks {_total(record):.1f} s"
-        tell(f"[{number}/{len(tracks)}] {track.name}: {what}")
+        reason = record["reason"]
+        if not collected:
+            store.add(record)
+        if reason is not None:
+            failed[track.name] = reason
+            what = f"collected, but its signals are not kept: {reason}" if collected else reason
+        else:
+            what = f"{record['duration']:.1f} s of audio, networks {_total(record):.1f} s"
+        on_done(f"[{number}/{len(tracks)}] {track.name}: {what}")
+    return failed
 
 
-def measure_song(
-    separator: Separator, own: Mapping[str, str], track: Track, kept: Path | None = None
-) -> Record:
-    """A song's record: seconds that each network run took, and of each stem the inner products.
+def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> tuple[Record, Stems]:
+    """A song's record, and the estimates that it is made of.
+
+    The record has the seconds that each network run took, and of each stem the inner products.
 
     Parameters
     ----------
@@ -141,8 +161,6 @@ def measure_song(
     own : mapping of str to str
         Stems, and the nodes that are these stems as the ensemble's own plan has them.
     track : Track
-    kept : Path, optional
-        Folder to write the signals into.
 
     Raises
     ------
@@ -166,14 +184,28 @@ def measure_song(
             "signals": list(names),
             "published_sdr": metrics.global_sdr(truth, as_16_bit(signals[node])),
         }
-        if kept is not None:
-            files = {_file(kept, stem, name): signals[name] for name in names}
-            audio.write_all(files, mixture.rate, "float32")
-    return {
-        "duration": track.duration,
-        "seconds": seconds,
-        "stems": stems,
-    }
+    return {"duration": track.duration, "seconds": seconds, "stems": stems}, estimates
+
+
+def keep_signals(
+    separator: Separator,
+    own: Collection[str],
+    track: Track,
+    estimates: Mapping[str, Samples],
+    folder: Path,
+) -> None:
+    """Write a song's signals, ``<stem>/<signal>.wav`` in float32, those of a stem together or not at all.
+
+    Raises
+    ------
+    AudioError
+        If one cannot be written.
+    """
+    mixture = dataset.read(track, dataset.MIXTURE)
+    for stem in own:
+        names = separator.plan.nodes[stem].inputs
+        signals = blended(separator, mixture, names, estimates)
+        audio.write_all({_file(folder, stem, name): signals[name] for name in names}, mixture.rate, "float32")
 
 
 def run_networks(
@@ -217,14 +249,15 @@ def blended(
     return separator.signals(mixture.samples, mixture.rate, names, known=estimates)
 
 
-def _is_done(record: Record | None, fingerprint: str, kept: Path | None) -> bool:
-    """Whether a song need not be run again."""
-    if record is None or (record.get("status"), record.get("fingerprint")) != ("ok", fingerprint):
-        return False
-    if kept is None:
-        return True
-    stems = record["stems"].items()
-    return all(_file(kept, stem, name).exists() for stem, found in stems for name in found["signals"])
+def _is_collected(record: Record | None, fingerprint: str) -> bool:
+    """Whether a song need not be measured again."""
+    return record is not None and (record.get("status"), record.get("fingerprint")) == ("ok", fingerprint)
+
+
+def _are_kept(record: Record | None, folder: Path) -> bool:
+    """Whether a song's signals lie there."""
+    stems = (record or {}).get("stems", {}).items()
+    return all(_file(folder, stem, name).exists() for stem, found in stems for name in found["signals"])
 
 
 def _file(folder: Path, stem: str, signal: str) -> Path:

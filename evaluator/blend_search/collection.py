@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evaluator.blend_search.collecting import FORM, PLAN
-from evaluator.blend_search.gram import InnerProducts, Weights
+from evaluator.blend_search.gram import InnerProducts, Weights, is_silent
 from evaluator.blend_search.signals import runs
-from evaluator.dataset import STEMS
+from evaluator.dataset import CHANNELS, RATE, STEMS
 from evaluator.store import read_json
 from kmdx import plan_file
 from kmdx.errors import KmdxError
@@ -35,17 +36,25 @@ class Stem:
     published : ndarray
         ``(signals,)``: the plan's own weights.
     products : InnerProducts
+    values : ndarray
+        ``(songs,)``: samples times channels of each song.
     """
 
     name: str
     signals: tuple[str, ...]
     published: Weights
     products: InnerProducts
+    values: NDArray[np.float64]
 
     @property
-    def counted(self) -> np.ndarray:
-        """Numbers of the songs that count: of a silent stem any estimate is all error, however small."""
-        return np.flatnonzero(~self.products.is_silent)
+    def silent(self) -> NDArray[np.intp]:
+        """Numbers of the songs in which the true stem is silent."""
+        return np.flatnonzero(is_silent(self.products.energy, self.values))
+
+    @property
+    def counted(self) -> NDArray[np.intp]:
+        """Numbers of the songs that count, which are all others."""
+        return np.flatnonzero(~is_silent(self.products.energy, self.values))
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,7 @@ def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
                     raise ValueError(f"{stem} has other signals than the plan")
                 float(found["published_sdr"])
             sum(record["seconds"][run] for run in runs(plan, plan.stems))
+            float(record["duration"])
         return {"song": str(record["song"]), **record}
     except (KeyError, TypeError, ValueError) as error:
         raise KmdxError(f"{path} is damaged ({error}); delete it and collect again") from error
@@ -135,15 +145,18 @@ def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> Stem:
     found = [record["stems"][name] for record in records]
     names = [field.name for field in fields(InnerProducts)]
     products = InnerProducts(**{name: np.array([each[name] for each in found]) for name in names})
-    return Stem(name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products)
+    values = np.array([round(record["duration"] * RATE) * CHANNELS for record in records], np.float64)
+    return Stem(name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products, values)
 
 
 def _warnings(stems: Sequence[Stem], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Songs in which what was rendered is not what inner products foretell."""
     for stem in stems:
-        for record, foretold in zip(records, stem.products.sdr(stem.published), strict=True):
+        sdr = stem.products.sdr(stem.published)
+        for number in stem.counted.tolist():
+            record, foretold = records[number], sdr[number]
             rendered = record["stems"][stem.name]["published_sdr"]
-            if abs(rendered - foretold) > AGREE and record["stems"][stem.name]["energy"]:
+            if abs(rendered - foretold) > AGREE:
                 yield (
                     f"{record['song']}: {stem.name} by the published weights scores {rendered:.3f} dB, where "
                     f"{foretold:.3f} dB are foretold: it clips, or weights of a blend in it do not sum to one"

@@ -13,33 +13,22 @@ from rich.markup import escape
 from evaluator.blend_search import (
     collecting,
     collection,
-    member_tables,
     moves,
     picture,
-    stage_tables,
     stages,
     tables,
     writing,
 )
-from evaluator.blend_search.collecting import How
+from evaluator.blend_search import members as worth
+from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
-    check_songs,
-    err,
-    find_songs,
-    load_collection,
-    out,
-    parse_prior,
-    print_notes,
-    write_plan,
-)
-from evaluator.blend_search.members import Ensemble, within
-from evaluator.blend_search.options import (
     AnywayOption,
     CollectionArgument,
     DataArgument,
     DeviceOption,
     FolderOption,
     FoldsOption,
+    ForceOption,
     JointOption,
     JsonOption,
     NonNegativeOption,
@@ -50,8 +39,17 @@ from evaluator.blend_search.options import (
     SplitOption,
     SumOption,
     TracksOption,
+    check_songs,
+    err,
+    find_songs,
+    load_collection,
+    out,
+    parse_prior,
+    print_notes,
+    write_plan,
 )
-from evaluator.blend_search.search import Options, search
+from evaluator.blend_search.members import Ensemble, within
+from evaluator.blend_search.search import Options, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
 from evaluator.store import Store, write_json, write_text
@@ -110,23 +108,24 @@ def collect(
         with store.locked():
             found = check_songs(songs, store.folder)
             with err.status("loading the weights") as status:
-                collecting.collect(
+                failed = collecting.collect(
                     flat,
                     all_estimates,
                     songs,
                     found,
                     store,
-                    How(device, precision, speed, folder),
+                    Running(device, precision, speed, folder),
                     keep,
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
                 )
-            failed = {track.name: (store.record(track.name) or {}).get("reason") for track in songs}
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one ended")
         raise typer.Exit(130) from None
-    failed = {song: reason for song, reason in failed.items() if reason}
-    out.print(f"{len(songs) - len(failed)} of {len(songs)} songs are in {escape(str(output))}")
+    there = sum((store.record(track.name) or {}).get("status") == "ok" for track in songs)
+    out.print(f"{there} of {len(songs)} songs are in {escape(str(output))}")
+    if there > len(songs) - len(failed):
+        terminal.warn("not all signals are kept, as --keep asked for; the same command tries again", err)
     if failed:
         raise typer.Exit(1)
 
@@ -143,6 +142,7 @@ def solve(
     joint: JointOption = False,
     folds: FoldsOption = None,
     anyway: AnywayOption = False,
+    force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
     """Find the weights with the best mean over songs of global SDR, and say what they do on songs held out.
@@ -151,10 +151,13 @@ def solve(
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
     """
     options = Options(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
-    if output is not None:
-        writing.check(output)
+    for file in filter(None, (output, json)):
+        writing.check(file)
     found = load_collection(folder)
-    result = search(found, options)
+    if output is not None:
+        writing.check_plan(output, found.plan.digest, folder, force)
+    with err.status("finding weights, and validating them on songs held out"):
+        result = search(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
     print_notes(result)
@@ -167,11 +170,7 @@ def solve(
         )
         raise typer.Exit(1)
     if output is not None:
-        weights = {
-            each.stem.name: dict(zip(each.stem.signals, each.taken.tolist(), strict=True))
-            for each in result.found
-        }
-        plan = writing.reweighted(found.plan, weights)
+        plan = writing.reweighted(found.plan, taken_weights(found, result))
         write_plan(output, plan, [*tables.origin(found, result)])
 
 
@@ -193,6 +192,7 @@ def members(
     non_negative: NonNegativeOption = False,
     prior: PriorOption = "auto",
     folds: FoldsOption = None,
+    force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
     """Say of each network what it adds to the cross-validated score and what it costs.
@@ -204,27 +204,43 @@ def members(
         raise KmdxError("--output is for the plan within a budget: give --budget, too")
     if budget is not None and not budget > 0:
         raise KmdxError(f"--budget {budget:g}: expected a real-time factor above 0, such as 1.57")
-    if output is not None:
-        writing.check(output)
+    for file in filter(None, (output, svg, json)):
+        writing.check(file)
     found = load_collection(folder)
+    if output is not None:
+        writing.check_plan(output, found.plan.digest, folder, force)
     ensemble = Ensemble(
         found, Options(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
-    without = {name: ensemble.without(name) for name in ensemble.members}
-    out.print(member_tables.table(ensemble, without))
-    sets = [] if budget is None else [*ensemble.sets()]
+    with err.status("leaving out one member after another"):
+        without = {name: ensemble.without(name) for name in ensemble.members}
+    out.print(worth.table(ensemble, without))
+    sets = []
+    with err.status("trying sets of members") as status:
+        for each in ensemble.sets() if budget is not None else ():
+            sets.append(each)
+            status.update(f"trying sets of members: {len(sets)} that can make every stem")
     if svg is not None:
         possible = {name: each for name, each in without.items() if each is not None}
         write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
         out.print(f"drawn: {escape(str(svg))}")
     if json is not None:
-        write_json(json, member_tables.as_json(ensemble, without))
+        write_json(json, worth.as_json(ensemble, without))
     if budget is not None:
         chosen = within(sets, budget)
-        line = member_tables.chosen(ensemble, chosen, budget)
+        line = worth.chosen(ensemble, chosen, budget)
         out.print(escape(line))
+        with err.status("validating the weights of this set on songs held out"):
+            part, result = ensemble.validated(chosen)
+        out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
+        print_notes(result)
+        if not any(each.recommended for each in result.found):
+            out.print(
+                "no weights gain on songs held out over the set's share of the published ones, which stand"
+            )
         if output is not None:
-            write_plan(output, chosen.plan, [line, *member_tables.origin(found, ensemble, chosen)])
+            plan = writing.reweighted(part.plan, taken_weights(part, result))
+            write_plan(output, plan, [line, worth.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -252,7 +268,12 @@ def search_stages(
     precision: PrecisionOption = "auto",
     speed: SpeedOption = "leaderboard",
     folder: FolderOption = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where estimates lie meanwhile; by default where TMPDIR says."),
+    ] = None,
     anyway: AnywayOption = False,
+    force: ForceOption = False,
 ) -> None:
     """Search the weights of sums that later networks hear, running again only what hears the change.
 
@@ -261,31 +282,34 @@ def search_stages(
     """
     if not 0 < step <= 1:
         raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
-    if output is not None:
-        writing.check(output)
     published = plan_file.load(plan)
+    if output is not None:
+        writing.check_plan(output, published.digest, collected, force)
     tried = moves.moves(published, only or ())
     songs = find_songs(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
         raise KmdxError(f"--collected {collected}: that is a collection of another plan")
-    with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as temporary:
+    if scratch is not None and not scratch.is_dir():
+        raise KmdxError(f"--scratch {scratch}: there is no such folder")
+    with tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True) as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
         chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)
         search = moves.Search(capped, chosen, held, tried, step, rounds)
-        out.print(stage_tables.cost(search, search.cost(costs)))
+        out.print(stages.cost(search, search.cost(costs)))
         if dry_run:
             return
-        separator = How(device, precision, speed, folder).separator(Path(plan))
+        stages.check_room(search, Path(temporary))
+        separator = Running(device, precision, speed, folder).separator(Path(plan))
         try:
             found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
         except KeyboardInterrupt:
             err.print("stopped; nothing was written")
             raise typer.Exit(130) from None
     tuned = replace(published, nodes=found.plan.nodes)
-    out.print(stage_tables.weights(published, tuned))
-    out.print(stage_tables.scores(found))
+    out.print(stages.weights(published, tuned))
+    out.print(stages.scores(found))
     if tuned.nodes == published.nodes:
         out.print("no other weights are better; nothing is written")
         raise typer.Exit(1)
@@ -294,4 +318,4 @@ def search_stages(
         out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
         raise typer.Exit(1)
     if output is not None:
-        write_plan(output, tuned, [*stage_tables.origin(search, published, tuned, found)])
+        write_plan(output, tuned, [*stages.origin(search, published, tuned, found)])

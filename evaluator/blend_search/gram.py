@@ -25,6 +25,10 @@ Weights = NDArray[np.float64]
 
 STEP = 1 / 32768  # of a 16-bit file
 ROUNDING = STEP**2 / 12  # mean energy of a sample's deviation from half a step below
+SILENCE = 4 * STEP**2
+"""Mean energy of a true stem's samples up to which it counts as silent: two steps of 16 bits, -84 dBFS.
+
+Dither and what is left of a fade are below it. Any estimate of such a stem is all error, however small."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,18 @@ class InnerProducts:
         gram = self.gram[:, signals][:, :, signals]
         return InnerProducts(self.energy, self.constant, self.cross[:, signals], gram)
 
-    @property
-    def is_silent(self) -> NDArray[np.bool_]:
-        """In which songs the true stem is digital silence: ``(songs,)``."""
-        return self.energy == 0
+
+def is_silent(energy: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """In which songs a true stem is silent.
+
+    Parameters
+    ----------
+    energy : ndarray
+        ``(songs,)``, of the true stem.
+    values : ndarray
+        ``(songs,)``: samples times channels.
+    """
+    return energy <= SILENCE * values
 
 
 def measure(truth: NDArray[np.float32], signals: Sequence[NDArray[np.float32]]) -> InnerProducts:

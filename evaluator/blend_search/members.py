@@ -10,22 +10,39 @@ from __future__ import annotations
 
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
 
 from evaluator.blend_search.collection import Collection, Stem
 from evaluator.blend_search.gram import Weights
-from evaluator.blend_search.search import DIGITS, Options
+from evaluator.blend_search.search import DIGITS, Options, Result, search
 from evaluator.blend_search.signals import runs
-from evaluator.blend_search.solving import best
-from evaluator.blend_search.validation import PRIORS, Problem, check_folds, held_out
+from evaluator.blend_search.validation import (
+    UNCHOSEN,
+    Problem,
+    can_choose,
+    can_validate,
+    check_folds,
+    choose,
+    deal,
+    held_out,
+)
 from evaluator.blend_search.writing import reweighted
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Plan
 
 MOST = 12  # members of which all sets are tried
+CANCELLED = 0.1  # sum of weights, as a share of the sum of their sizes, below which they all but cancel
+
+CAVEAT = (
+    "The set is the best of many, by scores whose priors were chosen by the same songs, a little too good. "
+    "What follows was validated for it anew; published are its shares of the published weights."
+)
 
 
 @dataclass(frozen=True)
@@ -145,11 +162,34 @@ class Ensemble:
         seen = set()
         for count in range(1, len(self.members) + 1):
             for members in combinations(self.members, count):
-                able = frozenset(self._signals(members))
                 candidate = self.candidate(members)
-                if candidate is not None and able not in seen:  # else a member lacks what it hears
+                if candidate is None:
+                    continue
+                needed = runs(candidate.plan, candidate.plan.stems)
+                if needed not in seen:  # else a member lacks what it hears, or has no weight
+                    seen.add(needed)
                     yield candidate
-                seen.add(able)
+
+    def validated(self, candidate: Candidate) -> tuple[Collection, Result]:
+        """The collection of what a candidate runs, and the weights found for it as for any collection.
+
+        What stands there as published is the share of the published weights that the set has. These are
+        the weights of a stem whose own gain nothing on songs held out.
+        """
+        left = {*runs(candidate.plan, candidate.plan.stems)}
+        stems = []
+        for stem in self.collection.stems:
+            kept = np.array([n for n, signal in enumerate(stem.signals) if self._needs[signal] <= left])
+            stems.append(
+                replace(
+                    stem,
+                    signals=tuple(stem.signals[number] for number in kept),
+                    published=share(stem.published, kept),
+                    products=stem.products.of_signals(kept),
+                )
+            )
+        part = replace(self.collection, stems=tuple(stems))
+        return part, search(part, replace(self.options, joint=False, anyway=False))
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
         """The signals that some members can make."""
@@ -161,21 +201,22 @@ class Ensemble:
         key = stem.name, kept
         if key not in self._found:
             signals = np.array(kept)
-            published = _share(stem.published, signals)
+            published = share(stem.published, signals)
             songs = stem.counted
             problem = Problem(stem.products.of_songs(songs).of_signals(signals), published, songs)
             self._found[key] = self._solved(problem)
         return self._found[key]
 
     def _solved(self, problem: Problem) -> tuple[Weights, float | None]:
-        constraints = self.options.constraints
-        if not problem.can_validate(self.folds):
+        constraints, prior = self.options.constraints, self.options.prior
+        (fold_of,) = deal([problem], self.folds)
+        if not can_validate(fold_of):
             return constraints.nearby(problem.published), None
-        priors = PRIORS if self.options.prior is None else [self.options.prior]
-        scores = held_out(problem, self.folds, constraints, priors).mean(axis=1)
-        strength = int(np.argmax(scores))
-        weights = best(problem.products, problem.published, constraints, priors[strength])
-        return np.round(weights, DIGITS), float(scores[strength])
+        if prior is None:
+            able = can_choose([problem], self.folds)
+            prior = choose([problem], constraints) if able else UNCHOSEN
+        score = held_out(problem, fold_of, constraints, [prior]).mean()
+        return np.round(problem.weights(constraints, prior), DIGITS), float(score)
 
 
 def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
@@ -186,6 +227,8 @@ def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
     KmdxError
         If none is.
     """
+    if not candidates:
+        raise KmdxError(f"--budget {budget:g}: no set of members can make every stem")
     affordable = [each for each in candidates if each.real_time_factor <= budget]
     if not affordable:
         fastest = min(candidates, key=lambda each: each.real_time_factor)
@@ -205,7 +248,81 @@ def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
     return {name: frozenset(owned) for name, owned in members.items()}
 
 
-def _share(published: Weights, kept: np.ndarray) -> Weights:
-    """The published weights of some signals, scaled up to the sum of all; equal where they are all 0."""
-    total, rest = published.sum(), published[kept].sum()
-    return published[kept] * (total / rest) if rest else np.full(len(kept), total / len(kept))
+def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
+    """The published weights of some signals, brought to the sum of all.
+
+    They are scaled where they add up; where they all but cancel, or to the other sign, or are all 0, each
+    is shifted by as much.
+    """
+    left = published[kept]
+    total, rest = float(published.sum()), float(left.sum())
+    if total * rest > 0 and abs(rest) > CANCELLED * np.abs(left).sum():
+        return left * (total / rest)
+    return left + (total - rest) / len(left)
+
+
+def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
+    """For each member the score lost by leaving it out and the compute saved."""
+    whole = ensemble.whole
+    title = "left out: cross-validated global SDR lost (dB), and what is saved"
+    rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    rows.add_column("")
+    for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
+        rows.add_column(heading, justify="right")
+    rows.add_row(
+        "nothing: the score",
+        str(sum(map(len, ensemble.members.values()))),
+        *(f"{sdr:.3f}" for sdr in whole.sdr.values()),
+        f"{whole.score:.3f}",
+        f"{whole.real_time_factor:.2f}",
+        _gflops(whole.gflops),
+    )
+    for name, candidate in without.items():
+        number = str(len(ensemble.members[name]))
+        if candidate is None:
+            rows.add_row(name, number, *["–"] * len(whole.sdr), "needed", "", "")
+            continue
+        lost = [whole.sdr[stem] - candidate.sdr[stem] for stem in whole.sdr]
+        both = None not in (whole.gflops, candidate.gflops)
+        rows.add_row(
+            name,
+            number,
+            *(f"{loss:+.3f}" for loss in lost),
+            f"{whole.score - candidate.score:+.3f}",
+            f"{whole.real_time_factor - candidate.real_time_factor:.2f}",
+            _gflops((whole.gflops or 0) - (candidate.gflops or 0) if both else None),
+        )
+    return rows
+
+
+def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
+    """A line on the set that was chosen for a budget."""
+    lost = ensemble.whole.score - candidate.score
+    return (
+        f"Within {budget:g} × the duration: {', '.join(sorted(candidate.members))}; cross-validated "
+        f"{candidate.score:.3f} dB, {lost:.3f} less than all members, at {candidate.real_time_factor:.2f} × "
+        f"instead of {ensemble.whole.real_time_factor:.2f} ×."
+    )
+
+
+def as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:
+    """The same, and which runs are whose."""
+    return {
+        "whole": _candidate(ensemble.whole),
+        "members": {name: sorted(runs) for name, runs in ensemble.members.items()},
+        "without": {name: each and _candidate(each) for name, each in without.items()},
+    }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "members": sorted(candidate.members),
+        "score": candidate.score,
+        "sdr": dict(candidate.sdr),
+        "real_time_factor": candidate.real_time_factor,
+        "gflops": candidate.gflops,
+    }
+
+
+def _gflops(value: float | None) -> str:
+    return "not stated" if value is None else f"{value:.0f}"

@@ -7,13 +7,16 @@ changed sum and no others. Each move is tried twice in a round, which makes the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+
 from evaluator.blend_search.signals import published, runs, source_of
-from evaluator.dataset import STEMS, Track
+from evaluator.dataset import CHANNELS, RATE, STEMS, Track
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Plan, Sum
 
@@ -51,12 +54,15 @@ class Cost:
         Arithmetic, where all networks state it.
     seconds : float or None
         Estimated time, where it is known what runs take.
+    disk : int
+        Bytes of estimates that lie on the disk at a time.
     """
 
     runs: int
     audio: float
     gflop: float | None
     seconds: float | None
+    disk: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,20 @@ class Search:
             audio=total(dict.fromkeys(every, 1.0)),
             gflop=total(known) if len(known) == len(every) else None,
             seconds=None if costs is None else total(costs),
+            disk=self._disk(),
         )
+
+    def _disk(self) -> int:
+        """Bytes of what is known and what is tried: of all searched songs, then of one that is held out."""
+        sources = {run: len(used) for run, used in self.plan.sources_used(self.stems).items()}
+        again = [sum(sources[run] for run in self.behind(move)) for move in self.moves]
+        moved = {run for move in self.moves for run in self.behind(move)}
+        searched = sum(track.duration for track in self.songs) * (
+            sum(sources.values()) + max(again, default=0)
+        )
+        longest = max((track.duration for track in self.held_out), default=0.0)
+        held = longest * (sum(sources.values()) + sum(sources[run] for run in moved))
+        return math.ceil(max(searched, held) * RATE * CHANNELS * np.dtype(np.float32).itemsize)
 
     def behind(self, move: Move) -> list[str]:
         """The network runs that a move makes again."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from evaluator.blend_search.collection import Collection, Stem
 from evaluator.blend_search.gram import Weights
-from evaluator.blend_search.solving import Constraints, best, flat_ridge
-from evaluator.blend_search.validation import UNCHOSEN, Problem, check_folds, validate
+from evaluator.blend_search.solving import Constraints, flat_ridge
+from evaluator.blend_search.validation import Problem, Validation, check_folds, validate
 from kmdx.errors import KmdxError
 
 DIGITS = 6  # of a weight in a plan
@@ -148,27 +148,14 @@ def search(collection: Collection, options: Options) -> Result:
         stem.name: Problem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
         for stem in stems
     }
-    able = {name: problem for name, problem in problems.items() if problem.can_validate(folds)}
-    groups = [list(able)] if options.joint else [[name] for name in able]
-    validated: dict[str, np.ndarray] = {}
-    priors: dict[str, float] = {}
-    for group in filter(None, groups):
-        validation = validate([able[name] for name in group], folds, options.constraints, options.prior)
-        validated |= zip(group, validation.sdr, strict=True)
-        priors |= dict.fromkeys(list(problems) if options.joint else group, validation.prior)
-    alone = UNCHOSEN if options.prior is None else options.prior
-
-    found = [
-        _found(
-            stem,
-            problems[stem.name],
-            priors.get(stem.name, alone),
-            validated.get(stem.name),
-            collection.songs,
-            options,
-        )
-        for stem in stems
-    ]
+    groups = [list(problems)] if options.joint else [[name] for name in problems]
+    found = []
+    for group in groups:
+        chosen = [problems[name] for name in group]
+        validation = validate(chosen, folds, options.constraints, options.prior)
+        for name, values in zip(group, validation.sdr, strict=True):
+            stem = next(stem for stem in stems if stem.name == name)
+            found.append(_found(stem, problems[name], validation, values, collection.songs, options))
     if options.joint:
         gains = [each.gains.mean() for each in found if each.gains is not None]
         together = options.anyway or (bool(gains) and float(np.mean(gains)) > NOTHING)
@@ -180,39 +167,53 @@ def search(collection: Collection, options: Options) -> Result:
     return Result(tuple(found), folds, options, silent)
 
 
+def taken_weights(collection: Collection, result: Result) -> dict[str, dict[str, float]]:
+    """For each stem the weights of its signals to use."""
+    taken = {each.stem.name: each.taken for each in result.found}
+    return {
+        stem.name: dict(zip(stem.signals, taken.get(stem.name, stem.published).tolist(), strict=True))
+        for stem in collection.stems
+    }
+
+
 def _found(
     stem: Stem,
     problem: Problem,
-    prior: float,
+    validation: Validation,
     validated: np.ndarray | None,
     songs: Sequence[str],
     options: Options,
 ) -> Found:
-    weights = best(problem.products, problem.published, options.constraints, prior)
+    weights = problem.weights(options.constraints, validation.prior)
     gain = None if validated is None else float((validated - problem.products.sdr(stem.published)).mean())
+    notes = [*_notes(stem, problem, songs)]
+    if validated is None:
+        notes.append(
+            f"{stem.name}: too few songs to hold one out, so that nothing says how its weights do on others"
+        )
+    if validation.unchosen:
+        notes.append(f"{stem.name}: too few songs to choose the prior by; it is {validation.prior:g}")
     return Found(
         stem=stem,
         problem=problem,
-        prior=prior,
+        prior=validation.prior,
         weights=np.round(weights, DIGITS) + 0.0,  # no -0
         validated=validated,
         recommended=options.anyway or (gain is not None and gain > NOTHING),
-        notes=tuple(_notes(stem, problem, validated is not None, songs)),
+        notes=tuple(notes),
     )
 
 
-def _notes(stem: Stem, problem: Problem, validated: bool, songs: Sequence[str]) -> Iterator[str]:
-    silent = [songs[number] for number in np.flatnonzero(stem.products.is_silent).tolist()]
+def _notes(stem: Stem, problem: Problem, songs: Sequence[str]) -> Iterator[str]:
+    silent = [songs[number] for number in stem.silent.tolist()]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         yield (
             f"{stem.name}: left out, as the true stem is silent there, where the metric gives any sound "
             f"at all far less than 0 dB: {', '.join(silent[:3])}{more}"
         )
-    if flat_ridge(problem.products, problem.published):
+    if flat_ridge(problem.products, problem.published) is not None:
         yield (
             f"{stem.name}: some signals are collinear; of the weights with the same score, those nearest "
             "to the published ones are taken"
         )
-    if not validated:
-        yield f"{stem.name}: too few songs to hold one out, so that nothing says how its weights do on others"

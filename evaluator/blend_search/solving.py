@@ -14,7 +14,7 @@ Hunter and Lange 2004, "A Tutorial on MM Algorithms".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +36,9 @@ SETTLED = 1e-10  # share of the gradient below which nothing pulls a weight away
 
 COLLINEAR = 1e-11  # ratio of curvatures below which a direction counts as flat
 RIDGE = 1e-9  # of the greatest curvature: pull to the published weights along flat directions
+FAINTEST = 1e-12  # dB for a weight of 1: a greatest curvature below which nothing is heard of any signal
+
+MERGED = 1e-3  # dB: a climb that comes so near to a maximum that was found ends there
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,11 @@ def best(
     pull = prior + (flat_ridge(products, published) or 0.0)
     objective = Objective(products, published, pull)
     chosen = _starts(products, published) if starts is None else starts
-    found = [_climbed(objective, constraints.nearby(start), constraints) for start in chosen]
+    found: list[Weights] = []
+    for start in chosen:
+        weights = _climbed(objective, constraints.nearby(start), constraints, found)
+        if weights is not None:
+            found.append(weights)
     return min(found, key=objective)
 
 
@@ -161,6 +168,8 @@ def flat_ridge(products: InnerProducts, published: Weights) -> float | None:
     """The pull that settles directions in which signals are collinear in all songs; ``None`` if none are."""
     curvatures = np.linalg.eigvalsh(Objective(products, published).derivatives(published).bound)
     greatest = float(curvatures[-1])
+    if greatest <= FAINTEST:  # nothing pulls but this: to the nearest weights that the constraints allow
+        return 1.0
     return RIDGE * greatest if curvatures[0] <= COLLINEAR * greatest else None
 
 
@@ -175,11 +184,17 @@ def _starts(products: InnerProducts, published: Weights) -> Iterator[Weights]:
     yield from np.eye(count)
 
 
-def _climbed(objective: Objective, weights: Weights, constraints: Constraints) -> Weights:
-    """Weights at which no step helps any more."""
+def _climbed(
+    objective: Objective, weights: Weights, constraints: Constraints, known: Sequence[Weights]
+) -> Weights | None:
+    """Weights at which no step helps any more; ``None`` where the climb ends at known ones."""
     value = objective(weights)
     for _ in range(STEPS):
         gradient, hessian, bound = objective.derivatives(weights)
+        for each in known:
+            away = weights - each
+            if away @ bound @ away <= MERGED:
+                return None
         curvature = _definite(hessian, constraints)
         if curvature is None:
             curvature = _definite(bound + 1e-14 * np.trace(bound) * np.eye(len(bound)), constraints)

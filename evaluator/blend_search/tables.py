@@ -15,9 +15,9 @@ from evaluator.blend_search.search import NOTHING, Found, Options, Result
 from evaluator.bootstrap import COVERAGE
 
 
-def scores(result: Result) -> Table:
+def scores(result: Result, of: str = "mean over songs") -> Table:
     """Fitted and cross-validated scores side by side."""
-    table = Table(title="global SDR (dB, mean over songs)", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"global SDR (dB, {of})", title_justify="left", box=None, pad_edge=False)
     table.add_column("stem")
     headings = ("songs", "published", "fitted", "gain", "cross-validated", "gain", f"{COVERAGE:.0%} interval")
     for heading in (*headings, "prior"):
@@ -91,7 +91,7 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
     options = result.options
     names = [each.stem.name for each in result.found if each.recommended]
     yield (
-        f"Weights of {', '.join(names)} were found by evaluator.blend_search on "
+        f"Weights of {', '.join(names) or 'no stem'} were found by evaluator.blend_search on "
         f"{count(len(collection.songs), 'song')}, from {collection.plan.name} "
         f"({collection.plan.digest[:12]})."
     )
@@ -116,7 +116,15 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
     expected = [each.expected for each in result.found]
     known = [value for value in expected if value is not None]
     if known and len(known) == len(expected):
-        yield f"Expected of this plan on songs like these: {np.mean(known):.3f} dB, the mean of its stems."
+        silent = ", each over the songs in which it is not silent" if _some_silent(collection) else ""
+        yield (
+            f"Expected of this plan on songs like these: {np.mean(known):.3f} dB, the mean of its "
+            f"{count(len(known), 'stem')}{silent}."
+        )
+
+
+def _some_silent(collection: Collection) -> bool:
+    return any(len(stem.silent) for stem in collection.stems)
 
 
 def as_json(collection: Collection, result: Result) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def _stem(found: Found, songs: Sequence[str], options: Options) -> dict[str, Any
         "signals": list(found.stem.signals),
         "published": found.stem.published.tolist(),
         "found": found.weights.tolist(),
-        "prior": prior(found.prior),
+        "prior": "inf" if math.isinf(found.prior) else found.prior,
         "published_sdr": by_song(found.published_sdr),
         "fitted_sdr": by_song(found.fitted_sdr),
         "validated_sdr": by_song(found.validated),

@@ -2,7 +2,8 @@
 
 Songs are dealt out into folds; those of a fold are scored with weights found on all others. The strength
 of the prior, where it is to be chosen, is chosen in the same way among the others alone (nested
-cross-validation), so that the score of a held-out song knows nothing of that song.
+cross-validation), so that the score of a held-out song knows nothing of that song. What is done with the
+others is what is done with all songs in the end: the same choice of the prior, the same climbs.
 
 References
 ----------
@@ -27,9 +28,9 @@ PRIORS = (math.inf, 100.0, 10.0, 1.0, 0.1, 0.01, 0.0)
 """Strengths to choose from, in dB for a distance of 1: from the published weights to free ones."""
 
 UNCHOSEN = 1.0
-"""The strength where there is one song alone, among which none can be chosen."""
+"""The strength where a fold would leave too few songs to choose one among them."""
 
-INNER = 5  # folds at most that a prior is chosen with inside a fold
+CHOOSING = 5  # folds at most that a prior is chosen with, among the songs outside a fold as among all
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,9 @@ class Problem:
         """The same with some of its songs."""
         return replace(self, products=self.products.of_songs(chosen), songs=self.songs[chosen])
 
-    def folds(self, number: int) -> NDArray[np.intp]:
-        """The fold of each song: dealt out in turn, the same for all stems."""
-        return self.songs % number
-
-    def can_validate(self, number: int) -> bool:
-        """Whether its songs lie in two folds at least."""
-        return len(np.unique(self.folds(number))) > 1
+    def weights(self, constraints: Constraints, prior: float) -> Weights:
+        """The best weights: the one way in which they are found, for plans and for held-out songs."""
+        return best(self.products, self.published, constraints, prior)
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,16 @@ class Validation:
     ----------
     prior : float
         The strength given, or chosen on all songs.
-    sdr : tuple of ndarray
-        For each problem, dB of each of its songs while it was held out: ``(songs,)``.
+    unchosen : bool
+        Whether the strength was to be chosen, but there are too few songs.
+    sdr : tuple of ndarray or None
+        For each problem, dB of each of its songs while it was held out: ``(songs,)``; ``None`` where all
+        its songs lie in one fold.
     """
 
     prior: float
-    sdr: tuple[NDArray[np.float64], ...]
+    unchosen: bool
+    sdr: tuple[NDArray[np.float64] | None, ...]
 
 
 def check_folds(number: int | None, songs: int) -> int:
@@ -94,6 +95,19 @@ def check_folds(number: int | None, songs: int) -> int:
     return number
 
 
+def deal(problems: Sequence[Problem], folds: int) -> list[NDArray[np.intp]]:
+    """The fold of each song of each problem, ``(songs,)``; a song is in the same one for all.
+
+    Songs are dealt out in turn, those in which the same problems count one after another, so that each
+    problem has songs in as many folds as can be.
+    """
+    numbers = np.unique(np.concatenate([problem.songs for problem in problems]))
+    counting = [np.isin(numbers, problem.songs) for problem in problems]
+    dealt = np.empty(len(numbers), np.intp)
+    dealt[np.lexsort(counting)] = np.arange(len(numbers)) % folds
+    return [dealt[np.searchsorted(numbers, problem.songs)] for problem in problems]
+
+
 def validate(
     problems: Sequence[Problem], folds: int, constraints: Constraints, prior: float | None
 ) -> Validation:
@@ -102,61 +116,78 @@ def validate(
     Parameters
     ----------
     problems : sequence of Problem
-        Each with songs in two folds at least.
     folds : int
     constraints : Constraints
     prior : float or None
         ``None`` to choose it.
     """
-    if prior is not None:
-        return Validation(
-            prior, tuple(held_out(problem, folds, constraints, [prior])[0] for problem in problems)
-        )
-    sdr = [np.empty(len(problem.songs)) for problem in problems]
-    for fold in np.unique(np.concatenate([problem.folds(folds) for problem in problems])):
-        outside = [problem.of(problem.folds(folds) != fold) for problem in problems]
-        strength = choose(_dealt_anew(outside), INNER, constraints)
-        for problem, others, values in zip(problems, outside, sdr, strict=True):
-            weights = path(others, constraints, [strength])[0]
-            inside = problem.folds(folds) == fold
-            values[inside] = problem.products.of_songs(inside).sdr(weights)
-    return Validation(choose(problems, folds, constraints), tuple(sdr))
+    dealt = deal(problems, folds)
+    unchosen = prior is None and not can_choose(problems, folds)
+    given = UNCHOSEN if unchosen else prior
+    sdr = [
+        np.empty(len(problem.songs)) if can_validate(of) else None
+        for problem, of in zip(problems, dealt, strict=True)
+    ]
+    for fold in np.unique(np.concatenate(dealt)):
+        outside = [problem.of(of != fold) for problem, of in zip(problems, dealt, strict=True)]
+        strength = choose(outside, constraints) if given is None else given
+        for problem, of, others, values in zip(problems, dealt, outside, sdr, strict=True):
+            inside = of == fold
+            if values is not None and inside.any():
+                held = problem.products.of_songs(inside)
+                values[inside] = held.sdr(others.weights(constraints, strength))
+    return Validation(choose(problems, constraints) if given is None else given, unchosen, tuple(sdr))
 
 
-def choose(problems: Sequence[Problem], folds: int, constraints: Constraints) -> float:
-    """The prior with the best cross-validated score, a mean over stems; of equal ones the greatest."""
-    able = [problem for problem in problems if problem.can_validate(folds)]
-    if not able:
-        return UNCHOSEN
-    scores = np.mean([held_out(each, folds, constraints, PRIORS).mean(axis=1) for each in able], axis=0)
-    return PRIORS[int(np.argmax(scores))]
+def can_validate(fold_of: NDArray[np.intp]) -> bool:
+    """Whether songs lie in two folds at least."""
+    return len(np.unique(fold_of)) > 1
+
+
+def can_choose(problems: Sequence[Problem], folds: int) -> bool:
+    """Whether there are songs enough outside each of so many folds to choose a prior by them."""
+    dealt = deal(problems, folds)
+    for fold in np.unique(np.concatenate(dealt)):
+        outside = [problem.of(of != fold) for problem, of in zip(problems, dealt, strict=True)]
+        if not any(map(can_validate, deal(outside, CHOOSING))):
+            return False
+    return True
+
+
+def choose(problems: Sequence[Problem], constraints: Constraints) -> float:
+    """The prior with the best cross-validated score, a mean over stems; of equal ones the greatest.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        One at least with two songs.
+    constraints : Constraints
+    """
+    scores = [
+        held_out(problem, of, constraints, PRIORS).mean(axis=1)
+        for problem, of in zip(problems, deal(problems, CHOOSING), strict=True)
+        if can_validate(of)
+    ]
+    return PRIORS[int(np.argmax(np.mean(scores, axis=0)))]
 
 
 def held_out(
-    problem: Problem, folds: int, constraints: Constraints, priors: Sequence[float]
+    problem: Problem, fold_of: NDArray[np.intp], constraints: Constraints, priors: Sequence[float]
 ) -> NDArray[np.float64]:
-    """SDR in dB of each song with the weights found on other folds: ``(priors, songs)``."""
+    """SDR in dB of each song with the weights found on other folds: ``(priors, songs)``.
+
+    Parameters
+    ----------
+    problem : Problem
+    fold_of : ndarray
+        ``(songs,)``, as :func:`deal` gives it.
+    constraints : Constraints
+    priors : sequence of float
+    """
     sdr = np.empty((len(priors), len(problem.songs)))
-    fold_of = problem.folds(folds)
     for fold in np.unique(fold_of):
         inside = fold_of == fold
-        held = problem.products.of_songs(inside)
-        for row, weights in zip(sdr, path(problem.of(~inside), constraints, priors), strict=True):
-            row[inside] = held.sdr(weights)
+        held, others = problem.products.of_songs(inside), problem.of(~inside)
+        for row, prior in zip(sdr, priors, strict=True):
+            row[inside] = held.sdr(others.weights(constraints, prior))
     return sdr
-
-
-def path(problem: Problem, constraints: Constraints, priors: Sequence[float]) -> list[Weights]:
-    """The weights for each strength of the prior, greatest first: each climb begins where the last ended."""
-    found: list[Weights] = []
-    start = problem.published
-    for prior in priors:
-        start = best(problem.products, problem.published, constraints, prior, [start])
-        found.append(start)
-    return found
-
-
-def _dealt_anew(problems: Sequence[Problem]) -> list[Problem]:
-    """The same problems with their songs numbered without gaps, so that folds are even."""
-    numbers = np.unique(np.concatenate([problem.songs for problem in problems]))
-    return [replace(problem, songs=np.searchsorted(numbers, problem.songs)) for problem in problems]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from evaluator.store import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan, Sum
+
+MARK = "Written by evaluator.blend_search."
+"""The first line of its plans, by which it knows them."""
 
 
 def reweighted(plan: Plan, weights: Mapping[str, Mapping[str, float]]) -> Plan:
@@ -40,18 +44,54 @@ def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
     KmdxError
         If the name does not end in ``.yaml``, or the file cannot be written.
     """
-    check(path)
-    comments = "".join(f"# {' '.join(line.split())}\n" for line in origin)
+    _check_name(path)
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in [MARK, *origin])
     text = comments + plan_file.dump(plan, path.parent)
     plan_file.parse(text, path.stem, path.parent)  # what is written can be run
     write_text(path, text)
 
 
+def check_plan(path: Path, digest: str, collection: Path | None = None, force: bool = False) -> None:
+    """Raise if a plan is not to be written there, before any work.
+
+    Parameters
+    ----------
+    path : Path
+    digest : str
+        Of the plan that the weights are for, whose own file is never written over.
+    collection : Path, optional
+        A folder whose plan is never written over.
+    force : bool
+        Write over other plans, also those that this command did not write.
+
+    Raises
+    ------
+    KmdxError
+    """
+    _check_name(path)
+    check(path)
+    if collection is not None and path.resolve().parent == collection.resolve():
+        raise KmdxError(f"{path}: lies in the collection, whose files are its own; choose another --output")
+    if not path.exists():
+        return
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise KmdxError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() == digest:
+        raise KmdxError(f"{path}: is the plan that the weights are for; choose another --output")
+    if not (force or content.startswith(f"# {MARK}".encode())):
+        raise KmdxError(f"{path}: is there, and not by this command; --force writes over it")
+
+
 def check(path: Path) -> None:
-    """Raise :class:`KmdxError` if a plan could not be written there, before any work."""
-    if path.suffix not in (".yaml", ".yml"):
-        raise KmdxError(f"{path}: expected a name that ends in .yaml, as plans do")
+    """Raise :class:`KmdxError` if a file could not be written there, before any work."""
     if not path.parent.is_dir():
         raise KmdxError(f"{path} cannot be written: there is no folder {path.parent}")
     if path.is_dir():
         raise KmdxError(f"{path}: is a folder, expected the name of a file to write")
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix not in (".yaml", ".yml"):
+        raise KmdxError(f"{path}: expected a name that ends in .yaml, as plans do")
