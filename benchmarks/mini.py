@@ -1,7 +1,8 @@
 """What the small ensemble is worth: ``python -m benchmarks.mini SONGS… [-o scores.csv]``.
 
 SONGS are folders with songs' stems at any depth, ``<song>/{bass,drums,other,vocals}.*``; their sum is the
-mixture, and a stem that is missing or silent is not scored. For each song and stem, the global SDR in dB of
+mixture. A song without vocals is left out, and a stem that is missing or silent is not scored. For each
+song and stem, the global SDR in dB of
 
 - the mixture itself,
 - the stem's network alone, hearing the mixture,
@@ -47,8 +48,8 @@ def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
 def prepare() -> tuple[Separator, dict[str, dict[str, str]]]:
     """The small ensemble on the CPU in float32, and which of its signals is which, by stem and way."""
     separator = Separator("mini", device="cpu", precision="fp32")
-    separator.plan, ways = with_each_alone(separator.plan)  # the same networks, once more each
-    return separator, ways
+    plan, ways = with_each_alone(separator.plan)  # the same networks, once more each
+    return separator.under(plan), ways
 
 
 def score(

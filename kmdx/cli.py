@@ -100,7 +100,7 @@ SpeedOption = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err)
+    terminal.run(app, err, quiet=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -263,13 +263,9 @@ def models_list() -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "signature", "size", "file", "licence", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
-    listed = [
-        weight
-        for kind in (weights.registry(), weights.shipped(), weights.trained())
-        for weight in kind.values()
-    ]
-    found = weights.find_all(listed)
-    for weight in listed:
+    listed = weights.known()
+    found = weights.find_all(listed.values())
+    for weight in listed.values():
         file = found[weight.name]
         size = _megabytes(weight.bytes or (file.path.stat().st_size if file else None))
         here = "yes" if file else "no"
@@ -306,7 +302,7 @@ def models_verify(
 
     Exit code 2 if a weight that was named is missing, or any file is damaged or another network's.
     """
-    statuses = weights.verify(weights=_weights_of(names) if names else None)
+    statuses = weights.verify(weights=_weights_of(names) if names else weights.known().values())
     for status in statuses:
         what = f"{status.path.name}: {status.message}" if status.path else "missing"
         out.print(escape(f"{status.weight.name:20} {what}"))

@@ -26,7 +26,7 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
 
 
 def gflops(value: float | None) -> str:
-    """Arithmetic in two digits or more."""
+    """Arithmetic rounded to two digits, or to whole GFLOP from 10 on."""
     if value is None:
         return "not stated"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

@@ -13,22 +13,26 @@ from rich.markup import escape
 from kmdx.errors import KmdxError, KmdxWarning
 
 
-def run(command: Callable[[], object], console: Console) -> None:
+def run(command: Callable[[], object], console: Console, *, quiet: bool = False) -> None:
     """Run a command; a user's mistake ends it with one line on the console and exit code 2.
 
-    Warnings of this package come out in one line each, and nobody else's.
+    Warnings of this package come out in one line each, others as ever, or where ``quiet`` not at all.
     """
+    with warnings.catch_warnings():
+        ever = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, KmdxWarning):
-            warn(str(message), console)
+        def show(message: Warning | str, category: type[Warning], *more: Any, **others: Any) -> None:
+            if issubclass(category, KmdxWarning):
+                warn(str(message), console)
+            elif not quiet:
+                ever(message, category, *more, **others)
 
-    warnings.showwarning = show
-    try:
-        command()
-    except KmdxError as error:
-        complain(str(error), console)
-        sys.exit(2)
+        warnings.showwarning = show
+        try:
+            command()
+        except KmdxError as error:
+            complain(str(error), console)
+            sys.exit(2)
 
 
 def complain(message: str, console: Console) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
-from conftest import decibels, shared
+from conftest import shared
 from rich.console import Console
 
 import demo
@@ -104,16 +105,18 @@ def test_it_has_learned() -> None:
     assert min(gains["bass"], gains["drums"], gains["vocals"]) > 3, gains
 
 
-def test_half_precision_changes_next_to_nothing() -> None:
+@pytest.mark.parametrize(("precision", "change"), [("fp16", 0.01), ("bf16", 0)])
+def test_half_precision_changes_next_to_nothing(precision: str, change: float) -> None:
     stems = song()
     mixture = sum(stems.values())
-    exact, half = (
-        Separator("mini", device="cpu", precision=precision).separate(mixture, RATE)
-        for precision in ("fp32", "bf16")
-    )
+    exact = Separator("mini", device="cpu", precision="fp32").separate(mixture, RATE)
+    separator = Separator("mini", device="cpu", precision=precision)
+    computes = torch.float16 if precision == "fp16" else torch.float32  # U-Nets do not bear bfloat16
+    assert {network.dtype for network in separator.networks.values()} == {computes}
+    half = separator.separate(mixture, RATE)
     for stem, truth in stems.items():
-        assert decibels(exact[stem], half[stem]) > 25
-        assert global_sdr(truth, half[stem]) == pytest.approx(global_sdr(truth, exact[stem]), abs=0.05)
+        assert global_sdr(truth, half[stem]) == pytest.approx(global_sdr(truth, exact[stem]), abs=change)
+        assert np.array_equal(half[stem], exact[stem]) == (precision == "bf16")
 
 
 def test_scores_are_those_that_are_written_down() -> None:
@@ -149,7 +152,7 @@ def test_scores_that_are_written_down_are_good_enough() -> None:
     sets = {row["set"] for row in rows}
     assert sets == {"synthetic", "musdb18-excerpts", "potassium"}
     short = {(material, stem) for material in sets for stem in STEMS if gain(material, stem) < 8}
-    # What models/mini/README.md admits: a bass like nothing that was trained with, and half a decibel.
+    # Where models/mini/README.md says that it falls short of its aim.
     assert short <= {("potassium", "bass"), ("potassium", "drums"), ("synthetic", "other")}
     assert gain("synthetic", "other") > 7.5
 
@@ -212,7 +215,7 @@ def test_a_wheel_carries_it(tmp_path: Path) -> None:
     program = "import kmdx; from kmdx import Separator; print(kmdx.__file__); print(*Separator('mini', device='cpu').networks)"
     environment = {**os.environ, "PYTHONPATH": str(site), "KMDX_MODELS": str(tmp_path / "none")}
     ended = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     place, networks = ended.stdout.splitlines()

@@ -351,6 +351,12 @@ def test_songs_are_drawn_as_often_as_they_weigh(
     assert abs(vocals.count(two.stems["vocals"].path) / 500 - share) < 0.07  # three standard deviations
 
 
+def test_a_weight_of_no_song_is_told(data: Path) -> None:
+    config = small(data={"weights": {"sogn *": 2}})
+    with pytest.warns(KmdxWarning, match="no song is called 'sogn "):
+        Windows(config, found(data, config).training)
+
+
 def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path) -> None:
     still = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     training = found(data, small()).training

@@ -7,6 +7,7 @@ step hears depends on nothing else: not on workers, processes, or where a run wa
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from evaluator.dataset import STEMS
+from kmdx.errors import KmdxWarning
 from training.config import Config, TrainingError
 from training.songs import Song, Stem
 
@@ -62,6 +64,9 @@ class Windows(Dataset[Window]):
     def __init__(self, config: Config, songs: Sequence[Song]) -> None:
         self.config = config
         self.songs = songs
+        for pattern in config.data.weights:
+            if not any(fnmatchcase(song.name, pattern) for song in songs):
+                warnings.warn(f"data.weights: no song is called {pattern!r}", KmdxWarning, stacklevel=2)
         self.with_stem = {
             name: _Drawn([song for song in songs if name in song.stems], config.data.weights)
             for name in STEMS

@@ -38,7 +38,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(first: Tensor, second: Tensor) -> Tensor:
     """Multiply ``(M, K)`` with each matrix of ``(B, K, N)``."""
-    if is_exact_on_cpu(second) and onednn_pays():
+    if is_exact_on_cpu(first) and is_exact_on_cpu(second) and onednn_pays():
         products = [_onednn(first, matrix.T) for matrix in second]
         return torch.stack(products) if len(products) > 1 else products[0][None]
     return torch.matmul(first, second)

@@ -12,7 +12,7 @@ from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull
 from kmdx.weights.registry import Source, Weight, own, registry
-from kmdx.weights.trained import get, register, shipped, trained
+from kmdx.weights.trained import get, known, register, shipped, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
 from kmdx.weights.verifying import Status, verify
 
@@ -30,6 +30,7 @@ __all__ = [
     "find",
     "find_all",
     "get",
+    "known",
     "load",
     "models_folder",
     "own",

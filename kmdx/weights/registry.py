@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -188,13 +188,13 @@ def registry() -> Mapping[str, Weight]:
     return MappingProxyType(weights)
 
 
-def get(name: str) -> Weight:
+def get(name: str, others: Collection[str] = ()) -> Weight:
     """The weight of that name or signature.
 
     Raises
     ------
     WeightsError
-        If there is none; the message lists what comes close.
+        If there is none; the message lists what comes close, also of the names of ``others``.
     """
     weights = registry()
     if name in weights:
@@ -202,7 +202,7 @@ def get(name: str) -> Weight:
     for weight in weights.values():
         if name == weight.signature:
             return weight
-    names = [*weights, *(weight.signature for weight in weights.values() if weight.signature)]
+    names = [*weights, *others, *(weight.signature for weight in weights.values() if weight.signature)]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(weights)}"
     raise WeightsError(f"no weight is called {name!r}; {hint}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from kmdx.errors import WeightsError
 from kmdx.weights.folder import models_folder, shipped_folder
-from kmdx.weights.registry import Weight, own
+from kmdx.weights.registry import Weight, own, registry
 from kmdx.weights.registry import get as published
 
 _NAME = "trained.yaml"
@@ -70,10 +70,18 @@ def get(name: str) -> Weight:
     try:
         return published(name)
     except WeightsError:
-        for weights in (shipped, trained):
-            if found := weights().get(name):
-                return found
-        raise
+        others = {**trained(), **shipped()}
+    return others[name] if name in others else published(name, others)
+
+
+def known() -> Mapping[str, Weight]:
+    """Every weight that plans can name: published, come with the package, trained here, in this order.
+
+    Of two with one name the first is meant.
+    """
+    named = {**trained(), **shipped(), **registry()}
+    order = dict.fromkeys((*registry(), *shipped(), *trained()))
+    return {name: named[name] for name in order}
 
 
 def register(
