@@ -442,6 +442,19 @@ def test_collinear_signals_are_noted(tmp_path: Path) -> None:
 # Flat plans and known signals
 
 
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The weight files of networks that run, in their order."""
+    files: list[str] = []
+    hear = ensemble._hear
+    monkeypatch.setattr(
+        ensemble,
+        "_hear",
+        lambda runner, use, *rest: (files.append(use.weight.path.stem), hear(runner, use, *rest)),
+    )
+    return files
+
+
 @pytest.fixture(scope="module")
 def plan_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small networks in stages, with blends at two levels and a residual in which vocals prevail."""
@@ -552,17 +565,8 @@ def test_weights_of_ones_own_are_named_from_the_plans_folder(plan_of_two: Path, 
     assert not Path(yaml.safe_load(text)["networks"]["one"]["weights"]["file"]).is_absolute()
 
 
-def test_networks_that_known_signals_make_needless_do_not_run(
-    plan_of_two: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_that_known_signals_make_needless_do_not_run(plan_of_two: Path, ran: list[str]) -> None:
     separator = Separator(plan_of_two, device="cpu", precision="fp32")
-    ran: list[str] = []
-    hear = ensemble._hear
-    monkeypatch.setattr(
-        ensemble,
-        "_hear",
-        lambda runner, use, *rest: (ran.append(use.weight.path.stem), hear(runner, use, *rest)),
-    )
     song = noise(22_050)
     whole = separator.signals(song, 44100, [*STEMS, "V.vocals", "V.other", "V.drums", "V.bass", "D.drums"])
     assert ran == ["one", "two", "two"]
@@ -773,15 +777,8 @@ def test_inner_products_are_those_of_whole_signals(
 
 
 def test_each_network_runs_once_a_song(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
-    ran: list[str] = []
-    hear = ensemble._hear
-    monkeypatch.setattr(
-        ensemble,
-        "_hear",
-        lambda runner, use, *rest: (ran.append(use.weight.path.stem), hear(runner, use, *rest)),
-    )
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
     assert run(*arguments, "--tracks", "a").code == 0
     assert sorted(ran) == ["one", "two", "two"]
@@ -1257,15 +1254,8 @@ def staged(plan_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
-    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
-    ran: list[str] = []
-    hear = ensemble._hear
-    monkeypatch.setattr(
-        ensemble,
-        "_hear",
-        lambda runner, use, *rest: (ran.append(use.weight.path.stem), hear(runner, use, *rest)),
-    )
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--search", 3)
     dry = run(*arguments, "--dry-run")
     assert dry.code == 0
