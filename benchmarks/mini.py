@@ -62,6 +62,8 @@ def score(
         if files:
             sound = audio.read(files[0])
             stems[stem], rate = sound.samples, sound.rate
+    if len({samples.shape for samples in stems.values()}) > 1:
+        raise KmdxError(f"{folder}: its stems differ in length or channels")
     mixture = np.sum([*stems.values()], axis=0, dtype=np.float32)
     signals = separator.signals(mixture, rate, [name for way in ways.values() for name in way.values()])
     return {
