@@ -1050,6 +1050,58 @@ def test_plans_of_others_are_not_written_over(
     assert "title: mine" not in other.read_text("utf-8")
 
 
+def test_reports_and_pictures_spare_collections_and_plans(
+    run: Callable[..., Done], copied: Path, tmp_path: Path
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    for asked, option in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
+        for path, message in (
+            (copied / "run.json", "lies in the collection"),
+            (copied / "songs" / "new.json", "lies in the collection"),
+            (tmp_path / "x.yaml", "has the name of a plan"),
+        ):
+            done = run(asked, copied, option, path)
+            assert (done.code, done.out) == (2, "")
+            assert message in done.err
+    twice = tmp_path / "x"
+    assert "given for two outputs" in run("members", copied, "--json", twice, "--svg", twice).err
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "inf", "nan", "1e308"])
+def test_budgets_that_cannot_be(
+    run: Callable[..., Done], collected: Path, tmp_path: Path, budget: str
+) -> None:
+    done = run("members", collected, "--budget", budget, "--svg", tmp_path / "x.svg")
+    assert done.code == 2
+    assert "expected a real-time factor above 0" in done.err
+
+
+def test_scratch_that_cannot_be_written_to(run: Callable[..., Done], staged: Path, data: Path) -> None:
+    done = run("stages", staged, data, "--scratch", "/proc", "--dry-run")
+    assert done.code == 2
+    assert "name another folder with --scratch" in done.err
+
+
+def test_songs_are_dealt_so_that_every_stem_has_some_in_two_folds() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        songs = int(rng.integers(4, 12))
+        problems = []
+        for _ in range(int(rng.integers(1, 5))):
+            own = np.flatnonzero(rng.random(songs) < 0.6)
+            if len(own) > 1:
+                problems.append(Problem(simulated(len(own), 2), np.full(2, 0.5), own))
+        folds = int(rng.integers(2, 6))
+        if not problems:
+            continue
+        for of in deal(problems, folds):
+            assert len(np.unique(of)) > 1
+            assert of.max() < folds
+        one = deal(problems[:1], folds)[0]
+        assert np.ptp(np.bincount(one, minlength=folds)) <= 1
+
+
 def test_where_nothing_can_be_written_is_said_before_any_work(
     run: Callable[..., Done], collected: Path, tmp_path: Path
 ) -> None:

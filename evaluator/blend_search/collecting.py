@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +132,9 @@ def collect(
             try:
                 measured, estimates = measure_song(separator, flat.own, track)
                 record |= {"status": "ok", **measured}
+                before = store.record(track.name)
+                if before is not None and before["fingerprint"] != fingerprint:  # its signals are another's
+                    shutil.rmtree(store.folder / SIGNALS / track.name, ignore_errors=True)
                 store.add(record)
                 collected = True
                 if kept is not None:

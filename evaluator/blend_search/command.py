@@ -57,6 +57,7 @@ from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
 
+MOST_TIMES = 1e9  # the duration, that a budget may be
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     help="The best blend of an ensemble's signals, found from their inner products.",
@@ -151,8 +152,9 @@ def solve(
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
     """
     options = Options(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
-    for file in filter(None, (output, json)):
-        writing.check(file)
+    writing.check_distinct(output, json)
+    if json is not None:
+        writing.check_report(json, folder)
     found = load_collection(folder)
     if output is not None:
         writing.check_plan(output, found.plan.digest, folder, force)
@@ -202,10 +204,13 @@ def members(
     """
     if budget is None and output is not None:
         raise KmdxError("--output is for the plan within a budget: give --budget, too")
-    if budget is not None and not budget > 0:
-        raise KmdxError(f"--budget {budget:g}: expected a real-time factor above 0, such as 1.57")
-    for file in filter(None, (output, svg, json)):
-        writing.check(file)
+    if budget is not None and not 0 < budget <= MOST_TIMES:
+        raise KmdxError(
+            f"--budget {budget:g}: expected a real-time factor above 0 and up to {MOST_TIMES:g}, such as 1.57"
+        )
+    writing.check_distinct(output, svg, json)
+    for file in filter(None, (svg, json)):
+        writing.check_report(file, folder)
     found = load_collection(folder)
     if output is not None:
         writing.check_plan(output, found.plan.digest, folder, force)
@@ -292,7 +297,9 @@ def search_stages(
         raise KmdxError(f"--collected {collected}: that is a collection of another plan")
     if scratch is not None and not scratch.is_dir():
         raise KmdxError(f"--scratch {scratch}: there is no such folder")
-    with tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True) as temporary:
+    with stages.room_in(scratch or Path(tempfile.gettempdir())):
+        made = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
+    with made as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
         chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)

@@ -38,6 +38,8 @@ class Tuned:
         Of the songs that were searched.
     held_out_before, held_out_after : ndarray
         Of the songs that were held out; none where nothing better was found.
+    scored : tuple of str
+        Their names.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class Tuned:
     after: np.ndarray
     held_out_before: np.ndarray
     held_out_after: np.ndarray
+    scored: tuple[str, ...]
 
     @property
     def gains(self) -> np.ndarray:
@@ -108,18 +111,24 @@ def tune(search: Search, separator: Separator, folder: Path, on_done: Report = l
         on_done(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
     for song in songs:
         song.drop()
-    pairs = []
+    pairs, scored = [], []
     for number, track in enumerate(search.held_out if plan.nodes != search.plan.nodes else []):
         song = _Song(track, folder / f"held out {number}")
-        first = song.play(separator, search.stems)
-        song.keep()
         changed = [move for move in search.moves if plan.nodes[move.node] != search.plan.nodes[move.node]]
         again = list({run for move in changed for run in search.behind(move)})
-        pairs.append((first, song.play(separator.under(plan), search.stems, again)))
-        song.drop()
+        try:
+            first = song.play(separator, search.stems)
+            song.keep()
+            pairs.append((first, song.play(separator.under(plan), search.stems, again)))
+        except KmdxError as error:  # what was found is not lost by it
+            on_done(f"held out, {track.name}: left out: {error}")
+            continue
+        finally:
+            song.drop()
+        scored.append(track.name)
         on_done(f"held out, {track.name}: {pairs[-1][0]:.3f} dB, now {pairs[-1][1]:.3f} dB")
     held = np.array(pairs).reshape(-1, 2)
-    return Tuned(plan, before, best, held[:, 0], held[:, 1])
+    return Tuned(plan, before, best, held[:, 0], held[:, 1], tuple(scored))
 
 
 class _Song:
@@ -130,7 +139,7 @@ class _Song:
         self.folder = folder
         self.files: dict[str, Path] = {}
         self.tried: dict[str, Path] = {}
-        with _room_in(folder):
+        with room_in(folder):
             folder.mkdir()
 
     def play(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
@@ -146,7 +155,7 @@ class _Song:
         for name, samples in estimates.items():
             if name not in known:
                 path = self.tried[name] = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
-                with _room_in(self.folder):
+                with room_in(self.folder):
                     np.save(path, samples)
         found = blended(separator, mixture, stems, estimates)
         truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
@@ -184,7 +193,7 @@ class _Song:
 def check_room(search: Search, folder: Path) -> None:
     """Raise :class:`KmdxError` if a search's estimates have no room in a folder."""
     wanted = search.cost().disk
-    with _room_in(folder):
+    with room_in(folder):
         free = shutil.disk_usage(folder).free
     if wanted > free:
         raise KmdxError(
@@ -194,7 +203,8 @@ def check_room(search: Search, folder: Path) -> None:
 
 
 @contextmanager
-def _room_in(folder: Path) -> Iterator[None]:
+def room_in(folder: Path) -> Iterator[None]:
+    """Raise :class:`KmdxError` where what is done cannot write to a folder."""
     try:
         yield
     except OSError as error:
@@ -263,7 +273,7 @@ def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[
         yield f"{name}: {reference} {old:g}, now {new:g}."
     yield f"Global SDR on them: {tuned.before.mean():.3f} dB published, {tuned.after.mean():.3f} now."
     if len(tuned.gains):
-        names = ", ".join(track.name for track in search.held_out)
+        names = ", ".join(tuned.scored)
         mean, ends = gain(tuned.gains)
         between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
         yield (

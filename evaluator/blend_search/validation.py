@@ -98,13 +98,20 @@ def check_folds(number: int | None, songs: int) -> int:
 def deal(problems: Sequence[Problem], folds: int) -> list[NDArray[np.intp]]:
     """The fold of each song of each problem, ``(songs,)``; a song is in the same one for all.
 
-    Songs are dealt out in turn, those in which the same problems count one after another, so that each
-    problem has songs in as many folds as can be.
+    The songs of the problem that has the fewest come first; each goes where the fewest songs of its
+    problems are, so that each problem has songs in as many folds as can be.
     """
     numbers = np.unique(np.concatenate([problem.songs for problem in problems]))
-    counting = [np.isin(numbers, problem.songs) for problem in problems]
+    counting = np.array([np.isin(numbers, problem.songs) for problem in problems])  # (problems, songs)
+    counting = counting[np.argsort(counting.sum(1), kind="stable")]
+    held = np.zeros((len(problems), folds), np.intp)
     dealt = np.empty(len(numbers), np.intp)
-    dealt[np.lexsort(counting)] = np.arange(len(numbers)) % folds
+    for song in np.lexsort([numbers, *~counting[::-1]]):
+        of = counting[:, song]
+        # The rarest problem decides, the next ones where it leaves a choice, then how full a fold is.
+        fold = np.lexsort([held.sum(0), *held[of][::-1]])[0]
+        dealt[song] = fold
+        held[of, fold] += 1
     return [dealt[np.searchsorted(numbers, problem.songs)] for problem in problems]
 
 

@@ -69,9 +69,7 @@ def check_plan(path: Path, digest: str, collection: Path | None = None, force: b
     KmdxError
     """
     _check_name(path)
-    check(path)
-    if collection is not None and path.resolve().parent == collection.resolve():
-        raise KmdxError(f"{path}: lies in the collection, whose files are its own; choose another --output")
+    check(path, collection)
     if not path.exists():
         return
     try:
@@ -84,8 +82,25 @@ def check_plan(path: Path, digest: str, collection: Path | None = None, force: b
         raise KmdxError(f"{path}: is there, and not by this command; --force writes over it")
 
 
-def check(path: Path) -> None:
-    """Raise :class:`KmdxError` if a file could not be written there, before any work."""
+def check_report(path: Path, collection: Path) -> None:
+    """Raise :class:`KmdxError` if a report or picture is not to be written there, before any work."""
+    check(path, collection)
+    if path.suffix in (".yaml", ".yml"):
+        raise KmdxError(f"{path}: has the name of a plan; choose another for a report or a picture")
+
+
+def check_distinct(*paths: Path | None) -> None:
+    """Raise :class:`KmdxError` if two of these outputs are one file."""
+    given = [path.resolve() for path in paths if path is not None]
+    for path in given:
+        if given.count(path) > 1:
+            raise KmdxError(f"{path}: is given for two outputs")
+
+
+def check(path: Path, collection: Path | None = None) -> None:
+    """Raise :class:`KmdxError` if a file could not be written there, or in a collection; before any work."""
+    if collection is not None and collection.resolve() in path.resolve().parents:
+        raise KmdxError(f"{path}: lies in the collection, whose files are its own; choose another place")
     if not path.parent.is_dir():
         raise KmdxError(f"{path} cannot be written: there is no folder {path.parent}")
     if path.is_dir():
