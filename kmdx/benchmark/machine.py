@@ -219,14 +219,21 @@ def peak_device_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def reset_peaks(device: torch.device) -> None:
-    """Measure memory anew from here on, where the system can: Linux for the host's, CUDA for the GPU's."""
+def reset_peaks(device: torch.device) -> bool:
+    """Measure memory anew from here on, where the system can: Linux for the host's, CUDA for the GPU's.
+
+    Returns
+    -------
+    bool
+        Whether the host's peak begins anew; where not, it stays that of the whole process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def _field(file: Path, name: str) -> str | None:
