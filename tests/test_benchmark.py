@@ -18,7 +18,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from benchmarks import against_demucs, length, levels, table
+from benchmarks import against_demucs, hour, length, levels, table
 from benchmarks import baseline as against_baseline
 from kmdx import cli, plan_file
 from kmdx.benchmark import machine, measuring, stand_in, synthetic
@@ -26,6 +26,7 @@ from kmdx.benchmark.report import EQUAL, NetworkSpeed
 from kmdx.errors import KmdxError
 from kmdx.loading import load_network
 from kmdx.networks.onnx import OnnxNetwork
+from kmdx.separator import Separator
 
 CPU = torch.device("cpu")
 
@@ -261,6 +262,30 @@ def test_cost_by_length_is_fitted_and_drawn() -> None:
     root = xml.etree.ElementTree.fromstring(length.svg(costs))
     assert len(root.findall(".//{*}circle")) == 2 * len(costs)
     plan_file.parse(length.PLAN, "small")
+
+
+def test_a_long_song_is_as_its_pieces(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hour, "WINDOWS", 8)
+    song = tmp_path / "song.wav"
+    soundfile.write(tmp_path / "part.wav", 0.1 + 0.3 * noise(44_100), 44100)
+    hour.write(song, [tmp_path / "part.wav"], 1_500_000)
+    monkeypatch.setattr(sys, "argv", [])
+    seconds, peak = hour.separate(song, tmp_path, str(small))
+    assert seconds > 0
+    assert peak <= (machine.peak_memory() or 0)
+    separator = Separator(small, device="cpu", speed="fast")
+    _, middle, _ = hour.pieces(separator.plan, 1_500_000)
+    assert max(hour.compare(song, tmp_path, separator).values()) < 1e-6
+
+    stem = tmp_path / "song" / "bass.wav"
+    samples, rate = soundfile.read(stem, dtype="float32")
+    samples[(middle.first + middle.last) // 2] += 0.01
+    soundfile.write(stem, samples, rate, "FLOAT")
+    found = hour.compare(song, tmp_path, separator)
+    assert found["bass"] == pytest.approx(0.01, rel=0.01)
+    assert found["drums"] < 1e-6
 
 
 def test_stages_hear_what_is_left() -> None:

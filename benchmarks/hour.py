@@ -1,0 +1,185 @@
+"""An hour of stereo on the CPU: ``python -m benchmarks.hour [SONG…]`` tells its time, memory and samples.
+
+The songs, one behind the other and again from the first, are one file of an hour. ``kmdx separate`` takes it
+with the htdemucs plan at ``--speed fast``, file to file; told is the peak of resident memory until then. Its
+stems are then compared with pieces of the hour, short enough to lie in memory, that go through the plan
+alone: at the hour's level, begun where a window of the hour begins, and without the margins whose windows
+the piece has not all. All of it is one process, which has chosen once how to multiply.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile as sf
+import torch
+from numpy.typing import NDArray
+
+from kmdx import Separator, cli
+from kmdx.benchmark import machine, synthetic
+from kmdx.errors import KmdxError
+from kmdx.plan import Hear, Node, Normalize, OverlapAdd, Plan, Sum
+
+RATE = 44100
+BLOCK = 2**20  # samples of a file that are read at a time
+WINDOWS = 16  # of a piece
+
+
+class Piece(NamedTuple):
+    """Of a song, in samples: what goes through the plan, and the part of it that must be as in the whole."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+
+def write(path: Path, songs: Sequence[Path], samples: int) -> None:
+    """Write so many samples of stereo: songs over and over, or a synthetic one."""
+    with sf.SoundFile(path, "w", RATE, 2, "PCM_16") as file:
+        for block in _blocks(songs, samples):
+            file.write(block[: samples - file.tell()])
+
+
+def _blocks(songs: Sequence[Path], samples: int) -> itertools.chain[NDArray[np.float32]]:
+    """Blocks of the songs that are that many samples together, or more."""
+    if not songs:
+        return itertools.chain(synthetic.phrases(samples / RATE, RATE))
+    read = []
+    for song in songs:
+        block, rate = sf.read(song, dtype="float32", always_2d=True)
+        if (rate, block.shape[1]) != (RATE, 2) or not len(block):
+            raise KmdxError(f"{song}: not stereo at {RATE} Hz")
+        read.append(block)
+    times = -(-samples // sum(map(len, read)))
+    return itertools.chain.from_iterable(itertools.repeat(read, times))
+
+
+def separate(song: Path, output: Path, ensemble: str) -> tuple[float, int]:
+    """Do as the command does; returns seconds, and the process's peak of resident memory in bytes."""
+    command = ["kmdx", "separate", str(song), "-e", ensemble, "-o", str(output)]
+    sys.argv = [*command, "--device", "cpu", "--speed", "fast", "--format", "float32"]
+    began = time.perf_counter()
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    return time.perf_counter() - began, machine.peak_memory() or 0
+
+
+def level(song: Path) -> tuple[float, float]:
+    """Mean and standard deviation of a file's mono sum, in float64."""
+    with sf.SoundFile(song) as file:
+        count = len(file)
+        mono = [block.mean(1) for block in file.blocks(BLOCK, dtype="float32", always_2d=True)]
+    mean = sum(float(block.sum(dtype=np.float64)) for block in mono) / count
+    squares = sum(float(np.square(block.astype(np.float64) - mean).sum()) for block in mono)
+    return mean, (squares / (count - 1)) ** 0.5
+
+
+def pieces(plan: Plan, samples: int) -> list[Piece]:
+    """Three pieces of a song: its beginning, its middle and its end."""
+    (chunking,) = {use.chunking for use in plan.networks.values()}
+    if not isinstance(chunking, OverlapAdd):
+        raise KmdxError(f"{plan.name}: its networks do not overlap and add")
+    stages = sum(isinstance(node, Hear) for node in plan.nodes.values())
+    margin = stages * chunking.length  # at most: each stage hears what the one before is right about
+    stride, windows = chunking.stride, chunking.windows(samples)
+    found = []
+    for begin, end in (
+        (0, WINDOWS * stride),
+        (windows // 2 * stride, (windows // 2 + WINDOWS) * stride),
+        (max(0, windows - WINDOWS) * stride, samples),
+    ):
+        end = min(end, samples)
+        first, last = begin + margin if begin else 0, end if end == samples else end - margin
+        if first < last:
+            found.append(Piece(begin, end, first, last))
+    return found
+
+
+def without_levels(plan: Plan) -> Plan:
+    """The same plan, but that it hears and gives signals that are normalized already."""
+
+    def flat(node: Node) -> Node:
+        match node:
+            case Normalize(signal):
+                return Sum({signal: 1.0})
+            case Sum(terms, _):
+                return Sum(terms)
+        return node
+
+    return replace(plan, nodes={name: flat(node) for name, node in plan.nodes.items()})
+
+
+def compare(song: Path, output: Path, separator: Separator) -> dict[str, float]:
+    """Largest difference of samples between a song's stems and its pieces, by stem; needs the files of both.
+
+    Raises
+    ------
+    KmdxError
+        If the song is too short for any piece, or its plan is not one of overlapping windows.
+    """
+    mean, std = level(song)
+    samples = sf.info(song).frames
+    alone = separator.under(without_levels(separator.plan))
+    found = pieces(separator.plan, samples)
+    if not found:
+        raise KmdxError(f"{samples / RATE:g} s are too short to compare pieces")
+    largest = dict.fromkeys(separator.stems, 0.0)
+    for piece in found:
+        heard = (torch.from_numpy(_read(song, piece.begin, piece.end)) - mean) / std
+        for stem, estimate in alone.separate(heard.numpy(), RATE).items():
+            inner = torch.from_numpy(estimate[piece.first - piece.begin : piece.last - piece.begin])
+            whole = _read(output / song.stem / f"{stem}.wav", piece.first, piece.last)
+            difference = np.abs(inner.mul_(std).add_(mean).numpy() - whole).max()
+            largest[stem] = max(largest[stem], float(difference))
+        told = ", ".join(f"{place / RATE:.1f}" for place in (piece.first, piece.last))
+        print(f"seconds {told}: the largest differences so far are {largest}", flush=True)
+    return largest
+
+
+def _read(path: Path, begin: int, end: int) -> NDArray[np.float32]:
+    samples: NDArray[np.float32] = sf.read(path, start=begin, stop=end, dtype="float32", always_2d=True)[0]
+    return samples
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("songs", nargs="*", type=Path, metavar="SONG", help="stereo files at 44.1 kHz")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--ensemble", default="htdemucs", help="a plan whose windows all overlap and add")
+    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    options = parser.parse_args(arguments)
+    if options.folder is not None:
+        os.environ["KMDX_MODELS"] = str(options.folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        song = folder / "song.wav"
+        write(song, options.songs, round(60 * options.minutes * RATE))
+        seconds, peak = separate(song, folder, options.ensemble)
+        print(
+            f"{options.minutes:g} min in {seconds:.0f} s, {seconds / 60 / options.minutes:.3f} × its length, "
+            f"{peak / 1e9:.2f} GB at most",
+            flush=True,
+        )
+        compare(song, folder, Separator(options.ensemble, device="cpu", speed="fast"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KmdxError as error:
+        sys.exit(f"error: {error}")
