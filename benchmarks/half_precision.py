@@ -18,6 +18,7 @@ SDR per stem and how much it changed. ``--hardware`` lets this machine compute i
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from torch.utils._pytree import tree_map
 
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file
+from kmdx.errors import KmdxError
 from kmdx.loading import load_fast
 from kmdx.memory import warm_heap
 from kmdx.networks.demucs import DemucsNetwork
@@ -38,7 +40,8 @@ from kmdx.networks.network import Network
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = (
-    "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "mkldnn", "_nnpack",
+    "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "_linear_pointwise", "mkldnn",
+    "_nnpack",
 )  # fmt: skip
 # By name of the operation. Autocast leaves sums with float32 parameters or signals, and with them the
 # residual streams and layer norms, in float32; a U-Net is in half precision from end to end.
@@ -56,6 +59,10 @@ class Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, on rounded tensors if it is one of those."""
+        with self:  # inference mode does not take operations apart before they come here
+            made = function.decompose(*args, **(kwargs or {}))
+        if made is not NotImplemented:
+            return made
         name = function.overloadpacket.__name__.removesuffix("_")
         if not name.startswith(self.operations) or function._schema.is_mutable:
             return function(*args, **(kwargs or {}))
@@ -149,4 +156,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KmdxError as error:
+        sys.exit(f"error: {error}")
