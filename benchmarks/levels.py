@@ -1,8 +1,8 @@
 """What the speed levels cost and save: ``python -m benchmarks.levels DATASET [--overlap 0.85]``.
 
-Separates songs in MUSDB18-HQ's layout at each level, in float32; prints seconds of work per second of song
-and the change of each stem's global SDR. ``--overlap`` gives the ensemble's networks leaderboard C's overlap,
-where its own is so small that a level would change nothing.
+Separates songs in MUSDB18-HQ's layout at each level, in float32 unless ``--precision`` says otherwise; prints
+seconds of work per second of song and the change of each stem's global SDR. ``--overlap`` gives the
+ensemble's networks leaderboard C's overlap, where its own is so small that a level would change nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file, speed
 from kmdx.errors import KmdxError
+from kmdx.precision import PRECISIONS
 
 
 def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
@@ -33,7 +34,7 @@ def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
     return path
 
 
-def measure(ensemble: str | Path, dataset: Path, models: Path | None) -> None:
+def measure(ensemble: str | Path, dataset: Path, models: Path | None, precision: str = "fp32") -> None:
     """Print a line for each song and level."""
     mixtures = sorted(dataset.rglob("mixture.wav"))
     if not mixtures:
@@ -41,7 +42,7 @@ def measure(ensemble: str | Path, dataset: Path, models: Path | None) -> None:
     songs = {path.parent: audio.read(path) for path in mixtures}
     before: dict[Path, dict[str, float]] = {}
     for level in speed.levels():
-        separator = Separator(ensemble, device="cpu", folder=models, precision="fp32", speed=level)
+        separator = Separator(ensemble, device="cpu", folder=models, precision=precision, speed=level)
         for folder, song in songs.items():
             began = time.perf_counter()
             stems = separator.separate(song.samples, song.rate)
@@ -63,13 +64,14 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--ensemble", default="htdemucs")
     parser.add_argument("--overlap", type=float)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--folder", type=Path, help="where weight files lie")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         chosen: str | Path = options.ensemble
         if options.overlap is not None:
             chosen = overlapping(options.ensemble, options.overlap, Path(temporary))
-        measure(chosen, options.dataset, options.folder)
+        measure(chosen, options.dataset, options.folder, options.precision)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the small ensemble is worth: ``python -m benchmarks.mini SONGS… [-o scores.csv]``.
+"""What the small ensemble is worth: ``python -m benchmarks.mini NAME=SONGS… [-o scores.csv]``.
 
 SONGS are folders with songs' stems at any depth, ``<song>/{bass,drums,other,vocals}.*``; their sum is the
 mixture. A song without vocals is left out, and a stem that is missing or silent is not scored. For each
@@ -6,10 +6,10 @@ song and stem, the global SDR in dB of
 
 - the mixture itself,
 - the stem's network alone, hearing the mixture,
-- the stem's network where it stands in the plan, hearing what the stages before it left over,
+- the stem's network at the last place where it stands in the plan, hearing what the stages before left over,
 - the plan's stem,
 
-and for each folder the mean over its songs.
+and for each set, which NAME calls, the mean over its songs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
     """Add a run of each network that hears the mixture; also says which signal is which, by stem and way."""
     hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Hear)}
     runs = {plan.networks[node.network].sources[0]: name for name, node in hears.items()}
-    alone = {f"{name}_alone": Hear(node.network, MIXTURE) for name, node in hears.items()}
+    alone = {f"{name}_alone": Hear(hears[name].network, MIXTURE) for name in runs.values()}
     ways = {
         stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
         for stem in STEMS
@@ -74,21 +75,40 @@ def score(
     }
 
 
+def songs_of(sets: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders of songs by the name of their set, from ``NAME=SONGS``.
+
+    Raises
+    ------
+    KmdxError
+        If one is written otherwise, is named twice, or has no songs, or two of the same name.
+    """
+    found: dict[str, list[Path]] = {}
+    for text in sets:
+        name, equals, root = text.partition("=")
+        if not (name and equals and root) or name in found:
+            raise KmdxError(f"{text}: expected NAME=SONGS, each name once")
+        folders = sorted({path.parent for path in Path(root).rglob("vocals.*")})
+        if not folders:
+            raise KmdxError(f"{root}: no song folders with stems")
+        if len({folder.name for folder in folders}) < len(folders):
+            raise KmdxError(f"{root}: songs in different folders have the same name")
+        found[name] = folders
+    return found
+
+
 def main() -> None:
-    """Score every song and print a table for each folder."""
+    """Score every song and print a table for each set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("songs", type=Path, nargs="+")
+    parser.add_argument("sets", nargs="+", metavar="NAME=SONGS")
     parser.add_argument("-o", "--output", type=Path, help="write every number as CSV")
     options = parser.parse_args()
     separator, ways = prepare()
     console = Console(highlight=False)
     rows = []
-    for root in options.songs:
-        folders = sorted({path.parent for path in root.rglob("vocals.*")})
-        if not folders:
-            raise KmdxError(f"{root}: no song folders with stems")
+    for name, folders in songs_of(options.sets).items():
         scores = {folder.name: score(separator, folder, ways) for folder in folders}
-        table = Table("stem", "songs", *WAYS, "plan's gain", title=root.name, box=None)
+        table = Table("stem", "songs", *WAYS, "plan's gain", title=name, box=None)
         for stem in STEMS:
             of_songs = [
                 [song[stem, way] for way in WAYS] for song in scores.values() if (stem, "plan") in song
@@ -99,8 +119,8 @@ def main() -> None:
                 table.add_row(stem, str(len(of_songs)), *cells, f"{means[-1] - means[0]:+.2f}")
         console.print(table)
         rows += [
-            {"set": root.name, "song": name, "stem": stem, "way": way, "sdr": f"{sdr:.3f}"}
-            for name, song in scores.items()
+            {"set": name, "song": title, "stem": stem, "way": way, "sdr": f"{sdr:.3f}"}
+            for title, song in scores.items()
             for (stem, way), sdr in song.items()
         ]
     if options.output:
