@@ -141,6 +141,36 @@ class WholeCheckpoints(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
 
 
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, which remember the best score also where the run's folder has moved."""
+
+    @property
+    def state_key(self) -> str:
+        """As of lightning's own class, so that checkpoints of earlier runs are understood."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score, unless the checkpoint that has it is gone."""
+        here = Path(str(self.dirpath))
+
+        def moved(path: str) -> str:
+            return str(here / Path(path).name) if path else path
+
+        best = moved(state_dict["best_model_path"])
+        if best and not Path(best).is_file():
+            return
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": best,
+                "kth_best_model_path": moved(state_dict["kth_best_model_path"]),
+                "last_model_path": moved(state_dict["last_model_path"]),
+                "best_k_models": {moved(path): score for path, score in state_dict["best_k_models"].items()},
+            }
+        )
+
+
 def _of_worker(error: TrainingError) -> TrainingError:
     """A mistake without the traceback that a worker sends along."""
     for line in reversed(str(error).splitlines()):
@@ -225,7 +255,7 @@ def _trainer(
             f"a batch of {config.batch} cannot go through {devices} devices by {at_once} windows each"
         )
     checkpoint = partial(
-        ModelCheckpoint, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
+        Checkpoints, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
     )
     callbacks: list[Callback] = [] if config.average is None else [Averaging(config.average)]
     callbacks += [
@@ -240,7 +270,13 @@ def _trainer(
     ]
     if config.patience is not None:
         callbacks.append(
-            EarlyStopping("sdr", mode="max", patience=config.patience, check_on_train_epoch_end=False)
+            EarlyStopping(
+                "sdr",
+                mode="max",
+                patience=config.patience,
+                check_finite=False,  # the module says which song it is
+                check_on_train_epoch_end=False,
+            )
         )
     return lightning.Trainer(
         default_root_dir=run.folder,

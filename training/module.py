@@ -193,6 +193,12 @@ class Unmixing(lightning.LightningModule):
             self.scores = {name: score for part in gathered for name, score in part.items()}
         if not self.scores:
             raise TrainingError(f"{self.config.source} is silent in every song to validate with")
+        wrong = sorted(name for name, score in self.scores.items() if not math.isfinite(score))
+        if wrong:
+            raise TrainingError(
+                f"the score of {', '.join(wrong)} is not finite at step {self.trainer.global_step}: listen to "
+                "the stems, or lower optimizer.rate; the last checkpoint is untouched"
+            )
         self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
 
     def on_fit_start(self) -> None:

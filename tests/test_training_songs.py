@@ -1,0 +1,70 @@
+"""What is wrong with songs, and is told before the first step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import test_training as cases
+from conftest import noise
+
+from kmdx.errors import KmdxWarning
+from training import songs, windows
+from training.config import TrainingError
+from training.run import Run
+
+data, fit = cases.data, cases.fit
+RATE = 44100
+
+
+def write(folder: Path, **seconds: float) -> Path:
+    """A song whose stems have these lengths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, length in seconds.items():
+        soundfile.write(folder / f"{stem}.wav", noise(round(length * RATE)), RATE)
+    return folder
+
+
+def test_stems_of_different_lengths_are_told(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "song 0", tmp_path / "song 0")
+    song = write(tmp_path / "uneven", bass=2, drums=2, other=1.95, vocals=1.5)
+    with pytest.warns(KmdxWarning) as told:
+        songs.find([tmp_path], "vocals", cases.CHUNK, ["song 0"])
+    (message,) = [str(warning.message) for warning in told]
+    assert message == (
+        f"{song / 'vocals.wav'}: 1.5 s, where bass.wav has 2.0 s: cut off? taken as silent from there on"
+    )
+
+
+def test_a_variant_that_is_too_short_is_refused(data: Path, tmp_path: Path) -> None:
+    write(tmp_path / "song 1", bass=0.1, drums=0.1, other=0.1, vocals=0.1)
+    with pytest.raises(TrainingError, match=f"song 1 in {tmp_path} is shorter than a window: 0.1 s of 0.2 s"):
+        songs.find([data], "vocals", cases.CHUNK, ["song 0", "song 2"], [tmp_path])
+
+
+def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "song", vocals=1) / "vocals.wav"
+    stem = replace(songs._stem(path), samples=2 * RATE)
+    assert windows.read(stem, 0, RATE).any()
+    with pytest.raises(TrainingError, match=r"vocals.wav: ends after 44100 of 88200 samples"):
+        windows.read(stem, RATE // 2, RATE)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("song 0", "validate"), ("song 1", "train")])
+def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
+    name: str, kind: str, data: Path, tmp_path: Path, fit: Callable[..., Run]
+) -> None:
+    copy = tmp_path / "silent"
+    shutil.copytree(data, copy)
+    shutil.rmtree(copy / "song 2")
+    for file in (copy / name).glob("vocals.*"):
+        file.unlink()
+    soundfile.write(copy / name / "vocals.wav", np.zeros((88_200, 2)), RATE)
+    with pytest.raises(TrainingError, match=f"vocals is silent in every song to {kind} with"):
+        fit(folder=copy)
+    assert not (tmp_path / "run" / "config.yaml").exists()
