@@ -19,7 +19,7 @@ from kmdx import loading, memory, weights
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse, TrimAndJoin
-from training import budget, decoding, journal
+from training import budget, decoding, journal, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
@@ -72,6 +72,7 @@ def fit(
     if accelerator == "cpu" and config.precision == "fp16":
         raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
     songs = find(folders, config.source, config.network.chunk, config.validation, variants)
+    validation.check(config, songs)
     with run.locked() if first else nullcontext():
         vocals = vocals_network(config)
         if first:

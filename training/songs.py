@@ -26,6 +26,7 @@ RATE = 44100  # Hz
 SOUNDS = (".wav", ".flac", ".ogg")
 TRAIN = "train"
 VALIDATION = ("valid", "validation")
+UNEVEN = 0.1  # seconds that stems of one song may differ in length without a word
 MUSDB18 = Path(__file__).with_name("musdb18.yaml")
 
 
@@ -57,7 +58,7 @@ class Song:
     @property
     def samples(self) -> int:
         """Length of the longest stem."""
-        return max(stem.samples for stem in self.stems.values())
+        return _samples(self.stems)
 
     @property
     def versions(self) -> tuple[Mapping[str, Stem], ...]:
@@ -135,22 +136,32 @@ def find(
         raise TrainingError(f"no songs to train with in {where}: all of them are validated with")
     for what, songs in (("to train with", found), ("to validate with", held)):
         for song in songs.values():
-            if song.samples < shortest:
-                raise TrainingError(
-                    f"{song.name} is shorter than a window: {song.samples / RATE:.1f} s of "
-                    f"{shortest / RATE:.1f} s; leave it out, or train a network with fewer frames"
-                )
+            _long_enough(song.name, song.stems, shortest)
         if not any(source in song.stems for song in songs.values()):
             raise TrainingError(f"none of {len(songs)} songs {what} has {source}: {_some(songs)}")
     others = [_versions(folder) for folder in variants]
     for folder, version in zip(variants, others, strict=True):
         if not version.keys() & found.keys():
             raise TrainingError(f"{folder}: no variant of a song to train with: names must be the songs' own")
+        for name in version.keys() & found.keys():
+            _long_enough(f"{name} in {folder}", version[name], shortest)
     training = (
         Song(song.name, song.stems, tuple(version[name] for version in others if name in version))
         for name, song in found.items()
     )
     return Songs(tuple(training), tuple(held.values()))
+
+
+def _samples(stems: Mapping[str, Stem]) -> int:
+    return max(stem.samples for stem in stems.values())
+
+
+def _long_enough(name: str, stems: Mapping[str, Stem], shortest: int) -> None:
+    if _samples(stems) < shortest:
+        raise TrainingError(
+            f"{name} is shorter than a window: {_samples(stems) / RATE:.1f} s of "
+            f"{shortest / RATE:.1f} s; leave it out, or train a network with fewer frames"
+        )
 
 
 def _of_folder(folder: Path) -> tuple[list[Song], list[Song]]:
@@ -190,6 +201,15 @@ def _stems(folder: Path) -> dict[str, Stem]:
     silent = [name for name in STEMS if name not in stems]
     if stems and silent:
         warnings.warn(f"{folder.name}: no {', '.join(silent)}: taken as silent", KmdxWarning, stacklevel=2)
+    longest = max(stems.values(), key=lambda stem: stem.samples, default=None)
+    for stem in stems.values():
+        if longest is not None and longest.samples - stem.samples > UNEVEN * RATE:
+            warnings.warn(
+                f"{stem.path}: {stem.samples / RATE:.1f} s, where {longest.path.name} has "
+                f"{longest.samples / RATE:.1f} s: cut off? taken as silent from there on",
+                KmdxWarning,
+                stacklevel=2,
+            )
     return stems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import soundfile as sf
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,8 +16,10 @@ from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.runner import Runner
 from training import windows
-from training.config import Config
-from training.songs import Song
+from training.config import Config, TrainingError
+from training.songs import Song, Songs, Stem
+
+BLOCK = 2**16  # samples read at a time
 
 
 class Estimated(NamedTuple):
@@ -25,6 +28,28 @@ class Estimated(NamedTuple):
     heard: NDArray[np.float32]
     estimate: NDArray[np.float32]
     truth: NDArray[np.float32]
+
+
+def check(config: Config, songs: Songs) -> None:
+    """See that something can be learned and scored: some stem of either kind is not silent.
+
+    Raises
+    ------
+    TrainingError
+        If the source is silent in every song to train or to validate with, or a file cannot be read.
+    """
+    for what, group in (("train", songs.training), ("validate", songs.validation)):
+        if not any(_sounds(song.stems[config.source]) for song in group if config.source in song.stems):
+            raise TrainingError(f"{config.source} is silent in every song to {what} with")
+
+
+def _sounds(stem: Stem) -> bool:
+    """Whether there is anything in a stem but zeros; it is read until then."""
+    try:
+        with sf.SoundFile(stem.path) as sound:
+            return any(block.any() for block in sound.blocks(BLOCK, dtype="float32"))
+    except (OSError, sf.SoundFileError) as error:
+        raise TrainingError(f"{stem.path}: cannot be read: {error}") from error
 
 
 def score(

@@ -118,13 +118,16 @@ def read(stem: Stem | None, start: int, length: int) -> NDArray[np.float32]:
     window = np.zeros((2, length), np.float32)
     if stem is None or start >= stem.samples:
         return window
+    expected = min(length, stem.samples - start)
     try:
         with sf.SoundFile(stem.path) as sound:
             sound.seek(start)
-            samples = sound.read(min(length, stem.samples - start), dtype="float32", always_2d=True)
+            samples = sound.read(expected, dtype="float32", always_2d=True)
     except (OSError, sf.SoundFileError) as error:
         raise TrainingError(f"{stem.path}: cannot be read any more: {error}") from error
-    window[:, : len(samples)] = samples.T
+    if len(samples) < expected:
+        raise TrainingError(f"{stem.path}: ends after {start + len(samples)} of {stem.samples} samples")
+    window[:, :expected] = samples.T
     return window
 
 
