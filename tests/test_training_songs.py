@@ -14,7 +14,7 @@ import test_training as cases
 from conftest import noise
 
 from kmdx.errors import KmdxWarning
-from training import songs, windows
+from training import fitting, songs, windows
 from training.config import TrainingError
 from training.run import Run
 
@@ -67,4 +67,37 @@ def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
     soundfile.write(copy / name / "vocals.wav", np.zeros((88_200, 2)), RATE)
     with pytest.raises(TrainingError, match=f"vocals is silent in every song to {kind} with"):
         fit(folder=copy)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_run_of_a_vocals_network_is_found_from_everywhere(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Callable[..., Run]
+) -> None:
+    fit("vocals", steps=2)
+    drums = {"source": "drums", "hears": "rest", "rest": {"vocals": "vocals"}, "steps": 2}
+    monkeypatch.chdir(tmp_path)
+    run = fit("drums", **drums)
+    assert run.config().rest.vocals == str(tmp_path / "vocals")
+    run.config_file.write_text(run.config_file.read_text("utf-8").replace(str(tmp_path / "vocals"), "vocals"))
+    assert fit("drums", **drums).config().rest.vocals == str(tmp_path / "vocals"), "as earlier runs noted it"
+    monkeypatch.chdir(data)
+    assert fitting.vocals_network(run.config()) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rest": {"vocals": "mdx_vocals"}}, "rest.vocals: A small network hears the mixture"),
+        (
+            {"source": "bass", "hears": "rest", "rest": {"vocals": "runs/a"}},
+            "rest.vocals: runs/a: no such run",
+        ),
+        ({"source": "bass", "hears": "rest", "rest": {"vocals": "./a"}}, "rest.vocals: ./a: no such run"),
+    ],
+)
+def test_vocals_that_cannot_be_taken_out(
+    changes: dict, message: str, tmp_path: Path, fit: Callable[..., Run]
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(**changes)
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -234,6 +234,14 @@ class Config(Section):
         """Epochs of the whole run."""
         return -(-self.steps // self.epoch)
 
+    def absolute(self) -> Config:
+        """The same wherever it is read: a run whose vocals are taken out is named by its whole path."""
+        name = self.rest.vocals
+        if name is None or not Path(name).expanduser().is_dir():
+            return self
+        place = str(Path(name).expanduser().resolve())
+        return self.model_copy(update={"rest": self.rest.model_copy(update={"vocals": place})})
+
 
 def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a config: one of ``training/configs`` by its name, or a file.

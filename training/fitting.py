@@ -68,6 +68,9 @@ def fit(
     """
     run = Run(output)
     first = is_first()
+    if config.rest.vocals is not None and config.hears != "rest":
+        raise TrainingError(f"rest.vocals: {config.title} hears the mixture; it needs hears: rest")
+    config = config.absolute()
     accelerator = _accelerator(device, devices)
     if accelerator == "cpu" and config.precision == "fp16":
         raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
@@ -198,6 +201,8 @@ def vocals_network(config: Config) -> Network | None:
     if config.hears != "rest" or name is None:
         return None
     sizes = config.network
+    if not Path(name).is_dir() and (len(Path(name).parts) > 1 or name.startswith((".", "~"))):
+        raise TrainingError(f"rest.vocals: {name}: no such run")
     if Path(name).is_dir():
         network: Network = trained(Run.existing(Path(name)))
     else:

@@ -143,7 +143,7 @@ class Run:
         if not self.config_file.is_file() or not self.last.is_file():
             self._note(config, {**data, "at_once": at_once()})
             return
-        before = self.config().model_dump(mode="json")
+        before = self.config().absolute().model_dump(mode="json")
         now = config.model_dump(mode="json")
         differing = [key for key in now if before.get(key) != now[key] and key not in FREE]
         if differing:
