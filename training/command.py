@@ -117,7 +117,10 @@ def export(
     models: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The models folder; the usual one if not given.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store the .pt in float16.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Round the weights to float16.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also the weight that another run exported by that name.")
+    ] = False,
 ) -> None:
     """Write the best weights as .pt and .onnx into the models folder, where a plan can name them."""
     from kmdx import weights
@@ -125,7 +128,15 @@ def export(
     from training.run import Run
 
     made = exporting.export(
-        Run.existing(folder), name or folder.resolve().name.lower(), weights.models_folder(models), half
+        Run.existing(folder),
+        name or folder.resolve().name.lower(),
+        weights.models_folder(models),
+        half,
+        replace,
+    )
+    score = "not validated yet" if made.score is None else f"SDR {made.score:.3f} dB"
+    out.print(
+        f"weights of step {made.step}, {score}; the run {'has ended' if made.ended else 'has not ended yet'}"
     )
     out.print(
         f"{escape(str(made.state))}\n{escape(str(made.graph))}: differs by {made.difference:.1e} of the peak"

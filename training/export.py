@@ -25,15 +25,22 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class Exported(NamedTuple):
-    """An exported network: its files, how far the graph is from the network, and its name in plans."""
+    """An exported network: its files, how far the graph is from the network, and its name in plans.
+
+    ``step`` and ``score`` (dB; None where nothing was validated yet) are those of its checkpoint, and
+    ``ended`` says whether the run can still find a better one.
+    """
 
     state: Path
     graph: Path
     difference: float
     name: str
+    step: int
+    score: float | None
+    ended: bool
 
 
-def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
+def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
     """Export a run's best weights into a models folder and register them there.
 
     Parameters
@@ -44,34 +51,42 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
     folder : Path
         The models folder.
     half : bool
-        Store the ``.pt`` in float16: half as large, an error of about -70 dB.
+        Round the weights to float16: the ``.pt`` is half as large, and the graph has the same weights.
+    replace : bool
+        Also take the name of a weight that another run exported.
 
     Raises
     ------
     TrainingError
-        If the name cannot be one, the folder cannot be written to, or the graph does not say what the
-        network says.
+        If the name cannot be one or is another run's, the folder cannot be written to, a weight is too
+        large for float16, or the graph does not say what the network says.
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
     elsewhere = folder.resolve() != weights.shipped_folder().resolve()
     if name in weights.registry() or (name in weights.shipped() and elsewhere):
         raise TrainingError(f"name {name!r}: a weight that is known has that name; choose another")
+    state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
+    if not replace and name in weights.trained(folder) and not run.wrote(state):
+        raise TrainingError(
+            f"name {name!r}: another run's weight has it in {folder}; add --replace to replace it"
+        )
     config = run.config()
     network = fitting.trained(run)
-    state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
-    partial = folder / f".{name}.{os.getpid()}"
+    if half:
+        _round(network)
+    partials = [folder / f".{file.name}.{os.getpid()}" for file in (state, graph)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_graph(network, partial)
-        difference = compare(network, partial)
-        if difference > TOLERANCE:
+        torch.save(author_state(network, half), partials[0])
+        write_graph(network, partials[1])
+        difference = compare(network, partials[1])
+        if not difference <= TOLERANCE:  # also where it is no number
             raise TrainingError(
                 f"the exported graph differs from the network by {difference:.1e} of its peak"
             )
-        partial.replace(graph)
-        torch.save(author_state(network, half), partial)
-        partial.replace(state)
+        for partial, file in zip(partials, (state, graph), strict=True):
+            partial.replace(file)
         weights.register(
             folder,
             name,
@@ -80,11 +95,23 @@ def export(run: Run, name: str, folder: Path, half: bool = False) -> Exported:
             architecture={**config.network.architecture(config.source), "gflops": _gflops(config)},
             trained=date.today().isoformat(),
         )
+        run.note_export(state)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
-    return Exported(state, graph, difference, name)
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    return Exported(state, graph, difference, name, *run.reached(), run.ended())
+
+
+@torch.no_grad()
+def _round(network: TfcTdf) -> None:
+    """Round a network's weights to what float16 holds."""
+    for name, tensor in network.state_dict().items():  # shares its memory
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+            if not tensor.isfinite().all():
+                raise TrainingError(f"{name} does not fit into float16: leave --half out")
 
 
 def _gflops(config: Config) -> float:

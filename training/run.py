@@ -2,11 +2,13 @@
 
 ``config.yaml`` what it is to do, ``data.yaml`` the songs, ``checkpoints/last.ckpt`` where it goes on and
 ``checkpoints/best.ckpt`` what is exported, ``steps.csv`` and ``validation.csv`` what happened,
-``tensorboard/`` the same for TensorBoard, ``report.html`` the page to read.
+``tensorboard/`` the same for TensorBoard, ``report.html`` the page to read, ``exports.txt`` digests of what
+was exported.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,6 +40,7 @@ class Run:
         self.folder = folder
         self.config_file = folder / "config.yaml"
         self.data_file = folder / "data.yaml"
+        self.exports_file = folder / "exports.txt"
         self.last = folder / "checkpoints" / "last.ckpt"
         self.best = folder / "checkpoints" / "best.ckpt"
         self.steps = folder / "steps.csv"
@@ -101,11 +104,37 @@ class Run:
         size: int = self.data()["at_once"]
         return size
 
+    def reached(self) -> tuple[int, float | None]:
+        """Step of :attr:`weights`, and their score in dB; None where nothing was validated yet."""
+        checkpoint = _checkpoint(self.weights)
+        scores = [state.get("best_model_score") for state in checkpoint["callbacks"].values()]
+        score = next((float(value) for value in scores if value is not None), None)
+        return checkpoint["global_step"], score if self.weights == self.best else None
+
+    def ended(self) -> bool:
+        """Whether nothing is left to do."""
+        if not self.last.is_file():
+            return False
+        return _checkpoint(self.last)["global_step"] >= self.config().steps or self.stopped_early()
+
+    def wrote(self, file: Path) -> bool:
+        """Whether this run exported the file that lies there, or none does."""
+        return not file.is_file() or _digest(file) in self._exports()
+
+    def note_export(self, file: Path) -> None:
+        """Remember a file as this run's own."""
+        _write(self.exports_file, "".join(f"{line}\n" for line in {**self._exports(), _digest(file): None}))
+
+    def _exports(self) -> dict[str, None]:
+        if not self.exports_file.is_file():
+            return {}
+        return dict.fromkeys(self.exports_file.read_text("utf-8").split())
+
     def stopped_early(self) -> bool:
         """Whether it ended for want of a better score, which lightning does not remember."""
         if not self.last.is_file():
             return False
-        states = torch.load(self.last, map_location="cpu", weights_only=True)["callbacks"]
+        states = _checkpoint(self.last)["callbacks"]
         return any(
             state["wait_count"] >= state["patience"]
             for name, state in states.items()
@@ -161,6 +190,15 @@ class Run:
     def _note(self, config: Config, data: dict[str, Any]) -> None:
         _write(self.config_file, configs.dump(config))
         _write(self.data_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return found
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,91 @@
+"""What is exported from a run, in float16 too, and under whose name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import test_training as cases
+import torch
+
+from kmdx.networks.tfc_tdf import TfcTdf
+from training import command, export, fitting
+from training.config import TrainingError
+from training.run import Run
+
+data, fit = cases.data, cases.fit
+
+
+def test_half_rounds_both_files_alike(fit: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit(steps=4)
+    made = export.export(run, "mine", tmp_path, half=True)
+    stored = torch.load(made.state, weights_only=True)
+    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+    network = TfcTdf(run.config().network.unet(), "vocals")
+    network.load({name: value.float() for name, value in stored.items()})
+    network.eval()
+    assert export.compare(network, made.graph) < 1e-6 < export.compare(fitting.trained(run), made.graph)
+    whole = torch.load(export.export(run, "whole", tmp_path).state, weights_only=True)
+    assert {value.dtype for value in whole.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_a_weight_too_large_for_half_is_named(
+    fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit(steps=2)
+    network = fitting.trained(run)
+    name = next(iter(dict(network.named_parameters())))
+    network.get_parameter(name).data.fill_(1e6)
+    monkeypatch.setattr(fitting, "trained", lambda run: network)
+    with pytest.raises(TrainingError, match=f"{name} does not fit into float16: leave --half out"):
+        export.export(run, "mine", tmp_path / "models", half=True)
+
+
+@pytest.mark.parametrize("difference", [float("nan"), 1e-3])
+def test_a_graph_that_differs_is_not_exported(
+    difference: float, fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "compare", lambda network, graph: difference)
+    with pytest.raises(TrainingError, match="the exported graph differs from the network"):
+        export.export(fit(steps=2), "mine", tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_name_is_replaced_by_the_same_run_alone(fit: Callable[..., Run], tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first, second = fit("first", steps=2), fit("second", steps=2, seed=1)
+    export.export(first, "mine", models)
+    before = export.export(first, "mine", models).state.read_bytes()
+    with pytest.raises(TrainingError, match="name 'mine': another run's weight has it in .*; add --replace"):
+        export.export(second, "mine", models)
+    assert (models / "mine.pt").read_bytes() == before
+    export.export(second, "mine", models, replace=True)
+    with pytest.raises(TrainingError, match="another run's weight"):
+        export.export(first, "mine", models)
+
+
+def test_exporting_says_what_it_exports(
+    fit: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = fit()
+    scores = {int(row["step"]): float(row["sdr"]) for row in cases.rows(run.validation)}
+    step = max(scores, key=lambda step: scores[step])
+    arguments = ["training", "export", str(run.folder), "--models", str(tmp_path / "models")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    for steps, end in ((6, "has ended"), (8, "has not ended yet")):
+        run.config_file.write_text(
+            run.config_file.read_text("utf-8").replace("steps: 6", f"steps: {steps}"), "utf-8"
+        )
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+        assert not caught.value.code
+        assert (
+            f"weights of step {step}, SDR {scores[step]:.3f} dB; the run {end}\n" in capsys.readouterr().out
+        )
+    run.best.unlink()
+    assert run.reached() == (6, None)
