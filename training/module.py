@@ -22,6 +22,7 @@ from training.songs import Songs
 from training.windows import Window, Windows
 
 MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
+SETTLING = 20  # steps in a row that fp16 may need to find a scale, from 2^16 down, where nan is "stop"
 
 
 class Unmixing(lightning.LightningModule):
@@ -56,6 +57,7 @@ class Unmixing(lightning.LightningModule):
         self._vocals = (vocals,)  # in a tuple, so that it is not taken for a part of what is trained
         self._statistics: list[Tensor] = []
         self._losses: list[Tensor] = []
+        self._terms: list[dict[str, Tensor]] = []
         self.skipped = 0
         self._in_a_row = 0
 
@@ -89,8 +91,7 @@ class Unmixing(lightning.LightningModule):
             terms = losses.terms(self.config.loss, estimate, target[..., kept])
             loss = losses.total(self.config.loss, terms)
         self._losses.append(loss.detach())
-        for name, value in terms.items():
-            self.log(name, value.detach(), batch_size=len(heard), on_step=True, on_epoch=False)
+        self._terms.append({name: value.detach() for name, value in terms.items()})
         return loss
 
     def configure_gradient_clipping(
@@ -103,23 +104,23 @@ class Unmixing(lightning.LightningModule):
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip or math.inf)
         loss = torch.stack(self._losses).mean()
+        means = {name: torch.stack([terms[name] for terms in self._terms]).mean() for name in self._terms[0]}
         self._losses.clear()
-        finite = bool(loss.isfinite())
-        if self.config.precision != "fp16":  # there the scaler expects some, and steps over them itself
-            finite = finite and bool(norm.isfinite())
-        self.log("loss", loss, on_step=True, on_epoch=False)
-        self.log("gradient", norm, on_step=True, on_epoch=False)
-        if finite:
+        self._terms.clear()
+        for name, value in {"loss": loss, "gradient": norm, **means}.items():
+            self.log(name, value, on_step=True, on_epoch=False)
+        if loss.isfinite() and norm.isfinite():
             self._in_a_row = 0
             return
         step = self.trainer.global_step + 1
-        if self.config.nan == "stop":
+        self._in_a_row += 1
+        scaling = self.config.precision == "fp16" and bool(loss.isfinite())  # the scale is lower in the next
+        if self.config.nan == "stop" and not (scaling and self._in_a_row <= SETTLING):
             raise TrainingError(
                 f"loss or gradient is not finite at step {step}: lower optimizer.rate or set optimizer.clip; "
                 "the last checkpoint is untouched"
             )
         self.skipped += 1
-        self._in_a_row += 1
         if self._in_a_row == MOST_SKIPPED:
             raise TrainingError(
                 f"{MOST_SKIPPED} steps in a row up to step {step} were not finite: nothing is learned"
@@ -196,8 +197,8 @@ class Unmixing(lightning.LightningModule):
         wrong = sorted(name for name, score in self.scores.items() if not math.isfinite(score))
         if wrong:
             raise TrainingError(
-                f"the score of {', '.join(wrong)} is not finite at step {self.trainer.global_step}: listen to "
-                "the stems, or lower optimizer.rate; the last checkpoint is untouched"
+                f"the score of {', '.join(wrong)} is not finite at step {self.trainer.global_step}: "
+                "listen to the stems, or lower optimizer.rate; the last checkpoint is untouched"
             )
         self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
 
