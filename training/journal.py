@@ -73,7 +73,7 @@ class Journal(Callback):
         """Open the tables where the run goes on."""
         assert isinstance(module, Unmixing)
         self.began = self.since = time.perf_counter()
-        self.first = self.last = self.noted = trainer.global_step
+        self.first = self.last = self.noted = self.told = trainer.global_step
         self.steps = Table(self.run.steps, STEPS, self.first)
         self.validation = Table(self.run.validation, VALIDATION, self.first)
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
@@ -124,15 +124,26 @@ class Journal(Callback):
             self.validation.add({"step": step, "song": song, "sdr": score})
         mean = float(trainer.callback_metrics["sdr"])
         self.board.add_scalar("sdr", mean, step)
-        loss = trainer.callback_metrics.get("loss")
-        shown = "" if loss is None else f", loss {float(loss):.4g}"
-        skipped = f", {module.skipped} steps skipped (not finite)" if module.skipped else ""
-        self.console.print(
-            f"step {step} of {module.config.steps}: SDR {mean:.3f} dB on {len(module.scores)} songs"
-            f"{shown}{skipped}, {self.left(module, step)}",
-            highlight=False,
-        )
+        self.tell(trainer, module, f"SDR {mean:.3f} dB on {len(module.scores)} songs")
         self.since += time.perf_counter() - self.paused
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Say where the run stands after an epoch without validation, where there is no bar that does."""
+        assert isinstance(module, Unmixing)
+        if not self.console.is_terminal and self.told != trainer.global_step:
+            self.tell(trainer, module)
+
+    def tell(self, trainer: lightning.Trainer, module: Unmixing, *what: str) -> None:
+        """Print a line: the step, what there is to say of it, loss and time left."""
+        step = self.told = trainer.global_step
+        parts = [*what]
+        loss = trainer.callback_metrics.get("loss")
+        if loss is not None:
+            parts.append(f"loss {float(loss):.4g}")
+        if module.skipped:
+            parts.append(f"{module.skipped} steps skipped (not finite)")
+        parts.append(self.left(module, step))
+        self.console.print(f"step {step} of {module.config.steps}: {', '.join(parts)}", highlight=False)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Close everything."""
