@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from training import config as configs
 from training.config import Config, TrainingError
 
-COPIES = 10  # of the weights that checkpoints take: two files of weights, their mean, two moments
+CHECKPOINTS = 3  # the best, the last, and the one that is being written
 FREE = ("at_once", "checkpointing", "compile")  # keys that change how a step is computed, not what it learns
 MARGIN = 2**27  # bytes for logs and the page
 
@@ -162,13 +162,7 @@ class Run:
         TrainingError
             If the run was begun with another config or other songs, or the disk has no room for it.
         """
-        need = COPIES * 4 * parameters + MARGIN
-        free = shutil.disk_usage(self.folder).free
-        if free < need:
-            raise TrainingError(
-                f"{self.folder}: checkpoints and logs need {need / 1e9:.2f} GB, and "
-                f"{free / 1e9:.2f} GB are free"
-            )
+        self._room(config, parameters)
         if not self.config_file.is_file() or not self.last.is_file():
             self._note(config, {**data, "at_once": at_once()})
             return
@@ -187,9 +181,28 @@ class Run:
             raise TrainingError(f"{self.folder}: begun with other songs or devices: see {self.data_file}")
         self._note(config, {**data, "at_once": settled if config.at_once == "auto" else at_once()})
 
+    def _room(self, config: Config, parameters: int) -> None:
+        """See that the disk has room for what is still to be written."""
+        if self.config_file.is_file() and self.ended():
+            return
+        held = sum(file.stat().st_size for file in self.last.parent.iterdir())
+        need = max(0, CHECKPOINTS * checkpoint_size(config, parameters) - held) + MARGIN
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise TrainingError(
+                f"{self.folder}: checkpoints and logs need {need / 1e9:.2f} GB, and "
+                f"{free / 1e9:.2f} GB are free"
+            )
+
     def _note(self, config: Config, data: dict[str, Any]) -> None:
         _write(self.config_file, configs.dump(config))
         _write(self.data_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def checkpoint_size(config: Config, parameters: int) -> int:
+    """Bytes of a checkpoint: the weights, their average, and the optimizer's moments."""
+    moments = {"adamw": 2, "rmsprop": 1}[config.optimizer.kind]
+    return 4 * parameters * (1 + (config.average is not None) + moments)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
