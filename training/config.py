@@ -34,9 +34,9 @@ class TrainingError(KmdxError):
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys are refused, and nothing changes after it was read."""
+    """A part of a config: unknown keys and infinite numbers are refused; nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Network(Section):
@@ -60,6 +60,8 @@ class Network(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Network:
+        if self.hop >= self.n_fft:
+            raise ValueError(f"a hop of {self.hop} leaves gaps between windows of {self.n_fft} samples")
         config = self.unet()
         channels = [config.growth * (level + 1) for level in range(config.levels + 1)]
         if self.norm_groups and any(count % self.norm_groups for count in channels):
@@ -137,7 +139,13 @@ class Loss(Section):
     mse: Annotated[float, Field(ge=0)] = 0.0
     l1: Annotated[float, Field(ge=0)] = 1.0
     spectral: Annotated[float, Field(ge=0)] = 0.0
-    windows: tuple[Count, ...] = (4096, 2048, 1024, 512, 256)
+    windows: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (
+        4096,
+        2048,
+        1024,
+        512,
+        256,
+    )
 
     @model_validator(mode="after")
     def _something(self) -> Loss:
@@ -209,7 +217,7 @@ class Config(Section):
     checkpointing: bool = False
     compile: bool = False
     nan: Literal["skip", "stop"] = "skip"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -72,6 +72,8 @@ def fit(
         raise TrainingError(f"rest.vocals: {config.title} hears the mixture; it needs hears: rest")
     config = config.absolute()
     accelerator = _accelerator(device, devices)
+    _check_shares(config, devices)
+    reading = _workers(workers, devices)
     if accelerator == "cpu" and config.precision == "fp16":
         raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
     songs = find(folders, config.source, config.network.chunk, config.validation, variants)
@@ -100,7 +102,7 @@ def fit(
             songs,
             vocals,
             run.at_once(),
-            _workers(workers, devices),
+            reading,
         )
         journal.quiet()
         if run.stopped_early():
@@ -112,6 +114,11 @@ def fit(
         except TrainingError as error:
             raise _of_worker(error) from error
         except (RuntimeError, MemoryError) as error:
+            if "DataLoader worker" in str(error) and not isinstance(error, MemoryError):
+                raise TrainingError(
+                    "a process that reads songs was killed: too little memory, or, in Docker, too little "
+                    "/dev/shm; set --workers lower, or start Docker with --shm-size=2g"
+                ) from error
             if memory.is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory with {module.at_once} windows at once: set at_once lower, "
@@ -247,7 +254,20 @@ def _accelerator(device: str, devices: int) -> str:
     return chosen
 
 
+def _check_shares(config: Config, devices: int) -> None:
+    """See that a batch can be shared among the devices, and a share go through by so many at once."""
+    share, left = divmod(config.batch, devices)
+    if left:
+        raise TrainingError(f"a batch of {config.batch} cannot be shared by {devices} devices")
+    if config.at_once != "auto" and share % min(config.at_once, share):
+        raise TrainingError(
+            f"a batch of {config.batch} cannot go through {devices} devices by {config.at_once} windows each"
+        )
+
+
 def _workers(asked: int | None, devices: int) -> int:
+    if asked is not None and asked < 0:
+        raise TrainingError(f"--workers {asked}: expected 0 or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2 // devices) if asked is None else asked
 
@@ -255,11 +275,6 @@ def _workers(asked: int | None, devices: int) -> int:
 def _trainer(
     config: Config, run: Run, accelerator: str, devices: int, at_once: int, watching: list[Callback]
 ) -> lightning.Trainer:
-    share, left = divmod(config.batch, devices)
-    if left or share % at_once:
-        raise TrainingError(
-            f"a batch of {config.batch} cannot go through {devices} devices by {at_once} windows each"
-        )
     checkpoint = partial(
         Checkpoints, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
     )
@@ -291,7 +306,7 @@ def _trainer(
         strategy="ddp" if devices > 1 else "auto",
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        accumulate_grad_batches=share // at_once,
+        accumulate_grad_batches=config.batch // devices // at_once,
         plugins=[WholeCheckpoints()],
         check_val_every_n_epoch=config.validate_every,
         reload_dataloaders_every_n_epochs=1,
