@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import test_training as cases
 import torch
+from rich.console import Console
 
-from training import validation
+from training import fitting, validation, windows
 from training.config import TrainingError
-from training.run import Run
+from training.run import Run, checkpoint_size
 
 data, fit = cases.data, cases.fit
 
@@ -50,3 +56,121 @@ def test_a_score_that_is_not_finite_ends_the_run(
     scripted(monkeypatch, 5.0, float("nan"), 6.0)
     with pytest.raises(TrainingError, match="the score of song 0 is not finite at step 4"):
         fit(patience=patience)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_where_there_is_no_bar_every_epoch_has_a_line(
+    terminal: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=200)
+    config = cases.small(steps=8, validate_every=2)
+    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 0}
+    fitting.fit(config, [data], tmp_path / "run", console=console, **options)
+    lines = re.findall(
+        r"step (\d+) of 8: (SDR \S+ dB on 1 songs, )?loss \S+, \d+:\d\d:\d\d left", written.getvalue()
+    )
+    assert [(int(step), bool(score)) for step, score in lines] == [
+        (step, step % 4 == 0) for step in (2, 4, 6, 8) if not terminal or step % 4 == 0
+    ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"average": None}, {"optimizer": {"kind": "rmsprop"}}])
+def test_the_size_of_a_checkpoint_is_known_before(changes: dict, fit: Callable[..., Run]) -> None:
+    run = fit(network={**cases.NETWORK, "growth": 32}, steps=2, **changes)
+    network = fitting.trained(run)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    size = checkpoint_size(run.config(), parameters)
+    assert run.last.stat().st_size == pytest.approx(size, rel=0.1)
+
+
+def test_room_is_asked_for_what_is_still_to_be_written(
+    fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, 5.0)
+    with pytest.raises(TrainingError, match="interrupted"):
+        fit()
+    scripted(monkeypatch, 5.0, 6.0, 7.0)
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, size))
+
+    monkeypatch.setattr("training.run.MARGIN", 0)
+    monkeypatch.setattr("training.run.checkpoint_size", lambda config, parameters: 10**6)
+    held = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoints").iterdir())
+    free(3 * 10**6 - held - 1)
+    with pytest.raises(TrainingError, match="are free"):
+        fit()
+    free(3 * 10**6 - held)
+    fit()
+    free(0)
+    fit()  # it has ended
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),
+        ({"seed": 2**32}, "seed: input should be less than 4294967296"),
+        (
+            {"network": {**cases.NETWORK, "hop": 600}},
+            "network: a hop of 600 leaves gaps between windows of 512",
+        ),
+        (
+            {"network": {**cases.NETWORK, "hop": 512}},
+            "network: a hop of 512 leaves gaps between windows of 512",
+        ),
+        ({"loss": {"spectral": 1, "windows": []}}, "loss.windows: tuple should have at least 1 item"),
+        (
+            {"loss": {"spectral": 1, "windows": [3]}},
+            "loss.windows.0: input should be greater than or equal to 4",
+        ),
+        ({"data": {"gain": [0, float("inf")]}}, "data.gain.1: input should be a finite number, not inf"),
+        ({"data": {"gain": [float("nan"), 0]}}, "data.gain.0: input should be a finite number, not nan"),
+        ({"rest": {"error": [float("-inf"), 0]}}, "rest.error.0: input should be a finite number, not -inf"),
+        ({"optimizer": {"rate": float("inf")}}, "optimizer.rate: input should be a finite number, not inf"),
+    ],
+)
+def test_numbers_that_cannot_be(changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        cases.small(**changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"workers": -1}, "--workers -1: expected 0 or more"),
+        ({"batch": 4}, {"devices": 3}, "a batch of 4 cannot be shared by 3 devices"),
+        (
+            {"batch": 12, "at_once": 4},
+            {"devices": 2},
+            "a batch of 12 cannot go through 2 devices by 4 windows each",
+        ),
+    ],
+)
+def test_options_that_cannot_be_leave_nothing_behind(
+    changes: dict, options: dict, message: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fitting.fit(
+            cases.small(**changes), [data], tmp_path / "run", console=Console(), device="cpu", **options
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+def test_a_reading_process_that_is_killed_is_one_line(
+    number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = os.getpid()
+
+    def killed(*arguments: object) -> None:
+        assert os.getpid() != own
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(windows, "read", killed)
+    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
+    with pytest.raises(TrainingError, match="was killed: too little memory, or, in Docker, .*--shm-size"):
+        fitting.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
