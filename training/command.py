@@ -84,14 +84,17 @@ def run(
             devices=devices,
             workers=workers,
         )
+        if fitting.is_first():
+            with warnings.catch_warnings():  # given when the run began
+                warnings.simplefilter("ignore", KmdxWarning)
+                found = songs.find(
+                    data, chosen.source, chosen.network.chunk, chosen.validation, variants or []
+                )
+            written = page.write(made, found, fitting.accelerator_of(device, devices))
+            out.print(f"report: {escape(str(written))}")
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on after the last epoch that was finished")
         raise typer.Exit(130) from None
-    if fitting.is_first():
-        with warnings.catch_warnings():  # given when the run began
-            warnings.simplefilter("ignore", KmdxWarning)
-            found = songs.find(data, chosen.source, chosen.network.chunk, chosen.validation, variants or [])
-        out.print(f"report: {escape(str(page.write(made, found)))}")
 
 
 @app.command()

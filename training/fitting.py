@@ -71,7 +71,7 @@ def fit(
     if config.rest.vocals is not None and config.hears != "rest":
         raise TrainingError(f"rest.vocals: {config.title} hears the mixture; it needs hears: rest")
     config = config.absolute()
-    accelerator = _accelerator(device, devices)
+    accelerator = accelerator_of(device, devices)
     _check_shares(config, devices)
     reading = _workers(workers, devices)
     if accelerator == "cpu" and config.precision == "fp16":
@@ -242,7 +242,14 @@ def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
         )
 
 
-def _accelerator(device: str, devices: int) -> str:
+def accelerator_of(device: str, devices: int) -> str:
+    """``cpu`` or ``cuda``, for what is asked for.
+
+    Raises
+    ------
+    TrainingError
+        If there is no such device, or there are not so many.
+    """
     available = torch.cuda.device_count()
     if device not in ("auto", "cpu", "cuda"):
         raise TrainingError(f"device {device!r}: expected auto, cpu or cuda")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from training import config as configs
-from training import fitting, validation
+from training import fitting, validation, windows
 from training.config import Config
 from training.run import Run
 from training.songs import RATE, Songs
@@ -38,8 +38,8 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
-def write(run: Run, songs: Songs) -> Path:
-    """Write the page of a run, and the excerpts that it plays; returns its path."""
+def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
+    """Write the page of a run, and the excerpts that it plays, made on a device; returns its path."""
     config = run.config()
     steps, scores = _read(run.steps), _read(run.validation)
     by_step: dict[float, list[float]] = defaultdict(list)
@@ -66,7 +66,7 @@ def write(run: Run, songs: Songs) -> Path:
         pace=_pace(steps),
         scores=sorted(last.items()),
         songs={"training": len(songs.training), "validation": len(songs.validation)},
-        excerpts=_excerpts(run, config, songs),
+        excerpts=_excerpts(run, config, songs, torch.device(device)),
     )
     partial = run.page.with_suffix(".partial")
     partial.write_text(text, "utf-8")
@@ -153,22 +153,24 @@ def _pace(rows: Sequence[dict[str, str]]) -> float | None:
     return float(np.median(seconds)) if seconds else None
 
 
-def _excerpts(run: Run, config: Config, songs: Songs) -> list[dict[str, Any]]:
+def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> list[dict[str, Any]]:
     """Write the loudest seconds of some songs; what was heard, the true stem and the estimate of each."""
-    network, vocals = fitting.trained(run), fitting.vocals_network(config)
+    network, vocals = fitting.trained(run).to(device), fitting.vocals_network(config)
+    if isinstance(vocals, torch.nn.Module):
+        vocals.to(device)
     with_source = [song for song in songs.validation if config.source in song.stems]
     folder = run.folder / "excerpts"
     folder.mkdir(exist_ok=True)
     made = []
     for number, song in enumerate(with_source[:EXCERPTS]):
-        found = validation.estimate(config, network, vocals, song, torch.device("cpu"))
-        part = _loudest(found.truth)
+        part = _loudest(windows.read(song.stems[config.source], 0, song.samples))
+        found = validation.excerpt(config, network, vocals, song, part, device)
         files = {}
         for what, signal in zip(
             ("heard", "true", "estimated"), (found.heard, found.truth, found.estimate), strict=True
         ):
             path = folder / f"{number} {what}.flac"
-            sf.write(path, np.clip(signal[:, part].T, -1, 1), RATE)
+            sf.write(path, np.clip(signal.T, -1, 1), RATE)
             files[what] = path.relative_to(run.folder).as_posix()
         made.append({"song": song.name, "files": files})
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,32 @@ def estimate(
     config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
 ) -> Estimated:
     """Run a network over a song, in chunks that are trimmed and joined."""
-    stems = windows.whole(song)
+    return _estimate(config, network, vocals, windows.whole(song), device)
+
+
+@torch.inference_mode()
+def excerpt(
+    config: Config, network: TfcTdf, vocals: Network | None, song: Song, part: slice, device: torch.device
+) -> Estimated:
+    """What :func:`estimate` says of a part of a song, from the chunks around it."""
+    sizes = config.network
+    keep = sizes.chunk - 2 * sizes.trim
+    first = max(0, part.start // keep - 1) * keep  # where a chunk of the whole song begins, too
+    stems = {
+        name: samples[:, first : part.stop + sizes.chunk] for name, samples in windows.whole(song).items()
+    }
+    found = _estimate(config, network, vocals, stems, device)
+    own = slice(part.start - first, part.stop - first)
+    return Estimated(*(signal[:, own] for signal in found))
+
+
+def _estimate(
+    config: Config,
+    network: TfcTdf,
+    vocals: Network | None,
+    stems: Mapping[str, NDArray[np.float32]],
+    device: torch.device,
+) -> Estimated:
     heard = np.sum([*stems.values()], axis=0)
     if config.hears == "rest":
         if vocals is None:

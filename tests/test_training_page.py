@@ -1,0 +1,87 @@
+"""The page at the end: its excerpts, and Ctrl-C while it is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import test_training as cases
+import torch
+import yaml
+from conftest import decibels, noise
+
+from kmdx.networks.tfc_tdf import TfcTdf
+from training import command, fitting, page, songs, validation
+from training.run import Run
+
+RATE = 44100
+data = cases.data
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> songs.Song:
+    """A song of 24 s, whose vocals are loudest from 9 s to 19 s."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for number, stem in enumerate(cases.STEMS):
+        sound = noise(24 * RATE, seed=number, level=0.03)
+        if stem == "vocals":
+            sound[9 * RATE : 19 * RATE] *= 3
+        soundfile.write(folder / f"{stem}.wav", sound, RATE, subtype="FLOAT")
+    return songs.Song("long", songs._stems(folder))
+
+
+@pytest.mark.parametrize("seconds", [(0, 3), (9, 19), (21, 24)])
+def test_an_excerpt_is_what_the_whole_song_has_there(seconds: tuple[int, int], long: songs.Song) -> None:
+    config = cases.small()
+    torch.manual_seed(0)
+    network = TfcTdf(config.network.unet(), "vocals").eval()
+    part = slice(*(RATE * place for place in seconds))
+    whole = validation.estimate(config, network, None, long, torch.device("cpu"))
+    found = validation.excerpt(config, network, None, long, part, torch.device("cpu"))
+    for signal, expected in zip(found, whole, strict=True):
+        assert decibels(expected[:, part], signal) > 100
+
+
+def test_excerpts_are_the_loudest_seconds_and_nothing_else_is_estimated(
+    long: songs.Song, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = cases.small()
+    network = TfcTdf(config.network.unet(), "vocals").eval()
+    through, lengths = validation._through, []
+
+    def noted(config: object, network: object, signal: np.ndarray, device: torch.device) -> np.ndarray:
+        lengths.append(signal.shape[1])
+        return through(config, network, signal, device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validation, "_through", noted)
+    monkeypatch.setattr(fitting, "trained", lambda run: network)
+    run = Run(tmp_path)
+    (made,) = page._excerpts(run, config, songs.Songs((), (long,)), torch.device("cpu"))
+    written, _ = soundfile.read(tmp_path / made["files"]["true"])
+    vocals, _ = soundfile.read(long.stems["vocals"].path)
+    assert decibels(vocals[9 * RATE : 19 * RATE], written) > 60
+    (length,) = lengths
+    assert length <= 10 * RATE + 3 * cases.CHUNK
+
+
+def test_control_c_while_the_page_is_made_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Run, found: songs.Songs, device: str) -> Path:
+        assert device == "cpu"
+        raise KeyboardInterrupt
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(cases.CONFIG), "utf-8")
+    monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: Run(tmp_path))
+    monkeypatch.setattr(page, "write", interrupted)
+    arguments = ["run", str(config), "--data", str(data), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["training", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
