@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import test_training as cases
+import yaml
 from conftest import noise
 
 from kmdx.errors import KmdxWarning
@@ -101,3 +102,46 @@ def test_vocals_that_cannot_be_taken_out(
     with pytest.raises(TrainingError, match=message):
         fit(**changes)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_songs_that_have_moved_are_the_same(data: Path, tmp_path: Path, fit: Callable[..., Run]) -> None:
+    run = fit()
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(data, moved)
+    assert fit(folder=moved).data()["folders"] == [str(moved)]
+    noted = yaml.safe_load(run.data_file.read_text("utf-8"))
+    assert noted.pop("stems")["song 2"][0]["vocals"].startswith("88200 samples, ")
+    run.data_file.write_text(yaml.safe_dump(noted), "utf-8")
+    assert "stems" in fit(folder=moved).data(), "earlier runs did not note it"
+
+
+def shorten(song: Path) -> None:
+    soundfile.write(song / "vocals.flac", noise(80_000), RATE)
+
+
+def add(song: Path) -> None:
+    write(song.parent / "song 3", bass=1, drums=1, other=1, vocals=1)
+
+
+def without_bass(song: Path) -> None:
+    (song / "bass.flac").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shorten, r"vocals of song 1 had 88200 samples, \d+ bytes, and has 80000 samples"),
+        (without_bass, r"bass of song 1 had 88200 samples, \d+ bytes, and has no file"),
+        (shutil.rmtree, "song 1 is gone from the songs for training"),
+        (add, "song 3 is new in the songs for training"),
+    ],
+)
+def test_songs_that_have_changed_are_named(
+    change: Callable[[Path], None], message: str, data: Path, tmp_path: Path, fit: Callable[..., Run]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    fit(folder=copy, steps=2)
+    change(copy / "song 1")
+    with pytest.raises(TrainingError, match=message):
+        fit(folder=copy, steps=2)

@@ -23,7 +23,7 @@ from training import budget, decoding, journal, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
-from training.songs import RATE, Songs, find
+from training.songs import RATE, Songs, contents, find
 
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -86,6 +86,7 @@ def fit(
                 "variants": [str(folder.resolve()) for folder in variants],
                 "training": [song.name for song in songs.training],
                 "validation": [song.name for song in songs.validation],
+                "stems": contents((*songs.training, *songs.validation)),
                 "devices": devices,
             }
             with torch.device("meta"):

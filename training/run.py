@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,8 +177,9 @@ class Run:
             )
         noted = self.data()
         settled = noted.pop("at_once")
-        if noted != data:
-            raise TrainingError(f"{self.folder}: begun with other songs or devices: see {self.data_file}")
+        other = _difference(noted, data)
+        if other:
+            raise TrainingError(f"{self.folder}: begun with other songs or devices: {other}")
         self._note(config, {**data, "at_once": settled if config.at_once == "auto" else at_once()})
 
     def _room(self, config: Config, parameters: int) -> None:
@@ -197,6 +198,33 @@ class Run:
     def _note(self, config: Config, data: dict[str, Any]) -> None:
         _write(self.config_file, configs.dump(config))
         _write(self.data_file, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def _difference(noted: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What a run would learn from that is not as it was; where the songs lie does not count."""
+    if noted["devices"] != now["devices"]:
+        return f"{noted['devices']} devices, not {now['devices']}"
+    for kind in ("training", "validation"):
+        before, after = noted[kind], now[kind]
+        for name in before:
+            if name not in after:
+                return f"{name} is gone from the songs for {kind}"
+        for name in after:
+            if name not in before:
+                return f"{name} is new in the songs for {kind}"
+        if before != after:
+            return f"the songs for {kind} come in another order: name the folders in the order they had"
+    if len(noted["variants"]) != len(now["variants"]):
+        return f"{len(noted['variants'])} folders of variants, not {len(now['variants'])}"
+    for name, versions in noted.get("stems", {}).items():  # which earlier runs did not note
+        if len(versions) != len(now["stems"][name]):
+            return f"{name} had {len(versions) - 1} variants, not {len(now['stems'][name]) - 1}"
+        for before, after in zip(versions, now["stems"][name], strict=True):
+            for stem in sorted({*before, *after}):
+                was, has = before.get(stem, "no file"), after.get(stem, "no file")
+                if was != has:
+                    return f"{stem} of {name} had {was}, and has {has}"
+    return None
 
 
 def checkpoint_size(config: Config, parameters: int) -> int:

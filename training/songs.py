@@ -152,6 +152,24 @@ def find(
     return Songs(tuple(training), tuple(held.values()))
 
 
+def contents(songs: Sequence[Song]) -> dict[str, list[dict[str, str]]]:
+    """Lengths of the stems and sizes of their files, of each song's versions, to know them again by."""
+    return {
+        song.name: [
+            {name: f"{stem.samples} samples, {_size(stem.path)} bytes" for name, stem in version.items()}
+            for version in song.versions
+        ]
+        for song in songs
+    }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def _samples(stems: Mapping[str, Stem]) -> int:
     return max(stem.samples for stem in stems.values())
 
