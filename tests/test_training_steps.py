@@ -92,7 +92,7 @@ def test_the_gradient_is_clipped_to_its_norm(clip: float | None, expected: float
 @pytest.mark.parametrize(("kind", "of"), [("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)])
 def test_the_optimizer_is_what_the_config_says(kind: str, of: type) -> None:
     made = unmixing(optimizer={"kind": kind, "rate": 0.25, "weight_decay": 0.125})
-    optimizer = made.configure_optimizers()["optimizer"]
+    optimizer: torch.optim.Optimizer = made.configure_optimizers()["optimizer"]
     assert type(optimizer) is of
     (group,) = optimizer.param_groups
     assert group["initial_lr"] == 0.25
@@ -170,7 +170,7 @@ class Explodes(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient * float("inf")
 
 
