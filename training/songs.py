@@ -100,8 +100,8 @@ def find(
     Raises
     ------
     TrainingError
-        If a folder is missing or holds no songs, a stem cannot be read or has another rate, a song is too
-        short, or there is nothing to train or to validate with.
+        If a folder is missing or holds no songs, a stem cannot be read or has another rate, a song or a
+        variant of one is too short, or there is nothing to train or to validate with.
     """
     found: dict[str, Song] = {}
     held: dict[str, Song] = {}
