@@ -1,4 +1,4 @@
-"""The command: ``python -m training run | report | export | budget``."""
+"""The command: ``python -m training run | report | export | variants | budget``."""
 
 from __future__ import annotations
 
@@ -145,6 +145,22 @@ def export(
         f"{escape(str(made.state))}\n{escape(str(made.graph))}: differs by {made.difference:.1e} of the peak"
     )
     out.print(f"plans name it so: weights: {made.name}")
+
+
+@app.command()
+def variants(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="What --variants of a run names then.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR", help="Songs; may be given several times.")
+    ],
+    speed: Annotated[float, typer.Option(help="0.5 is twice as long and an octave lower.")] = 0.5,
+    every: Annotated[int, typer.Option(help="Only one song in so many of each folder.")] = 1,
+) -> None:
+    """Write songs at another speed, pitch and tempo together, to train with beside the songs as they are."""
+    from training import variants as writing
+
+    count = sum(1 for _ in writing.write(output, data, speed, every))
+    out.print(f"{count} songs at {speed:g} of their speed: {escape(str(output))}")
 
 
 @app.command()

@@ -152,6 +152,14 @@ def find(
     return Songs(tuple(training), tuple(held.values()))
 
 
+def to_train_with(folder: Path) -> list[Song]:
+    """Songs of a data set that are not set apart; raises :class:`TrainingError` if there are none."""
+    own, _ = _of_folder(folder)
+    if not own:
+        raise TrainingError(f"{folder}: no songs to train with")
+    return own
+
+
 def contents(songs: Sequence[Song]) -> dict[str, list[dict[str, str]]]:
     """Lengths of the stems and sizes of their files, of each song's versions, to know them again by."""
     return {

@@ -1,0 +1,61 @@
+"""Variants of songs to train with: the same songs played slower or faster, pitch and tempo together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import soxr
+
+from evaluator.metrics import form_of
+from kmdx import audio
+from training.config import TrainingError
+from training.songs import RATE, Stem, to_train_with
+
+SLOWEST, FASTEST = 0.25, 4.0
+
+
+def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -> Iterator[str]:
+    """Write variants of songs as ``OUTPUT/<song>/<stem>.wav``, 16 bit; yields the name of each that is there.
+
+    A song that lies there whole and at this speed is not written again.
+
+    Parameters
+    ----------
+    output : Path
+        What ``--variants`` names then.
+    folders : sequence of Path
+        Data sets, of each the split ``train`` where it has splits.
+    speed : float
+        0.5 is twice as long and an octave lower.
+    every : int
+        Of each data set only one song in so many, the first among them.
+
+    Raises
+    ------
+    TrainingError
+        If the speed is out of bounds or a data set has no songs to train with.
+    AudioError
+        If a stem cannot be read, or a variant cannot be written.
+    """
+    if not SLOWEST <= speed <= FASTEST or speed == 1:
+        raise TrainingError(f"speed {speed:g}: expected {SLOWEST:g} to {FASTEST:g}, and not 1")
+    if every < 1:
+        raise TrainingError(f"every {every}: expected 1 or more")
+    for song in [song for folder in folders for song in to_train_with(folder)[::every]]:
+        files = {name: output / song.name / f"{name}.wav" for name in song.stems}
+        if not _written(song.stems, files, speed):
+            slowed = {
+                files[name]: soxr.resample(audio.read(stem.path).samples, RATE * speed, RATE)
+                for name, stem in song.stems.items()
+            }
+            audio.write_all(slowed, RATE)
+        yield song.name
+
+
+def _written(stems: Mapping[str, Stem], files: Mapping[str, Path], speed: float) -> bool:
+    """Whether all stems have a variant of the length that they have at this speed."""
+    return all(
+        files[name].is_file() and abs(form_of(files[name]).samples - stem.samples / speed) < 2
+        for name, stem in stems.items()
+    )
