@@ -18,7 +18,11 @@ OUT_OF_MEMORY = (  # what torch's other errors of memory say
     "allocate memory",
     "not enough memory",
     "out of memory",
-    "ALLOC_FAILED",  # of cuBLAS, cuDNN and cuFFT
+    "ALLOC_FAILED",  # of cuBLAS and cuFFT
+    "ALLOCATION_FAILED",  # of cuDNN, on the device and on the host
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle did not fit
+    "valid cuDNN algorithm",  # no algorithm's workspace fitted
+    "unable to find an engine",  # the same, of GET and FIND; rarely there really is none
 )
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

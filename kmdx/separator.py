@@ -282,9 +282,10 @@ class Separator:
             if not memory.is_out_of_memory(error):
                 raise
             seconds = count / rate
+            said = f" ({str(error).splitlines()[0]})" if str(error) else ""
             raise DeviceError(
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
-                "(start and duration), ask for fewer stems, or choose another device"
+                f"(start and duration), ask for fewer stems, or choose another device{said}"
             ) from error
         del mixture
         found = {}

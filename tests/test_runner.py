@@ -21,6 +21,7 @@ OUT_OF_MEMORY = {
         "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 9663676416 bytes. Error code 12 (Cannot allocate memory)"
     ),
+    "cuDNN": RuntimeError("GET was unable to find an engine to execute this computation"),
     "Python": MemoryError(),
 }
 ERRORS = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
