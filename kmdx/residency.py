@@ -66,11 +66,19 @@ class Residents:
         while len(self._moved) > 1 and sum(map(_bytes, self._moved.values())) > share:
             self._send_away(next(iter(self._moved.values())))
         try:
-            _move(network, self.device)
+            self._move_in(network)
+        except BaseException:  # a part of its weights may have arrived
+            self._send_away(network)
+            raise
+
+    def _move_in(self, network: Network) -> None:
+        """Move a network in, alone if there is no room for it beside the others."""
+        try:
+            return _move(network, self.device)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error) or not self._make_room(network):
                 raise
-            _move(network, self.device)
+        _move(network, self.device)
 
     def _make_room(self, kept: Network) -> bool:
         """Move out all but one network; tell whether there was one to move."""

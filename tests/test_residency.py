@@ -138,10 +138,12 @@ def test_memory_that_runs_out_while_a_network_moves_in(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Network, "to", to)
     assert fleet.moves("c") == ["a out", "b out", "c in"]
-    full = iter([True])
+    full = iter([True, False])
     alone = Fleet(a=30)
     with pytest.raises(torch.OutOfMemoryError):
         alone.moves("a")
+    assert alone.log == ["a out"], "what has arrived of it does not stay"
+    assert alone.moves("aa") == ["a in"], "the next song brings it"
 
 
 def test_on_the_cpu_nothing_is_moved() -> None:
