@@ -11,7 +11,7 @@ import torch
 
 from kmdx import memory
 from kmdx.networks.network import Network
-from kmdx.runner import Runner
+from kmdx.runner import Experience, Runner
 
 WEIGHTS_SHARE = 0.5  # of the device's budget, for the networks' weights
 
@@ -38,7 +38,7 @@ class Residents:
         self.budget = memory.device_budget(device) if budget is None else budget
         self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
-        self._costs: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        self._experience: defaultdict[tuple[int, tuple[str, ...]], Experience] = defaultdict(Experience)
 
     def runner(self, name: str, sources: Sequence[str]) -> Runner:
         """Return a network on the device, ready to estimate these sources of its own."""
@@ -51,7 +51,7 @@ class Residents:
         return Runner(
             self._narrowed[key],
             self.device,
-            costs=self._costs[id(network)],
+            experience=self._experience[key],
             budget=self.budget,
             make_room=lambda: self._make_room(network),
         )

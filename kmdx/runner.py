@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +13,22 @@ from kmdx.networks.network import Network
 
 MOST = 32  # windows at once; beyond a few a GPU is busy anyway
 SPARE = 0.8  # of the room that is left, for what the next windows need beside their share
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What is known of a network's windows, by their samples; it grows as they run.
+
+    Attributes
+    ----------
+    costs : dict of int to float
+        Bytes that each takes.
+    sizes : dict of int to int
+        How many go together at most, because more did not fit.
+    """
+
+    costs: dict[int, float] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
 
 
 class Runner:
@@ -27,10 +44,8 @@ class Runner:
     network : Network
         On ``device`` already.
     device : torch.device
-    sizes : mapping of int to int, optional
-        By the samples of a window, how many go together at most; noted here too when memory runs out.
-    costs : mapping of int to float, optional
-        By the samples of a window, the bytes that each takes; kept from one song to the next.
+    experience : Experience, optional
+        What earlier songs told of the network and these sources; this one's is added.
     budget : int, optional
         Bytes of the device's memory that may be used; None for the CPU.
     make_room : callable, optional
@@ -41,15 +56,13 @@ class Runner:
         self,
         network: Network,
         device: torch.device,
-        sizes: MutableMapping[int, int] | None = None,
-        costs: MutableMapping[int, float] | None = None,
+        experience: Experience | None = None,
         budget: int | None = None,
         make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.network = network
         self.device = device
-        self.sizes: MutableMapping[int, int] = {} if sizes is None else sizes
-        self.costs: MutableMapping[int, float] = {} if costs is None else costs
+        self.experience = experience or Experience()
         self.budget = budget
         self.make_room = make_room
 
@@ -57,14 +70,15 @@ class Runner:
         """How many windows of so many samples to hand over at once, by the room that there is now."""
         cost = self._cost(length)
         if self.budget is None or cost is None:
-            return self.sizes.get(length, 1)
+            return self.experience.sizes.get(length, 1)
         room = self.budget - torch.cuda.memory_allocated(self.device)
-        return max(1, min(self.sizes.get(length, MOST), int(SPARE * room / cost)))
+        return max(1, min(self.experience.sizes.get(length, MOST), int(SPARE * room / cost)))
 
     def _cost(self, length: int) -> float | None:
         """Bytes of a window, by the measured one that is as long or the next longer; ``None`` without."""
-        longer = [measured for measured in self.costs if measured >= length]
-        return self.costs[min(longer)] * length / min(longer) if longer else None
+        costs = self.experience.costs
+        longer = [measured for measured in costs if measured >= length]
+        return costs[min(longer)] * length / min(longer) if longer else None
 
     def __call__(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
         """Estimate the sources of windows ``(2, T)`` on the device; ``(B, sources, 2, T)``."""
@@ -79,7 +93,7 @@ class Runner:
         memory.empty_cache(self.device)
         half = max(1, len(windows) // 2)
         if len(windows) > 1:
-            self.sizes[windows[0].shape[-1]] = half
+            self.experience.sizes[windows[0].shape[-1]] = half
         parts = [windows[begin : begin + half] for begin in range(0, len(windows), half)]
         return torch.cat([self(part) for part in parts])
 
@@ -92,5 +106,5 @@ class Runner:
         torch.cuda.reset_peak_memory_stats(self.device)
         estimates = self.network(batch)
         used = torch.cuda.max_memory_allocated(self.device) - before
-        self.costs[length] = max(1, used) / len(batch)
+        self.experience.costs[length] = max(1, used) / len(batch)
         return estimates

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kmdx import memory
 from kmdx.residency import WEIGHTS_SHARE, Residents
+from kmdx.runner import Experience
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")  # nothing here computes on it
 SHARE = 100  # bytes for weights
@@ -184,10 +185,10 @@ def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pyte
     assert fleet.log == ["a in", "a narrowed", "a out", "cuda:0 emptied", "b in", "b narrowed"]
 
 
-def test_what_a_window_takes_is_remembered_for_each_network_and_that_it_did_not_fit_is_not() -> None:
-    residents = Fleet(a=30, b=30).residents
+def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> None:
+    residents = Fleet(a=60, b=60).residents
     first = residents.runner("a", ["vocals"])
-    first.costs[100], first.sizes[100] = 7.0, 1
-    later = residents.runner("a", ["drums"])
-    assert (later.costs, later.sizes) == ({100: 7.0}, {})
-    assert not residents.runner("b", ["vocals"]).costs
+    first.experience.costs[100], first.experience.sizes[100] = 7.0, 1
+    for others in (residents.runner("a", ["drums"]), residents.runner("b", ["vocals"])):  # a is moved out
+        assert others.experience == Experience()
+    assert residents.runner("a", ("vocals",)).experience == Experience({100: 7.0}, {100: 1})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kmdx import chunking, runner
-from kmdx.runner import Runner
+from kmdx.runner import Experience, Runner
 
 CPU = torch.device("cpu")
 LENGTH = 10  # samples of a window
@@ -69,13 +69,13 @@ def song(run: Runner, count: int = 24) -> None:
 @ERRORS
 def test_a_song_is_finished_with_half_as_many_windows_at_once(error: Exception) -> None:
     network = Network(lambda call, size: call == 2, error)  # in the middle
-    sizes = {LENGTH: 8}
-    song(Runner(network, CPU, sizes))
+    experience = Experience(sizes={LENGTH: 8})
+    song(Runner(network, CPU, experience))
     # The second batch fails, its eight windows are done again by fours, and the last eight go so, too.
     assert network.sizes == [8, 8, 4, 4, 4, 4]
-    assert sizes == {LENGTH: 4}
+    assert experience.sizes == {LENGTH: 4}
     later = Network()
-    song(Runner(later, CPU, sizes))
+    song(Runner(later, CPU, experience))
     assert later.sizes == [4] * 6, "the next song knows it"
 
 
@@ -83,14 +83,14 @@ def test_a_song_is_finished_with_half_as_many_windows_at_once(error: Exception) 
 @pytest.mark.parametrize(("size", "fits", "end"), [(8, 1, 1), (8, 2, 2), (7, 3, 3), (5, 1, 1), (3, 2, 1)])
 def test_batches_are_halved_until_they_fit(error: Exception, size: int, fits: int, end: int) -> None:
     network = Network(lambda call, size: size > fits, error)
-    run = Runner(network, CPU, {LENGTH: size})
+    run = Runner(network, CPU, Experience(sizes={LENGTH: size}))
     song(run)
     assert run.size(LENGTH) == end
     assert len(network.sizes) < 2 * 24 + 2 * size, "tries that cannot succeed"
 
 
 def test_windows_of_another_length_keep_their_number() -> None:
-    run = Runner(Network(lambda call, size: call == 1), CPU, {LENGTH: 4, 7: 6})
+    run = Runner(Network(lambda call, size: call == 1), CPU, Experience(sizes={LENGTH: 4, 7: 6}))
     run(windows(4))
     assert (run.size(LENGTH), run.size(7), run.size(8)) == (2, 6, 1)
 
@@ -121,14 +121,17 @@ def test_a_window_that_does_not_fit_is_tried_again_where_room_can_be_made(error:
 def test_a_window_that_does_not_fit_anywhere_is_an_error(error: Exception) -> None:
     network = Network(lambda call, size: True, error)
     with pytest.raises(type(error)) as caught:
-        Runner(network, CPU, {LENGTH: 4})(windows(4))
+        Runner(network, CPU, Experience(sizes={LENGTH: 4}))(windows(4))
     assert caught.value is error
     assert network.sizes == [4, 2, 1]
 
 
 def test_room_is_made_only_for_a_single_window() -> None:
     run = Runner(
-        Network(lambda call, size: size > 1), CPU, {LENGTH: 4}, make_room=lambda: pytest.fail("room was made")
+        Network(lambda call, size: size > 1),
+        CPU,
+        Experience(sizes={LENGTH: 4}),
+        make_room=lambda: pytest.fail("room was made"),
     )
     song(run)
 
@@ -144,7 +147,7 @@ def test_room_is_made_only_for_a_single_window() -> None:
 )
 def test_other_errors_pass_through(error: Exception) -> None:
     network = Network(lambda call, size: True, error)
-    run = Runner(network, CPU, {LENGTH: 4}, make_room=lambda: pytest.fail("room was made"))
+    run = Runner(network, CPU, Experience(sizes={LENGTH: 4}), make_room=lambda: pytest.fail("room was made"))
     with pytest.raises(type(error)) as caught:
         run(windows(4))
     assert caught.value is error
@@ -163,7 +166,7 @@ def test_what_a_failed_batch_held_is_free_before_it_is_tried_again() -> None:
             return super().forward(batch)
 
     network = Hoarder(lambda call, size: call == 1)
-    assert torch.equal(Runner(network, CPU, {LENGTH: 4})(windows(4))[:, 0], 2 * windows(4))
+    assert torch.equal(Runner(network, CPU, Experience(sizes={LENGTH: 4}))(windows(4))[:, 0], 2 * windows(4))
     assert len(held) == 3
 
 

@@ -23,7 +23,6 @@ from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import OverlapAdd, Plan
 from kmdx.residency import Residents
-from kmdx.runner import Runner
 
 CPU = torch.device("cpu")
 
@@ -244,19 +243,14 @@ def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
     monkeypatch.setattr(separator, "residents", Residents(separator.networks, CPU))
     song = noise(75_000)  # five windows
     expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
-    runner = separator.residents.runner
-
-    def by_twos(name: str, sources: list[str]) -> Runner:
-        run = runner(name, sources)
-        run.sizes[network.length] = 2
-        return run
-
-    monkeypatch.setattr(separator.residents, "runner", by_twos)
+    separator.residents.runner("htdemucs", ["vocals"]).experience.sizes[network.length] = 2
     sizes = failing(monkeypatch, error, lambda call: call == 2)
     assert decibels(expected, separator.separate(song, 44100, stems=["vocals"])["vocals"]) > 110
     assert sizes == [2, 2, 1, 1, 1], (
         "the second of two batches is done again, and the next one window at a time"
     )
+    separator.separate(song, 44100, stems=["vocals"])
+    assert sizes[5:] == [1, 1, 1, 1, 1], "the next song begins so"
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
