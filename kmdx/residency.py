@@ -56,6 +56,14 @@ class Residents:
             make_room=lambda: self._make_room(network),
         )
 
+    def replace(self, networks: Mapping[str, Network]) -> None:
+        """Have other networks from here on; those that there were are moved out, and forgotten."""
+        for network in [*self._moved.values()]:
+            self._send_away(network)
+        self._narrowed.clear()
+        self._experience.clear()
+        self.networks = networks
+
     def _bring(self, network: Network) -> None:
         """Move a network in, and others out until the budget's share for weights is kept."""
         share = math.inf if self.budget is None else WEIGHTS_SHARE * self.budget

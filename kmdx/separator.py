@@ -29,7 +29,8 @@ Stems = dict[str, NDArray[np.float32]]
 DEFAULT_ENSEMBLE = "leaderboard_c"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 OVERFLOW = (
-    "half precision overflowed in this song; it is done again in fp32, which --precision fp32 does at once"
+    "half precision overflowed in this song; it is done again in fp32, as are the songs that follow, "
+    "which --precision fp32 does at once"
 )
 
 
@@ -97,8 +98,7 @@ class Separator:
         }
         check_weights(self.plan, uses, folder)
         self._load = partial(self._loaded, uses, folder, level.loose)
-        self.networks = self._load(precision)
-        self.residents = Residents(self.networks, self.device)
+        self.residents = Residents(self._load(precision), self.device)
 
     def _loaded(
         self, uses: Mapping[str, plan.NetworkUse], folder: Path | None, loose: bool, precision: str
@@ -124,6 +124,11 @@ class Separator:
         separator = copy.copy(self)
         separator.plan = changed
         return separator
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        """The networks by the plan's names; after an overflow in half precision, those in fp32."""
+        return self.residents.networks
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
@@ -272,12 +277,7 @@ class Separator:
         heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
             with heap, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                try:
-                    signals = ensemble.run(self.plan, self.residents, mixture, names, progress, given)
-                except OverflowError:
-                    warnings.warn(OVERFLOW, KmdxWarning, stacklevel=3)
-                    exact = Residents(self._load("fp32"), self.device)
-                    signals = ensemble.run(self.plan, exact, mixture, names, progress, given)
+                signals = self._run(mixture, names, progress, given)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -293,6 +293,22 @@ class Separator:
             samples = _channels(signals.pop(name), channels)
             found[name] = audio.resample(samples, self.plan.sample_rate, rate, count)
         return found
+
+    def _run(
+        self,
+        mixture: torch.Tensor,
+        names: Collection[str],
+        progress: Progress | None,
+        known: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Run the plan, once more in fp32 if half precision overflows; from there on all is in fp32."""
+        try:
+            return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
+        except OverflowError:
+            warnings.warn(OVERFLOW, KmdxWarning, stacklevel=4)
+        # Here the error is gone, and with it the signals that its frames held.
+        self.residents.replace(self._load("fp32"))
+        return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
 
 
 def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:

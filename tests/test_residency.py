@@ -192,3 +192,14 @@ def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> 
     for others in (residents.runner("a", ["drums"]), residents.runner("b", ["vocals"])):  # a is moved out
         assert others.experience == Experience()
     assert residents.runner("a", ("vocals",)).experience == Experience({100: 7.0}, {100: 1})
+
+
+def test_other_networks_take_the_place_of_those_that_there_were() -> None:
+    fleet = Fleet(a=30, b=30)
+    fleet.residents.runner("a", ["vocals"]).experience.sizes[100] = 1
+    fleet.log.clear()
+    fleet.residents.replace({"a": Network("other a", fleet.log, 30)})
+    assert fleet.log == ["a out"]
+    runner = fleet.residents.runner("a", ["vocals"])
+    assert fleet.log[1:] == ["other a in", "other a narrowed"]
+    assert runner.experience == Experience()

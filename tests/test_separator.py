@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -449,19 +450,55 @@ def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> N
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    separator = Separator(small, device="cpu", precision="bf16")
-    song = noise(20_000)
-    expected = Separator(small, device="cpu", precision="fp32").separate(song, 44100)
+@pytest.fixture
+def overflowing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let networks in half precision overflow; notes the batches of each song that they heard."""
+    batches: list[int] = []
     plain = DemucsNetwork.forward
 
-    def overflowing(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
+    def forward(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
         estimate = plain(network, batch)
-        return estimate if network.dtype == torch.float32 else estimate / 0
+        if network.dtype == torch.float32:
+            return estimate
+        batches.append(len(batch))
+        return estimate / 0 if len(batches) > 1 else estimate  # in the second network's turn or window
 
-    monkeypatch.setattr(DemucsNetwork, "forward", overflowing)
-    with pytest.warns(KmdxWarning, match="half precision overflowed"):
+    monkeypatch.setattr(DemucsNetwork, "forward", forward)
+    return batches
+
+
+def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
+    small: Path, overflowing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separator = Separator(small, device="cpu", precision="bf16")
+    other = separator.under(separator.plan)
+    song = noise(40_000)
+    exact = Separator(small, device="cpu", precision="fp32")
+    expected = exact.separate(song, 44100)
+    loads: list[str] = []
+    load, run = separator._load, ensemble.run
+    files: list[int] = []
+
+    def noted(*arguments: object) -> dict[str, torch.Tensor]:
+        files.append(len(scratch._mapped))
+        return run(*arguments)
+
+    monkeypatch.setattr(separator, "_load", lambda precision: loads.append(precision) or load(precision))
+    monkeypatch.setattr(ensemble, "run", noted)
+    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    gc.collect()
+    with pytest.warns(KmdxWarning, match="done again in fp32, as are the songs that follow") as caught:
         stems = separator.separate(song, 44100)
+    assert caught[0].filename == __file__
     assert all(np.array_equal(stems[name], expected[name]) for name in expected)
+    assert files[1] == files[0] > 0, "signals of the run that failed are still there"
+    assert loads == ["fp32"]
+
+    heard = len(overflowing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in (separator, other):
+            assert np.array_equal(again.separate(song, 44100)["bass"], expected["bass"])
+    assert loads == ["fp32"]
+    assert len(overflowing) == heard > 1, "half precision is not tried again"
+    assert {network.dtype for network in separator.networks.values()} == {torch.float32}
