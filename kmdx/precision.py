@@ -8,7 +8,8 @@ and the statistics of normalisations are in float32 always.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,3 +90,70 @@ def choose(
     check(precision)
     candidates = fast_halves(device) if precision == "auto" else (DTYPES[precision],)
     return next((dtype for dtype in candidates if loose or dtype in bears), torch.float32)
+
+
+REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Compute float32 as float32 and add up half precisions in it, whatever the program has set for torch.
+
+    Inside, neither convolutions nor recurrent layers nor matrix products use TF32 (or bfloat16 on the CPU),
+    sums of half-precision products are in float32, and cuDNN tries no kernels out, since batches are of
+    many sizes. Afterwards all is as it was. The settings are those of the whole process.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    operations = _operations()
+    formats = [operation.fp32_precision for operation in operations]
+    _set_formats(operations, ["ieee"] * len(operations))
+    # torch refuses to tell the older settings where the newer ones say something else. As the newer ones
+    # are now, it refuses only if the older one allows TF32.
+    convolutions = _told(lambda: cudnn.allow_tf32, True)
+    products = _told(torch.get_float32_matmul_precision, "high")
+    reductions = {name: _reduction(name) for name in REDUCTIONS}
+    benchmark = cudnn.benchmark
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        _set_formats(operations, ["ieee"] * len(operations))  # the older settings change the newer ones
+        for name, value in reductions.items():
+            setattr(matmul, name, (False, value[1]) if isinstance(value, tuple) else False)
+        cudnn.benchmark = False
+        yield
+    finally:
+        cudnn.benchmark = benchmark
+        for name, value in reductions.items():
+            setattr(matmul, name, value)
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32 = convolutions
+        _set_formats(operations, formats)
+
+
+def _operations() -> list[Any]:
+    """What has a setting of its own for float32; nothing in torch before 2.9."""
+    backends: Any = torch.backends
+    kinds = [(backends.cudnn, "conv"), (backends.cudnn, "rnn"), (backends.cuda, "matmul")]
+    kinds += [(backends.mkldnn, name) for name in ("conv", "rnn", "matmul")]
+    found = [getattr(owner, name, None) for owner, name in kinds]
+    return [operation for operation in found if hasattr(operation, "fp32_precision")]
+
+
+def _set_formats(operations: Collection[Any], formats: Collection[str]) -> None:
+    for operation, value in zip(operations, formats, strict=True):
+        operation.fp32_precision = value
+
+
+def _told(read: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return otherwise
+
+
+def _reduction(name: str) -> Any:
+    """Whether sums may be in half precision; with whether they may be split up, where torch tells that."""
+    matmul: Any = torch.backends.cuda.matmul
+    if not hasattr(matmul, f"{name}_split_k"):
+        return getattr(matmul, name)
+    return getattr(matmul, name), getattr(matmul, f"{name}_split_k")

@@ -17,11 +17,12 @@ import tiny
 import torch
 import yaml
 from conftest import decibels, noise
+from demucs.htdemucs import HTDemucs
 
 from benchmarks import against_demucs, hour, length, levels, table
 from benchmarks import baseline as against_baseline
 from kmdx import cli, plan_file
-from kmdx.benchmark import machine, measuring, stand_in, synthetic
+from kmdx.benchmark import baseline, machine, measuring, plain, stand_in, synthetic
 from kmdx.benchmark.report import EQUAL, NetworkSpeed
 from kmdx.errors import KmdxError
 from kmdx.loading import load_network
@@ -149,6 +150,30 @@ def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) 
     assert result.code == 2
     (line,) = (line for line in result.err.splitlines() if line.startswith("error:"))
     assert message in line
+
+
+def test_the_engine_and_the_baseline_are_measured_in_exact_float32(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    forward = HTDemucs.forward
+
+    def noted(model: HTDemucs, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(model, batch)
+
+    monkeypatch.setattr(HTDemucs, "forward", noted)
+    chosen = plan_file.load(small)
+    use = chosen.networks["htdemucs"]
+    window = torch.from_numpy(noise(use.chunking.length).T.copy())
+    engine = measuring.Engine(small, "cpu", "fp32", "leaderboard", None)
+    engine.network("htdemucs", ["vocals"]).run(window[None])
+    assert seen == [False]
+    plain._window(str(small), "cpu", None, "htdemucs", ["vocals"], window[None].numpy())
+    assert seen == [False, False]
+    baseline.run(chosen, {"htdemucs": load_network(use, chosen.sample_rate, CPU)}, window[:, :1000], CPU)
+    assert len(seen) > 2
+    assert not any(seen)
 
 
 def test_arithmetic_is_counted_where_it_is_stated(small: Path) -> None:

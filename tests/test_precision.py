@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -121,3 +124,92 @@ def test_a_half_precision_in_software_is_warned_of(
         warnings.simplefilter("always")
         precision.warn_if_slow(name, CPU)
     assert [warning.category for warning in caught] == [KmdxWarning] * warned
+
+
+# float32 as it is
+
+BACKENDS: Any = torch.backends
+MATMUL = torch.backends.cuda.matmul
+NEWER = pytest.mark.skipif(not precision._operations(), reason="needs torch 2.9 or newer")
+
+
+def read(setting: Callable[[], object]) -> object:
+    try:
+        return setting()
+    except RuntimeError:
+        return "a mix"
+
+
+def settings() -> dict[str, object]:
+    found: dict[str, object] = {
+        str(number): operation.fp32_precision for number, operation in enumerate(precision._operations())
+    }
+    found["cudnn"] = read(lambda: BACKENDS.cudnn.allow_tf32)
+    found["cublas"] = read(lambda: MATMUL.allow_tf32)
+    found["products"] = read(torch.get_float32_matmul_precision)
+    found["benchmark"] = BACKENDS.cudnn.benchmark
+    return found | {name: precision._reduction(name) for name in precision.REDUCTIONS}
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """Give torch's settings back as they are at the start of a process."""
+    yield
+    BACKENDS.cudnn.allow_tf32 = True
+    BACKENDS.cudnn.benchmark = False
+    torch.set_float32_matmul_precision("highest")
+    for name in precision.REDUCTIONS:
+        setattr(MATMUL, name, True)
+    if precision._operations():
+        BACKENDS.fp32_precision = BACKENDS.cudnn.fp32_precision = BACKENDS.mkldnn.fp32_precision = "none"
+        for operation in precision._operations():
+            operation.fp32_precision = "none"
+        BACKENDS.cudnn.conv.fp32_precision = BACKENDS.cudnn.rnn.fp32_precision = "tf32"
+
+
+def allow(owner: Any, name: str, value: object) -> Callable[[], None]:
+    return lambda: setattr(owner, name, value)
+
+
+SET = {
+    "nothing": lambda: None,
+    "older: products": allow(MATMUL, "allow_tf32", True),
+    "older: no convolutions": allow(BACKENDS.cudnn, "allow_tf32", False),
+    "older: medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "trying out": allow(BACKENDS.cudnn, "benchmark", True),
+    "reductions": allow(MATMUL, precision.REDUCTIONS[0], False),
+    "newer: all": allow(BACKENDS, "fp32_precision", "tf32"),
+    "newer: cuDNN": lambda: setattr(BACKENDS.cudnn, "fp32_precision", "tf32"),
+    "newer: products": lambda: setattr(MATMUL, "fp32_precision", "tf32"),
+    "newer: convolutions": lambda: setattr(BACKENDS.cudnn.conv, "fp32_precision", "ieee"),
+    "a mix": lambda: (torch.set_float32_matmul_precision("high"), setattr(MATMUL, "fp32_precision", "ieee")),
+}
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("name", "api"),
+    [(name, "older") for name in SET if not name.startswith(("newer", "a mix"))]
+    + [pytest.param(name, "newer", marks=NEWER) for name in SET],
+)
+def test_float32_is_computed_as_it_is_whatever_was_set(
+    name: str, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if api == "older":
+        monkeypatch.setattr(precision, "_operations", list)
+    SET[name]()
+    before = settings()
+    with suppress(ValueError), precision.exact():
+        inside = settings()
+        with precision.exact():
+            assert settings() == inside
+        assert settings() == inside
+        raise ValueError
+    assert settings() == before
+    formats = [value for key, value in inside.items() if key.isdigit()]
+    assert set(formats) == ({"ieee"} if api == "newer" else set())
+    assert (inside["cudnn"], inside["cublas"], inside["products"]) == (False, False, "highest")
+    assert not inside["benchmark"]
+    for reduction in precision.REDUCTIONS:
+        value = inside[reduction]
+        assert not (value[0] if isinstance(value, tuple) else value)

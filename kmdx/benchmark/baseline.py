@@ -22,6 +22,7 @@ from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, Plan, Sum, TrimAndJoin
+from kmdx.precision import exact
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def run(
     """
     signals = {MIXTURE: mixture.float().cpu()}
     levels: dict[str, tuple[Tensor, Tensor]] = {}
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with exact():
         for name in plan.order(plan.nodes):
             match plan.nodes[name]:
                 case Hear(network, signal):

@@ -26,7 +26,7 @@ from kmdx.benchmark.plain import Plain, free, timed
 from kmdx.benchmark.report import EQUAL, LIMIT, NetworkSpeed, PlanSpeed, Prediction, Report
 from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Hear, Plan, suggest
-from kmdx.precision import DTYPES
+from kmdx.precision import DTYPES, exact
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 LONG_SONG = 240.0  # seconds of the song that the prediction is for
@@ -71,7 +71,7 @@ class Engine:
 
         @torch.inference_mode()
         def run(windows: Tensor) -> Tensor:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with exact():
                 return runner(windows)
 
         dtype = getattr(runner.network, "dtype", torch.float32)

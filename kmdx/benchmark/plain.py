@@ -26,6 +26,7 @@ from kmdx.benchmark import baseline, machine
 from kmdx.loading import load_network
 from kmdx.networks.network import Network
 from kmdx.plan import Hear
+from kmdx.precision import exact
 
 Result = TypeVar("Result")
 Samples = NDArray[np.float32]
@@ -100,7 +101,7 @@ def _window(
     where = torch.device(device)
     network = _network(ensemble, device, folder, name)
     batch = torch.from_numpy(window).to(where)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with exact():
         seconds, estimate = timed(lambda: network(batch), where)
     indices = [network.sources.index(source) for source in sources]
     return seconds, estimate[:, indices].cpu().numpy()
