@@ -337,7 +337,8 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
 
-    Warns where ``"auto"`` comes to the CPU of a machine with an NVIDIA driver.
+    A CUDA device without a number is the current one, and gets its number. Warns where ``"auto"`` comes
+    to the CPU of a machine with an NVIDIA driver.
 
     Raises
     ------
@@ -348,7 +349,7 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", torch.cuda.current_device())
         if NVIDIA_DRIVER.exists():
             warnings.warn(
                 f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use CUDA: all "
@@ -363,6 +364,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(":")[0]
         raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

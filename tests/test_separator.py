@@ -24,6 +24,7 @@ from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import OverlapAdd, Plan
 from kmdx.residency import Residents
+from kmdx.separator import choose_device
 
 CPU = torch.device("cpu")
 
@@ -168,6 +169,15 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="no device 'cuda:0' here"):
             Separator("htdemucs", device="cuda:0")
+
+
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_gpu_always_has_its_number(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    assert choose_device(name) == torch.device("cuda", index)
 
 
 def test_missing_weights_are_named_with_what_gets_them_and_their_size(tmp_path: Path) -> None:
