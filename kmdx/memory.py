@@ -41,11 +41,37 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def device_budget(device: torch.device) -> int | None:
     """Bytes of a GPU's memory that may be used, what this process holds already included; None elsewhere."""
-    if device.type != "cuda":
+    limit = device_limit(device)
+    if limit is None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device)
-    return min(DEVICE_BUDGET, int(FREE_SHARE * (free + held)))
+    return min(limit, int(FREE_SHARE * (free + held)))
+
+
+def device_limit(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory beyond which nothing may go: :data:`DEVICE_BUDGET`, beside what is in use."""
+    return DEVICE_BUDGET + torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def limited(device: torch.device, limit: int | None) -> Iterator[None]:
+    """Let torch take no more than so many bytes of a GPU's memory, with what it keeps for later.
+
+    Without, it would keep ever more pieces of what was freed on a large GPU. At the limit it gives back what
+    it keeps, and where that does not suffice raises the error of memory that it would on a smaller GPU.
+    """
+    if limit is None:
+        yield
+        return
+    tell = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # torch before 2.8
+    before = tell(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(before, limit / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def empty_cache(device: torch.device) -> None:

@@ -36,6 +36,7 @@ class Residents:
         self.networks = networks
         self.device = device
         self.budget = memory.device_budget(device) if budget is None else budget
+        self.limit = memory.device_limit(device)
         self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._experience: defaultdict[tuple[int, tuple[str, ...]], Experience] = defaultdict(Experience)

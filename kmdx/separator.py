@@ -276,7 +276,7 @@ class Separator:
         }
         heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
-            with heap, precisions.exact():
+            with heap, memory.limited(self.device, self.residents.limit), precisions.exact():
                 signals = self._run(mixture, names, progress, given)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):

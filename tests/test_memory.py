@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -51,19 +52,59 @@ def test_torchs_own_error_of_memory_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "held", "budget"),
+    ("free", "held", "used", "budget"),
     [
-        (10 * GIB, 0, int(9 * GIB)),
-        (6 * GIB, 4 * GIB, int(9 * GIB)),  # what this process holds already is its own
-        (70 * GIB, 0, memory.DEVICE_BUDGET),
-        (0, 0, 0),
+        (10 * GIB, 0, 0, int(9 * GIB)),
+        (6 * GIB, 4 * GIB, 0, int(9 * GIB)),  # what this process holds already is its own
+        (70 * GIB, 0, 0, memory.DEVICE_BUDGET),
+        (50 * GIB, 20 * GIB, 15 * GIB, memory.DEVICE_BUDGET + 15 * GIB),  # by the rest of the program
+        (0, 0, 0, 0),
     ],
 )
-def test_the_budget_of_a_gpu(free: int, held: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_of_a_gpu(
+    free: int, held: int, used: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
     assert memory.device_budget(torch.device("cuda:0")) == budget
-    assert budget < 12 * GIB
+    assert memory.device_limit(torch.device("cuda:0")) == memory.DEVICE_BUDGET + used
+    assert budget - used < 12 * GIB
+
+
+@pytest.mark.parametrize(
+    ("total", "before", "inside"),
+    [
+        (80 * GIB, 1.0, 11 / 80),
+        (8 * GIB, 1.0, 1.0),  # the card itself is smaller
+        (80 * GIB, 0.05, 0.05),  # as the program has set it
+        (80 * GIB, None, 11 / 80),  # of a torch that does not tell
+    ],
+)
+def test_torch_is_held_to_a_gpus_limit_for_a_while(
+    total: int, before: float | None, inside: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda:0")
+    fractions = [1.0 if before is None else before]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total)
+    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, _: fractions.append(part))
+    tell = "get_per_process_memory_fraction"
+    if before is None:
+        monkeypatch.delattr(torch.cuda, tell, raising=False)
+    else:
+        monkeypatch.setattr(torch.cuda, tell, lambda device: fractions[-1], raising=False)
+    with suppress(MemoryError), memory.limited(gpu, 11 * GIB):
+        assert fractions[1:] == [inside]
+        raise MemoryError
+    assert fractions[1:] == [inside, fractions[0]]
+
+
+def test_other_devices_have_no_limit() -> None:
+    assert memory.device_limit(torch.device("cpu")) is None
+    with memory.limited(torch.device("cpu"), None):
+        pass
 
 
 @pytest.mark.parametrize("name", ["cpu", "mps", "meta"])

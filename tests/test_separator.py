@@ -315,6 +315,31 @@ def test_the_heap_is_warm_while_the_cpu_computes(
     assert events == ["warm", "run", "cold"]
 
 
+def test_a_song_runs_in_exact_float32_and_within_the_devices_limit(
+    separator: Separator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple] = []
+
+    @contextmanager
+    def limited(*given: object) -> Iterator[None]:
+        limits.append(given)
+        yield
+        limits.clear()
+
+    def run(plan: Plan, residents: Residents, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
+        assert limits == [(CPU, 7)]
+        assert not torch.backends.cudnn.allow_tf32
+        return dict.fromkeys(names, mixture)
+
+    monkeypatch.setattr(separator.residents, "limit", 7)
+    monkeypatch.setattr(memory, "limited", limited)
+    monkeypatch.setattr(ensemble, "run", run)
+    assert torch.backends.cudnn.allow_tf32
+    separator.separate(noise(1000), 44_100)
+    assert not limits
+    assert torch.backends.cudnn.allow_tf32
+
+
 # Precision and speed
 
 
