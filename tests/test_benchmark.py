@@ -69,7 +69,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sma
     return kmdx
 
 
-def test_everything_is_measured_and_written(run: Run, tmp_path: Path) -> None:
+def test_everything_is_measured_and_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "peak_memory", lambda: 1234)
     result = run("--seconds", 0.4, "--precision", "fp32", "--json", tmp_path)
     assert result.code == 0, result.err
     (file,) = tmp_path.glob("*.json")
@@ -93,12 +96,11 @@ def test_everything_is_measured_and_written(run: Run, tmp_path: Path) -> None:
     assert plan["ratio"] == pytest.approx(plan["baseline_seconds"] / plan["seconds"], rel=1e-2)
     assert set(plan["difference"]) == {"bass", "drums", "other", "vocals"}
     assert min(plan["difference"].values()) > 80
-    if sys.platform.startswith("linux"):
-        assert plan["peak_memory"] > 2**26
+    assert plan["peak_memory"] == 1234
     prediction = report["prediction"]
     assert prediction["song_seconds"] == 240
-    assert prediction["ratio"] == pytest.approx(network["ratio"], rel=0.5), (
-        "one network: its ratio, of medians"
+    assert prediction["ratio"] == pytest.approx(network["baseline_seconds"] / network["seconds"], rel=1e-2), (
+        "one network: that of its medians"
     )
     assert prediction["ratio"] == pytest.approx(
         prediction["baseline_seconds"] / prediction["seconds"], rel=1e-2
@@ -273,9 +275,11 @@ def test_the_table_says_what_is_no_report(tmp_path: Path) -> None:
         table.load(tmp_path)
 
 
-def test_the_committed_results_make_a_table() -> None:
-    reports = table.load(table.RESULTS) if list(table.RESULTS.glob("*.json")) else []
-    assert len(list(table.plans(reports))) >= 2
+def test_the_committed_results_stand_in_the_readme() -> None:
+    rows = [*table.plans(table.load(table.RESULTS))]
+    shown = Path(table.__file__).parents[1].joinpath("README.md").read_text("utf-8").splitlines()
+    assert len(rows) > 2
+    assert [row for row in rows if row not in shown] == []
 
 
 def test_cost_by_length_is_fitted_and_drawn() -> None:
