@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, memory, plan, plan_file, scratch, weights
+from kmdx import audio, ensemble, limits, memory, plan, plan_file, scratch, weights
 from kmdx import precision as precisions
 from kmdx import speed as speeds
 from kmdx.ensemble import Progress
@@ -92,6 +92,8 @@ class Separator:
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
         precisions.warn_if_slow(precision, self.device)
+        if self.device.type == "cpu":
+            limits.cap_threads()
         uses = {
             name: self.plan.networks[name]
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))

@@ -5,7 +5,6 @@ Sizes are in bytes. What a system does not tell is ``None``.
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from kmdx import limits
 from kmdx.networks import product
 from kmdx.precision import DTYPES, fast_halves
 
@@ -50,6 +50,7 @@ class Machine:
     threads : int
         Those that torch uses.
     memory : int or None
+        What this process may use.
     features : tuple of str
         What the CPU offers for arithmetic.
     gpu : str or None
@@ -89,9 +90,9 @@ def describe(device: torch.device | str = "cpu") -> Machine:
     gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Machine(
         cpu=cpu_name(),
-        cores=usable_cores(),
+        cores=limits.usable_cores(),
         threads=torch.get_num_threads(),
-        memory=_memory(),
+        memory=limits.memory(),
         features=cpu_features(),
         gpu=gpu and gpu.name,
         gpu_memory=gpu and gpu.total_memory,
@@ -128,12 +129,6 @@ def _name_from_the_system() -> str | None:
     return _field(Path("/proc/cpuinfo"), "model name") or _capabilities().get("cpu_name")
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def cpu_features() -> tuple[str, ...]:
     """What the CPU offers for arithmetic, the widest units last."""
     capabilities = _capabilities()
@@ -147,13 +142,6 @@ def _capabilities() -> Mapping[str, Any]:
     """What torch knows of the CPU; nothing where it is too old to tell."""
     tell = getattr(torch.cpu, "get_capabilities", None)
     return tell() if tell else {}
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
 
 
 def _onnxruntime() -> str | None:
