@@ -1,0 +1,83 @@
+"""The engine on a GPU: the same stems as on the CPU, also where the GPU's memory is short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import decibels, noise
+
+from kmdx import Separator
+from kmdx.residency import WEIGHTS_SHARE, Residents, _bytes
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+RATE = 44_100
+SONG = noise(2 * RATE)
+MANY = noise(20 * RATE)  # more windows of the small network than go together
+
+
+def least(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
+    """The worst stem's agreement, in dB."""
+    assert list(found) == list(expected)
+    return min(decibels(expected[name], found[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def expected(leaderboard: Path) -> dict[str, np.ndarray]:
+    """Stems of ten networks, as the CPU computes them in fp32."""
+    return Separator(leaderboard, device="cpu", precision="fp32").separate(SONG, RATE)
+
+
+def test_stems_are_those_of_the_cpu(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
+    separator = Separator(leaderboard, device="cuda", precision="fp32")
+    assert separator.device.index is not None
+    assert least(expected, separator.separate(SONG, RATE)) >= 80
+
+
+def test_half_precision_changes_the_stems_a_little(small: Path) -> None:
+    whole = Separator(small, device="cuda", precision="fp32").separate(SONG, RATE)
+    half = Separator(small, device="cuda", precision="fp16").separate(SONG, RATE)
+    assert 35 < least(whole, half) < 100
+
+
+def test_networks_take_turns_where_one_fits(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
+    separator = Separator(leaderboard, device="cuda", precision="fp32")
+    largest = max(map(_bytes, separator.networks.values()))
+    separator.residents = Residents(separator.networks, separator.device, int(largest / WEIGHTS_SHARE))
+    for _ in range(2):
+        assert least(expected, separator.separate(SONG, RATE)) >= 80
+    on_the_gpu = [
+        name
+        for name, network in separator.networks.items()
+        if any(tensor.is_cuda for tensor in network.parameters())  # type: ignore[attr-defined]
+    ]
+    assert 1 <= len(on_the_gpu) < len(separator.networks)
+
+
+def test_memory_that_gets_short_in_the_middle_of_a_song(small: Path) -> None:
+    separator = Separator(small, device="cuda", precision="fp32", stems=["vocals"])
+    device, length = separator.device, separator.networks["htdemucs"].length
+    expected = separator.separate(MANY, RATE)
+    separator.residents = Residents(separator.networks, device)  # which knows nothing of windows yet
+    experience = separator.residents.runner("htdemucs", ["vocals"]).experience
+    calls: list[float] = []
+
+    def shorten(done: float, total: float) -> None:
+        """After the first window, leave room for a few, and not for as many as would go together."""
+        calls.append(done)
+        if len(calls) == 1:
+            torch.cuda.empty_cache()
+            room = 4 * experience.costs[length] + 2**26
+            allowed = torch.cuda.memory_reserved(device) + room
+            whole = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / whole), device)
+
+    found = separator.separate(MANY, RATE, progress=shorten)
+    assert least(expected, found) >= 80
+    assert experience.sizes[length] < 32, "memory did not run out"
+    experience.sizes.clear()
+    assert least(expected, separator.separate(MANY, RATE)) >= 80
+    assert not experience.sizes, "the limit is what it was before the song"
