@@ -99,7 +99,7 @@ def run(
                 estimates = {f"{name}.{source}": home.empty() for source in used[name]}
                 runner = residents.runner(network, used[name])
                 _hear(runner, plan.networks[network], signals[signal], [*estimates.values()], meter(network))
-                if getattr(runner.network, "dtype", torch.float32) != torch.float32:
+                if runner.network.dtype != torch.float32:
                     home.check(network, estimates.values())
                 signals.update(estimates)
             case Normalize(signal):

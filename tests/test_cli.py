@@ -18,7 +18,7 @@ import tiny
 import yaml
 from conftest import decibels, noise
 
-from kmdx import cli, songs
+from kmdx import cli, precision, songs, speed
 from kmdx.errors import AudioError
 
 FOUR = ["bass", "drums", "other", "vocals"]
@@ -88,6 +88,12 @@ def encode(path: Path, samples: np.ndarray, codec: str, rate: int = 44100) -> Pa
 def files_in(folder: Path) -> list[str]:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(path) for path in found if path.name != songs.MADE_BY)
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert [choice.value for choice in cli.Precision] == list(precision.PRECISIONS)
+    assert [choice.value for choice in cli.Speed] == list(speed.levels())
+    assert cli.Speed.leaderboard.value == speed.DEFAULT
 
 
 def test_a_song_becomes_a_folder_of_stems(separate: Run, tmp_path: Path) -> None:

@@ -74,8 +74,7 @@ class Engine:
             with exact():
                 return runner(windows)
 
-        dtype = getattr(runner.network, "dtype", torch.float32)
-        precision = next(key for key, value in DTYPES.items() if value == dtype)
+        precision = next(key for key, value in DTYPES.items() if value == runner.network.dtype)
         return EngineNetwork(run, runner.size, precision)
 
 

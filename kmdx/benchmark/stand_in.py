@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from kmdx import plan_file
 from kmdx.errors import KmdxError
+from kmdx.loading import TRANSFORM, UNET
 from kmdx.networks import demucs
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
 from kmdx.weights import Weight
 
-TRANSFORM = ("n_fft", "hop", "bins", "frames")
-UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
 """Sizes of the U-Net in every ONNX graph of the registry, where the graph alone states them."""
 

@@ -20,11 +20,14 @@ class Network(Protocol):
         The only length, in samples, that it accepts; ``None`` where any length will do.
     bears : tuple of torch.dtype
         Half precisions that it can compute in at the cost of an error far below that of its estimate.
+    dtype : torch.dtype
+        What it computes in.
     """
 
     sources: tuple[str, ...]
     length: int | None
     bears: tuple[torch.dtype, ...]
+    dtype: torch.dtype
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""

@@ -40,6 +40,7 @@ class OnnxNetwork(nn.Module):
     """
 
     bears: tuple[torch.dtype, ...] = ()
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device) -> None:
         super().__init__()
