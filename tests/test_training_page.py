@@ -27,9 +27,9 @@ def long(tmp_path: Path) -> songs.Song:
     folder = tmp_path / "long"
     folder.mkdir()
     for number, stem in enumerate(cases.STEMS):
-        sound = noise(24 * RATE, seed=number, level=0.03)
+        sound = noise(24 * RATE, seed=number, level=0.01)
         if stem == "vocals":
-            sound[9 * RATE : 19 * RATE] *= 3
+            sound[9 * RATE : 19 * RATE] *= 10
         soundfile.write(folder / f"{stem}.wav", sound, RATE, subtype="FLOAT")
     return songs.Song("long", songs._stems(folder))
 
