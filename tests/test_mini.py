@@ -153,8 +153,8 @@ def test_scores_that_are_written_down_are_good_enough() -> None:
     assert sets == {"synthetic", "musdb18-excerpts", "potassium"}
     short = {(material, stem) for material in sets for stem in STEMS if gain(material, stem) < 8}
     # Where models/mini/README.md says that it falls short of its aim.
-    assert short <= {("potassium", "bass"), ("potassium", "drums"), ("synthetic", "other")}
-    assert gain("synthetic", "other") > 7.5
+    assert short <= {("potassium", "bass"), ("potassium", "drums")}
+    assert gain("potassium", "drums") > 5.5
 
 
 def test_the_demo_falls_back_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
