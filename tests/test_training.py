@@ -830,4 +830,10 @@ def test_the_table_of_budgets(
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert not caught.value.code
-    assert "2 of 2" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "2 of 2" in table
+    config = configs.load("drums")
+    needed = budget.measure(config)
+    minutes = 1000 * 8 * needed.gflop / 20e3 / 60
+    assert budget.epoch_on_t4(config, needed) / 60 == pytest.approx(minutes)
+    assert 10 < minutes < 20

@@ -25,6 +25,8 @@ from training.songs import Songs
 
 T4 = 16 * 10**9  # bytes; the driver and torch's kernels take OVERHEAD of them
 OVERHEAD = 0.9e9
+# Assumed: half of its float32 peak, a third of its float16 peak; it has no bfloat16.
+T4_GFLOPS = {"fp32": 4e3, "fp16": 20e3, "bf16": 4e3}
 SPARE = 0.9  # of what is left, for what the allocator cannot use
 DTYPES = {"fp32": torch.float32, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # counted alike
 
@@ -165,6 +167,11 @@ class Step:
 
     seconds: float
     memory: int
+
+
+def epoch_on_t4(config: Config, needed: Budget) -> float:
+    """Seconds that an epoch would take on a T4 that computes at :data:`T4_GFLOPS`."""
+    return config.epoch * config.batch * needed.gflop / T4_GFLOPS[config.precision]
 
 
 def step(config: Config) -> Step:

@@ -185,10 +185,11 @@ def budget(
         "a window",
         "at once on a T4",
         "then GPU memory",
+        "min an epoch there",
     ):
         table.add_column(column, justify="left" if column == "config" else "right")
     if measured:
-        for column in ("s a step here", "h an epoch", "peak memory here"):
+        for column in ("s a step here", "h an epoch here", "peak memory here"):
             table.add_column(column, justify="right")
     for name in names or sorted(configs.names()):
         chosen = _config(name, change, None)
@@ -202,6 +203,7 @@ def budget(
             f"{needed.window / 1e9:.2f} GB",
             f"{size} of {chosen.batch}",
             f"{(needed.memory(size) + budgets.OVERHEAD) / 1e9:.1f} GB" if size else "does not fit",
+            f"{budgets.epoch_on_t4(chosen, needed) / 60:.1f}",
         ]
         if measured:
             step = budgets.step(chosen)
@@ -211,7 +213,7 @@ def budget(
                 f"{step.memory / 1e9:.2f} GB",
             ]
         table.add_row(*row)
-    out.print(table)
+    (out if out.is_terminal else Console(width=200)).print(table)  # whole lines for a file or a pipe
 
 
 def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] | None) -> Config:
