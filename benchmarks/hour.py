@@ -14,7 +14,6 @@ import itertools
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,16 @@ import soundfile as sf
 import torch
 from numpy.typing import NDArray
 
-from kmdx import Separator, cli
-from kmdx.benchmark import machine, synthetic
+from benchmarks import length
+from kmdx import Separator
+from kmdx.benchmark import synthetic
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Node, Normalize, OverlapAdd, Plan, Sum
 
 RATE = 44100
 BLOCK = 2**20  # samples of a file that are read at a time
 WINDOWS = 16  # of a piece
+OPTIONS = ("--speed", "fast", "--format", "float32")
 
 
 class Piece(NamedTuple):
@@ -63,19 +64,6 @@ def _blocks(songs: Sequence[Path], samples: int) -> itertools.chain[NDArray[np.f
         read.append(block)
     times = -(-samples // sum(map(len, read)))
     return itertools.chain.from_iterable(itertools.repeat(read, times))
-
-
-def separate(song: Path, output: Path, ensemble: str) -> tuple[float, int]:
-    """Do as the command does; returns seconds, and the process's peak of resident memory in bytes."""
-    command = ["kmdx", "separate", str(song), "-e", ensemble, "-o", str(output)]
-    sys.argv = [*command, "--device", "cpu", "--speed", "fast", "--format", "float32"]
-    began = time.perf_counter()
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if stop.code:
-            raise
-    return time.perf_counter() - began, machine.peak_memory() or 0
 
 
 def level(song: Path) -> tuple[float, float]:
@@ -169,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(temporary)
         song = folder / "song.wav"
         write(song, options.songs, round(60 * options.minutes * RATE))
-        seconds, peak = separate(song, folder, options.ensemble)
+        seconds, peak = length.separate(song, folder, options.ensemble, *OPTIONS)
         print(
             f"{options.minutes:g} min in {seconds:.0f} s, {seconds / 60 / options.minutes:.3f} × its length, "
             f"{peak / 1e9:.2f} GB at most",

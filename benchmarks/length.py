@@ -89,25 +89,26 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
     return costs
 
 
-def child(song: str, plan: str) -> None:
-    """Separate one song as the command does, and print ``[seconds, bytes]``."""
+def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float, int]:
+    """Do as the command does, on the CPU; returns seconds, and the process's peak of memory in bytes."""
     from kmdx import cli
     from kmdx.benchmark import machine
 
-    def separate(*options: str) -> float:
-        output = str(Path(song).with_name("stems"))
-        sys.argv = ["kmdx", "separate", song, "-e", plan, "-o", output, "--device", "cpu", "--overwrite"]
-        sys.argv += options
-        began = time.perf_counter()
-        try:
-            cli.main()
-        except SystemExit as stop:
-            if stop.code:
-                raise
-        return time.perf_counter() - began
+    sys.argv = ["kmdx", "separate", str(song), "-e", plan, "-o", str(output), "--device", "cpu", *options]
+    began = time.perf_counter()
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    return time.perf_counter() - began, machine.peak_memory() or 0
 
-    separate("--duration", "1")  # imports and what else happens once
-    print(json.dumps([separate(), machine.peak_memory() or 0]))
+
+def child(song: Path, plan: str) -> None:
+    """Separate one song, and print ``[seconds, bytes]``."""
+    output = song.with_name("stems")
+    separate(song, output, plan, "--overwrite", "--duration", "1")  # imports and what else happens once
+    print(json.dumps(separate(song, output, plan, "--overwrite")))
 
 
 def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
@@ -235,7 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(*options.child)
+        song, plan = options.child
+        child(Path(song), plan)
         return
     if len(set(options.lengths)) < 2:
         raise KmdxError("a fit needs two lengths")

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-import os
 import platform
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from evaluator.dataset import STEMS, Track
 from evaluator.process import Limits
 from evaluator.replay import Record
 from evaluator.store import write_json, write_text
-from kmdx import weights
+from kmdx import limits, weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
@@ -298,9 +297,7 @@ def _cpu() -> str:
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
-    affinity = getattr(os, "sched_getaffinity", None)
-    count = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{model}, {count} cores"
+    return f"{model}, {limits.usable_cores()} cores"
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -39,6 +37,8 @@ def cap_threads() -> None:
 
     What the user has set, by ``OMP_NUM_THREADS`` or ``torch.set_num_threads``, is left alone.
     """
+    import torch
+
     visible, usable = _visible_cores(), usable_cores()
     by_default = {cores // share for cores in (visible, os.cpu_count() or 1) for share in (1, 2)}  # 2: SMT
     if any(map(os.environ.get, THREADS)) or torch.get_num_threads() not in by_default:

@@ -301,7 +301,7 @@ def test_a_long_song_is_as_its_pieces(
     soundfile.write(tmp_path / "part.wav", 0.1 + 0.3 * noise(44_100), 44100)
     hour.write(song, [tmp_path / "part.wav"], 1_500_000)
     monkeypatch.setattr(sys, "argv", [])
-    seconds, peak = hour.separate(song, tmp_path, str(small))
+    seconds, peak = length.separate(song, tmp_path, str(small), *hour.OPTIONS)
     assert seconds > 0
     assert peak <= (machine.peak_memory() or 0)
     separator = Separator(small, device="cpu", speed="fast")

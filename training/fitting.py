@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from kmdx import loading, memory, weights
+from kmdx import limits, loading, memory, weights
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse, TrimAndJoin
@@ -276,8 +276,7 @@ def _check_shares(config: Config, devices: int) -> None:
 def _workers(asked: int | None, devices: int) -> int:
     if asked is not None and asked < 0:
         raise TrainingError(f"--workers {asked}: expected 0 or more")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2 // devices) if asked is None else asked
+    return max(1, limits.usable_cores() // 2 // devices) if asked is None else asked
 
 
 def _trainer(

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kmdx import terminal
+from kmdx import limits, terminal
 from kmdx.errors import KmdxError
 from training.synthetic import requirements
 from training.synthetic import songs as data
@@ -59,7 +59,7 @@ def synthesise(
     began = time.monotonic()
     try:
         for done, song in enumerate(
-            data.render(output, left, min(jobs or _cores(), len(left) or 1), make), 1
+            data.render(output, left, min(jobs or limits.usable_cores(), len(left) or 1), make), 1
         ):
             pace = (time.monotonic() - began) / done
             remaining = timedelta(seconds=round(pace * (len(left) - done)))
@@ -78,8 +78,3 @@ def _check_folder(output: Path) -> None:
         raise KmdxError(f"{output}: expected a folder to write to: {error.strerror}") from error
     if not os.access(output, os.W_OK | os.X_OK):
         raise KmdxError(f"{output}: cannot be written to; choose another folder")
-
-
-def _cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
