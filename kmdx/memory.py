@@ -39,9 +39,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
-def device_budget(device: torch.device) -> int | None:
-    """Bytes of a GPU's memory that may be used, what this process holds already included; None elsewhere."""
-    limit = device_limit(device)
+def device_budget(device: torch.device, own: int = 0) -> int | None:
+    """Bytes of a GPU's memory that may be used, what this process holds already included; None elsewhere.
+
+    ``own`` bytes of what is allocated are the caller's.
+    """
+    limit = device_limit(device, own)
     if limit is None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -49,9 +52,9 @@ def device_budget(device: torch.device) -> int | None:
     return min(limit, int(FREE_SHARE * (free + held)))
 
 
-def device_limit(device: torch.device) -> int | None:
-    """Bytes of a GPU's memory beyond which nothing may go: :data:`DEVICE_BUDGET`, beside what is in use."""
-    return DEVICE_BUDGET + torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+def device_limit(device: torch.device, own: int = 0) -> int | None:
+    """Bytes of a GPU's memory beyond which nothing may go: :data:`DEVICE_BUDGET`, beside what others use."""
+    return DEVICE_BUDGET + torch.cuda.memory_allocated(device) - own if device.type == "cuda" else None
 
 
 @contextmanager

@@ -25,9 +25,10 @@ class Residents:
         By the plan's names; one network may have several.
     device : torch.device
     budget : int, optional
-        Bytes of the device's memory that may be used in all; by default what is free now, and at most
-        :data:`kmdx.memory.DEVICE_BUDGET`. None where that is not known: on the CPU, where everything is
-        already, and on devices that are not CUDA's, where everything stays that was moved in.
+        Bytes of the device's memory that may be used in all; by default what is free when a song begins,
+        and at most :data:`kmdx.memory.DEVICE_BUDGET` beside what the program uses otherwise. None where
+        that is not known: on the CPU, where everything is already, and on devices that are not CUDA's,
+        where everything stays that was moved in.
     """
 
     def __init__(
@@ -35,11 +36,17 @@ class Residents:
     ) -> None:
         self.networks = networks
         self.device = device
-        self.budget = memory.device_budget(device) if budget is None else budget
-        self.limit = memory.device_limit(device)
         self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._experience: defaultdict[tuple[int, tuple[str, ...]], Experience] = defaultdict(Experience)
+        self._given = budget
+        self.settle()
+
+    def settle(self) -> None:
+        """Before a song: reckon anew, since the program may use more of the device by now."""
+        own = sum(map(_bytes, self._moved.values()))
+        self.limit = memory.device_limit(self.device, own)
+        self.budget = memory.device_budget(self.device, own) if self._given is None else self._given
 
     def runner(self, name: str, sources: Sequence[str]) -> Runner:
         """Return a network on the device, ready to estimate these sources of its own."""

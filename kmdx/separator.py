@@ -276,6 +276,7 @@ class Separator:
             name: torch.from_numpy(_stereo(audio.resample(signal, rate, self.plan.sample_rate)))
             for name, signal in (known or {}).items()
         }
+        self.residents.settle()
         heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
             with heap, memory.limited(self.device, self.residents.limit), precisions.exact():

@@ -69,6 +69,7 @@ def test_the_budget_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
     assert memory.device_budget(torch.device("cuda:0")) == budget
     assert memory.device_limit(torch.device("cuda:0")) == memory.DEVICE_BUDGET + used
+    assert memory.device_limit(torch.device("cuda:0"), used) == memory.DEVICE_BUDGET
     assert budget - used < 12 * GIB
 
 

@@ -158,10 +158,14 @@ def test_on_the_cpu_nothing_is_moved() -> None:
 
 def test_the_budget_is_that_of_the_device_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(memory, "device_budget", lambda device: asked.append(device) or 80)
+    monkeypatch.setattr(memory, "device_limit", lambda device, own: 90 - own)
+    monkeypatch.setattr(memory, "device_budget", lambda device, own: asked.append((device, own)) or 80)
     fleet = Fleet(budget=None, a=30, b=30)
-    assert asked == [GPU]
+    assert asked == [(GPU, 0)]
     assert fleet.moves("ab") == ["a in", "a out", "b in"]
+    fleet.residents.settle()
+    assert asked[1:] == [(GPU, 30)], "its own weights are not what others use"
+    assert fleet.residents.limit == 60
 
 
 def test_room_is_made_by_moving_out_all_others() -> None:

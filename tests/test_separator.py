@@ -331,7 +331,8 @@ def test_a_song_runs_in_exact_float32_and_within_the_devices_limit(
         assert not torch.backends.cudnn.allow_tf32
         return dict.fromkeys(names, mixture)
 
-    monkeypatch.setattr(separator.residents, "limit", 7)
+    monkeypatch.setattr(memory, "device_limit", lambda device, own: 7)  # now, not when it was made
+    monkeypatch.setattr(memory, "device_budget", lambda device, own: None)
     monkeypatch.setattr(memory, "limited", limited)
     monkeypatch.setattr(ensemble, "run", run)
     assert torch.backends.cudnn.allow_tf32

@@ -38,7 +38,7 @@ def test_a_weight_too_large_for_half_is_named(
     network = fitting.trained(run)
     name = next(iter(dict(network.named_parameters())))
     network.get_parameter(name).data.fill_(1e6)
-    monkeypatch.setattr(fitting, "trained", lambda run: network)
+    monkeypatch.setattr(fitting, "trained", lambda *_: network)
     with pytest.raises(TrainingError, match=f"{name} does not fit into float16: leave --half out"):
         export.export(run, "mine", tmp_path / "models", half=True)
 
@@ -88,4 +88,25 @@ def test_exporting_says_what_it_exports(
             f"weights of step {step}, SDR {scores[step]:.3f} dB; the run {end}\n" in capsys.readouterr().out
         )
     run.best.unlink()
-    assert run.reached() == (6, None)
+    checkpoint, score = run.checkpoint()
+    assert (checkpoint["global_step"], score) == (6, None)
+
+
+def test_a_better_checkpoint_in_the_meantime_is_not_what_was_exported(
+    fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit()
+    step = torch.load(run.best, weights_only=True)["global_step"]
+    expected, compare = fitting.trained(run).state_dict(), export.compare
+
+    def slow(network: TfcTdf, graph: Path) -> float:
+        later = torch.load(run.best, weights_only=True)
+        torch.save({**later, "global_step": 99, "state_dict": {}}, tmp_path / "later")
+        (tmp_path / "later").replace(run.best)
+        return compare(network, graph)
+
+    monkeypatch.setattr(export, "compare", slow)
+    made = export.export(run, "mine", tmp_path / "models")
+    assert made.step == step
+    state = torch.load(made.state, weights_only=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())

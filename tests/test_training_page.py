@@ -35,13 +35,17 @@ def long(tmp_path: Path) -> songs.Song:
 
 
 @pytest.mark.parametrize("seconds", [(0, 3), (9, 19), (21, 24)])
-def test_an_excerpt_is_what_the_whole_song_has_there(seconds: tuple[int, int], long: songs.Song) -> None:
-    config = cases.small()
+@pytest.mark.parametrize("hears", ["mixture", "rest", "rest of a network"])
+def test_an_excerpt_is_what_the_whole_song_has_there(
+    hears: str, seconds: tuple[int, int], long: songs.Song
+) -> None:
+    config = cases.small(hears=hears.partition(" ")[0], source="vocals" if hears == "mixture" else "drums")
     torch.manual_seed(0)
-    network = TfcTdf(config.network.unet(), "vocals").eval()
+    network = TfcTdf(config.network.unet(), config.source).eval()
+    vocals = TfcTdf(config.network.unet(), "vocals").eval() if hears == "rest of a network" else None
     part = slice(*(RATE * place for place in seconds))
-    whole = validation.estimate(config, network, None, long, torch.device("cpu"))
-    found = validation.excerpt(config, network, None, long, part, torch.device("cpu"))
+    whole = validation.estimate(config, network, vocals, long, torch.device("cpu"))
+    found = validation.excerpt(config, network, vocals, long, part, torch.device("cpu"))
     for signal, expected in zip(found, whole, strict=True):
         assert decibels(expected[:, part], signal) > 100
 

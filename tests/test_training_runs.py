@@ -49,6 +49,25 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(
     assert torch.load(run.best, weights_only=True)["global_step"] == 2
 
 
+def test_a_run_goes_on_where_the_run_of_its_vocals_has_moved_too(
+    fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocals = fit("vocals").folder
+    rest: dict = {"hears": "rest", "source": "drums"}
+    scripted(monkeypatch, 5.0)
+    with pytest.raises(TrainingError, match="interrupted"):
+        fit(rest={"vocals": str(vocals)}, **rest)
+    vocals.rename(tmp_path / "singing")
+    scripted(monkeypatch, 1.0, 2.0)
+    run = fit(rest={"vocals": str(tmp_path / "singing")}, **rest)
+    assert len(cases.rows(run.validation)) == 3
+    assert run.config().rest.vocals == str(tmp_path / "singing")
+    best = torch.load(tmp_path / "singing" / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save({**best, "global_step": 99}, tmp_path / "singing" / "checkpoints" / "best.ckpt")
+    with pytest.raises(TrainingError, match="the vocals network has other weights by now"):
+        fit(rest={"vocals": str(tmp_path / "singing")}, **rest)
+
+
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_score_that_is_not_finite_ends_the_run(
     patience: int | None, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
@@ -173,4 +192,16 @@ def test_a_reading_process_that_is_killed_is_one_line(
     monkeypatch.setattr(windows, "read", killed)
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
     with pytest.raises(TrainingError, match="was killed: too little memory, or, in Docker, .*--shm-size"):
+        fitting.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
+
+
+def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(windows, "read", wrong)
+    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
+    with pytest.raises(RuntimeError, match="a mistake"):
         fitting.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)

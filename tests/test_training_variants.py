@@ -66,11 +66,13 @@ def test_what_is_there_is_not_written_again(data: Path, tmp_path: Path) -> None:
         ("data", float("nan"), 1, "speed nan: expected"),
         ("data", 0.5, 0, "every 0: expected 1 or more"),
         ("none", 0.5, 1, "no such folder"),
+        ("data/train", 0.5, 1, "two songs are called 'a'"),
     ],
 )
 def test_mistakes_are_one_line(
     data: Path, tmp_path: Path, folder: str, speed: float, every: int, message: str
 ) -> None:
+    folders = [data, data.parent / folder] if folder == "data/train" else [data.parent / folder]
     with pytest.raises(KmdxError, match=message):
-        list(variants.write(tmp_path / "other", [data.with_name(folder)], speed, every))
+        list(variants.write(tmp_path / "other", folders, speed, every))
     assert not (tmp_path / "other").exists()

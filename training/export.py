@@ -72,7 +72,8 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
             f"name {name!r}: another run's weight has it in {folder}; add --replace to replace it"
         )
     config = run.config()
-    network = fitting.trained(run)
+    checkpoint, score = run.checkpoint()
+    network = fitting.trained(run, checkpoint)
     if half:
         _round(network)
     partials = [folder / f".{file.name}.{os.getpid()}" for file in (state, graph)]
@@ -101,7 +102,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
-    return Exported(state, graph, difference, name, *run.reached(), run.ended())
+    return Exported(state, graph, difference, name, checkpoint["global_step"], score, run.ended())
 
 
 @torch.no_grad()

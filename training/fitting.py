@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from training.module import Averaging, Unmixing
 from training.run import Run
 from training.songs import RATE, Songs, contents, find
 
+KILLED = ("exited unexpectedly", "is killed by signal")  # what torch says of a process that reads songs
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -87,6 +88,7 @@ def fit(
                 "training": [song.name for song in songs.training],
                 "validation": [song.name for song in songs.validation],
                 "stems": contents((*songs.training, *songs.validation)),
+                "vocals": _weights_of_vocals(config),
                 "devices": devices,
             }
             with torch.device("meta"):
@@ -97,6 +99,7 @@ def fit(
             run.begin(config, data, size, lambda: budget.at_once(config, accelerator, devices))
         songs = _decoded(songs, decoded or decoding.usual_folder(), console)
         if accelerator == "cpu":
+            limits.cap_threads()
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
         module = Unmixing(
             config,
@@ -115,7 +118,7 @@ def fit(
         except TrainingError as error:
             raise _of_worker(error) from error
         except (RuntimeError, MemoryError) as error:
-            if "DataLoader worker" in str(error) and not isinstance(error, MemoryError):
+            if any(sign in str(error) for sign in KILLED):
                 raise TrainingError(
                     "a process that reads songs was killed: too little memory, or, in Docker, too little "
                     "/dev/shm; set --workers lower, or start Docker with --shm-size=2g"
@@ -123,7 +126,7 @@ def fit(
             if memory.is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory with {module.at_once} windows at once: set at_once lower, "
-                    "or checkpointing: true"
+                    f"or checkpointing: true{f' ({str(error).splitlines()[0]})' if str(error) else ''}"
                 ) from error
             raise
         except OSError as error:
@@ -224,16 +227,24 @@ def vocals_network(config: Config) -> Network | None:
     return network
 
 
-def trained(run: Run) -> TfcTdf:
-    """The network of a run with its best weights, for inference."""
+def trained(run: Run, checkpoint: Mapping[str, Any] | None = None) -> TfcTdf:
+    """The network of a run with its best weights, or those of a checkpoint of it, for inference."""
     config = run.config()
     network = TfcTdf(config.network.unet(), config.source)
-    state = torch.load(run.weights, map_location="cpu", weights_only=True)["state_dict"]
+    state = (checkpoint or run.checkpoint()[0])["state_dict"]
     prefix = "network."
     network.load(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     )
     return network.requires_grad_(False).eval()
+
+
+def _weights_of_vocals(config: Config) -> str | None:
+    """What a run of a vocals network is known by; ``None`` where none is taken out."""
+    name = config.rest.vocals
+    if config.hears != "rest" or name is None or not Path(name).is_dir():
+        return None
+    return weights.file_sha256(Run.existing(Path(name)).weights)
 
 
 def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:

@@ -8,7 +8,6 @@ was exported.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from kmdx.weights import file_sha256
 from training import config as configs
 from training.config import Config, TrainingError
 
@@ -104,12 +104,16 @@ class Run:
         size: int = self.data()["at_once"]
         return size
 
-    def reached(self) -> tuple[int, float | None]:
-        """Step of :attr:`weights`, and their score in dB; None where nothing was validated yet."""
-        checkpoint = _checkpoint(self.weights)
-        scores = [state.get("best_model_score") for state in checkpoint["callbacks"].values()]
+    def checkpoint(self) -> tuple[dict[str, Any], float | None]:
+        """What :attr:`weights` holds, and its score in dB; ``None`` where nothing was validated yet.
+
+        It stays as it is when a better one takes its place.
+        """
+        path = self.weights
+        found = _checkpoint(path)
+        scores = [state.get("best_model_score") for state in found["callbacks"].values()]
         score = next((float(value) for value in scores if value is not None), None)
-        return checkpoint["global_step"], score if self.weights == self.best else None
+        return found, score if path == self.best else None
 
     def ended(self) -> bool:
         """Whether nothing is left to do."""
@@ -119,11 +123,12 @@ class Run:
 
     def wrote(self, file: Path) -> bool:
         """Whether this run exported the file that lies there, or none does."""
-        return not file.is_file() or _digest(file) in self._exports()
+        return not file.is_file() or file_sha256(file) in self._exports()
 
     def note_export(self, file: Path) -> None:
         """Remember a file as this run's own."""
-        _write(self.exports_file, "".join(f"{line}\n" for line in {**self._exports(), _digest(file): None}))
+        digests = {**self._exports(), file_sha256(file): None}
+        _write(self.exports_file, "".join(f"{digest}\n" for digest in digests))
 
     def _exports(self) -> dict[str, None]:
         if not self.exports_file.is_file():
@@ -166,8 +171,11 @@ class Run:
         if not self.config_file.is_file() or not self.last.is_file():
             self._note(config, {**data, "at_once": at_once()})
             return
+        noted = self.data()
         before = self.config().absolute().model_dump(mode="json")
         now = config.model_dump(mode="json")
+        if noted.get("vocals") and data["vocals"]:  # runs, which are known by their weights wherever they lie
+            before["rest"]["vocals"] = now["rest"]["vocals"]
         differing = [key for key in now if before.get(key) != now[key] and key not in FREE]
         if differing:
             key = differing[0]
@@ -175,11 +183,10 @@ class Run:
                 f"{self.folder}: begun with {key} {before.get(key)}, not {now[key]}; "
                 "take another folder, or the config it was begun with"
             )
-        noted = self.data()
         settled = noted.pop("at_once")
         other = _difference(noted, data)
         if other:
-            raise TrainingError(f"{self.folder}: begun with other songs or devices: {other}")
+            raise TrainingError(f"{self.folder}: cannot go on: {other}")
         self._note(config, {**data, "at_once": settled if config.at_once == "auto" else at_once()})
 
     def _room(self, config: Config, parameters: int) -> None:
@@ -214,6 +221,8 @@ def _difference(noted: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
                 return f"{name} is new in the songs for {kind}"
         if before != after:
             return f"the songs for {kind} come in another order: name the folders in the order they had"
+    if noted.get("vocals") and noted["vocals"] != now["vocals"]:
+        return "the run of the vocals network has other weights by now"
     if len(noted["variants"]) != len(now["variants"]):
         return f"{len(noted['variants'])} folders of variants, not {len(now['variants'])}"
     for name, versions in noted.get("stems", {}).items():  # which earlier runs did not note
@@ -236,10 +245,6 @@ def checkpoint_size(config: Config, parameters: int) -> int:
 def _checkpoint(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return found
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

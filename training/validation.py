@@ -70,7 +70,9 @@ def estimate(
     config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
 ) -> Estimated:
     """Run a network over a song, in chunks that are trimmed and joined."""
-    return _estimate(config, network, vocals, windows.whole(song), device)
+    stems = windows.whole(song)
+    heard = _heard(config, vocals, stems, device)
+    return Estimated(heard, _through(config, network, heard, device), stems[config.source])
 
 
 @torch.inference_mode()
@@ -80,29 +82,30 @@ def excerpt(
     """What :func:`estimate` says of a part of a song, from the chunks around it."""
     sizes = config.network
     keep = sizes.chunk - 2 * sizes.trim
-    first = max(0, part.start // keep - 1) * keep  # where a chunk of the whole song begins, too
-    stems = {
-        name: samples[:, first : part.stop + sizes.chunk] for name, samples in windows.whole(song).items()
-    }
-    found = _estimate(config, network, vocals, stems, device)
-    own = slice(part.start - first, part.stop - first)
-    return Estimated(*(signal[:, own] for signal in found))
+    depth = 1 if vocals is None else 2  # networks, each of which hears more than it speaks of
+    begin = max(0, part.start // keep - depth) * keep  # where a chunk of the whole song begins, too
+    around = slice(begin, part.stop + depth * sizes.chunk)
+    stems = windows.whole(song)
+    if vocals is None:
+        heard = _heard(config, None, stems, device)[:, around]
+    else:
+        parts = {name: samples[:, around] for name, samples in stems.items()}
+        heard = _heard(config, vocals, parts, device)
+    own = slice(part.start - begin, part.stop - begin)
+    made = _through(config, network, heard, device)
+    return Estimated(heard[:, own], made[:, own], stems[config.source][:, part])
 
 
-def _estimate(
-    config: Config,
-    network: TfcTdf,
-    vocals: Network | None,
-    stems: Mapping[str, NDArray[np.float32]],
-    device: torch.device,
-) -> Estimated:
-    heard = np.sum([*stems.values()], axis=0)
-    if config.hears == "rest":
-        if vocals is None:
-            heard = heard - windows.estimated(stems["vocals"], heard, sum(config.rest.error) / 2)
-        else:
-            heard = heard - _through(config, vocals, heard, device)
-    return Estimated(heard, _through(config, network, heard, device), stems[config.source])
+def _heard(
+    config: Config, vocals: Network | None, stems: Mapping[str, NDArray[np.float32]], device: torch.device
+) -> NDArray[np.float32]:
+    """What the network hears: all stems, or what is left without vocals that are estimated."""
+    mixture: NDArray[np.float32] = np.sum([*stems.values()], axis=0)
+    if config.hears != "rest":
+        return mixture
+    if vocals is None:
+        return mixture - windows.estimated(stems["vocals"], mixture, sum(config.rest.error) / 2)
+    return mixture - _through(config, vocals, mixture, device)
 
 
 def _through(

@@ -34,7 +34,7 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
     Raises
     ------
     TrainingError
-        If the speed is out of bounds or a data set has no songs to train with.
+        If the speed is out of bounds, a data set has no songs to train with, or two songs have one name.
     AudioError
         If a stem cannot be read, or a variant cannot be written.
     """
@@ -42,7 +42,12 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
         raise TrainingError(f"speed {speed:g}: expected {SLOWEST:g} to {FASTEST:g}, and not 1")
     if every < 1:
         raise TrainingError(f"every {every}: expected 1 or more")
-    for song in [song for folder in folders for song in to_train_with(folder)[::every]]:
+    chosen = [song for folder in folders for song in to_train_with(folder)[::every]]
+    names = [song.name for song in chosen]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TrainingError(f"two songs are called {twice[0]!r}")
+    for song in chosen:
         files = {name: output / song.name / f"{name}.wav" for name in song.stems}
         if not _written(song.stems, files, speed):
             slowed = {
