@@ -1,14 +1,15 @@
 # make demo   separate a real excerpt and print how well it went
 # make test   run the tests
 # make check  lint, format and types
-# Both make the environment first; they need Python 3.10 to 3.13 with venv, and the package registries.
+# make fuzz   the tests with generated input, with many more examples
+# They make the environment first; they need Python 3.10 to 3.13 with venv, and the package registries.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test check clean
+.PHONY: demo test fuzz check clean
 
 # torch first, at the image's pin, so that nothing after it brings another build. On Linux the usual build
 # carries CUDA; TORCH_INDEX names an index of CPU builds where one is wanted.
@@ -27,6 +28,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --hypothesis-profile long tests/fuzz
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,9 +12,24 @@ import pytest
 import tiny
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 SHARED = Path(__file__).parents[2] / "shared"
 
+# The same few examples in every run of the tests; `make fuzz` tries new ones, and many more.
+SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "short",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=SLOW_IS_FINE,
+)
+settings.register_profile(
+    "long", max_examples=10_000, deadline=None, print_blob=True, suppress_health_check=SLOW_IS_FINE
+)
+settings.load_profile("short")
 
 LONGEST_FIRST = ("test_golden_long.py", "test_golden_stages.py")
 
