@@ -18,11 +18,10 @@ import io
 import itertools
 import math
 import os
-import secrets
 import struct
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +34,7 @@ import soxr
 
 from . import scratch
 from .errors import AudioError
+from .files import folder, partial_name
 
 # The first four bytes of the files that libsndfile is asked to read. It would also read mp3, with the
 # same length and alignment as FFmpeg (both obey the LAME tag: no encoder delay, no padding), but of a
@@ -242,7 +242,12 @@ def write(path: str | os.PathLike[str], samples: npt.ArrayLike, rate: int, forma
     write_all({Path(path): samples}, rate, format)
 
 
-def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav16") -> dict[Path, float]:
+def write_all(
+    files: Mapping[Path, npt.ArrayLike],
+    rate: int,
+    format: str = "wav16",
+    before_rename: Callable[[Mapping[Path, Path]], None] | None = None,
+) -> dict[Path, float]:
     """Write files together, or none of them.
 
     Each is written beside its place under a hidden name and forced to the disk; when all are complete
@@ -257,6 +262,8 @@ def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav
         Hz.
     format : str
         A name in :data:`FORMATS`.
+    before_rename : callable, optional
+        Called when all files are complete, with the hidden name of each.
 
     Returns
     -------
@@ -271,33 +278,25 @@ def write_all(files: Mapping[Path, npt.ArrayLike], rate: int, format: str = "wav
     rate = _rate_for(format, rate)
     peaks: dict[Path, float] = {}
     partials: dict[Path, Path] = {}
-    folders: list[Path] = []  # those that were not there
     replaced: list[str] = []
     try:
-        for target, samples in files.items():
-            _refuse_no_file(target)
-            missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-            if missing:
-                folders += missing
-                target.parent.mkdir(parents=True, exist_ok=True)
-            # 50 characters of the name: with the rest they fit in the 255 bytes a file name may have.
-            partials[target] = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.partial")
-            array = check(samples, str(target), rate)
-            _encode(partials[target], array, rate, FORMATS[format])
-            peaks[target] = _peak(array)
-        for target, partial in partials.items():
-            partial.replace(target)
-            replaced.append(target.name)
+        with ExitStack() as folders:
+            for target, samples in files.items():
+                _refuse_no_file(target)
+                folders.enter_context(folder(target.parent))
+                partials[target] = partial_name(target)
+                folders.callback(_remove, partials[target])  # after a success there is none
+                array = check(samples, str(target), rate)
+                _encode(partials[target], array, rate, FORMATS[format])
+                peaks[target] = _peak(array)
+            if before_rename is not None:
+                before_rename(partials)
+            for target, partial in partials.items():
+                partial.replace(target)
+                replaced.append(target.name)
     except (OSError, sf.SoundFileError, av.FFmpegError) as error:
         written = f"only {', '.join(replaced)} was written" if replaced else "nothing was written"
         raise AudioError(f"{_reason(error)} writing {target}; {written}") from error
-    finally:  # after a success there are no partials, and the folders are not empty
-        for partial in partials.values():
-            with suppress(OSError):
-                partial.unlink()
-        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
-            with suppress(OSError):
-                folder.rmdir()
     return peaks
 
 
@@ -312,9 +311,9 @@ def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> N
     _rate_for(format, rate)
     for target in files:
         _refuse_no_file(target)
-        folder = next(folder for folder in target.absolute().parents if folder.exists())
+        place = next(parent for parent in target.absolute().parents if parent.exists())
         try:
-            with tempfile.TemporaryFile(dir=folder):
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             raise AudioError(f"{_reason(error)} writing {target}; nothing was written") from error
@@ -330,6 +329,11 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
         for target, block in zip(scratch.blocks(converted), scratch.blocks(array), strict=True):
             np.divide(block, full_scale, out=target, casting="same_kind")
     return converted
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _peak(array: np.ndarray) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -15,11 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import drawing, picture, plan, plan_file, terminal, weights
-from kmdx.errors import KmdxError
+from kmdx import drawing, files, manifest, picture, plan, plan_file, terminal, weights
+from kmdx.errors import AudioError, KmdxError
 
 if TYPE_CHECKING:
-    from kmdx import audio, songs
+    from kmdx import audio, inputs
     from kmdx.separator import Separator, Stems
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask
@@ -119,10 +120,11 @@ def version(
 
 @app.command()
 def separate(
-    inputs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>.")] = Path(
-        "separated"
-    ),
+    songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>; folders are mirrored in it."),
+    ] = Path("separated"),
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
         str | None, typer.Option(help="Comma-separated, such as vocals,drums; all by default.")
@@ -146,60 +148,37 @@ def separate(
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
 
-    A song is skipped when all its stems are there; stems of another ensemble, speed, precision, part or
-    format in the same place are an error, unless --overwrite replaces them. Exit code: 0 when every song
-    was separated or there already, 1 when some could not be, 2 when none.
+    The stems of a file go to OUTPUT/<name>; a folder is mirrored in OUTPUT. A song whose stems are all
+    finished is skipped. If any file of a song was made with different settings, the song is an error and
+    nothing is replaced, unless --overwrite is given; more stems and other formats may be added. Exit code: 0
+    when every song was separated or had been before, 1 when some could not be, 2 when none.
     """
-    from kmdx import audio, songs
+    from kmdx import audio, inputs
 
-    batch = songs.collect(inputs, output)
+    options = Options(
+        ensemble, device, speed.value, precision.value, start, duration, downmix, format.value, overwrite
+    )
+    audio.check_part(start, duration)
+    wanted = _stems(ensemble, stems, accompaniment)
+    batch = inputs.collect(songs, output)
     for complaint in batch.problems:
         terminal.complain(complaint, err)
-    failed = len(batch.problems)
 
-    wanted = _stems(ensemble, stems, accompaniment)
-    audio.check_part(start, duration)
-    todo = []
-    for song in batch.songs:
-        files, folder = song.files(output, wanted, format.value), song.folder(output)
-        made = songs.made_by(
-            song.path,
-            ensemble=plan_file.load(ensemble).digest[:16],
-            format=format.value,
-            start=start,
-            duration=duration,
-            downmix=downmix,
-            speed=speed.value,
-            precision=precision.value,
-        )
-        if overwrite or not all(path.exists() for path in files.values()):
-            todo.append(Task(song, files, made))
-        elif difference := songs.difference(folder, made):
-            terminal.complain(
-                f"{song.path}: {folder} holds stems made otherwise ({difference}); --overwrite replaces "
-                "them, another --output keeps them",
-                err,
-            )
-            failed += 1
-        else:
-            err.print(escape(f"{song.path}: already in {folder}; --overwrite redoes it"))
-
+    names = {stem: f"{stem}{audio.FORMATS[format.value].extension}" for stem in wanted}
+    inputs.refuse_shared_folders(batch.songs, output, names.values())
+    settings = _settings(options)
+    tasks = [
+        Task(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
+        for song in batch.songs
+    ]
+    todo, failed = _look(tasks)
+    failed += len(batch.problems)
     if todo:
-        from kmdx.separator import Separator
-
-        try:
-            separator = Separator(
-                ensemble, device=device, stems=wanted, speed=speed.value, precision=precision.value
-            )
-        except weights.MissingWeights as error:
-            size = _megabytes(weights.get(SMALLEST).bytes)
-            hint = f"; --ensemble {SMALLEST} needs only {size}" if ensemble != SMALLEST else ""
-            raise KmdxError(f"{error}{hint}") from error
+        separator = _separator(options, wanted)
         err.print(_running_on(separator))
-        read = partial(audio.read, start=start, duration=duration, downmix=downmix)
-        failed += _separate_all(todo, read, separator, format.value)
+        failed += _separate_all(todo, separator, options)
     if failed:
-        raise typer.Exit(2 if failed == len(batch.songs) + len(batch.problems) else 1)
+        raise typer.Exit(2 if failed == len(tasks) + len(batch.problems) else 1)
 
 
 @app.command()
@@ -251,7 +230,7 @@ def benchmark(
     if json is not None:
         file = json / report.file_name if json.is_dir() else json
         try:
-            file.write_text(report.json(), "utf-8")
+            files.write_text(file, report.json())
         except OSError as error:
             raise KmdxError(f"{file} cannot be written: {error.strerror}") from error
         out.print(f"written: {escape(str(file))}")
@@ -368,43 +347,154 @@ def ensembles_show(
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
         try:
-            svg.write_text(picture.svg(loaded, wanted), "utf-8")
+            files.write_text(svg, picture.svg(loaded, wanted))
         except OSError as error:
             raise KmdxError(f"{svg} cannot be written: {error.strerror}") from error
         out.print(f"drawn: {escape(str(svg))}")
 
 
+@dataclass(frozen=True)
+class Options:
+    """How the songs of one command are separated and written; the command's own options."""
+
+    ensemble: str
+    device: str
+    speed: str
+    precision: str
+    start: float
+    duration: float | None
+    downmix: bool
+    format: str
+    overwrite: bool
+
+
 class Task(NamedTuple):
-    """A song to separate, the file of each of its stems, and what is noted of them."""
+    """A song to separate, and its stems."""
 
-    song: songs.Song
-    files: dict[str, Path]
-    made: dict[str, Any]
+    song: inputs.Song
+    wanted: manifest.Wanted
 
 
-def _separate_all(
-    tasks: list[Task], read: Callable[[Path], audio.Audio], separator: Separator, format: str
-) -> int:
-    """Separate songs, say what became of each, and return how many could not be."""
-    from kmdx import audio, pipeline, songs
+def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
+    """What each stem of the plan would be made with now."""
+    from kmdx import precision as precisions
+    from kmdx import speed as speeds
+    from kmdx.separator import choose_device
+
+    loaded = plan_file.load(options.ensemble).capped(speeds.get(options.speed).overlap)
+    found = weights.find_all(use.weight for use in loaded.networks.values())
+    precision = precisions.in_words(options.precision, choose_device(options.device))
+
+    @cache
+    def settings(stem: str) -> manifest.Settings | None:
+        if stem not in loaded.stems and stem != plan.ACCOMPANIMENT:
+            return None
+        signals = loaded.signals_of([stem])
+        names = [loaded.networks[name].weight.name for name in loaded.networks_used(signals)]
+        held = {name: found[name] for name in names}
+        return manifest.Settings(
+            ensemble=loaded.name,
+            plan=loaded.checksum(signals),
+            weights={name: weights.file_sha256(file.path) if file else None for name, file in held.items()},
+            precision=precision,
+            engine="fast",
+            speed=options.speed,
+            start=options.start,
+            duration=options.duration,
+            downmix=options.downmix,
+            format=options.format,
+        )
+
+    return settings
+
+
+def _look(tasks: list[Task]) -> tuple[list[Task], int]:
+    """Report what is in the songs' folders; return the songs to separate, and how many cannot be."""
+    from kmdx import audio
+
+    endings = tuple({format.extension for format in audio.FORMATS.values()})
+    todo, failed = [], 0
+    for task in tasks:
+        path, folder = task.song.path, task.wanted.folder
+        try:
+            manifest.clean(folder)
+            status = manifest.status(task.wanted, lambda name: name.endswith(endings))
+        except OSError as error:
+            terminal.complain(f"{path}: {folder} cannot be read: {error.strerror}", err)
+            failed += 1
+            continue
+        if status.conflicts:
+            terminal.complain(
+                f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
+                "--overwrite separates it again, another --output keeps them",
+                err,
+            )
+            failed += 1
+        elif status.done:
+            err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
+        else:
+            todo.append(task)
+        for name in status.unknown:
+            terminal.warn(
+                f"{folder / name} has no record of how it was made; unless it is what is made now, it is "
+                f"kept as {name}.bak",
+                err,
+            )
+        if status.stale:
+            terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}", err)
+    return todo, failed
+
+
+def _separator(options: Options, stems: tuple[str, ...]) -> Separator:
+    """Load the networks."""
+    from kmdx.separator import Separator
+
+    try:
+        return Separator(
+            options.ensemble,
+            device=options.device,
+            stems=stems,
+            speed=options.speed,
+            precision=options.precision,
+        )
+    except weights.MissingWeights as error:
+        size = _megabytes(weights.get(SMALLEST).bytes)
+        hint = f"; --ensemble {SMALLEST} needs only {size}" if options.ensemble != SMALLEST else ""
+        raise KmdxError(f"{error}{hint}") from error
+
+
+def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> int:
+    """Separate songs, report each, and return how many could not be."""
+    from kmdx import audio, pipeline
 
     failed: list[Task] = []
 
-    def separate(task: Task, sound: audio.Audio) -> tuple[Stems, int]:
-        audio.check_writable(task.files.values(), sound.rate, format)
-        number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
-        with _progress(f"{number}{task.song.name}", len(sound.samples) / sound.rate) as progress:
-            return separator.separate(sound.samples, sound.rate, progress=progress), sound.rate
+    def read(task: Task) -> tuple[audio.Audio, manifest.Source]:
+        path = task.song.path
+        source = manifest.identify(path)
+        sound = audio.read(path, options.start, options.duration, options.downmix)
+        if manifest.identify(path) != source:
+            raise AudioError(f"{path}: changed while it was read; run the command again")
+        return sound, source
 
-    def write(task: Task, separation: tuple[Stems, int]) -> None:
-        stems, rate = separation
-        folder = task.files[next(iter(stems))].parent
-        peaks = audio.write_all({task.files[stem]: samples for stem, samples in stems.items()}, rate, format)
-        songs.note(folder, task.made)
+    def separate(task: Task, song: tuple[audio.Audio, manifest.Source]) -> tuple[Stems, int, manifest.Source]:
+        sound, source = song
+        audio.check_writable(task.wanted.paths.values(), sound.rate, options.format)
+        number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
+        with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
+            return separator.separate(sound.samples, sound.rate, progress=progress), sound.rate, source
+
+    def write(task: Task, separation: tuple[Stems, int, manifest.Source]) -> None:
+        stems, rate, source = separation
+        paths = task.wanted.paths
+        with manifest.writing(task.wanted, source) as prepare:
+            peaks = audio.write_all(
+                {paths[stem]: samples for stem, samples in stems.items()}, rate, options.format, prepare
+            )
         # Not printed by rich: it would not know of the bar that may be there.
-        print(f"{task.song.path} → {folder} ({', '.join(stems)})", flush=True)
+        print(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})", flush=True)
         for path, peak in peaks.items():
-            if peak > 1 and audio.FORMATS[format].integer:
+            if peak > 1 and audio.FORMATS[options.format].integer:
                 terminal.warn(
                     f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole", err
                 )
@@ -414,9 +504,9 @@ def _separate_all(
         failed.append(task)
 
     try:
-        pipeline.run(tasks, lambda task: read(task.song.path), separate, write, fail)
+        pipeline.run(tasks, read, separate, write, fail)
     except pipeline.Interrupted as stop:
-        where = "" if stop.item is None else f" in {stop.item.song.name}"
+        where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; songs that were finished stay", err)
         raise typer.Exit(130) from None
     return len(failed)

@@ -8,9 +8,11 @@ here needs torch.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from kmdx.errors import PlanError
@@ -252,6 +254,20 @@ class Plan:
         costs = [self.networks[node.network].gflops for node in nodes if isinstance(node, Hear)]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
+
+    def checksum(self, wanted: Collection[str]) -> str:
+        """Checksum of all that ``wanted`` depend on in the plan, apart from the content of weight files."""
+        order = self.order(wanted)
+        uses = {name: self.networks[name] for name in self.networks_used(wanted)}
+        parts = {
+            "sample_rate": self.sample_rate,
+            "nodes": [(name, type(self.nodes[name]).__name__, asdict(self.nodes[name])) for name in order],
+            "networks": {
+                name: (use.weight.architecture, type(use.chunking).__name__, asdict(use.chunking))
+                for name, use in uses.items()
+            },
+        }
+        return hashlib.sha256(json.dumps(parts, default=dict).encode()).hexdigest()
 
     def capped(self, overlap: float) -> Plan:
         """Return the same plan with no network's segments overlapping more than this share of them."""

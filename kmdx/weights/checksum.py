@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kmdx import files
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-_BLOCK = 1 << 20  # bytes
 
 
 def file_sha256(path: Path) -> str:
@@ -35,11 +35,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, modified: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return files.sha256(path)
 
 
 def _narrowest(tensor: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and folders that are there only if something is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""How the name of a file ends while it is written; it begins with a dot."""
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file's content; raises :class:`OSError` if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def partial_name(path: Path) -> Path:
+    """A new hidden name next to a file, under which it is written until it is complete."""
+    # 50 characters of the name: with the rest they fit in the 255 bytes a file name may have.
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a hidden name to write a file under; it gets its own name when the block ends.
+
+    The content is forced to the disk before. After an exception, or a kill at any moment, the file is what
+    it was before.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    partial = partial_name(path)
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:  # after a success there is none
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; see :func:`atomic`."""
+    with atomic(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; after an exception, those that were made and are empty are removed.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be made.
+    """
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for part in missing:
+            with suppress(OSError):
+                part.rmdir()
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk, where the system can do that."""
+    if os.name == "posix":
+        with suppress(OSError):  # some network file systems cannot
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,342 @@
+"""Which songs a command line means, and the folder that the stems of each go to.
+
+The stems of a file argument go to ``OUTPUT/<name>``. A folder argument is mirrored: those of ``m/a/b.wav``
+go to ``OUTPUT/a/b``. A file ``mixture.*`` has the name of its folder. Songs that would share a folder get
+more of the folders above them, then their file's extension, then a number. A song that already has stems
+under one of these names keeps it.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kmdx import manifest
+from kmdx.errors import KmdxError
+
+SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
+COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
+EXTENSIONS = SOUND | COMPRESSED
+"""What counts as a song inside a folder; a file that is named itself may end in anything."""
+
+MIXTURE = "mixture"
+
+_LONGEST = 255  # bytes of a name that every file system takes
+_ILLEGAL = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # on Windows
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|(clock|conin|conout)\$|(com|lpt)[0-9¹²³])(?= *(\.|$))", re.IGNORECASE
+)
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Song:
+    """A file to separate, and the folder of its stems, relative to OUTPUT and with ``/``."""
+
+    path: Path
+    place: str
+
+    def folder(self, output: Path) -> Path:
+        """Folder of its stems."""
+        return output / self.place
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a command line's arguments mean: songs, and a line for each argument that means none."""
+
+    songs: list[Song]
+    problems: list[str]
+
+
+def collect(inputs: Iterable[str], output: Path) -> Batch:
+    """Find the songs that files, folders and patterns mean.
+
+    A folder means every sound file in it and below, but only ``mixture.*`` of a folder that has one: the
+    other files next to a mixture are its stems. Finished stems and what is below ``output`` do not count.
+
+    Parameters
+    ----------
+    inputs : iterable of str
+        Paths and glob patterns.
+    output : Path
+        Folder that the folders of stems are in.
+    """
+    found: dict[Path, _Placing] = {}  # by the file's real path
+    problems = []
+    for text in inputs:
+        try:
+            placings = list(_placings(text, output))
+        except OSError as error:  # a name too long, a folder that may not be read
+            problems.append(f"{text}: {error.strerror}")
+            continue
+        if not placings:
+            problems.append(_nothing(text))
+        for placing in placings:
+            found.setdefault(placing.path.resolve(), placing)
+    _settle([*found.values()], output)
+    return Batch([Song(placing.path, "/".join(placing.place)) for placing in found.values()], problems)
+
+
+def refuse_shared_folders(songs: Iterable[Song], output: Path, names: Collection[str]) -> None:
+    """Check that no two songs write to the same place; links in OUTPUT may lead two names to one folder.
+
+    Parameters
+    ----------
+    songs : iterable of Song
+    output : Path
+    names : collection of str
+        Names of the files that are written into each song's folder.
+
+    Raises
+    ------
+    KmdxError
+        If two songs share a folder, or the folder of one has the path of another's file.
+    """
+    songs = list(songs)
+    owners: dict[Key, Song] = {}
+    for song in songs:
+        folder = _key(song.folder(output).resolve().parts)
+        if other := owners.get(folder):
+            raise KmdxError(
+                f"{song.path} and {other.path} would both write to {song.folder(output)}; "
+                "separate them in two commands with different --output"
+            )
+        owners[folder] = song
+    stems = {(*folder, *_key((name,))): song for folder, song in owners.items() for name in names}
+    for folder, song in owners.items():
+        for end in range(1, len(folder) + 1):
+            if other := stems.get(folder[:end]):
+                raise KmdxError(
+                    f"{song.path}: its folder {song.folder(output)} has the name of a stem of {other.path}; "
+                    "separate them in two commands with different --output"
+                )
+
+
+@dataclass
+class _Placing:
+    """A song whose place is being found.
+
+    Attributes
+    ----------
+    path : Path
+    depth : int
+        How many of the folders above the song its place has.
+    tag : str
+        What stands in brackets behind its name.
+    kept : tuple of str, optional
+        The place that it has had since an earlier run.
+    """
+
+    path: Path
+    depth: int
+    tag: str = ""
+    kept: Key | None = None
+
+    @cached_property
+    def names(self) -> Key:
+        """The names of all folders above it and its own, valid on every system."""
+        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (links are left as they are)
+        names = path.parent.parts[1:]
+        if path.stem != MIXTURE or not names:
+            names = (*names, path.stem)
+        return tuple(map(_portable, names))
+
+    @property
+    def directory(self) -> Key:
+        """Where it is, for comparison."""
+        return _key(self.names[:-1])
+
+    @property
+    def extension(self) -> str:
+        """What distinguishes it from another of the same name in the same folder."""
+        return _portable(self.path.suffix.lstrip(".") or "no extension")
+
+    @property
+    def place(self) -> Key:
+        """The folder of its stems, relative to OUTPUT."""
+        return self.kept or self.at(self.depth, self.tag)
+
+    def at(self, depth: int, tag: str) -> Key:
+        """The place with this many of the folders above it, and this tag."""
+        end = f" ({tag})" if tag else ""
+        name = _shortened(self.names[-1], _LONGEST - len(end.encode())) + end
+        return (*self.names[-1 - depth : -1], name)
+
+    def earlier(self, listing: _Listing) -> Iterator[Path]:
+        """The folders that an earlier run may have given it, among those that exist."""
+        for depth in range(self.depth, len(self.names)):
+            for tag in itertools.chain(("", self.extension), map(str, itertools.count(1))):
+                folder = listing.find(self.at(depth, tag))
+                if folder is not None:
+                    yield folder
+                elif tag not in ("", self.extension):
+                    break
+
+
+class _Listing:
+    """The folders in OUTPUT: one may be there in another case or normal form than it is asked for."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def find(self, place: Key) -> Path | None:
+        """The folder of a place, None if there is none."""
+        folder = self.output
+        for key in _key(place):
+            name = self._names_in(folder).get(key)
+            if name is None:
+                return None
+            folder = folder / name
+        return folder
+
+    def _names_in(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            try:
+                names = sorted(path.name for path in folder.iterdir())
+            except OSError:  # there is none, or it is a file
+                names = []
+            self._names[folder] = {_key((name,))[0]: name for name in names}
+        return self._names[folder]
+
+
+def _settle(placings: list[_Placing], output: Path) -> None:
+    """Give each song a place of its own."""
+    listing = _Listing(output)
+    taken: dict[Key, _Placing] = {}
+    for is_it in (manifest.Source.is_at, manifest.Source.is_content_of):
+        for placing in placings:
+            if placing.kept is None:
+                _keep(placing, listing, taken, is_it)
+
+    while clashes := _clashes([placing for placing in placings if placing.kept is None], listing, taken):
+        for group, others in clashes:
+            _widen(group, others)
+
+
+def _keep(
+    placing: _Placing,
+    listing: _Listing,
+    taken: dict[Key, _Placing],
+    is_it: Callable[[manifest.Source, Path], bool],
+) -> None:
+    """Leave a song where it has stems already, unless another song of this run is there."""
+    for folder in placing.earlier(listing):
+        place = folder.relative_to(listing.output).parts
+        owner = manifest.owner(folder)
+        if _key(place) not in taken and owner is not None and is_it(owner, placing.path):
+            placing.kept = place
+            taken[_key(place)] = placing
+            return
+
+
+def _clashes(
+    placings: list[_Placing], listing: _Listing, taken: Mapping[Key, _Placing]
+) -> list[tuple[list[_Placing], list[_Placing]]]:
+    """The songs that share a place, with the one that has it already."""
+    groups = defaultdict(list)
+    for placing in placings:
+        groups[_key(placing.place)].append(placing)
+    clashes = []
+    for key, group in groups.items():
+        others = [taken[key]] if key in taken else []
+        folder = listing.find(key)
+        owner = manifest.owner(folder) if folder is not None and not others else None
+        if owner is not None:
+            others.append(_Placing(Path(owner.path), 0))
+        if len(group) + len(others) > 1:
+            clashes.append((group, others))
+    return clashes
+
+
+def _widen(group: list[_Placing], others: list[_Placing]) -> None:
+    """Tell songs that share a place apart: by a folder more, by their extensions, or by numbers."""
+    everyone = [*group, *others]
+    deepest = [len(placing.names) - 1 for placing in group]
+    if len({placing.directory for placing in everyone}) > 1 and any(
+        placing.depth < most for placing, most in zip(group, deepest, strict=True)
+    ):
+        for placing, most in zip(group, deepest, strict=True):
+            placing.depth = min(placing.depth + 1, most)
+    elif len({_key((placing.extension,)) for placing in everyone}) > 1 and not any(p.tag for p in group):
+        for placing in group:
+            placing.tag = placing.extension
+    else:
+        used = max((int(placing.tag) for placing in group if placing.tag.isdecimal()), default=0)
+        for number, placing in enumerate(group, used + 1):
+            placing.tag = str(number)
+
+
+def _placings(text: str, output: Path) -> Iterator[_Placing]:
+    """The songs that one argument means; none if there are none."""
+    path = Path(text)
+    if not text.strip():
+        return
+    if path.is_dir():
+        for song in _in_folder(path, {output.resolve()} - {path.resolve()}):
+            below = song.relative_to(path).parent.parts
+            yield _Placing(song, max(0, len(below) - (song.stem == MIXTURE)))
+    elif path.exists():
+        yield _Placing(path, 0)
+    elif glob.has_magic(text):
+        for match in sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 (may be absolute)
+            yield from _placings(match, output)
+
+
+def _in_folder(folder: Path, passed: set[Path]) -> Iterator[Path]:
+    """Songs in a folder and below it, in order of name; each folder once, whatever links lead to it."""
+    if folder.resolve() in passed:
+        return
+    passed.add(folder.resolve())
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    sounds = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS]
+    stems = manifest.recorded(folder)
+    yield from [entry for entry in sounds if entry.stem == MIXTURE] or [
+        entry for entry in sounds if entry.name not in stems
+    ]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _in_folder(entry, passed)
+
+
+def _portable(name: str) -> str:
+    """The name, or the nearest one that Windows, macOS and Linux take."""
+    name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # bytes that are no text
+    name = _ILLEGAL.sub("_", name)
+    if match := _RESERVED.match(name):
+        name = f"{match[0]}_{name[match.end() :]}"
+    name = _shortened(name, _LONGEST)
+    return f"_{name}" if name.casefold() in ("", manifest.FOLDER) else name
+
+
+def _shortened(name: str, most: int) -> str:
+    """The first part of a name, with this many bytes at most and no dots or spaces at its end."""
+    return name.encode()[:most].decode(errors="ignore").rstrip(". ")
+
+
+def _key(names: Iterable[str]) -> Key:
+    """Names as file systems compare them that count neither case nor normal form."""
+    return tuple(
+        unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()) for name in names
+    )
+
+
+def _nothing(text: str) -> str:
+    """Why an argument gave no song."""
+    if not text.strip():
+        return "a song's name is empty: expected a file, a folder or a pattern"
+    if Path(text).is_dir():
+        return f"{text}: no songs in this folder"
+    if glob.has_magic(text):
+        return f"{text}: nothing matches this pattern"
+    return f"{text}: no such file"

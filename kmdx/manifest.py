@@ -1,0 +1,441 @@
+"""Which stems are finished, and what each was made with.
+
+Next to the stems of a song is a hidden folder, ``.kmdx``, with one JSON record for each stem file: its size
+and checksum, the song it was made from, and every setting that changes its sound. A stem counts as finished
+only if its size is that of its record.
+
+Writing goes through these steps, so that a kill at any moment leaves the old finished stem, the new one, or
+none that counts as finished:
+
+1. each stem is written under a hidden name, ``.<file>.<random>.partial``;
+2. its record is written as ``.kmdx/<file>.json.new``;
+3. the stem gets its own name, which replaces an older one in one step;
+4. its record does, too.
+
+Where a kill left a ``.json.new``, the stem's checksum shows which of the two records is its own. One process
+at a time writes to a folder: it holds the lock ``.kmdx/lock``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from kmdx import files
+from kmdx.errors import AudioError
+
+FOLDER = ".kmdx"
+_RECORD, _NEW = ".json", ".json.new"
+_PATIENCE = 600.0  # seconds that another process may hold a folder
+_LARGEST = 2**20  # bytes of a record
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a song was read from: where it was, its size, time of change in ns, and checksum."""
+
+    path: str
+    bytes: int
+    modified: int
+    sha256: str
+
+    def is_content_of(self, path: Path) -> bool:
+        """Whether a file has this content: by its size and time, or its checksum where the time differs."""
+        stat = path.stat()
+        return stat.st_size == self.bytes and (
+            stat.st_mtime_ns == self.modified or files.sha256(path) == self.sha256
+        )
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this is where a file is, whatever its content."""
+        return self.path == str(path.resolve())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the song that changes how a stem sounds, or the file that it is in.
+
+    Attributes
+    ----------
+    ensemble : str
+        The plan's name; for messages only.
+    plan : str
+        Checksum of the part of the plan that the stem needs.
+    weights : mapping of str to (str or None)
+        Checksum of each weight file that it needs; None where the file is missing, which equals anything.
+    precision, engine, speed : str
+        What the networks compute in, by which implementation, and how much they overlap.
+    start : float
+        Where the part of the song begins, in seconds.
+    duration : float or None
+        How long that part is; None for all that follows.
+    downmix : bool
+    format : str
+        A name in :data:`kmdx.audio.FORMATS`.
+    """
+
+    ensemble: str
+    plan: str
+    weights: Mapping[str, str | None]
+    precision: str
+    engine: str
+    speed: str
+    start: float
+    duration: float | None
+    downmix: bool
+    format: str
+
+    def difference(self, other: Settings, ignored: Collection[str] = ()) -> str | None:
+        """In what another's differ from these, such as ``speed fast, not balanced``; None if in nothing."""
+        found = []
+        for name in (field.name for field in fields(self)):
+            own, its = getattr(self, name), getattr(other, name)
+            if name == "weights":
+                changed = {key for key in {*own, *its} if None not in (own.get(key, ""), its.get(key, ""))}
+                changed = {key for key in changed if own.get(key) != its.get(key)}
+                found += [f"other weights of {key}" for key in sorted(changed)]
+            elif name == "plan" and own != its:
+                names = (other.ensemble, self.ensemble)
+                text = "ensemble {}, not {}".format(*names) if len({*names}) > 1 else "another version of {}"
+                found.append(text.format(self.ensemble))
+            elif name not in ("ensemble", *ignored) and own != its:
+                found.append(f"{name} {its}, not {own}")
+        return ", ".join(found) or None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one stem file.
+
+    Attributes
+    ----------
+    file, stem : str
+        The file's name, and the stem in it.
+    bytes : int
+    sha256 : str
+        Of the file's content.
+    song : Source
+    settings : Settings
+    program : str
+        Which version wrote it.
+    """
+
+    file: str
+    stem: str
+    bytes: int
+    sha256: str
+    song: Source
+    settings: Settings
+    program: str
+
+    def difference(self, song: Path, wanted: Settings | None, ignored: Collection[str] = ()) -> str | None:
+        """Why the file is not what would be made of a song now; None if it is."""
+        if wanted is None:
+            return f"ensemble {self.settings.ensemble}, which has a stem {self.stem}"
+        if not self.song.is_content_of(song):
+            return "another file, or an older version of this one"
+        return wanted.difference(self.settings, ignored)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The stems of one song that are to be made.
+
+    Attributes
+    ----------
+    song : Path
+    folder : Path
+        Where its stems go.
+    files : mapping of str to str
+        Name of the file of each stem that is wanted.
+    settings : callable
+        What a stem would be made with now, by its name; None for one that the plan has not.
+    overwrite : bool
+        Whether finished stems are made again, and those of other settings are replaced.
+    """
+
+    song: Path
+    folder: Path
+    files: Mapping[str, str]
+    settings: Callable[[str], Settings | None]
+    overwrite: bool = False
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Path of each stem's file."""
+        return {stem: self.folder / name for stem, name in self.files.items()}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is in a song's folder already.
+
+    Attributes
+    ----------
+    done : bool
+        Whether all stems that are wanted are finished, made with the settings that are wanted.
+    conflicts : list of str
+        Files that were made with other settings and prevent the work, with what differs.
+    stale : list of str
+        Files next to the wanted ones that were made with other settings, or have no record.
+    unknown : list of str
+        Files in the place of wanted ones that have no record.
+    """
+
+    done: bool
+    conflicts: list[str]
+    stale: list[str]
+    unknown: list[str]
+
+
+def identify(song: Path) -> Source:
+    """Return what a song's file is now; raises :class:`OSError` if it cannot be read."""
+    stat = song.stat()
+    return Source(str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song))
+
+
+def owner(folder: Path) -> Source | None:
+    """Return the song whose stems are in a folder, by their records; None where there are none."""
+    return next((record.song for record in _records(folder).values()), None)
+
+
+def recorded(folder: Path) -> set[str]:
+    """Names of the files in a folder that have a record: they are stems, not songs."""
+    return {*_records(folder)}
+
+
+def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
+    """Compare the files in a song's folder with what is wanted.
+
+    Parameters
+    ----------
+    wanted : Wanted
+    is_sound : callable
+        Whether a file's ending is one that stems have.
+
+    Raises
+    ------
+    OSError
+        If the folder or the song cannot be read.
+    """
+    records = _records(wanted.folder)
+    finished = {name for name, record in records.items() if _has_size(wanted.folder, record)}
+    targets = set(wanted.files.values())
+    differing = {}
+    for name, record in records.items():
+        ignored = () if name in targets else ("format",)
+        difference = record.difference(wanted.song, wanted.settings(record.stem), ignored)
+        if difference is not None:
+            differing[name] = f"{name}: {difference}"
+    done = all(name in finished and name not in differing for name in targets) and not wanted.overwrite
+
+    conflicts = [] if done or wanted.overwrite else [*differing.values()]
+    stale = [] if conflicts else [text for name, text in differing.items() if name not in targets]
+    there = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name))
+    unrecorded = [name for name in there if name not in records]
+    stale += [
+        f"{name}: no record of how it was made"
+        for name in unrecorded
+        if name not in targets and wanted.settings(Path(name).stem) is not None
+    ]
+    unknown = [name for name in unrecorded if name in targets]
+    return Status(done, conflicts, stale, [] if wanted.overwrite else unknown)
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted run left in a folder, unless another process is writing there now."""
+    if not any(_partials(folder)) and not any(_records_in(folder, _NEW)):
+        return
+    with suppress(OSError, filelock.Timeout), _lock(folder, 0):
+        _settle(folder)
+
+
+@contextmanager
+def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Path]], None]]:
+    """Hold a song's folder while its stems are written.
+
+    Yields what to call when all of them are complete under their hidden names, before they get their own:
+    with the hidden name of each path. It writes their records.
+
+    Raises
+    ------
+    AudioError
+        If the folder cannot be made or locked, or has stems of other settings by now.
+    """
+
+    def prepare(partials: Mapping[Path, Path]) -> None:
+        for stem, name in wanted.files.items():
+            partial = partials[wanted.folder / name]
+            settings = wanted.settings(stem)
+            assert settings is not None, "what is written is what the plan has"
+            record = Record(
+                file=name,
+                stem=stem,
+                bytes=partial.stat().st_size,
+                sha256=files.sha256(partial),
+                song=song,
+                settings=settings,
+                program=f"kmdx-net {version('kmdx-net')}",
+            )
+            _write_new(wanted.folder, record)
+            if not wanted.overwrite:
+                _keep_unknown(wanted.folder / name, record)
+        files.sync_folder(wanted.folder / FOLDER)
+
+    try:
+        with _lock(wanted.folder, _PATIENCE):
+            _settle(wanted.folder)
+            if found := status(wanted, lambda _: False).conflicts:
+                raise AudioError(
+                    f"{wanted.folder}: another process wrote stems with different settings meanwhile"
+                    f" ({'; '.join(found)}); nothing was replaced"
+                )
+            try:
+                yield prepare
+            finally:
+                _settle(wanted.folder)
+    except filelock.Timeout as error:
+        raise AudioError(
+            f"{wanted.folder}: another process has been writing there for {_PATIENCE / 60:.0f} minutes; "
+            "nothing was written"
+        ) from error
+    except OSError as error:
+        raise AudioError(f"{wanted.folder}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _lock(folder: Path, patience: float) -> Iterator[None]:
+    """Be the only process that writes to a folder; leaves nothing of its own where that fails."""
+    place = folder / FOLDER
+    with files.folder(place):
+        lock = filelock.FileLock(place / "lock", timeout=patience)
+        with lock:
+            try:
+                yield
+            except BaseException:
+                if not any(_records_in(folder, _RECORD)):
+                    with suppress(OSError):  # Windows keeps a file that is open
+                        (place / "lock").unlink()
+                raise
+
+
+def _settle(folder: Path) -> None:
+    """Finish or undo what an interrupted run did in a folder; the folder is locked."""
+    for partial in _partials(folder):
+        partial.unlink(missing_ok=True)
+    for new in [*_records_in(folder, _NEW)]:
+        record = _read(new)
+        if record is not None and _has_content(folder, record):
+            new.replace(new.with_suffix(""))
+        else:
+            new.unlink(missing_ok=True)
+    files.sync_folder(folder)
+    files.sync_folder(folder / FOLDER)
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    """The record of each file in a folder that has one and exists; of two, the one that its content is of."""
+    found: dict[str, Record] = {}
+    for place in _records_in(folder, _RECORD):
+        record = _read(place)
+        if record is not None and (folder / record.file).is_file():
+            found[record.file] = record
+    for place in _records_in(folder, _NEW):
+        record = _read(place)
+        if record is None or not (folder / record.file).is_file():
+            continue
+        if _has_content(folder, record):
+            found[record.file] = record
+        elif record.file in found and not _has_content(folder, found[record.file]):
+            del found[record.file]
+    return found
+
+
+def _has_size(folder: Path, record: Record) -> bool:
+    """Whether the file of a record is there with its size."""
+    path = folder / record.file
+    return path.is_file() and path.stat().st_size == record.bytes
+
+
+def _has_content(folder: Path, record: Record) -> bool:
+    """Whether the file of a record is there with the content that the record is of."""
+    return _has_size(folder, record) and files.sha256(folder / record.file) == record.sha256
+
+
+def _keep_unknown(path: Path, new: Record) -> None:
+    """Give a file that has no record, and other content than the new one, another name."""
+    known = _records(path.parent)
+    if not path.exists() or path.name in known or _has_content(path.parent, new):
+        return
+    backup = path.with_name(f"{path.name}.bak")
+    number = 1
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak{number}")
+    path.rename(backup)
+
+
+def _write_new(folder: Path, record: Record) -> None:
+    """Write a record that counts from when its file has its own name."""
+    with (folder / FOLDER / f"{record.file}{_NEW}").open("w", encoding="utf-8") as file:
+        json.dump(asdict(record), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> Record | None:
+    """Read a record; None if the file is none, or was cut off."""
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_LARGEST))
+        record = Record(
+            **{
+                **content,
+                "song": Source(**content["song"]),
+                "settings": Settings(**content["settings"]),
+            }
+        )
+        usable = _is_of_types(record) and path.name.startswith(f"{record.file}{_RECORD}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return record if usable else None
+
+
+def _is_of_types(record: Record) -> bool:
+    """Whether a record's values are what they are declared to be, as far as its readers need it."""
+    texts: list[Any] = [record.file, record.stem, record.sha256, record.song.path, record.song.sha256]
+    weights = record.settings.weights
+    return (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(record.bytes, int)
+        and isinstance(weights, Mapping)
+        and all(isinstance(value, str) or value is None for value in weights.values())
+    )
+
+
+def _records_in(folder: Path, ending: str) -> Iterator[Path]:
+    place = folder / FOLDER
+    return (path for path in _entries(place) if path.name.endswith(ending))
+
+
+def _partials(folder: Path) -> Iterator[Path]:
+    return (
+        path for path in _entries(folder) if path.name.startswith(".") and path.name.endswith(files.PARTIAL)
+    )
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is in a folder; nothing where there is no such folder."""
+    try:
+        yield from sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
