@@ -378,10 +378,9 @@ class Task(NamedTuple):
 def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
     """What each stem of the plan would be made with now."""
     from kmdx import precision as precisions
-    from kmdx import speed as speeds
     from kmdx.separator import choose_device
 
-    loaded = plan_file.load(options.ensemble).capped(speeds.get(options.speed).overlap)
+    loaded = plan_file.load(options.ensemble)
     found = weights.find_all(use.weight for use in loaded.networks.values())
     precision = precisions.in_words(options.precision, choose_device(options.device))
 
@@ -430,10 +429,10 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
                 err,
             )
             failed += 1
-        elif status.done:
-            err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
+        elif status.missing:
+            todo.append(Task(task.song, task.wanted.only(status.missing)))
         else:
-            todo.append(task)
+            err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
         for name in status.unknown:
             terminal.warn(
                 f"{folder / name} has no record of how it was made; unless it is what is made now, it is "
@@ -482,7 +481,8 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
         audio.check_writable(task.wanted.paths.values(), sound.rate, options.format)
         number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
         with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
-            return separator.separate(sound.samples, sound.rate, progress=progress), sound.rate, source
+            stems = separator.separate(sound.samples, sound.rate, stems=task.wanted.files, progress=progress)
+        return stems, sound.rate, source
 
     def write(task: Task, separation: tuple[Stems, int, manifest.Source]) -> None:
         stems, rate, source = separation

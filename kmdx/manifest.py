@@ -8,7 +8,7 @@ Writing goes through these steps, so that a kill at any moment leaves the old fi
 none that counts as finished:
 
 1. each stem is written under a hidden name, ``.<file>.<random>.partial``;
-2. its record is written as ``.kmdx/<file>.json.new``;
+2. its record is written as ``.kmdx/.<file>.json.new``;
 3. the stem gets its own name, which replaces an older one in one step;
 4. its record does, too.
 
@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from kmdx import files
 from kmdx.errors import AudioError
 
 FOLDER = ".kmdx"
-_RECORD, _NEW = ".json", ".json.new"
+_RECORD, _NEW = ".json", ".json.new"  # behind a dot and the file's name: `**/vocals.*` finds the stem alone
 _PATIENCE = 600.0  # seconds that another process may hold a folder
 _LARGEST = 2**20  # bytes of a record
 
@@ -168,6 +168,10 @@ class Wanted:
     settings: Callable[[str], Settings | None]
     overwrite: bool = False
 
+    def only(self, stems: Collection[str]) -> Wanted:
+        """Some of these stems."""
+        return replace(self, files={stem: self.files[stem] for stem in stems})
+
     @property
     def paths(self) -> dict[str, Path]:
         """Path of each stem's file."""
@@ -180,8 +184,8 @@ class Status:
 
     Attributes
     ----------
-    done : bool
-        Whether all stems that are wanted are finished, made with the settings that are wanted.
+    missing : list of str
+        Stems that are wanted and not finished with these settings; all of them to overwrite.
     conflicts : list of str
         Files that were made with other settings and prevent the work, with what differs.
     stale : list of str
@@ -190,7 +194,7 @@ class Status:
         Files in the place of wanted ones that have no record.
     """
 
-    done: bool
+    missing: list[str]
     conflicts: list[str]
     stale: list[str]
     unknown: list[str]
@@ -235,9 +239,12 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
         difference = record.difference(wanted.song, wanted.settings(record.stem), ignored)
         if difference is not None:
             differing[name] = f"{name}: {difference}"
-    done = all(name in finished and name not in differing for name in targets) and not wanted.overwrite
-
-    conflicts = [] if done or wanted.overwrite else [*differing.values()]
+    missing = [
+        stem
+        for stem, name in wanted.files.items()
+        if wanted.overwrite or name not in finished or name in differing
+    ]
+    conflicts = [] if wanted.overwrite or not missing else [*differing.values()]
     stale = [] if conflicts else [text for name, text in differing.items() if name not in targets]
     there = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name))
     unrecorded = [name for name in there if name not in records]
@@ -247,7 +254,7 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
         if name not in targets and wanted.settings(Path(name).stem) is not None
     ]
     unknown = [name for name in unrecorded if name in targets]
-    return Status(done, conflicts, stale, [] if wanted.overwrite else unknown)
+    return Status(missing, conflicts, stale, [] if wanted.overwrite else unknown)
 
 
 def clean(folder: Path) -> None:
@@ -285,9 +292,9 @@ def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Pa
                 settings=settings,
                 program=f"kmdx-net {version('kmdx-net')}",
             )
-            _write_new(wanted.folder, record)
             if not wanted.overwrite:
                 _keep_unknown(wanted.folder / name, record)
+            _write_new(wanted.folder, record)
         files.sync_folder(wanted.folder / FOLDER)
 
     try:
@@ -385,7 +392,7 @@ def _keep_unknown(path: Path, new: Record) -> None:
 
 def _write_new(folder: Path, record: Record) -> None:
     """Write a record that counts from when its file has its own name."""
-    with (folder / FOLDER / f"{record.file}{_NEW}").open("w", encoding="utf-8") as file:
+    with (folder / FOLDER / f".{record.file}{_NEW}").open("w", encoding="utf-8") as file:
         json.dump(asdict(record), file, indent=1)
         file.write("\n")
         file.flush()
@@ -404,7 +411,7 @@ def _read(path: Path) -> Record | None:
                 "settings": Settings(**content["settings"]),
             }
         )
-        usable = _is_of_types(record) and path.name.startswith(f"{record.file}{_RECORD}")
+        usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return record if usable else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
@@ -15,10 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import cli, precision, songs, speed
+from kmdx import cli, manifest, precision, speed
 from kmdx.errors import AudioError
 
 FOUR = ["bass", "drums", "other", "vocals"]
@@ -87,7 +87,7 @@ def encode(path: Path, samples: np.ndarray, codec: str, rate: int = 44100) -> Pa
 
 def files_in(folder: Path) -> list[str]:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if path.name != songs.MADE_BY)
+    return sorted(str(path) for path in found if manifest.FOLDER not in path.parts)
 
 
 def test_choices_are_those_of_the_library() -> None:
@@ -192,27 +192,32 @@ def test_songs_already_done_are_skipped_unless_told_otherwise(separate: Run, tmp
     write(tmp_path / "song.wav", noise(20_000))
     stem = tmp_path / "out" / "song" / "vocals.wav"
     separate("song.wav", "--stems", "vocals")
-    stem.write_bytes(b"mine")
+    made = stem.stat().st_mtime_ns
     skipped = separate("song.wav", "--stems", "vocals")
     assert skipped.code == 0
-    assert "already in out/song; --overwrite redoes it" in skipped.err
-    assert stem.read_bytes() == b"mine"
+    assert "already in out/song; --overwrite separates it again" in skipped.err
+    assert stem.stat().st_mtime_ns == made
     assert separate("song.wav", "--stems", "vocals", "--overwrite").code == 0
-    assert soundfile.info(stem).frames == 20_000
+    assert stem.stat().st_mtime_ns > made
 
 
-def test_folders_patterns_and_mixtures(separate: Run, tmp_path: Path) -> None:
+def test_only_the_stems_that_are_missing_are_made(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(20_000))
+    separate("song.wav", "--stems", "bass")
+    bass = (tmp_path / "out" / "song" / "bass.wav").stat().st_mtime_ns
+    result = separate("song.wav", "--stems", "bass,vocals")
+    assert (result.code, result.out) == (0, "song.wav → out/song (vocals)\n")
+    assert (tmp_path / "out" / "song" / "bass.wav").stat().st_mtime_ns == bass
+
+
+def test_a_folder_is_mirrored(separate: Run, tmp_path: Path) -> None:
     write(tmp_path / "album" / "one.wav", noise(5_000))
     write(tmp_path / "album" / "live" / "two.flac", noise(5_000))
     write(tmp_path / "album" / "three" / "mixture.wav", noise(5_000))
     write(tmp_path / "album" / "three" / "vocals.wav", noise(5_000))
     (tmp_path / "album" / "cover.jpg").write_bytes(b"not sound")
     assert separate("album", "--stems", "vocals").code == 0
-    assert files_in(tmp_path / "out") == ["one/vocals.wav", "three/vocals.wav", "two/vocals.wav"]
-    assert [song.path.name for song in songs.collect(["album/*.wav", "al*/li*"], Path("out")).songs] == [
-        "one.wav",
-        "two.flac",
-    ]
+    assert files_in(tmp_path / "out") == ["live/two/vocals.wav", "one/vocals.wav", "three/vocals.wav"]
 
 
 def test_stems_in_a_folder_are_no_songs_of_it(separate: Run, tmp_path: Path) -> None:
@@ -223,24 +228,23 @@ def test_stems_in_a_folder_are_no_songs_of_it(separate: Run, tmp_path: Path) -> 
 
 
 def test_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
-    for folder in ("cd1", "cd2"):
-        write(tmp_path / folder / "01.wav", noise(5_000))
-    write(tmp_path / "cd1" / "02.flac", noise(5_000))
-    write(tmp_path / "cd1" / "02.wav", noise(5_000))
-    assert separate("cd1", "cd2", "cd1/01.wav", "--stems", "vocals").code == 0
-    assert files_in(tmp_path / "out") == [
-        "cd1 - 01/vocals.wav", "cd1 - 02 (flac)/vocals.wav", "cd1 - 02 (wav)/vocals.wav", "cd2 - 01/vocals.wav",
-    ]  # fmt: skip
+    for number, folder in enumerate(("x", "y")):
+        write(tmp_path / folder / "cd" / "01.wav", noise(5_000 + number))
+    assert separate("x/cd", "y/cd/01.wav", "--stems", "vocals").code == 0
+    assert files_in(tmp_path / "out") == ["x/cd/01/vocals.wav", "y/cd/01/vocals.wav"]
+    frames = [soundfile.info(tmp_path / "out" / name / "cd" / "01" / "vocals.wav").frames for name in "xy"]
+    assert frames == [5_000, 5_001]
 
 
-def test_a_mixture_is_called_like_its_folder_from_wherever_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "My Song" / "mixture.wav", noise(100))
-    (tmp_path / "My Song" / "sub").mkdir()
-    for place, name in (("My Song", "mixture.wav"), ("My Song/sub", "../mixture.wav"), (".", "My Song")):
-        monkeypatch.chdir(tmp_path / place)
-        assert [song.name for song in songs.collect([name], Path("out")).songs] == ["My Song"]
+def test_two_songs_with_one_folder_are_refused_before_any_work(separate: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "m" / f"{name}.wav", noise(5_000))
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "b").symlink_to("a")
+    result = separate("m", "--stems", "vocals")
+    assert result.code == 2
+    assert "would both write to out/b" in result.errors[0]
+    assert files_in(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(
@@ -250,10 +254,9 @@ def test_a_mixture_is_called_like_its_folder_from_wherever_it_is_named(
         ([], ["--start", "0.05"], "start 0.0, not 0.05"),
         (["--format", "wav24"], [], "format wav24, not wav16"),
         (["--speed", "fast"], [], "speed fast, not leaderboard"),
-        ([], ["--precision", "fp32"], "precision auto, not fp32"),
     ],
 )
-def test_stems_made_otherwise_are_not_taken_for_these(
+def test_stems_of_other_settings_are_not_taken_for_these(
     separate: Run, tmp_path: Path, first: list[str], then: list[str], message: str
 ) -> None:
     write(tmp_path / "song.wav", noise(9_000))
@@ -261,44 +264,87 @@ def test_stems_made_otherwise_are_not_taken_for_these(
     before = (tmp_path / "out" / "song" / "vocals.wav").read_bytes()
     result = separate("song.wav", "--stems", "vocals", *then)
     assert result.code == 2
-    assert f"out/song holds stems made otherwise ({message}); --overwrite replaces them" in result.errors[0]
+    assert "out/song has stems made with different settings (vocals.wav: " in result.errors[0]
+    assert message in result.errors[0]
     assert (tmp_path / "out" / "song" / "vocals.wav").read_bytes() == before
     assert separate("song.wav", "--stems", "vocals", *then, "--overwrite").code == 0
     assert separate("song.wav", "--stems", "vocals", *then).code == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "code"), [([], 0), (["--precision", "fp32"], 0), (["--speed", "fast"], 2)]
-)
-def test_stems_noted_before_there_were_speeds_are_of_the_one_there_was(
-    separate: Run, tmp_path: Path, options: list[str], code: int
+def test_stems_of_another_plan_or_other_weights_prevent_the_work_on_any_stem(
+    run: Run, small: Path, tmp_path: Path
 ) -> None:
+    """The text of the plan is the same when only its weight file changes."""
     write(tmp_path / "song.wav", noise(5_000))
-    separate("song.wav", "--stems", "vocals")
-    note = tmp_path / "out" / "song" / songs.MADE_BY
-    made = json.loads(note.read_text("utf-8"))
-    assert (made.pop("speed"), made.pop("precision")) == ("leaderboard", "auto")
-    note.write_text(json.dumps(made), "utf-8")
-    result = separate("song.wav", "--stems", "vocals", *options)
-    assert result.code == code
-    assert ("stems made otherwise (speed leaderboard, not fast)" in result.err) == (code == 2)
+    plan = tiny.write_htdemucs(tmp_path)
+    same = ("--device", "cpu", "-o", "out", "--ensemble", plan)
+    assert run("separate", "song.wav", "--stems", "bass", *same).code == 0
+    before = files_in(tmp_path / "out")
+    text = plan.read_text("utf-8")
+    plan.write_text(text + "# a comment\n", "utf-8")
+    assert "already in" in run("separate", "song.wav", "--stems", "bass", *same).err
 
+    spoilt = yaml.safe_load(text)
+    spoilt["stems"]["vocals"]["sum"] = {name: 0.5 for name in spoilt["stems"]["vocals"]["sum"]}
+    plan.write_text(yaml.safe_dump(spoilt, sort_keys=False), "utf-8")
+    assert run("separate", "song.wav", "--stems", "bass", *same).code == 0  # bass is made as before
 
-@pytest.mark.parametrize("note", ["", "[]", "null", "{"])
-def test_a_note_that_says_nothing_is_no_difference(separate: Run, tmp_path: Path, note: str) -> None:
-    write(tmp_path / "song.wav", noise(5_000))
-    separate("song.wav", "--stems", "vocals")
-    (tmp_path / "out" / "song" / songs.MADE_BY).write_text(note, "utf-8")
-    assert "already in" in separate("song.wav", "--stems", "vocals").err
-
-
-def test_another_song_of_the_same_name_is_not_taken_for_done(separate: Run, tmp_path: Path) -> None:
-    for folder, seed in (("a", 1), ("b", 2)):
-        write(tmp_path / folder / "song.wav", noise(5_000, seed=seed))
-    assert separate("a/song.wav", "--stems", "vocals").code == 0
-    result = separate("b/song.wav", "--stems", "vocals")
+    weights = torch.load(tmp_path / "small.ckpt")
+    next(iter(weights["state"].values())).mul_(0.5)
+    torch.save(weights, tmp_path / "small.ckpt")
+    result = run("separate", "song.wav", "--stems", "vocals", "--accompaniment", *same)
     assert result.code == 2
-    assert "another file, or an older version of this one" in result.errors[0]
+    assert "bass.wav: other weights of" in result.errors[0]
+    assert files_in(tmp_path / "out") == before
+
+
+def test_files_of_other_settings_that_stay_are_reported(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    separate("song.wav", "--stems", "vocals", "--format", "flac", "--speed", "fast")
+    result = separate("song.wav", "--stems", "vocals", "--overwrite")
+    assert result.code == 0
+    assert "warning: out/song also has files of different settings: vocals.flac: speed fast" in result.err
+    assert "vocals.flac" in separate("song.wav", "--stems", "vocals").err
+
+
+def test_a_file_of_somebody_else_is_kept(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    mine = tmp_path / "out" / "song" / "vocals.wav"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    result = separate("song.wav", "--stems", "vocals")
+    assert result.code == 0
+    assert "out/song/vocals.wav has no record of how it was made" in result.err
+    assert mine.with_name("vocals.wav.bak").read_text() == "mine"
+    assert soundfile.info(mine).frames == 5_000
+
+
+def test_what_an_interrupted_run_left_is_removed(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(5_000))
+    separate("song.wav", "--stems", "vocals")
+    left = tmp_path / "out" / "song" / ".bass.wav.01234567.partial"
+    left.write_bytes(b"half")
+    assert "already in" in separate("song.wav", "--stems", "vocals").err
+    assert not left.exists()
+
+
+def test_a_song_that_changes_while_it_is_read_is_not_separated(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kmdx import audio
+
+    read = audio.read
+    path = write(tmp_path / "song.wav", noise(5_000))
+
+    def changing(*arguments: Any, **options: Any) -> audio.Audio:
+        sound = read(*arguments, **options)
+        write(path, noise(6_000))
+        return sound
+
+    monkeypatch.setattr(audio, "read", changing)
+    result = separate("song.wav")
+    assert (result.code, files_in(tmp_path / "out")) == (2, [])
+    assert result.errors == ["error: song.wav: changed while it was read; run the command again"]
 
 
 def test_one_bad_song_does_not_stop_the_rest(separate: Run, tmp_path: Path) -> None:
@@ -444,7 +490,7 @@ def spoilt(folder: Path, what: str) -> Path:
         ("no samples", "no samples"),
         ("one sample", "one sample"),
         ("three channels", "3 channels"),
-        ("a folder of nothing", "no sound files in this folder"),
+        ("a folder of nothing", "no songs in this folder"),
         ("an empty name", "a song's name is empty"),
     ],
 )

@@ -1,0 +1,234 @@
+"""Which songs a command line means, and that each has a folder of its own on every system."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from stems import finish
+
+from kmdx import inputs
+from kmdx.errors import KmdxError
+
+OUT = Path("out")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def songs(*paths: str) -> None:
+    """Make files, each with other content."""
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(path, "utf-8")
+
+
+def places(*arguments: str, output: Path = OUT) -> dict[str, str]:
+    """Where the stems of each song go."""
+    batch = inputs.collect(arguments, output)
+    assert not batch.problems
+    return {str(song.path): song.place for song in batch.songs}
+
+
+def test_a_folder_is_mirrored() -> None:
+    songs("m/Album1/CD1/01.wav", "m/Album2/CD1/01.wav", "m/top.mp3", "m/live/song/mixture.wav")
+    assert places("m") == {
+        "m/top.mp3": "top",
+        "m/Album1/CD1/01.wav": "Album1/CD1/01",
+        "m/Album2/CD1/01.wav": "Album2/CD1/01",
+        "m/live/song/mixture.wav": "live/song",
+    }
+
+
+@pytest.mark.parametrize("argument", ["m/Album1/CD1/01.wav", "m/Album1/CD1/*", "*/*/*/01.wav"])
+def test_a_file_goes_to_its_name(argument: str) -> None:
+    songs("m/Album1/CD1/01.wav")
+    assert list(places(argument).values()) == ["01"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "argument"), [(".", "My Song"), ("My Song", "mixture.wav"), ("My Song/sub", "../mixture.wav")]
+)
+def test_a_mixture_has_the_name_of_its_folder(
+    folder: str, argument: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs("My Song/mixture.wav", "My Song/vocals.wav", "My Song/sub/cover.jpg")
+    monkeypatch.chdir(folder)
+    assert list(places(argument).values()) == ["My Song"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/s.wav", "b/s.wav"], ["a/s", "b/s"]),
+        (["a/x/s.wav", "b/x/s.wav", "a/y/s.wav"], ["a/x/s", "b/x/s", "y/s"]),
+        (["a/s.wav", "a/s.flac", "b/t.wav"], ["s (wav)", "s (flac)", "t"]),
+        (["a/s.wav", "a/s.flac", "b/s.wav"], ["a/s (wav)", "a/s (flac)", "b/s"]),
+        (["a/s", "a/s.wav"], ["s (no extension)", "s (wav)"]),
+        (["x/Song.wav", "y/song.wav"], ["x/Song", "y/song"]),
+        (["x/Song.wav", "x/song.wav"], ["Song (1)", "song (2)"]),
+        (["X/s.wav", "x/s.wav"], ["s (1)", "s (2)"]),
+        (["x/STRASSE.wav", "y/straße.wav"], ["x/STRASSE", "y/straße"]),
+        (["x/a?.wav", "x/a*.wav"], ["a_ (1)", "a_ (2)"]),
+        (["a/s.wav", "b/s.wav", "a - s.wav"], ["a/s", "b/s", "a - s"]),
+        (["a.wav", "a/mixture.wav"], ["a (1)", "a (2)"]),
+    ],
+)  # fmt: skip
+def test_songs_of_one_name_get_folders_of_their_own(paths: list[str], expected: list[str]) -> None:
+    songs(*paths)
+    found = list(places(*paths).values())
+    root = "/".join(Path.cwd().parts[1:])
+    assert [place.replace(f"{root}/", "") for place in found] == expected
+
+
+def test_names_that_differ_in_normal_form_alone_do_not_share_a_folder() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café.wav") for form in ("NFC", "NFD"))
+    songs(f"x/{composed}", f"y/{decomposed}")
+    found = places(f"x/{composed}", f"y/{decomposed}").values()
+    assert [place.split("/")[0] for place in found] == ["x", "y"]
+
+
+def test_a_longer_name_that_another_song_has_is_not_taken() -> None:
+    songs("l/a/s.wav", "l/b/s.wav", "q/a/s.wav")
+    assert list(places("l/a/s.wav", "l/b/s.wav", "q").values()) == ["l/a/s", "b/s", "q/a/s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("CON.wav", "CON_"),
+        ("con.live.wav", "con_.live"),
+        ("Aux .wav", "Aux_"),
+        ("nul .x.wav", "nul_ .x"),
+        ("COM¹.wav", "COM¹_"),
+        ("CONIN$.wav", "CONIN$_"),
+        ("Contra.wav", "Contra"),
+        ("end...wav", "end"),
+        ("space .wav", "space"),
+        ("a:b.wav", "a_b"),
+        ('<>"|?*\\.wav', "_______"),
+        ("a\nb\x7f.wav", "a_b_"),
+        ("..wav", "_"),
+        (".kmdx.wav", "_.kmdx"),
+        ("é" * 120 + ".wav", "é" * 120),
+    ],
+)
+def test_folders_have_names_that_windows_takes(name: str, place: str) -> None:
+    songs(f"album/{name}")
+    assert list(places(f"album/{name}").values()) == [place]
+
+
+def test_folders_above_have_such_names_too() -> None:
+    songs("m/AC:DC/LPT1/a.wav", "m/etc./b.wav")
+    assert list(places("m").values()) == ["AC_DC/LPT1_/a", "etc/b"]
+
+
+def test_a_name_that_is_not_utf_8_becomes_text() -> None:
+    try:
+        Path("album").mkdir()
+        Path(os.fsdecode(b"album/caf\xe9.wav")).write_text("x")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert list(places("album").values()) == ["caf\ufffd\ufffd\ufffd"]
+
+
+def test_a_long_name_stays_within_255_bytes_with_its_tag() -> None:
+    name = "é" * 125
+    songs(f"x/{name}.wav", f"x/{name}.mp3")
+    assert all(len(place.encode()) <= 255 for place in places("x").values())
+    assert len({*places("x").values()}) == 2
+
+
+def test_a_song_with_stems_keeps_its_folder_when_a_namesake_is_added() -> None:
+    songs("x/song.wav", "y/song.wav")
+    finish(OUT / "song", Path("x/song.wav"))
+    for arguments in (["x/song.wav", "y/song.wav"], ["y/song.wav", "x/song.wav"]):
+        assert places(*arguments) == {"x/song.wav": "song", "y/song.wav": "y/song"}
+    assert places("y/song.wav") == {"y/song.wav": "y/song"}
+
+
+@pytest.mark.parametrize("place", ["y/song", "song (wav)", "song (1)"])
+def test_a_song_is_found_again_under_its_longer_name(place: str) -> None:
+    songs("x/song.wav", "y/song.wav")
+    finish(OUT / place, Path("y/song.wav"))
+    assert places("y/song.wav") == {"y/song.wav": place}
+
+
+def test_a_song_that_was_moved_is_found_by_its_content() -> None:
+    songs("x/song.wav")
+    finish(OUT / "song", Path("x/song.wav"))
+    Path("x").rename("z")
+    os.utime("z/song.wav", ns=(1, 1))
+    assert places("z/song.wav") == {"z/song.wav": "song"}
+
+
+def test_a_changed_song_keeps_its_folder() -> None:
+    songs("x/song.wav")
+    finish(OUT / "song", Path("x/song.wav"))
+    Path("x/song.wav").write_text("another version")
+    assert places("x/song.wav") == {"x/song.wav": "song"}
+
+
+def test_a_copy_of_a_song_does_not_share_its_folder() -> None:
+    songs("x/song.wav")
+    finish(OUT / "song", Path("x/song.wav"))
+    Path("y").mkdir()
+    Path("y/song.wav").write_bytes(Path("x/song.wav").read_bytes())
+    assert places("y/song.wav", "x/song.wav") == {"y/song.wav": "y/song", "x/song.wav": "song"}
+
+
+def test_a_folder_of_another_song_is_not_taken_whatever_its_case() -> None:
+    songs("x/SONG.wav", "x/song.wav")
+    finish(OUT / "SONG", Path("x/SONG.wav"))
+    assert places("x/song.wav") == {"x/song.wav": "song (1)"}
+
+
+def test_finished_stems_are_no_songs() -> None:
+    songs("album/one.wav")
+    finish(Path("album/one"), Path("album/one.wav"))
+    for output in (Path("album"), Path("elsewhere")):
+        assert places("album", output=output) == {"album/one.wav": "one"}
+    songs("album/one/bonus.wav")
+    assert set(places("album", output=Path("elsewhere"))) == {"album/one.wav", "album/one/bonus.wav"}
+
+
+def test_nothing_below_the_output_is_a_song() -> None:
+    songs("one.wav", "out/two.wav")
+    assert places(".") == {"one.wav": "one"}
+
+
+def test_a_song_that_is_named_twice_or_through_a_link_is_separated_once() -> None:
+    songs("m/a.wav")
+    Path("link.wav").symlink_to("m/a.wav")
+    assert places("m/a.wav", "m", "./m/../m/a.wav", "link.wav") == {"m/a.wav": "a"}
+
+
+def test_two_songs_in_one_folder_through_a_link_are_refused() -> None:
+    songs("m/a.wav", "m/b.wav")
+    (OUT / "a").mkdir(parents=True)
+    (OUT / "b").symlink_to("a")
+    with pytest.raises(KmdxError, match=r"m/b\.wav and m/a\.wav would both write to out/b"):
+        inputs.refuse_shared_folders(inputs.collect(["m"], OUT).songs, OUT, ["vocals.wav"])
+
+
+def test_a_folder_with_the_name_of_a_stem_is_refused() -> None:
+    songs("m/x.mp3", "m/x/vocals.wav.mp3")
+    found = inputs.collect(["m"], OUT).songs
+    inputs.refuse_shared_folders(found, OUT, ["bass.wav"])
+    with pytest.raises(KmdxError, match=r"its folder out/x/vocals\.wav has the name of a stem of m/x\.mp3"):
+        inputs.refuse_shared_folders(found, OUT, ["vocals.wav"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [("", "a song's name is empty"), ("none.wav", "no such file"), ("*.ogg", "nothing matches"), ("e", "no songs")],
+)  # fmt: skip
+def test_an_argument_that_means_no_song_is_a_problem(argument: str, problem: str) -> None:
+    Path("e").mkdir()
+    batch = inputs.collect([argument], OUT)
+    assert not batch.songs
+    assert problem in batch.problems[0]
