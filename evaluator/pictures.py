@@ -12,7 +12,6 @@ page's: it knows its width and whether it is dark.
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
+from kmdx import files
 from kmdx.errors import AudioError
 
 COLUMNS = 960  # pixels
@@ -62,9 +62,8 @@ def write(reference: Path, estimate: Path, picture: Path) -> None:
     """
     data = draw(spectrogram(reference), spectrogram(estimate))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    partial = picture.with_name(f".{picture.name}.{os.getpid()}.part")
-    partial.write_bytes(data)
-    partial.replace(picture)
+    with files.atomic(picture) as partial:
+        partial.write_bytes(data)
 
 
 def spectrogram(path: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ from markupsafe import Markup
 
 from evaluator import pictures
 from evaluator.dataset import STEMS
+from kmdx import files
 from kmdx.errors import AudioError
 
 COLUMNS = ("song", *STEMS)
@@ -72,13 +73,8 @@ def write(
     """
     media = _media(results["songs"], run, predictions, references or {})
     path = run / "report.html"
-    partial = run / f".{path.name}.{os.getpid()}.part"
-    try:
-        # A file's name need not be text: what is not is shown as "?".
-        partial.write_bytes(page(results, media).encode("utf-8", "replace"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    # A file's name need not be text: what is not is shown as "?".
+    files.write_text(path, page(results, media).encode("utf-8", "replace").decode("utf-8"))
     return path
 
 

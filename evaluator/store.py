@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kmdx import files
 from kmdx.errors import KmdxError
 
 
@@ -136,19 +135,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as :func:`write_json` writes JSON."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        files.write_text(path, text)
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -166,16 +156,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"{path} is damaged (no object); delete it")
     return content
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a rename survive a power loss, where folders can be synchronised."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

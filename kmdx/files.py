@@ -32,8 +32,8 @@ def partial_name(path: Path) -> Path:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a hidden name to write a file under; it gets its own name when the block ends.
 
-    The content is forced to the disk before. After an exception, or a kill at any moment, the file is what
-    it was before.
+    The content is forced to the disk first. After an exception, a kill or a power loss at any moment, the
+    file is what it was before, or complete.
 
     Raises
     ------
@@ -46,6 +46,7 @@ def atomic(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     finally:  # after a success there is none
         with suppress(OSError):
             partial.unlink()
@@ -54,7 +55,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; see :func:`atomic`."""
     with atomic(path) as partial:
-        partial.write_text(text, "utf-8")
+        partial.write_bytes(text.encode("utf-8"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from kmdx import limits, loading, memory, weights
+from kmdx import files, limits, loading, memory, weights
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse, TrimAndJoin
@@ -145,15 +145,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write a checkpoint."""
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.atomic(place) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints(ModelCheckpoint):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from kmdx import files
 from training.module import Unmixing
 from training.run import Run
 
@@ -31,12 +32,10 @@ class Table:
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.DictReader(file) if _number(row.get("step")) <= after]
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with files.atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(path)
         self.columns = columns
         self.file = path.open("a", encoding="utf-8", newline="")
         self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")

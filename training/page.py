@@ -17,6 +17,7 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from kmdx import files
 from training import config as configs
 from training import fitting, validation, windows
 from training.config import Config
@@ -68,9 +69,7 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
         songs={"training": len(songs.training), "validation": len(songs.validation)},
         excerpts=_excerpts(run, config, songs, torch.device(device)),
     )
-    partial = run.page.with_suffix(".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(run.page)
+    files.write_text(run.page, text)
     return run.page
 
 
