@@ -386,7 +386,7 @@ def _separate_all(
     tasks: list[Task], read: Callable[[Path], audio.Audio], separator: Separator, format: str
 ) -> int:
     """Separate songs, say what became of each, and return how many could not be."""
-    from kmdx import audio, pipeline, songs
+    from kmdx import audio, pipeline, songs, tags
 
     failed: list[Task] = []
 
@@ -394,12 +394,19 @@ def _separate_all(
         audio.check_writable(task.files.values(), sound.rate, format)
         number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
         with _progress(f"{number}{task.song.name}", len(sound.samples) / sound.rate) as progress:
-            return separator.separate(sound.samples, sound.rate, progress=progress), sound.rate
+            stems = separator.separate(sound.samples, sound.rate, progress=progress, name=str(task.song.path))
+            return stems, sound.rate
 
     def write(task: Task, separation: tuple[Stems, int]) -> None:
         stems, rate = separation
         folder = task.files[next(iter(stems))].parent
-        peaks = audio.write_all({task.files[stem]: samples for stem, samples in stems.items()}, rate, format)
+        song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
+        peaks = audio.write_all(
+            {task.files[stem]: samples for stem, samples in stems.items()},
+            rate,
+            format,
+            {task.files[stem]: song_tags.of_stem(stem) for stem in stems},
+        )
         songs.note(folder, task.made)
         # Not printed by rich: it would not know of the bar that may be there.
         print(f"{task.song.path} → {folder} ({', '.join(stems)})", flush=True)
