@@ -58,8 +58,9 @@ class TagError(Exception):
 class Tags:
     """What a song or a stem is called, and its cover.
 
-    Each field of text has any number of values; a single one may be given as a string. `track` and `disc` are numbers, or a number and a total
-    as in ``"3/12"``. `cover` is the content of an image file of the MIME type `cover_type`.
+    Each field of text has any number of values; a single one may be given as a string. `track` and `disc`
+    are numbers, or a number and a total as in ``"3/12"``. `cover` is the content of an image file of the
+    MIME type `cover_type`.
     """
 
     title: tuple[str, ...] = ()
