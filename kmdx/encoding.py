@@ -7,6 +7,7 @@ float32, whose wav it stamps with the time of day.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import struct
@@ -36,6 +37,8 @@ MP3_SHORT = 8 * 1152
 
 FFmpeg is sure of an mp3 from its seventh frame on. What has fewer, it may take for a video.
 """
+
+LAME_GAIN = 0.95  # what LAME multiplies samples by at the highest bit rate of a rate below 32 kHz
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def _encode_wav(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
     sample_bytes = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[format.subtype]
     long = samples.size * sample_bytes > WAV_LIMIT
     if format.subtype != "FLOAT":
-        _encode_sndfile(sink, samples, rate, format, container="RF64" if long else "WAV")
+        format = dataclasses.replace(format, container="RF64" if long else "WAV")
+        _encode_sndfile(sink, samples, rate, format)
         return ""
     sink.write(_float_header(len(samples), samples.shape[1], rate, long))
     for block in scratch.blocks(samples):
@@ -172,10 +176,16 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
     sink.write(header)
     sink.origin = len(header)
     extra = 2 * 1152 if len(samples) < MP3_SHORT else 0
-    padding = (MP3_LEAD + extra, extra)
+    before, after = MP3_LEAD + extra, extra
+    gain = np.float32(1 if rate >= 32_000 else 1 / LAME_GAIN)
     # Without compression the bit rate is 320 kbit/s, or the most there is: 160 below 32 kHz, 64 below 16.
-    _encode_sndfile(sink, samples, rate, format, padding, compression_level=0, bitrate_mode="CONSTANT")
-    _note_padding(sink, *padding)
+    options = {"compression_level": 0, "bitrate_mode": "CONSTANT"}
+    with _sndfile(sink, samples, rate, format, **options) as sound:
+        sound.write(np.zeros((before, samples.shape[1])))
+        for block in scratch.blocks(samples):
+            sound.write(gain * block.clip(-1, 1))  # LAME ends the whole process on samples of 1e9
+        sound.write(np.zeros((after, samples.shape[1])))
+    _note_padding(sink, before, after)
     return left_out
 
 
@@ -207,23 +217,14 @@ def _crc16(data: bytes) -> int:
     return crc
 
 
-def _encode_sndfile(
-    sink: _Sink,
-    samples: np.ndarray,
-    rate: int,
-    format: Format,
-    padding: tuple[int, int] = (0, 0),
-    container: str | None = None,
-    **options: Any,
-) -> None:
-    container = container or format.container
-    channels = samples.shape[1]
-    with sf.SoundFile(sink, "w", rate, channels, format.subtype, format=container, **options) as sound:
-        sound.write(np.zeros((padding[0], channels)))
+def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
+    with _sndfile(sink, samples, rate, format) as sound:
         for block in scratch.blocks(samples):
-            # LAME ends the whole process on samples of 1e9.
-            sound.write(block.clip(-1, 1) if container == "MP3" else block)
-        sound.write(np.zeros((padding[1], channels)))
+            sound.write(block)
+
+
+def _sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format, **options: Any) -> sf.SoundFile:
+    return sf.SoundFile(sink, "w", rate, samples.shape[1], format.subtype, format=format.container, **options)
 
 
 _ENCODERS = {"WAV": _encode_wav, "FLAC": _encode_flac, "MP3": _encode_mp3}

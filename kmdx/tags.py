@@ -35,7 +35,7 @@ from .errors import KmdxWarning
 
 SECONDS = 2  # of a processor, to read the tags of one song, which takes less than 0.1
 PATIENCE = 60  # seconds by the clock, on a machine that has other work
-MEMORY = 2**30  # bytes of address space; Windows has no such limit
+MEMORY = 2**29  # bytes of address space; Windows has no such limit
 COVER_LIMIT = 10_000_000  # bytes; flac has room for 16 MB
 TEXT_LIMIT = 1000  # characters of a value
 VALUES = 20  # of a field
@@ -132,7 +132,7 @@ def read(path: str | os.PathLike[str]) -> Tags:
         )
         found = json.loads(done.stdout)
     except subprocess.SubprocessError:
-        found = {"problem": f"damaged, or too large for {SECONDS} s and {MEMORY / 1e9:.0f} GB"}
+        found = {"problem": f"damaged, or too large for {SECONDS} s and {MEMORY // 2**20} MB"}
     except (OSError, ValueError) as error:
         found = {"problem": _reason(error)}
     if "problem" in found:
