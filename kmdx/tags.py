@@ -1,11 +1,11 @@
 """Tags and covers: read from any file that mutagen knows, written into flac and mp3.
 
-A song comes from anywhere, and mutagen takes what its tags ask for: 2 MB of small ID3 frames keep it busy
-for seconds, and 1 MB of compressed ones fills 1 GB. So it reads in a process of its own with limits on time
-and memory, which is this module run with a file's path. What it writes are tags checked by :func:`read`.
+Songs come from anywhere, and mutagen does not limit what their tags cost: 2 MB of small ID3 frames take it
+7 s, and 1 MB of compressed ones 1 GB of memory. So it reads tags in a process of its own, with limits on time
+and memory. That process runs this module with the path of the file.
 
-Another format is another column of :data:`NAMES` and a function like :func:`write_flac`: for m4a, mutagen's
-``MP4`` takes the same values under the names of the column ``mp4``.
+To write tags into another format, add a function like :func:`write_flac`: for m4a, mutagen's ``MP4`` takes
+the same values under the names in column ``mp4`` of :data:`NAMES`.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def read(path: str | os.PathLike[str]) -> Tags:
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # on Windows
             timeout=PATIENCE,
             check=True,
         )
@@ -274,7 +275,7 @@ def _values(tags: Any, field: str) -> list[str]:
     elif isinstance(tags, MP4Tags):
         found = tags.get(names.mp4, [])
         if field in VORBIS_TOTALS:
-            found = ["/".join(str(number) for number in pair if number) for pair in found]
+            found = [f"{number}/{total}" if total else number or "" for number, total in found]
     elif isinstance(tags, APEv2):
         found = str(tags[names.ape]).split("\0") if names.ape in tags else []
     elif isinstance(tags, ASFTags):

@@ -108,6 +108,17 @@ def test_all_fields_and_the_front_cover_are_read(tmp_path, name):
     assert tags.read(tagged(tmp_path / name)) == SONG
 
 
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [((3, 12), ("3/12",)), ((3, 0), ("3",)), ((0, 12), ("0/12",)), ((0, 0), ())]
+)
+def test_track_numbers_of_m4a(tmp_path, numbers, expected):
+    path = tagged(tmp_path / "a.m4a")
+    song = mutagen.File(path)
+    song["trkn"] = [numbers]
+    song.save()
+    assert tags.read(path).track == expected
+
+
 def test_older_id3_is_read(tmp_path):
     sf.write(tmp_path / "a.mp3", noise(9000), 44100)
     old = ID3()
