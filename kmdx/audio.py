@@ -14,13 +14,13 @@ FFmpeg (PyAV) reads everything else, and every file of more than two channels, b
 loudspeakers.
 """
 
-import io
 import itertools
 import math
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,10 @@ import soundfile as sf
 import soxr
 
 from . import scratch
-from .errors import AudioError
+from .encoding import FORMATS, check_format, encode
+from .errors import AudioError, KmdxWarning
 from .files import folder, partial_name
+from .tags import Tags
 
 # The first four bytes of the files that libsndfile is asked to read. It would also read mp3, with the
 # same length and alignment as FFmpeg (both obey the LAME tag: no encoder delay, no padding), but of a
@@ -47,7 +49,7 @@ STREAMED_SIZES = {0, 0xFFFFFFFF, 0x7FFFF000}
 # Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
-WAV_LIMIT = 2**32 - 2**20  # bytes of sound; a wav's sizes have 32 bits, beyond them RF64 is written
+LOUDEST = 8.0  # times full scale; no recording comes near, what exceeds it was not scaled to [-1, 1]
 DECODED = 2**20  # samples that libsndfile decodes at a time
 
 
@@ -59,33 +61,13 @@ class Audio:
     rate: int
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file that :func:`write` makes."""
-
-    extension: str  # with its dot
-    container: str  # libsndfile's name of the file format; "MP3" is left to FFmpeg
-    subtype: str  # libsndfile's name of the sample format
-    integer: bool  # full scale is the end, samples beyond it are clipped; so it is for mp3 and its players
-    rates: Container[int] = range(1, 2**31)  # Hz
-
-
-FORMATS: dict[str, Format] = {
-    "wav16": Format(".wav", "WAV", "PCM_16", integer=True),
-    "wav24": Format(".wav", "WAV", "PCM_24", integer=True),
-    "float32": Format(".wav", "WAV", "FLOAT", integer=False),
-    "flac": Format(".flac", "FLAC", "PCM_24", integer=True, rates=range(1, 655_351)),
-    "mp3": Format(
-        ".mp3",
-        "MP3",
-        "MPEG_LAYER_III",
-        integer=True,
-        rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
-    ),
-}
-
-
-def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: float = 0.0) -> np.ndarray:
+def check(
+    samples: npt.ArrayLike,
+    what: str,
+    rate: int | None = None,
+    start: float = 0.0,
+    loudest: float = math.inf,
+) -> np.ndarray:
     """The samples as a contiguous float32 array ``(samples, channels)``, fit to be separated.
 
     Parameters
@@ -97,6 +79,8 @@ def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: flo
         What the messages call it: a file's name.
     rate, start : int, float
         Hz, and the time in seconds of the first sample, so that a message can tell a time.
+    loudest : float
+        Warn if a sample's absolute value is above this, with :data:`LOUDEST` for a song.
 
     Raises
     ------
@@ -127,7 +111,8 @@ def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: flo
         raise AudioError(f"{what}: only one sample, too short to separate: expected at least 2")
 
     array = _as_float32(array)
-    if not math.isfinite(_peak(array)):
+    peak = _peak(array)
+    if not math.isfinite(peak):
         finite = np.concatenate([np.isfinite(block).all(axis=1) for block in scratch.blocks(array)])
         first = int(np.argmin(finite))
         where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
@@ -135,7 +120,19 @@ def check(samples: npt.ArrayLike, what: str, rate: int | None = None, start: flo
             f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, the first at"
             f" {where}: export it again, or cut that part out"
         )
+    if peak > loudest:
+        warnings.warn(f"{what}: {_too_loud(peak)}", KmdxWarning, stacklevel=3)
     return array
+
+
+def _too_loud(peak: float) -> str:
+    """What may be wrong with a song of such a peak, and what to do."""
+    found = f"peaks at {peak:g}, where full scale is 1, so its stems may be wrong"
+    for bits in (16, 24, 32):
+        full_scale = 2 ** (bits - 1)
+        if full_scale / 50 < peak <= 2 * full_scale:
+            return f"{found}: as {bits}-bit values stored as floats do; divide it by {full_scale}"
+    return f"{found}; scale it to a peak of 1"
 
 
 def read(
@@ -237,15 +234,23 @@ def _fit(blocks: Iterable[np.ndarray], length: int, channels: int) -> Iterator[n
     yield np.zeros((length, channels), np.float32)
 
 
-def write(path: str | os.PathLike[str], samples: npt.ArrayLike, rate: int, format: str = "wav16") -> None:
+def write(
+    path: str | os.PathLike[str],
+    samples: npt.ArrayLike,
+    rate: int,
+    format: str = "wav16",
+    tags: Tags | None = None,
+) -> None:
     """Write one file; see :func:`write_all`."""
-    write_all({Path(path): samples}, rate, format)
+    path = Path(path)
+    write_all({path: samples}, rate, format, {path: tags} if tags else {})
 
 
 def write_all(
     files: Mapping[Path, npt.ArrayLike],
     rate: int,
     format: str = "wav16",
+    tags: Mapping[Path, Tags] | None = None,
     before_rename: Callable[[Mapping[Path, Path]], None] | None = None,
 ) -> dict[Path, float]:
     """Write files together, or none of them.
@@ -262,6 +267,8 @@ def write_all(
         Hz.
     format : str
         A name in :data:`FORMATS`.
+    tags : mapping of Path to Tags, optional
+        The tags of flac and mp3 files. Those that cannot be written are one warning and no error.
     before_rename : callable, optional
         Called when all files are complete, with the hidden name of each.
 
@@ -279,6 +286,7 @@ def write_all(
     peaks: dict[Path, float] = {}
     partials: dict[Path, Path] = {}
     replaced: list[str] = []
+    untagged: list[str] = []
     try:
         with ExitStack() as folders:
             for target, samples in files.items():
@@ -287,7 +295,8 @@ def write_all(
                 partials[target] = partial_name(target)
                 folders.callback(_remove, partials[target])  # after a success there is none
                 array = check(samples, str(target), rate)
-                _encode(partials[target], array, rate, FORMATS[format])
+                left_out = encode(partials[target], array, rate, FORMATS[format], (tags or {}).get(target))
+                untagged.extend([f"{target}: its tags cannot be written: {left_out}"] if left_out else [])
                 peaks[target] = _peak(array)
             if before_rename is not None:
                 before_rename(partials)
@@ -297,6 +306,8 @@ def write_all(
     except (OSError, sf.SoundFileError, av.FFmpegError) as error:
         written = f"only {', '.join(replaced)} was written" if replaced else "nothing was written"
         raise AudioError(f"{_reason(error)} writing {target}; {written}") from error
+    for complaint in untagged[:1]:  # mutagen would say the same of the others
+        warnings.warn(complaint, KmdxWarning, stacklevel=2)
     return peaks
 
 
@@ -349,10 +360,7 @@ def _refuse_no_file(target: Path) -> None:
 def _rate_for(format: str, rate: float) -> int:
     """The rate in whole Hz, if the format can hold it."""
     whole = _whole_rate(rate)
-    if format not in FORMATS:
-        raise AudioError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
-    if whole not in FORMATS[format].rates:
-        raise AudioError(f"{format} cannot hold {whole} Hz: choose another format, such as wav24")
+    check_format(format, whole)
     return whole
 
 
@@ -503,88 +511,3 @@ def _join(
 
 def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
     return frame.sample_rate, frame.layout.name, frame.format.name
-
-
-class _Sink(io.RawIOBase):
-    """A file for an encoder in C, which cannot raise what happens in here: the first exception is kept.
-
-    Given a path instead, libsndfile says of a full disk "System error", or nothing where flac's last
-    block is lost on closing.
-    """
-
-    def __init__(self, file: io.FileIO) -> None:
-        self.file = file
-        self.failure: BaseException | None = None  # KeyboardInterrupt too
-
-    def write(self, data: Any) -> int:
-        return self._keep_failure(self._write_whole, data)
-
-    def read(self, size: int = -1) -> bytes:  # soundfile asks that it be there, and does not use it
-        return b""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._keep_failure(self.file.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._keep_failure(self.file.tell)
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def raise_failure(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-
-    def _write_whole(self, data: bytes) -> int:
-        written = 0
-        while written < len(data):  # the last write to a disk before it is full may be a part
-            written += self.file.write(data[written:])
-        return written
-
-    def _keep_failure(self, action: Callable[..., int], *arguments: Any) -> int:
-        if self.failure is None:
-            try:
-                return action(*arguments)
-            except BaseException as error:
-                self.failure = error
-        return 0
-
-
-def _encode(path: Path, samples: np.ndarray, rate: int, format: Format) -> None:
-    """Write a new file and force it to the disk."""
-    with path.open("xb", buffering=0) as file:  # no buffer, whose seek or close could fail
-        sink = _Sink(file)
-        encode = _encode_mp3 if format.container == "MP3" else _encode_sndfile
-        try:
-            encode(sink, samples, rate, format)
-        finally:
-            sink.raise_failure()
-        os.fsync(file.fileno())
-
-
-def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
-    container = format.container
-    sample_bytes = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[format.subtype]
-    if container == "WAV" and samples.size * sample_bytes > WAV_LIMIT:
-        container = "RF64"
-    with sf.SoundFile(sink, "w", rate, samples.shape[1], format.subtype, format=container) as sound:
-        for block in scratch.blocks(samples):
-            sound.write(block)
-
-
-def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
-    layout = "mono" if samples.shape[1] == 1 else "stereo"
-    with av.open(sink, "w", format="mp3") as container:
-        # LAME lowers the bit rate to what the sample rate has: 160 kbit/s below 32 kHz, 64 below 16.
-        stream = container.add_stream("libmp3lame", rate, bit_rate=320_000, format="fltp", layout=layout)
-        for number, block in enumerate(scratch.blocks(samples)):
-            # Clipped here, because LAME aborts the whole process on samples of 1e9.
-            planes = np.ascontiguousarray(block.T.clip(-1, 1))  # (channels, samples)
-            frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts = rate, number * scratch.BLOCK
-            container.mux(stream.encode(frame))
-            sink.raise_failure()
-        container.mux(stream.encode(None))

@@ -464,7 +464,7 @@ def _separator(options: Options, stems: tuple[str, ...]) -> Separator:
 
 def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> int:
     """Separate songs, report each, and return how many could not be."""
-    from kmdx import audio, pipeline
+    from kmdx import audio, pipeline, tags
 
     failed: list[Task] = []
 
@@ -472,7 +472,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
         path = task.song.path
         source = manifest.identify(path)
         sound = audio.read(path, options.start, options.duration, options.downmix)
-        if manifest.identify(path) != source:
+        if not source.is_content_of(path):
             raise AudioError(f"{path}: changed while it was read; run the command again")
         return sound, source
 
@@ -481,15 +481,27 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
         audio.check_writable(task.wanted.paths.values(), sound.rate, options.format)
         number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
         with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
-            stems = separator.separate(sound.samples, sound.rate, stems=task.wanted.files, progress=progress)
+            stems = separator.separate(
+                sound.samples,
+                sound.rate,
+                stems=task.wanted.files,
+                progress=progress,
+                name=str(task.song.path),
+            )
         return stems, sound.rate, source
 
     def write(task: Task, separation: tuple[Stems, int, manifest.Source]) -> None:
         stems, rate, source = separation
         paths = task.wanted.paths
+        is_tagged = audio.FORMATS[options.format].tagged
+        song_tags = tags.read(task.song.path) if is_tagged else tags.Tags()
         with manifest.writing(task.wanted, source) as prepare:
             peaks = audio.write_all(
-                {paths[stem]: samples for stem, samples in stems.items()}, rate, options.format, prepare
+                {paths[stem]: samples for stem, samples in stems.items()},
+                rate,
+                options.format,
+                {paths[stem]: song_tags.of_stem(stem) for stem in stems},
+                prepare,
             )
         # Not printed by rich: it would not know of the bar that may be there.
         print(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})", flush=True)

@@ -148,6 +148,7 @@ class Separator:
         *,
         stems: Iterable[str] | None = None,
         progress: Progress | None = None,
+        name: str = "the song",
     ) -> Stems:
         """Separate a song held in an array.
 
@@ -161,12 +162,19 @@ class Separator:
             Some of those that the separator was made for; all of them if not given.
         progress : callable, optional
             Called with ``(seconds of audio done, seconds in all)`` after every window.
+        name : str
+            What errors and warnings call the song.
 
         Returns
         -------
         dict of str to ndarray
             Float32, each ``(n, channels)`` as the input; ``(n, 1)`` for ``(n,)``. Mono is separated
             as two equal channels and folded back to their mean. Nothing is rescaled.
+
+        Warns
+        -----
+        KmdxWarning
+            If the song exceeds eight times full scale, as 16-bit values do that were stored as floats.
 
         Raises
         ------
@@ -177,7 +185,7 @@ class Separator:
         DeviceError
             If the device's memory does not suffice.
         """
-        song = audio.check(samples, "the song")
+        song = audio.check(samples, name, loudest=audio.LOUDEST)
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
         signals = self._signals(song, rate, self.plan.signals_of(wanted), progress)
         if plan.ACCOMPANIMENT in wanted:
@@ -204,7 +212,8 @@ class Separator:
             ``(stems, rate)``, at the file's own rate, channels and length.
         """
         song = audio.read(path, start, duration, downmix)
-        return Separation(self.separate(song.samples, song.rate, stems=stems, progress=progress), song.rate)
+        separated = self.separate(song.samples, song.rate, stems=stems, progress=progress, name=str(path))
+        return Separation(separated, song.rate)
 
     def signals(
         self,
@@ -249,7 +258,7 @@ class Separator:
             raise PlanError(
                 f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}"
             )
-        song = audio.check(samples, "the song")
+        song = audio.check(samples, "the song", loudest=audio.LOUDEST)
         needed = self.plan.needed(names, known)
         checked = {name: audio.check(signal, name) for name, signal in known.items() if name in needed}
         for name, signal in checked.items():

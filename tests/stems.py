@@ -44,7 +44,7 @@ def write(wanted: manifest.Wanted, level: float = 0.5) -> None:
         path: np.full((100, 1), level + 0.01 * number) for number, path in enumerate(wanted.paths.values())
     }
     with manifest.writing(wanted, manifest.identify(wanted.song)) as prepare:
-        audio.write_all(files, 8000, settings.format, prepare)
+        audio.write_all(files, 8000, settings.format, before_rename=prepare)
 
 
 def finish(folder: Path, song: Path, *stems: str, **settings: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 import soxr
 
-from kmdx import audio, scratch
+from kmdx import audio, encoding, scratch
 from kmdx.errors import AudioError
 
 RATE = 44100
@@ -501,7 +501,7 @@ def test_the_highest_rate_of_flac(tmp_path):
 
 @pytest.mark.parametrize("format", ["wav16", "wav24", "float32"])
 def test_a_long_wav_is_rf64(tmp_path, monkeypatch, format):
-    monkeypatch.setattr(audio, "WAV_LIMIT", 1000)
+    monkeypatch.setattr(encoding, "WAV_LIMIT", 1000)
     audio.write(tmp_path / "a.wav", tone(), RATE, format)
     assert (tmp_path / "a.wav").read_bytes()[:4] == b"RF64"
     np.testing.assert_allclose(audio.read(tmp_path / "a.wav").samples, tone(), atol=1e-4)
@@ -559,7 +559,7 @@ def song(folder: Path) -> dict[Path, np.ndarray]:
 @pytest.mark.parametrize("room", [0, 40_000])
 def test_a_full_disk(tmp_path, monkeypatch, capfd, format, room):
     monkeypatch.setattr(FullDisk, "room", room)
-    monkeypatch.setattr(Path, "open", lambda path, *_, **__: FullDisk(path, "x"))
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: FullDisk(path, "x+"))
     message = refusal(audio.write_all, song(tmp_path), RATE, format)
     assert message.startswith("no space left on device writing ")
     assert message.endswith("vocals; nothing was written")
@@ -570,7 +570,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capfd, format, room):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("format", audio.FORMATS)
 def test_dev_full(tmp_path, monkeypatch, format):
-    monkeypatch.setattr(Path, "open", lambda *_, **__: open("/dev/full", "wb", 0))  # noqa: PTH123, SIM115
+    monkeypatch.setattr(Path, "open", lambda *_, **__: open("/dev/full", "r+b", 0))  # noqa: PTH123, SIM115
     assert "no space left on device" in refusal(audio.write_all, song(tmp_path), RATE, format)
     assert list(tmp_path.iterdir()) == []
 
@@ -600,7 +600,7 @@ def test_a_real_limit_met_by_the_end_of_the_second_file(tmp_path, format, missin
 def test_control_c_in_the_middle_of_an_encoder(tmp_path, monkeypatch, capfd, format):
     monkeypatch.setattr(FullDisk, "room", 10_000)
     monkeypatch.setattr(FullDisk, "error", KeyboardInterrupt())
-    monkeypatch.setattr(Path, "open", lambda path, *_, **__: FullDisk(path, "x"))
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: FullDisk(path, "x+"))
     with pytest.raises(KeyboardInterrupt):
         audio.write_all(song(tmp_path), RATE, format)
     assert list(tmp_path.iterdir()) == []
@@ -782,7 +782,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from kmdx import audio, scratch
+from kmdx import audio, encoding, scratch
 
 def memory(kind):
     return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000

@@ -18,7 +18,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import cli, manifest, precision, speed
+from kmdx import audio, cli, manifest, precision, speed, tags
 from kmdx.errors import AudioError
 
 FOUR = ["bass", "drums", "other", "vocals"]
@@ -180,12 +180,44 @@ def test_more_than_two_channels_can_be_folded(separate: Run, tmp_path: Path) -> 
 
 
 def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "loud.wav", noise(30_000, level=20), 44100, subtype="FLOAT")
+    soundfile.write(tmp_path / "loud.wav", noise(30_000, level=1), 44100, subtype="FLOAT")
     result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
     assert result.code == 0
     assert "accompaniment.wav peaks at" in result.err
     assert "--format float32 keeps it whole" in result.err
     assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
+
+
+def test_a_song_of_16_bit_values_stored_as_floats_is_one_warning(separate: Run, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song.wav", 32768 * noise(20_000), 44100, subtype="FLOAT")
+    result = separate("song.wav", "--format", "float32")
+    assert result.code == 0
+    assert result.err.count("warning: ") == 1
+    assert "warning: song.wav: peaks at " in result.err
+    assert "as 16-bit values stored as floats do; divide it by 32768" in result.err
+
+
+def test_stems_carry_the_songs_tags(separate: Run, tmp_path: Path) -> None:
+    song = tags.Tags(
+        title="Song", artist=("Ann", "Bob"), track="3/12", cover=b"\xff\xd8\xff", cover_type="image/jpeg"
+    )
+    audio.write(tmp_path / "song.mp3", noise(20_000), 44100, "mp3", song)
+    for format in ("flac", "mp3"):
+        assert separate("song.mp3", "--stems", "vocals", "--format", format, "--overwrite").code == 0
+        vocals = tmp_path / "out" / "song" / f"vocals.{format}"
+        assert tags.read(vocals) == song
+        assert soundfile.info(vocals).frames == 20_000
+
+
+def test_a_song_with_broken_tags_is_separated_with_one_warning(separate: Run, tmp_path: Path) -> None:
+    audio.write(tmp_path / "song.flac", noise(20_000), 44100, "flac", tags.Tags(title="Song"))
+    content = (tmp_path / "song.flac").read_bytes()
+    (tmp_path / "song.flac").write_bytes(content.replace(b"\x0a\0\0\0title", b"\xff\xff\xff\xfftitle"))
+    result = separate("song.flac", "--format", "flac")
+    assert result.code == 0
+    assert result.err.count("warning: ") == 1
+    assert "warning: song.flac: its tags cannot be read, the stems get none: " in result.err
+    assert len(files_in(tmp_path / "out")) == 4
 
 
 def test_songs_already_done_are_skipped_unless_told_otherwise(separate: Run, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_two_writers_take_turns() -> None:
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)) as prepare:
         thread.start()
         assert begun.wait(20)
-        audio.write_all({FOLDER / "bass.wav": [0.5, 0.5]}, 8000, "wav16", prepare)
+        audio.write_all({FOLDER / "bass.wav": [0.5, 0.5]}, 8000, before_rename=prepare)
         order.append("first")
     thread.join()
     assert order == ["first", "second"]

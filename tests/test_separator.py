@@ -465,6 +465,43 @@ def test_a_part_of_a_long_file(separator: Separator, tmp_path: Path, monkeypatch
     assert np.array_equal(stems["vocals"], expected)
 
 
+@pytest.mark.parametrize(
+    ("peak", "words"),
+    [
+        (8.5, "peaks at 8.5, where full scale is 1, so its stems may be wrong; scale it to a peak of 1"),
+        (32767, "peaks at 32767, where full scale is 1, so its stems may be wrong: as 16-bit values stored as floats do;"),
+        (33000, "divide it by 32768"),
+        (-8388608, "as 24-bit values stored as floats do; divide it by 8388608"),
+        (2e9, "as 32-bit values stored as floats do; divide it by 2147483648"),
+        (1e12, "scale it to a peak of 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("limit", [1, scratch.LIMIT])  # in a scratch file, and in memory
+def test_a_song_far_beyond_full_scale_is_one_warning(
+    separator: Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float, words: str, limit: int
+) -> None:
+    monkeypatch.setattr(scratch, "LIMIT", limit)
+    song = np.zeros((9000, 1), np.float32)
+    song[4321] = peak
+    soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
+    with pytest.warns(KmdxWarning) as of_array:
+        separator.separate(song, 44100, stems=["vocals"])
+    with pytest.warns(KmdxWarning) as of_file:
+        separator.separate_file(tmp_path / "song.wav", stems=["vocals"])
+    for caught, name in ((of_array, "the song"), (of_file, tmp_path / "song.wav")):
+        (warning,) = caught
+        assert str(warning.message).startswith(f"{name}: peaks at ")
+        assert words in str(warning.message)
+
+
+def test_a_song_of_eight_times_full_scale_and_any_integers_are_no_warning(
+    separator: Separator, recwarn: pytest.WarningsRecorder
+) -> None:
+    separator.separate(np.full((9000, 1), -8.0), 44100, stems=["vocals"])
+    separator.separate(np.full((9000, 1), -(2**15), np.int16), 44100, stems=["vocals"])
+    assert not recwarn.list
+
+
 def test_a_driver_without_cuda_is_a_loud_warning(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,288 @@
+"""Arrays to sound files: what can be written, and the encoders, which write the same bytes every time.
+
+A file's bytes depend on the samples, the rate, the format, the tags and the installed encoders alone: not
+on the time, the file's name or the size of the blocks that samples come in. libsndfile encodes all but
+float32, whose wav it stamps with the time of day.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import struct
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+
+from . import scratch
+from .errors import AudioError
+from .tags import TagError, Tags, id3, write_flac
+
+WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, beyond them RF64 is written
+FLOAT = 3  # WAVE_FORMAT_IEEE_FLOAT
+
+MP3_LEAD = 47
+"""Zeros before an mp3's first sample; decoders skip them with LAME's delay of 1105 samples.
+
+Together they are 1152 samples, so that the song begins with a frame. Otherwise FFmpeg loses count in a
+frame in which the delay ends and the song too: songs of up to 46 samples are decoded too long.
+"""
+MP3_SHORT = 8 * 1152
+"""Samples; shorter songs get two frames of 1152 zeros more on both sides.
+
+FFmpeg is sure of an mp3 from its seventh frame on. What has fewer, it may take for a video.
+"""
+
+LAME_GAIN = 0.95  # what LAME multiplies samples by at the highest bit rate of a rate below 32 kHz
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that :func:`encode` makes."""
+
+    extension: str  # with its dot
+    container: str  # libsndfile's name of the file format
+    subtype: str  # libsndfile's name of the sample format
+    integer: bool  # samples beyond full scale are clipped; in mp3 too, because its players clip them
+    rates: Container[int] = range(1, 2**31)  # Hz
+    tagged: bool = False  # whether its files carry tags
+
+
+FORMATS: dict[str, Format] = {
+    "wav16": Format(".wav", "WAV", "PCM_16", integer=True),
+    "wav24": Format(".wav", "WAV", "PCM_24", integer=True),
+    "float32": Format(".wav", "WAV", "FLOAT", integer=False),
+    "flac": Format(".flac", "FLAC", "PCM_24", integer=True, rates=range(1, 655_351), tagged=True),
+    "mp3": Format(
+        ".mp3",
+        "MP3",
+        "MPEG_LAYER_III",
+        integer=True,
+        rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+        tagged=True,
+    ),
+}
+
+
+def check_format(name: str, rate: int) -> Format:
+    """The format of that name.
+
+    Raises
+    ------
+    AudioError
+        If there is none, or it has no such rate (Hz), or the installed libsndfile does not write it.
+    """
+    if name not in FORMATS:
+        raise AudioError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
+    format = FORMATS[name]
+    if rate not in format.rates:
+        raise AudioError(f"{name} cannot hold {rate} Hz: choose another format, such as wav24")
+    if not sf.check_format(format.container, format.subtype):
+        raise AudioError(
+            f"libsndfile {sf.__libsndfile_version__} does not write {name}: choose another format, or"
+            " install libsndfile 1.1 or newer, which soundfile's wheels contain"
+        )
+    return format
+
+
+def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tags | None = None) -> str:
+    """Write a new file and force it to the disk.
+
+    Parameters
+    ----------
+    path : Path
+        A file that does not exist.
+    samples : ndarray
+        Float32 ``(samples, channels)``, finite.
+    rate : int
+        One of the format's, in Hz.
+    tags : Tags, optional
+        For flac and mp3; wav files get none.
+
+    Returns
+    -------
+    str
+        Why the tags had to be left out, empty if they did not: the samples are complete either way.
+
+    Raises
+    ------
+    OSError, soundfile.SoundFileError
+        If the disk is full, for example.
+    """
+    with path.open("x+b", buffering=0) as file:  # no buffer, whose seek or close could fail
+        sink = _Sink(file)
+        try:
+            left_out = _ENCODERS[format.container](sink, samples, rate, format, tags)
+        finally:
+            sink.raise_failure()
+        os.fsync(file.fileno())
+    return left_out
+
+
+def _encode_wav(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tags: Tags | None) -> str:
+    sample_bytes = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}[format.subtype]
+    long = samples.size * sample_bytes > WAV_LIMIT
+    if format.subtype != "FLOAT":
+        format = dataclasses.replace(format, container="RF64" if long else "WAV")
+        _encode_sndfile(sink, samples, rate, format)
+        return ""
+    sink.write(_float_header(len(samples), samples.shape[1], rate, long))
+    for block in scratch.blocks(samples):
+        sink.write(block.astype("<f4").tobytes())
+        sink.raise_failure()
+    return ""
+
+
+def _float_header(length: int, channels: int, rate: int, long: bool) -> bytes:
+    """What precedes the samples of a wav of 32-bit floats, or if `long`, of an RF64 (EBU Tech 3306)."""
+    size = 4 * length * channels  # bytes
+    unknown = 0xFFFFFFFF  # see the ds64 chunk
+    kind = struct.pack("<HHIIHHH", FLOAT, channels, rate, 4 * channels * rate, 4 * channels, 32, 0)
+    chunks = struct.pack("<4sI", b"fmt ", len(kind)) + kind
+    chunks += struct.pack("<4sII", b"fact", 4, unknown if long else length)
+    chunks += struct.pack("<4sI", b"data", unknown if long else size)
+    if not long:
+        return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks) + size, b"WAVE") + chunks
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, 4 + 36 + len(chunks) + size, size, length, 0)
+    return struct.pack("<4sI4s", b"RF64", unknown, b"WAVE") + sizes + chunks
+
+
+def _encode_flac(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tags: Tags | None) -> str:
+    _encode_sndfile(sink, samples, rate, format)
+    if not tags:
+        return ""
+    try:
+        write_flac(sink, tags)
+    except TagError as error:
+        sink.raise_failure()
+        sink.seek(0)
+        sink.truncate()  # some of the tags may be written
+        _encode_sndfile(sink, samples, rate, format)
+        return str(error)
+    return ""
+
+
+def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tags: Tags | None) -> str:
+    left_out = ""
+    try:
+        header = id3(tags or Tags())
+    except TagError as error:
+        header, left_out = b"", str(error)
+    sink.write(header)
+    sink.origin = len(header)
+    extra = 2 * 1152 if len(samples) < MP3_SHORT else 0
+    before, after = MP3_LEAD + extra, extra
+    gain = np.float32(1 if rate >= 32_000 else 1 / LAME_GAIN)
+    # Without compression the bit rate is 320 kbit/s, or the most there is: 160 below 32 kHz, 64 below 16.
+    options = {"compression_level": 0, "bitrate_mode": "CONSTANT"}
+    with _sndfile(sink, samples, rate, format, **options) as sound:
+        sound.write(np.zeros((before, samples.shape[1])))
+        for block in scratch.blocks(samples):
+            sound.write(gain * block.clip(-1, 1))  # LAME ends the whole process on samples of 1e9
+        sound.write(np.zeros((after, samples.shape[1])))
+    _note_padding(sink, before, after)
+    return left_out
+
+
+def _note_padding(sink: _Sink, before: int, after: int) -> None:
+    """Have decoders skip more samples of an mp3, whose first frame is LAME's and has no sound.
+
+    LAME's extension of the Xing header begins 120 bytes after the word "Info" (gabriel.mp3-tech.org):
+    21 bytes into it are 12 bits of delay and 12 of padding, 34 bytes into it is the CRC-16 of all before.
+    """
+    sink.seek(0)
+    frame = sink.read(256)
+    info = frame.find(b"Info")
+    if info < 0:
+        raise AudioError(f"libsndfile {sf.__libsndfile_version__} wrote an mp3 without its length")
+    place, end = info + 120 + 21, info + 120 + 34
+    skipped = int.from_bytes(frame[place : place + 3], "big") + (before << 12) + after
+    changed = frame[:place] + skipped.to_bytes(3, "big") + frame[place + 3 : end]
+    sink.seek(0)
+    sink.write(changed + struct.pack(">H", _crc16(changed)))
+
+
+def _crc16(data: bytes) -> int:
+    """CRC-16/ARC."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xA001 if crc & 1 else 0)
+    return crc
+
+
+def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
+    with _sndfile(sink, samples, rate, format) as sound:
+        for block in scratch.blocks(samples):
+            sound.write(block)
+
+
+def _sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format, **options: Any) -> sf.SoundFile:
+    return sf.SoundFile(sink, "w", rate, samples.shape[1], format.subtype, format=format.container, **options)
+
+
+_ENCODERS = {"WAV": _encode_wav, "FLAC": _encode_flac, "MP3": _encode_mp3}
+
+
+class _Sink(io.RawIOBase):
+    """A file for an encoder in C, which cannot raise what happens in here: the first exception is kept.
+
+    Given a path instead, libsndfile reports a full disk as "System error", or not at all where flac's
+    last block is lost on closing. Positions count from `origin`.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.origin = 0
+        self.failure: BaseException | None = None  # KeyboardInterrupt too
+
+    def write(self, data: Any) -> int:
+        return self._keep_failure(self._write_whole, data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._keep_failure(self.file.read, size) or b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET:
+            offset += self.origin
+        return self._keep_failure(self.file.seek, offset, whence) - self.origin
+
+    def tell(self) -> int:
+        return self.seek(0, os.SEEK_CUR)
+
+    def truncate(self, size: int | None = None) -> int:
+        size = self.tell() if size is None else size
+        return self._keep_failure(self.file.truncate, size + self.origin) - self.origin
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _write_whole(self, data: bytes) -> int:
+        written = 0
+        while written < len(data):  # the last write to a disk before it is full may be a part
+            written += self.file.write(data[written:])
+        return written
+
+    def _keep_failure(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        if self.failure is None:
+            try:
+                return action(*arguments)
+            except BaseException as error:
+                self.failure = error
+        return 0
