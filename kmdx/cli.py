@@ -11,20 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kmdx import drawing, picture, plan, plan_file, terminal, weights
 from kmdx.errors import KmdxError
+from kmdx.terminal import err, out
 
 if TYPE_CHECKING:
     from kmdx import audio, songs
     from kmdx.separator import Separator, Stems
-
-PIPE_WIDTH = 200  # columns where there is no terminal to ask
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
-err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True, stderr=True)
 
 SMALLEST = "htdemucs"  # the ensemble of the smallest download
 
@@ -100,7 +96,7 @@ SpeedOption = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err, quiet=True)
+    terminal.run(app, quiet=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -401,8 +397,7 @@ def _separate_all(
         folder = task.files[next(iter(stems))].parent
         peaks = audio.write_all({task.files[stem]: samples for stem, samples in stems.items()}, rate, format)
         songs.note(folder, task.made)
-        # Not printed by rich: it would not know of the bar that may be there.
-        print(f"{task.song.path} → {folder} ({', '.join(stems)})", flush=True)
+        terminal.say(f"{task.song.path} → {folder} ({', '.join(stems)})")
         for path, peak in peaks.items():
             if peak > 1 and audio.FORMATS[format].integer:
                 terminal.warn(

@@ -12,7 +12,7 @@ from kmdx.weights.download import Progress
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
     """Show a download's progress; the callback does nothing where standard error is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich import progress
