@@ -186,7 +186,7 @@ def test_enforced_limits_end_a_run_in_time(evaluate, tmp_path: Path) -> None:
         "--enforce-limits", "--time-limit-factor", "1", "--tracks", "c", what="loops in native code"
     )
     assert result.code == 1
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 600, "by itself the song would take hours"
     (record,) = results(tmp_path / "run")["songs"]
     assert record["reason"].startswith("time limit: more than 1 ×")
     assert record["over_time"] is True
@@ -344,7 +344,7 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
         done.append(len(kept))
     assert done == sorted(done), "a record was lost"
     assert started
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, "a process outlived the evaluator"
     last = start("killed")
     _, errors = last.communicate(timeout=120)
@@ -363,18 +363,15 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "submission.log").exists() and time.monotonic() < deadline:
+    while len(started := below(process)) < 2:  # the submission's guard and the submission
+        assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(1)
-    started = below(process)
-    assert started
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
     assert "Traceback" not in errors
-    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_a_run_that_ended_before_it_began_can_be_started_again(evaluate, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield lambda done, total: None
         return
     from rich import progress
-    from rich.console import Console
+
+    from kmdx.terminal import err
 
     with progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -24,7 +25,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=err,
     ) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
