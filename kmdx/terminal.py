@@ -103,8 +103,6 @@ def protect_streams() -> None:
         except OSError:
             # The lowest free number is this one. Child processes inherit it, as any standard stream.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 (no path, open until the end)
     sys.stdout, sys.stderr = _protected(sys.stdout), _protected(sys.stderr)
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
 
@@ -112,7 +110,7 @@ def protect_streams() -> None:
 def _protected(stream: Any) -> Any:
     """Return a stream like this one that never fails, or the stream itself if no file is behind it."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8", errors=READABLE)  # noqa: PTH123 (see above)
+        return open(os.devnull, "w", encoding="utf-8", errors=READABLE)  # noqa: PTH123 (no path, open until the end)
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # without buffering (python -u) there is only the raw file
     if isinstance(raw, _Sink) or not isinstance(stream, io.TextIOWrapper):

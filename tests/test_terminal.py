@@ -47,6 +47,7 @@ from kmdx import terminal
 from kmdx.errors import KmdxError, KmdxWarning
 
 def talk():
+    assert all(map(os.get_inheritable, range(3))), "a child process has all three, too"
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         for _ in range(50):
             terminal.say("one → B − A, 0.5 ×, Ж🎵 \udcff " + 200 * "x")
