@@ -16,6 +16,7 @@ import select
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -110,23 +111,16 @@ def protect_streams() -> None:
 def _protected(stream: Any) -> Any:
     """Return a stream like this one that never fails, or the stream itself if no file is behind it."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8", errors=READABLE)  # noqa: PTH123 (no path, open until the end)
-    buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # without buffering (python -u) there is only the raw file
-    if isinstance(raw, _Sink) or not isinstance(stream, io.TextIOWrapper):
+        return Path(os.devnull).open("w", encoding="utf-8", errors=READABLE)
+    if isinstance(stream, _Stream) or not isinstance(stream, io.TextIOWrapper):
         return stream
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # python -u has no buffer above the raw file
     if not isinstance(raw, io.FileIO):  # a Windows console, or a test's memory: only text can be wrong
         stream.reconfigure(errors=READABLE)
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    return io.TextIOWrapper(
-        _Sink(raw.fileno(), "w", closefd=False),  # unbuffered: the text layer gathers enough
-        encoding=stream.encoding,
-        errors=READABLE,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+    return _Stream(stream, _Sink(raw.fileno(), "w", closefd=False))
 
 
 class _Sink(io.FileIO):
@@ -156,12 +150,27 @@ class _Sink(io.FileIO):
         return size
 
 
+class _Stream(io.TextIOWrapper):
+    """Text into a sink, encoded and passed on as another stream does it, with replacements."""
+
+    buffer = None  # type: ignore[assignment]  # hidden: click would write UTF-8 into it if this stream is ASCII
+
+    def __init__(self, like: io.TextIOWrapper, sink: _Sink) -> None:
+        self.sink = sink
+        super().__init__(
+            sink,  # not buffered any further, as with python -u: the text above it is gathered, too
+            encoding=like.encoding,
+            errors=READABLE,
+            line_buffering=like.line_buffering,
+            write_through=like.write_through,
+        )
+
+
 def _report_lost_output() -> None:
     """Warn of output that was lost, unless nobody was left to read it."""
     sys.stdout.flush()
-    sink = getattr(sys.stdout, "buffer", None)
-    if isinstance(sink, _Sink) and sink.lost is not None:
-        reason, sink.lost = sink.lost, None
+    if isinstance(sys.stdout, _Stream) and sys.stdout.sink.lost is not None:
+        reason, sys.stdout.sink.lost = sys.stdout.sink.lost, None
         if reason.errno != errno.EPIPE:
             warn(f"standard output cannot be written ({reason.strerror}): some of the output is lost")
 
