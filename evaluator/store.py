@@ -106,8 +106,8 @@ class Store:
 
     def _path(self, song: str) -> Path:
         name = f"{song}.json"
-        if len(name.encode()) > 255:  # what a file name may have
-            name = f"{song[:40]} {hashlib.sha256(song.encode()).hexdigest()}.json"
+        if len(os.fsencode(name)) > 255:  # what a file name may have
+            name = f"{song[:40]} {hashlib.sha256(os.fsencode(song)).hexdigest()}.json"
         return self.songs / name
 
 
@@ -138,7 +138,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text as :func:`write_json` writes JSON."""
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        # A name that is not UTF-8 becomes \udc…, which JSON reads back as that name.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -397,6 +398,18 @@ def test_songs_whose_data_are_bad_fail_and_the_others_are_scored(
     result = evaluate(output=tmp_path / "other", data=songs)
     assert result.code == 2
     assert "none of 3 songs can be scored" in result.err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of files are text elsewhere")
+def test_a_song_whose_name_is_not_utf_8_fails_alone(evaluate, data: Path, tmp_path: Path) -> None:
+    songs = shutil.copytree(data, tmp_path / "copied")
+    name = os.fsdecode(b"caf\xe9")
+    (songs / "test" / NAMES[0]).rename(songs / "test" / name)
+    result = evaluate(data=songs)
+    assert result.code == 1
+    assert re.search(r"failed: caf\\udce9: .*\.wav: expected a name in UTF-8: rename it", result.out)
+    records = {record["song"]: record["status"] for record in results(tmp_path / "run")["songs"]}
+    assert records == {name: "failed", **dict.fromkeys(NAMES[1:], "ok")}
 
 
 def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path) -> None:
