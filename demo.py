@@ -9,16 +9,15 @@ comes with the package separates instead.
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio, weights
+from kmdx import Separator, audio, terminal, weights
 from kmdx.errors import DownloadError, KmdxError
+from kmdx.terminal import out
 
 OUTPUT = Path("demo-output")
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # of a MUSDB18 file
@@ -34,32 +33,31 @@ def excerpt() -> Path:
     return found[0]
 
 
-def choose_ensemble(console: Console) -> str:
+def choose_ensemble() -> str:
     """Pull the plain htdemucs and name its ensemble; where it cannot be had, name the small one."""
-    console.print("1. weights: plain htdemucs")
+    out.print("1. weights: plain htdemucs")
     try:
-        console.print(f"   {weights.pull(weights.get('htdemucs'))}")
+        out.print(f"   {weights.pull(weights.get('htdemucs'))}")
     except DownloadError as error:
-        console.print(f"   {error}", markup=False)
-        console.print("   so the small ensemble separates: it shows the way, not how good separation can be")
+        out.print(f"   {error}", markup=False)
+        out.print("   so the small ensemble separates: it shows the way, not how good separation can be")
         return "mini"
     return "htdemucs"
 
 
 def main() -> None:
     """Run the demo; returns when the stems are written."""
-    console = Console(highlight=False)
     source = excerpt()
     name = source.name.removesuffix(".stem.mp4")
-    ensemble = choose_ensemble(console)
+    ensemble = choose_ensemble()
 
-    console.print(f"2. song: {name}")
+    out.print(f"2. song: {name}")
     song = {stream: audio.read(source, stream=number) for number, stream in enumerate(STREAMS)}
     mixture = song["mixture"]
     seconds = len(mixture.samples) / mixture.rate
 
     separator = Separator(ensemble)
-    console.print(f"3. separating {seconds:.1f} s with {ensemble} on {separator.device}")
+    out.print(f"3. separating {seconds:.1f} s with {ensemble} on {separator.device}")
     began = time.perf_counter()
     stems = separator.separate(mixture.samples, mixture.rate)
     took = time.perf_counter() - began
@@ -74,13 +72,10 @@ def main() -> None:
             f"{global_sdr(truth, audio.read(path).samples):.2f} dB",
             f"{global_sdr(truth, mixture.samples):.2f} dB",
         )
-    console.print(table)
-    console.print(f"   {took:.1f} s, {took / seconds:.1f} × the excerpt's duration")
-    console.print(f"4. stems: {OUTPUT / name}")
+    out.print(table)
+    out.print(f"   {took:.1f} s, {took / seconds:.1f} × the excerpt's duration")
+    out.print(f"4. stems: {OUTPUT / name}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -28,7 +28,7 @@ from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 
 from benchmarks.baseline import SECONDS, song_of
-from kmdx import weights
+from kmdx import terminal, weights
 from kmdx.benchmark.measuring import decibels
 from kmdx.errors import KmdxError
 from kmdx.separator import Separator
@@ -93,7 +93,7 @@ def _read(path: Path) -> np.ndarray:
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
     """Seconds that a process takes."""
     began = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise KmdxError(f"{' '.join(command[1:4])} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     return time.perf_counter() - began
@@ -150,7 +150,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -7,15 +7,13 @@ synthetic one. What the baseline is stands in :mod:`kmdx.benchmark.baseline`.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from kmdx import audio, plan_file
+from kmdx import audio, plan_file, terminal
 from kmdx.benchmark import measuring, synthetic
 from kmdx.benchmark.plain import Plain
-from kmdx.errors import KmdxError
 from kmdx.separator import DEFAULT_ENSEMBLE
 
 SECONDS = 12.0
@@ -60,7 +58,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

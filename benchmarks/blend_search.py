@@ -17,6 +17,7 @@ import numpy as np
 from evaluator.blend_search.gram import InnerProducts
 from evaluator.blend_search.solving import Constraints, best
 from evaluator.blend_search.validation import Problem, validate
+from kmdx import terminal
 
 SONGS, STEMS, SIGNALS = 150, 4, 10
 COMMON = 3  # errors that signals have in common
@@ -89,4 +90,4 @@ def report(name: str, work: Callable[[], None], repeats: int = REPEATS) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -18,7 +18,6 @@ SDR per stem and how much it changed. ``--hardware`` lets this machine compute i
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio, plan_file
-from kmdx.errors import KmdxError
+from kmdx import Separator, audio, plan_file, terminal
 from kmdx.loading import load_fast
 from kmdx.memory import warm_heap
 from kmdx.networks.demucs import DemucsNetwork
@@ -156,7 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import length
-from kmdx import Separator
+from kmdx import Separator, terminal
 from kmdx.benchmark import synthetic
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Node, Normalize, OverlapAdd, Plan, Sum
@@ -167,7 +166,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
+from kmdx import terminal
 from kmdx.benchmark import synthetic
 from kmdx.errors import KmdxError
 
@@ -80,7 +81,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
                 for phrase in synthetic.phrases(length, RATE):
                     file.write(phrase)
             command = [sys.executable, "-m", "benchmarks.length", "--child", str(song), str(plan)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
             if done.returncode:
                 raise KmdxError(f"{length:g} s of song failed: {done.stderr.strip() or done.stdout.strip()}")
             if number:
@@ -247,7 +248,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -8,7 +8,6 @@ ensemble's networks leaderboard C's overlap, where its own is so small that a le
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio, plan_file, speed
+from kmdx import Separator, audio, plan_file, speed, terminal
 from kmdx.errors import KmdxError
 from kmdx.precision import PRECISIONS
 
@@ -75,7 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from evaluator.dataset import STEMS
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio
+from kmdx import Separator, audio, terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import MIXTURE, Hear, Plan
+from kmdx.terminal import out
 
 WAYS = ("mixture", "alone", "staged", "plan")
 
@@ -104,7 +103,6 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="write every number as CSV")
     options = parser.parse_args()
     separator, ways = prepare()
-    console = Console(highlight=False)
     rows = []
     for name, folders in songs_of(options.sets).items():
         scores = {folder.name: score(separator, folder, ways) for folder in folders}
@@ -117,7 +115,7 @@ def main() -> None:
                 means = np.mean(of_songs, axis=0)
                 cells = [f"{mean:.2f}" for mean in means]
                 table.add_row(stem, str(len(of_songs)), *cells, f"{means[-1] - means[0]:+.2f}")
-        console.print(table)
+        out.print(table)
         rows += [
             {"set": name, "song": title, "stem": stem, "way": way, "sdr": f"{sdr:.3f}"}
             for title, song in scores.items()
@@ -131,7 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

@@ -16,6 +16,7 @@ import numpy as np
 import soundfile as sf
 
 from evaluator.metrics import global_sdr, score_song
+from kmdx import terminal
 
 RATE = 44100  # Hz
 STEMS = ("bass", "drums", "other", "vocals")
@@ -80,4 +81,4 @@ def measure(score: Callable[[Path], None], folder: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

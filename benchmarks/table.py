@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kmdx import terminal
 from kmdx.benchmark.machine import Machine
 from kmdx.benchmark.report import LIMIT
 from kmdx.errors import KmdxError
@@ -112,7 +112,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KmdxError as error:
-        sys.exit(f"error: {error}")
+    terminal.run(main)

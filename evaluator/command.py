@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -29,19 +28,18 @@ from evaluator.survey import survey
 from kmdx import plan_file, terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
+from kmdx.terminal import err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
 
 logger = logging.getLogger("evaluator")
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err)
+    terminal.run(app)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -197,7 +195,7 @@ def _log_to(path: Path, verbose: bool) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
     if verbose:
@@ -309,7 +307,7 @@ def _print(content: dict[str, Any], page: Path) -> None:
         if record["status"] != "ok":
             out.print(escape(f"failed: {record['song']}: {record['reason']}"))
     for warning in content["warnings"]:
-        err.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
+        terminal.warn(warning)
     out.print(f"report: {escape(str(page))}")
 
 

@@ -6,7 +6,6 @@ Songs are paired by name, so that a song that is hard for both weighs nothing.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,6 +22,7 @@ from evaluator.dataset import STEMS
 from evaluator.store import read_json, write_json
 from kmdx import terminal
 from kmdx.errors import KmdxError
+from kmdx.terminal import out
 
 MEASURES = {"global_sdr": "global SDR", "museval_sdr": "museval SDR, median over frames"}
 TIE = 0.005  # dB: what two decimals do not show
@@ -217,15 +216,14 @@ def command(
 ) -> None:
     """Compare two runs of local_evaluation.py song by song: positive differences mean that B is better."""
     comparison = compare(load(run_a), load(run_b), samples, seed)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(f"A: {escape(str(run_a))}\nB: {escape(str(run_b))}")
+    out.print(f"A: {escape(str(run_a))}\nB: {escape(str(run_b))}")
     for warning in comparison.warnings:
-        console.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
+        out.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
     for label, only in (("A", comparison.only_a), ("B", comparison.only_b)):
         if only:
-            console.print(escape(f"scores only in {label}: {', '.join(only)}"))
+            out.print(escape(f"scores only in {label}: {', '.join(only)}"))
     for measure, title in MEASURES.items():
-        console.print(_table(title, [each for each in comparison.differences if each.measure == measure]))
+        out.print(_table(title, [each for each in comparison.differences if each.measure == measure]))
     if output is not None:
         rows = [{**asdict(each), "verdict": each.verdict} for each in comparison.differences]
         write_json(output, {**asdict(comparison), "differences": rows, "samples": samples, "seed": seed})
@@ -252,7 +250,7 @@ def _table(title: str, differences: Sequence[Difference]) -> Table:
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, Console(stderr=True, highlight=False, soft_wrap=True))
+    terminal.run(app)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,8 @@ def _open(path: Path) -> sf.SoundFile:
         return sf.SoundFile(path)
     except (OSError, sf.SoundFileError) as error:
         raise AudioError(f"{path}: cannot be read: {error}") from error
+    except UnicodeEncodeError as error:
+        raise AudioError(f"{path}: expected a name in UTF-8: rename it") from error
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,11 @@ class Submission:
         device: str | None = None,
     ) -> None:
         self.folder = folder
-        self.environment = {"AICROWD_DATASET_DIR": str(dataset), "AICROWD_PUBLIC_SHARED_DIR": str(shared)}
+        self.environment = {
+            "AICROWD_DATASET_DIR": str(dataset),
+            "AICROWD_PUBLIC_SHARED_DIR": str(shared),
+            "PYTHONIOENCODING": "utf-8:backslashreplace",  # the log takes all that a submission prints
+        }
         if models := os.environ.get("KMDX_MODELS"):  # the process has another current folder
             self.environment["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
         self.limits = limits

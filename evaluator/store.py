@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -105,8 +106,8 @@ class Store:
 
     def _path(self, song: str) -> Path:
         name = f"{song}.json"
-        if len(name.encode()) > 255:  # what a file name may have
-            name = f"{song[:40]} {hashlib.sha256(song.encode()).hexdigest()}.json"
+        if len(os.fsencode(name)) > 255:  # what a file name may have
+            name = f"{song[:40]} {hashlib.sha256(os.fsencode(song)).hexdigest()}.json"
         return self.songs / name
 
 

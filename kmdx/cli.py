@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kmdx import drawing, files, manifest, picture, plan, plan_file, terminal, weights
 from kmdx.errors import AudioError, KmdxError
+from kmdx.terminal import err, out
 
 if TYPE_CHECKING:
     from kmdx import audio, inputs
     from kmdx.separator import Separator, Stems
-
-PIPE_WIDTH = 200  # columns where there is no terminal to ask
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True)
-err = Console(width=None if sys.stderr.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=True, stderr=True)
 
 SMALLEST = "htdemucs"  # the ensemble of the smallest download
 
@@ -101,7 +97,7 @@ SpeedOption = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err, quiet=True)
+    terminal.run(app, quiet=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -162,7 +158,7 @@ def separate(
     wanted = _stems(ensemble, stems, accompaniment)
     batch = inputs.collect(songs, output)
     for complaint in batch.problems:
-        terminal.complain(complaint, err)
+        terminal.complain(complaint)
 
     names = {stem: f"{stem}{audio.FORMATS[format.value].extension}" for stem in wanted}
     inputs.refuse_shared_folders(batch.songs, output, names.values())
@@ -263,7 +259,7 @@ def models_pull(
         try:
             path = weights.pull(weight)
         except KmdxError as error:
-            terminal.complain(str(error), err)
+            terminal.complain(str(error))
             failures.append(weight.name)
         else:
             out.print(f"{weight.name}: {escape(str(path))} (licence: {weight.licence})")
@@ -419,7 +415,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
             manifest.clean(folder)
             status = manifest.status(task.wanted, lambda name: name.endswith(endings))
         except OSError as error:
-            terminal.complain(f"{path}: {folder} cannot be read: {error.strerror}", err)
+            terminal.complain(f"{path}: {folder} cannot be read: {error.strerror}")
             failed += 1
             continue
         if status.conflicts:
@@ -440,7 +436,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
                 err,
             )
         if status.stale:
-            terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}", err)
+            terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}")
     return todo, failed
 
 
@@ -503,8 +499,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
                 {paths[stem]: song_tags.of_stem(stem) for stem in stems},
                 prepare,
             )
-        # Not printed by rich: it would not know of the bar that may be there.
-        print(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})", flush=True)
+        terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
         for path, peak in peaks.items():
             if peak > 1 and audio.FORMATS[options.format].integer:
                 terminal.warn(
@@ -512,14 +507,14 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
                 )
 
     def fail(task: Task, error: KmdxError) -> None:
-        terminal.complain(str(error), err)
+        terminal.complain(str(error))
         failed.append(task)
 
     try:
         pipeline.run(tasks, read, separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
-        terminal.complain(f"stopped{where}; songs that were finished stay", err)
+        terminal.complain(f"stopped{where}; songs that were finished stay")
         raise typer.Exit(130) from None
     return len(failed)
 

@@ -53,9 +53,12 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all; see :func:`atomic`."""
+    r"""Write a text file in UTF-8, whole or not at all; see :func:`atomic`.
+
+    A file name that is not UTF-8 becomes ``\udc…``, which JSON reads back as that name.
+    """
     with atomic(path) as partial:
-        partial.write_bytes(text.encode("utf-8"))
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from kmdx import terminal
 from kmdx.errors import KmdxError
 from my_submission.user_config import MySeparationModel
 
@@ -109,8 +110,19 @@ class AIcrowdWrapper:
                 )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Separate every song of the data set.
+
+    Raises
+    ------
+    KmdxError
+        If the data set or the model's stems are not what they should be.
+    """
     try:
         AIcrowdWrapper().evaluate()
-    except (KmdxError, NameError) as error:
-        sys.exit(f"error: {error}")
+    except NameError as error:  # what the challenge shows to the entrant
+        raise KmdxError(str(error)) from error
+
+
+if __name__ == "__main__":
+    terminal.run(main)

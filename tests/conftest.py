@@ -31,6 +31,11 @@ settings.register_profile(
 )
 settings.load_profile("short")
 
+# What changes how and what commands print, here and in the processes that tests start.
+for setting in ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS",
+                "COLUMNS", "LINES", "TERMINAL_WIDTH", "PYTHONIOENCODING", "PYTHONWARNINGS"):  # fmt: skip
+    os.environ.pop(setting, None)
+
 LONGEST_FIRST = ("test_golden_long.py", "test_golden_stages.py")
 
 
@@ -48,6 +53,12 @@ def one_thread() -> None:
     """
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_weights_at_hand(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The models folder is empty, whatever ``make demo`` or KMDX_MODELS brought."""
+    os.environ["KMDX_MODELS"] = str(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

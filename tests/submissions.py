@@ -71,7 +71,7 @@ BODIES = {
     "works": "",
     "sleeps": "time.sleep(600)",
     "loops in native code": "sum(range(10**12))",
-    "takes memory": "self.hoard = np.ones(int(os.environ.get('HOARD', 2 * 10**9)) // 8)\ntime.sleep(5)",
+    "takes memory": "self.hoard = np.ones(int(os.environ.get('HOARD', 2 * 10**9)) // 8)\ntime.sleep(600)",
     "raises": "raise RuntimeError('out of ideas\\nand out of luck')",
     "returns NaN": "stems['drums'][7] = np.nan",
     "returns infinity": "stems['drums'][7] = -np.inf\nstems['vocals'][8] = np.nan",

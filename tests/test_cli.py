@@ -445,14 +445,14 @@ def test_files_are_read_and_written_during_the_separation(
     def separated(self: Separator, samples: np.ndarray, rate: int, **options: Any) -> Any:
         threads.append(threading.current_thread())
         if len(samples) == 5_000:
-            assert second_read.wait(20)
+            assert second_read.wait(120)
         else:
             second_begun.set()
-            assert first_written.wait(20)
+            assert first_written.wait(120)
         return separate_one(self, samples, rate, **options)
 
     def writing(*arguments: Any) -> Any:
-        assert second_begun.wait(20) or first_written.is_set()
+        assert second_begun.wait(120) or first_written.is_set()
         peaks = write_all(*arguments)
         first_written.set()
         return peaks
@@ -628,7 +628,7 @@ def test_ctrl_c_leaves_songs_that_are_finished(
         return separate_one(self, samples, rate, **options)
 
     def slow(*arguments: Any) -> Any:
-        assert interrupted.wait(20)
+        assert interrupted.wait(120)
         return write_all(*arguments)
 
     monkeypatch.setattr(Separator, "separate", interrupt)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -186,7 +187,7 @@ def test_enforced_limits_end_a_run_in_time(evaluate, tmp_path: Path) -> None:
         "--enforce-limits", "--time-limit-factor", "1", "--tracks", "c", what="loops in native code"
     )
     assert result.code == 1
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 600, "by itself the song would take hours"
     (record,) = results(tmp_path / "run")["songs"]
     assert record["reason"].startswith("time limit: more than 1 ×")
     assert record["over_time"] is True
@@ -344,7 +345,7 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
         done.append(len(kept))
     assert done == sorted(done), "a record was lost"
     assert started
-    _, alive = psutil.wait_procs(started, timeout=10)
+    _, alive = psutil.wait_procs(started, timeout=60)
     assert not alive, "a process outlived the evaluator"
     last = start("killed")
     _, errors = last.communicate(timeout=120)
@@ -363,18 +364,15 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "submission.log").exists() and time.monotonic() < deadline:
+    while len(started := below(process)) < 2:  # the submission's guard and the submission
+        assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(1)
-    started = below(process)
-    assert started
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
     assert "Traceback" not in errors
-    assert not psutil.wait_procs(started, timeout=10)[1]
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_a_run_that_ended_before_it_began_can_be_started_again(evaluate, tmp_path: Path) -> None:
@@ -400,6 +398,18 @@ def test_songs_whose_data_are_bad_fail_and_the_others_are_scored(
     result = evaluate(output=tmp_path / "other", data=songs)
     assert result.code == 2
     assert "none of 3 songs can be scored" in result.err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of files are text elsewhere")
+def test_a_song_whose_name_is_not_utf_8_fails_alone(evaluate, data: Path, tmp_path: Path) -> None:
+    songs = shutil.copytree(data, tmp_path / "copied")
+    name = os.fsdecode(b"caf\xe9")
+    (songs / "test" / NAMES[0]).rename(songs / "test" / name)
+    result = evaluate(data=songs)
+    assert result.code == 1
+    assert re.search(r"failed: caf\\udce9: .*\.wav: expected a name in UTF-8: rename it", result.out)
+    records = {record["song"]: record["status"] for record in results(tmp_path / "run")["songs"]}
+    assert records == {name: "failed", **dict.fromkeys(NAMES[1:], "ok")}
 
 
 def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path) -> None:

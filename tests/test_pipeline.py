@@ -10,7 +10,7 @@ import pytest
 from kmdx import pipeline
 from kmdx.errors import KmdxError
 
-PATIENCE = 20  # seconds
+PATIENCE = 120  # seconds
 
 
 class Line:

@@ -507,7 +507,7 @@ def test_a_song_is_drawn_and_its_players_find_their_files(page: Any, run: Path) 
     assert page.locator("audio").count() == 0
 
 
-def wait_for(page: Any, condition: str, seconds: float = 10) -> None:
+def wait_for(page: Any, condition: str, seconds: float = 60) -> None:
     """Ask until it holds; playwright's own wait needs eval, which the page forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition):

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import noise
 
+from kmdx.errors import KmdxError
 from my_submission import aicrowd_wrapper, user_config
 from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.music_separation_model import MusicSeparationModel
@@ -35,6 +36,15 @@ def wrapper(model: MusicSeparationModel, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AICROWD_PUBLIC_SHARED_DIR", str(tmp_path / "shared"))
     monkeypatch.setattr(aicrowd_wrapper, "MySeparationModel", lambda: model)
     return AIcrowdWrapper()
+
+
+def test_run_by_hand_it_ends_with_one_line_where_there_is_no_data_set(
+    model: MusicSeparationModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AICROWD_DATASET_DIR", "nowhere")
+    monkeypatch.setattr(aicrowd_wrapper, "MySeparationModel", lambda: model)
+    with pytest.raises(KmdxError, match="no data set at nowhere; set AICROWD_DATASET_DIR"):
+        aicrowd_wrapper.main()
 
 
 def test_the_interface(model: MusicSeparationModel) -> None:

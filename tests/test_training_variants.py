@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,12 @@ def test_songs_are_slowed(data: Path, tmp_path: Path, speed: float, every: int, 
 def test_what_is_there_is_not_written_again(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "other"
     list(variants.write(output, [data], 0.5))
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.wav")}
+    for path in output.rglob("*.wav"):
+        os.utime(path, (1, 1))
     (output / "b" / "drums.wav").unlink()
     assert list(variants.write(output, [data], 0.5)) == ["a", "b", "c"]
-    again = {path for path, time in before.items() if path.stat().st_mtime_ns == time}
-    assert {path.parent.name for path in again} == {"a", "c"}
+    kept = [path for path in output.rglob("*.wav") if path.stat().st_mtime == 1]
+    assert {path.parent.name for path in kept} == {"a", "c"}
     list(variants.write(output, [data], 0.8))
     assert sf.info(output / "a" / "bass.wav").frames == pytest.approx(RATE / 0.8, abs=1)
 

@@ -9,17 +9,15 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from kmdx import terminal
 from kmdx.errors import KmdxWarning
+from kmdx.terminal import err, out
 from training import config as configs
 from training.config import Config, TrainingError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
 )
@@ -33,7 +31,7 @@ Changes = Annotated[
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err)
+    terminal.run(app)
 
 
 @app.callback()
@@ -213,7 +211,7 @@ def budget(
                 f"{step.memory / 1e9:.2f} GB",
             ]
         table.add_row(*row)
-    (out if out.is_terminal else Console(width=200)).print(table)  # whole lines for a file or a pipe
+    out.print(table)
 
 
 def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] | None) -> Config:

@@ -40,10 +40,8 @@ from evaluator.blend_search.console import (
     SumOption,
     TracksOption,
     check_songs,
-    err,
     find_songs,
     load_collection,
-    out,
     parse_prior,
     print_notes,
     write_plan,
@@ -56,6 +54,7 @@ from evaluator.store import Store, write_json, write_text
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
+from kmdx.terminal import err, out
 
 MOST_TIMES = 1e9  # the duration, that a budget may be
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -71,7 +70,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err)
+    terminal.run(app)
 
 
 @app.command()
@@ -126,7 +125,7 @@ def collect(
     there = sum((store.record(track.name) or {}).get("status") == "ok" for track in songs)
     out.print(f"{there} of {len(songs)} songs are in {escape(str(output))}")
     if there > len(songs) - len(failed):
-        terminal.warn("not all signals are kept, as --keep asked for; the same command tries again", err)
+        terminal.warn("not all signals are kept, as --keep asked for; the same command tries again")
     if failed:
         raise typer.Exit(1)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from evaluator import dataset
@@ -19,6 +17,7 @@ from evaluator.survey import Survey, survey
 from kmdx import terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
+from kmdx.terminal import err, out
 
 EVERY_SPLIT = "all"
 
@@ -60,10 +59,6 @@ ForceOption = Annotated[
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
 
-PIPE_WIDTH = 160  # columns where there is no terminal to ask
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
 
 def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     """Write a plan whose description begins with where it came from."""
@@ -82,7 +77,7 @@ def check_songs(songs: list[Track], folder: Path) -> Survey:
     with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
         found = survey(songs, folder)
     for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
-        terminal.warn(line, err)
+        terminal.warn(line)
     if len(found.unusable) == len(songs):
         song, why = next(iter(found.unusable.items()))
         raise KmdxError(f"none of {len(songs)} songs can be used; {song}: {why}")
@@ -93,9 +88,9 @@ def load_collection(folder: Path) -> collection.Collection:
     """Read a collection and tell what is wrong with it."""
     found = collection.load(folder)
     for song, reason in found.failed.items():
-        terminal.warn(f"{song} is left out: {reason}", err)
+        terminal.warn(f"{song} is left out: {reason}")
     for line in found.warnings:
-        terminal.warn(line, err)
+        terminal.warn(line)
     return found
 
 
@@ -115,7 +110,7 @@ def parse_prior(text: str) -> float | None:
 def print_notes(result: Result) -> None:
     """Tell what was found besides weights."""
     for stem in result.silent:
-        terminal.warn(f"{stem}: the true stem is silent in every song; the published weights stand", err)
+        terminal.warn(f"{stem}: the true stem is silent in every song; the published weights stand")
     for each in result.found:
         for note in each.notes:
             err.print(f"[bold]note:[/bold] {escape(note)}")

@@ -12,11 +12,12 @@ from kmdx.weights.download import Progress
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
     """Show a download's progress; the callback does nothing where standard error is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich import progress
-    from rich.console import Console
+
+    from kmdx.terminal import err
 
     with progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -24,7 +25,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=err,
     ) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from kmdx import limits, terminal
 from kmdx.errors import KmdxError
+from kmdx.terminal import err
 from training.synthetic import requirements
 from training.synthetic import songs as data
 
 TEST_PART = 6  # one song in so many is for testing
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, err)
+    terminal.run(app)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

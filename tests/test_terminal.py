@@ -1,0 +1,285 @@
+"""Printing never decides what becomes of the work, whatever is behind standard output and standard error."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import noise
+
+from kmdx import terminal
+
+ROOT = Path(__file__).parents[1]
+LINUX = sys.platform.startswith("linux")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="closes and fills descriptors as a shell does")
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+ENCODINGS = ("cp1252", "latin-1", "cp437", "ascii", "cp037", "shift_jis", "utf-8", "utf-16")
+
+# How a shell starts a command, and whether what it prints on standard output can be lost.
+CONDITIONS = {
+    "no stdout": "{} >&-",
+    "no stderr": "{} 2>&-",
+    "no streams": "{} <&- >&- 2>&-",
+    "stdout is full": "{} >/dev/full",
+    "both are full": "{} >/dev/full 2>&1",
+    "stdout may not be written": "{} 1</dev/null",
+    "the reader is gone": "{} | true; exit ${{PIPESTATUS[0]}}",
+    "the reader of both is gone": "{} 2>&1 | true; exit ${{PIPESTATUS[0]}}",
+    "the reader leaves": "{} | head -c 5; exit ${{PIPESTATUS[0]}}",
+}
+
+TALKS = r"""
+import logging, os, subprocess, sys, threading, warnings
+from pathlib import Path
+import typer
+from kmdx import terminal
+from kmdx.errors import KmdxError, KmdxWarning
+
+def talk():
+    assert all(map(os.get_inheritable, range(3))), "a child process has all three, too"
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        for _ in range(50):
+            terminal.say("one → B − A, 0.5 ×, Ж🎵 \udcff " + 200 * "x")
+            terminal.out.print("[bold]two[/bold] ├── …")
+            terminal.warn("three – ‘’")
+            typer.echo("four é")
+            typer.echo("five é", err=True)
+        print("not flushed", end="")
+        warnings.warn("six ∞", UserWarning)
+        warnings.warn("seven ∞", KmdxWarning)
+        logging.getLogger("x").error("eight → \udcff")
+        for number in (1, 2):
+            try:
+                os.write(number, b"a library's own words\n")
+            except OSError:
+                pass
+        subprocess.run("echo a child\'s words; echo and more of them >&2", shell=True)
+        thread = threading.Thread(target=lambda: terminal.out.print("nine"))
+        thread.start()
+        thread.join()
+        file.write("the work")
+    if sys.argv[2] == "2":
+        raise KmdxError("no → such – song \udcff")
+    if sys.argv[2] == "130":
+        raise KeyboardInterrupt
+    sys.exit(int(sys.argv[2]))
+
+terminal.run(talk)
+"""
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of bash in the checkout."""
+    return subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, env={**os.environ, **environment}
+    )
+
+
+def quiet(printed: bytes) -> bool:
+    """Whether neither a traceback nor a complaint of a shutting down interpreter was printed."""
+    return b"Traceback" not in printed and b"Exception ignored" not in printed
+
+
+@POSIX
+@FULL
+@pytest.mark.parametrize(
+    ("condition", "options"),
+    [(name, "") for name in CONDITIONS] + [(name, "-u") for name in ("no streams", "both are full", "the reader leaves")],
+)  # fmt: skip
+def test_the_work_is_done_and_the_exit_code_is_that_of_the_work(
+    condition: str, options: str, tmp_path: Path
+) -> None:
+    code = ("0", "1", "2", "130")[list(CONDITIONS).index(condition) % 4]
+    (tmp_path / "talks.py").write_text(TALKS, "utf-8")
+    command = f"{sys.executable} {options} {tmp_path / 'talks.py'} {tmp_path / 'work'} {code}"
+    done = shell(CONDITIONS[condition].format(command))
+    assert done.returncode == int(code), done.stderr
+    assert quiet(done.stderr + done.stdout)
+    assert (tmp_path / "work").read_text("utf-8") == "the work", "nothing that was printed lands in a file"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp037", "utf-8", "utf-16"])
+def test_text_that_cannot_be_encoded_is_replaced(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(TALKS, "utf-8")
+    command = [sys.executable, str(tmp_path / "talks.py"), str(tmp_path / "work"), "2"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    )
+    assert done.returncode == 2, done.stderr
+    assert quiet(done.stderr)
+    printed = re.sub(rb"a (library's own|child's) words\n", b"", done.stdout)
+    if encoding == "ascii":
+        assert b"one -> B - A, 0.5 x, \\u0416\\U0001f3b5 \\udcff xxx" in printed
+        assert b"four \\xe9" in printed.splitlines(), "what click prints is ASCII, too"
+        assert b"error: no -> such - song \\udcff" in done.stderr
+    elif encoding.startswith("utf"):
+        assert "one → B − A, 0.5 ×, Ж🎵 \\udcff" in printed.decode(encoding)
+    else:
+        assert "one -> B - A, 0.5 " in printed.decode(encoding).replace("→", "->").replace("−", "-")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_character_can_be_printed(encoding: str) -> None:
+    for number in (*range(0x20, 0x3000), *range(0xD7F0, 0xE010), 0x1F3B5, 0x10FFFF):
+        character = chr(number)
+        assert f"<{character}>".encode(encoding, terminal.READABLE)
+
+
+def test_what_has_no_spelling_is_escaped_so_that_names_stay_apart() -> None:
+    assert "歌 1".encode("cp1252", terminal.READABLE) == b"\\u6b4c 1"
+    assert "a − b → c × d".encode("latin-1", terminal.READABLE) == b"a - b -> c \xd7 d"
+    assert "├── é".encode("cp437", terminal.READABLE) == "├── é".encode("cp437"), "what can be is as it is"
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("ascii", terminal.READABLE)
+
+
+def protected(descriptor: int) -> io.TextIOWrapper:
+    """A protected stream over a descriptor, as standard output is."""
+    plain = open(descriptor, "w", encoding="cp1252", closefd=False)  # noqa: SIM115
+    return terminal._protected(plain)
+
+
+def test_a_stream_that_fails_midway_drops_the_rest() -> None:
+    reading, writing = os.pipe()
+    stream = protected(writing)
+    print("before →", file=stream, flush=True)
+    assert os.read(reading, 100).split() == [b"before", b"->"]
+    os.close(reading)
+    for _ in range(3):
+        print("after", file=stream, flush=True)
+    stream.write("more than a buffer holds" * 10_000)
+    stream.flush()
+    assert isinstance(stream.sink.lost, BrokenPipeError)
+    assert terminal._protected(stream) is stream, "protecting it again changes nothing"
+    os.close(writing)
+    stream.write("even now")
+    stream.flush()
+    stream.close()
+
+
+@POSIX
+def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    stream = protected(writing)
+    got = bytearray()
+
+    def read() -> None:
+        while block := os.read(reading, 1 << 16):
+            got.extend(block)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    stream.write(500_000 * "x")
+    stream.flush()
+    os.close(writing)
+    thread.join()
+    os.close(reading)
+    assert got == 500_000 * b"x"
+    assert stream.sink.lost is None
+
+
+@POSIX
+@FULL
+def test_lost_output_is_reported_unless_nobody_reads_it(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m kmdx.cli models where"
+    full = shell(f"{command} >/dev/full")
+    assert full.returncode == 0
+    assert b"warning: standard output cannot be written (No space left on device)" in full.stderr
+    gone = shell(f"{command} | true; exit ${{PIPESTATUS[0]}}")
+    assert gone.returncode == 0
+    assert b"warning" not in gone.stderr
+
+
+@POSIX
+@FULL
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("PYTHONIOENCODING=cp1252 {} ensembles show leaderboard_c", 0),
+        ("PYTHONIOENCODING=ascii {} separate nöne→.wav -e mini", 2),
+        ("{} ensembles >&-", 0),
+        ("{} models verify nöne >&- 2>&-", 2),
+        ("{} separate --nöne 2>/dev/full", 2),
+        ("{} --help >/dev/full", 0),
+        ("{} models list | head -c 5; exit ${{PIPESTATUS[0]}}", 0),
+    ],
+)
+def test_the_command_survives_its_streams(line: str, code: int) -> None:
+    done = shell(line.format(f"{sys.executable} -m kmdx.cli"))
+    assert done.returncode == code, done.stderr
+    assert quiet(done.stdout + done.stderr)
+
+
+@POSIX
+def test_songs_are_separated_where_nothing_can_be_printed(tmp_path: Path) -> None:
+    names = [b"one", "naïve – Ж🎵".encode(), b"caf\xe9 that is not UTF-8" if LINUX else b"three"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        soundfile.write(os.fsencode(tmp_path / "in") + b"/" + name + b".wav", noise(13_000), 44100)
+    command = f"{sys.executable} -m kmdx.cli separate {tmp_path}/in -e mini --stems vocals --device cpu"
+    for number, line in enumerate(("PYTHONIOENCODING=ascii {}", "{} <&- >&- 2>&-")):
+        done = shell(line.format(f"{command} -o {tmp_path}/{number}"))
+        assert done.returncode == 0, done.stderr
+        assert quiet(done.stderr)
+        stems = [os.fsencode(path) for path in (tmp_path / str(number)).rglob("vocals.wav")]
+        assert [soundfile.info(stem).frames for stem in stems] == [13_000] * 3
+
+
+# evaluator/worker.py is a child of the evaluator that prints nothing: its pipes are the protocol.
+NO_COMMAND = {"evaluator/worker.py"}
+
+
+def sources() -> list[Path]:
+    folders = ("kmdx", "evaluator", "training", "benchmarks", "my_submission")
+    return [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+
+
+def commands() -> list[str]:
+    """Names of all modules that do something when they are run."""
+    found = []
+    for path in sources():
+        name = path.relative_to(ROOT)
+        runs = path.name == "__main__.py" or re.search(r"__name__\s*==", path.read_text("utf-8"))
+        if runs and name.as_posix() not in NO_COMMAND:
+            found.append(".".join(name.with_suffix("").parts).removesuffix(".__main__"))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_runs_through_the_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Callable[[], object]] = []
+    monkeypatch.setattr(terminal, "run", lambda command, **options: started.append(command))
+    monkeypatch.setattr(sys, "argv", [name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+        runpy.run_module(name, run_name="__main__")
+    assert len(started) == 1
+    assert callable(started[0])
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {"kmdx.cli", "local_evaluation", "evaluator.compare", "training", "demo"} <= {*commands()}
+    assert len(commands()) >= 19
+
+
+def test_only_the_terminal_makes_consoles() -> None:
+    for path in sources():
+        if path == Path(terminal.__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            name = getattr(
+                getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", "")
+            )
+            assert name != "Console", f"{path}:{node.lineno} makes a console of its own"
