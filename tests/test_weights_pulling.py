@@ -27,11 +27,11 @@ from onnx import helper, numpy_helper
 
 from kmdx import weights
 from kmdx.errors import DownloadError, WeightsError
-from kmdx.weights import Weight, download, drive
+from kmdx.weights import Weight, download, fetching
 from kmdx.weights.records import records
 from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
 
-CONTENT = bytes(range(256)) * 8192  # 2 MB: several of gdown's blocks
+CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -49,6 +49,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True
         self.stated: str | None = None  # the sha256 that the "hub" states
         self.asked: list[tuple[str, str, str | None]] = []
+        self.go = threading.Event()  # bodies wait for it
+        self.go.set()
 
     @property
     def url(self) -> str:
@@ -63,6 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.answer()
+        self.server.go.wait()
         cut = self.server.cut.pop(self.path, None) if content else None
         self.wfile.write(content[:cut])
         if cut is not None:
@@ -103,9 +106,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second attempts, no proxies, nothing remembered from another test."""
-    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    drive._listing.cache_clear()
+    fetching._drive_listing.cache_clear()
 
 
 def weight_from(*sources: Source, **fields: Any) -> Weight:
@@ -135,13 +138,14 @@ def test_a_published_file_is_pulled_checked_recorded_and_known(published: Weight
     assert path == folder / f"d12395a8-{SHA256[:8]}.th"
     assert path.read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert sorted(entry.name for entry in folder.iterdir()) == [path.name, "pulled.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [".locks", path.name, "pulled.json"]
     record = records(folder)[path.name]
     assert (record.weight, record.sha256, record.bytes) == ("htdemucs_ft_bass", SHA256, len(CONTENT))
     assert record.known
     assert weights.find(published, folder).known
     assert lines[0].startswith("htdemucs_ft_bass: trying http://")
-    assert SHA256 in lines[-1]
+    assert SHA256 in lines[1]
+    assert lines[2:] == [f"license of htdemucs_ft_bass: research only. {published.licence_note}"]
 
 
 def test_an_intact_file_is_not_pulled_again(published: Weight, server: Server, tmp_path: Path) -> None:
@@ -163,21 +167,21 @@ def test_a_pull_that_was_cut_off_goes_on_where_it_stopped(
     published: Weight, server: Server, tmp_path: Path
 ) -> None:
     path = f"/{SHA256[:8]}.th"
-    server.cut[path] = 1_500_000  # gdown keeps whole blocks
-    with pytest.raises(DownloadError, match=r"http://.*incomplete: received 1048576 bytes"):
+    server.cut[path] = 1_500_000
+    with pytest.raises(DownloadError, match=r"http://.*incomplete, 1,500,000 of 2,097,152 bytes have come"):
         weights.pull(published, tmp_path)
     assert not (tmp_path / published.sources[0].file).exists()
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
-    assert server.asked[-1] == ("GET", path, "bytes=1048576-")
+    assert server.asked[-1] == ("GET", path, "bytes=1500000-")
 
 
 def test_a_connection_that_breaks_is_taken_up_at_once(
     published: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "RETRIES", 1)
-    monkeypatch.setattr("random.uniform", lambda low, high: 0)
+    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=1, pause=0))
     server.cut[f"/{SHA256[:8]}.th"] = 1_000_000
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+    assert [asked[2] for asked in server.asked] == [None, "bytes=1000000-"]
 
 
 def test_a_server_without_ranges_makes_it_start_anew(
@@ -202,7 +206,7 @@ def test_wrong_content_is_thrown_away_and_the_next_source_tried(
 
 
 def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_path: Path) -> None:
-    server.files["/wrong.th"] = b"?"
+    server.files["/wrong.th"] = b"?" * len(CONTENT)
     wrong = dataclasses.replace(http_source(server), url=f"{server.url}/wrong.th")
     gone = http_source(server)
     nobody = dataclasses.replace(gone, url="http://127.0.0.1:9/closed.th")
@@ -211,10 +215,10 @@ def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_p
     message = str(caught.value)
     assert message.startswith("htdemucs_ft_bass could not be pulled: ")
     assert f"{wrong.url}: wrong content" in message
-    assert f"{gone.url}: HTTP 404" in message
-    assert f"{nobody.url}: no connection" in message
+    assert f"{gone.url}: 127.0.0.1: HTTP 404" in message
+    assert f"{nobody.url}: no connection to 127.0.0.1 (Connection refused)" in message
     assert "\n" not in message
-    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+    assert [entry.name for entry in tmp_path.iterdir()] == [".locks"], "nothing was begun"
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_asked_for(
@@ -244,7 +248,7 @@ def test_an_interrupt_leaves_no_file_but_a_part_to_go_on_from(
 
     with pytest.raises(KeyboardInterrupt):
         weights.pull(published, tmp_path, progress=interrupt)
-    assert [entry.name for entry in tmp_path.iterdir()] == [".partial"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".locks", ".partial"]
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
     assert (server.asked[-1][2] or "").startswith("bytes=")
 
@@ -261,7 +265,7 @@ def test_no_bar_is_drawn_where_standard_error_is_no_terminal(
     weights.pull(published, tmp_path)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert len(printed.err.splitlines()) == 2
+    assert len(printed.err.splitlines()) == 3
 
 
 def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +339,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(
 
 def test_a_file_that_the_hub_does_not_have(hub: Weight, server: Server, tmp_path: Path) -> None:
     server.files.clear()
-    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): HTTP 404"):
+    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): 127\.0\.0\.1: HTTP 404"):
         weights.pull(hub, tmp_path)
 
 
@@ -345,23 +349,19 @@ DriveFile = namedtuple("DriveFile", "id path")
 
 
 @pytest.fixture
-def author(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """A stand-in for gdown: the folder's files by path, to be filled by the test."""
-    files: dict[str, bytes] = {}
+def author(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A stand-in for gdown and the drive: the folder's files by path, to be filled by the test."""
     listed: list[str] = []
 
     def download_folder(url: str, **options: Any) -> list[DriveFile]:
         assert options["skip_download"]
         listed.append(url)
         assert len(listed) == 1, "the folder is listed once"
-        return [DriveFile(f"id-of-{path}", path) for path in files]
-
-    def get(url: str, output: str, **options: Any) -> None:
-        Path(output).write_bytes(files[url.removeprefix("https://drive.google.com/uc?id=id-of-")])
+        return [DriveFile(path, path) for path in server.files]
 
     monkeypatch.setattr(gdown, "download_folder", download_folder)
-    monkeypatch.setattr(gdown, "download", get)
-    return files
+    monkeypatch.setattr(fetching, "DRIVE", server.url)
+    return server.files
 
 
 def drive_weight(name: str) -> Weight:
@@ -372,9 +372,9 @@ def drive_weight(name: str) -> Weight:
 def test_the_authors_files_keep_their_layout(author: dict[str, bytes], tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"weight": torch.ones(2)}, buffer)
-    author["other.pt"] = b"another"
-    author["TFC_TDF_UNet_MDX21/other.pt"] = buffer.getvalue()
-    author["models/demucs_other.ckpt"] = buffer.getvalue()
+    author["/other.pt"] = b"another"
+    author["/TFC_TDF_UNet_MDX21/other.pt"] = buffer.getvalue()
+    author["/models/demucs_other.ckpt"] = buffer.getvalue()
     other = drive_weight("mdx_other")
     assert weights.pull(other, tmp_path) == tmp_path / "TFC_TDF_UNet_MDX21" / "other.pt"
     assert weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path) == tmp_path / "demucs_other.ckpt"
@@ -385,14 +385,14 @@ def test_the_authors_files_keep_their_layout(author: dict[str, bytes], tmp_path:
 
 
 def test_what_is_no_weight_file_is_not_taken_from_the_drive(author: dict[str, bytes], tmp_path: Path) -> None:
-    author["demucs_other.ckpt"] = b"<html>quota exceeded</html>"
+    author["/demucs_other.ckpt"] = b"quota exceeded"
     with pytest.raises(DownloadError, match=r"the author's Google Drive folder .* is not a weight file"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:
-    author["readme.txt"] = b""
+    author["/readme.txt"] = b""
     with pytest.raises(DownloadError, match=r"no demucs_other\.ckpt among the 1 files there"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
 
@@ -527,7 +527,8 @@ def test_the_npm_packages_graph_becomes_the_hubs_file(npm: Path, server: Server,
         assert checkpoint.state[name].dtype == torch.float16
         assert torch.equal(checkpoint.state[name].float(), tensor), name
     assert weights.find(weight, tmp_path / "models").known
-    assert [entry.name for entry in (tmp_path / "models").glob(".*")] == []
+    assert [entry.name for entry in (tmp_path / "models").glob(".*")] == [".locks"]
+    assert path.stat().st_mode & 0o777 == (tmp_path / "models" / "pulled.json").stat().st_mode & 0o777
 
 
 def test_another_networks_tensors_are_refused(npm: Path, server: Server, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights.checksum import file_sha256
 from kmdx.weights.folder import models_folder
 from kmdx.weights.records import record_of, records
-from kmdx.weights.registry import Weight, registry
+from kmdx.weights.registry import LARGEST, Weight, registry
 
 _CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})\.th$")
 _SUFFIXES = frozenset({".ckpt", ".th", ".pt", ".safetensors", ".onnx"})
@@ -164,16 +164,29 @@ def _known_contents(weight: Weight, folder: Path) -> dict[tuple[int | None, str 
     return {(record.bytes, record.sha256): record.weight for record in pulled if record.known} | {
         (source.bytes, source.sha256): any_weight.name
         for any_weight in (*registry().values(), weight)
-        for source in any_weight.published
+        for source in any_weight.contents
     }
 
 
 def _content(path: Path, known: Mapping[tuple[int | None, str | None], str]) -> str | None:
-    """The weight that a file is known to hold; its checksum is taken only where the size fits one."""
+    """The weight that a file is known to hold; its checksum is taken only where its form fits one.
+
+    Of the hub's files the size is not published: each safetensors file may be one.
+    """
     size = path.stat().st_size
-    if all(size != known_size for known_size, _ in known):
+    sizes = {known_size for known_size, _ in known}
+    if size not in sizes and not (None in sizes and size <= LARGEST and _is_safetensors(path)):
         return None
-    return known.get((size, file_sha256(path)))
+    sha256 = file_sha256(path)
+    return known.get((size, sha256)) or known.get((None, sha256))
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"  # the size of the header is before it
+    except OSError:
+        return False
 
 
 @functools.cache
