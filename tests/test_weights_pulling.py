@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import http.server
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +29,18 @@ from demucs.htdemucs import HTDemucs
 from onnx import helper, numpy_helper
 
 from kmdx import weights
-from kmdx.errors import DownloadError, WeightsError
+from kmdx.errors import DownloadError, KmdxWarning, WeightsError
 from kmdx.weights import Weight, download, fetching
-from kmdx.weights.records import records
+from kmdx.weights import folder as folder_module
+from kmdx.weights.folder import locked
+from kmdx.weights.records import Record, add_record, records
 from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+TRAINED = {"type": "htdemucs", "sources": ["bass"]}
 
 
 def sha256(content: bytes) -> str:
@@ -279,6 +287,262 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "84.0/84.0 MB" in terminal.getvalue()
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_get_the_permissions_of_the_umask(published: Weight, tmp_path: Path, umask: int) -> None:
+    part = tmp_path / ".partial" / published.name / "http" / f"{published.sources[0].file}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:1000])
+    part.chmod(0o600)  # begun under another umask
+    before = os.umask(umask)
+    try:
+        path = weights.pull(published, tmp_path)
+        weights.register(tmp_path, "mine", title="Mine", file="m.pt", architecture={}, trained="today")
+    finally:
+        os.umask(before)
+    for file in (path, tmp_path / "pulled.json", tmp_path / "trained.yaml"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+
+
+def test_a_place_that_cannot_be_written_to_is_said(published: Weight, tmp_path: Path) -> None:
+    source = dataclasses.replace(published.sources[0], file="sub/a.th")
+    (tmp_path / "sub").write_text("")
+    with pytest.raises(WeightsError, match=r"sub/a\.th cannot be written: "):
+        weights.pull(weight_from(source), tmp_path)
+
+
+# ---- several processes at once
+
+
+class Pull(threading.Thread):
+    """A pull in a thread; to a file lock it is like another process."""
+
+    def __init__(self, weight: Weight, folder: Path) -> None:
+        super().__init__()
+        self.weight, self.folder = weight, folder
+        self.lines: list[str] = []
+        self.waits = threading.Event()
+        self.path: Path | None = None
+        self.start()
+
+    def report(self, line: str) -> None:
+        self.lines.append(line)
+        if "waiting" in line:
+            self.waits.set()
+
+    def run(self) -> None:
+        self.path = weights.pull(self.weight, self.folder, self.report)
+
+
+def test_of_two_pulls_at_once_one_waits_and_finds_what_the_other_pulled(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.go.clear()
+    pulls = [Pull(published, tmp_path) for _ in range(2)]
+    while not any(pull.waits.wait(0.05) for pull in pulls):
+        pass
+    server.go.set()
+    for pull in pulls:
+        pull.join()
+    (waited,) = (pull for pull in pulls if pull.waits.is_set())
+    path = tmp_path / published.sources[0].file
+    assert [pull.path for pull in pulls] == [path, path]
+    assert waited.lines[:2] == [
+        "htdemucs_ft_bass: waiting for another process that is pulling it",
+        f"htdemucs_ft_bass: already there ({path})",
+    ]
+    assert len(server.asked) == 1
+
+
+def holder(folder: Path, name: str) -> subprocess.Popen:
+    """A process that holds a lock until it is killed."""
+    code = (
+        "import pathlib, sys, time; from kmdx.weights.folder import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), sys.argv[2], print) as held:\n"
+        "    print(held, flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), name], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"True\n"
+    return process
+
+
+def test_a_process_that_is_killed_while_it_pulls_leaves_no_lock(published: Weight, tmp_path: Path) -> None:
+    with holder(tmp_path, published.name) as other:
+        pull = Pull(published, tmp_path)
+        assert pull.waits.wait(30)
+        other.kill()
+        pull.join()
+    assert pull.path == tmp_path / published.sources[0].file
+
+
+def test_waiting_ends_with_an_interrupt(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys; from kmdx.weights.folder import locked\n"
+        "try:\n"
+        "    with locked(pathlib.Path(sys.argv[1]), 'one', lambda: print('waiting', flush=True)): pass\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    with locked(tmp_path, "one", lambda: None):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == b"interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
+)
+def test_a_folder_that_cannot_be_locked_is_pulled_into_by_each_process_alone(
+    error: Exception, published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(lock: Any, *arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    places: list[Path] = []
+    real = fetching.download
+    monkeypatch.setattr(
+        fetching,
+        "download",
+        lambda url, path, *more, **stated: places.append(path) or real(url, path, *more, **stated),
+    )
+    lines: list[str] = []
+    path = weights.pull(published, tmp_path, lines.append)
+    assert path.read_bytes() == CONTENT
+    assert records(tmp_path)[path.name].known
+    assert f"htdemucs_ft_bass: {tmp_path} cannot be locked" in lines[0]
+    assert str(os.getpid()) in places[0].parts[-3], "no other process writes there"
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance_where_the_weight_is_there(
+    published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights.pull(published, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(Path, "touch", None)
+    monkeypatch.setattr(Path, "mkdir", None)
+    assert weights.pull(published, tmp_path) == path
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
+    def write(thread: int) -> None:
+        for number in range(4):
+            name = f"{thread}-{number}"
+            add_record(tmp_path, name, Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+            weights.register(tmp_path, name, title="", file=name, architecture=TRAINED, trained="today")
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(records(tmp_path)) == 20
+    assert len(weights.trained(tmp_path)) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "pulled.json", "trained.yaml"]
+
+
+def test_who_waits_to_write_a_record_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_PATIENCE", 0.01)
+    told: list[str] = []
+    with holder(tmp_path, "pulled.json") as other, warnings.catch_warnings():
+        warnings.simplefilter("always", KmdxWarning)
+
+        def show(message: Any, *more: Any) -> None:
+            told.append(str(message))
+            other.kill()
+
+        monkeypatch.setattr(warnings, "showwarning", show)
+        add_record(tmp_path, "a", Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+    assert told == [f"waiting for another process that writes {tmp_path / 'pulled.json'}"]
+    assert list(records(tmp_path)) == ["a"]
+
+
+def test_a_record_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "trained.yaml").mkdir()
+    with pytest.raises(WeightsError, match=r"trained\.yaml cannot be written: "):
+        weights.register(tmp_path, "mine", title="", file="a", architecture={}, trained="today")
+
+
+# ---- several weights
+
+
+def ten() -> list[Weight]:
+    """Ten weights, each with two sources that nobody serves."""
+    return [
+        dataclasses.replace(
+            weight,
+            sources=(
+                HttpSource(url="http://127.0.0.1:1/a", file=f"{weight.name}.a"),
+                HttpSource(url="http://127.0.0.2:1/b", file=f"{weight.name}.b"),
+            ),
+        )
+        for weight in list(weights.registry().values())[:10]
+    ]
+
+
+def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+    chosen = ten()
+    with pytest.raises(DownloadError) as caught:
+        list(weights.pull_all(chosen, tmp_path, lines.append))
+    assert str(caught.value) == (
+        "10 of 10 weight files could not be pulled: no connection to 127.0.0.1, 127.0.0.2; files that you have "
+        f"go into {tmp_path}, under the names that `kmdx models verify` shows"
+    )
+    first, others = chosen[0].name, [weight.name for weight in chosen[1:]]
+    assert lines[:4] == [
+        f"{first}: trying http://127.0.0.1:1/a",
+        f"{first}: failed, no connection to 127.0.0.1 (Connection refused)",
+        f"{first}: trying http://127.0.0.2:1/b",
+        f"{first}: failed, no connection to 127.0.0.2 (Connection refused)",
+    ]
+    assert lines[4:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
+
+
+def test_of_several_weights_those_that_failed_are_named_and_the_others_pulled(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    gone = [
+        dataclasses.replace(
+            published, name=name, sources=(HttpSource(url=f"{server.url}/{name}", file=name),)
+        )
+        for name in ("first", "second", "third", "fourth")
+    ]
+    server.files["/second"] = b"<html><title>Sign in</title>"
+    server.files["/third"] = b""
+    lines: list[str] = []
+    pulled = weights.pull_all([*gone[:2], published, *gone[2:]], tmp_path, lines.append)
+    weight, path = next(pulled)
+    assert (weight, path.read_bytes()) == (published, CONTENT)
+    with pytest.raises(DownloadError) as caught:
+        list(pulled)
+    assert str(caught.value).startswith(
+        "3 of 5 weight files could not be pulled (first, second, fourth): 127.0.0.1: HTTP 404 Not Found; "
+        "127.0.0.1 sent a web page ('Sign in') instead of the file"
+    )
+
+
+def test_the_error_of_a_single_weight_gives_each_sources_reason(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(
+        DownloadError, match=r"could not be pulled: http://127\.0\.0\.1:1/a: no connection to"
+    ):
+        list(weights.pull_all(ten()[:1], tmp_path, lambda line: None))
+
+
+def test_a_license_that_several_weights_share_is_shown_once(published: Weight, tmp_path: Path) -> None:
+    other = dataclasses.replace(published, name="other", sources=published.sources)
+    third = dataclasses.replace(other, name="third", licence="none", licence_note="Ask the author.")
+    lines: list[str] = []
+    list(weights.pull_all([published, other, third], tmp_path, lines.append))
+    assert [line for line in lines if line.startswith("license")] == [
+        f"license of htdemucs_ft_bass, other: research only. {published.licence_note}",
+        "license of third: none. Ask the author.",
+    ]
+
+
 # ---- the Hugging Face hub
 
 
@@ -307,6 +571,28 @@ def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
     assert path.read_bytes() == CONTENT
     assert weights.find(hub, tmp_path).known
     assert ("HEAD", "/owner/Bag/resolve/main/d12395a8.safetensors", None) in server.asked
+
+
+def test_a_hub_file_with_a_published_checksum_is_taken_at_its_revision(
+    hub: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.files = {"/owner/Bag/resolve/5bd1/d12395a8.safetensors": CONTENT}
+    source = HubSource(repository="owner/Bag", file="d12395a8.safetensors", revision="5bd1", sha256=SHA256)
+    path = weights.pull(weight_from(source), tmp_path)
+    assert records(tmp_path)[path.name].known
+    assert server.asked == [("GET", "/owner/Bag/resolve/5bd1/d12395a8.safetensors", None)]
+    other = dataclasses.replace(source, sha256="0" * 64)
+    with pytest.raises(DownloadError, match=r"\(owner/Bag\): wrong content: sha256"):
+        weights.pull(weight_from(other), tmp_path / "other")
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(
+    hub: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        weights.pull(hub, tmp_path)
+    assert server.asked == []
 
 
 def test_the_hubs_mirror_is_heeded(hub: Weight, server: Server, tmp_path: Path) -> None:
@@ -389,6 +675,33 @@ def test_what_is_no_weight_file_is_not_taken_from_the_drive(author: dict[str, by
     with pytest.raises(DownloadError, match=r"the author's Google Drive folder .* is not a weight file"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_the_page_that_asks_whether_to_download_is_answered(author: dict[str, bytes], tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, buffer)
+    author["/there"] = buffer.getvalue()
+    base = fetching.DRIVE
+    form = f'<form id="download-form" action="{base}/there"><input type="hidden" name="id" value="1"></form>'
+    author["/demucs_other.ckpt"] = f"<html>{form}</html>".encode()
+    author["/there?id=1"] = buffer.getvalue()
+    path = weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+    assert path.read_bytes() == buffer.getvalue()
+
+
+def test_the_page_that_says_why_not_is_named(author: dict[str, bytes], tmp_path: Path) -> None:
+    author["/demucs_other.ckpt"] = b"<html><title>Google Drive - Quota exceeded</title></html>"
+    with pytest.raises(DownloadError, match=r"sent a web page \('Google Drive - Quota exceeded'\)"):
+        weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+
+
+def test_a_file_of_the_drive_is_limited_by_what_the_weight_may_have(
+    author: dict[str, bytes], tmp_path: Path
+) -> None:
+    author["/demucs_other.ckpt"] = CONTENT
+    weight = dataclasses.replace(drive_weight("htdemucs_ft_bass"), estimated_bytes=1000)
+    with pytest.raises(DownloadError, match=r"has a file of 2,097,152 bytes; the most to accept is 4,000"):
+        weights.pull(weight, tmp_path)
 
 
 def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def missing_message(weight: Weight, folder: Path) -> str:
         return f"{weight.path} is missing, the file of {weight.title[:1].lower()}{weight.title[1:]}"
     known = _known_contents(weight, folder)
     names = _names(weight)
+    if not names:
+        return f"{weight.name} is missing: nothing says which file holds it"
     there = [name for name in names if (folder / name).is_file()]
     others = "".join(f" ({name} is known to hold {_content(folder / name, known)})" for name in there)
     size = f" (about {weight.bytes / 1e6:.0f} MB)" if weight.bytes else ""
@@ -146,9 +148,7 @@ def _names(weight: Weight) -> list[str]:
     names = [source.file for source in weight.published]
     if weight.signature:
         names += [f"{weight.signature}.th", f"{weight.signature}.safetensors"]
-    if weight.author_file:
-        names.append(weight.author_file)
-    return names
+    return list(dict.fromkeys([*names, *(source.file for source in weight.sources)]))
 
 
 def _weight_files(weight: Weight, folder: Path) -> list[Path]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import kmdx
 from kmdx.errors import KmdxWarning, WeightsError
 
+_PATIENCE = 2  # seconds of waiting for a file that is written in an instant, before it is reported
+
 
 class ModelsFolder(NamedTuple):
     """The models folder and why it is that one."""
@@ -112,7 +114,7 @@ def rewriting(path: Path) -> Iterator[Callable[[str], None]]:
     def on_wait() -> None:
         warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=5)
 
-    with locked(path.parent, path.name, on_wait, patience=2) as alone:
+    with locked(path.parent, path.name, on_wait, _PATIENCE) as alone:
         partial = path.with_name(f".{path.name}.{'partial' if alone else os.getpid()}")
 
         def write(text: str) -> None:
