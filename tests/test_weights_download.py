@@ -365,6 +365,7 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
         ),
         (answer(OK, "Content-Encoding: br, gzip", LENGTH, body=CONTENT), "sent packed content (br, gzip)"),
         (answer(OK, LENGTH, body=CONTENT[:-1] + b"?"), "wrong content: sha256"),
+        (answer(OK), "127.0.0.1 sent an empty file"),
         (
             answer(OK, LENGTH, body=CONTENT[:1000]),
             "incomplete, 1,000 of 307,200 bytes have come: the connection to 127.0.0.1 broke",

@@ -213,6 +213,16 @@ def test_wrong_content_is_thrown_away_and_the_next_source_tried(
     assert f"failed, wrong content: sha256 {sha256(b'?' * len(CONTENT))[:8]}…" in lines[1]
 
 
+def test_what_is_no_weight_file_is_refused_where_no_checksum_is_published(
+    server: Server, tmp_path: Path
+) -> None:
+    server.files["/a.pt"] = b'{"error": "no such file"}'
+    source = HttpSource(url=f"{server.url}/a.pt", file="a.pt")
+    with pytest.raises(DownloadError, match=r"a\.pt is not a weight file"):
+        weights.pull(weight_from(source), tmp_path)
+    assert not (tmp_path / "a.pt").exists()
+
+
 def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_path: Path) -> None:
     server.files["/wrong.th"] = b"?" * len(CONTENT)
     wrong = dataclasses.replace(http_source(server), url=f"{server.url}/wrong.th")

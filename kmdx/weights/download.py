@@ -435,6 +435,8 @@ def _write(
     if done > most:
         part.remove()
         raise SourceError(f"{request.host} sends more than the {most:,} bytes to expect: given up")
+    if not done:
+        raise SourceError(f"{request.host} sent an empty file")
     if total and done < total:
         raise _Broken(f"incomplete, {_of(done, total)} bytes have come: {request.host} closed the connection")
 

@@ -27,7 +27,9 @@ DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t
 
 
 def fetch(weight: Weight, source: Source, workspace: Path, progress: Progress) -> Fetched:
-    """Get a weight's file from a source into the workspace, checked as far as anybody states a checksum.
+    """Get a weight's file from a source into the workspace, checked.
+
+    Where nobody states a checksum, the file is read from end to end: that is the only check there is.
 
     Raises
     ------
@@ -36,7 +38,14 @@ def fetch(weight: Weight, source: Source, workspace: Path, progress: Progress) -
     WeightsError
         If what it delivered is no weight file.
     """
-    return _FETCH[type(source)](weight, source, workspace, progress)
+    fetched = _FETCH[type(source)](weight, source, workspace, progress)
+    if not fetched.known:
+        try:
+            load(fetched.path)
+        except ValueError:
+            fetched.path.unlink()
+            raise
+    return fetched
 
 
 def _from_http(weight: Weight, source: HttpSource, workspace: Path, progress: Progress) -> Fetched:
@@ -83,7 +92,6 @@ def _from_hub(weight: Weight, source: HubSource, workspace: Path, progress: Prog
 
 
 def _from_drive(weight: Weight, source: DriveSource, workspace: Path, progress: Progress) -> Fetched:
-    """Read the file from end to end, the only check there is: nobody publishes its checksum."""
     from gdown.download import get_url_from_gdrive_confirmation
     from gdown.exceptions import FileURLRetrievalError
 
@@ -98,11 +106,6 @@ def _from_drive(weight: Weight, source: DriveSource, workspace: Path, progress: 
             raise page from None
         check_redirect(url, confirmed)
         sha256 = download(confirmed, path, progress, largest=weight.largest)
-    try:
-        load(path)
-    except ValueError:
-        path.unlink()
-        raise
     return Fetched(path, sha256, known=False)
 
 
