@@ -348,11 +348,11 @@ def test_of_two_pulls_at_once_one_waits_and_finds_what_the_other_pulled(
 ) -> None:
     server.go.clear()
     pulls = [Pull(published, tmp_path) for _ in range(2)]
-    while not any(pull.waits.wait(0.05) for pull in pulls):
-        pass
+    waiting = any(pull.waits.wait(0.05) for _ in range(300) for pull in pulls)
     server.go.set()
     for pull in pulls:
         pull.join()
+    assert waiting
     (waited,) = (pull for pull in pulls if pull.waits.is_set())
     path = tmp_path / published.sources[0].file
     assert [pull.path for pull in pulls] == [path, path]
@@ -530,9 +530,10 @@ def test_of_several_weights_those_that_failed_are_named_and_the_others_pulled(
     with pytest.raises(DownloadError) as caught:
         list(pulled)
     assert str(caught.value).startswith(
-        "3 of 5 weight files could not be pulled (first, second, fourth): 127.0.0.1: HTTP 404 Not Found; "
+        "4 of 5 weight files could not be pulled (first, second, third, fourth): 127.0.0.1: HTTP 404 Not Found; "
         "127.0.0.1 sent a web page ('Sign in') instead of the file"
     )
+    assert "; 127.0.0.1 sent an empty file; files that you have go into " in str(caught.value)
 
 
 def test_the_error_of_a_single_weight_gives_each_sources_reason(server: Server, tmp_path: Path) -> None:
