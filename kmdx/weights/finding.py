@@ -24,7 +24,7 @@ from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights.checksum import file_sha256
 from kmdx.weights.folder import models_folder
 from kmdx.weights.records import record_of, records
-from kmdx.weights.registry import Weight, registry
+from kmdx.weights.registry import LARGEST, Weight, registry
 
 _CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})\.th$")
 _SUFFIXES = frozenset({".ckpt", ".th", ".pt", ".safetensors", ".onnx"})
@@ -103,6 +103,8 @@ def missing_message(weight: Weight, folder: Path) -> str:
         return f"{weight.path} is missing, the file of {weight.title[:1].lower()}{weight.title[1:]}"
     known = _known_contents(weight, folder)
     names = _names(weight)
+    if not names:
+        return f"{weight.name} is missing: nothing says which file holds it"
     there = [name for name in names if (folder / name).is_file()]
     others = "".join(f" ({name} is known to hold {_content(folder / name, known)})" for name in there)
     size = f" (about {weight.bytes / 1e6:.0f} MB)" if weight.bytes else ""
@@ -146,9 +148,7 @@ def _names(weight: Weight) -> list[str]:
     names = [source.file for source in weight.published]
     if weight.signature:
         names += [f"{weight.signature}.th", f"{weight.signature}.safetensors"]
-    if weight.author_file:
-        names.append(weight.author_file)
-    return names
+    return list(dict.fromkeys([*names, *(source.file for source in weight.sources)]))
 
 
 def _weight_files(weight: Weight, folder: Path) -> list[Path]:
@@ -164,16 +164,29 @@ def _known_contents(weight: Weight, folder: Path) -> dict[tuple[int | None, str 
     return {(record.bytes, record.sha256): record.weight for record in pulled if record.known} | {
         (source.bytes, source.sha256): any_weight.name
         for any_weight in (*registry().values(), weight)
-        for source in any_weight.published
+        for source in any_weight.contents
     }
 
 
 def _content(path: Path, known: Mapping[tuple[int | None, str | None], str]) -> str | None:
-    """The weight that a file is known to hold; its checksum is taken only where the size fits one."""
+    """The weight that a file is known to hold; its checksum is taken only where its form fits one.
+
+    Of the hub's files the size is not published: each safetensors file may be one.
+    """
     size = path.stat().st_size
-    if all(size != known_size for known_size, _ in known):
+    sizes = {known_size for known_size, _ in known}
+    if size not in sizes and not (None in sizes and size <= LARGEST and _is_safetensors(path)):
         return None
-    return known.get((size, file_sha256(path)))
+    sha256 = file_sha256(path)
+    return known.get((size, sha256)) or known.get((None, sha256))
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"  # the size of the header is before it
+    except OSError:
+        return False
 
 
 @functools.cache

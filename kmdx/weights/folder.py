@@ -1,13 +1,18 @@
-"""Where weight files lie."""
+"""Where weight files are, and the locks that processes hold while they write there."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import kmdx
-from kmdx.errors import WeightsError
+from kmdx.errors import KmdxWarning, WeightsError
+
+_PATIENCE = 2  # seconds of waiting for a file that is written in an instant, before it is reported
 
 
 class ModelsFolder(NamedTuple):
@@ -48,6 +53,79 @@ def where() -> ModelsFolder:
 def shipped_folder() -> Path:
     """The folder of the weights that come with the package: a checkout's ``models/mini``, or in the wheel."""
     return (_of_checkout() or Path(kmdx.__file__).parent) / "mini"
+
+
+@contextmanager
+def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float = 0) -> Iterator[bool]:
+    """Hold the lock of that name in a models folder, waiting for as long as another process holds it.
+
+    The lock ends with its process, however that ends. Its file stays, in ``.locks``: to remove it would
+    let two processes hold locks of one name.
+
+    Parameters
+    ----------
+    folder : Path
+        Must exist.
+    name : str
+    on_wait : callable
+        Called once if the lock was not free for ``patience`` seconds.
+    patience : float
+
+    Yields
+    ------
+    bool
+        Whether it is locked: some network file systems have no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    file = folder / ".locks" / f"{name}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            on_wait()
+            lock.acquire(timeout=-1, poll_interval=0.2)
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def rewriting(path: Path) -> Iterator[Callable[[str], None]]:
+    """Read and replace a text file of a models folder while no other process does.
+
+    Yields
+    ------
+    callable
+        Replaces the file by a text, in one step.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be written.
+    """
+
+    def on_wait() -> None:
+        warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=5)
+
+    with locked(path.parent, path.name, on_wait, _PATIENCE) as alone:
+        partial = path.with_name(f".{path.name}.{'partial' if alone else os.getpid()}")
+
+        def write(text: str) -> None:
+            try:
+                partial.unlink(missing_ok=True)  # one that was left over has the permissions of another day
+                partial.write_text(text, "utf-8")
+                partial.replace(path)
+            except OSError as error:
+                raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
+
+        yield write
 
 
 def _of_checkout() -> Path | None:

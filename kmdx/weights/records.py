@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+
+from kmdx.weights.folder import rewriting
 
 _NAME = "pulled.json"
 
@@ -43,12 +44,17 @@ def record_of(path: Path, folder: Path) -> Record | None:
 
 
 def add_record(folder: Path, file: str, record: Record) -> None:
-    """Write one record, replacing the file's former one, in one step."""
-    entries = {**records(folder), file: record}
-    partial = folder / f".{_NAME}.{os.getpid()}"
-    text = json.dumps({name: asdict(entry) for name, entry in sorted(entries.items())}, indent=2)
-    partial.write_text(text + "\n", "utf-8")
-    partial.replace(folder / _NAME)
+    """Write one record, replacing the file's former one.
+
+    Raises
+    ------
+    WeightsError
+        If the folder cannot be written to.
+    """
+    with rewriting(folder / _NAME) as write:
+        entries = {**records(folder), file: record}
+        content = {name: asdict(entry) for name, entry in sorted(entries.items())}
+        write(json.dumps(content, indent=2) + "\n")
 
 
 def today() -> str:

@@ -23,6 +23,8 @@ _NEEDED = {  # what an architecture must say beside its type and sources
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+LARGEST = 1_000_000_000  # bytes that a weight file may have where nothing is known of its size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -53,10 +55,14 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource(Source):
-    """A safetensors file in a repository of the Hugging Face hub, which states its checksum itself."""
+    """A safetensors file in a repository of the Hugging Face hub, at the revision that the checksum is of.
+
+    Without a ``revision`` it is the newest file, with the checksum that the hub itself states.
+    """
 
     kind: ClassVar[str] = "hub"
     repository: str
+    revision: str | None = None
 
     def __str__(self) -> str:
         return f"the Hugging Face hub ({self.repository})"
@@ -157,6 +163,16 @@ class Weight:
     def published(self) -> tuple[HttpSource, ...]:
         """The published files whose checksum is known, so that content alone tells the role."""
         return tuple(s for s in self.sources if isinstance(s, HttpSource) and s.sha256)
+
+    @property
+    def contents(self) -> tuple[HubSource | HttpSource, ...]:
+        """The sources whose checksum is that of the weight file itself; its size may be unknown."""
+        return tuple(s for s in self.sources if isinstance(s, HubSource | HttpSource) and s.sha256)
+
+    @property
+    def largest(self) -> int:
+        """The most bytes that a file of this weight may have, where its size is not published."""
+        return 4 * self.bytes if self.bytes else LARGEST
 
     @property
     def author_file(self) -> str | None:

@@ -5,14 +5,13 @@ Those of the small ensemble come with the package, in a folder of the same kind.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kmdx.errors import WeightsError
-from kmdx.weights.folder import models_folder, shipped_folder
+from kmdx.weights.folder import models_folder, rewriting, shipped_folder
 from kmdx.weights.registry import Weight, own, registry
 from kmdx.weights.registry import get as published
 
@@ -87,7 +86,7 @@ def known() -> Mapping[str, Weight]:
 def register(
     folder: Path, name: str, *, title: str, file: str, architecture: Mapping[str, Any], trained: str
 ) -> None:
-    """Note a trained weight in a models folder, replacing one of the same name, in one step.
+    """Record a trained weight in a models folder, replacing one of the same name, in one step.
 
     Parameters
     ----------
@@ -101,14 +100,17 @@ def register(
         As in a plan.
     trained : str
         The date.
+
+    Raises
+    ------
+    WeightsError
+        If ``trained.yaml`` is malformed or cannot be written.
     """
     import yaml
 
     entry = {"title": title, "file": file, "trained": trained, "architecture": dict(architecture)}
-    entries = {**_entries(folder), name: entry}
-    partial = folder / f".{_NAME}.{os.getpid()}"
-    partial.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), "utf-8")
-    partial.replace(folder / _NAME)
+    with rewriting(folder / _NAME) as write:
+        write(yaml.safe_dump({**_entries(folder), name: entry}, sort_keys=False, allow_unicode=True))
 
 
 def _entries(folder: Path) -> dict[str, Any]:
