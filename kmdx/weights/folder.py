@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import kmdx
+from kmdx import files
 from kmdx.errors import KmdxWarning, WeightsError
 
 _PATIENCE = 2  # seconds of waiting for a file that is written in an instant, before it is reported
@@ -114,17 +115,13 @@ def rewriting(path: Path) -> Iterator[Callable[[str], None]]:
     def on_wait() -> None:
         warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=5)
 
-    with locked(path.parent, path.name, on_wait, _PATIENCE) as alone:
-        partial = path.with_name(f".{path.name}.{'partial' if alone else os.getpid()}")
+    def write(text: str) -> None:
+        try:
+            files.write_text(path, text)
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
 
-        def write(text: str) -> None:
-            try:
-                partial.unlink(missing_ok=True)  # one that was left over has the permissions of another day
-                partial.write_text(text, "utf-8")
-                partial.replace(path)
-            except OSError as error:
-                raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
-
+    with locked(path.parent, path.name, on_wait, _PATIENCE):
         yield write
 
 
