@@ -12,6 +12,7 @@ from demucs.hdemucs import HDecLayer, HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
+from kmdx.networks import architecture
 from kmdx.networks.state import NoInitialization, load_strictly
 
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
@@ -104,15 +105,18 @@ def build(
     Raises
     ------
     ValueError
-        If an option is wrong, or a parameter is missing, unknown or of another shape.
+        If an option is wrong or the network too large, or a parameter is missing, unknown or of another shape.
     """
+    known = inspect.signature(CLASSES[kind]).parameters
+    own = {key: value for key, value in options.items() if key in known}
+    architecture.check_demucs(kind, own)
     try:
-        known = inspect.signature(CLASSES[kind]).parameters
         with NoInitialization():
-            own = {key: value for key, value in options.items() if key in known}
             model = CLASSES[kind](**{**own, "rescale": 0})
-    except TypeError as error:
-        raise ValueError(f"{kind} cannot be built: {error}") from error
+    except (TypeError, AssertionError) as error:  # sizes that do not fit each other, which it asserts
+        raise ValueError(f"{kind} cannot be built of these sizes: {error}") from error
+    seconds = model.segment if segment is None else segment
+    architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)
     if segment is not None:
         model.segment = segment
