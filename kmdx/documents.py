@@ -38,7 +38,7 @@ _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal in YAML
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """Read a text file of at most ``limit`` bytes: UTF-8, with any line ends, which become ``\\n``.
+    """Read a text file of at most ``limit`` bytes: UTF-8, with any line ends, which become Unix's.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     if len(content) > limit:
         raise DocumentError(f"is larger than {limit} bytes, the most that is read")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DocumentError("is in UTF-16 (line 1), not a text file in UTF-8: save it as UTF-8")
+        raise DocumentError("is a text file in UTF-16 or UTF-32: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,7 +145,7 @@ def value(node: yaml.Node) -> Any:
 def _failure(error: yaml.YAMLError) -> DocumentError:
     """What a reader of YAML complains of, in one line."""
     if isinstance(error, _Problem):
-        return DocumentError(str(error.problem), error.problem_mark.line + 1)
+        return DocumentError(error.message, error.mark.line + 1)
     if isinstance(error, yaml.MarkedYAMLError):
         reason = ", ".join(filter(None, (error.context, error.problem)))
         mark = error.problem_mark or error.context_mark
@@ -168,8 +168,10 @@ _Plain.yaml_implicit_resolvers = {
 class _Problem(ConstructorError):
     """What is wrong with a node."""
 
-    def __init__(self, problem: str, mark: yaml.Mark) -> None:
-        super().__init__(None, None, problem, mark)
+    def __init__(self, message: str, mark: Any) -> None:
+        super().__init__(None, None, message, mark)
+        self.message = message
+        self.mark = mark
 
 
 class _Values(_Plain, SafeConstructor):
@@ -183,7 +185,7 @@ class _Values(_Plain, SafeConstructor):
         """A number, truth value or nothing, if that is what the text would be without its tag."""
         kind, text = node.tag.removeprefix(_TAG), node.value
         if not isinstance(node, yaml.ScalarNode):
-            raise _Problem(f"a {node.id} is no {kind}", node.start_mark)
+            raise _Problem(f"expected {kind}, not a mapping or list", node.start_mark)
         natural = self.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG)
         if text.endswith("\n") or (natural != kind and (natural, kind) != ("int", "float")):
             raise _Problem(f"{quoted(text)} is no {kind}", node.start_mark)
@@ -226,10 +228,10 @@ class _SlowEvents(Reader, yaml.scanner.Scanner, yaml.parser.Parser):
 
 
 # Of libyaml the events alone: its own composer calls itself in C, as deep as a text wants.
-_Events: Any = yaml.cyaml.CParser if yaml.__with_libyaml__ else _SlowEvents
+_Events: Any = vars(yaml.cyaml)["CParser"] if yaml.__with_libyaml__ else _SlowEvents
 
 
-class _Composer(Composer, _Events, _Values):  # type: ignore[misc]
+class _Composer(Composer, _Events, _Values):
     """Puts nodes together from events, and counts them."""
 
     def __init__(self, text: str, most: int) -> None:
@@ -240,11 +242,11 @@ class _Composer(Composer, _Events, _Values):  # type: ignore[misc]
         self.count = self.depth = 0
         self.sizes: dict[int, int] = {}  # nodes below each node, itself included, by its id
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
         """The next node; an alias counts as what it stands for."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            node: yaml.Node = super().compose_node(parent, index)
+            node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
                 raise _Problem("an anchor that holds itself", event.start_mark)
             self.counted(self.sizes[id(node)], event.start_mark)
@@ -259,15 +261,15 @@ class _Composer(Composer, _Events, _Values):  # type: ignore[misc]
         self.sizes[id(node)] = self.count - before
         return node
 
-    def counted(self, nodes: int, mark: yaml.Mark) -> None:
+    def counted(self, nodes: int, mark: Any) -> None:
         """Count nodes that are there once more."""
         self.count += nodes
         if self.count > self.most:
             raise _Problem(f"more than {self.most} values, aliases written out", mark)
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping with its merges done."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        node = super().compose_mapping_node(anchor)
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

@@ -6,12 +6,14 @@ expected and what to do. The command prints that line and exits with code 2.
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 SHOWN = 120  # characters of a value that a message shows
 LISTED = 10  # names that a message lists
+COMPARED = 500  # names that an unknown one is compared with
 
 
 class KmdxError(ValueError):
@@ -95,3 +97,9 @@ def listed(names: Collection[object], separator: str = ", ") -> str:
     text = separator.join(shown(name) for name in islice(names, LISTED))
     more = len(names) - LISTED
     return f"{text}{separator}… ({more} more)" if more > 0 else text
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean …?`` where something known is close."""
+    close = difflib.get_close_matches(name[:SHOWN], list(islice(known, COMPARED)), n=1)
+    return f"; did you mean {quoted(close[0])}?" if close else ""

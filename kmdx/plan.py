@@ -7,18 +7,15 @@ here needs torch.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 
-from kmdx.errors import SHOWN, PlanError, listed, quoted
+from kmdx.errors import PlanError, listed, quoted, suggest
 from kmdx.weights import Weight
 
-SUGGESTED = 500  # names that are compared with one that is not known
 MIXTURE = "mixture"
 ACCOMPANIMENT = "accompaniment"
 """Beside the stems of any plan that has vocals: the mixture minus the vocals."""
@@ -349,9 +346,3 @@ class Plan:
                 yield from (f"{name}.{source}" for source in self.networks[node.network].sources)
             else:
                 yield name
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean …?`` where something known is close."""
-    close = difflib.get_close_matches(name[:SHOWN], list(islice(known, SUGGESTED)), n=1)
-    return f"; did you mean {quoted(close[0])}?" if close else ""

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from kmdx import documents, weights
-from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown
+from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
 from kmdx.plan import (
     ACCOMPANIMENT,
@@ -46,14 +46,14 @@ from kmdx.plan import (
     Sum,
     TrimAndJoin,
     node_of,
-    suggest,
 )
 from kmdx.weights import Weight
 
-
+RATES = (1000, 384_001)  # Hz
 MAX_KEY = 2 * architectures.MAX_NAME + 1  # bytes of NODE.SOURCE
 MAX_WINDOWS = 200  # of one network for a second of audio, and ten times as many of all networks
 MAX_LOAD = 200.0  # times that each sample goes through one network: an overlap of 0.995
+MAX_WEIGHT = 1e6  # of a signal in a sum
 MAX_HELD = 200  # signals in memory at once; leaderboard C holds 16
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -185,9 +185,7 @@ class _Parser:
             if key not in entries:
                 raise self.fail(root, "", f"the key {key!r} is missing")
         rate_node = entries.get("sample_rate")
-        rate = (
-            44100 if rate_node is None else int(self.number(rate_node, "sample_rate", 1, 768000, whole=True))
-        )
+        rate = 44100 if rate_node is None else int(self.number(rate_node, "sample_rate", *RATES, whole=True))
 
         networks = {
             name: self.network(node, f"networks.{name}", rate)
@@ -318,7 +316,7 @@ class _Parser:
                 return Normalize(self.text(entries["normalize"], f"{key}.normalize"))
             case keys if keys in ({"sum"}, {"sum", "denormalize"}):
                 terms = {
-                    name: self.number(value, f"{key}.sum.{name}")
+                    name: self.number(value, f"{key}.sum.{name}", -MAX_WEIGHT, MAX_WEIGHT)
                     for name, value in self.mapping(entries["sum"], f"{key}.sum").items()
                 }
                 if not terms:
@@ -349,11 +347,9 @@ class _Parser:
             if name in stems:
                 other = files.setdefault(_file_name(name), name)
                 if other != name:
-                    raise self.fail(
-                        node, key, f"its file would be that of {other!r} where case does not count"
-                    )
+                    raise self.fail(node, key, f"{other!r} would be the same file where case does not count")
                 if _RESERVED.fullmatch(name):
-                    raise self.fail(node, key, "Windows has no file of that name; choose another")
+                    raise self.fail(node, key, "no file can have that name on Windows; choose another")
 
     def check_references(
         self,
@@ -455,20 +451,22 @@ class _Parser:
         self,
         node: yaml.Node,
         key: str,
-        low: float = -math.inf,
-        high: float = math.inf,
+        low: float,
+        high: float,
         whole: bool = False,
     ) -> float:
         """A finite number in ``[low, high)``."""
         value = self.value(node, key) if isinstance(node, yaml.ScalarNode) else None
-        if isinstance(value, str) and node.style is None and _EXPONENT.fullmatch(value):
+        if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
             value = float(value)  # 1e-3, which is a text in YAML 1.1
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             given = node.value if isinstance(node, yaml.ScalarNode) else "a mapping or list"
             raise self.fail(node, key, f"expected a number, not {quoted(given)}")
         if not low <= value < high or (whole and value != int(value)):
             kind = "a whole number" if whole else "a number"
-            raise self.fail(node, key, f"expected {kind} from {low:g} and below {high:g}, not {value:g}")
+            raise self.fail(
+                node, key, f"expected {kind} from {low:.9g} and below {high:.9g}, not {value:.9g}"
+            )
         return value
 
 

@@ -7,8 +7,7 @@ from functools import cache
 from importlib import resources
 
 from kmdx.documents import load_yaml
-from kmdx.errors import PlanError, quoted
-from kmdx.plan import suggest
+from kmdx.errors import PlanError, quoted, suggest
 
 DEFAULT = "leaderboard"
 

@@ -191,7 +191,7 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("V.vocals: -1", "V.vocals: lots", "line 6: signals.rest.sum.V.vocals: expected a number, not 'lots'"),
         ("V.vocals: -1", "V.vocals: .nan", "expected a number, not '.nan'"),
         ("V.vocals: -1", "V.vocals: true", "expected a number, not 'true'"),
-        ("V.vocals: -1", "V.vocals: [1]", "expected a number, not 'a mapping or list'"),
+        ("V.vocals: -1", "V.vocals: [1]", "expected a number, not a mapping or list"),
         ("V.vocals: -1", "V.guitar: -1", "line 6: signals.rest: no signal 'V.guitar'"),
         ("V.vocals: -1", "V: -1", "say which source: V.drums, V.bass, V.other, V.vocals"),
         ("weights: htdemucs", "weights: htdemucz", "line 2: networks.net.weights: no weight is called 'htdemucz'"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from fractions import Fraction
 from typing import Any
 
-from kmdx.errors import listed, quoted, shown
+from kmdx.errors import listed, quoted, shown, suggest
 
 MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
 MAX_VALUES = 2**29  # of one tensor between two layers: 2 GiB in float32
@@ -35,7 +35,7 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if value is None:
             return self.optional
-        if isinstance(value, bool) or not isinstance(value, int if self.whole else Real):
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float | Fraction):
             return False
         return bool(self.low <= value <= self.high)
 
@@ -123,7 +123,8 @@ HDEMUCS = dict(
 )  # fmt: skip
 HTDEMUCS = {
     **HDEMUCS, **dict(
-        depth=4, multi_freqs_depth=3, dconv_comp=8, dconv_attn=math.inf, dconv_lstm=math.inf, bottom_channels=0,
+        depth=4, multi_freqs_depth=3, dconv_comp=8, dconv_attn=math.inf, dconv_lstm=math.inf,
+        bottom_channels=0,
         t_layers=5, t_emb="sin", t_hidden_scale=4.0, t_max_positions=10000, t_norm_in=True,
         t_norm_in_group=False, t_norm_first=True, t_norm_out=True, t_layer_scale=True,
     ),
@@ -150,7 +151,8 @@ def check(architecture: Mapping[str, Any]) -> None:
         raise ValueError(f"a network of type {kind} has one source, not {listed(architecture['sources'])}")
     for key, value in architecture.items():
         if NEEDED[kind] and key not in ("type", "sources", *COMMON, *SIZES[kind]):
-            raise ValueError(f"{shown(key)} is no size of the type {kind}; expected {', '.join(SIZES[kind])}")
+            hint = suggest(key, SIZES[kind]) or f"; expected {', '.join(SIZES[kind])}"
+            raise ValueError(f"{quoted(key)} is no size of the type {kind}{hint}")
         if isinstance(value, Mapping) or (isinstance(value, list) and key not in LISTS):
             raise ValueError(f"{shown(key)} must be a number, a text or true or false, not {quoted(value)}")
     if NEEDED[kind]:
@@ -215,8 +217,8 @@ def check_window(architecture: Mapping[str, Any], length: int) -> None:
     values = largest_tensor(architecture, length)
     if values > MAX_VALUES:
         raise ValueError(
-            f"a window of {length} samples makes a tensor of {4 * values / 1e9:.3g} GB in the network; the most is "
-            f"{4 * MAX_VALUES / 1e9:.1f} GB"
+            f"a window of {length} samples makes a tensor of {4 * values / 1e9:.3g} GB in the network; "
+            f"the most is {4 * MAX_VALUES / 1e9:.1f} GB"
         )
 
 
@@ -253,9 +255,7 @@ def _check_sources(sources: Any) -> None:
         raise ValueError(f"the sources must be a list of names, not {quoted(sources)}")
     for name in sources:
         if not (name.isprintable() and name.strip() == name and 0 < len(name.encode()) <= MAX_NAME):
-            raise ValueError(
-                f"{quoted(name)} is no name of a source: expected up to {MAX_NAME} bytes of text"
-            )
+            raise ValueError(f"{quoted(name)} is no name of a source of 1 to {MAX_NAME} bytes")
     if len(set(sources)) < len(sources):
         raise ValueError(f"a source is named twice in {quoted(sources)}")
 

@@ -105,7 +105,8 @@ def build(
     Raises
     ------
     ValueError
-        If an option is wrong or the network too large, or a parameter is missing, unknown or of another shape.
+        If an option is wrong or the network too large, or a parameter is missing, unknown or of another
+        shape.
     """
     known = inspect.signature(CLASSES[kind]).parameters
     own = {key: value for key, value in options.items() if key in known}
