@@ -456,17 +456,16 @@ class _Parser:
         whole: bool = False,
     ) -> float:
         """A finite number in ``[low, high)``."""
-        value = self.value(node, key) if isinstance(node, yaml.ScalarNode) else None
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.fail(node, key, "expected a number, not a mapping or list")
+        value = self.value(node, key)
         if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
             value = float(value)  # 1e-3, which is a text in YAML 1.1
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            given = node.value if isinstance(node, yaml.ScalarNode) else "a mapping or list"
-            raise self.fail(node, key, f"expected a number, not {quoted(given)}")
+            raise self.fail(node, key, f"expected a number, not {quoted(node.value)}")
         if not low <= value < high or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            raise self.fail(
-                node, key, f"expected {kind} from {low:.9g} and below {high:.9g}, not {value:.9g}"
-            )
+            kind = f"a {'whole ' if whole else ''}number from {low:.9g} and below {high:.9g}"
+            raise self.fail(node, key, f"expected {kind}, not {value:.9g}")
         return value
 
 

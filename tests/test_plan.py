@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from kmdx import plan_file
+from kmdx import drawing, picture, plan_file
 from kmdx.errors import PlanError
 from kmdx.plan import Hear, NetworkUse, Normalize, OverlapAdd, Sum, TrimAndJoin
 
@@ -229,6 +234,29 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("signals:\n", "signals: 3\nsignal:\n", "unknown key 'signal'"),
         ("networks:\n", "networks: [\n", "not YAML"),
         ("networks:\n", "sample_rate: 44100.5\nnetworks:\n", "expected a whole number"),
+        ("networks:\n", "sample_rate: 044100\nnetworks:\n", "line 1: sample_rate: cannot be read: '044100' is read in two"),
+        ("networks:\n", "sample_rate: 10000000\nnetworks:\n", "from 1000 and below 384001, not 10000000"),
+        ("V.vocals: -1", "V.vocals: 1e400", "expected a number, not '1e400'"),
+        ("V.vocals: -1", "V.vocals: 1.0e+300", "expected a number from -1000000 and below 1000000"),
+        ("V.vocals: -1", "V.vocals: !!bool abc", "line 6: signals.rest.sum.V.vocals: cannot be read: 'abc' is no bool"),
+        ("V.vocals: -1", f"V.vocals: {'9' * 400}", "is too large a number"),
+        ("V.vocals: -1", '"V.vo\\ncals": -1', r"signals.rest.sum: 'V.vo\ncals' is no name of 1 to 201 bytes"),
+        ("  net: {", '  "a\\0": {', r"networks: 'a\x00' is no name"),
+        ("weights: htdemucs", 'weights: "a\\nb"', r"no weight is called 'a\nb'"),
+        ("weights: htdemucs", f"weights: {'w' * 90_000}", "no weight is called 'www"),
+        ("weights: htdemucs", 'weights: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\x00'"),
+        ("weights: htdemucs", f"weights: {{file: {'a' * 300}, architecture: {{}}}}", "expected the path of a file"),
+        ("overlap: 0.25", "overlap: 0.99999", "takes 1.47e+04 windows and goes through 1.147e+05 times; the most is 200 windows and 200 times"),
+        ("overlap: 0.25", "overlap: 0.25, segment: 0.001", "each second of audio takes 1336 windows"),
+        ("overlap: 0.25", "overlap: 0.25, segment: 600", "windows of 26460000 samples are too long; the most is 8388608"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 2147483647, trim: 5}", "from 1 and below 8388609"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 100, trim: 49}", "takes 2.205e+04 windows and goes through 50 times"),
+        ("  other: {sum", "  Vocals: {sum", "'vocals' would be the same file where case does not count"),
+        ("  other: {sum", "  Accompaniment: {sum", "'accompaniment' would be the same file"),
+        ("  other: {sum", "  con: {sum", "no file can have that name on Windows"),
+        ("  other: {sum", "  LPT²: {sum", "no file can have that name on Windows"),
+        ("  other: {sum", f"  {'v' * 101}: {{sum", "names have 100 bytes at the most"),
+        ("  other: {sum", "  ../other: {sum", "names are made of letters"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_line_and_the_key(old: str, new: str, message: str) -> None:
@@ -259,7 +287,7 @@ def test_unknown_ensembles(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot read the ensemble"):
         plan_file.load(tmp_path / "folder.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match="not a text file"):
+    with pytest.raises(PlanError, match="is a text file in UTF-16 or UTF-32"):
         plan_file.load(tmp_path / "binary.yaml")
 
 
@@ -285,3 +313,86 @@ def test_stems_are_checked() -> None:
         loaded.check_stems([])
     with pytest.raises(PlanError, match="no signal 'V.guitar'"):
         loaded.check_wanted(["V.guitar"])
+
+
+def chain(length: int, order: str) -> str:
+    """A plan whose stem is at the end of a chain of sums."""
+    rows = [f"  s{number}: {{sum: {{s{number + 1}: 1}}}}\n" for number in range(length)]
+    rows.append(f"  s{length}: {{sum: {{mixture: 1}}}}\n")
+    if order == "random":
+        random.Random(0).shuffle(rows)
+    joined = "".join(reversed(rows) if order == "forward" else rows)
+    return f"networks: {{}}\nsignals:\n{joined}stems: {{vocals: {{sum: {{s0: 1}}}}}}\n"
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "random"])
+def test_chains_may_be_long(order: str) -> None:
+    plan = plan_file.parse(chain(2000, order), "chain")
+    assert plan.order(["vocals"]) == [*(f"s{number}" for number in range(2000, -1, -1)), "vocals"]
+    assert plan.stage("vocals") == 0
+    assert plan.held(plan.stems) == 2
+
+
+def test_all_of_a_long_chain_is_drawn() -> None:
+    plan = plan_file.parse(chain(1100, "forward"), "chain")
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(drawing.tree(plan, plan.stems))
+    assert re.findall(r"s(\d+) = ", drawn.getvalue()) == [str(number) for number in range(1100, -1, -1)]
+    assert picture.svg(plan, plan.stems).count("<rect") == 1 + 1103
+
+
+def test_the_order_of_a_plan_made_in_python_has_no_bound() -> None:
+    nodes = {f"s{number}": Sum({f"s{number + 1}": 1.0}) for number in range(20_000)}
+    plan = replace(plan_file.load("mini"), nodes={**nodes, "s20000": Sum({"mixture": 1.0})})
+    assert plan.order(["s0"]) == [f"s{number}" for number in range(20_000, -1, -1)]
+
+
+def test_long_cycles_are_told_in_a_short_line() -> None:
+    text = chain(2000, "backward").replace("s2000: {sum: {mixture", "s2000: {sum: {s0")
+    with pytest.raises(
+        PlanError, match=r"line 3: signals.s0: a cycle: s0 → s1 → s2 .* \(1992 more\)$"
+    ) as caught:
+        plan_file.parse(text, "long")
+    assert len(str(caught.value)) < 200
+
+
+def test_signals_held_at_once_are_bounded() -> None:
+    assert [plan_file.load(name).held(plan_file.load(name).stems) for name in ("leaderboard_c", "mini")] == [
+        15,
+        7,
+    ]
+    rows = "".join(f"  s{number}: {{sum: {{mixture: 1}}}}\n" for number in range(300))
+    blend = ", ".join(f"s{number}: 1" for number in range(300))
+    text = f"networks: {{}}\nsignals:\n{rows}stems: {{vocals: {{sum: {{{blend}}}}}}}\n"
+    with pytest.raises(PlanError, match="301 signals are held at once; the most is 200"):
+        plan_file.parse(text, "fan")
+
+
+def test_all_networks_together_are_bounded() -> None:
+    rows = "".join(f"  N{number}: {{network: net, hears: mixture}}\n" for number in range(25))
+    text = SMALL.replace("overlap: 0.25", "overlap: 0.99").replace("signals:\n", f"signals:\n{rows}")
+    blend = ", ".join(f"N{number}.vocals: 1" for number in range(25))
+    assert plan_file.parse(text, "unused").load(["vocals"]) == pytest.approx(100, rel=0.01), "one that runs"
+    with pytest.raises(
+        PlanError, match="all networks together: each second of audio .* goes through 2601 times"
+    ):
+        plan_file.parse(text.replace("{V.vocals: 1}", f"{{V.vocals: 1, {blend}}}"), "all")
+
+
+def test_what_is_used_twice_may_be_written_once() -> None:
+    text = SMALL.replace("  net: {", "  first: &a {").replace(
+        "signals:", "  net: {<<: *a, overlap_add: {overlap: 0.5}}\nsignals:"
+    )
+    networks = plan_file.parse(text, "merged").networks
+    assert networks["first"].weight is networks["net"].weight
+    assert networks["net"].chunking == OverlapAdd(0.5, 7.8, 343980)
+
+
+def test_numbers_may_have_an_exponent_alone() -> None:
+    plan = plan_file.parse(SMALL.replace("V.vocals: -1", "V.vocals: -25e-2"), "small")
+    assert plan.nodes["rest"] == Sum({"x": 1, "V.vocals": -0.25})
+
+
+def test_titles_are_one_line_that_can_be_printed() -> None:
+    plan = plan_file.parse('title: "a\\e[31m\\0\\nb"\n' + SMALL, "small")
+    assert plan.title == "a[31m b"

@@ -723,7 +723,9 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
 
 def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "trained.yaml").write_text("mine: {file: 3}", "utf-8")
-    with pytest.raises(WeightsError, match="the entry mine is malformed"):
+    with pytest.raises(
+        WeightsError, match="the entry mine: expected a mapping with a file and an architecture"
+    ):
         weights.trained(tmp_path)
     assert weights.trained(tmp_path / "nowhere") == {}
 

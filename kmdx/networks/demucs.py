@@ -115,7 +115,8 @@ def build(
         with NoInitialization():
             model = CLASSES[kind](**{**own, "rescale": 0})
     except (TypeError, AssertionError) as error:  # sizes that do not fit each other, which it asserts
-        raise ValueError(f"{kind} cannot be built of these sizes: {error}") from error
+        reason = f": {error}" if str(error) else ", which do not fit each other"
+        raise ValueError(f"{kind} cannot be built of these sizes{reason}") from error
     seconds = model.segment if segment is None else segment
     architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)
