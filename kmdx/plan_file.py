@@ -56,7 +56,6 @@ MAX_LOAD = 200.0  # times that each sample goes through one network: an overlap 
 MAX_WEIGHT = 1e6  # of a signal in a sum
 MAX_HELD = 200  # signals in memory at once; leaderboard C holds 16
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 _RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)
 
@@ -442,10 +441,10 @@ class _Parser:
     def path(self, node: yaml.Node, key: str) -> Path:
         """The path of a file, which may be missing."""
         text = self.text(node, key)
-        path = Path(text)
-        if not text or _CONTROL.search(text) or any(len(part.encode()) > 255 for part in path.parts):
-            raise self.fail(node, key, f"expected the path of a file, not {quoted(text)}")
-        return path
+        try:
+            return weights.check_path(text)
+        except WeightsError as error:
+            raise self.fail(node, key, str(error)) from error
 
     def number(
         self,

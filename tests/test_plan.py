@@ -12,8 +12,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kmdx import drawing, picture, plan_file
+from kmdx import documents, drawing, picture, plan_file
 from kmdx.errors import PlanError
+from kmdx.networks import architecture
 from kmdx.plan import Hear, NetworkUse, Normalize, OverlapAdd, Sum, TrimAndJoin
 
 SMALL = """\
@@ -366,6 +367,27 @@ def test_signals_held_at_once_are_bounded() -> None:
     text = f"networks: {{}}\nsignals:\n{rows}stems: {{vocals: {{sum: {{{blend}}}}}}}\n"
     with pytest.raises(PlanError, match="301 signals are held at once; the most is 200"):
         plan_file.parse(text, "fan")
+
+
+def test_the_documented_bounds_are_those_that_hold() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "ensembles.md").read_text("utf-8")
+    loaded = plan_file.load("leaderboard_c")
+    windows, load = loaded.windows_per_second(loaded.stems), loaded.load(loaded.stems)
+    networks = [use.chunking for use in loaded.networks.values()]
+    for figure in (
+        f"{documents.MAX_BYTES >> 20} MiB, {documents.MAX_NODES:,} values",
+        f"{documents.MAX_DEPTH} levels",
+        f"{plan_file.RATES[0]:,} to {plan_file.RATES[1] - 1:,} Hz",
+        f"{plan_file.MAX_WINDOWS} windows for a second of audio, {plan_file.MAX_LOAD:g} s of signal",
+        f"{max(each.per_second(44100) for each in networks):.2g} and {max(each.load for each in networks):.2g} |",
+        f"| {windows:.2g} and {load:.2g} |",
+        f"| {plan_file.MAX_HELD} | {loaded.held(loaded.stems)} |",
+        f"{architecture.MAX_NAME} bytes",
+        f"10⁹ ({4 * architecture.MAX_PARAMETERS / 1e9:g} GB in float32)",
+        f"2²⁹ values ({4 * architecture.MAX_VALUES / 1e9:.1f} GB)",
+        f"2²³ samples, {architecture.MAX_LENGTH / 44100:.0f} s at 44.1 kHz",
+    ):
+        assert figure in text, figure
 
 
 def test_all_networks_together_are_bounded() -> None:

@@ -18,7 +18,6 @@ from evaluator.dataset import STEMS
 from kmdx.errors import PlanError
 from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, Sum, node_of
 
-
 MOST_TERMS = 100_000  # of a blend that is written out
 
 
@@ -109,7 +108,7 @@ def published(plan: Plan, stem: str, node: str | None = None) -> dict[Signal, fl
             and _is_blend(plan, value, stem, sources)
             and None in (value.denormalize, back)
         ):
-            terms = reversed(value.terms.items())
+            terms = [*value.terms.items()][::-1]
             pending += ((term, weight * factor, value.denormalize or back) for term, factor in terms)
         else:
             signal = Signal(reference, back)

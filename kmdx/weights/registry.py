@@ -16,6 +16,8 @@ from kmdx.documents import load_yaml
 from kmdx.errors import WeightsError, quoted, shown
 from kmdx.networks.architecture import check as check_architecture
 
+MAX_PATH = 1000  # bytes of the path of a weight file
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -199,6 +201,21 @@ def get(name: str, others: Collection[str] = ()) -> Weight:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(shown, close))}?" if close else f"known are {', '.join(weights)}"
     raise WeightsError(f"no weight is called {quoted(name)}; {hint}")
+
+
+def check_path(text: str) -> Path:
+    """The path of a weight file that a user names; it may be missing.
+
+    Raises
+    ------
+    WeightsError
+        If no file can have it.
+    """
+    path = Path(text)
+    sizes = [len(part.encode(errors="replace")) for part in path.parts]
+    if not text or _UNUSABLE.search(text) or max(sizes, default=0) > 255 or sum(sizes) > MAX_PATH:
+        raise WeightsError(f"expected the path of a file, not {quoted(text)}")
+    return path
 
 
 def own(path: Path, architecture: Mapping[str, Any]) -> Weight:

@@ -13,8 +13,9 @@ from typing import Any
 
 from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, WeightsError, quoted, shown
+from kmdx.networks.architecture import MAX_NAME
 from kmdx.weights.folder import models_folder, shipped_folder
-from kmdx.weights.registry import Weight, own, registry
+from kmdx.weights.registry import Weight, check_path, own, registry
 from kmdx.weights.registry import get as published
 
 _NAME = "trained.yaml"
@@ -106,8 +107,10 @@ def _weight(folder: Path, name: str, entry: Any) -> Weight:
         raise WeightsError(f"{where}: expected a mapping with a file and an architecture")
     if not isinstance(entry.get("file"), str):
         raise WeightsError(f"{where}: expected the name of its file, not {quoted(entry.get('file'))}")
+    if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+        raise WeightsError(f"{where}: expected a name of 1 to {MAX_NAME} bytes")
     try:
-        weight = own(folder / entry["file"], entry["architecture"])
+        weight = own(folder / check_path(entry["file"]), entry["architecture"])
     except WeightsError as error:
         raise WeightsError(f"{where}: {error}") from error
     return replace(
