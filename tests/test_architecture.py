@@ -68,6 +68,7 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
     [
         ({**UNET, "layers": 99_999_999_999}, "layers must be a whole number from 3 to 63"),
         ({**UNET, "layers": 4}, "layers must be odd"),
+        ({**UNET, "n_fft": 1023}, "n_fft must be even"),
         ({**UNET, "layers": 5.0}, "layers must be a whole number"),
         ({**UNET, "bottleneck": 0}, "bottleneck must be a whole number from 1"),
         ({**UNET, "bottleneck": "8"}, "bottleneck must be .*, not '8'"),
@@ -89,6 +90,9 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**HTDEMUCS, "t_layers": -1}, "t_layers must be a whole number from 0 to 64"),
         ({**HTDEMUCS, "audio_channels": 1}, "audio_channels must be a whole number from 2 to 2"),
         ({**HTDEMUCS, "segment": float("nan")}, "segment must be a number from 0.001 to 3600, not nan"),
+        ({**HTDEMUCS, "t_emb": "none"}, "t_emb must be sin or cape or scaled"),
+        ({**HTDEMUCS, "bottom_channels": 18}, "a transformer of 18 channels cannot be built"),
+        ({**HTDEMUCS, "channels": 4}, "4 channels leave none when they are divided by a dconv_comp of 8"),
         ({**HTDEMUCS, "cac": "yes"}, "cac must be true or false"),
         ({**HTDEMUCS, "x": [[1]]}, "x must be a number, a text or true or false"),
         ({**HTDEMUCS, "t_sparse_self_attn": True}, "not supported"),
@@ -115,3 +119,11 @@ def test_networks_are_not_built_of_impossible_sizes() -> None:
         build("htdemucs", {"sources": ["vocals"], "t_heads": 7}, None, {})
     with pytest.raises(ValueError, match="windows of 441000000 samples are too long"):
         build("hdemucs", tiny.HDEMUCS, 10_000, {})
+
+
+@pytest.mark.parametrize("change", [{"depth": 3}, {"nfft": 512}, {"kernel_size": 4, "stride": 2}])
+def test_layers_that_do_not_fit_each_other_are_found_when_a_network_is_built(change: dict[str, int]) -> None:
+    options = {key: value for key, value in {**tiny.HDEMUCS, **change}.items() if key != "type"}
+    state = HDemucs(**options).state_dict()
+    with pytest.raises(ValueError, match="its layers do not fit each other"):
+        build("hdemucs", options, 0.1, state)

@@ -114,6 +114,7 @@ SIZES = {
 NEEDED = {"htdemucs": (), "hdemucs": (), "onnx": TRANSFORM, "tfc_tdf": (*TRANSFORM, *UNET)}
 """What the architectures of each type must state beside it and the sources."""
 
+EMBEDDINGS = ("sin", "cape", "scaled")
 # What the constructors take where nothing is stated, as far as it changes the size.
 HDEMUCS = dict(
     audio_channels=2, channels=48, channels_time=None, growth=2, nfft=4096, cac=True, depth=6, rewrite=True,
@@ -171,6 +172,8 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
     """
     _check_sizes("tfc_tdf", sizes)
     n_fft, hop, bins, frames = (sizes[key] for key in TRANSFORM)
+    if n_fft % 2:
+        raise ValueError(f"n_fft must be even, not {n_fft}")
     if bins > n_fft // 2 + 1:
         raise ValueError(f"bins must lie in 1..{n_fft // 2 + 1}, not {bins}")
     if 10 * hop > 9 * n_fft:
@@ -198,6 +201,7 @@ def check_demucs(kind: str, options: Mapping[str, Any]) -> None:
         isinstance(ratios, list | tuple) and len(ratios) < 16 and all(r in Range(0, 1, False) for r in ratios)
     ):
         raise ValueError(f"multi_freqs must be a list of fewer than 16 shares, not {quoted(ratios)}")
+    _check_channels({**(HTDEMUCS if kind == "htdemucs" else HDEMUCS), **options})
     for key in ("t_sparse_self_attn", "t_sparse_cross_attn"):
         if options.get(key):
             raise ValueError(f"{key} is not supported: it needs the package xformers")
@@ -284,6 +288,17 @@ def _check_levels(sizes: Mapping[str, Any]) -> None:
     groups = sizes.get("norm_groups")
     if groups is not None and growth % groups:
         raise ValueError(f"growth {growth} does not divide into {groups} groups")
+
+
+def _check_channels(sizes: Mapping[str, Any]) -> None:
+    """Check what the branches and the transformer of a Demucs need."""
+    channels, divisor = min(sizes["channels"], sizes["channels_time"] or math.inf), sizes["dconv_comp"]
+    if sizes["dconv_mode"] and channels < divisor:
+        raise ValueError(f"{channels} channels leave none when they are divided by a dconv_comp of {divisor}")
+    if sizes.get("t_emb", EMBEDDINGS[0]) not in EMBEDDINGS:
+        raise ValueError(f"t_emb must be {' or '.join(EMBEDDINGS)}, not {quoted(sizes['t_emb'])}")
+    if sizes.get("t_layers") and _width(sizes) % 4:
+        raise ValueError(f"a transformer of {_width(sizes)} channels cannot be built: they must divide by 4")
 
 
 def _check_total(count: int) -> None:
@@ -414,10 +429,19 @@ def _residual_branch(channels: int, layer: _Layer, options: Mapping[str, Any]) -
     return int(abs(options["dconv_depth"]) * total)
 
 
+def _outside(options: Mapping[str, Any]) -> int:
+    """Channels before an HTDemucs' transformer, and after it."""
+    return int(options["channels"] * options["growth"] ** (options["depth"] - 1))
+
+
+def _width(options: Mapping[str, Any]) -> int:
+    """Channels in an HTDemucs' transformer."""
+    return options["bottom_channels"] or _outside(options)
+
+
 def _transformer_parameters(options: Mapping[str, Any]) -> int:
     """Parameters of an HTDemucs' transformer, and of what comes before and after it."""
-    outside = int(options["channels"] * options["growth"] ** (options["depth"] - 1))
-    width, layers = options["bottom_channels"] or outside, options["t_layers"]
+    outside, width, layers = _outside(options), _width(options), options["t_layers"]
     total = 2 * (2 * outside * width + outside + width) if options["bottom_channels"] else 0
     if not layers:
         return total

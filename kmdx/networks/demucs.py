@@ -85,6 +85,14 @@ def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
     conv.out_channels = conv.weight.shape[1]
 
 
+# What decides whether the layers' sizes fit each other; they do with the package's own values.
+STRUCTURE = (
+    "nfft", "depth", "growth", "channels_time", "hybrid", "kernel_size", "stride", "time_stride", "context",
+    "context_enc", "multi_freqs", "multi_freqs_depth", "dconv_comp", "dconv_attn", "dconv_lstm",
+    "wiener_iters",
+)  # fmt: skip
+
+
 def build(
     kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]
 ) -> DemucsNetwork:
@@ -101,6 +109,8 @@ def build(
         Seconds it will be run at, in place of its own.
     state : mapping
         Its state dict, in any floating type.
+
+    A network of another structure than the published ones is run once.
 
     Raises
     ------
@@ -123,4 +133,17 @@ def build(
     if segment is not None:
         model.segment = segment
     model.requires_grad_(False)
-    return DemucsNetwork(model.eval())
+    network = DemucsNetwork(model.eval())
+    if any(own.get(key, known[key].default) != known[key].default for key in STRUCTURE if key in known):
+        _try(network, int(seconds * model.samplerate))
+    return network
+
+
+@torch.inference_mode()
+def _try(network: DemucsNetwork, length: int) -> None:
+    """Run one window through a network of an unusual structure, which may fail in any of its layers."""
+    try:
+        network(torch.zeros(1, 2, network.length or length))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"its layers do not fit each other: {reason or 'other lengths'}") from error
