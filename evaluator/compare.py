@@ -21,7 +21,7 @@ from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import STEMS
 from evaluator.store import read_json, write_json
 from kmdx import terminal
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, quoted
 from kmdx.terminal import out
 
 MEASURES = {"global_sdr": "global SDR", "museval_sdr": "museval SDR, median over frames"}
@@ -130,11 +130,26 @@ def load(run: Path) -> dict[str, Any]:
     records = [read_json(path) for path in sorted((run / "songs").glob("*.json"))] or results.get("songs")
     if not isinstance(records, list):
         raise KmdxError(f"{run}: no run in it: expected results.json or songs/<song>.json")
-    return {
-        "run": results.get("run", identity),
-        "songs": records,
-        "fingerprints": identity.get("songs", {}),
-    }
+    for number, record in enumerate(records, 1):
+        if not _is_record(record):
+            raise KmdxError(f"{run}: record {number} of {len(records)} is damaged: {quoted(record)}")
+    known, fingerprints = results.get("run", identity), identity.get("songs", {})
+    if not (isinstance(known, dict) and isinstance(fingerprints, dict)):
+        raise KmdxError(f"{run}: what it was made of is damaged; run it again")
+    return {"run": known, "songs": records, "fingerprints": fingerprints}
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a song's record has all that is compared."""
+    if not isinstance(record, dict) or not isinstance(record.get("song"), str):
+        return False
+    if record.get("status") != "ok":
+        return isinstance(record.get("status"), str)
+    scores = [record[measure] for measure in MEASURES if isinstance(record.get(measure), dict)]
+    values = [score.get(stem, "") for score in scores for stem in STEMS]
+    numbers = [value for value in (*values, record.get("duration")) if value is not None]
+    whole = len(scores) == len(MEASURES) and isinstance(record.get("duration"), int | float)
+    return whole and all(isinstance(number, int | float) for number in numbers)
 
 
 def _scored(run: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

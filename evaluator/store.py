@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kmdx import files
-from kmdx.errors import KmdxError
+from kmdx import documents, files
+from kmdx.errors import DocumentError, KmdxError
 
 
 class RunError(KmdxError):
@@ -151,8 +151,8 @@ def read_json(path: Path) -> dict[str, Any]:
         If it is damaged.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        content = documents.read_json(path)
+    except DocumentError as error:
         raise RunError(f"{path} is damaged ({error}); delete it") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} is damaged (no object); delete it")

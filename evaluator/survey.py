@@ -6,7 +6,7 @@ Every sample of a data set is read for it, so it is done once: ``checked.json`` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def survey(tracks: Sequence[Track], folder: Path) -> Survey:
         known = read_json(path) if path.exists() else {}
     except RunError:
         known = {}
-    if known.get("files") != files:
+    if known.get("files") != files or not known.keys() >= {field.name for field in fields(Survey)}:
         known = {"files": files, **_look(tracks)}
         write_json(path, known)
     return Survey(known["warnings"], known["unusable"], known["fingerprints"])

@@ -9,6 +9,8 @@ from rich.tree import Tree
 
 from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, node_of
 
+DEEPEST = 25  # levels of a tree, so that it fits a line
+
 
 def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
     """Say of each network that runs: stage, what it hears and gives, weights, licence, arithmetic, how."""
@@ -50,9 +52,12 @@ def formula(node: Node) -> str:
 
 
 def tree(plan: Plan, wanted: Collection[str]) -> Tree:
-    """Draw the graph as a tree: each signal hangs below the last one that it waits for."""
+    """Draw the graph as a tree: each signal hangs below the last one that it waits for.
+
+    What would be deeper than :data:`DEEPEST` is drawn at that depth, in order.
+    """
     root = Tree(f"[bold]{MIXTURE}[/bold]")
-    branches = {MIXTURE: root}
+    branches = {MIXTURE: (root, root, 0)}  # of each signal, with the branch that it hangs on, and its depth
     order = plan.order(plan.signals_of(wanted))
     depth = {MIXTURE: (0, 0)}
     for position, name in enumerate(order, 1):
@@ -61,5 +66,7 @@ def tree(plan: Plan, wanted: Collection[str]) -> Tree:
         depth[name] = (plan.stage(name), position)
         style = "bold cyan" if isinstance(node, Hear) else "bold green" if name in plan.stems else "none"
         label = f"[{style}]{escape_markup(name)}[/{style}] = {escape_markup(formula(node))}"
-        branches[name] = branches[last].add(label)
+        branch, above, level = branches[last]
+        parent = branch if level < DEEPEST else above
+        branches[name] = (parent.add(label), parent, min(level + 1, DEEPEST))
     return root

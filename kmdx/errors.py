@@ -1,8 +1,19 @@
-"""The errors that a user can cause.
+"""The errors that a user can cause, and how their messages show what was given.
 
 Each is a :class:`ValueError` whose message is one line that says what was given, what was
 expected and what to do. The command prints that line and exits with code 2.
 """
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable
+from itertools import islice
+
+SHOWN = 120  # characters of a value that a message shows
+LISTED = 10  # names that a message lists
+COMPARED = 500  # names that an unknown one is compared with
 
 
 class KmdxError(ValueError):
@@ -11,6 +22,23 @@ class KmdxError(ValueError):
 
 class AudioError(KmdxError):
     """A sound file or array that cannot be read, written or separated."""
+
+
+class DocumentError(KmdxError):
+    """A YAML or JSON text that cannot be read, is malformed or is too large.
+
+    Attributes
+    ----------
+    problem : str
+        What is wrong, without the line.
+    line : int or None
+        Where, counted from 1.
+    """
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem if line is None else f"line {line}: {problem}")
+        self.problem = problem
+        self.line = line
 
 
 class PlanError(KmdxError):
@@ -31,3 +59,47 @@ class DeviceError(KmdxError):
 
 class KmdxWarning(UserWarning):
     """Something that the user should know and that does not stop the work."""
+
+
+class _Shortener(reprlib.Repr):
+    """Python's own notation, of which it never computes more than it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring = 2, SHOWN // 2
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        """A whole number; Python refuses to write out one of thousands of digits."""
+        return repr(x) if abs(x) < 10**40 else f"a number of about {x.bit_length() * 3 // 10} digits"
+
+
+_SHORTENER = _Shortener()
+
+
+def quoted(value: object) -> str:
+    """Return a value as a message quotes it: in Python's notation, on one line, of bounded length.
+
+    Control characters, line breaks and what else cannot be printed are escaped.
+    """
+    text = _SHORTENER.repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def shown(name: object) -> str:
+    """Return a name as it is, or quoted where it is long or has characters that cannot be printed."""
+    text = str(name)
+    return text if len(text) <= SHOWN and text.isprintable() else quoted(text)
+
+
+def listed(names: Collection[object], separator: str = ", ") -> str:
+    """Return names as a message lists them: the first ones, and how many more there are."""
+    text = separator.join(shown(name) for name in islice(names, LISTED))
+    more = len(names) - LISTED
+    return f"{text}{separator}… ({more} more)" if more > 0 else text
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean …?`` where something known is close."""
+    close = difflib.get_close_matches(name[:SHOWN], list(islice(known, COMPARED)), n=1)
+    return f"; did you mean {quoted(close[0])}?" if close else ""

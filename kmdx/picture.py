@@ -67,14 +67,23 @@ def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int
     for name, sources in inputs.items():
         rank[name] = 1 + max((rank[source] for source in sources), default=-1)
     last = max(rank.values())
-    for name in inputs:
-        users = [user for user, sources in inputs.items() if name in sources]
+    stems = set(plan.stems)
+    for name, users in _users(inputs).items():
         if not users:
             rank[name] = last
-        elif all(user in plan.stems for user in users) and isinstance(plan.nodes.get(name), Sum):
+        elif stems.issuperset(users) and isinstance(plan.nodes.get(name), Sum):
             rank[name] = last - 1
     numbers = {level: number for number, level in enumerate(sorted(set(rank.values())))}
     return {name: numbers[level] for name, level in rank.items()}
+
+
+def _users(inputs: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """What takes in each node's signal."""
+    users: dict[str, list[str]] = {name: [] for name in inputs}
+    for user, sources in inputs.items():
+        for source in sources:
+            users[source].append(user)
+    return users
 
 
 def _box(plan: Plan, name: str) -> Box:
@@ -106,13 +115,19 @@ def _places(
     From left to right, everything stands as near as may be to what it comes from, so that few lines cross.
     """
     middles: dict[Lane, float] = {}
+    users = _users(inputs)
+    boxed: dict[int, list[str]] = {}
+    passed: dict[int, list[str]] = {}
+    for name, column in columns.items():
+        boxed.setdefault(column, []).append(name)
+        for between in range(column + 1, max((columns[user] for user in users[name]), default=0)):
+            passed.setdefault(between, []).append(name)
     for column in range(max(columns.values()) + 1):
-        members = [name for name in inputs if columns[name] == column]
-        passing = [name for name in inputs if columns[name] < column < _last_user(name, columns, inputs)]
+        members, passing = boxed.get(column, []), passed.get(column, [])
         origin = {name: [middles[source, column - 1] for source in inputs[name]] for name in members}
         origin |= {name: [middles[name, column - 1]] for name in passing}
         ordered = sorted(origin, key=lambda name: sum(origin[name]) / max(len(origin[name]), 1))
-        heights = [boxes[name].height + GAP if name in members else LANE for name in ordered]
+        heights = [boxes[name].height + GAP if columns[name] == column else LANE for name in ordered]
         y = -sum(heights) / 2
         for name, height in zip(ordered, heights, strict=True):
             middles[name, column] = y + height / 2
@@ -120,29 +135,23 @@ def _places(
     return middles
 
 
-def _last_user(name: str, columns: Mapping[str, int], inputs: Mapping[str, Collection[str]]) -> int:
-    """The last column that needs a node's signal."""
-    return max((columns[user] for user, sources in inputs.items() if name in sources), default=-1)
-
-
 def _lines(
     columns: Mapping[str, int], inputs: Mapping[str, Collection[str]], middles: Mapping[Lane, float]
 ) -> Iterator[str]:
     """Lines from each node to those that hear it, straight in its lanes and curved between columns."""
-    for number, source in enumerate(inputs):
+    for number, (source, users) in enumerate(_users(inputs).items()):
         colour = LINES[number % len(LINES)]
         style = f'fill="none" stroke="{colour}" stroke-width="1.3"'
-        end = _last_user(source, columns, inputs)
+        end = max((columns[user] for user in users), default=-1)
         for column in range(columns[source] + 1, end):
             yield _curve(column, middles[source, column - 1], middles[source, column], style)
             left, y = MARGIN + COLUMN * column, middles[source, column]
             yield f'<path d="M {left} {y:.1f} H {left + BOX_WIDTH}" {style}/>'
-        for user, sources in inputs.items():
-            if source in sources:
-                column = columns[user]
-                y = middles[user, column]
-                yield _curve(column, middles[source, column - 1], y, style)
-                yield f'<circle cx="{MARGIN + COLUMN * column}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+        for user in users:
+            column = columns[user]
+            y = middles[user, column]
+            yield _curve(column, middles[source, column - 1], y, style)
+            yield f'<circle cx="{MARGIN + COLUMN * column}" cy="{y:.1f}" r="3" fill="{colour}"/>'
 
 
 def _curve(column: int, start: float, end: float, style: str) -> str:

@@ -7,15 +7,15 @@ here needs torch.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
-from kmdx.errors import PlanError
+from kmdx.errors import PlanError, listed, quoted, suggest
 from kmdx.weights import Weight
 
 MIXTURE = "mixture"
@@ -45,6 +45,10 @@ class OverlapAdd:
     def stride(self) -> int:
         """Samples between the starts of two segments, in the float arithmetic of the published run."""
         return int((1 - self.overlap) * self.length)
+
+    def per_second(self, rate: int) -> float:
+        """Segments of a second of audio."""
+        return rate / self.stride
 
     def windows(self, samples: int) -> int:
         """How many segments a signal of so many samples takes."""
@@ -83,6 +87,10 @@ class TrimAndJoin:
     def keep(self) -> int:
         """Samples of a chunk that reach the result."""
         return self.chunk - 2 * self.trim
+
+    def per_second(self, rate: int) -> float:
+        """Chunks of a second of audio."""
+        return rate / self.keep
 
     def windows(self, samples: int) -> int:
         """How many chunks a signal of so many samples takes; one more when they divide evenly."""
@@ -199,17 +207,16 @@ class Plan:
         signals or ``NODE.SOURCE``.
         """
         ordered: dict[str, None] = {}
-
-        def visit(reference: str) -> None:
-            name = node_of(reference)
-            if name == MIXTURE or reference in known or name in ordered:
-                return
-            for needed in self.nodes[name].inputs:
-                visit(needed)
-            ordered[name] = None
-
         for reference in wanted:
-            visit(reference)
+            pending = [(reference, False)]  # the last one next, and whether all that it needs is in order
+            while pending:
+                reference, is_ready = pending.pop()
+                name = node_of(reference)
+                if is_ready:
+                    ordered[name] = None
+                elif name != MIXTURE and reference not in known and name not in ordered:
+                    pending.append((reference, True))
+                    pending += ((needed, False) for needed in reversed(self.nodes[name].inputs))
         return list(ordered)
 
     def needed(self, wanted: Collection[str], known: Collection[str] = ()) -> set[str]:
@@ -247,6 +254,29 @@ class Plan:
             below = max((stages[node_of(reference)] for reference in node.inputs), default=0)
             stages[name] = below + isinstance(node, Hear)
         return stages
+
+    def held(self, wanted: Collection[str]) -> int:
+        """How many signals are held at once, at the most, on the way to ``wanted``; these included."""
+        order = self.order(wanted)
+        last = {reference: name for name in order for reference in self.nodes[name].inputs}
+        used = self.sources_used(wanted)
+        ends = Counter(last[reference] for reference in last if reference not in wanted)
+        most = count = 1
+        for name in order:
+            count += len(used[name]) if name in used else 1
+            most = max(most, count)
+            count -= ends[name]
+        return most
+
+    def windows_per_second(self, wanted: Iterable[str]) -> float:
+        """How many windows all networks together take for a second of audio."""
+        runs = [node for node in map(self.nodes.__getitem__, self.order(wanted)) if isinstance(node, Hear)]
+        return sum(self.networks[run.network].chunking.per_second(self.sample_rate) for run in runs)
+
+    def load(self, wanted: Iterable[str]) -> float:
+        """Seconds of signal that all networks together work through for each second of a long song."""
+        runs = [node for node in map(self.nodes.__getitem__, self.order(wanted)) if isinstance(node, Hear)]
+        return sum(self.networks[run.network].chunking.load for run in runs)
 
     def gflops(self, wanted: Iterable[str]) -> float | None:
         """Arithmetic of ``wanted`` in GFLOP per second of audio; ``None`` where a network states none."""
@@ -299,9 +329,9 @@ class Plan:
         for name in names:
             if name not in allowed:
                 hint = suggest(str(name), allowed)
-                raise PlanError(f"no stem {name!r} here{hint}; there are {', '.join(allowed)}")
+                raise PlanError(f"no stem {quoted(name)} here{hint}; there are {listed(allowed)}")
         if not names:
-            raise PlanError(f"no stem asked for; there are {', '.join(allowed)}")
+            raise PlanError(f"no stem asked for; there are {listed(allowed)}")
         return names
 
     def signals_of(self, stems: Iterable[str]) -> tuple[str, ...]:
@@ -310,10 +340,10 @@ class Plan:
 
     def check_wanted(self, wanted: Iterable[str]) -> None:
         """Raise :class:`PlanError` if one of ``wanted`` is no signal of this plan."""
-        known = {MIXTURE, *self._references()}
+        known = dict.fromkeys([MIXTURE, *self._references()])
         for reference in wanted:
             if reference not in known:
-                raise PlanError(f"{self.name}: no signal {reference!r}{suggest(reference, known)}")
+                raise PlanError(f"{self.name}: no signal {quoted(reference)}{suggest(reference, known)}")
 
     def check_known(self, known: Iterable[str]) -> None:
         """Raise :class:`PlanError` if one of ``known`` is no signal, or one that must be made anew.
@@ -324,7 +354,7 @@ class Plan:
         self.check_wanted(known)
         for reference in known:
             if reference == MIXTURE or isinstance(self.nodes[node_of(reference)], Normalize):
-                raise PlanError(f"{self.name}: {reference!r} cannot be given, only sums and estimates")
+                raise PlanError(f"{self.name}: {quoted(reference)} cannot be given, only sums and estimates")
 
     def _references(self) -> Iterator[str]:
         for name, node in self.nodes.items():
@@ -332,9 +362,3 @@ class Plan:
                 yield from (f"{name}.{source}" for source in self.networks[node.network].sources)
             else:
                 yield name
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean …?`` where something known is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

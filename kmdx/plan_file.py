@@ -17,11 +17,13 @@
 
 from __future__ import annotations
 
+import graphlib
 import hashlib
 import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -29,8 +31,9 @@ from typing import Any
 
 import yaml
 
-from kmdx import weights
-from kmdx.errors import PlanError
+from kmdx import documents, weights
+from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
+from kmdx.networks import architecture as architectures
 from kmdx.plan import (
     ACCOMPANIMENT,
     MIXTURE,
@@ -43,9 +46,18 @@ from kmdx.plan import (
     Sum,
     TrimAndJoin,
     node_of,
-    suggest,
 )
 from kmdx.weights import Weight
+
+RATES = (1000, 384_001)  # Hz
+MAX_KEY = 2 * architectures.MAX_NAME + 1  # bytes of NODE.SOURCE
+MAX_WINDOWS = 200  # of one network for a second of audio, and ten times as many of all networks
+MAX_LOAD = 200.0  # times that each sample goes through one network: an overlap of 0.995
+MAX_WEIGHT = 1e6  # of a signal in a sum
+MAX_HELD = 200  # signals in memory at once; leaderboard C holds 16
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+_RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)
 
 
 def names() -> list[str]:
@@ -71,13 +83,12 @@ def load(ensemble: str | Path) -> Plan:
     path = Path(ensemble)
     if not text.endswith((".yaml", ".yml")):
         raise PlanError(
-            f"no ensemble {text!r}; there are {', '.join(names())}, or give the path of a .yaml file"
+            f"no ensemble {quoted(text)}; there are {', '.join(names())}, or give the path of a .yaml file"
         )
     try:
-        content = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise PlanError(f"cannot read the ensemble {path}: {reason}") from error
+        content = documents.read_text(path)
+    except DocumentError as error:
+        raise PlanError(f"cannot read the ensemble {shown(path)}: {error}") from error
     return parse(content, name=path.stem, folder=path.parent)
 
 
@@ -99,13 +110,11 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
         At the first thing that is wrong; names the line and the key.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise PlanError(f"{name}:{line} not YAML: {getattr(error, 'problem', error)}") from error
+        root = documents.compose(text)
+    except DocumentError as error:
+        raise PlanError(f"{shown(name)}: {error}") from error
     if root is None:
-        raise PlanError(f"{name}: the file is empty")
+        raise PlanError(f"{shown(name)}: the file is empty")
     return _Parser(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -161,10 +170,11 @@ class _Parser:
     def __init__(self, name: str, folder: Path | None) -> None:
         self.name = name
         self.folder = folder
+        self.known: dict[str, Weight] = {}  # weights by their names, each looked for once
 
     def fail(self, node: yaml.Node, key: str, message: str) -> PlanError:
         where = f"{key}: " if key else ""
-        return PlanError(f"{self.name}: line {node.start_mark.line + 1}: {where}{message}")
+        return PlanError(f"{shown(self.name)}: line {node.start_mark.line + 1}: {where}{message}")
 
     def plan(self, root: yaml.Node, digest: str) -> Plan:
         entries = self.mapping(
@@ -174,9 +184,7 @@ class _Parser:
             if key not in entries:
                 raise self.fail(root, "", f"the key {key!r} is missing")
         rate_node = entries.get("sample_rate")
-        rate = (
-            44100 if rate_node is None else int(self.number(rate_node, "sample_rate", 1, 768000, whole=True))
-        )
+        rate = 44100 if rate_node is None else int(self.number(rate_node, "sample_rate", *RATES, whole=True))
 
         networks = {
             name: self.network(node, f"networks.{name}", rate)
@@ -190,13 +198,7 @@ class _Parser:
             **{name: (node, f"signals.{name}") for name, node in signals.items()},
             **{name: (node, f"stems.{name}") for name, node in stems.items()},
         }
-        for name, (node, key) in places.items():
-            if name in (MIXTURE, ACCOMPANIMENT):
-                raise self.fail(node, key, f"the name {name!r} has its own meaning; choose another")
-            if not re.fullmatch(r"[\w-]+", name):
-                raise self.fail(node, key, "names are made of letters, digits, '_' and '-'")
-            if name in signals and name in stems:
-                raise self.fail(stems[name], key, "a signal of that name is defined too")
+        self.check_names(places, signals, stems)
         nodes = {name: self.node(node, key, networks) for name, (node, key) in places.items()}
         for name in stems:
             if not isinstance(nodes[name], Sum):
@@ -204,16 +206,18 @@ class _Parser:
 
         self.check_references(places, nodes, networks)
         self.check_cycles(places, nodes)
-        return Plan(
+        plan = Plan(
             name=self.name,
-            title=self.text(entries.get("title"), "title") or self.name,
-            description=self.text(entries.get("description"), "description"),
+            title=_printable(self.text(entries.get("title"), "title")) or self.name,
+            description=_printable(self.text(entries.get("description"), "description")),
             sample_rate=rate,
             networks=networks,
             nodes=nodes,
             stems=tuple(stems),
             digest=digest,
         )
+        self.check_cost(root, plan)
+        return plan
 
     def network(self, node: yaml.Node, key: str, rate: int) -> NetworkUse:
         entries = self.mapping(node, key, {"weights", "overlap_add", "trim_and_join"})
@@ -228,6 +232,12 @@ class _Parser:
             )
         else:
             chunking = self.trim_and_join(entries["trim_and_join"], f"{key}.trim_and_join", weight)
+        try:
+            architectures.check_window(weight.architecture, chunking.length)
+        except ValueError as error:
+            raise self.fail(node, key, str(error)) from error
+        if cost := _excess(chunking.per_second(rate), chunking.load, MAX_WINDOWS, MAX_LOAD):
+            raise self.fail(node, key, f"{chunking}: {cost}")
         return NetworkUse(weight, chunking)
 
     def overlap_add(self, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
@@ -257,8 +267,9 @@ class _Parser:
         for name in ("chunk", "trim"):
             if name not in entries:
                 raise self.fail(node, key, f"the key {name!r} is missing")
-        chunk = int(self.number(entries["chunk"], f"{key}.chunk", 1, 2**31, whole=True))
-        trim = int(self.number(entries["trim"], f"{key}.trim", 0, 2**31, whole=True))
+        most = architectures.MAX_LENGTH
+        chunk = int(self.number(entries["chunk"], f"{key}.chunk", 1, most + 1, whole=True))
+        trim = int(self.number(entries["trim"], f"{key}.trim", 0, most, whole=True))
         if 2 * trim >= chunk:
             raise self.fail(
                 entries["trim"], f"{key}.trim", f"two trims of {trim} leave nothing of {chunk} samples"
@@ -272,18 +283,20 @@ class _Parser:
 
     def weight(self, node: yaml.Node, key: str) -> Weight:
         if isinstance(node, yaml.ScalarNode):
-            try:
-                return weights.get(node.value)
-            except ValueError as error:
-                raise self.fail(node, key, str(error)) from error
+            if node.value not in self.known:
+                try:
+                    self.known[node.value] = weights.get(node.value)
+                except WeightsError as error:
+                    raise self.fail(node, key, str(error)) from error
+            return self.known[node.value]
         entries = self.mapping(node, key, {"file", "architecture"})
         if set(entries) != {"file", "architecture"}:
             raise self.fail(node, key, "weights of your own need the keys 'file' and 'architecture'")
-        path = Path(self.text(entries["file"], f"{key}.file"))
+        path = self.path(entries["file"], f"{key}.file")
         architecture = self.plain(entries["architecture"], f"{key}.architecture")
         try:
             return weights.own(path if self.folder is None else self.folder / path, architecture)
-        except ValueError as error:
+        except WeightsError as error:
             raise self.fail(entries["architecture"], f"{key}.architecture", str(error)) from error
 
     def node(self, node: yaml.Node, key: str, networks: Mapping[str, NetworkUse]) -> Node:
@@ -295,14 +308,14 @@ class _Parser:
                     raise self.fail(
                         entries["network"],
                         f"{key}.network",
-                        f"no network {network!r}{suggest(network, networks)}",
+                        f"no network {quoted(network)}{suggest(network, networks)}",
                     )
                 return Hear(network, self.text(entries["hears"], f"{key}.hears"))
             case keys if keys == {"normalize"}:
                 return Normalize(self.text(entries["normalize"], f"{key}.normalize"))
             case keys if keys in ({"sum"}, {"sum", "denormalize"}):
                 terms = {
-                    name: self.number(value, f"{key}.sum.{name}")
+                    name: self.number(value, f"{key}.sum.{name}", -MAX_WEIGHT, MAX_WEIGHT)
                     for name, value in self.mapping(entries["sum"], f"{key}.sum").items()
                 }
                 if not terms:
@@ -313,8 +326,29 @@ class _Parser:
             node,
             key,
             "expected {network, hears}, {sum}, {sum, denormalize} or {normalize}, "
-            f"not {{{', '.join(entries)}}}",
+            f"not {{{listed(entries)}}}",
         )
+
+    def check_names(
+        self, places: Mapping[str, tuple[yaml.Node, str]], signals: Collection[str], stems: Collection[str]
+    ) -> None:
+        """Check names of nodes, and that stems can be files of their own wherever they are written."""
+        files: dict[str, str] = {_file_name(name): name for name in (MIXTURE, ACCOMPANIMENT)}
+        for name, (node, key) in places.items():
+            if name in (MIXTURE, ACCOMPANIMENT):
+                raise self.fail(node, key, f"the name {name!r} has its own meaning; choose another")
+            if not re.fullmatch(r"[\w-]+", name):
+                raise self.fail(node, key, "names are made of letters, digits, '_' and '-'")
+            if len(name.encode()) > architectures.MAX_NAME:
+                raise self.fail(node, key, f"names have {architectures.MAX_NAME} bytes at the most")
+            if name in signals and name in stems:
+                raise self.fail(node, key, "a signal of that name is defined too")
+            if name in stems:
+                other = files.setdefault(_file_name(name), name)
+                if other != name:
+                    raise self.fail(node, key, f"{other!r} would be the same file where case does not count")
+                if _RESERVED.fullmatch(name):
+                    raise self.fail(node, key, "no file can have that name on Windows; choose another")
 
     def check_references(
         self,
@@ -322,12 +356,12 @@ class _Parser:
         nodes: Mapping[str, Node],
         networks: Mapping[str, NetworkUse],
     ) -> None:
-        known = {MIXTURE}
+        known = {MIXTURE: None}
         for name, node in nodes.items():
             if isinstance(node, Hear):
-                known.update(f"{name}.{source}" for source in networks[node.network].sources)
+                known.update((f"{name}.{source}", None) for source in networks[node.network].sources)
             else:
-                known.add(name)
+                known[name] = None
         for name, node in nodes.items():
             place, key = places[name]
             for reference in node.inputs:
@@ -335,47 +369,51 @@ class _Parser:
                     owner = nodes.get(reference)
                     if isinstance(owner, Hear):
                         sources = networks[owner.network].sources
-                        hint = (
-                            f"; say which source: {', '.join(f'{reference}.{source}' for source in sources)}"
-                        )
+                        hint = f"; say which source: {listed([f'{reference}.{name}' for name in sources])}"
                     else:
                         hint = suggest(reference, known)
-                    raise self.fail(place, key, f"no signal {reference!r}{hint}")
+                    raise self.fail(place, key, f"no signal {quoted(reference)}{hint}")
             back = node.denormalize if isinstance(node, Sum) else None
             if back is not None and not isinstance(nodes.get(back), Normalize):
-                raise self.fail(place, f"{key}.denormalize", f"{back!r} is not a normalized signal")
+                raise self.fail(place, f"{key}.denormalize", f"{quoted(back)} is not a normalized signal")
 
     def check_cycles(self, places: Mapping[str, tuple[yaml.Node, str]], nodes: Mapping[str, Node]) -> None:
-        done: set[str] = set()
+        graph = {name: map(node_of, node.inputs) for name, node in nodes.items()}
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circle = error.args[1][:0:-1]  # each one before what it needs
+            position = {name: number for number, name in enumerate(nodes)}
+            start = circle.index(min(circle, key=position.__getitem__))
+            circle = [*circle[start:], *circle[: start + 1]]
+            place, key = places[circle[0]]
+            raise self.fail(place, key, f"a cycle: {listed(circle, ' → ')}") from error
 
-        def visit(name: str, path: tuple[str, ...]) -> None:
-            if name == MIXTURE or name in done:
-                return
-            if name in path:
-                place, key = places[name]
-                circle = " → ".join((*path[path.index(name) :], name))
-                raise self.fail(place, key, f"a cycle: {circle}")
-            for reference in nodes[name].inputs:
-                visit(node_of(reference), (*path, name))
-            done.add(name)
-
-        for name in nodes:
-            visit(name, ())
+    def check_cost(self, root: yaml.Node, plan: Plan) -> None:
+        """Check what a second of audio costs, and what is held in memory for it."""
+        if cost := _excess(
+            plan.windows_per_second(plan.stems), plan.load(plan.stems), 10 * MAX_WINDOWS, 10 * MAX_LOAD
+        ):
+            raise self.fail(root, "", f"all networks together: {cost}")
+        held = plan.held(plan.stems)
+        if held > MAX_HELD:
+            raise self.fail(root, "", f"{held} signals are held at once; the most is {MAX_HELD}")
 
     def mapping(self, node: yaml.Node, key: str, allowed: Collection[str] = ()) -> dict[str, yaml.Node]:
-        """Entries of a mapping by key; refuses other nodes, unknown keys and keys given twice."""
+        """Entries of a mapping by key; refuses other nodes and unknown keys."""
         if not isinstance(node, yaml.MappingNode):
             raise self.fail(node, key, "expected a mapping of names to values")
         entries: dict[str, yaml.Node] = {}
         for name_node, value in node.value:
             name = str(name_node.value)
-            if name in entries:
-                raise self.fail(name_node, key, f"the key {name!r} is there twice")
+            if not name.isprintable() or not 0 < len(name.encode()) <= MAX_KEY:
+                raise self.fail(name_node, key, f"{quoted(name)} is no name of 1 to {MAX_KEY} bytes")
             if allowed and name not in allowed:
                 raise self.fail(
                     name_node,
                     key,
-                    f"unknown key {name!r}{suggest(name, allowed)}; allowed: {', '.join(sorted(allowed))}",
+                    f"unknown key {quoted(name)}{suggest(name, allowed)}; "
+                    f"allowed: {', '.join(sorted(allowed))}",
                 )
             entries[name] = value
         return entries
@@ -389,10 +427,9 @@ class _Parser:
     def value(self, node: yaml.Node, key: str) -> Any:
         """A node's value, as YAML reads it."""
         try:
-            return yaml.SafeLoader("").construct_document(node)
-        except (yaml.YAMLError, ValueError) as error:
-            reason = str(getattr(error, "problem", error)).splitlines()[0]
-            raise self.fail(node, key, f"cannot be read: {reason}") from error
+            return documents.value(node)
+        except DocumentError as error:
+            raise self.fail(node, key, f"cannot be read: {error.problem}") from error
 
     def text(self, node: yaml.Node | None, key: str) -> str:
         if node is None:
@@ -401,22 +438,33 @@ class _Parser:
             raise self.fail(node, key, "expected a text")
         return str(node.value).strip()
 
+    def path(self, node: yaml.Node, key: str) -> Path:
+        """The path of a file, which may be missing."""
+        text = self.text(node, key)
+        try:
+            return weights.check_path(text)
+        except WeightsError as error:
+            raise self.fail(node, key, str(error)) from error
+
     def number(
         self,
         node: yaml.Node,
         key: str,
-        low: float = -math.inf,
-        high: float = math.inf,
+        low: float,
+        high: float,
         whole: bool = False,
     ) -> float:
         """A finite number in ``[low, high)``."""
-        value = self.value(node, key) if isinstance(node, yaml.ScalarNode) else None
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.fail(node, key, "expected a number, not a mapping or list")
+        value = self.value(node, key)
+        if isinstance(value, str) and not node.style and _EXPONENT.fullmatch(value):
+            value = float(value)  # 1e-3, which is a text in YAML 1.1
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a mapping or list"
-            raise self.fail(node, key, f"expected a number, not {shown!r}")
+            raise self.fail(node, key, f"expected a number, not {quoted(node.value)}")
         if not low <= value < high or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            raise self.fail(node, key, f"expected {kind} from {low:g} and below {high:g}, not {value:g}")
+            kind = f"a {'whole ' if whole else ''}number from {low:.9g} and below {high:.9g}"
+            raise self.fail(node, key, f"expected {kind}, not {value:.9g}")
         return value
 
 
@@ -424,3 +472,23 @@ def _chunk(weight: Weight) -> int | None:
     """Samples of the only chunk that a network between spectrograms of fixed size hears."""
     sizes = weight.architecture
     return sizes["hop"] * (sizes["frames"] - 1) if "frames" in sizes else None
+
+
+def _excess(windows: float, load: float, most_windows: float, most_load: float) -> str | None:
+    """What is too much for a second of audio; None if nothing is."""
+    if windows <= most_windows and load <= most_load:
+        return None
+    return (
+        f"each second of audio takes {windows:.4g} windows and goes through {load:.4g} times; the most is "
+        f"{most_windows:g} windows and {most_load:g} times: overlap less, or take longer windows"
+    )
+
+
+def _file_name(stem: str) -> str:
+    """What tells files apart on macOS and Windows."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
+
+
+def _printable(text: str) -> str:
+    """A text on one line, without what cannot be printed."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-import yaml
-
-from kmdx.errors import PlanError
-from kmdx.plan import suggest
+from kmdx.documents import load_yaml
+from kmdx.errors import PlanError, quoted, suggest
 
 DEFAULT = "leaderboard"
 
@@ -37,12 +35,12 @@ class Speed:
 def levels() -> dict[str, Speed]:
     """All levels by name, the slowest first."""
     text = (resources.files("kmdx") / "speeds.yaml").read_text("utf-8")
-    return {name: Speed(**values) for name, values in yaml.safe_load(text).items()}
+    return {name: Speed(**values) for name, values in load_yaml(text).items()}
 
 
 def get(name: str) -> Speed:
     """Return a level; raises :class:`PlanError` if there is none of that name."""
     known = levels()
     if name not in known:
-        raise PlanError(f"no speed {name!r}{suggest(str(name), known)}; there are {', '.join(known)}")
+        raise PlanError(f"no speed {quoted(name)}{suggest(str(name), known)}; there are {', '.join(known)}")
     return known[name]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from kmdx import plan_file
+from kmdx import documents, drawing, picture, plan_file
 from kmdx.errors import PlanError
+from kmdx.networks import architecture
 from kmdx.plan import Hear, NetworkUse, Normalize, OverlapAdd, Sum, TrimAndJoin
 
 SMALL = """\
@@ -191,7 +197,7 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("V.vocals: -1", "V.vocals: lots", "line 6: signals.rest.sum.V.vocals: expected a number, not 'lots'"),
         ("V.vocals: -1", "V.vocals: .nan", "expected a number, not '.nan'"),
         ("V.vocals: -1", "V.vocals: true", "expected a number, not 'true'"),
-        ("V.vocals: -1", "V.vocals: [1]", "expected a number, not 'a mapping or list'"),
+        ("V.vocals: -1", "V.vocals: [1]", "expected a number, not a mapping or list"),
         ("V.vocals: -1", "V.guitar: -1", "line 6: signals.rest: no signal 'V.guitar'"),
         ("V.vocals: -1", "V: -1", "say which source: V.drums, V.bass, V.other, V.vocals"),
         ("weights: htdemucs", "weights: htdemucz", "line 2: networks.net.weights: no weight is called 'htdemucz'"),
@@ -211,17 +217,17 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("  other: {sum", "  mixture: {sum", "the name 'mixture' has its own meaning"),
         ("overlap: 0.25", "overlap: !foo 0.2", "line 2: networks.net.overlap_add.overlap: cannot be read"),
         ("overlap: 0.25", "overlap: !!int abc", "line 2: networks.net.overlap_add.overlap: cannot be read"),
-        ("weights: htdemucs", "weights: {file: a, architecture: {type: [a]}}", "the type of a is ['a']"),
+        ("weights: htdemucs", "weights: {file: a, architecture: {type: [a]}}", "the architecture of a: the type is ['a']; expected htdemucs, hdemucs, onnx, tfc_tdf"),
         ("weights: htdemucs", "weights: {file: a, architecture: {x: !foo 1}}", "architecture: cannot be read"),
         (
             "weights: htdemucs",
             "weights: {file: a, architecture: {type: htdemucs, sources: [vocals], segment: abc}}",
-            "segment of a must be a number above 0, not 'abc'",
+            "the architecture of a: segment must be a number from 0.001 to 3600, not 'abc'",
         ),
         (
             "weights: htdemucs",
             "weights: {file: a, architecture: {type: htdemucs, sources: [vocals], gflops: 0}}",
-            "gflops of a must be a number above 0, not 0",
+            "gflops must be a number from 1e-06 to 1e+06, not 0",
         ),
         ("rest: {", "V: {", "the key 'V' is there twice"),
         ("stems:", "stem:", "unknown key 'stem'"),
@@ -229,6 +235,29 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("signals:\n", "signals: 3\nsignal:\n", "unknown key 'signal'"),
         ("networks:\n", "networks: [\n", "not YAML"),
         ("networks:\n", "sample_rate: 44100.5\nnetworks:\n", "expected a whole number"),
+        ("networks:\n", "sample_rate: 044100\nnetworks:\n", "line 1: sample_rate: cannot be read: '044100' is read in two"),
+        ("networks:\n", "sample_rate: 10000000\nnetworks:\n", "from 1000 and below 384001, not 10000000"),
+        ("V.vocals: -1", "V.vocals: 1e400", "expected a number, not '1e400'"),
+        ("V.vocals: -1", "V.vocals: 1.0e+300", "expected a number from -1000000 and below 1000000"),
+        ("V.vocals: -1", "V.vocals: !!bool abc", "line 6: signals.rest.sum.V.vocals: cannot be read: 'abc' is no bool"),
+        ("V.vocals: -1", f"V.vocals: {'9' * 400}", "is too large a number"),
+        ("V.vocals: -1", '"V.vo\\ncals": -1', r"signals.rest.sum: 'V.vo\ncals' is no name of 1 to 201 bytes"),
+        ("  net: {", '  "a\\0": {', r"networks: 'a\x00' is no name"),
+        ("weights: htdemucs", 'weights: "a\\nb"', r"no weight is called 'a\nb'"),
+        ("weights: htdemucs", f"weights: {'w' * 90_000}", "no weight is called 'www"),
+        ("weights: htdemucs", 'weights: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\x00'"),
+        ("weights: htdemucs", f"weights: {{file: {'a' * 300}, architecture: {{}}}}", "expected the path of a file"),
+        ("overlap: 0.25", "overlap: 0.99999", "takes 1.47e+04 windows and goes through 1.147e+05 times; the most is 200 windows and 200 times"),
+        ("overlap: 0.25", "overlap: 0.25, segment: 0.001", "each second of audio takes 1336 windows"),
+        ("overlap: 0.25", "overlap: 0.25, segment: 600", "windows of 26460000 samples are too long; the most is 8388608"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 2147483647, trim: 5}", "from 1 and below 8388609"),
+        ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 100, trim: 49}", "takes 2.205e+04 windows and goes through 50 times"),
+        ("  other: {sum", "  Vocals: {sum", "'vocals' would be the same file where case does not count"),
+        ("  other: {sum", "  Accompaniment: {sum", "'accompaniment' would be the same file"),
+        ("  other: {sum", "  con: {sum", "no file can have that name on Windows"),
+        ("  other: {sum", "  LPT²: {sum", "no file can have that name on Windows"),
+        ("  other: {sum", f"  {'v' * 101}: {{sum", "names have 100 bytes at the most"),
+        ("  other: {sum", "  ../other: {sum", "names are made of letters"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_line_and_the_key(old: str, new: str, message: str) -> None:
@@ -259,7 +288,7 @@ def test_unknown_ensembles(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot read the ensemble"):
         plan_file.load(tmp_path / "folder.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match="not a text file"):
+    with pytest.raises(PlanError, match="is a text file in UTF-16 or UTF-32"):
         plan_file.load(tmp_path / "binary.yaml")
 
 
@@ -285,3 +314,107 @@ def test_stems_are_checked() -> None:
         loaded.check_stems([])
     with pytest.raises(PlanError, match="no signal 'V.guitar'"):
         loaded.check_wanted(["V.guitar"])
+
+
+def chain(length: int, order: str) -> str:
+    """A plan whose stem is at the end of a chain of sums."""
+    rows = [f"  s{number}: {{sum: {{s{number + 1}: 1}}}}\n" for number in range(length)]
+    rows.append(f"  s{length}: {{sum: {{mixture: 1}}}}\n")
+    if order == "random":
+        random.Random(0).shuffle(rows)
+    joined = "".join(reversed(rows) if order == "forward" else rows)
+    return f"networks: {{}}\nsignals:\n{joined}stems: {{vocals: {{sum: {{s0: 1}}}}}}\n"
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "random"])
+def test_chains_may_be_long(order: str) -> None:
+    plan = plan_file.parse(chain(2000, order), "chain")
+    assert plan.order(["vocals"]) == [*(f"s{number}" for number in range(2000, -1, -1)), "vocals"]
+    assert plan.stage("vocals") == 0
+    assert plan.held(plan.stems) == 2
+
+
+def test_all_of_a_long_chain_is_drawn() -> None:
+    plan = plan_file.parse(chain(1100, "forward"), "chain")
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(drawing.tree(plan, plan.stems))
+    assert re.findall(r"s(\d+) = ", drawn.getvalue()) == [str(number) for number in range(1100, -1, -1)]
+    assert picture.svg(plan, plan.stems).count("<rect") == 1 + 1103
+
+
+def test_the_order_of_a_plan_made_in_python_has_no_bound() -> None:
+    nodes = {f"s{number}": Sum({f"s{number + 1}": 1.0}) for number in range(20_000)}
+    plan = replace(plan_file.load("mini"), nodes={**nodes, "s20000": Sum({"mixture": 1.0})})
+    assert plan.order(["s0"]) == [f"s{number}" for number in range(20_000, -1, -1)]
+
+
+def test_long_cycles_are_told_in_a_short_line() -> None:
+    text = chain(2000, "backward").replace("s2000: {sum: {mixture", "s2000: {sum: {s0")
+    with pytest.raises(
+        PlanError, match=r"line 3: signals.s0: a cycle: s0 → s1 → s2 .* \(1992 more\)$"
+    ) as caught:
+        plan_file.parse(text, "long")
+    assert len(str(caught.value)) < 200
+
+
+def test_signals_held_at_once_are_bounded() -> None:
+    assert [plan_file.load(name).held(plan_file.load(name).stems) for name in ("leaderboard_c", "mini")] == [
+        15,
+        7,
+    ]
+    rows = "".join(f"  s{number}: {{sum: {{mixture: 1}}}}\n" for number in range(300))
+    blend = ", ".join(f"s{number}: 1" for number in range(300))
+    text = f"networks: {{}}\nsignals:\n{rows}stems: {{vocals: {{sum: {{{blend}}}}}}}\n"
+    with pytest.raises(PlanError, match="301 signals are held at once; the most is 200"):
+        plan_file.parse(text, "fan")
+
+
+def test_the_documented_bounds_are_those_that_hold() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "ensembles.md").read_text("utf-8")
+    loaded = plan_file.load("leaderboard_c")
+    windows, load = loaded.windows_per_second(loaded.stems), loaded.load(loaded.stems)
+    networks = [use.chunking for use in loaded.networks.values()]
+    for figure in (
+        f"{documents.MAX_BYTES >> 20} MiB, {documents.MAX_NODES:,} values",
+        f"{documents.MAX_DEPTH} levels",
+        f"{plan_file.RATES[0]:,} to {plan_file.RATES[1] - 1:,} Hz",
+        f"{plan_file.MAX_WINDOWS} windows for a second of audio, {plan_file.MAX_LOAD:g} s of signal",
+        f"{max(each.per_second(44100) for each in networks):.2g} and {max(each.load for each in networks):.2g} |",
+        f"| {windows:.2g} and {load:.2g} |",
+        f"| {plan_file.MAX_HELD} | {loaded.held(loaded.stems)} |",
+        f"{architecture.MAX_NAME} bytes",
+        f"10⁹ ({4 * architecture.MAX_PARAMETERS / 1e9:g} GB in float32)",
+        f"2²⁹ values ({4 * architecture.MAX_VALUES / 1e9:.1f} GB)",
+        f"2²³ samples, {architecture.MAX_LENGTH / 44100:.0f} s at 44.1 kHz",
+    ):
+        assert figure in text, figure
+
+
+def test_all_networks_together_are_bounded() -> None:
+    rows = "".join(f"  N{number}: {{network: net, hears: mixture}}\n" for number in range(25))
+    text = SMALL.replace("overlap: 0.25", "overlap: 0.99").replace("signals:\n", f"signals:\n{rows}")
+    blend = ", ".join(f"N{number}.vocals: 1" for number in range(25))
+    assert plan_file.parse(text, "unused").load(["vocals"]) == pytest.approx(100, rel=0.01), "one that runs"
+    with pytest.raises(
+        PlanError, match="all networks together: each second of audio .* goes through 2601 times"
+    ):
+        plan_file.parse(text.replace("{V.vocals: 1}", f"{{V.vocals: 1, {blend}}}"), "all")
+
+
+def test_what_is_used_twice_may_be_written_once() -> None:
+    text = SMALL.replace("  net: {", "  first: &a {").replace(
+        "signals:", "  net: {<<: *a, overlap_add: {overlap: 0.5}}\nsignals:"
+    )
+    networks = plan_file.parse(text, "merged").networks
+    assert networks["first"].weight is networks["net"].weight
+    assert networks["net"].chunking == OverlapAdd(0.5, 7.8, 343980)
+
+
+def test_numbers_may_have_an_exponent_alone() -> None:
+    plan = plan_file.parse(SMALL.replace("V.vocals: -1", "V.vocals: -25e-2"), "small")
+    assert plan.nodes["rest"] == Sum({"x": 1, "V.vocals": -0.25})
+
+
+def test_titles_are_one_line_that_can_be_printed() -> None:
+    plan = plan_file.parse('title: "a\\e[31m\\0\\nb"\n' + SMALL, "small")
+    assert plan.title == "a[31m b"

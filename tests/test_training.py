@@ -722,9 +722,23 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
 
 
 def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "trained.yaml").write_text("mine: {file: 3}", "utf-8")
-    with pytest.raises(WeightsError, match="the entry mine is malformed"):
-        weights.trained(tmp_path)
+    for text, message in (
+        ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
+        ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
+        ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
+        (
+            "mine: {file: a, architecture: {type: x}}",
+            "the entry mine: the architecture of a: the type is 'x'",
+        ),
+        ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
+        ("1: {}", "expected weights by their names"),
+        ("- 1", "expected weights by their names"),
+        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
+    ):
+        (tmp_path / "trained.yaml").write_text(text, "utf-8")
+        with pytest.raises(WeightsError, match=message) as caught:
+            weights.trained(tmp_path)
+        assert str(caught.value).isprintable()
     assert weights.trained(tmp_path / "nowhere") == {}
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
 from kmdx import terminal
-from kmdx.errors import KmdxWarning
+from kmdx.documents import load_yaml
+from kmdx.errors import DocumentError, KmdxWarning, shown
 from kmdx.terminal import err, out
 from training import config as configs
 from training.config import Config, TrainingError
@@ -221,9 +221,9 @@ def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] |
         if not sign:
             raise TrainingError(f"--set {entry}: expected KEY=VALUE")
         try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise TrainingError(f"--set {entry}: no value of YAML") from error
+            changes[key] = load_yaml(value)
+        except DocumentError as error:
+            raise TrainingError(f"--set {shown(entry)}: {error.problem}") from error
     if validation:
         changes["validation"] = list(validation)
     return configs.load(name, changes)

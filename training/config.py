@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kmdx.errors import KmdxError
+from kmdx.documents import read_yaml
+from kmdx.errors import DocumentError, KmdxError, quoted, shown
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdfConfig
 
@@ -270,11 +271,11 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
         path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(names()))
-        raise TrainingError(f"no config {name!r}: expected a YAML file, or one of {known}")
+        raise TrainingError(f"no config {quoted(name)}: expected a YAML file, or one of {known}")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        content = read_yaml(path)
+    except DocumentError as error:
+        raise TrainingError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: expected keys and values")
     for key, value in (changes or {}).items():
@@ -294,10 +295,10 @@ def parse(content: Mapping[str, Any], place: str) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(shown(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        given = f", not {first['input']!r}" if key and not isinstance(first["input"], dict) else ""
+        given = f", not {quoted(first['input'])}" if key and not isinstance(first["input"], dict) else ""
         raise TrainingError(f"{place}: {key + ': ' if key else ''}{message}{given}") from error
 
 

@@ -19,12 +19,15 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from kmdx.documents import read_yaml
+from kmdx.errors import DocumentError
 from kmdx.weights import file_sha256
 from training import config as configs
 from training.config import Config, TrainingError
 
 CHECKPOINTS = 3  # the best, the last, and the one that is being written
 FREE = ("at_once", "checkpointing", "compile")  # keys that change how a step is computed, not what it learns
+DATA_BYTES, DATA_NODES = 2**26, 2**21  # of data.yaml, which grows with the number of songs
 MARGIN = 2**27  # bytes for logs and the page
 
 
@@ -74,7 +77,10 @@ class Run:
 
     def data(self) -> dict[str, Any]:
         """The arguments that its songs were found with."""
-        found: dict[str, Any] = yaml.safe_load(self.data_file.read_text("utf-8"))
+        try:
+            found: dict[str, Any] = read_yaml(self.data_file, DATA_BYTES, DATA_NODES)
+        except DocumentError as error:
+            raise TrainingError(f"{self.data_file}: cannot be read: {error}") from error
         return found
 
     @contextmanager

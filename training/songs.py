@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import yaml
-
 from evaluator.dataset import STEMS
 from evaluator.metrics import Form, form_of
+from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning
 from training.config import TrainingError
 
@@ -115,9 +114,7 @@ def find(
 
     patterns = list(validation)
     if not patterns and not held:
-        patterns = [
-            name for name in yaml.safe_load(MUSDB18.read_text("utf-8"))["validation"] if name in found
-        ]
+        patterns = [name for name in read_yaml(MUSDB18)["validation"] if name in found]
     for pattern in patterns:
         matching = [name for name in found if name == pattern] or [
             name for name in found if fnmatchcase(name, pattern)

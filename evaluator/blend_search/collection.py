@@ -100,15 +100,21 @@ def load(folder: Path) -> Collection:
     run = read_json(path)
     if run.get("form") != FORM:
         raise KmdxError(f"{folder} holds another run, or a collection of another version; collect it anew")
-    plan = replace(plan_file.load(folder / PLAN), name=run["ensemble"], digest=run["plan_sha256"])
-    records = [_record(path, plan, run["own"]) for path in (folder / "songs").glob("*.json")]
+    name, digest, own = (run.get(key) for key in ("ensemble", "plan_sha256", "own"))
+    plan = plan_file.load(folder / PLAN)
+    if not (isinstance(name, str) and isinstance(digest, str) and isinstance(own, dict)):
+        raise KmdxError(f"{path} is damaged; collect again, into another folder")
+    if not all(stem in plan.stems for stem in own):
+        raise KmdxError(f"{folder}: {PLAN} is not the plan that was collected; collect again")
+    plan = replace(plan, name=name, digest=digest)
+    records = [_record(path, plan, own) for path in (folder / "songs").glob("*.json")]
     records.sort(key=lambda record: record["song"])
     done = [record for record in records if record["status"] == "ok"]
     failed = {record["song"]: record["reason"] for record in records if record["status"] != "ok"}
     if not done:
         why = "; ".join(f"{song}: {reason}" for song, reason in list(failed.items())[:1])
         raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f', {why}'}")
-    stems = tuple(_stem(plan, name, done) for name in STEMS if name in run["own"])
+    stems = tuple(_stem(plan, name, done) for name in STEMS if name in own)
     return Collection(
         folder=folder,
         plan=plan,

@@ -18,6 +18,8 @@ from evaluator.dataset import STEMS
 from kmdx.errors import PlanError
 from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, Sum, node_of
 
+MOST_TERMS = 100_000  # of a blend that is written out
+
 
 class Signal(NamedTuple):
     """A reference of the plan, and the normalized signal whose level it is to be brought back to."""
@@ -86,34 +88,42 @@ def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
     """The plan without the nodes and networks that nothing wanted needs."""
     order = set(plan.order(wanted))
     nodes = {name: node for name, node in plan.nodes.items() if name in order}
-    networks = {name: plan.networks[name] for name in plan.networks if name in plan.networks_used(wanted)}
+    used = set(plan.networks_used(wanted))
+    networks = {name: use for name, use in plan.networks.items() if name in used}
     return replace(plan, nodes=nodes, networks=networks)
 
 
 def published(plan: Plan, stem: str, node: str | None = None) -> dict[Signal, float]:
     """The signals that meet in a stem, and the weight that the plan gives each; by the node of its sum."""
     weights: dict[Signal, float] = {}
-
-    def add(reference: str, weight: float, back: str | None) -> None:
-        value = plan.nodes[node_of(reference)]
-        if isinstance(value, Sum) and _is_blend(plan, value, stem) and None in (value.denormalize, back):
-            for term, factor in value.terms.items():
-                add(term, weight * factor, value.denormalize or back)
-            return
-        signal = Signal(reference, back)
-        weights[signal] = weights.get(signal, 0.0) + weight
-
-    add(node or stem, 1.0, None)
-    return weights
+    sources = _sources(plan)
+    pending: list[tuple[str, float, str | None]] = [(node or stem, 1.0, None)]
+    for _ in range(MOST_TERMS):
+        if not pending:
+            return weights
+        reference, weight, back = pending.pop()
+        value = plan.nodes.get(node_of(reference))
+        if (
+            isinstance(value, Sum)
+            and _is_blend(plan, value, stem, sources)
+            and None in (value.denormalize, back)
+        ):
+            terms = [*value.terms.items()][::-1]
+            pending += ((term, weight * factor, value.denormalize or back) for term, factor in terms)
+        else:
+            signal = Signal(reference, back)
+            weights[signal] = weights.get(signal, 0.0) + weight
+    raise PlanError(f"{plan.name}: {stem} is a blend of more than {MOST_TERMS} terms when it is written out")
 
 
 def estimates(plan: Plan, source: str) -> Iterator[Signal]:
     """Every estimate of a source by a network run, where its level can be told."""
+    levels = _levels(plan)
     for name, node in plan.nodes.items():
         if isinstance(node, Hear) and source in plan.networks[node.network].sources:
-            levels = _levels(plan, node.signal)
-            if len(levels) == 1:
-                yield Signal(f"{name}.{source}", levels.pop())
+            (level, *others) = levels[node_of(node.signal)]
+            if not others:
+                yield Signal(f"{name}.{source}", level)
 
 
 def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
@@ -123,39 +133,47 @@ def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
 
 def source_of(plan: Plan, reference: str) -> str | None:
     """The one source that a signal estimates; ``None`` for mixtures, residuals and mixed sums."""
-    if reference == MIXTURE:
-        return None
-    node = plan.nodes[node_of(reference)]
-    if isinstance(node, Hear):
-        return reference.partition(".")[2]
-    if isinstance(node, Normalize):
-        return None
-    sources = {source_of(plan, term) for term in node.terms}
-    return sources.pop() if len(sources) == 1 else None
+    return _source(reference, _sources(plan))
 
 
-def _is_blend(plan: Plan, node: Sum, stem: str) -> bool:
+def _source(reference: str, sources: Mapping[str, str | None]) -> str | None:
+    """The same, from what is known of nodes."""
+    name, _, source = reference.partition(".")
+    return source or sources[name]
+
+
+def _sources(plan: Plan) -> dict[str, str | None]:
+    """The one source that each node estimates."""
+    sources: dict[str, str | None] = {MIXTURE: None}
+    for name in plan.order(plan.nodes):
+        node = plan.nodes[name]
+        found = {_source(term, sources) for term in node.terms} if isinstance(node, Sum) else {None}
+        sources[name] = found.pop() if len(found) == 1 else None
+    return sources
+
+
+def _is_blend(plan: Plan, node: Sum, stem: str, sources: Mapping[str, str | None]) -> bool:
     for term in node.terms:
-        source = source_of(plan, term)
+        source = _source(term, sources)
         residual = source is None and isinstance(plan.nodes.get(node_of(term)), Sum)
         if source != stem and not residual:
             return False
     return True
 
 
-def _levels(plan: Plan, reference: str) -> set[str | None]:
-    """The normalized signals at whose level a signal is; ``None`` among them is the mixture's own."""
-    if reference == MIXTURE:
-        return {None}
-    name = node_of(reference)
-    node = plan.nodes[name]
-    if isinstance(node, Hear):
-        return _levels(plan, node.signal)
-    if isinstance(node, Normalize):
-        return {name, *_levels(plan, node.signal) - {None}}
-    if node.denormalize is not None:
-        return {None}
-    return set().union(*(_levels(plan, term) for term in node.terms))
+def _levels(plan: Plan) -> dict[str, set[str | None]]:
+    """The normalized signals at whose level each node is; ``None`` among them is the mixture's own."""
+    levels: dict[str, set[str | None]] = {MIXTURE: {None}}
+    for name in plan.order(plan.nodes):
+        node = plan.nodes[name]
+        below = set().union(*(levels[node_of(taken)] for taken in node.inputs))
+        if isinstance(node, Normalize):
+            levels[name] = {name, *below - {None}}
+        elif isinstance(node, Sum) and node.denormalize is not None:
+            levels[name] = {None}
+        else:
+            levels[name] = below
+    return levels
 
 
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:

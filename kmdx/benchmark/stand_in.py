@@ -11,11 +11,10 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from kmdx import plan_file
@@ -24,7 +23,7 @@ from kmdx.loading import TRANSFORM, UNET
 from kmdx.networks import demucs
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
-from kmdx.weights import Weight
+from kmdx.weights import Weight, own
 
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
 """Sizes of the U-Net in every ONNX graph of the registry, where the graph alone states them."""
@@ -58,7 +57,7 @@ def write(ensemble: str | Path, folder: Path) -> Path:
         If an architecture cannot be built.
     """
     plan = plan_file.load(ensemble)
-    tree = yaml.safe_load(_text(ensemble))
+    networks = {}
     files: dict[str, str] = {}
     for number, (name, use) in enumerate(plan.networks.items()):
         weight = use.weight
@@ -67,20 +66,10 @@ def write(ensemble: str | Path, folder: Path) -> Path:
                 files[weight.name] = str(_write_weights(weight, name, folder / str(number)).absolute())
             except (KeyError, TypeError, ValueError) as error:
                 raise KmdxError(f"no stand-in for the weights of {name}: {error}") from error
-        tree["networks"][name]["weights"] = {
-            "file": files[weight.name],
-            "architecture": dict(weight.architecture),
-        }
+        networks[name] = replace(use, weight=own(Path(files[weight.name]), weight.architecture))
     path = folder / f"{plan.name}.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8")
+    path.write_text(plan_file.dump(replace(plan, networks=networks)), "utf-8")
     return path
-
-
-def _text(ensemble: str | Path) -> str:
-    """The YAML of an ensemble that can be loaded."""
-    if str(ensemble) in plan_file.names():
-        return (resources.files("kmdx") / "plans" / f"{ensemble}.yaml").read_text("utf-8")
-    return Path(ensemble).read_text("utf-8")
 
 
 @torch.no_grad()

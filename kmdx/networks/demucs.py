@@ -12,6 +12,7 @@ from demucs.hdemucs import HDecLayer, HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
+from kmdx.networks import architecture
 from kmdx.networks.state import NoInitialization, load_strictly
 
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
@@ -84,6 +85,14 @@ def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
     conv.out_channels = conv.weight.shape[1]
 
 
+# What decides whether the layers' sizes fit each other; they do with the package's own values.
+STRUCTURE = (
+    "nfft", "depth", "growth", "channels_time", "hybrid", "kernel_size", "stride", "time_stride", "context",
+    "context_enc", "multi_freqs", "multi_freqs_depth", "dconv_comp", "dconv_attn", "dconv_lstm",
+    "wiener_iters",
+)  # fmt: skip
+
+
 def build(
     kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]
 ) -> DemucsNetwork:
@@ -101,20 +110,40 @@ def build(
     state : mapping
         Its state dict, in any floating type.
 
+    A network of another structure than the published ones is run once.
+
     Raises
     ------
     ValueError
-        If an option is wrong, or a parameter is missing, unknown or of another shape.
+        If an option is wrong or the network too large, or a parameter is missing, unknown or of another
+        shape.
     """
+    known = inspect.signature(CLASSES[kind]).parameters
+    own = {key: value for key, value in options.items() if key in known}
+    architecture.check_demucs(kind, own)
     try:
-        known = inspect.signature(CLASSES[kind]).parameters
         with NoInitialization():
-            own = {key: value for key, value in options.items() if key in known}
             model = CLASSES[kind](**{**own, "rescale": 0})
-    except TypeError as error:
-        raise ValueError(f"{kind} cannot be built: {error}") from error
+    except (TypeError, AssertionError) as error:  # sizes that do not fit each other, which it asserts
+        reason = f": {error}" if str(error) else ", which do not fit each other"
+        raise ValueError(f"{kind} cannot be built of these sizes{reason}") from error
+    seconds = model.segment if segment is None else segment
+    architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)
     if segment is not None:
         model.segment = segment
     model.requires_grad_(False)
-    return DemucsNetwork(model.eval())
+    network = DemucsNetwork(model.eval())
+    if any(own.get(key, known[key].default) != known[key].default for key in STRUCTURE if key in known):
+        _try(network, int(seconds * model.samplerate))
+    return network
+
+
+@torch.inference_mode()
+def _try(network: DemucsNetwork, length: int) -> None:
+    """Run one window through a network of an unusual structure, which may fail in any of its layers."""
+    try:
+        network(torch.zeros(1, 2, network.length or length))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"its layers do not fit each other: {reason or 'other lengths'}") from error

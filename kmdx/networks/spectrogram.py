@@ -5,11 +5,13 @@ Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203), section 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from kmdx.networks import architecture
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,7 @@ class SpectrogramConfig:
     frames: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.bins <= self.n_fft // 2 + 1:
-            raise ValueError(f"bins must lie in 1..{self.n_fft // 2 + 1}, not {self.bins}")
+        architecture.check_unet(asdict(self))
 
     @property
     def chunk(self) -> int:

@@ -7,11 +7,12 @@ normalisation with any number of groups (bass, drums, other) are one class with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from kmdx.networks import architecture
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
 from kmdx.networks.state import load_strictly
 
@@ -48,14 +49,8 @@ class TfcTdfConfig:
     bottleneck: int = 8
 
     def __post_init__(self) -> None:
-        if self.layers < 3 or self.layers % 2 == 0:
-            raise ValueError(f"layers must be odd and at least 3, not {self.layers}")
-        shrink = 2**self.levels
-        if self.spectrogram.bins % (shrink * self.bottleneck) or self.spectrogram.frames % shrink:
-            raise ValueError(
-                f"{self.levels} levels need bins that divide by {shrink * self.bottleneck} and frames "
-                f"that divide by {shrink}, not {self.spectrogram.bins} and {self.spectrogram.frames}"
-            )
+        sizes = asdict(self)
+        architecture.check_unet({**sizes.pop("spectrogram"), **sizes})
 
     @property
     def levels(self) -> int:

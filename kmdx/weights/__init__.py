@@ -11,7 +11,7 @@ from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, whe
 from kmdx.weights.loading import Checkpoint, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull, pull_all
-from kmdx.weights.registry import Source, Weight, own, registry
+from kmdx.weights.registry import Source, Weight, check_path, own, registry
 from kmdx.weights.trained import get, known, register, shipped, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
 from kmdx.weights.verifying import Status, verify
@@ -26,6 +26,7 @@ __all__ = [
     "Status",
     "UnetGraph",
     "Weight",
+    "check_path",
     "file_sha256",
     "find",
     "find_all",

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from kmdx.documents import read_json
+from kmdx.errors import DocumentError
 from kmdx.weights.folder import rewriting
 
 _NAME = "pulled.json"
@@ -32,9 +34,9 @@ class Record:
 def records(folder: Path) -> Mapping[str, Record]:
     """The records of a folder by relative file name; none where there is no readable ``pulled.json``."""
     try:
-        entries = json.loads((folder / _NAME).read_text("utf-8"))
+        entries = read_json(folder / _NAME)
         return {file: Record(**entry) for file, entry in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (DocumentError, TypeError, AttributeError):  # the latter two of a file that is no table of records
         return {}
 
 

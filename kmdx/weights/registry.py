@@ -12,15 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from kmdx.errors import WeightsError
+from kmdx.documents import load_yaml
+from kmdx.errors import WeightsError, quoted, shown
+from kmdx.networks.architecture import check as check_architecture
 
-_TRANSFORM = ("n_fft", "hop", "bins", "frames")
-_NEEDED = {  # what an architecture must say beside its type and sources
-    "htdemucs": (),
-    "hdemucs": (),
-    "onnx": _TRANSFORM,
-    "tfc_tdf": (*_TRANSFORM, "layers", "convolutions", "growth", "norm_groups"),
-}
+MAX_PATH = 1000  # bytes of the path of a weight file
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 LARGEST = 1_000_000_000  # bytes that a weight file may have where nothing is known of its size
@@ -194,9 +191,7 @@ def registry() -> Mapping[str, Weight]:
     WeightsError
         If the registry's file is malformed.
     """
-    import yaml
-
-    content = yaml.safe_load(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
+    content = load_yaml(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
     weights = {name: _weight(name, entry, content["licences"]) for name, entry in content["weights"].items()}
     signatures = [weight.signature for weight in weights.values() if weight.signature]
     if len(set(signatures)) < len(signatures):
@@ -220,8 +215,23 @@ def get(name: str, others: Collection[str] = ()) -> Weight:
             return weight
     names = [*weights, *others, *(weight.signature for weight in weights.values() if weight.signature)]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(weights)}"
-    raise WeightsError(f"no weight is called {name!r}; {hint}")
+    hint = f"did you mean {' or '.join(map(shown, close))}?" if close else f"known are {', '.join(weights)}"
+    raise WeightsError(f"no weight is called {quoted(name)}; {hint}")
+
+
+def check_path(text: str) -> Path:
+    """The path of a weight file that a user names; it may be missing.
+
+    Raises
+    ------
+    WeightsError
+        If no file can have it.
+    """
+    path = Path(text)
+    sizes = [len(part.encode(errors="replace")) for part in path.parts]
+    if not text or _UNUSABLE.search(text) or max(sizes, default=0) > 255 or sum(sizes) > MAX_PATH:
+        raise WeightsError(f"expected the path of a file, not {quoted(text)}")
+    return path
 
 
 def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
@@ -230,28 +240,12 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     Raises
     ------
     WeightsError
-        If the architecture has another ``type`` than the registry's, or lacks a size that its type needs.
+        If the architecture is none that can be built: see :func:`kmdx.networks.architecture.check`.
     """
-    kind = architecture.get("type")
-    if not isinstance(kind, str) or kind not in _NEEDED:
-        raise WeightsError(f"the type of {path.name} is {kind!r}; expected {', '.join(_NEEDED)}")
-    lacking = [key for key in ("sources", *_NEEDED[kind]) if key not in architecture]
-    if lacking:
-        raise WeightsError(f"the architecture of {path.name} does not say its {', '.join(lacking)}")
-    sources = architecture["sources"]
-    if not isinstance(sources, list) or not sources or not all(isinstance(name, str) for name in sources):
-        raise WeightsError(f"the sources of {path.name} must be a list of names, not {sources!r}")
-    if _NEEDED[kind] and len(sources) > 1:
-        raise WeightsError(f"a network of type {kind} has one source, not {', '.join(sources)}")
-    for key in _NEEDED[kind]:
-        value = architecture[key]
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not whole and not (key == "norm_groups" and value is None):
-            raise WeightsError(f"{key} of {path.name} must be a whole number above 0, not {value!r}")
-    for key in ("segment", "gflops"):
-        value = architecture.get(key, 1)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
-            raise WeightsError(f"{key} of {path.name} must be a number above 0, not {value!r}")
+    try:
+        check_architecture(architecture)
+    except ValueError as error:
+        raise WeightsError(f"the architecture of {shown(path.name)}: {error}") from error
     return Weight(
         name=str(path),
         title="Weights of your own",

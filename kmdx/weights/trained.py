@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kmdx.errors import WeightsError
+from kmdx.documents import read_yaml
+from kmdx.errors import DocumentError, WeightsError, quoted, shown
+from kmdx.networks.architecture import MAX_NAME
 from kmdx.weights.folder import models_folder, rewriting, shipped_folder
-from kmdx.weights.registry import Weight, own, registry
+from kmdx.weights.registry import Weight, check_path, own, registry
 from kmdx.weights.registry import get as published
 
 _NAME = "trained.yaml"
@@ -27,20 +29,7 @@ def trained(folder: Path | None = None) -> Mapping[str, Weight]:
         If its ``trained.yaml`` is malformed.
     """
     folder = models_folder(folder)
-    found = {}
-    for name, entry in _entries(folder).items():
-        try:
-            weight = own(folder / entry["file"], entry["architecture"])
-            title = str(entry.get("title", weight.title))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{folder / _NAME}: the entry {name} is malformed: {error}") from error
-        found[name] = replace(
-            weight,
-            name=name,
-            title=title,
-            licence_note=f"Trained here on {entry.get('trained', 'an unknown day')}.",
-        )
-    return found
+    return {name: _weight(folder, name, entry) for name, entry in _entries(folder).items()}
 
 
 def shipped() -> Mapping[str, Weight]:
@@ -113,16 +102,35 @@ def register(
         write(yaml.safe_dump({**_entries(folder), name: entry}, sort_keys=False, allow_unicode=True))
 
 
+def _weight(folder: Path, name: str, entry: Any) -> Weight:
+    """One entry as a weight."""
+    where = f"{folder / _NAME}: the entry {shown(name)}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("architecture"), dict):
+        raise WeightsError(f"{where}: expected a mapping with a file and an architecture")
+    if not isinstance(entry.get("file"), str):
+        raise WeightsError(f"{where}: expected the name of its file, not {quoted(entry.get('file'))}")
+    if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+        raise WeightsError(f"{where}: expected a name of 1 to {MAX_NAME} bytes")
+    try:
+        weight = own(folder / check_path(entry["file"]), entry["architecture"])
+    except WeightsError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    return replace(
+        weight,
+        name=name,
+        title=shown(entry.get("title", weight.title)),
+        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown day'))}.",
+    )
+
+
 def _entries(folder: Path) -> dict[str, Any]:
     path = folder / _NAME
     if not path.is_file():
         return {}
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WeightsError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
+        content = read_yaml(path)
+    except DocumentError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise WeightsError(f"{path}: expected weights by their names")
     return content

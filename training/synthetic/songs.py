@@ -17,7 +17,8 @@ import yaml
 
 from evaluator.dataset import MIXTURE, RATE, STEMS
 from kmdx import audio
-from kmdx.errors import KmdxError
+from kmdx.documents import read_yaml
+from kmdx.errors import DocumentError, KmdxError
 
 if TYPE_CHECKING:
     from training.synthetic.song import Record
@@ -168,10 +169,10 @@ def _is_there(output: Path, song: Song) -> bool:
         return False
     files = [folder / f"{name}.wav" for name in (MIXTURE, *STEMS)]
     try:
-        content = yaml.safe_load((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        found = {key: content[key] for key in asdict(song)}
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        found = {}
+        content = read_yaml(folder / DESCRIPTION)
+    except DocumentError:
+        content = None
+    found = {key: content.get(key) for key in asdict(song)} if isinstance(content, dict) else {}
     if found != asdict(song) or not all(file.is_file() for file in files):
         expected = f"seed {song.seed}, about {song.seconds:g} s"
         raise KmdxError(f"{folder}: is not this song ({expected}); move it away, or choose another folder")

@@ -1,0 +1,455 @@
+"""What is stated of a network before it is built: checked, and its size computed from the numbers alone.
+
+An architecture is a mapping as plans and the registry have it: ``type``, ``sources``, and sizes under the
+names that the network's class has for them. Nothing here builds anything or needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from kmdx.errors import listed, quoted, shown, suggest
+
+MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
+MAX_VALUES = 2**29  # of one tensor between two layers: 2 GiB in float32
+MAX_LENGTH = 2**23  # samples of one window: 190 s at 44.1 kHz
+MAX_NAME = 100  # bytes in UTF-8, so that a file can have the name
+
+TRANSFORM = ("n_fft", "hop", "bins", "frames")
+UNET = ("layers", "convolutions", "growth", "norm_groups")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a size can be: whole ones, unless it says otherwise."""
+
+    low: float
+    high: float
+    whole: bool = True
+    optional: bool = False  # whether it may be None
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float | Fraction):
+            return False
+        return bool(self.low <= value <= self.high)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        return f"{kind} from {self.low:g} to {self.high:g}{' or null' if self.optional else ''}"
+
+
+SWITCH, TEXT = "true or false", "a text"
+LISTS = ("sources", "multi_freqs", "t_cape_glob_loc_scale")
+COMMON = {"segment": Range(1e-3, 3600, whole=False), "gflops": Range(1e-6, 1e6, whole=False)}
+SIZES: Mapping[str, Mapping[str, Range | str]] = {
+    "onnx": {
+        "n_fft": Range(4, 2**17),
+        "hop": Range(1, 2**17),
+        "bins": Range(1, 2**16 + 1),
+        "frames": Range(2, 2**16),
+        "layers": Range(3, 63),
+        "convolutions": Range(1, 64),
+        "growth": Range(1, 2**12),
+        "norm_groups": Range(1, 2**12, optional=True),
+        "bottleneck": Range(1, 2**16),
+    },
+    "hdemucs": {
+        "audio_channels": Range(2, 2),
+        "channels": Range(1, 2**13),
+        "channels_time": Range(1, 2**13, optional=True),
+        "growth": Range(1, 8, whole=False),
+        "nfft": Range(16, 2**16),
+        "wiener_iters": Range(0, 16),
+        "end_iters": Range(0, 16),
+        "wiener_residual": SWITCH,
+        "cac": SWITCH,
+        "depth": Range(1, 12),
+        "rewrite": SWITCH,
+        "hybrid": SWITCH,
+        "hybrid_old": SWITCH,
+        "multi_freqs_depth": Range(0, 12),
+        "freq_emb": Range(0, 100, whole=False, optional=True),
+        "emb_scale": Range(1e-3, 1e4, whole=False),
+        "emb_smooth": SWITCH,
+        "kernel_size": Range(1, 64),
+        "time_stride": Range(1, 64),
+        "stride": Range(1, 64),
+        "context": Range(0, 16),
+        "context_enc": Range(0, 16),
+        "norm_starts": Range(0, 100),
+        "norm_groups": Range(1, 2**12),
+        "dconv_mode": Range(0, 3),
+        "dconv_depth": Range(-16, 16),
+        "dconv_comp": Range(0.1, 1000, whole=False),
+        "dconv_attn": Range(0, 100),
+        "dconv_lstm": Range(0, 100),
+        "dconv_init": Range(0, 1e3, whole=False),
+        "samplerate": Range(1, 768_000),
+        "rescale": Range(0, 1e3, whole=False),
+    },
+}
+SIZES = {
+    **SIZES,
+    "tfc_tdf": SIZES["onnx"],
+    "htdemucs": {
+        **SIZES["hdemucs"],
+        "bottom_channels": Range(0, 2**13),
+        "t_layers": Range(0, 64),
+        "t_emb": TEXT,
+        "t_hidden_scale": Range(0.01, 64, whole=False),
+        "t_heads": Range(1, 256),
+        "t_dropout": Range(0, 1, whole=False),
+        "t_max_positions": Range(1, 10**6),
+        "t_max_period": Range(1, 1e9, whole=False),
+        "t_weight_pos_embed": Range(-1e3, 1e3, whole=False),
+        "t_sin_random_shift": Range(0, 10**6),
+    },
+}
+NEEDED = {"htdemucs": (), "hdemucs": (), "onnx": TRANSFORM, "tfc_tdf": (*TRANSFORM, *UNET)}
+"""What the architectures of each type must state beside it and the sources."""
+
+EMBEDDINGS = ("sin", "cape", "scaled")
+# What the constructors take where nothing is stated, as far as it changes the size.
+HDEMUCS = dict(
+    audio_channels=2, channels=48, channels_time=None, growth=2, nfft=4096, cac=True, depth=6, rewrite=True,
+    hybrid=True, multi_freqs=None, multi_freqs_depth=2, freq_emb=0.2, kernel_size=8, time_stride=2, stride=4,
+    context=1, context_enc=0, norm_starts=4, dconv_mode=1, dconv_depth=2, dconv_comp=4, dconv_attn=4,
+    dconv_lstm=4,
+)  # fmt: skip
+HTDEMUCS = {
+    **HDEMUCS, **dict(
+        depth=4, multi_freqs_depth=3, dconv_comp=8, dconv_attn=math.inf, dconv_lstm=math.inf,
+        bottom_channels=0,
+        t_layers=5, t_emb="sin", t_hidden_scale=4.0, t_max_positions=10000, t_norm_in=True,
+        t_norm_in_group=False, t_norm_first=True, t_norm_out=True, t_layer_scale=True,
+    ),
+}  # fmt: skip
+
+
+def check(architecture: Mapping[str, Any]) -> None:
+    """Check an architecture as a plan or a models folder states it, and that it is of a sane size.
+
+    Raises
+    ------
+    ValueError
+        If its type is unknown, a size is missing, none that its type has, or impossible, or the network
+        would be too large to be built.
+    """
+    kind = architecture.get("type")
+    if not isinstance(kind, str) or kind not in NEEDED:
+        raise ValueError(f"the type is {quoted(kind)}; expected {', '.join(NEEDED)}")
+    lacking = [key for key in ("sources", *NEEDED[kind]) if key not in architecture]
+    if lacking:
+        raise ValueError(f"it does not state its {', '.join(lacking)}")
+    _check_sources(architecture["sources"])
+    if NEEDED[kind] and len(architecture["sources"]) > 1:
+        raise ValueError(f"a network of type {kind} has one source, not {listed(architecture['sources'])}")
+    for key, value in architecture.items():
+        if NEEDED[kind] and key not in ("type", "sources", *COMMON, *SIZES[kind]):
+            hint = suggest(key, SIZES[kind]) or f"; expected {', '.join(SIZES[kind])}"
+            raise ValueError(f"{quoted(key)} is no size of the type {kind}{hint}")
+        if isinstance(value, Mapping) or (isinstance(value, list) and key not in LISTS):
+            raise ValueError(f"{shown(key)} must be a number, a text or true or false, not {quoted(value)}")
+    if NEEDED[kind]:
+        check_unet(architecture)
+    else:
+        check_demucs(kind, architecture)
+
+
+def check_unet(sizes: Mapping[str, Any]) -> None:
+    """Check the sizes of a TFC-TDF U-Net, or of the transform alone where it states no layers.
+
+    Raises
+    ------
+    ValueError
+        If one is impossible, they do not fit each other, or are too large.
+    """
+    _check_sizes("tfc_tdf", sizes)
+    n_fft, hop, bins, frames = (sizes[key] for key in TRANSFORM)
+    if n_fft % 2:
+        raise ValueError(f"n_fft must be even, not {n_fft}")
+    if bins > n_fft // 2 + 1:
+        raise ValueError(f"bins must lie in 1..{n_fft // 2 + 1}, not {bins}")
+    if 10 * hop > 9 * n_fft:
+        raise ValueError(f"a hop of {hop} leaves gaps between windows of {n_fft} samples")
+    if n_fft // 2 >= hop * (frames - 1):
+        raise ValueError(f"a window of {n_fft} samples is too long for {hop * (frames - 1)}")
+    if "layers" in sizes:
+        _check_levels(sizes)
+    _check_total(parameters({**sizes, "type": "tfc_tdf"}) if "layers" in sizes else 0)
+    check_window({**sizes, "type": "tfc_tdf"}, hop * (frames - 1))
+
+
+def check_demucs(kind: str, options: Mapping[str, Any]) -> None:
+    """Check the arguments of an HTDemucs or HDemucs; unknown ones are left to its constructor.
+
+    Raises
+    ------
+    ValueError
+        If one is of another kind or out of range, or the network would be too large to be built.
+    """
+    _check_sources(options.get("sources"))
+    _check_sizes(kind, options)
+    ratios = options.get("multi_freqs")
+    if ratios is not None and not (
+        isinstance(ratios, list | tuple) and len(ratios) < 16 and all(r in Range(0, 1, False) for r in ratios)
+    ):
+        raise ValueError(f"multi_freqs must be a list of fewer than 16 shares, not {quoted(ratios)}")
+    _check_channels({**(HTDEMUCS if kind == "htdemucs" else HDEMUCS), **options})
+    for key in ("t_sparse_self_attn", "t_sparse_cross_attn"):
+        if options.get(key):
+            raise ValueError(f"{key} is not supported: it needs the package xformers")
+    _check_total(parameters({**options, "type": kind}))
+
+
+def check_window(architecture: Mapping[str, Any], length: int) -> None:
+    """Check how much a network works on when it takes in ``length`` samples, of two channels.
+
+    Raises
+    ------
+    ValueError
+        If that, or a tensor between two of its layers, is too large.
+    """
+    if length > MAX_LENGTH:
+        raise ValueError(f"windows of {length} samples are too long; the most is {MAX_LENGTH}")
+    values = largest_tensor(architecture, length)
+    if values > MAX_VALUES:
+        raise ValueError(
+            f"a window of {length} samples makes a tensor of {4 * values / 1e9:.3g} GB in the network; "
+            f"the most is {4 * MAX_VALUES / 1e9:.1f} GB"
+        )
+
+
+def parameters(architecture: Mapping[str, Any]) -> int:
+    """How many parameters a network has, from its checked architecture; for a graph in a file, 0."""
+    match architecture["type"]:
+        case "tfc_tdf":
+            return _unet_parameters(architecture)
+        case "htdemucs":
+            options = {**HTDEMUCS, **architecture}
+            return sum(_demucs_parameters(options)) + _transformer_parameters(options)
+        case "hdemucs":
+            return sum(_demucs_parameters({**HDEMUCS, **architecture}))
+    return 0
+
+
+def largest_tensor(architecture: Mapping[str, Any], length: int) -> int:
+    """About how many values the largest tensor between two layers has, of one window."""
+    if architecture["type"] in ("onnx", "tfc_tdf"):
+        channels = max(4, architecture.get("growth", 4))
+        return int(architecture["frames"] * max(channels * architecture["bins"], 2 * architecture["n_fft"]))
+    options = {**(HTDEMUCS if architecture["type"] == "htdemucs" else HDEMUCS), **architecture}
+    frames = 4 * length // options["nfft"] + 1
+    sizes = [4 * len(options["sources"]) * frames * options["nfft"] // 2]
+    for layer in _layers(options):
+        sizes.append(2 * layer.channels * max(1, layer.freqs // layer.stride) * frames)
+        if layer.attention:
+            sizes.append(4 * frames**2)
+    return int(max(sizes))
+
+
+def _check_sources(sources: Any) -> None:
+    if not isinstance(sources, list | tuple) or not sources or not all(isinstance(s, str) for s in sources):
+        raise ValueError(f"the sources must be a list of names, not {quoted(sources)}")
+    for name in sources:
+        if not (name.isprintable() and name.strip() == name and 0 < len(name.encode()) <= MAX_NAME):
+            raise ValueError(f"{quoted(name)} is no name of a source of 1 to {MAX_NAME} bytes")
+    if len(set(sources)) < len(sources):
+        raise ValueError(f"a source is named twice in {quoted(sources)}")
+
+
+def _check_sizes(kind: str, sizes: Mapping[str, Any]) -> None:
+    kinds = {SWITCH: bool, TEXT: str}
+    for key, expected in {**COMMON, **SIZES[kind]}.items():
+        if key in sizes:
+            value = sizes[key]
+            if not (value in expected if isinstance(expected, Range) else isinstance(value, kinds[expected])):
+                raise ValueError(f"{key} must be {expected}, not {quoted(value)}")
+
+
+def _check_levels(sizes: Mapping[str, Any]) -> None:
+    """Check what halves at each level of a U-Net."""
+    layers, bins, frames, growth = (sizes[key] for key in ("layers", "bins", "frames", "growth"))
+    if layers % 2 == 0:
+        raise ValueError(f"layers must be odd and at least 3, not {layers}")
+    shrink = 2 ** (layers // 2)
+    divisor = shrink * sizes.get("bottleneck", 8)
+    if bins % divisor or frames % shrink:
+        raise ValueError(
+            f"{layers // 2} levels need bins that divide by {divisor} and frames that divide by {shrink}, "
+            f"not {bins} and {frames}"
+        )
+    groups = sizes.get("norm_groups")
+    if groups is not None and growth % groups:
+        raise ValueError(f"growth {growth} does not divide into {groups} groups")
+
+
+def _check_channels(sizes: Mapping[str, Any]) -> None:
+    """Check what the branches and the transformer of a Demucs need."""
+    channels, divisor = min(sizes["channels"], sizes["channels_time"] or math.inf), sizes["dconv_comp"]
+    if sizes["dconv_mode"] and channels < divisor:
+        raise ValueError(f"{channels} channels leave none when they are divided by a dconv_comp of {divisor}")
+    if sizes.get("t_emb", EMBEDDINGS[0]) not in EMBEDDINGS:
+        raise ValueError(f"t_emb must be {' or '.join(EMBEDDINGS)}, not {quoted(sizes['t_emb'])}")
+    if sizes.get("t_layers") and _width(sizes) % 4:
+        raise ValueError(f"a transformer of {_width(sizes)} channels cannot be built: they must divide by 4")
+
+
+def _check_total(count: int) -> None:
+    if count > MAX_PARAMETERS:
+        raise ValueError(
+            f"a network of {count:.4g} parameters ({4 * count / 1e9:.3g} GB) is too large; the most is "
+            f"{MAX_PARAMETERS:,} ({4 * MAX_PARAMETERS / 1e9:g} GB)"
+        )
+
+
+def _unet_parameters(sizes: Mapping[str, Any]) -> int:
+    growth, levels, bottleneck = sizes["growth"], sizes["layers"] // 2, sizes.get("bottleneck", 8)
+
+    def block(level: int) -> int:
+        channels, bins = growth * (level + 1), sizes["bins"] >> level
+        convolution = 9 * channels**2 + 3 * channels  # with its norm
+        return int(sizes["convolutions"] * convolution + 2 * bins * (bins // bottleneck) + 4 * channels)
+
+    blocks = block(levels) + 2 * sum(map(block, range(levels)))
+    between = sum(
+        2 * 4 * low * high + 3 * (low + high)
+        for low, high in ((growth * (level + 1), growth * (level + 2)) for level in range(levels))
+    )
+    return int(blocks + between + 7 * growth + 4 * growth + 4)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of a Demucs' spectral branch with its decoder: what comes in and goes out of the encoder."""
+
+    channels_in: int
+    channels: int
+    time_in: int
+    time: int
+    freqs: int
+    kernel: int
+    stride: int
+    decoded: int  # channels out of the decoder
+    decoded_time: int
+    norm: bool
+    attention: bool
+    lstm: bool
+    copies: int
+    last_freq: bool
+
+
+def _layers(options: Mapping[str, Any]) -> Iterator[_Layer]:
+    """The layers as the constructors of HDemucs and HTDemucs lay them out."""
+    time_in = options["audio_channels"]
+    channels_in = time_in * (2 if options["cac"] else 1)
+    time, channels = options["channels_time"] or options["channels"], options["channels"]
+    freqs, kernel_size = options["nfft"] // 2, options["kernel_size"]
+    for index in range(options["depth"]):
+        spectral, last_freq = freqs > 1, 1 < freqs <= kernel_size
+        if last_freq:
+            time = channels = max(time, channels)
+        decoded_time, decoded = time_in, channels_in
+        if index == 0:
+            decoded_time = options["audio_channels"] * len(options["sources"])
+            decoded = decoded_time * (2 if options["cac"] else 1)
+        wrapped = options["multi_freqs"] and index < options["multi_freqs_depth"]
+        yield _Layer(
+            channels_in,
+            channels,
+            time_in,
+            time,
+            freqs,
+            (freqs if last_freq else kernel_size) if spectral else 2 * options["time_stride"],
+            options["stride"] if spectral else options["time_stride"],
+            decoded,
+            decoded_time,
+            norm=index >= options["norm_starts"],
+            attention=index >= options["dconv_attn"],
+            lstm=index >= options["dconv_lstm"],
+            copies=len(options["multi_freqs"]) + 1 if wrapped else 1,
+            last_freq=last_freq,
+        )
+        time_in, channels_in = time, channels
+        time, channels = int(options["growth"] * time), int(options["growth"] * channels)
+        if spectral:
+            freqs = 1 if last_freq else freqs // options["stride"]
+
+
+def _demucs_parameters(options: Mapping[str, Any]) -> Iterator[int]:
+    """Parameters of each part of an HDemucs, or of what an HTDemucs has without its transformer."""
+    for index, layer in enumerate(_layers(options)):
+        spectral = layer.freqs > 1
+        yield layer.copies * _coder(layer, options, spectral)
+        if spectral and options["hybrid"]:
+            yield _coder(layer, options, spectral=False, time=True)
+        if index == 0 and options["freq_emb"]:
+            freqs = 1 if layer.last_freq else layer.freqs // options["stride"]
+            yield (freqs if spectral else layer.freqs) * layer.channels
+
+
+def _coder(layer: _Layer, options: Mapping[str, Any], spectral: bool, time: bool = False) -> int:
+    """Parameters of an encoder's layer and of the decoder's that answers it, in one branch."""
+    channels_in, channels, decoded = layer.channels_in, layer.channels, layer.decoded
+    kernel = layer.kernel
+    if time:
+        channels_in, channels, decoded = layer.time_in, layer.time, layer.decoded_time
+        kernel = options["kernel_size"]
+    total = kernel * channels * (channels_in + decoded) + channels + decoded  # the strided convolutions
+    total += 2 * decoded if layer.norm else 0
+    if time and layer.last_freq:
+        return int(total)
+    total += 2 * channels if layer.norm else 0
+    if options["rewrite"]:
+        wide = 2 if spectral else 1
+        widths = (
+            (1 + 2 * options["context_enc"]) ** wide,
+            (1 + 2 * options["context"]) ** (1 if layer.copies > 1 else wide),
+        )
+        total += 2 * channels * channels * sum(widths) + 4 * channels
+        total += 8 * channels if layer.norm else 0
+    branches = (options["dconv_mode"] & 1) + (options["dconv_mode"] >> 1 & 1)
+    return int(total + branches * _residual_branch(channels, layer, options))
+
+
+def _residual_branch(channels: int, layer: _Layer, options: Mapping[str, Any]) -> int:
+    """Parameters of a DConv."""
+    hidden = int(channels / options["dconv_comp"])
+    total = 3 * channels * hidden + 3 * hidden + 2 * channels * hidden + 7 * channels
+    if layer.attention:
+        total += 4 * (hidden * hidden + hidden) + 16 * hidden + 16
+    if layer.lstm:
+        total += 2 * (8 * hidden**2 + 8 * hidden) + 2 * (12 * hidden**2 + 8 * hidden) + 2 * hidden**2 + hidden
+    return int(abs(options["dconv_depth"]) * total)
+
+
+def _outside(options: Mapping[str, Any]) -> int:
+    """Channels before an HTDemucs' transformer, and after it."""
+    return int(options["channels"] * options["growth"] ** (options["depth"] - 1))
+
+
+def _width(options: Mapping[str, Any]) -> int:
+    """Channels in an HTDemucs' transformer."""
+    return options["bottom_channels"] or _outside(options)
+
+
+def _transformer_parameters(options: Mapping[str, Any]) -> int:
+    """Parameters of an HTDemucs' transformer, and of what comes before and after it."""
+    outside, width, layers = _outside(options), _width(options), options["t_layers"]
+    total = 2 * (2 * outside * width + outside + width) if options["bottom_channels"] else 0
+    if not layers:
+        return total
+    hidden = int(width * options["t_hidden_scale"])
+    layer = 4 * (width**2 + width) + 2 * width * hidden + hidden + width + 4 * width
+    layer += 2 * width if options["t_layer_scale"] else 0
+    layer += 2 * width if options["t_norm_first"] and options["t_norm_out"] else 0
+    crossed = layers - (layers + (0 if options.get("t_cross_first") else 1)) // 2
+    total += 2 * (layers * layer + crossed * 2 * width)
+    total += 4 * width if options["t_norm_in"] or options["t_norm_in_group"] else 0
+    return total + (options["t_max_positions"] * width if options["t_emb"] == "scaled" else 0)
