@@ -5,6 +5,11 @@ expected and what to do. The command prints that line and exits with code 2.
 """
 
 
+def shown(text: str) -> str:
+    """Text out of a file as a message can show it: on one line, and not longer than that."""
+    return text if len(text) <= 80 and text.isprintable() else repr(text[:80])
+
+
 class KmdxError(ValueError):
     """A mistake that the user can mend; the base of every error raised on purpose."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,8 +13,31 @@ from demucs.hdemucs import HDecLayer, HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
+from kmdx.errors import shown
 from kmdx.networks.state import NoInitialization, load_strictly
 
+# Bounds of the options of both classes, far beyond every network that was published. Numbers on which sizes
+# and steps depend are at least 1; stereo is all that networks here are given.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "audio_channels": (2, 2), "channels": (1, 4096), "channels_time": (1, 4096), "growth": (0.5, 8),
+    "nfft": (16, 1 << 16), "depth": (1, 16), "multi_freqs": (1e-3, 0.999), "kernel_size": (1, 64),
+    "time_stride": (1, 16), "stride": (1, 16), "context": (0, 16), "context_enc": (0, 16),
+    "norm_groups": (1, 4096), "dconv_mode": (0, 3), "dconv_depth": (-16, 16), "dconv_comp": (0.125, 4096),
+    "wiener_iters": (0, 16), "end_iters": (0, 16), "t_layers": (0, 64), "t_hidden_scale": (0.1, 64),
+    "t_heads": (1, 256), "t_max_positions": (1, 1 << 20), "t_max_period": (1e-3, 1e9), "t_dropout": (0, 1),
+    "samplerate": (1000, 1_000_000), "segment": (1e-2, 1e4),
+}  # fmt: skip
+DEFAULT_BOUNDS = (0, 1 << 16)
+REAL = (
+    "growth",
+    "emb_scale",
+    "dconv_comp",
+    "segment",
+    "t_lr",
+)  # need not be whole, though their defaults are
+EMBEDDINGS = ("sin", "cape", "scaled")
+MAX_BANDS = 16
+MAX_CHANNELS = 1 << 16
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
 
 
@@ -106,15 +130,59 @@ def build(
     ValueError
         If an option is wrong, or a parameter is missing, unknown or of another shape.
     """
+    own = _checked_options(kind, options)
+    bands, blocks = len(own.get("multi_freqs") or ()) + 1, max(1, abs(own.get("dconv_depth", 2)))
+    layers = own.get("depth", 6) * bands * blocks + own.get("t_layers", 5)
+    if layers > len(state):  # before a module is made for each
+        raise ValueError(
+            f"another network's weights: it has {layers} layers, and the file {len(state)} tensors"
+        )
     try:
-        known = inspect.signature(CLASSES[kind]).parameters
-        with NoInitialization():
-            own = {key: value for key, value in options.items() if key in known}
+        with NoInitialization.for_state(state):
             model = CLASSES[kind](**{**own, "rescale": 0})
-    except TypeError as error:
-        raise ValueError(f"{kind} cannot be built: {error}") from error
+    # Sizes that do not fit together: Demucs asserts, and torch raises the others, as it finds them.
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error) or "its sizes do not fit together"
+        raise ValueError(f"{kind} cannot be built: {reason.splitlines()[0]}") from error
     load_strictly(model, state)
     if segment is not None:
         model.segment = segment
     model.requires_grad_(False)
     return DemucsNetwork(model.eval())
+
+
+def _checked_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the class has, if each is of the type of its default and within bounds."""
+    parameters = inspect.signature(CLASSES[kind]).parameters
+    own = {name: value for name, value in options.items() if name in parameters}
+    sources = own.get("sources")
+    if not (isinstance(sources, list | tuple) and sources and all(isinstance(name, str) for name in sources)):
+        raise ValueError("its sources must be a list of names")
+    for name, value in own.items():
+        default = parameters[name].default
+        if name != "sources" and not _is_sane(name, value, default):
+            least, most = BOUNDS.get(name, DEFAULT_BOUNDS)
+            given = str(value) if isinstance(value, str | int | float) else type(value).__name__
+            raise ValueError(
+                f"its {name} must be like {default!r}, if a number {least} to {most}: {shown(given)}"
+            )
+    if own.get("t_sparse_self_attn") or own.get("t_sparse_cross_attn"):
+        raise ValueError("it has sparse attention, for which there is no code here")
+    if own.get("channels", 48) * max(1, own.get("growth", 2)) ** (own.get("depth", 6) - 1) > MAX_CHANNELS:
+        raise ValueError(f"its deepest layer has more than {MAX_CHANNELS} channels")
+    return own
+
+
+def _is_sane(name: str, value: Any, default: Any) -> bool:
+    """Whether an option is of the type of its default, and within its bounds."""
+    least, most = BOUNDS.get(name, DEFAULT_BOUNDS)
+    if value is None or isinstance(default, bool):
+        return default is None if value is None else isinstance(value, int) and 0 <= value <= most
+    if isinstance(default, str):
+        return value in EMBEDDINGS if name == "t_emb" else isinstance(value, str)
+    if isinstance(default, list) or name == "multi_freqs":
+        numbers = isinstance(value, list | tuple) and len(value) <= MAX_BANDS
+        return numbers and all(isinstance(each, int | float) and least <= each <= most for each in value)
+    real = isinstance(default, float) or name in REAL
+    kinds = (int, float, Fraction) if real else (int,)
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(least <= value <= most)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MAX_FFT, MAX_FRAMES = 1 << 16, 1 << 14  # the published networks have 16,384 and 512 at most
+
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
@@ -34,8 +36,15 @@ class SpectrogramConfig:
     frames: int
 
     def __post_init__(self) -> None:
+        for name, most in (("n_fft", MAX_FFT), ("hop", self.n_fft // 2), ("frames", MAX_FRAMES)):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie in 1..{most}, not {getattr(self, name)}")
         if not 0 < self.bins <= self.n_fft // 2 + 1:
             raise ValueError(f"bins must lie in 1..{self.n_fft // 2 + 1}, not {self.bins}")
+        if self.chunk <= self.n_fft // 2:
+            raise ValueError(
+                f"{self.frames} frames are {self.chunk} samples, and n_fft {self.n_fft} needs more"
+            )
 
     @property
     def chunk(self) -> int:

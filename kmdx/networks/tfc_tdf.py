@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
-from kmdx.networks.state import load_strictly
+from kmdx.networks.state import NoInitialization, load_strictly, renamed
 
 WAVE_CHANNELS = 2
 SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each
 TRANSFORM_CONSTANTS = ("window", "freq_pad")  # stored in the author's files beside the parameters
+
+
+MAX_SIZE = 1 << 16  # of each number of a config
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,16 @@ class TfcTdfConfig:
     bottleneck: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("layers", "convolutions", "growth", "norm_groups", "bottleneck"):
+            size = getattr(self, name)
+            if name == "norm_groups" and size is None:
+                continue
+            if not (isinstance(size, int) and 0 < size < MAX_SIZE):
+                raise ValueError(f"{name} must be a whole number from 1 to {MAX_SIZE - 1}, not {size!r}")
         if self.layers < 3 or self.layers % 2 == 0:
             raise ValueError(f"layers must be odd and at least 3, not {self.layers}")
+        if self.levels > self.spectrogram.bins.bit_length():  # before numbers of as many digits as levels
+            raise ValueError(f"{self.layers} layers halve {self.spectrogram.bins} bins too often")
         shrink = 2**self.levels
         if self.spectrogram.bins % (shrink * self.bottleneck) or self.spectrogram.frames % shrink:
             raise ValueError(
@@ -201,6 +212,7 @@ class TfcTdf(nn.Module):
         ValueError
             If a constant differs, or a parameter is missing, unknown or of another shape.
         """
+        state = renamed(state, self.state_dict(), TRANSFORM_CONSTANTS)
         parameters = {name: tensor for name, tensor in state.items() if name not in TRANSFORM_CONSTANTS}
         window = state.get("window")
         if window is not None and not (
@@ -214,6 +226,26 @@ class TfcTdf(nn.Module):
         if freq_pad is not None and (freq_pad.any() or freq_pad.shape[-2:] != self.padding_shape):
             raise ValueError(f"its freq_pad is not zeros of shape (…, {self.padding_shape})")
         load_strictly(self, parameters)
+
+    @classmethod
+    def of_state(cls, config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
+        """Build the network that a published state dict belongs to, for inference; it shares the tensors.
+
+        Raises
+        ------
+        ValueError
+            If the state is that of a network with other sizes.
+        """
+        convolutions = config.layers * config.convolutions
+        if convolutions > len(state):  # before a module is made for each
+            raise ValueError(
+                f"another network's weights: {config.layers} layers of {config.convolutions} convolutions, "
+                f"and {len(state)} tensors in the file"
+            )
+        with NoInitialization.for_state(state):
+            network = cls(config, source)
+        network.load(state)
+        return network.requires_grad_(False).eval()
 
     @property
     def padding_shape(self) -> tuple[int, int]:
