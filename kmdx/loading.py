@@ -96,10 +96,10 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     if architecture["type"] != "onnx":
         return None
     try:
-        graph = weights.unet(path)
+        spectrogram = _spectrogram(architecture)
+        graph = weights.unet(path, (spectrogram.bins, spectrogram.frames))
     except WeightsError:  # ONNX Runtime may know it, or will say what is wrong with it
         return None
-    spectrogram = _spectrogram(architecture)
     if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
         return None
     return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)

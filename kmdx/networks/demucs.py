@@ -159,13 +159,9 @@ def _checked_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(sources, list | tuple) and sources and all(isinstance(name, str) for name in sources)):
         raise ValueError("its sources must be a list of names")
     for name, value in own.items():
-        default = parameters[name].default
-        if name != "sources" and not _is_sane(name, value, default):
-            least, most = BOUNDS.get(name, DEFAULT_BOUNDS)
-            given = str(value) if isinstance(value, str | int | float) else type(value).__name__
-            raise ValueError(
-                f"its {name} must be like {default!r}, if a number {least} to {most}: {shown(given)}"
-            )
+        if name != "sources" and (expected := _mistake(name, value, parameters[name].default)):
+            given = shown(str(value)) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+            raise ValueError(f"its {name} must be {expected}, not {given}")
     if own.get("t_sparse_self_attn") or own.get("t_sparse_cross_attn"):
         raise ValueError("it has sparse attention, for which there is no code here")
     if own.get("channels", 48) * max(1, own.get("growth", 2)) ** (own.get("depth", 6) - 1) > MAX_CHANNELS:
@@ -173,16 +169,25 @@ def _checked_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _is_sane(name: str, value: Any, default: Any) -> bool:
-    """Whether an option is of the type of its default, and within its bounds."""
+def _mistake(name: str, value: Any, default: Any) -> str | None:
+    """What an option must be, if it is not of the type of its default or not within its bounds."""
     least, most = BOUNDS.get(name, DEFAULT_BOUNDS)
-    if value is None or isinstance(default, bool):
-        return default is None if value is None else isinstance(value, int) and 0 <= value <= most
-    if isinstance(default, str):
-        return value in EMBEDDINGS if name == "t_emb" else isinstance(value, str)
-    if isinstance(default, list) or name == "multi_freqs":
-        numbers = isinstance(value, list | tuple) and len(value) <= MAX_BANDS
-        return numbers and all(isinstance(each, int | float) and least <= each <= most for each in value)
-    real = isinstance(default, float) or name in REAL
+    real = isinstance(default, float | list) or name in REAL
     kinds = (int, float, Fraction) if real else (int,)
-    return isinstance(value, kinds) and not isinstance(value, bool) and bool(least <= value <= most)
+
+    def is_number(each: Any) -> bool:
+        return isinstance(each, kinds) and not isinstance(each, bool) and bool(least <= each <= most)
+
+    if value is None and default is None:
+        return None
+    if isinstance(default, bool):
+        return None if isinstance(value, int) and 0 <= value <= most else "true or false"
+    if isinstance(default, str):
+        choices = EMBEDDINGS if name == "t_emb" else None
+        fits = isinstance(value, str) and (choices is None or value in choices)
+        return None if fits else f"one of {', '.join(EMBEDDINGS)}" if choices else "text"
+    number = f"{'numbers' if real else 'whole numbers'} from {least:g} to {most:g}"
+    if isinstance(default, list) or name == "multi_freqs":
+        fits = isinstance(value, list | tuple) and len(value) <= MAX_BANDS and all(map(is_number, value))
+        return None if fits else f"a list of at most {MAX_BANDS} {number}"
+    return None if is_number(value) else f"one of the {number}"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmdx.errors import WeightsError, shown
-from kmdx.weights import onnx_file, state_dict, torch_file
+from kmdx.weights import onnx_file, onnx_sizes, state_dict, torch_file
 from kmdx.weights.pickled import Call, Name, Refused
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def check_graph(path: Path, shape: Sequence[int]) -> None:
     """
     if load(path).state is not None:
         raise ValueError("it holds tensors, and an ONNX graph is needed")
-    onnx_file.check_sizes(onnx_file.read(path), shape)
+    onnx_sizes.check(onnx_file.read(path), shape)
 
 
 def decode_arguments(text: str) -> Any:
@@ -117,13 +117,17 @@ def decode_arguments(text: str) -> Any:
 
     Raises
     ------
-    ValueError
-        If the text is no JSON, nests too deeply, or has a fraction that is none.
+    Refused
+        If the text is no JSON, nests too deeply, or has a fraction without a value.
     """
     try:
         return json.loads(text, object_hook=_decoded_fraction)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"is refused: its arguments are no JSON ({_first_line(error)})") from error
     except RecursionError as error:
-        raise ValueError("its arguments are nested too deeply") from error
+        raise Refused("is refused: its arguments are nested too deeply") from error
 
 
 def _start(path: Path) -> bytes:
@@ -194,7 +198,7 @@ def _load_safetensors(path: Path, header_bytes: int) -> Checkpoint:
     state_dict.check(state, path.stat().st_size)
     args, kwargs = metadata.get("args", "[]"), metadata.get("kwargs", "{}")
     if len(args) + len(kwargs) > _MAX_METADATA:
-        raise ValueError(f"its arguments have more than {_MAX_METADATA:,} characters")
+        raise Refused(f"is refused: its arguments have more than {_MAX_METADATA:,} characters")
     network = _class(metadata["klass"]) if "klass" in metadata else None
     return Checkpoint(
         path=path,
@@ -220,10 +224,10 @@ def _arguments(klass: type | None, args: Any, kwargs: Any) -> dict[str, Any]:
     if klass is None:
         return dict(kwargs) if isinstance(kwargs, dict) else {}
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
-        raise ValueError("its arguments are not a list and a dict")
+        raise Refused("is refused: its arguments are not a list and a dict")
     names = list(inspect.signature(klass).parameters)
     if len(args) > len(names) or not all(isinstance(name, str) for name in kwargs):
-        raise ValueError(f"its arguments are not those of {klass.__name__}")
+        raise Refused(f"is refused: its arguments are not those of {klass.__name__}")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     return {name: _fraction(value) if isinstance(value, Call) else value for name, value in given.items()}
 
@@ -236,7 +240,7 @@ def _fraction(call: Call) -> Fraction:
         case "fractions.Fraction", (str(text),) if parts := _FRACTION.fullmatch(text):
             if denominator := int(parts[2] or 1):
                 return Fraction(int(parts[1]), denominator)
-    raise ValueError(f"one of its arguments is a {call.name} that is none")
+    raise Refused(f"is refused: one of its arguments is a {shown(call.name)} without a value")
 
 
 def _decoded_fraction(value: dict[str, Any]) -> Any:
@@ -245,7 +249,7 @@ def _decoded_fraction(value: dict[str, Any]) -> Any:
     match value.get("numerator"), value.get("denominator"):
         case int(numerator), int(denominator) if denominator:
             return Fraction(numerator, denominator)
-    raise ValueError("one of its arguments is a fraction without a numerator and a denominator")
+    raise Refused("is refused: one of its arguments is a fraction without a numerator and a denominator")
 
 
 def _tuned_for(training_args: Any) -> str | None:

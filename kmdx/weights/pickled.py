@@ -20,6 +20,7 @@ from kmdx.errors import shown
 MAX_INSTRUCTIONS = 1_000_000  # the largest checkpoints in use have about 250,000, for 6,000 tensors
 _ALLOWED = re.compile(  # names that torch's own files hold; none is ever looked up
     r"collections\.(OrderedDict|Counter)|_codecs\.encode|fractions\.Fraction"
+    r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|numpy\.dtypes\.\w+"  # best scores
     r"|(builtins|__builtin__)\.(set|bytearray|complex)"
     r"|demucs\.(htdemucs\.HTDemucs|hdemucs\.HDemucs)"
     r"|torch\.nn\.parameter\.Parameter|torch\.(Size|Tensor|device)|torch\.serialization\._get_layout"
@@ -251,7 +252,9 @@ def _fill(target: dict[Any, Any], values: Sequence[Any]) -> None:
 
 def _checked_name(name: str) -> Name:
     if not _ALLOWED.fullmatch(name):
-        raise Refused(f"is refused: it is a pickle that would run code ({shown(name)})")
+        raise Refused(
+            f"is refused: it is a pickle that would run code ({shown(name)}); save the state dict alone"
+        )
     return Name(name)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kmdx.errors import shown
-from kmdx.weights.pickled import Refused
+from kmdx.weights.pickled import Call, Refused
 from kmdx.weights.torch_file import is_tensor
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WRAPPERS = ("state", "state_dict", "model_state_dict", "model")  # the first is the author's and Meta's
 MAX_TENSORS = 10_000  # the largest separation networks have about 2,000
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 QUANTIZED = "is refused: its state is quantized (diffq); pull the full-size weights"
 _MAX_DEPTH = 4  # of wrappers in wrappers
 _FLOAT32_MAX = 3.4028234663852886e38  # networks compute in it, whatever is stored
@@ -45,12 +46,12 @@ def find(content: Mapping[Any, Any]) -> dict[str, Any]:
     tensors = sum(map(is_tensor, found.values()))
     if not tensors and (places := _places(content)):
         raise Refused(
-            f"holds its tensors under {' and '.join(map(shown, places[:3]))}: expected them at the top, or under "
-            f"{', '.join(WRAPPERS)}; save that part alone, or rename its key"
+            f"holds its tensors under {' and '.join(map(shown, places[:3]))}: expected them at the top, or "
+            f"under {', '.join(WRAPPERS)}; save that part alone, or rename its key"
         )
     for name, value in found.items():
         if not (isinstance(name, str) and is_tensor(value)):
-            raise Refused(f"holds no state dict: {shown(str(name))} is a {type(value).__name__}")
+            raise Refused(f"holds no state dict: {shown(str(name))} is a {_kind(value)}")
     if not tensors:
         raise Refused("holds no state dict: expected names with tensors")
     if tensors > MAX_TENSORS:
@@ -66,15 +67,18 @@ def check(state: Mapping[str, Tensor], file_bytes: int) -> None:
     ValueError
         If the file is too small for them. Twice its size is allowed: a tensor may have two names.
     Refused
-        If a tensor is complex, or holds NaN, infinity, or what float32 cannot hold.
+        If a tensor is complex or of a rare type, or holds NaN, infinity, or what float32 cannot hold.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > 2 * file_bytes:
         raise ValueError(f"its tensors declare {size:,} bytes, and the file has {file_bytes:,}")
     for name, tensor in state.items():
-        if tensor.is_complex():
-            raise bad_tensor(name, f"is of the type {str(tensor.dtype).removeprefix('torch.')}")
-        if tensor.is_floating_point() and tensor.numel():
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            continue  # a counter, perhaps
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in FLOATS:
+            raise bad_tensor(name, f"is of the type {kind}, not one of {', '.join(FLOATS)}")
+        if tensor.numel():
             ends = [abs(float(end)) for end in tensor.aminmax()]  # NaN, where one of the values is NaN
             if not all(math.isfinite(end) and end <= _FLOAT32_MAX for end in ends):
                 raise bad_tensor(name, "holds NaN or infinity")
@@ -83,6 +87,10 @@ def check(state: Mapping[str, Tensor], file_bytes: int) -> None:
 def bad_tensor(name: str, reason: str) -> Refused:
     """A tensor that cannot be a network's, and why."""
     return Refused(f"is refused: its tensor {shown(name)} {reason}; export the weights again, or pull them")
+
+
+def _kind(value: Any) -> str:
+    return shown(value.name) if isinstance(value, Call) else type(value).__name__
 
 
 def _places(content: Mapping[Any, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmdx.errors import shown
 from kmdx.weights import pickled
-from kmdx.weights.pickled import Call, Name, PickleError, Reference
+from kmdx.weights.pickled import Call, Name, PickleError, Reference, Refused
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -122,7 +122,7 @@ def read(path: Path) -> TorchFile:
     Raises
     ------
     Refused
-        If its pickle would run code.
+        If its pickle would run code, or its entries are compressed.
     ValueError
         If it is damaged, or no such file; the message is the reason.
     OSError
@@ -181,7 +181,7 @@ def _entries(path: Path, memory: ndarray) -> dict[str, ndarray]:
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         name = shown(entry.filename)
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise ValueError("its entries are compressed, which those of torch's files never are")
+            raise Refused("is refused: its entries are compressed, which those of torch's files never are")
         if entry.filename in found:
             raise ValueError(f"it has two entries with the name {name}")
         header = memory[entry.header_offset : entry.header_offset + _LOCAL_HEADER].tobytes()
