@@ -28,13 +28,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "samplerate": (1000, 1_000_000), "segment": (1e-2, 1e4),
 }  # fmt: skip
 DEFAULT_BOUNDS = (0, 1 << 16)
-REAL = (
-    "growth",
-    "emb_scale",
-    "dconv_comp",
-    "segment",
-    "t_lr",
-)  # need not be whole, though their defaults are
+REAL = ("growth", "emb_scale", "dconv_comp", "segment", "t_lr", "multi_freqs")  # need not be whole
 EMBEDDINGS = ("sin", "cape", "scaled")
 MAX_BANDS = 16
 MAX_CHANNELS = 1 << 16

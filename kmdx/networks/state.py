@@ -139,7 +139,7 @@ def _prefixes(names: Collection[str], own: Collection[str]) -> Iterator[str]:
     """What is before the first of a network's names, wherever that is among these names."""
     first = next(iter(own))
     for name in names:
-        if name == first or name.endswith(f".{first}"):
+        if name.endswith(first):
             yield name.removesuffix(first)
 
 

@@ -130,7 +130,11 @@ class _Walk:
                 opset_imports=self.opsets,
                 ir_version=self.ir_version,
             )
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError) as error:
+        except (
+            onnx.defs.SchemaError,
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+        ) as error:
             reason = (str(error).strip() or "no reason given").splitlines()[0][:120]
             raise ValueError(
                 f"its {shown(node.op_type)} {shown(node.name)} is not right: {reason}"

@@ -29,6 +29,7 @@ _MAX_DIRECTORY = 1 << 23  # bytes of a zip archive's list of entries; 10,000 ten
 _MAX_AXES = 16
 _LOCAL_HEADER = 30  # bytes, before the entry's name
 _ENCRYPTED = 1  # flag of an entry
+_FEW = 1000  # instructions of the pickles that come first in the older format
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older format
 _ITEM_BYTES = {  # by the names of the storages' classes
     "Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8,
@@ -201,9 +202,9 @@ def _entries(path: Path, memory: ndarray) -> dict[str, ndarray]:
 def _read_legacy(path: Path) -> TorchFile:
     with path.open("rb") as file:
         stream = io.BytesIO(file.read(_MAX_PICKLE))
-    if pickled.read(stream).content != _MAGIC or pickled.read(stream).content != _PROTOCOL:
+    if [pickled.read(stream, _FEW).content for _ in range(2)] != [_MAGIC, _PROTOCOL]:
         raise ValueError("it is a pickle, but not one that torch.save wrote")
-    match pickled.read(stream).content:
+    match pickled.read(stream, _FEW).content:
         case {"little_endian": bool(little)} if little == (sys.byteorder == "little"):
             pass
         case _:
