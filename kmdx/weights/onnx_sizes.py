@@ -49,7 +49,9 @@ def check(model: ModelProto, shape: Sequence[int]) -> None:
         sizes = walk.follow(node)
         held += sum(sizes.values())
         if held > MAX_VALUES:
-            raise ValueError(f"with its {node.op_type} {shown(node.name)} it holds {held:,} values at once")
+            raise ValueError(
+                f"at {shown(node.output[0])}, from a {node.op_type}, it holds {held:,} values at once"
+            )
         # What hangs on the shape of the input alone is a constant, too, and constants are kept.
         if node.op_type not in ("Shape", "Size") and not varying.isdisjoint(node.input):
             varying.update(node.output)

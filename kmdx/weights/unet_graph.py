@@ -275,9 +275,12 @@ class _Walk:
         )
 
     def _keep(self, module: str, **parameters: ndarray) -> None:
+        import numpy as np
         import torch
 
         for name, values in parameters.items():
+            if not np.isfinite(values).all():
+                _refuse(f"its {module}.{name} holds NaN or infinity")
             self.state[f"{module}.{name}"] = torch.from_numpy(values.copy())
 
     def _take(
