@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kmdx import precision as precisions
 from kmdx import weights
@@ -15,8 +13,7 @@ from kmdx.networks import demucs, fast
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
-from kmdx.networks.state import NoInitialization
-from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse, OverlapAdd
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
@@ -99,20 +96,22 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     if architecture["type"] != "onnx":
         return None
     try:
-        graph = weights.unet(path)
+        spectrogram = _spectrogram(architecture)
+        graph = weights.unet(path, (spectrogram.bins, spectrogram.frames))
     except WeightsError:  # ONNX Runtime may know it, or will say what is wrong with it
         return None
-    spectrogram = _spectrogram(architecture)
     if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
         return None
-    return _unet(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
+    return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
 def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | TfcTdf | demucs.DemucsNetwork:
     architecture = dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":
-        return OnnxNetwork(path, _spectrogram(architecture), architecture["sources"][0], device).eval()
+        spectrogram = _spectrogram(architecture)
+        weights.check_graph(path, (SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames))
+        return OnnxNetwork(path, spectrogram, architecture["sources"][0], device).eval()
 
     checkpoint = weights.load(path)
     if checkpoint.state is None:
@@ -120,20 +119,13 @@ def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | T
     if kind == "tfc_tdf":
         sizes = {key: architecture[key] for key in UNET if key in architecture}
         config = TfcTdfConfig(_spectrogram(architecture), **sizes)
-        return _unet(config, architecture["sources"][0], checkpoint.state)
+        return TfcTdf.of_state(config, architecture["sources"][0], checkpoint.state)
 
     if checkpoint.klass is not None and checkpoint.klass != kind:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
     own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
     segment = use.chunking.segment if isinstance(use.chunking, OverlapAdd) else None
     return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state)
-
-
-def _unet(config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
-    with NoInitialization():
-        unet = TfcTdf(config, source)
-    unet.load(state)
-    return unet.requires_grad_(False).eval()
 
 
 def _spectrogram(architecture: dict) -> SpectrogramConfig:

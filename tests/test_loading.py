@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import tiny
 import torch
@@ -115,6 +117,20 @@ def test_a_network_gets_the_precision_that_it_bears(
     networks = [load_fast(use, RATE, CPU, precision=name, loose=loose) for use in uses]
     assert [type(network) for network in networks] == [DemucsNetwork, TfcTdf, TfcTdf]
     assert [network.dtype for network in networks] == [demucs, mdx, mdx]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_published_graph_with_a_number_that_is_none_is_refused_by_its_name(
+    tmp_path: Path, value: float
+) -> None:
+    use = use_of(write_vocals(tmp_path), "mdx")
+    model = onnx.load(tmp_path / "vocals.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weight.raw_data = np.float32(value).tobytes() + weight.raw_data[4:]
+    onnx.save(model, tmp_path / "vocals.onnx")
+    for load in (load_network, load_fast):
+        with pytest.raises(WeightsError, match=f"vocals.onnx is refused: its tensor {weight.name} holds NaN"):
+            load(use, RATE, CPU)
 
 
 def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ def nth(model: ModelProto, operation: str, number: int) -> NodeProto:
     return [node for node in model.graph.node if node.op_type == operation][number]
 
 
+def test_a_graph_with_numbers_that_are_none_is_refused(model: ModelProto) -> None:
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weight.raw_data = np.float32("nan").tobytes() + weight.raw_data[4:]
+    with pytest.raises(WeightsError, match="holds NaN or infinity"):
+        unet_graph.unet(model)
+
+
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
 def test_an_exported_graph_gives_back_its_network(network: TfcTdf, dynamic: bool, tmp_path: Path) -> None:
     tiny.export(network, tmp_path / "vocals.onnx", dynamic)

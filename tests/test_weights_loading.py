@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from demucs.htdemucs import HTDemucs
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
+from torch import Tensor
 
 from kmdx import weights
 from kmdx.errors import WeightsError
@@ -198,7 +202,218 @@ def test_an_onnx_file_is_not_followed_elsewhere(tmp_path: Path) -> None:
     constant.data_location = TensorProto.EXTERNAL
     constant.external_data.add(key="location", value="/nowhere/at/all")
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
-    assert weights.load(tmp_path / "a.onnx").state is None
+    refused(tmp_path / "a.onnx", "its tensor constant is in another file")
+
+
+COPY = {name: tensor * 1.01 for name, tensor in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": STATE, "epoch": 5, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}]},
+        {"model": STATE, "ema": COPY, "best": torch.tensor(0.5)},
+        {"ema": COPY, "model_state_dict": STATE, "model": {"name": "unet", "channels": 48}},
+        {"state_dict_ema": COPY, "state": {"model": STATE}},
+        {"epoch": 3, "score": np.float64(9.5), "model": dict(STATE)},
+    ],
+    ids=lambda content: "-".join(content),
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_the_state_dict_is_found_among_what_trainers_save(tmp_path: Path, content: Any, zipped: bool) -> None:
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    state = weights.load(tmp_path / "a.pt").state
+    assert state is not None
+    assert torch.equal(state["linear.weight"], STATE["linear.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"net": STATE}, "its tensors under net: expected them at the top, or under state, state_dict"),
+        ({"checkpoint": {"generator": STATE, "epoch": 1}}, "its tensors under checkpoint.generator"),
+        ({"ema": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}, "under ema and optimizer"),
+        ({"model": STATE, "state_dict": COPY}, "state dicts under state_dict and model"),
+        ({**STATE, "epoch": 3}, "epoch is a int"),
+    ],
+)
+def test_what_the_state_dict_is_under_is_named(tmp_path: Path, content: Any, reason: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", reason)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".th", ".safetensors", ".onnx"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, suffix: str, end: str) -> None:
+    lines = ("version https://git-lfs.github.com/spec/v1", "oid sha256:" + 64 * "0", "size 83000000", "")
+    (tmp_path / f"a{suffix}").write_bytes(end.join(lines).encode())
+    refused(tmp_path / f"a{suffix}", "is a Git LFS pointer, .* run `git lfs pull`")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".legacy.pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "value", [torch.tensor(float("nan")), torch.tensor(-float("inf")).half(), torch.tensor(1e39).double()]
+)
+def test_numbers_that_are_none_are_refused(tmp_path: Path, suffix: str, value: Tensor) -> None:
+    state = {**STATE, "b.weight": torch.cat([torch.ones(20, dtype=value.dtype), value[None]])}
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=suffix == ".pt")
+    refused(path, r"its tensor b\.weight holds NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.ones(2, 2).to_sparse(), "is sparse"),
+        (torch.ones(2, device="meta"), "is on torch's meta device"),
+        (torch.ones(2).to(torch.complex64), "is of the type complex64"),
+        (torch.ones(2).to(torch.float8_e5m2), "is of the type float8_e5m2"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "is quantized"),
+        (torch.ones(1).expand(10**12), "declares 1,000,000,000,000 values, but the file has 1 for it"),
+        (torch.ones(8).as_strided((4, 4), (1, 1)), "declares 16 values, but the file has 8 for it"),
+    ],
+)  # fmt: skip
+def test_tensors_that_no_network_has_are_refused(tmp_path: Path, tensor: Tensor, reason: str) -> None:
+    torch.save({**STATE, "odd": tensor}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", f"its tensor odd {reason}")
+
+
+def test_tensors_that_share_memory_cannot_add_up_to_more_than_the_file(tmp_path: Path) -> None:
+    block = torch.ones(10_000)
+    torch.save({f"part {number}": block[number:] for number in range(100)}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", r"its tensors declare 3,9\d\d,\d+ bytes, and the file has")
+
+
+@pytest.mark.parametrize("tensor", [torch.arange(6.0).reshape(2, 3).T, torch.arange(9.0)[3:], torch.ones(()), torch.ones(0, 3),
+                                    torch.nn.Parameter(torch.ones(2)), torch.ones(2).bfloat16(), torch.arange(4)])  # fmt: skip
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_tensors_are_those_that_torch_reads(tmp_path: Path, tensor: Tensor, zipped: bool) -> None:
+    torch.save(
+        {"a": torch.ones(1).char(), "b": tensor}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+    )
+    state, expected = weights.load(tmp_path / "a.pt").state, torch.load(tmp_path / "a.pt")
+    assert state is not None
+    assert state["b"].dtype == expected["b"].dtype
+    assert torch.equal(state["b"], expected["b"])
+    assert state["b"].stride() == expected["b"].stride()
+
+
+def rezipped(path: Path, compression: int = zipfile.ZIP_STORED, **more: bytes) -> None:
+    """Write a zip archive again, with more entries."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, content in (*entries.items(), *more.items()):
+            archive.writestr(name, content)
+
+
+def test_archives_that_torch_does_not_write_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(100_000)}, path)
+    rezipped(path, zipfile.ZIP_DEFLATED)
+    refused(path, "its entries are compressed")
+    torch.save(STATE, path)
+    rezipped(path)
+    assert same(weights.load(path).state)
+    rezipped(path, **{"a/data/0": b"another"})
+    refused(path, "two entries with the name a/data/0")
+    torch.save(STATE, path)
+    rezipped(path, **{"a/constants.pkl": b""})
+    refused(path, "TorchScript program")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "none")
+    refused(path, "not one of torch's")
+
+
+def test_an_archive_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path)
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\x01\x02")  # of the last entry, which takes the place of the one before it
+    path.write_bytes(content[: directory + 42] + bytes(4) + content[directory + 46 :])
+    refused(path, "is damaged")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",  # 64 GiB
+        b"ctorch\nTensor\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
+        b"}" + b"K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",  # a key whose hash takes 2**60 steps
+        b"(" * 20_000 + b"t" * 20_000 + b".",
+        b"]" + b"r\xff\xff\xff\xff" + b".",  # a memo of 2**32 places
+        b"cfractions\nFraction\nX\x0c\x00\x00\x001e1000000000\x85R.",
+        b"}" * 500_001,
+    ],
+    ids=["bytearray", "tensor", "key", "nested", "memo", "fraction", "long"],
+)
+def test_a_pickle_that_would_take_all_memory_or_time_does_not(tmp_path: Path, program: bytes) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + program)
+    refused(path, "damaged|holds a")
+
+
+def test_a_legacy_file_that_declares_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(50)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"K2") == 2  # elements of the storage, and of the tensor
+    huge = b"\x8a\x06\x00\x00\x00\x00\x00\x10"
+    path.write_bytes(content.replace(b"K2", huge, 1))
+    refused(path, "its storage .* is cut off")
+    path.write_bytes(content.replace(b"K2\x85", huge + b"\x85"))
+    refused(path, "its tensor a declares 17,592,186,044,416 values, but the file has 50")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"args": "[1, 2, 3]", "kwargs": "[1, 2]"}, "not a list and a dict"),
+        ({"args": "5"}, "not a list and a dict"),
+        ({"args": "null"}, "not a list and a dict"),
+        ({"args": json.dumps(list(range(100)))}, "not those of HTDemucs"),
+        ({"kwargs": "[" * 100_000}, "nested too deeply"),
+        ({"kwargs": "{"}, "no JSON"),
+        ({"kwargs": '{"segment": {"_type": "fraction", "numerator": 1, "denominator": 0}}'}, "a fraction without"),
+        ({"kwargs": '{"segment": {"_type": "fraction", "numerator": "1", "denominator": 2}}'}, "a fraction without"),
+        ({"kwargs": '{"a": 1' + " " * 2**20 + "}"}, "more than"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_none_are_refused(tmp_path: Path, metadata: dict[str, str], reason: str) -> None:
+    save_file(STATE, tmp_path / "a.safetensors", {"klass": METADATA["klass"], **metadata})
+    refused(tmp_path / "a.safetensors", reason)
+
+
+@pytest.mark.parametrize("fraction", [("1/0",), ("1e99999999",), (1, 0), (1.5,), ()])
+def test_a_fraction_of_a_pickle_that_is_none_is_refused(tmp_path: Path, fraction: Any) -> None:
+    torch.save(package(kwargs={"segment": FractionOf(fraction)}), tmp_path / "a.th")
+    refused(tmp_path / "a.th", r"a fractions\.Fraction without a value")
+
+
+class FractionOf(Fraction):
+    """Pickled, it is a ``Fraction`` of anything."""
+
+    def __new__(cls, _: Any) -> Any:
+        return super().__new__(cls, 1, 2)
+
+    def __init__(self, arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> Any:
+        return Fraction, self.arguments
+
+
+def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes((10**12).to_bytes(8, "little") + content[8:])
+    refused(tmp_path / "a.safetensors", "a header of 1,000,000,000,000 bytes")
 
 
 def test_the_real_htdemucs_has_the_registrys_tensors() -> None:

@@ -121,12 +121,19 @@ def build(
     known = inspect.signature(CLASSES[kind]).parameters
     own = {key: value for key, value in options.items() if key in known}
     architecture.check_demucs(kind, own)
+    bands, blocks = len(own.get("multi_freqs") or ()) + 1, max(1, abs(own.get("dconv_depth", 2)))
+    layers = own.get("depth", 6) * bands * blocks + own.get("t_layers", 5)
+    if layers > len(state):  # before a module is made for each
+        raise ValueError(
+            f"another network's weights: it has {layers} layers, and the file {len(state)} tensors"
+        )
     try:
-        with NoInitialization():
+        with NoInitialization.for_state(state):
             model = CLASSES[kind](**{**own, "rescale": 0})
-    except (TypeError, AssertionError) as error:  # sizes that do not fit each other, which it asserts
-        reason = f": {error}" if str(error) else ", which do not fit each other"
-        raise ValueError(f"{kind} cannot be built of these sizes{reason}") from error
+    # Sizes that do not fit together: Demucs asserts, and torch raises the others, as it finds them.
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error) or "its sizes do not fit together"
+        raise ValueError(f"{kind} cannot be built: {reason.splitlines()[0]}") from error
     seconds = model.segment if segment is None else segment
     architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)

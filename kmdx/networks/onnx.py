@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kmdx.errors import KmdxWarning
+from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS
 
@@ -47,12 +48,13 @@ class OnnxNetwork(nn.Module):
         self.sources: tuple[str, ...] = (source,)
         self.length: int | None = spectrogram.chunk
         self.spectrogram = Spectrogram(spectrogram)
+        self.path = path
         self.session = _session(path, device)
         self.providers: tuple[str, ...] = tuple(self.session.get_providers())
 
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         expected = [SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames]
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != expected:
+        if len(inputs) != 1 or len(outputs) != 1 or not _fits(inputs[0].shape, expected):
             shapes = [node.shape for node in inputs]
             raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *expected]}]")
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
@@ -74,10 +76,14 @@ class OnnxNetwork(nn.Module):
         heard = np.ascontiguousarray(spectrum.cpu().numpy())
         try:
             (estimate,) = self.session.run([self.output_name], {self.input_name: heard})
-        except Exception as error:  # ONNX Runtime has no public base class for its errors
+        except _runtime_errors() as error:
+            reason = str(error).strip().splitlines()[0]
             if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise
+                raise torch.OutOfMemoryError(reason) from error
+            raise WeightsError(f"ONNX Runtime cannot run {self.path}: {reason}") from error
+        if np.shape(estimate) != heard.shape:
+            shape = list(np.shape(estimate))
+            raise WeightsError(f"the graph in {self.path} gives the shape {shape}, not {list(heard.shape)}")
         return torch.from_numpy(estimate)[:count]
 
     def narrow(self, sources: Sequence[str]) -> OnnxNetwork:
@@ -85,6 +91,25 @@ class OnnxNetwork(nn.Module):
         if tuple(sources) != self.sources:
             raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
         return self
+
+
+def _fits(shape: Sequence[int | str | None], expected: Sequence[int]) -> bool:
+    """Whether a graph's axes behind the batch are these; a free axis has no number."""
+    return len(shape) == len(expected) + 1 and all(
+        own == wanted or not isinstance(own, int) for own, wanted in zip(shape[1:], expected, strict=True)
+    )
+
+
+@functools.cache
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises of graphs: a class for each of its status codes, without a base of their own.
+
+    What its own code throws comes as the last two.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = [value for value in vars(state).values() if isinstance(value, type)]
+    return (*(each for each in classes if issubclass(each, Exception)), RuntimeError, MemoryError)
 
 
 def _session(path: Path, device: torch.device) -> Any:
@@ -109,7 +134,7 @@ def _session(path: Path, device: torch.device) -> Any:
             options,
             providers=[p for p in wanted if (p if isinstance(p, str) else p[0]) in available],
         )
-    except Exception as error:  # ONNX Runtime has no public base class for its errors
+    except _runtime_errors() as error:
         raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         warnings.warn(

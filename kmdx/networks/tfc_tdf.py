@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kmdx.networks import architecture
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
-from kmdx.networks.state import load_strictly
+from kmdx.networks.state import NoInitialization, load_strictly, renamed
 
 WAVE_CHANNELS = 2
 SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each
@@ -196,6 +196,7 @@ class TfcTdf(nn.Module):
         ValueError
             If a constant differs, or a parameter is missing, unknown or of another shape.
         """
+        state = renamed(state, self.state_dict(), TRANSFORM_CONSTANTS)
         parameters = {name: tensor for name, tensor in state.items() if name not in TRANSFORM_CONSTANTS}
         window = state.get("window")
         if window is not None and not (
@@ -209,6 +210,26 @@ class TfcTdf(nn.Module):
         if freq_pad is not None and (freq_pad.any() or freq_pad.shape[-2:] != self.padding_shape):
             raise ValueError(f"its freq_pad is not zeros of shape (…, {self.padding_shape})")
         load_strictly(self, parameters)
+
+    @classmethod
+    def of_state(cls, config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
+        """Build the network that a published state dict belongs to, for inference; it shares the tensors.
+
+        Raises
+        ------
+        ValueError
+            If the state is that of a network with other sizes.
+        """
+        convolutions = config.layers * config.convolutions
+        if convolutions > len(state):  # before a module is made for each
+            raise ValueError(
+                f"another network's weights: {config.layers} layers of {config.convolutions} convolutions, "
+                f"and {len(state)} tensors in the file"
+            )
+        with NoInitialization.for_state(state):
+            network = cls(config, source)
+        network.load(state)
+        return network.requires_grad_(False).eval()
 
     @property
     def padding_shape(self) -> tuple[int, int]:

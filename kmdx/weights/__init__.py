@@ -8,7 +8,7 @@ from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.download import Progress
 from kmdx.weights.finding import Found, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
-from kmdx.weights.loading import Checkpoint, load
+from kmdx.weights.loading import Checkpoint, check_graph, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull, pull_all
 from kmdx.weights.registry import Source, Weight, check_path, own, registry
@@ -26,6 +26,7 @@ __all__ = [
     "Status",
     "UnetGraph",
     "Weight",
+    "check_graph",
     "check_path",
     "file_sha256",
     "find",

@@ -2,10 +2,14 @@
 
 The container is told by the file's first bytes, not by its name:
 
-- torch's zip or legacy pickle: the author's ``.ckpt`` (a dict with ``state``), Meta's ``.th``
-  (``klass``, ``args``, ``kwargs``, ``state``, ``training_args``) and bare state dicts (``.pt``),
+- torch's zip or legacy pickle: a bare state dict (``.pt``), or one under the key ``state`` (the author's
+  ``.ckpt``, and Meta's ``.th`` with ``klass``, ``args``, ``kwargs`` and ``training_args`` next to it),
+  ``state_dict``, ``model`` or ``model_state_dict`` (other trainers),
 - safetensors, of the hub with ``klass``, ``args`` and ``kwargs`` as JSON in the metadata,
-- ONNX graphs, which stay in their file: only their form is checked here.
+- ONNX graphs, which stay in their file: they are only checked here.
+
+What a file declares is compared with its size before memory is taken for it. Tensors are mapped from the
+file. Numbers that are NaN or infinite are found here, where the file and the tensor can be named.
 """
 
 from __future__ import annotations
@@ -13,13 +17,15 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmdx.errors import WeightsError
+from kmdx.errors import WeightsError, shown
+from kmdx.weights import onnx_file, onnx_sizes, state_dict, torch_file
+from kmdx.weights.pickled import Call, Name, Refused
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch's two formats
 _MEANT = "expected a .ckpt, .th, .pt, .safetensors or .onnx file"
 _TUNED_FOR = ("drums", "bass", "other", "vocals")  # the order of training_args['weights']
+_MAX_HEADER, _MAX_METADATA = 1 << 24, 1 << 20  # bytes of a safetensors file's header and of its arguments
+_SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_GIT_LFS = re.compile(rb"version https?://(git-lfs\.github\.com|hawser\.github\.com|git-media\.io)/")
+_FRACTION = re.compile(r"(-?\d{1,18})(?:/(\d{1,18}))?")
 
 
 @dataclass(frozen=True)
@@ -59,132 +69,187 @@ def load(path: Path | str) -> Checkpoint:
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, of another type, quantized, or a pickle that would run code.
+        If the file is missing, damaged, of another type, quantized, or a pickle that would run code; if it
+        holds NaN or infinity, declares more than it has, or is a Git LFS pointer in place of the weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing or no file")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if not start:
-        raise WeightsError(f"{path} is empty: the download was cut off; delete it and pull it again")
-    if start[8:] == b"{":  # the header's length is before it
-        return _load_safetensors(path)
-    if start.startswith((ZIP, PICKLE)):
-        return _load_pickle(path, is_zip=start.startswith(ZIP))
-    if path.suffix == ".onnx":
-        return _check_onnx(path)
+    start = _start(path)
+    try:
+        if start[8:9] == b"{":  # the header's length is before it
+            return _load_safetensors(path, int.from_bytes(start[:8], "little"))
+        if start.startswith((ZIP, PICKLE)):
+            return _load_torch(path)
+        if path.suffix.lower() == ".onnx":
+            onnx_file.read(path)
+            return Checkpoint(path=path, state=None)
+    except Refused as error:
+        raise WeightsError(f"{path} {error}") from error
+    except (ValueError, OSError) as error:
+        raise WeightsError(
+            f"{path} is damaged or cut off ({_first_line(error)}); delete it and pull it again"
+        ) from error
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
 
 
+def check_graph(path: Path, shape: Sequence[int]) -> None:
+    """Check that an ONNX file holds a graph that ONNX Runtime can be trusted with.
+
+    Parameters
+    ----------
+    path : Path
+    shape : sequence of int
+        Channels, bins and frames of the spectrogram that it takes and gives.
+
+    Raises
+    ------
+    WeightsError
+        As :func:`load` does.
+    ValueError
+        If its input, its output or what it holds in between has another size.
+    """
+    if load(path).state is not None:
+        raise ValueError("it holds tensors, and an ONNX graph is needed")
+    onnx_sizes.check(onnx_file.read(path), shape)
+
+
 def decode_arguments(text: str) -> Any:
-    """A constructor's arguments out of the hub's JSON form, which writes a fraction as a dict."""
-    return json.loads(text, object_hook=_fraction)
+    """A constructor's arguments out of the hub's JSON form, which writes a fraction as a dict.
 
-
-def _load_pickle(path: Path, is_zip: bool) -> Checkpoint:
-    import pickle
-
-    import torch
-    from demucs.hdemucs import HDemucs
-    from demucs.htdemucs import HTDemucs
-
+    Raises
+    ------
+    Refused
+        If the text is no JSON, nests too deeply, or has a fraction without a value.
+    """
     try:
-        with torch.serialization.safe_globals([HTDemucs, HDemucs, Fraction]), path.open("rb") as file:
-            # A zip's tensors are mapped, not copied, for which torch wants its path; but by the ending of a
-            # path it would take the file for one of safetensors.
-            mapped = is_zip and path.suffix != ".safetensors"
-            content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except Exception as error:  # a damaged file fails in torch's reader in many ways
-        raise _damage(path, error) from error
+        return json.loads(text, object_hook=_decoded_fraction)
+    except Refused:
+        raise
+    except ValueError as error:
+        raise Refused(f"is refused: its arguments are no JSON ({_first_line(error)})") from error
+    except RecursionError as error:
+        raise Refused("is refused: its arguments are nested too deeply") from error
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file, unless they tell that the weights are somewhere else."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing or no file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    if not start:
+        raise WeightsError(f"{path} is empty: the download was cut off; delete it and pull it again")
+    if _GIT_LFS.match(start.removeprefix(b"\xef\xbb\xbf").lstrip()):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the weights themselves: run `git lfs pull` in its repository"
+        )
+    return start
+
+
+def _load_torch(path: Path) -> Checkpoint:
+    file = torch_file.read(path)
+    content = file.content
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}: expected a dict of tensors")
+        what = content.name if isinstance(content, Call) else type(content).__name__
+        raise Refused(f"holds a {what}: expected a dict of tensors, which state_dict() gives")
+    state = {}
+    for name, call in state_dict.find(content).items():
+        try:
+            state[name] = file.tensor(call)
+        except ValueError as error:
+            raise state_dict.bad_tensor(name, str(error)) from error
+    state_dict.check(state, path.stat().st_size)
     klass = content.get("klass")
+    network = _class(klass) if isinstance(klass, Name) else None
     return Checkpoint(
         path=path,
-        state=_checked_state(path, content.get("state", content)),
-        klass=klass.__name__.lower() if isinstance(klass, type) else None,
-        kwargs=_arguments(klass, content.get("args", ()), content.get("kwargs", {})),
+        state=state,
+        klass=network.__name__.lower() if network else None,
+        kwargs=_arguments(network, content.get("args", ()), content.get("kwargs", {})),
         tuned_for=_tuned_for(content.get("training_args")),
     )
 
 
-def _load_safetensors(path: Path) -> Checkpoint:
+def _load_safetensors(path: Path, header_bytes: int) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
+    if header_bytes > min(_MAX_HEADER, path.stat().st_size):
+        raise ValueError(f"it declares a header of {header_bytes:,} bytes")
+    state = {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise _damage(path, error) from error
+            names = list(file.keys())
+            if len(names) > state_dict.MAX_TENSORS:
+                raise ValueError(f"it has {len(names):,} tensors, more than {state_dict.MAX_TENSORS:,}")
+            for name in names:
+                kind = file.get_slice(name).get_dtype()
+                if kind not in _SAFETENSORS_TYPES:
+                    raise state_dict.bad_tensor(name, f"is of the type {kind}")
+                state[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(_first_line(error)) from error
     if "structure" in metadata:
-        raise _quantized(path)
-    klass = _allowed_class(path, metadata.get("klass"))
-    try:
-        args = decode_arguments(metadata.get("args", "[]"))
-        kwargs = decode_arguments(metadata.get("kwargs", "{}"))
-    except ValueError as error:
-        raise _damage(path, error) from error
+        raise Refused(state_dict.QUANTIZED)
+    if not state:
+        raise Refused("holds no state dict: expected names with tensors")
+    state_dict.check(state, path.stat().st_size)
+    args, kwargs = metadata.get("args", "[]"), metadata.get("kwargs", "{}")
+    if len(args) + len(kwargs) > _MAX_METADATA:
+        raise Refused(f"is refused: its arguments have more than {_MAX_METADATA:,} characters")
+    network = _class(metadata["klass"]) if "klass" in metadata else None
     return Checkpoint(
         path=path,
-        state=_checked_state(path, state),
-        klass=klass.__name__.lower() if klass else None,
-        kwargs=_arguments(klass, args, kwargs),
+        state=state,
+        klass=network.__name__.lower() if network else None,
+        kwargs=_arguments(network, decode_arguments(args), decode_arguments(kwargs)),
     )
 
 
-def _check_onnx(path: Path) -> Checkpoint:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (DecodeError, OSError) as error:
-        raise _damage(path, error) from error
-    if not (graph.node and graph.input and graph.output):
-        raise WeightsError(f"{path} is damaged: it holds no ONNX graph; delete it and pull it again")
-    return Checkpoint(path=path, state=None)
-
-
-def _allowed_class(path: Path, name: str | None) -> type | None:
+def _class(name: str) -> type:
     """The class of that dotted name; never imported by name, only compared with the two there are."""
-    if name is None:
-        return None
     from demucs.hdemucs import HDemucs
     from demucs.htdemucs import HTDemucs
 
     for klass in (HTDemucs, HDemucs):
         if name == f"{klass.__module__}.{klass.__qualname__}":
             return klass
-    raise WeightsError(f"{path} is refused: it asks for the class {name}, not for HTDemucs or HDemucs")
-
-
-def _checked_state(path: Path, state: Any) -> dict[str, Tensor]:
-    import torch
-
-    if isinstance(state, Mapping) and "__quantized" in state:
-        raise _quantized(path)
-    if not (isinstance(state, Mapping) and state):
-        raise WeightsError(f"{path} holds no state dict: expected names with tensors")
-    for name, value in state.items():
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
-            raise WeightsError(f"{path} holds no state dict: {name!r} is a {type(value).__name__}")
-    return dict(state)
+    raise Refused(f"is refused: it asks for the class {shown(name)}, not for HTDemucs or HDemucs")
 
 
 def _arguments(klass: type | None, args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments of the network's constructor, the positional ones by their names."""
-    named = zip(inspect.signature(klass).parameters, args, strict=False) if klass else ()
-    return {**dict(named), **kwargs}
+    if klass is None:
+        return dict(kwargs) if isinstance(kwargs, dict) else {}
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
+        raise Refused("is refused: its arguments are not a list and a dict")
+    names = list(inspect.signature(klass).parameters)
+    if len(args) > len(names) or not all(isinstance(name, str) for name in kwargs):
+        raise Refused(f"is refused: its arguments are not those of {klass.__name__}")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return {name: _fraction(value) if isinstance(value, Call) else value for name, value in given.items()}
 
 
-def _fraction(value: dict[str, Any]) -> Any:
-    if value.get("_type") == "fraction":
-        return Fraction(value["numerator"], value["denominator"])
-    return value
+def _fraction(call: Call) -> Fraction:
+    """The fraction that a pickle has as two numbers or as text."""
+    match call.name, call.arguments:
+        case "fractions.Fraction", (int(numerator), int(denominator)) if denominator:
+            return Fraction(numerator, denominator)
+        case "fractions.Fraction", (str(text),) if parts := _FRACTION.fullmatch(text):
+            if denominator := int(parts[2] or 1):
+                return Fraction(int(parts[1]), denominator)
+    raise Refused(f"is refused: one of its arguments is a {shown(call.name)} without a value")
+
+
+def _decoded_fraction(value: dict[str, Any]) -> Any:
+    if value.get("_type") != "fraction":
+        return value
+    match value.get("numerator"), value.get("denominator"):
+        case int(numerator), int(denominator) if denominator:
+            return Fraction(numerator, denominator)
+    raise Refused("is refused: one of its arguments is a fraction without a numerator and a denominator")
 
 
 def _tuned_for(training_args: Any) -> str | None:
@@ -193,22 +258,6 @@ def _tuned_for(training_args: Any) -> str | None:
         return None
     chosen = [source for source, weight in zip(_TUNED_FOR, weights, strict=True) if weight]
     return chosen[0] if len(chosen) == 1 else None
-
-
-def _refusal(path: Path, error: Exception) -> WeightsError:
-    """A pickle that torch's safe reader does not take: mostly one that names a function or class."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    if named:
-        return WeightsError(f"{path} is refused: it is a pickle that would run code ({named[1]})")
-    return WeightsError(f"{path} is refused: it is damaged, or a pickle of something else than tensors")
-
-
-def _damage(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{path} is damaged or cut off ({_first_line(error)}); delete it and pull it again")
-
-
-def _quantized(path: Path) -> WeightsError:
-    return WeightsError(f"{path} is refused: its state is quantized (diffq); pull the full-size weights")
 
 
 def _first_line(error: Exception) -> str:

@@ -62,8 +62,14 @@ class UnetGraph:
     state: dict[str, Tensor]
 
 
-def unet(source: Path | str | ModelProto) -> UnetGraph:
+def unet(source: Path | str | ModelProto, spectrum: tuple[int, int] | None = None) -> UnetGraph:
     """Read the TFC-TDF U-Net out of an ONNX file, or out of a graph that is already read.
+
+    Parameters
+    ----------
+    source : Path, str or ModelProto
+    spectrum : tuple of int, optional
+        Bins and frames it will be run with, where the graph leaves them free.
 
     Raises
     ------
@@ -71,7 +77,7 @@ def unet(source: Path | str | ModelProto) -> UnetGraph:
         If the graph is not exactly such a U-Net with batch normalisation and float32 weights.
     """
     model = _read(Path(source)) if isinstance(source, str | Path) else source
-    walk = _Walk(model)
+    walk = _Walk(model, spectrum)
     sizes = _sizes(walk)
     _follow(walk, sizes["layers"] // 2, sizes["convolutions"], sizes["growth"], sizes["bottleneck"])
     return UnetGraph(*walk.spectrum, sizes, walk.state)
@@ -149,7 +155,7 @@ class _Walk:
     the tensor that this node gives.
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, spectrum: tuple[int, int] | None) -> None:
         graph = model.graph
         _check_standard(model)
         self.origins = _origins(graph)
@@ -167,7 +173,7 @@ class _Walk:
             _refuse(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one each")
         self.input = inputs[0].name
         self.output = self.origins.get(graph.output[0].name, graph.output[0].name)
-        self.spectrum = _spectrum(inputs[0].type.tensor_type)
+        self.spectrum = _spectrum(inputs[0].type.tensor_type, spectrum)
         self.state: dict[str, Tensor] = {}
 
     def count(self, operation: str) -> int:
@@ -269,9 +275,12 @@ class _Walk:
         )
 
     def _keep(self, module: str, **parameters: ndarray) -> None:
+        import numpy as np
         import torch
 
         for name, values in parameters.items():
+            if not np.isfinite(values).all():
+                _refuse(f"its {module}.{name} holds NaN or infinity")
             self.state[f"{module}.{name}"] = torch.from_numpy(values.copy())
 
     def _take(
@@ -397,13 +406,19 @@ def _array(tensor: TensorProto) -> ndarray:
         _refuse(f"{tensor.name} has not as many values as its shape {list(tensor.dims)} says")
 
 
-def _spectrum(input_type: Any) -> tuple[int, int]:
-    """Bins and frames of the input, ``(batch, 4, bins, frames)``; the batch may be of any size."""
+def _spectrum(input_type: Any, free: tuple[int, int] | None) -> tuple[int, int]:
+    """Bins and frames of the input, ``(batch, 4, bins, frames)``; the batch may be of any size.
+
+    Where axes behind it may be, too, they are what the network will be run with.
+    """
     from onnx import TensorProto
 
     if input_type.elem_type != TensorProto.FLOAT:
         _refuse("its input is not float32")
     shape = [axis.dim_value or axis.dim_param or "?" for axis in input_type.shape.dim]
+    if free and len(shape) == 4:
+        run_with = (shape[0], _SPECTRUM_CHANNELS, *free)
+        shape = [own if isinstance(own, int) else given for own, given in zip(shape, run_with, strict=True)]
     match shape:
         case [_, channels, int(bins), int(frames)] if channels == _SPECTRUM_CHANNELS:
             return bins, frames

@@ -1,0 +1,205 @@
+"""How large all is that an ONNX graph computes, found out without computing it.
+
+A graph of 200 bytes can ask for any amount of memory, while ONNX Runtime opens it (which folds constants)
+or when it runs. So the graph is followed node by node. The standard's own inference gives the shape of each
+output; where sizes are computed from other sizes, as exporters do it, those few numbers are computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kmdx.errors import shown
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
+
+MAX_VALUES = (
+    1 << 29
+)  # held at once: 2 GiB in float32, for a batch of one; the largest published graph needs 0.7
+_MAX_SIZES = 64  # numbers of a tensor that may stand for sizes
+
+
+def check(model: ModelProto, shape: Sequence[int]) -> None:
+    """Check that a graph makes a spectrogram out of a spectrogram, and that what it computes is not huge.
+
+    Parameters
+    ----------
+    model : ModelProto
+        As :func:`kmdx.weights.onnx_file.read` gives it.
+    shape : sequence of int
+        Channels, bins and frames of the spectrogram. Axes of the graph's input may be of any size instead,
+        and so may its batch, which comes first.
+
+    Raises
+    ------
+    ValueError
+        If its input or output has another shape, or what it computes is too large or of unknown size.
+    """
+    graph = model.graph
+    given = _input(graph, shape)
+    walk = _Walk(model, given)
+    uses = Counter(name for node in graph.node for name in node.input)
+    varying, held = {given.name}, 0
+    for node in graph.node:
+        sizes = walk.follow(node)
+        held += sum(sizes.values())
+        if held > MAX_VALUES:
+            raise ValueError(
+                f"at {shown(node.output[0])}, from a {node.op_type}, it holds {held:,} values at once"
+            )
+        # What hangs on the shape of the input alone is a constant, too, and constants are kept.
+        if node.op_type not in ("Shape", "Size") and not varying.isdisjoint(node.input):
+            varying.update(node.output)
+        for name in node.input:
+            uses[name] -= 1
+            held -= walk.values(name) if name in varying and not uses[name] and name != given.name else 0
+    outputs = [_shape(walk.types[value.name]) if value.name in walk.types else None for value in graph.output]
+    if outputs != [_shape(given.type)]:
+        raise ValueError(f"its outputs have the shapes {outputs}, not [{_shape(given.type)}]")
+
+
+class _Walk:
+    """Follows a graph from its input and its constants: the types of all tensors, and the values of sizes."""
+
+    def __init__(self, model: ModelProto, given: ValueInfoProto) -> None:
+        from onnx import numpy_helper
+
+        self.types: dict[str, TypeProto] = {given.name: given.type}
+        self.numbers: dict[str, ndarray] = {}
+        self.opsets = list(model.opset_import)
+        self.version = max(
+            (opset.version for opset in self.opsets if opset.domain in ("", "ai.onnx")), default=1
+        )
+        self.ir_version = model.ir_version
+        for tensor in model.graph.initializer:
+            self.types[tensor.name] = _type(tensor.data_type, tensor.dims)
+            if math.prod(tensor.dims) <= _MAX_SIZES:
+                self.numbers[tensor.name] = numpy_helper.to_array(tensor)
+
+    def follow(self, node: NodeProto) -> dict[str, int]:
+        """How many values each output of a node has."""
+        for name in filter(None, node.input):
+            if name not in self.types:
+                raise ValueError(f"its {node.op_type} needs {shown(name)}, which is not there")
+        self.types.update(self._inferred(node))
+        sizes = {}
+        for name in filter(None, node.output):
+            shape = _shape(self.types[name]) if name in self.types else None
+            if shape is None or None in shape:
+                raise ValueError(
+                    f"the size of {shown(name)}, from a {node.op_type}, cannot be known beforehand"
+                )
+            sizes[name] = math.prod(size or 0 for size in shape)
+        if len(sizes) == 1 and max(sizes.values()) <= _MAX_SIZES:
+            numbers = self._computed(node)
+            (name,) = sizes
+            if numbers is not None and numbers.size == sizes[name]:
+                self.numbers[name] = numbers.reshape(_shape(self.types[name]))
+        return sizes
+
+    def values(self, name: str) -> int:
+        """How many values a tensor has."""
+        return math.prod(size or 0 for size in _shape(self.types[name]) or ())
+
+    def _inferred(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        """The types of a node's outputs, by the standard."""
+        import onnx
+        from onnx import numpy_helper
+
+        value = next((attribute.t for attribute in node.attribute if attribute.HasField("t")), None)
+        if node.op_type == "Constant" and value is not None:
+            return {name: _type(value.data_type, value.dims) for name in node.output}
+        given = [name for name in node.input if name]
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.version)
+            if not (
+                schema.min_input <= len(node.input) <= schema.max_input
+                and schema.min_output <= len(node.output) <= schema.max_output
+            ):
+                raise ValueError(
+                    f"its {node.op_type} {shown(node.name)} has too few or too many inputs or outputs"
+                )
+            return onnx.shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {name: self.types[name] for name in given},
+                {name: numpy_helper.from_array(self.numbers[name]) for name in given if name in self.numbers},
+                opset_imports=self.opsets,
+                ir_version=self.ir_version,
+            )
+        except (
+            onnx.defs.SchemaError,
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+        ) as error:
+            reason = (str(error).strip() or "no reason given").splitlines()[0][:120]
+            raise ValueError(
+                f"its {shown(node.op_type)} {shown(node.name)} is not right: {reason}"
+            ) from error
+
+    def _computed(self, node: NodeProto) -> ndarray | None:
+        """The few numbers that a node gives, if they are sizes computed from sizes, and None otherwise."""
+        import numpy as np
+        from onnx import TensorProto, numpy_helper
+
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Constant":
+            return numpy_helper.to_array(attributes["value"].t) if "value" in attributes else None
+        if node.op_type == "Shape":
+            ends = [attributes[name].i if name in attributes else None for name in ("start", "end")]
+            return np.array((_shape(self.types[node.input[0]]) or [])[slice(*ends)], np.int64)
+        given = [self.numbers[name] for name in node.input if name in self.numbers]
+        if len(given) < len(node.input) or not all(numbers.dtype == np.int64 for numbers in given):
+            return None
+        flat = all(numbers.ndim == 1 for numbers in given)
+        match node.op_type, given:
+            case (("Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze"), [numbers, *_]):
+                return numbers  # in another shape
+            case "Cast", [numbers] if attributes["to"].i == TensorProto.INT64:
+                return numbers
+            case "Concat", _ if flat:
+                return np.concatenate(given)
+            case "Gather", [numbers, places] if numbers.ndim == 1:
+                return np.take(numbers, places, mode="wrap")  # beyond the end is an error when it runs
+            case "Slice", [numbers, start, end, *more] if flat and all(each.size == 1 for each in given[1:]):
+                step = int(more[1].item()) if len(more) > 1 else 1
+                return numbers[int(start.item()) : int(end.item()) : step] if step else None
+            case (("Add" | "Sub" | "Mul"), [left, right]):
+                return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[node.op_type](left, right)
+            case "Div", [left, right] if (left >= 0).all() and (right > 0).all():
+                return left // right
+        return None
+
+
+def _input(graph: GraphProto, shape: Sequence[int]) -> ValueInfoProto:
+    """The one input of a graph, with this shape in place of free axes and 1 in place of a free batch."""
+    from onnx import TensorProto, helper
+
+    stored = {tensor.name for tensor in graph.initializer}  # older files list them as inputs, too
+    inputs = [value for value in graph.input if value.name not in stored]
+    shapes = [_shape(value.type) for value in inputs]
+    match shapes:
+        case [[batch, *axes]] if len(axes) == len(shape):
+            fits = all(own in (None, wanted) for own, wanted in zip(axes, shape, strict=True))
+            if fits and inputs[0].type.tensor_type.elem_type == TensorProto.FLOAT and batch != 0:
+                return helper.make_tensor_value_info(inputs[0].name, TensorProto.FLOAT, [batch or 1, *shape])
+    raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *shape]}] in float32")
+
+
+def _type(kind: int, shape: Sequence[int]) -> TypeProto:
+    from onnx import helper
+
+    return helper.make_tensor_type_proto(kind, shape)
+
+
+def _shape(kind: TypeProto) -> list[int | None] | None:
+    """The sizes of a tensor, each None where it is free; None if even their number is."""
+    if not kind.tensor_type.HasField("shape"):
+        return None
+    axes = kind.tensor_type.shape.dim
+    return [axis.dim_value if axis.HasField("dim_value") and axis.dim_value >= 0 else None for axis in axes]

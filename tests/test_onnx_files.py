@@ -1,0 +1,204 @@
+"""ONNX graphs are run only if it is known beforehand what they take, give and hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from conftest import decibels, noise
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from kmdx import weights
+from kmdx.errors import WeightsError
+from kmdx.networks.onnx import OnnxNetwork
+from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.weights import onnx_sizes
+
+SPECTROGRAM = SpectrogramConfig(**tiny.TRANSFORM)
+SHAPE = (4, SPECTROGRAM.bins, SPECTROGRAM.frames)
+CPU = torch.device("cpu")
+Constants = dict[str, Sequence[int]]
+
+
+def graph(
+    nodes: Sequence[NodeProto], constants: Constants | None = None, axes: Sequence[Any] = ("b", *SHAPE)
+) -> ModelProto:
+    """A graph from x to y, with constants of whole numbers."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("x", "y")]
+    stored = [
+        numpy_helper.from_array(np.array(each, np.int64), name) for name, each in (constants or {}).items()
+    ]
+    made = helper.make_graph(nodes, "graph", ports[:1], ports[1:], stored)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def node(operation: str, *given: str, gives: str = "y", **attributes: Any) -> NodeProto:
+    return helper.make_node(operation, list(given), [gives], **attributes)
+
+
+def body(*nodes: NodeProto) -> onnx.GraphProto:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "uv"]
+    return helper.make_graph(nodes, "body", values[:1], values[1:])
+
+
+def export(network: TfcTdf, path: Path, axes: dict[int, str]) -> None:
+    network.forward = network.unet
+    torch.onnx.export(
+        network, (torch.zeros(1, *SHAPE),), str(path), input_names=["x"], output_names=["y"], opset_version=17, dynamo=False,
+        dynamic_axes={"x": axes, "y": axes},
+    )  # fmt: skip
+    del network.forward
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [(None, {}), (None, {0: "b", 3: "t"}), (2, {0: "b"}), (2, {0: "b", 1: "c", 2: "f", 3: "t"})],
+)
+def test_a_graph_with_free_axes_runs(tmp_path: Path, groups: int | None, axes: dict[int, str]) -> None:
+    network = tiny.unet("vocals", groups, seed=3)
+    export(network, tmp_path / "a.onnx", axes)
+    weights.check_graph(tmp_path / "a.onnx", SHAPE)
+    exported = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
+    song = torch.from_numpy(noise(2 * tiny.CHUNK).T.copy()).reshape(2, 2, tiny.CHUNK)
+    with torch.inference_mode():
+        assert decibels(network(song), exported(song)) > 100
+    if groups is None:
+        ported = weights.unet(tmp_path / "a.onnx", (SPECTROGRAM.bins, SPECTROGRAM.frames))
+        assert (ported.bins, ported.frames) == (SPECTROGRAM.bins, SPECTROGRAM.frames)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body(node("Identity", "u", gives="v")))], "control flow, a Loop"),
+        ([helper.make_node("Scan", ["x"], ["y"], body=body(node("Identity", "u", gives="v")), num_scan_inputs=1)], "control flow, a Scan"),
+        ([helper.make_node("If", ["x"], ["y"], then_branch=body(), else_branch=body())], "control flow, a If"),
+        ([node("FusedConv", "x", domain="com.microsoft")], "FusedConv is an operation of com.microsoft"),
+        ([node("Constant", gives="c", value=helper.make_tensor("c", TensorProto.FLOAT, [2], [1, np.nan])), node("Add", "x", "c")], "NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_graphs_that_are_no_plain_chain_are_refused(tmp_path: Path, nodes: list, reason: str) -> None:
+    onnx.save(graph(nodes), tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match=reason):
+        weights.load(tmp_path / "a.onnx")
+
+
+def test_functions_of_a_graphs_own_are_refused(tmp_path: Path) -> None:
+    model = graph([node("f", "x", domain="own")])
+    opsets = [helper.make_opsetid("own", 1)]
+    model.functions.append(
+        helper.make_function("own", "f", ["u"], ["v"], [node("f", "u", gives="v", domain="own")], opsets)
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match="functions"):
+        weights.load(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"float_data": [1.0, float("inf")]}, "its tensor w holds NaN or infinity"),
+        ({"dims": [10**12]}, "not as many values"),
+        ({"dims": [-2]}, "no type or shape"),
+        ({"data_type": TensorProto.STRING}, "no type or shape"),
+        ({"data_type": 99}, "no type or shape"),
+    ],
+)
+def test_constants_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    model = graph([node("Add", "x", "w")])
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]))
+    for name, value in change.items():
+        if isinstance(value, list):
+            getattr(model.graph.initializer[0], name)[:] = value
+        else:
+            setattr(model.graph.initializer[0], name, value)
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match=reason):
+        weights.load(tmp_path / "a.onnx")
+
+
+def test_a_mask_may_be_of_minus_infinity(tmp_path: Path) -> None:
+    model = graph([node("Add", "x", "w")])
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [], [-np.inf]))
+    onnx.save(model, tmp_path / "a.onnx")
+    weights.check_graph(tmp_path / "a.onnx", SHAPE)
+
+
+HUGE: list[tuple[list[NodeProto], Constants]] = [
+    ([node("ConstantOfShape", "n", gives="c"), node("Add", "x", "c")], {"n": [10**12]}),
+    ([node("Expand", "x", "n")], {"n": [10**8, *SHAPE]}),
+    ([node("Tile", "x", "n")], {"n": [1, 10**6, 1, 1]}),
+    ([node("Range", "a", "n", "b", gives="c"), node("Cast", "c", to=1, gives="d"), node("Mul", "x", "d")], {"a": 0, "n": 10**12, "b": 1}),
+    ([node("RandomNormal", gives="c", shape=[10**6, 10**6]), node("Mul", "x", "c")], {}),
+    ([node("Pad", "x", "n")], {"n": [0, 0, 0, 0, 0, 0, 0, 10**9]}),
+    ([node("Resize", "x", "", "", "n")], {"n": [1, 4, 10**6, 10**6]}),
+    ([node("ConvTranspose", "x", "w", strides=[10**6, 10**6])], {}),
+    ([node("Shape", "x", gives="s"), node("Mul", "s", "n", gives="t"), node("ConstantOfShape", "t", gives="c"), node("Add", "x", "c")], {"n": [10**4] * 4}),
+    ([node("Concat", *[f"c{i}" if i else "x"] * 2, axis=0, gives=f"c{i + 1}") for i in range(62)], {}),
+    ([node("Shape", "x", gives="c0"), *(node("Concat", *[f"c{i}"] * 2, axis=0, gives=f"c{i + 1}") for i in range(62))], {}),
+    ([node("Reshape", "x", "flat", gives="r"), node("Reshape", "x", "column", gives="s"), *(node("MatMul", "s", "r", gives=f"m{i}") for i in range(3))], {"flat": [1, -1], "column": [-1, 1]}),
+    ([node("Expand", "x", "n", gives=f"c{i}") for i in range(600)], {"n": [64, *SHAPE]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    HUGE,
+    ids=lambda value: "-".join(n.op_type for n in value[:4]) if isinstance(value, list) else "",
+)
+def test_a_graph_that_asks_for_all_memory_is_refused_at_once(
+    nodes: list[NodeProto], constants: Constants
+) -> None:
+    model = graph(
+        [*nodes, node("Identity", "x")] if all("y" not in n.output for n in nodes) else nodes, constants
+    )
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [4, 1, 1, 1], [1.0] * 4))
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"holds [\d,]+ values at once"):
+        onnx_sizes.check(model, SHAPE)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ([node("ReduceSum", "x", keepdims=0)], r"its outputs have the shapes \[\[\]\], not \[\[1, 4, 128, 32\]\]"),
+        ([node("Transpose", "x", perm=[0, 1, 3, 2])], r"\[\[1, 4, 32, 128\]\], not"),
+        ([node("NonZero", "x")], "the size of y, from a NonZero, cannot be known"),
+        ([node("Identity", "z")], "needs z, which is not there"),
+        ([node("Identity", "x", "x")], "too few or too many inputs"),
+        ([node("Unheard", "x")], "its Unheard .*is not right"),
+        ([node("MatMul", "x", "x")], "its MatMul .*is not right: .*ncompatible dimensions"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_gives_something_else_is_refused(nodes: list[NodeProto], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        onnx_sizes.check(graph(nodes), SHAPE)
+
+
+@pytest.mark.parametrize("axes", [["b", 4, 128, 64], [0, *SHAPE], SHAPE, ["b", 2, 128, 32]])
+def test_an_input_of_another_shape_is_refused(axes: list) -> None:
+    with pytest.raises(ValueError, match="its inputs have the shapes"):
+        onnx_sizes.check(graph([node("Identity", "x")], axes=axes), SHAPE)
+
+
+def test_a_batch_of_fixed_size_counts(tmp_path: Path) -> None:
+    onnx_sizes.check(graph([node("Identity", "x")], axes=[8, *SHAPE]), SHAPE)
+    with pytest.raises(ValueError, match="values at once"):
+        onnx_sizes.check(graph([node("Identity", "x")], axes=[2**40, *SHAPE]), SHAPE)
+
+
+def test_what_a_graph_gives_is_checked_when_it_runs(tmp_path: Path) -> None:
+    onnx.save(graph([node("ReduceSum", "x", keepdims=0)], axes=["b", "c", "f", "t"]), tmp_path / "a.onnx")
+    network = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
+    with pytest.raises(WeightsError, match=r"a\.onnx gives the shape \[\], not \[1, 4, 128, 32\]"):
+        network(torch.zeros(1, 2, tiny.CHUNK))

@@ -1,0 +1,213 @@
+"""State dicts fit their network by names, shapes and types, or the reason is told; nothing is built that cannot fit."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from kmdx.networks import demucs
+from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.state import NoInitialization, load_strictly
+from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
+
+SPECTROGRAM = SpectrogramConfig(**tiny.TRANSFORM)
+SIZES = {"layers": 5, "convolutions": 1, "growth": 4, "norm_groups": None}
+OPTIONS = {name: value for name, value in tiny.HTDEMUCS.items() if name != "type"}
+
+
+@functools.cache
+def demucs_state() -> dict[str, Tensor]:
+    return tiny.demucs(tiny.HTDEMUCS, seed=1).state_dict()
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, 1)
+        self.norm = nn.BatchNorm1d(3)
+
+
+STATE = {
+    name: torch.rand(tensor.shape) if tensor.ndim else tensor for name, tensor in Small().state_dict().items()
+}
+OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
+
+
+def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        STATE,
+        prefixed("module."),
+        prefixed("model."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod.model."),
+        prefixed("model.model.module.module."),
+        {name.replace("conv.", "conv._orig_mod."): tensor for name, tensor in STATE.items()},
+        {**prefixed("model."), **prefixed("ema.", OTHER), "ema.decay": torch.tensor(0.99)},
+        {**prefixed("ema_model.module.", OTHER), **prefixed("model.")},
+        {**STATE, **prefixed("model_ema.", OTHER)},
+        {"n_averaged": torch.tensor(5), **prefixed("module.")},
+    ],
+    ids=lambda state: " ".join(sorted({name.rpartition("conv")[0] or name for name in state if "norm" not in name})),
+)  # fmt: skip
+def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]) -> None:
+    network = Small()
+    load_strictly(network, state)
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (prefixed("encoder."), r"names of its tensors begin with encoder\.: expected conv\.weight and so on"),
+        (prefixed("model.net."), r"begin with model\.net\.:"),
+        (prefixed("ema."), r"begin with ema\.:"),
+        ({**prefixed("generator."), **prefixed("discriminator.")}, r"begin with generator\., and 7 other tensors"),
+        ({**prefixed("model."), "loss.weight": torch.ones(3)}, r"begin with model\., and 1 other tensors"),
+        ({**STATE, "extra": torch.ones(1)}, r"of 7 tensors 1 unknown \(extra\)"),
+        ({name: STATE[name] for name in list(STATE)[1:]}, r"1 missing \(conv\.weight\)"),
+        ({**STATE, "conv.weight": torch.ones(3, 2)}, r"1 of another shape \(conv\.weight\)"),
+        ({**STATE, "conv.weight": torch.ones(3, 2, 1, dtype=torch.int8)}, r"conv\.weight is of the type int8"),
+        ({**STATE, "norm.num_batches_tracked": torch.tensor(True)}, r"tracked is of the type bool"),
+        ({**prefixed("x\n" * 1000)}, r"begin with 'x\\nx"),
+    ],
+)  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused_by_what_is_wrong(state: dict[str, Tensor], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        load_strictly(Small(), state)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_constants_of_the_authors_files_may_have_the_prefix_too() -> None:
+    network = tiny.unet("vocals", None, seed=1)
+    state = prefixed("model.", tiny.author_state(network))
+    again = TfcTdf.of_state(network.config, "vocals", state)
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in again.state_dict().items())
+    with pytest.raises(ValueError, match="its window is not"):
+        TfcTdf.of_state(network.config, "vocals", {**state, "model.window": torch.ones(1024)})
+
+
+def test_every_number_of_a_state_is_taken_as_the_network_needs_it() -> None:
+    network = Small()
+    load_strictly(network, {name: tensor.double() for name, tensor in STATE.items()})
+    assert network.conv.weight.dtype == torch.float32
+    assert network.norm.num_batches_tracked.dtype == torch.int64
+
+
+HUGE_UNETS: list[dict[str, int]] = [
+    {"layers": 99_999_999_999},
+    {"layers": 99_999},
+    {"convolutions": 10**9},
+    {"convolutions": 60_000},
+    {"growth": 10**9},
+    {"growth": 10_000},
+    {"growth": 65_000},
+    {"bottleneck": 0},
+    {"norm_groups": 0},
+    {"growth": -4},
+    {"layers": True},
+]
+
+
+@pytest.mark.parametrize("sizes", HUGE_UNETS, ids=str)
+def test_a_unet_larger_than_its_file_is_refused_before_it_is_built(sizes: dict[str, int]) -> None:
+    state = tiny.author_state(tiny.unet("vocals", None, seed=1))
+    started = time.process_time()
+    with pytest.raises(ValueError, match="another network's weights|must be|layers"):
+        TfcTdf.of_state(TfcTdfConfig(SPECTROGRAM, **{**SIZES, **sizes}), "vocals", state)
+    assert time.process_time() - started < 2
+
+
+HUGE_DEMUCS: list[dict[str, Any]] = [
+    {"channels": 100_000},
+    {"channels": 4096},
+    {"channels": 2**40},
+    {"growth": 1e300},
+    {"growth": 8, "depth": 16},
+    {"depth": 10**8},
+    {"depth": 16, "dconv_depth": 16, "multi_freqs": [0.5] * 15},
+    {"t_layers": 10**8},
+    {"t_layers": 64},
+    {"bottom_channels": 65_000},
+    {"t_hidden_scale": 64.0},
+    {"t_emb": "scaled", "t_max_positions": 2**20},
+    {"nfft": 2**30},
+    {"kernel_size": 10**9},
+    {"context": 10**9},
+    {"dconv_depth": 10**9},
+    {"multi_freqs": [0.5] * 10**5},
+    {"channels_time": 4096},
+    {"sources": ["vocals"] * 10_000},
+]
+
+
+@pytest.mark.parametrize("options", HUGE_DEMUCS, ids=lambda options: str(options)[:40])
+def test_a_demucs_larger_than_its_file_is_refused_before_it_is_built(options: dict[str, Any]) -> None:
+    state = demucs_state()
+    started = time.process_time()
+    with pytest.raises(ValueError, match="another network's weights|must be|deepest layer"):
+        demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, state)
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sources": "vocals"}, "its sources must be a list of names"),
+        ({"sources": []}, "its sources must be a list of names"),
+        ({"channels": "8"}, "its channels must be one of the whole numbers from 1 to 4096, not 8"),
+        ({"channels": 8.5}, "its channels must be one of the whole numbers"),
+        ({"channels": True}, "its channels must be one of the whole numbers"),
+        ({"channels": None}, "its channels must be one of the whole numbers"),
+        ({"depth": 0}, "its depth must be .* 1 to 16, not 0"),
+        ({"stride": 0}, "its stride must be .* 1 to 16, not 0"),
+        ({"growth": float("nan")}, "its growth must be one of the numbers from 0.5 to 8, not nan"),
+        ({"segment": [7.8]}, "its segment must be one of the numbers from 0.01 to 10000, not a list"),
+        ({"samplerate": 0}, "its samplerate must be"),
+        ({"audio_channels": 1}, "its audio_channels must be .* 2 to 2, not 1"),
+        ({"cac": "yes"}, "its cac must be true or false, not yes"),
+        ({"t_emb": "rotary"}, "its t_emb must be one of sin, cape, scaled, not rotary"),
+        ({"multi_freqs": 3}, "its multi_freqs must be a list of at most 16 numbers from 0.001 to 0.999"),
+        ({"t_sparse_self_attn": True}, "sparse attention"),
+        ({"wiener_iters": 1}, "htdemucs cannot be built: its sizes do not fit together"),
+        ({"t_heads": 3}, "htdemucs cannot be built"),
+        ({"norm_starts": 0, "norm_groups": 3}, "htdemucs cannot be built: num_channels"),
+        ({"growth": 1.5}, "htdemucs cannot be built"),
+    ],
+)
+def test_options_that_demucs_does_not_have_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, demucs_state())
+
+
+def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
+    architecture = {**tiny.HDEMUCS, "multi_freqs": [0.3, 0.6], "depth": 4}
+    network = tiny.demucs(architecture, seed=1)
+    options = {name: value for name, value in architecture.items() if name != "type"}
+    built = demucs.build("hdemucs", options, 1.5, network.state_dict())
+    assert built.model.state_dict().keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_fft": 2**40}, {"frames": 10**9}, {"hop": 600}, {"hop": 0}, {"bins": 514}, {"frames": 2}]
+)
+def test_a_transform_that_cannot_be_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"must lie in|needs more"):
+        SpectrogramConfig(**{**tiny.TRANSFORM, **sizes})
+
+
+def test_memory_is_counted_before_it_is_taken() -> None:
+    with NoInitialization(values=10), pytest.raises(ValueError, match="more parameters than the file"):
+        nn.Linear(10**9, 10**9)
+    with NoInitialization(values=10):
+        nn.Linear(2, 4, bias=False)
