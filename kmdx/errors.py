@@ -31,3 +31,9 @@ class DeviceError(KmdxError):
 
 class KmdxWarning(UserWarning):
     """Something that the user should know and that does not stop the work."""
+
+
+def reason(error: Exception) -> str:
+    """The words of an error of the system, libsndfile or FFmpeg, without its number and file name."""
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return text[:1].lower() + text[1:].rstrip(".")
