@@ -41,6 +41,7 @@ class View(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
+        self.name = ""
         self.reads_left: int | None = None  # calls that are allowed from now on; then the file seems to end
         self._file = file
         self._pieces = [piece for piece in pieces if len(piece)]
@@ -181,6 +182,9 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     if magic[:4] == b"\x1aE\xdf\xa3":
         return [_matroska(file, size)]
     whole = View(file, [range(size)])
+    if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
+        (length,) = struct.unpack_from("<I", magic, 4)
+        return [Part(whole, cut=length < UNKNOWN_32 and 8 + length > size)]
     if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return [Part(whole, "mp4", cut=_box_is_cut(file, size))]
     return [Part(whole)]

@@ -39,16 +39,15 @@ PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leav
 DECODED = 2**20  # samples that libsndfile decodes at a time
 SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: towards and across a damaged place of a flac file
 OPENING_READS = 20_000  # calls of FFmpeg's, 32 KiB each, until it has opened a file
+LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
 # libsndfile counts the samples of these by whole blocks, from a mean bit rate, or in the first link only.
-INEXACT = {
-    "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM",
-}  # fmt: skip
+INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "VORBIS", "OPUS"}
 
 # FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
 # fall short of it in an undamaged file.
-DECLARING = {"flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "mov": 0.0, "asf": 0.25, "avi": 0.1}
+DECLARING = {"flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "mov": 0.002, "asf": 0.25}
 
 # Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -200,7 +199,7 @@ class _Song:
             If too much is missing, or the song ended before its wanted part.
         """
         length = max(self.position, self.declared)
-        if self.position <= self.first:
+        if self.position <= self.first and self.end() > self.first:
             start = self.request.start
             raise AudioError(
                 f"{self.path}: start {start:g} s is past its end, it lasts {self.seconds(length):.3f} s"
@@ -341,7 +340,7 @@ def _decode_ffmpeg(song: _Song, parts: list[Part]) -> Iterator[np.ndarray]:
     form: _Form | None = None
     for number, part in enumerate(parts):
         try:
-            with _open_ffmpeg(part.view) as container:
+            with _open_ffmpeg(part.view, song.path) as container:
                 stream = _stream(container, song, number)
                 decoder = _Decoder(song, part, container, stream, form)
                 yield from decoder.blocks()
@@ -352,8 +351,9 @@ def _decode_ffmpeg(song: _Song, parts: list[Part]) -> Iterator[np.ndarray]:
             return
 
 
-def _open_ffmpeg(view: containers.View) -> Any:
+def _open_ffmpeg(view: containers.View, path: Path) -> Any:
     view.seek(0)
+    view.name = str(path)  # some formats are known by their names only
     view.reads_left = OPENING_READS
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
     container = av.open(view, "r", options=options, **ANY_TAGS)
@@ -400,6 +400,7 @@ class _Decoder:
         self.lost_bytes = False  # bytes were passed over since the last good packet
         self.covered = 0  # position in the file up to which there were packets
         self.first_packet: float | None = None  # timestamp, in samples
+        self.left = math.inf  # samples up to the declared end, beyond which there is padding
         self.decoded = 0
         self.mute = [span.start for span in part.mute]
 
@@ -419,10 +420,7 @@ class _Decoder:
             if self._is_muted(frame):
                 yield from song.silence(frame.samples, self.channels)
             else:
-                for block in self.converter.resample(frame):
-                    yield from song.add(
-                        block.to_ndarray().reshape(-1, self.channels)
-                    )  # (1, samples * channels)
+                yield from self._sound(frame)
             if song.complete:
                 return
         if self.converter is None:
@@ -498,6 +496,10 @@ class _Decoder:
         at = None if frame.pts is None else float(frame.pts * frame.time_base * frame.sample_rate)
         if self.expected is None:
             missing = self._missing_lead(at)
+            end = self._declared_end() if self.part.family == "ogg" else None
+            if end is not None:  # FFmpeg does not drop the padding of a stream that has only one page
+                is_excerpt = at is not None and at > LONGEST_FRAME and not missing
+                self.left = end - (at if is_excerpt and at is not None else 0)
         else:
             missing = self.damaged if at is None else at - self.expected
         usual = max(self.usual, frame.samples)
@@ -528,7 +530,15 @@ class _Decoder:
         if self.part.family == "mp4" and not explained:
             return  # its table of samples is complete: the gap is an edit
         is_pause = self.part.family == "matroska" and not explained and missing <= PAUSE * song.rate
+        self.left -= round(missing)
         yield from song.silence(round(missing), self.channels, is_hole=not is_pause)
+
+    def _sound(self, frame: Any) -> Iterator[np.ndarray]:
+        for block in self.converter.resample(frame):
+            samples = block.to_ndarray().reshape(-1, self.channels)  # packed: (1, samples * channels)
+            samples = samples[: int(min(self.left, len(samples)))]
+            self.left -= len(samples)
+            yield from self.song.add(samples)
 
     def _is_muted(self, frame: Any) -> bool:
         """Whether a frame was put in the place of a damaged one."""
@@ -588,6 +598,7 @@ class _Decoder:
 
     def _tolerance(self) -> float:
         """Samples by which an undamaged stream may be shorter than declared."""
+        if self.part.family == "matroska":  # its durations include the encoder's delay and padding
+            return 2 * self.usual + 2 * self.tick
         name = self.container.format.name.split(",")[0]
-        seconds = 0.05 if self.part.family == "matroska" else DECLARING.get(name, 0.0)
-        return max(seconds * self.stream.rate, 2 * self.tick)
+        return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
