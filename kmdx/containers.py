@@ -111,7 +111,9 @@ class Part:
     """
 
     view: View
-    family: str = ""  # "wav", "chunks", "flac", "ogg", "mp3", "adts", "matroska", "mp4"; "": another
+    family: str = ""
+    """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
+    "matroska", "mp4", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
     lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream

@@ -18,7 +18,9 @@ import bisect
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,7 +45,14 @@ LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
 # libsndfile counts the samples of these by whole blocks, from a mean bit rate, or in the first link only.
-INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "VORBIS", "OPUS"}
+INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "OPUS"}
+SNDFILE = {"wav", "chunks", "flac", "vorbis"}
+
+# Codecs in whose packets a long run of zeros means nothing, or damage.
+ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float"}
+ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
+
+MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
 
 # FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
 # fall short of it in an undamaged file.
@@ -95,22 +104,18 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
         parts = containers.inspect(file, size)
     except AudioError as error:
         raise AudioError(f"{request.path}: {error}") from error
-    sound = _open_sndfile(parts[0]) if request.stream == 0 and parts[0].family in SNDFILE else None
+    sound = _open_sndfile(parts[0], request) if len(parts) == 1 else None
     if sound is not None:
         with sound:
+            wanted = min(sound.frames, song.end(sound.samplerate))
             blocks = _decode_sndfile(song, parts[0], sound)
-            samples = scratch.join(
-                blocks, expected=4 * sound.channels * min(sound.frames, song.end(sound.samplerate))
-            )
+            samples = scratch.join(blocks, expected=4 * sound.channels * wanted)
     else:
-        samples = scratch.join(_decode_ffmpeg(song, parts))
+        samples = scratch.join(_decode_parts(song, parts))
     for part in parts:
         part.view.raise_failure()
     song.finish()
     return samples, song.rate
-
-
-SNDFILE = {"wav", "chunks", "flac"}
 
 
 class _Song:
@@ -245,8 +250,10 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3f} s{minutes}"
 
 
-def _open_sndfile(part: Part) -> sf.SoundFile | None:
+def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     """The file in libsndfile, if that reads it exactly."""
+    if part.family not in SNDFILE or request.stream:
+        return None
     part.view.seek(0)
     try:
         sound = sf.SoundFile(part.view)
@@ -332,23 +339,55 @@ def _sought(part: Part, position: int, sound: sf.SoundFile | None = None) -> sf.
     return sound
 
 
-def _decode_ffmpeg(song: _Song, parts: list[Part]) -> Iterator[np.ndarray]:
-    """The wanted samples of any file that FFmpeg decodes, which it does from the beginning of the file.
-
-    Its seeks are not exact.
-    """
-    form: _Form | None = None
-    for number, part in enumerate(parts):
-        try:
-            with _open_ffmpeg(part.view, song.path) as container:
-                stream = _stream(container, song, number)
-                decoder = _Decoder(song, part, container, stream, form)
-                yield from decoder.blocks()
-                form = decoder.form
-        except av.FFmpegError as error:
-            raise AudioError(f"{song.path}: not a sound file, or a damaged one: {reason(error)}") from error
+def _decode_parts(song: _Song, parts: list[Part]) -> Iterator[np.ndarray]:
+    """The wanted samples of a file of several parts, or of one that FFmpeg decodes."""
+    channels = 0
+    for part in parts:
+        sound = _open_sndfile(part, song.request)
+        if sound is not None:
+            with sound:
+                if not channels:
+                    song.rate, channels = sound.samplerate, sound.channels
+                if (song.rate, channels) != (sound.samplerate, sound.channels):
+                    raise _changed(song)
+                yield from _next_sndfile(song, sound)
+        else:
+            channels = yield from _decode_ffmpeg(song, part, channels)
         if song.complete:
             return
+
+
+def _next_sndfile(song: _Song, sound: sf.SoundFile) -> Iterator[np.ndarray]:
+    """The samples of one of several parts, which follows what was decoded."""
+    try:
+        while len(block := sound.read(DECODED, dtype="float32", always_2d=True)):
+            yield from song.add(block)
+    except sf.LibsndfileError as error:
+        raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
+
+
+def _changed(song: _Song) -> AudioError:
+    return AudioError(
+        f"{song.path}: its rate or its channels change at {_time(song.seconds(song.position))}: convert it to"
+        " one rate, or cut it into several files"
+    )
+
+
+def _decode_ffmpeg(song: _Song, part: Part, channels: int) -> Generator[np.ndarray, None, int]:
+    """The wanted samples of a part that FFmpeg decodes, from its beginning: FFmpeg's seeks are not exact.
+
+    It returns how many channels there are, which must be those that came before.
+    """
+    try:
+        with _open_ffmpeg(part.view, song.path) as container:
+            decoder = _Decoder(song, part, container, _stream(container, song))
+            for block in decoder.blocks():
+                if channels not in (0, decoder.channels):
+                    raise _changed(song)
+                yield block
+    except av.FFmpegError as error:
+        raise AudioError(f"{song.path}: not a sound file, or a damaged one: {reason(error)}") from error
+    return decoder.channels
 
 
 def _open_ffmpeg(view: containers.View, path: Path) -> Any:
@@ -361,7 +400,7 @@ def _open_ffmpeg(view: containers.View, path: Path) -> Any:
     return container
 
 
-def _stream(container: Any, song: _Song, number: int) -> Any:
+def _stream(container: Any, song: _Song) -> Any:
     """The wanted audio stream."""
     streams, wanted = container.streams.audio, song.request.stream
     if not streams:
@@ -387,9 +426,9 @@ class _Form:
 class _Decoder:
     """Decodes one part of a file, and finds its holes by the timestamps of what was decoded."""
 
-    def __init__(self, song: _Song, part: Part, container: Any, stream: Any, form: _Form | None) -> None:
+    def __init__(self, song: _Song, part: Part, container: Any, stream: Any) -> None:
         self.song, self.part, self.container, self.stream = song, part, container, stream
-        self.form = form
+        self.form: _Form | None = None
         self.converter: Any = None
         self.channels = 0
         self.expected: float | None = None  # timestamp of the next frame, in samples
@@ -402,6 +441,7 @@ class _Decoder:
         self.first_packet: float | None = None  # timestamp, in samples
         self.left = math.inf  # samples up to the declared end, beyond which there is padding
         self.decoded = 0
+        self.trials = 0  # packets that were decoded twice
         self.mute = [span.start for span in part.mute]
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -409,13 +449,10 @@ class _Decoder:
         song = self.song
         song.notes += self.part.notes
         for frame in self._frames():
-            if self.form is None or self.converter is None:
+            if self.form is None:
                 self._begin(frame)
             if self._form_of(frame) != self.form:
-                raise AudioError(
-                    f"{song.path}: its rate or its channels change at {_time(song.seconds(song.position))}:"
-                    " convert it to one rate, or cut it into several files"
-                )
+                raise _changed(song)
             yield from self._gap(frame)
             if self._is_muted(frame):
                 yield from song.silence(frame.samples, self.channels)
@@ -430,30 +467,64 @@ class _Decoder:
 
     def _frames(self) -> Iterator[Any]:
         """Frames of the stream; packets that cannot be decoded leave a gap."""
-        everything = self.part.family == "matroska"
-        packets = self.container.demux() if everything else self.container.demux(self.stream)
-        while True:
+        before: deque[bytes] = deque(maxlen=2)
+        packet, following = None, next(packets := self._packets(), None)
+        while following is not None:
+            packet, following = following, next(packets, None)
             try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:
-                self.error, self.broken = error, True
-                return
-            if packet is None:
-                return
-            if everything:
-                self._cover(packet)
-            if packet.stream.index != self.stream.index:
-                continue
-            if self.first_packet is None and packet.pts is not None:
-                self.first_packet = self._samples(packet.pts)
-            try:
+                if self._is_zeroed(packet, before, following):
+                    raise av.InvalidDataError(0, "zeros in a packet")
                 frames = packet.decode()
             except av.FFmpegError as error:
                 self.error = error
                 if packet.size:
                     self.damaged += self._samples(packet.duration) if packet.duration else self.usual or 1
                 continue
+            finally:
+                before.append(bytes(packet))
             yield from frames
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets of the stream, up to the end or to the first that cannot be read."""
+        everything = self.part.family == "matroska"
+        try:
+            for packet in self.container.demux() if everything else self.container.demux(self.stream):
+                if everything:
+                    self._cover(packet)
+                if packet.stream.index == self.stream.index:
+                    if self.first_packet is None and packet.pts is not None:
+                        self.first_packet = self._samples(packet.pts)
+                    yield packet
+        except av.FFmpegError as error:
+            self.error, self.broken = error, True
+
+    def _is_zeroed(self, packet: Any, before: Iterable[bytes], following: Any) -> bool:
+        """Whether a part of a packet was overwritten with zeros, as where a download or a disk left a hole.
+
+        Such a packet may be decoded without an error, to noise. An encoder, too, leaves zeros where it has
+        nothing to say; but then the decoder ignores them, and it makes no difference what is there.
+        """
+        if self.stream.codec_context.name not in ENTROPY_CODED or self.trials > MAX_TRIALS:
+            return False
+        data = bytes(packet)
+        found = ZEROS.search(data.rstrip(b"\0"))
+        if found is None:
+            return False
+        begin, end = found.start() + ZEROS_KEPT, found.end() - ZEROS_KEPT
+        changed = data[:begin] + b"\xff" * (end - begin) + data[end:]
+        after = b"" if following is None else bytes(following)
+        self.trials += 1
+        return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
+
+    def _trial(self, packets: list[bytes]) -> np.ndarray:
+        """What a new decoder makes of packets; those that cannot be decoded are left out."""
+        context = av.CodecContext.create(self.stream.codec_context.name, "r")
+        context.extradata = self.stream.codec_context.extradata
+        decoded = [np.zeros(0, np.float32)]
+        for data in packets:
+            with suppress(av.FFmpegError):
+                decoded += [frame.to_ndarray().ravel() for frame in context.decode(av.Packet(data))]
+        return np.concatenate(decoded)
 
     def _cover(self, packet: Any) -> None:
         """Notice bytes between the packets of all streams that belong to none of them."""
@@ -474,7 +545,9 @@ class _Decoder:
     def _begin(self, frame: Any) -> None:
         """Get ready for frames like this first one."""
         song = self.song
-        self.form = self.form or self._form_of(frame)
+        self.form = self._form_of(frame)
+        if song.rate not in (0, self.form.rate):
+            raise _changed(song)
         song.rate = self.form.rate
         layout = self.form.layout
         if self.form.channels > 2 and not song.request.downmix:

@@ -37,6 +37,8 @@ class _Stream:
     """What the pages of one stream of sound tell."""
 
     pre_skip: int
+    is_vorbis: bool
+    intact: bool = True  # so far, every page follows the one before and has its checksum
     started: bool = False  # a page with sound was found
     lead: bool = False  # damaged bytes come before it
     granules: list[int] = field(default_factory=lambda: [0])  # the last ones
@@ -65,8 +67,8 @@ def links(file: BinaryIO, size: int) -> list[Part]:
                     raise AudioError(
                         f"a chain of more than {MAX_LINKS} Ogg streams: cut it into several files"
                     )
-            if (pre_skip := _pre_skip(file, page)) is not None:
-                streams[page.serial] = _Stream(pre_skip)
+            if (stream := _stream(file, page)) is not None:
+                streams[page.serial] = stream
             continue
         sound = True
         if (stream := streams.get(page.serial)) is not None:
@@ -78,10 +80,13 @@ def links(file: BinaryIO, size: int) -> list[Part]:
 def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _Stream]) -> Part:
     view = View(file, [range(begin, end)])
     marked = all(stream.last is not None and stream.last.flags & ENDS for stream in streams.values())
-    cut = not marked and any(stream.last is not None and stream.last.end > size for stream in streams.values())
+    cut = not marked and any(
+        stream.last is not None and stream.last.end > size for stream in streams.values()
+    )
+    exact = len(streams) == 1 and all(stream.is_vorbis and stream.intact for stream in streams.values())
     return Part(
         view,
-        "ogg",
+        "vorbis" if exact and marked else "ogg",
         ends=() if cut else tuple(stream.granules[-1] - stream.pre_skip for stream in streams.values()),
         lead=tuple(stream.lead for stream in streams.values()),
         cut=cut,
@@ -94,6 +99,8 @@ def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _S
 def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bool) -> None:
     """Add a page to what is known of its stream."""
     stream.last = page
+    if stream.is_vorbis:
+        stream.intact = stream.intact and not skipped and _is_sound(file, page, size)
     if not stream.started:  # headers have granule 0
         stream.lead = stream.lead or skipped or not _is_sound(file, page, size)
         stream.started = page.granule > 0
@@ -135,13 +142,15 @@ def _find(file: BinaryIO, position: int, size: int) -> int:
     return size
 
 
-def _pre_skip(file: BinaryIO, page: _Page) -> int | None:
-    """Samples before the first of a stream of sound; None for another stream."""
+def _stream(file: BinaryIO, page: _Page) -> _Stream | None:
+    """The stream of sound that a page begins, if it is one."""
     file.seek(page.body)
     head = file.read(12)
     if head.startswith(b"OpusHead") and len(head) == 12:
-        return int.from_bytes(head[10:], "little")
-    return 0 if head.startswith((b"\x01vorbis", b"\x7fFLAC", b"fLaC", b"Speex   ")) else None
+        return _Stream(int.from_bytes(head[10:], "little"), is_vorbis=False)
+    if head.startswith((b"\x01vorbis", b"\x7fFLAC", b"fLaC", b"Speex   ")):
+        return _Stream(0, head.startswith(b"\x01vorbis"))
+    return None
 
 
 def _is_sound(file: BinaryIO, page: _Page, size: int) -> bool:
