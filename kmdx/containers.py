@@ -15,7 +15,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from .errors import AudioError
@@ -118,6 +118,7 @@ class Part:
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
     lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
     missing: int = 0  # samples that are declared and missing at the end
+    is_counted: bool = False  # the file declares how many frames it has, and some are missing
     mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
     cut: bool = False  # the file ends in the middle of its structure
     notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
@@ -186,7 +187,7 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     whole = View(file, [range(size)])
     if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
         (length,) = struct.unpack_from("<I", magic, 4)
-        return [Part(whole, cut=length < UNKNOWN_32 and 8 + length > size)]
+        return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
     if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return [Part(whole, "mp4", cut=_box_is_cut(file, size))]
     return [Part(whole)]
@@ -229,6 +230,8 @@ def _text(name: bytes) -> str:
 
 def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     """A wav file, or another that consists of chunks."""
+    from . import frames
+
     form, long_size = b"", None
     for name, position, declared in _walk(file, size, kind):
         if name == kind.form:
@@ -260,6 +263,9 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
         view = View(file, [range(at), field, range(position, needed.stop)])
     else:
         view = View(file, [needed])
+    is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0")
+    if is_mpeg and (found := frames.scan(file, position, end)) is not None:
+        return replace(found, share=share, notes=(*notes, *found.notes))
     family = "wav" if kind in (_WAV, _RIFX, _W64) else "chunks"
     return Part(view, family, share, notes=notes)
 
@@ -352,7 +358,7 @@ _SCALE, _DURATION, _EBML = 0x2AD7B1, 0x4489, 0x1A45DFA3
 
 
 def _matroska(file: BinaryIO, size: int) -> Part:
-    """A Matroska or WebM file: its segment's size, and the duration that it declares (its longest stream's)."""
+    """A Matroska or WebM file: its segment's size, and the duration of its longest stream."""
     whole = View(file, [range(size)])
     position, end = 0, size
     cut, duration = False, None

@@ -54,9 +54,14 @@ ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from b
 
 MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
 
+# Codecs with checksums, which FFmpeg compares only when asked to.
+CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
+
 # FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
 # fall short of it in an undamaged file.
-DECLARING = {"flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "mov": 0.002, "asf": 0.25}
+DECLARING = {
+    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002, "asf": 0.25,
+}  # fmt: skip
 
 # Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -270,7 +275,7 @@ def _decode_sndfile(song: _Song, part: Part, sound: sf.SoundFile) -> Iterator[np
     song.rate = sound.samplerate
     song.notes += part.notes
     held = sound.frames
-    song.declared = round(held / part.share)
+    song.declared = held if part.share == 1 else max(held + 1, round(held / part.share))
     if song.first >= song.declared:
         song.position = song.declared
         return
@@ -442,6 +447,8 @@ class _Decoder:
         self.left = math.inf  # samples up to the declared end, beyond which there is padding
         self.decoded = 0
         self.trials = 0  # packets that were decoded twice
+        if stream.codec_context.name in CHECKED:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.mute = [span.start for span in part.mute]
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -455,6 +462,7 @@ class _Decoder:
                 raise _changed(song)
             yield from self._gap(frame)
             if self._is_muted(frame):
+                self.left -= frame.samples
                 yield from song.silence(frame.samples, self.channels)
             else:
                 yield from self._sound(frame)
@@ -475,6 +483,8 @@ class _Decoder:
                 if self._is_zeroed(packet, before, following):
                     raise av.InvalidDataError(0, "zeros in a packet")
                 frames = packet.decode()
+                if self._is_too_short(packet, frames, following):
+                    raise av.InvalidDataError(0, "a packet of another length")
             except av.FFmpegError as error:
                 self.error = error
                 if packet.size:
@@ -515,6 +525,14 @@ class _Decoder:
         after = b"" if following is None else bytes(following)
         self.trials += 1
         return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
+
+    def _is_too_short(self, packet: Any, frames: list[Any], following: Any) -> bool:
+        """Whether an Opus packet in the middle of a stream lost its first byte, which gives its length."""
+        if self.stream.codec_context.name != "opus" or not packet.duration or self.expected is None:
+            return False
+        is_last = following is None or not following.size
+        decoded = sum(frame.samples for frame in frames)
+        return not is_last and decoded < self._samples(packet.duration) - 2 * self.tick
 
     def _trial(self, packets: list[bytes]) -> np.ndarray:
         """What a new decoder makes of packets; those that cannot be decoded are left out."""
@@ -570,6 +588,8 @@ class _Decoder:
         if self.expected is None:
             missing = self._missing_lead(at)
             end = self._declared_end() if self.part.family == "ogg" else None
+            if self.part.is_counted and self.stream.duration:
+                self.left = self._samples(self.stream.duration)
             if end is not None:  # FFmpeg does not drop the padding of a stream that has only one page
                 is_excerpt = at is not None and at > LONGEST_FRAME and not missing
                 self.left = end - (at if is_excerpt and at is not None else 0)
@@ -641,9 +661,9 @@ class _Decoder:
 
     def _missing_end(self) -> float:
         if self.part.missing:
-            return float(self.part.missing)
+            return min(float(self.part.missing), self.left)
         if self.part.share < 1:
-            return self.decoded / self.part.share - self.decoded
+            return max(1.0, self.decoded / self.part.share - self.decoded)
         end = self._declared_end()
         if end is None or self.expected is None:
             return 0.0

@@ -28,7 +28,8 @@ BIT_RATES = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 SAMPLE_RATES = (44100, 48000, 32000)
-AAC_FRAME = 1024  # samples
+AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+AAC_FRAME, AC3_FRAME = 1024, 1536  # samples
 
 
 class _Header(NamedTuple):
@@ -39,6 +40,7 @@ class _Header(NamedTuple):
 
 _Parse = Callable[[bytes], _Header | None]
 _MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3|APETAGEX|TAG")
+_AC3_SYNC = re.compile(rb"\x0bw|ID3|APETAGEX|TAG")
 _ADTS_SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]|ID3|APETAGEX|TAG")
 
 
@@ -71,7 +73,7 @@ def scan(file: BinaryIO, begin: int, size: int) -> Part | None:
     """
     window = _Window(file)
     start = _skip_zeros(window, begin)
-    for family, parse, sync in (("mp3", _mpeg, _MPEG_SYNC), ("adts", _adts, _ADTS_SYNC)):
+    for family, parse, sync in KINDS:
         if (first := _chain(window, start, size, parse, None)) is not None:
             frames = _count(window, start, size, parse, sync, first)
             return _part(file, window, begin, size, family, frames)
@@ -86,10 +88,10 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
     if declared is not None:
         missing = max(0, declared - total - sum(lost.values()))
         missing = 0 if missing == 1 and not frames.cut else missing  # some encoders count that frame too
-    whole: list[range | bytes] = [range(size)]
+    whole: list[range | bytes] = [range(begin, size)]
     mute = []
     if lost:
-        whole, number = [range(frames.good[0].start)], 0
+        whole, number = [range(begin, frames.good[0].start)], 0
         for index, frame in enumerate(frames.good):
             copies = lost.get(index, 0)
             whole += [frames.good[index - 1]] * copies + [frame]
@@ -100,6 +102,7 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
         View(file, whole),
         family,
         missing=missing * frames.samples,
+        is_counted=declared is not None and bool(missing or lost),
         mute=tuple(mute),
         notes=("its last frame is incomplete, perhaps its end is missing",)
         if frames.cut and not missing
@@ -109,8 +112,9 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
 
 def _lost(frames: _Frames, total: int | None) -> dict[int, int]:
     """How many frames are lost in each gap, by its bytes; where known, `total` at most in all."""
-    mean = sum(map(len, frames.good)) / len(frames.good)
-    rounded = {index: round(count / mean) for index, count in frames.gaps.items()}
+    lengths = [len(frame) for frame in frames.good]
+    mean, least = sum(lengths) / len(lengths), min(lengths)
+    rounded = {index: round(count / mean) or int(count >= least) for index, count in frames.gaps.items()}
     lost = {index: count for index, count in rounded.items() if count and index < len(frames.good)}
     found = sum(lost.values())
     if total is None or (total > found + len(lost)):  # more is missing than the gaps explain: at the end
@@ -214,7 +218,7 @@ def _resync(
             position += max(1, len(data) - 9)
         else:
             position += found.start()
-            if not found[0].startswith(b"\xff") or _chain(window, position, size, parse, kind):
+            if found[0][:1] in b"IAT" or _chain(window, position, size, parse, kind):
                 return position
             position += 1
         if position + 10 > size:
@@ -248,6 +252,18 @@ def _adts(data: bytes) -> _Header | None:
     blocks = 1 + (data[6] & 3)
     channels = (data[2] & 1) << 2 | data[3] >> 6
     return _Header(length, blocks * AAC_FRAME, (data[2] >> 2, channels, blocks)) if length > 7 else None
+
+
+def _ac3(data: bytes) -> _Header | None:
+    """The header of an AC-3 frame (ATSC A/52)."""
+    if len(data) < 7 or data[:2] != b"\x0bw" or data[4] >> 6 == 3 or data[4] & 63 > 37 or data[5] >> 3 > 8:
+        return None
+    rate, bit_rate = (48000, 44100, 32000)[data[4] >> 6], 1000 * AC3_BIT_RATES[(data[4] & 63) >> 1]
+    words = AC3_FRAME * bit_rate // rate // 16 + (data[4] & 1 if rate == 44100 else 0)
+    return _Header(2 * words, AC3_FRAME, (rate, data[5] >> 3, data[6] >> 5))
+
+
+KINDS = (("mp3", _mpeg, _MPEG_SYNC), ("adts", _adts, _ADTS_SYNC), ("ac3", _ac3, _AC3_SYNC))
 
 
 def _declared(window: _Window, frame: range) -> int | None:
