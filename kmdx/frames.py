@@ -90,7 +90,7 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
         missing = 0 if missing == 1 and not frames.cut else missing  # some encoders count that frame too
     whole: list[range | bytes] = [range(begin, size)]
     mute = []
-    if lost:
+    if lost or any(0 < index < len(frames.good) for index in frames.gaps):  # without what is no frame
         whole, number = [range(begin, frames.good[0].start)], 0
         for index, frame in enumerate(frames.good):
             copies = lost.get(index, 0)
