@@ -195,7 +195,8 @@ def read(track: Track, stem: str) -> audio.Audio:
     AudioError
         If it cannot be read.
     """
-    return audio.read(track.files[stem], stream=STREAMS.index(stem) if track.lossy else 0)
+    stream = STREAMS.index(stem) if track.lossy else 0
+    return audio.read(track.files[stem], stream=stream, accept_holes=False)
 
 
 def as_wav(track: Track, stem: str, folder: Path) -> Path:

@@ -7,11 +7,7 @@ scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every
 :class:`~kmdx.errors.AudioError`. An array too long to be held in memory lies in a scratch file
 (:mod:`kmdx.scratch`); reading, resampling and writing go through it a block at a time.
 
-Readers
--------
-libsndfile reads what it opens with sample-exact positions: wav, flac, Ogg Vorbis, aiff, caf, au, w64.
-FFmpeg (PyAV) reads everything else, and every file of more than two channels, because it knows their
-loudspeakers.
+Reading is the work of :mod:`kmdx.decoding`, which says what decodes what, and what becomes of damage.
 """
 
 import io
@@ -148,11 +144,15 @@ def read(
         at -3 dB, no LFE, nothing scaled down.
     stream : int
         Which of several audio streams, as a file of stems has them.
+    accept_holes : bool
+        Replace damaged or missing sound by silence, where it is at most 2 % of the song and 5 s in all,
+        and warn of it (:class:`~kmdx.errors.KmdxWarning`). Otherwise every hole is an error.
 
     Raises
     ------
     AudioError
-        If the file cannot be opened, is no sound, is cut short or damaged, has more than two channels
+        If the file cannot be opened, is no sound, has holes beyond these limits (the message gives the
+        time of the first) or of an unknown length, has more than two channels
         and `downmix` is false, ends before `start`, or fails :func:`check`; or if it is long and there
         is no room for a scratch file.
     """

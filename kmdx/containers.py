@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import io
+import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ class View(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
         self.name = ""
-        self.reads_left: int | None = None  # calls that are allowed from now on; then the file seems to end
+        self.calls_left: float = math.inf  # of a library, from now on; then the file seems to end
         self._file = file
         self._pieces = [piece for piece in pieces if len(piece)]
         self._starts = [0]
@@ -66,6 +67,7 @@ class View(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.calls_left -= 1
         base = {os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence, 0)
         self._position = min(max(0, base + offset), 2**62)  # C code computes with it
         return self._position
@@ -85,11 +87,8 @@ class View(io.RawIOBase):
             raise self._failure
 
     def _read_piece(self, count: int) -> bytes:
-        if self.reads_left is not None:
-            self.reads_left -= 1
-            if self.reads_left < 0:
-                return b""
-        if self._position >= self.size:
+        self.calls_left -= 1
+        if self.calls_left < 0 or self._position >= self.size:
             return b""
         number = bisect.bisect_right(self._starts, self._position) - 1
         piece, inside = self._pieces[number], self._position - self._starts[number]

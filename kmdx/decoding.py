@@ -40,7 +40,8 @@ PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leav
 
 DECODED = 2**20  # samples that libsndfile decodes at a time
 SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: towards and across a damaged place of a flac file
-OPENING_READS = 20_000  # calls of FFmpeg's, 32 KiB each, until it has opened a file
+OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
+PACKET_CALLS = 4000  # and until it has found the next packet
 LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
@@ -121,6 +122,28 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
         part.view.raise_failure()
     song.finish()
     return samples, song.rate
+
+
+def check_whole(path: Path) -> None:
+    """Find out whether a file holds all the sound that its header declares, without decoding it.
+
+    Raises
+    ------
+    AudioError
+        If it was cut short, or its header does not tell how long it is.
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            parts = containers.inspect(file, path.stat().st_size)
+        except AudioError as error:
+            raise AudioError(f"{path}: {error}") from error
+    for part in parts:
+        if part.share < 1 or part.missing or part.cut or part.mute:
+            raise AudioError(f"{path}: cut short or damaged: copy or export it again")
+        if part.notes:
+            raise AudioError(f"{path}: {part.notes[0]}: copy or export it again")
 
 
 class _Song:
@@ -260,6 +283,7 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     if part.family not in SNDFILE or request.stream:
         return None
     part.view.seek(0)
+    part.view.calls_left = math.inf
     try:
         sound = sf.SoundFile(part.view)
     except sf.LibsndfileError:
@@ -398,11 +422,9 @@ def _decode_ffmpeg(song: _Song, part: Part, channels: int) -> Generator[np.ndarr
 def _open_ffmpeg(view: containers.View, path: Path) -> Any:
     view.seek(0)
     view.name = str(path)  # some formats are known by their names only
-    view.reads_left = OPENING_READS
+    view.calls_left = OPENING_CALLS
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
-    container = av.open(view, "r", options=options, **ANY_TAGS)
-    view.reads_left = None
-    return container
+    return av.open(view, "r", options=options, **ANY_TAGS)
 
 
 def _stream(container: Any, song: _Song) -> Any:
@@ -415,6 +437,8 @@ def _stream(container: Any, song: _Song) -> Any:
         raise AudioError(
             f"{song.path}: no audio stream {wanted} in it, expected one of 0 to {len(streams) - 1}"
         )
+    if streams[wanted].codec_context is None:
+        raise AudioError(f"{song.path}: its sound is of a kind that FFmpeg does not know, or it is damaged")
     return streams[wanted]
 
 
@@ -497,8 +521,11 @@ class _Decoder:
     def _packets(self) -> Iterator[Any]:
         """Packets of the stream, up to the end or to the first that cannot be read."""
         everything = self.part.family == "matroska"
+        view = self.part.view
+        view.calls_left = PACKET_CALLS
         try:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
+                view.calls_left = PACKET_CALLS
                 if everything:
                     self._cover(packet)
                 if packet.stream.index == self.stream.index:
@@ -647,6 +674,10 @@ class _Decoder:
         missing = max(self._missing_end(), self.damaged)
         if missing >= 1:
             yield from song.silence(round(missing), self.channels)
+        elif self.part.view.calls_left < 0:
+            raise AudioError(
+                f"{song.path}: damaged after {_time(song.seconds(song.position))}: no more sound found"
+            )
         elif self.broken:
             raise AudioError(
                 f"{song.path}: damaged after {_time(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]

@@ -88,7 +88,8 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
     if declared is not None:
         missing = max(0, declared - total - sum(lost.values()))
         missing = 0 if missing == 1 and not frames.cut else missing  # some encoders count that frame too
-    whole: list[range | bytes] = [range(begin, size)]
+    end = size if frames.cut else frames.good[-1].stop  # not the tags behind it, nor anything else
+    whole: list[range | bytes] = [range(begin, end)]
     mute = []
     if lost or any(0 < index < len(frames.good) for index in frames.gaps):  # without what is no frame
         whole, number = [range(begin, frames.good[0].start)], 0

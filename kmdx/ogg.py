@@ -15,7 +15,7 @@ from typing import BinaryIO
 from .containers import Part, View
 from .errors import AudioError
 
-MAX_LINKS = 2000
+MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
 HEADER = struct.Struct("<4sBBqIIIB")
 BEGINS, ENDS = 2, 4  # flags of a page
 SEARCHED = 2**20  # bytes that are searched at a time for the next page
@@ -51,22 +51,22 @@ def links(file: BinaryIO, size: int) -> list[Part]:
     Raises
     ------
     AudioError
-        If there are more than :data:`MAX_LINKS`.
+        If there are more than :data:`MAX_STREAMS` streams.
     """
     parts: list[Part] = []
     streams: dict[int, _Stream] = {}
     begin, sound = 0, False  # of the current link
     expected = 0  # where a page should begin
+    headers = 0  # first pages of streams
     for page in _pages(file, size):
         skipped, expected = page.position > expected, page.end
         if page.flags & BEGINS:
+            headers += 1
+            if headers > MAX_STREAMS:
+                raise AudioError(f"more than {MAX_STREAMS} Ogg streams in it: cut it into several files")
             if sound:
                 parts.append(_part(file, begin, page.position, size, streams))
                 begin, sound, streams = page.position, False, {}
-                if len(parts) >= MAX_LINKS:
-                    raise AudioError(
-                        f"a chain of more than {MAX_LINKS} Ogg streams: cut it into several files"
-                    )
             if (stream := _stream(file, page)) is not None:
                 streams[page.serial] = stream
             continue
