@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
