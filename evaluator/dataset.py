@@ -28,7 +28,7 @@ import av
 import numpy as np
 
 from evaluator.metrics import Form, form_of, read_together
-from kmdx import audio
+from kmdx import audio, decoding
 from kmdx.errors import AudioError, KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -195,7 +195,8 @@ def read(track: Track, stem: str) -> audio.Audio:
     AudioError
         If it cannot be read.
     """
-    return audio.read(track.files[stem], stream=STREAMS.index(stem) if track.lossy else 0)
+    stream = STREAMS.index(stem) if track.lossy else 0
+    return audio.read(track.files[stem], stream=stream, accept_holes=False)
 
 
 def as_wav(track: Track, stem: str, folder: Path) -> Path:
@@ -289,7 +290,7 @@ def _form(path: Path, name: str, lossy: bool) -> Form:
     if not lossy:
         return form_of(path)
     try:
-        with av.open(str(path), **audio.ANY_TAGS) as container:
+        with av.open(str(path), **decoding.ANY_TAGS) as container:
             streams = container.streams.audio
             if len(streams) < len(STREAMS):
                 raise AudioError(

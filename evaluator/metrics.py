@@ -32,6 +32,7 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import ArrayLike, NDArray
 
+from kmdx import decoding
 from kmdx.errors import AudioError
 
 DELTA = 1e-7
@@ -223,6 +224,7 @@ def _open(path: Path) -> sf.SoundFile:
     if not path.is_file():
         raise AudioError(f"{path}: no such file")
     try:
+        decoding.check_whole(path)
         return sf.SoundFile(path)
     except (OSError, sf.SoundFileError) as error:
         raise AudioError(f"{path}: cannot be read: {error}") from error

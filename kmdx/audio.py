@@ -7,24 +7,17 @@ scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every
 :class:`~kmdx.errors.AudioError`. An array too long to be held in memory lies in a scratch file
 (:mod:`kmdx.scratch`); reading, resampling and writing go through it a block at a time.
 
-Readers
--------
-libsndfile reads what it opens with sample-exact positions: wav, flac, Ogg Vorbis, aiff, caf, au, w64.
-FFmpeg (PyAV) reads everything else, and every file of more than two channels, because it knows their
-loudspeakers.
+Reading is the work of :mod:`kmdx.decoding`, which says what decodes what, and what becomes of damage.
 """
 
-import itertools
 import math
 import os
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -32,25 +25,14 @@ import numpy.typing as npt
 import soundfile as sf
 import soxr
 
-from . import scratch
+from . import decoding, scratch
 from .encoding import FORMATS, check_format, encode
 from .errors import AudioError, KmdxWarning
+from .errors import reason as _reason
 from .files import folder, partial_name
 from .tags import Tags
 
-# The first four bytes of the files that libsndfile is asked to read. It would also read mp3, with the
-# same length and alignment as FFmpeg (both obey the LAME tag: no encoder delay, no padding), but of a
-# damaged mp3 it returns the part before the damage without a word, where FFmpeg raises an error.
-SNDFILE_MAGIC = {b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
-
-# Sizes in a wav header that mean "not known yet": FFmpeg, and SoX, writing to a pipe.
-STREAMED_SIZES = {0, 0xFFFFFFFF, 0x7FFFF000}
-
-# Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
-ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-
 LOUDEST = 8.0  # times full scale; no recording comes near, what exceeds it was not scaled to [-1, 1]
-DECODED = 2**20  # samples that libsndfile decodes at a time
 
 
 @dataclass(frozen=True)
@@ -141,6 +123,7 @@ def read(
     duration: float | None = None,
     downmix: bool = False,
     stream: int = 0,
+    accept_holes: bool = True,
 ) -> Audio:
     """Read a sound file, or the sound of a video.
 
@@ -157,11 +140,15 @@ def read(
         at -3 dB, no LFE, nothing scaled down.
     stream : int
         Which of several audio streams, as a file of stems has them.
+    accept_holes : bool
+        Replace damaged or missing sound by silence, where it is at most 2 % of the song and 5 s in all,
+        and warn of it (:class:`~kmdx.errors.KmdxWarning`). Otherwise every hole is an error.
 
     Raises
     ------
     AudioError
-        If the file cannot be opened, is no sound, is cut short or damaged, has more than two channels
+        If the file cannot be opened, is no sound, has holes beyond these limits (the message gives the
+        time of the first) or of an unknown length, has more than two channels
         and `downmix` is false, ends before `start`, or fails :func:`check`; or if it is long and there
         is no room for a scratch file.
     """
@@ -174,13 +161,11 @@ def read(
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise AudioError(f"{path}: is empty (0 bytes), expected a sound file")
-            _refuse_truncated_wav(file, path)
-            audio = _read_sndfile(file, path, start, duration) if stream == 0 else None
-            if audio is None:
-                audio = _read_ffmpeg(file, path, start, duration, downmix, stream)
+            request = decoding.Request(path, start, duration, downmix, stream, accept_holes)
+            samples, rate = decoding.read(file, path.stat().st_size, request)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
-    return Audio(check(audio.samples, str(path), audio.rate, start), audio.rate)
+    return Audio(check(samples, str(path), rate, start), rate)
 
 
 def check_part(start: float, duration: float | None) -> None:
@@ -370,144 +355,3 @@ def _whole_rate(rate: float) -> int:
     if not (rate > 0 and float(rate).is_integer()):
         raise AudioError(f"sample rate {rate} Hz: expected a whole number above 0")
     return int(rate)
-
-
-def _reason(error: Exception) -> str:
-    """The words of an error of the system, libsndfile or FFmpeg, without its number and file name."""
-    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-    return text[:1].lower() + text[1:].rstrip(".")
-
-
-def _span(start: float, duration: float | None, rate: int) -> tuple[int, int | None]:
-    """The first sample of a part and the number of samples in it, None for all that follow."""
-    return round(start * rate), None if duration is None else round(duration * rate)
-
-
-def _past_the_end(path: Path, start: float, length: int, rate: int) -> AudioError:
-    return AudioError(f"{path}: start {start:g} s is past its end, it lasts {length / rate:.3f} s")
-
-
-def _refuse_truncated_wav(file: BinaryIO, path: Path) -> None:
-    """Raise if a wav's header promises more sound than the file holds; libsndfile reads what there is."""
-    header = file.read(12)
-    if header[:4] not in (b"RIFF", b"RF64") or header[8:] != b"WAVE":
-        return
-    size_64 = 0
-    while len(header := file.read(8)) == 8:
-        name, size = struct.unpack("<4sI", header)
-        if name == b"data":
-            promised = size_64 if size == 0xFFFFFFFF else size
-            held = path.stat().st_size - file.tell()
-            if promised > held and promised not in STREAMED_SIZES:
-                raise AudioError(
-                    f"{path}: cut short: its header promises {promised} bytes of sound, the file holds"
-                    f" {held}: copy or export it again"
-                )
-            return
-        following = file.tell() + size + size % 2  # chunks begin at even bytes
-        if name == b"ds64" and len(sizes := file.read(16)) == 16:
-            size_64 = struct.unpack("<QQ", sizes)[1]  # after the size of the whole file
-        file.seek(following)
-
-
-def _read_sndfile(file: BinaryIO, path: Path, start: float, duration: float | None) -> Audio | None:
-    """The part of a file of one or two channels that libsndfile reads well, None for another file."""
-    file.seek(0)
-    if file.read(4) not in SNDFILE_MAGIC:
-        return None
-    file.seek(0)
-    try:
-        sound = sf.SoundFile(file)
-    except (sf.LibsndfileError, TypeError):  # TypeError: soundfile takes *.raw for samples and no header
-        return None
-    with sound:
-        length_known = 0 < sound.frames < 2**62  # not so in a flac, or some wavs, written to a pipe
-        if sound.channels > 2 or sound.subtype == "OPUS" or not length_known:
-            return None
-        first, count = _span(start, duration, sound.samplerate)
-        if first >= sound.frames:
-            raise _past_the_end(path, start, sound.frames, sound.samplerate)
-        count = sound.frames - first if count is None else min(count, sound.frames - first)
-        damaged = f"{path}: cut short or damaged: its header promises {sound.frames} samples"
-        try:
-            sound.seek(first)
-            samples = scratch.join(_decode(sound, count), expected=4 * count * sound.channels)
-        except sf.LibsndfileError as error:
-            raise AudioError(f"{damaged}, decoding failed: {_reason(error)}") from error
-        if len(samples) < count:
-            raise AudioError(f"{damaged}, it holds {first + len(samples)}: copy or export it again")
-        return Audio(samples, sound.samplerate)
-
-
-def _decode(sound: sf.SoundFile, count: int) -> Iterator[np.ndarray]:
-    """The next samples, in blocks: as many as asked for, or fewer where a file ends before its time."""
-    while True:
-        block = sound.read(min(count, DECODED), dtype="float32", always_2d=True)
-        yield block
-        count -= len(block)
-        if not count or not len(block):
-            return
-
-
-def _read_ffmpeg(
-    file: BinaryIO, path: Path, start: float, duration: float | None, downmix: bool, stream: int
-) -> Audio:
-    """The part of any file that FFmpeg decodes, which it does from the beginning: its seeks are not exact."""
-    file.seek(0)
-    try:
-        options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
-        with av.open(file, "r", options=options, **ANY_TAGS) as container:
-            if not container.streams.audio:
-                others = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-                raise AudioError(f"{path}: no audio stream in it (streams found: {others})")
-            if not 0 <= stream < len(container.streams.audio):
-                last = len(container.streams.audio) - 1
-                raise AudioError(f"{path}: no audio stream {stream} in it, expected one of 0 to {last}")
-            frames = container.decode(container.streams.audio[stream])
-            return _join(frames, path, start, duration, downmix)
-    except av.FFmpegError as error:
-        raise AudioError(f"{path}: not a sound file, or a damaged one: {_reason(error)}") from error
-
-
-def _join(
-    frames: Iterator[av.AudioFrame], path: Path, start: float, duration: float | None, downmix: bool
-) -> Audio:
-    """The part of a decoded stream, as float32."""
-    first_frame = next(frames, None)
-    if first_frame is None:
-        raise AudioError(f"{path}: no samples in it: an empty sound, or not a sound file")
-    kind = (rate, layout, _) = _kind(first_frame)
-    channels = first_frame.layout.nb_channels
-    if channels > 2 and not downmix:
-        raise AudioError(
-            f"{path}: {channels} channels, expected 1 or 2: --downmix (downmix=True) folds them to stereo"
-        )
-    if channels > 2:
-        channels, layout = 2, "stereo"
-    converter = av.AudioResampler(format="flt", layout=layout)
-    first, count = _span(start, duration, rate)
-    end = math.inf if count is None else first + count
-
-    position = 0  # samples decoded
-
-    def part() -> Iterator[np.ndarray]:
-        nonlocal position
-        for frame in itertools.chain([first_frame], frames):
-            if _kind(frame) != kind:
-                raise AudioError(f"{path}: its rate or its channels change at {position / rate:.3f} s")
-            for block in converter.resample(frame):
-                samples = block.to_ndarray().reshape(-1, channels)  # packed: (1, samples * channels)
-                if position + len(samples) > first:
-                    yield samples[max(0, first - position) :]
-                position += len(samples)
-            if position >= end:
-                return
-
-    samples = scratch.join(part())
-    if position <= first:
-        raise _past_the_end(path, start, position, rate)
-    return Audio(samples[:count], rate)
-
-
-def _kind(frame: av.AudioFrame) -> tuple[int, str, str]:
-    return frame.sample_rate, frame.layout.name, frame.format.name

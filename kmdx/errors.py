@@ -103,3 +103,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean …?`` where something known is close."""
     close = difflib.get_close_matches(name[:SHOWN], list(islice(known, COMPARED)), n=1)
     return f"; did you mean {quoted(close[0])}?" if close else ""
+
+
+def reason(error: Exception) -> str:
+    """The words of an error of the system, libsndfile or FFmpeg, without its number and file name."""
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return text[:1].lower() + text[1:].rstrip(".")

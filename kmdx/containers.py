@@ -1,0 +1,404 @@
+"""What a sound file declares about its own length, and how much of that the file holds.
+
+Decoders return what they find: less than declared where a file was cut short, usually without an error.
+The structure of the file shows it: sizes of chunks, positions of Ogg pages, the number of mp3 frames.
+:func:`inspect` reads that structure, and nothing of the sound.
+
+It also gives decoders a corrected view of a file whose header is known to be wrong: a wav written to a
+pipe, a wav longer than its 32-bit sizes can express, an mp3 with damaged frames.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import math
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from .errors import AudioError
+
+MAX_CHUNKS = 2000  # a file with more chunks before its sound is refused
+UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold means "not known"
+UNKNOWN_64 = 2**63 - 2**13
+AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
+WRAP = 2**32
+
+
+class View(io.RawIOBase):
+    """A read-only file composed of ranges of another file and of bytes that replace others.
+
+    C libraries read it. They cannot pass on an exception (they print it, or worse), so the first one is
+    kept for :meth:`raise_failure`, and the file seems to end there.
+
+    Parameters
+    ----------
+    file : BinaryIO
+    pieces : sequence of range or bytes
+        Ranges of positions in the file, and bytes, one after the other.
+    """
+
+    def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
+        self.name = ""
+        self.calls_left: float = math.inf  # of a library, from now on; then the file seems to end
+        self._file = file
+        self._pieces = [piece for piece in pieces if len(piece)]
+        self._starts = [0]
+        for piece in self._pieces:
+            self._starts.append(self._starts[-1] + len(piece))
+        self._position = 0
+        self._failure: OSError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self._starts[-1]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.calls_left -= 1
+        base = {os.SEEK_CUR: self._position, os.SEEK_END: self.size}.get(whence, 0)
+        self._position = min(max(0, base + offset), 2**62)  # C code computes with it
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        filled = 0
+        while filled < len(target) and (data := self._read_piece(len(target) - filled)):
+            target[filled : filled + len(data)] = data
+            filled += len(data)
+            self._position += len(data)
+        return filled
+
+    def raise_failure(self) -> None:
+        """Raise the error of the system that ended the file early for a decoder."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _read_piece(self, count: int) -> bytes:
+        self.calls_left -= 1
+        if self.calls_left < 0 or self._position >= self.size:
+            return b""
+        number = bisect.bisect_right(self._starts, self._position) - 1
+        piece, inside = self._pieces[number], self._position - self._starts[number]
+        if isinstance(piece, bytes):
+            return piece[inside : inside + count]
+        try:
+            self._file.seek(piece.start + inside)
+            return self._file.read(min(count, len(piece) - inside))
+        except OSError as error:
+            self._failure = self._failure or error
+            return b""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a file that is decoded from beginning to end, and what the file declares about it.
+
+    Most files are one part; a chained Ogg file has one for each of its links.
+    """
+
+    view: View
+    family: str = ""
+    """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
+    "matroska", "mp4", or "" for another."""
+    share: float = 1.0  # of the declared bytes of sound, how many the file holds
+    ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
+    missing: int = 0  # samples that are declared and missing at the end
+    is_counted: bool = False  # the file declares how many frames it has, and some are missing
+    mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
+    cut: bool = False  # the file ends in the middle of its structure
+    notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How a kind of file is made of chunks, each with a name and a size."""
+
+    begin: int  # position of the first chunk
+    name: int  # bytes
+    size: str  # struct's format
+    sound: bytes  # name of the chunk with the samples
+    form: bytes  # name of the chunk that describes them
+    align: int = 2
+    includes_header: bool = False
+
+    @property
+    def header(self) -> int:
+        return self.name + struct.calcsize(self.size)
+
+
+_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
+_WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
+_RIFX = _Chunks(12, 4, ">I", b"data", b"fmt ")
+_AIFF = _Chunks(12, 4, ">I", b"SSND", b"COMM")
+_CAF = _Chunks(8, 4, ">Q", b"data", b"desc", align=1)
+_W64 = _Chunks(40, 16, "<Q", b"data" + _GUID, b"fmt " + _GUID, align=8, includes_header=True)
+
+
+def inspect(file: BinaryIO, size: int) -> list[Part]:
+    """Read the structure of a sound file.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        A file that was opened for reading.
+    size : int
+        Its bytes.
+
+    Raises
+    ------
+    AudioError
+        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if a
+        chained Ogg file has too many links. The message does not name the file.
+    OSError
+        If it cannot be read.
+    """
+    from . import frames, ogg  # they import this module
+
+    begin = frames.after_tags(file, 0)
+    magic = _at(file, begin, 16)
+    if magic[:4] == b"fLaC":
+        return [Part(View(file, [range(begin, size)]), "flac")]
+    if found := frames.scan(file, begin, size):
+        return [found]
+    magic = _at(file, 0, 16)
+    if magic[:4] == b"OggS":
+        return ogg.links(file, size)
+    if magic[:4] in (b".snd", b"dns."):
+        return [_au(file, size)]
+    if (kind := _kind(magic)) is not None:
+        return [_chunked(file, size, kind)]
+    if magic[:4] == b"\x1aE\xdf\xa3":
+        return [_matroska(file, size)]
+    whole = View(file, [range(size)])
+    if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
+        (length,) = struct.unpack_from("<I", magic, 4)
+        return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
+    if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return [Part(whole, "mp4", cut=_box_is_cut(file, size))]
+    return [Part(whole)]
+
+
+def _kind(magic: bytes) -> _Chunks | None:
+    if magic[8:12] == b"WAVE":
+        return {b"RIFF": _WAV, b"RF64": _WAV, b"BW64": _WAV, b"RIFX": _RIFX}.get(magic[:4])
+    if magic[:4] == b"FORM" and magic[8:12] in (b"AIFF", b"AIFC"):
+        return _AIFF
+    return {b"caff": _CAF, b"riff": _W64}.get(magic[:4])
+
+
+def _at(file: BinaryIO, position: int, count: int) -> bytes:
+    file.seek(position)
+    return file.read(count)
+
+
+def _walk(file: BinaryIO, size: int, kind: _Chunks) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each chunk, position of its content, and declared size of its content."""
+    position = kind.begin
+    for _ in range(MAX_CHUNKS):
+        header = _at(file, position, kind.header)
+        if len(header) < kind.header:
+            return
+        (length,) = struct.unpack_from(kind.size, header, kind.name)
+        if kind.includes_header:
+            length = max(0, length - kind.header)
+        yield header[: kind.name], position + kind.header, length
+        end = position + kind.header + length
+        position = -(-end // kind.align) * kind.align
+        if position >= size:
+            return
+    raise AudioError(f"no sound among its first {MAX_CHUNKS} chunks, expected a '{_text(kind.sound)}' chunk")
+
+
+def _text(name: bytes) -> str:
+    return name[:4].decode("ascii")
+
+
+def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
+    """A wav file, or another that consists of chunks."""
+    from . import frames
+
+    form, long_size = b"", None
+    for name, position, declared in _walk(file, size, kind):
+        if name == kind.form:
+            form = _at(file, position, min(declared, 2**16))
+        elif name == b"ds64" and kind is _WAV:
+            long_size = struct.unpack("<8xQ", _at(file, position, 16).ljust(16, b"\0"))[0]
+        elif name == kind.sound:
+            break
+    else:
+        return Part(View(file, [range(size)]))
+    if long_size is not None and declared == 0xFFFFFFFF:
+        declared = long_size
+        unknown = _unknown(declared, UNKNOWN_64) or declared == 0xFFFFFFFF
+    else:
+        long_size = None
+        unknown = _unknown(declared, UNKNOWN_64 if kind.size[1] == "Q" else UNKNOWN_32)
+    held = max(0, size - position)
+    if declared == 0 and _chunk_follows(file, position, size, kind):
+        unknown = False  # there is no sound
+    length, share, notes = _length(file, kind, position, declared, held, unknown and declared != held)
+    end = position + length
+    needed = range(size) if kind is _CAF or not form else range(end)  # a caf may need what follows the sound
+    magic = _at(file, 0, 4)
+    if kind is _WAV and (declared != length or magic == b"BW64"):
+        view = View(file, [_rf64(form, length), range(position, end)])
+    elif declared != length:
+        at = position - struct.calcsize(kind.size)
+        field = struct.pack(kind.size, length + (kind.header if kind.includes_header else 0))
+        view = View(file, [range(at), field, range(position, needed.stop)])
+    else:
+        view = View(file, [needed])
+    is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0")
+    if is_mpeg and (found := frames.scan(file, position, end)) is not None:
+        return replace(found, share=share, notes=(*notes, *found.notes))
+    family = "wav" if kind in (_WAV, _RIFX, _W64) else "chunks"
+    return Part(view, family, share, notes=notes)
+
+
+def _length(
+    file: BinaryIO, kind: _Chunks, position: int, declared: int, held: int, unknown: bool
+) -> tuple[int, float, tuple[str, ...]]:
+    """Bytes of sound to read, the share of the declared ones, and notes."""
+    if unknown and (declared == 0 or declared > held):
+        if declared and held > AMBIGUOUS:
+            return (
+                held,
+                1.0,
+                (f"its header declares {declared} bytes of sound, it holds {held}; read to its end",),
+            )
+        return held, 1.0, ()
+    if declared > held:
+        return held, held / declared, ()
+    wraps = (held - declared) // WRAP if kind is _WAV else 0
+    end = position + declared
+    if wraps and not _chunk_follows(file, end + end % 2, position + held, kind):
+        length = declared + wraps * WRAP
+        return (
+            length,
+            1.0,
+            (f"its header declares {declared} bytes of sound, read {length}: the size wrapped at 4 GiB",),
+        )
+    return declared, 1.0, ()
+
+
+def _unknown(declared: int, limit: int) -> bool:
+    return declared == 0 or declared >= limit
+
+
+def _chunk_follows(file: BinaryIO, position: int, size: int, kind: _Chunks) -> bool:
+    """Whether a chunk that fits in the file begins here, or the file ends."""
+    header = _at(file, position, kind.header)
+    if len(header) < kind.header:
+        return not header
+    (length,) = struct.unpack_from(kind.size, header, kind.name)
+    printable = all(32 <= byte < 127 for byte in header[:4])
+    return printable and length <= size - position - (0 if kind.includes_header else kind.header)
+
+
+def _rf64(form: bytes, length: int) -> bytes:
+    """The header of a wav file of any length, up to its first sample."""
+    form_chunk = b"fmt " + struct.pack("<I", len(form)) + form + b"\0" * (len(form) % 2)
+    sizes = struct.pack("<QQQI", 4 + 36 + len(form_chunk) + 8 + length, length, 0, 0)
+    return (
+        b"RF64\xff\xff\xff\xffWAVEds64"
+        + struct.pack("<I", len(sizes))
+        + sizes
+        + form_chunk
+        + b"data\xff\xff\xff\xff"
+    )
+
+
+def _au(file: BinaryIO, size: int) -> Part:
+    magic = _at(file, 0, 12)
+    order = ">" if magic[:4] == b".snd" else "<"
+    begin, declared = struct.unpack(order + "4xII", magic.ljust(12, b"\0"))
+    held = max(0, size - begin)
+    unknown = _unknown(declared, UNKNOWN_32) and declared != held
+    length, share, notes = _length(file, _AIFF, begin, declared, held, unknown)
+    field = struct.pack(order + "I", min(length, 0xFFFFFFFF))
+    pieces: list[range | bytes] = [range(8), field, range(12, begin + length)]
+    return Part(View(file, pieces if length != declared else [range(size)]), "chunks", share, notes=notes)
+
+
+def _box_is_cut(file: BinaryIO, size: int) -> bool:
+    """Whether the last box of an mp4 or mov file ends beyond the file."""
+    position = 0
+    for _ in range(100_000):  # a fragmented file has two boxes for every few seconds
+        header = _at(file, position, 16)
+        if len(header) < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in header[4:8]):
+            return False
+        (length,) = struct.unpack_from(">I", header)
+        if length == 1 and len(header) == 16:
+            (length,) = struct.unpack_from(">Q", header, 8)
+        if length < 8:  # 0: to the end of the file
+            return False
+        position += length
+        if position >= size:
+            break
+    return position > size
+
+
+_SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966
+_SCALE, _DURATION, _EBML = 0x2AD7B1, 0x4489, 0x1A45DFA3
+
+
+def _matroska(file: BinaryIO, size: int) -> Part:
+    """A Matroska or WebM file: its segment's size, and the duration of its longest stream."""
+    whole = View(file, [range(size)])
+    position, end = 0, size
+    cut, duration = False, None
+    for _ in range(MAX_CHUNKS):
+        identifier, content, length = _element(file, position)
+        if identifier == _SEGMENT:
+            position = content
+            if length is not None:
+                end, cut = content + length, content + length > size
+            continue
+        if identifier == _INFO and length is not None:
+            duration = _info_duration(_at(file, content, min(length, 2**16)))
+        if identifier in (0, _CLUSTER) or length is None or content + length >= min(end, size):
+            break
+        position = content + length
+    return Part(whole, "matroska", ends=(duration,), cut=cut)
+
+
+def _info_duration(info: bytes) -> float | None:
+    """The duration in ticks of a segment's timestamps."""
+    content = io.BytesIO(info)
+    position = 0
+    while position < len(info):
+        identifier, begin, length = _element(content, position)
+        if length is None or identifier == 0:
+            return None
+        if identifier == _DURATION and length in (4, 8) and begin + length <= len(info):
+            return float(struct.unpack_from(">f" if length == 4 else ">d", info, begin)[0])
+        position = begin + length
+    return None
+
+
+def _element(file: BinaryIO, position: int) -> tuple[int, int, int | None]:
+    """An EBML element: its identifier (0 if there is none), position and size of its content."""
+    header = _at(file, position, 12)
+    if not header or header[0] == 0:
+        return 0, position, None
+    name = 9 - header[0].bit_length()
+    if name > 4 or len(header) <= name or header[name] == 0:
+        return 0, position, None
+    width = 9 - header[name].bit_length()
+    value = int.from_bytes(header[name : name + width], "big") & (2 ** (7 * width) - 1)
+    known = value != 2 ** (7 * width) - 1 and len(header) >= name + width
+    return int.from_bytes(header[:name], "big"), position + name + width, value if known else None

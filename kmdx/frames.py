@@ -1,0 +1,281 @@
+"""Files that are nothing but frames, one after the other: mp3 and its relatives, and AAC in ADTS.
+
+Such a file has no timestamps, so lost bytes make everything after them early. Here frames are counted by
+their headers; damaged ones are replaced by copies of their neighbor, to be muted when they are decoded.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+from .containers import Part, View
+
+CHAIN = 3  # frames in a row that make a beginning
+WINDOW = 2**18  # bytes that are read at a time
+MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
+SEARCHED = 2**14  # bytes that are searched for a frame at a time
+
+# kbit/s by the header's index, from 1 on: MPEG 1 layers I, II and III, then MPEG 2 layers I, and II and III.
+BIT_RATES = (
+    (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+SAMPLE_RATES = (44100, 48000, 32000)
+AC3_BIT_RATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+AAC_FRAME, AC3_FRAME = 1024, 1536  # samples
+
+
+class _Header(NamedTuple):
+    length: int  # bytes of the whole frame
+    samples: int
+    kind: tuple[int, ...]  # the same in all frames of a file
+
+
+_Parse = Callable[[bytes], _Header | None]
+_MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3|APETAGEX|TAG")
+_AC3_SYNC = re.compile(rb"\x0bw|ID3|APETAGEX|TAG")
+_ADTS_SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]|ID3|APETAGEX|TAG")
+
+
+@dataclass
+class _Frames:
+    """The frames of a file: where those begin that are whole, and the bytes between them that are none."""
+
+    samples: int  # of each
+    good: list[range] = field(default_factory=list)
+    gaps: dict[int, int] = field(default_factory=dict)  # bytes lost, by the number of good frames before
+    cut: bool = False  # the last frame ends beyond the file
+
+
+def after_tags(file: BinaryIO, position: int) -> int:
+    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`."""
+    while True:
+        file.seek(position)
+        header = file.read(10)
+        if len(header) < 10 or not header.startswith(b"ID3") or max(header[6:10]) > 127:
+            return position
+        size = sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
+        position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
+
+
+def scan(file: BinaryIO, begin: int, size: int) -> Part | None:
+    """A file of frames, the first of which is at `begin`; None for another file.
+
+    Where frames are damaged or missing, the part's view has copies of a neighbor in their place, which are
+    to be muted.
+    """
+    window = _Window(file)
+    start = _skip_zeros(window, begin)
+    for family, parse, sync in KINDS:
+        if (first := _chain(window, start, size, parse, None)) is not None:
+            frames = _count(window, start, size, parse, sync, first)
+            return _part(file, window, begin, size, family, frames)
+    return None
+
+
+def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, frames: _Frames) -> Part:
+    declared = _declared(window, frames.good[0]) if family == "mp3" else None
+    total = len(frames.good) - (declared is not None)  # without the frame that declares
+    lost = _lost(frames, None if declared is None else max(0, declared - total))
+    missing = 0
+    if declared is not None:
+        missing = max(0, declared - total - sum(lost.values()))
+        missing = 0 if missing == 1 and not frames.cut else missing  # some encoders count that frame too
+    end = size if frames.cut else frames.good[-1].stop  # not the tags behind it, nor anything else
+    whole: list[range | bytes] = [range(begin, end)]
+    mute = []
+    if lost or any(0 < index < len(frames.good) for index in frames.gaps):  # without what is no frame
+        whole, number = [range(begin, frames.good[0].start)], 0
+        for index, frame in enumerate(frames.good):
+            copies = lost.get(index, 0)
+            whole += [frames.good[index - 1]] * copies + [frame]
+            first = (index + number - (declared is not None)) * frames.samples
+            mute += [range(first, first + copies * frames.samples)] if copies else []
+            number += copies
+    return Part(
+        View(file, whole),
+        family,
+        missing=missing * frames.samples,
+        is_counted=declared is not None and bool(missing or lost),
+        mute=tuple(mute),
+        notes=("its last frame is incomplete, perhaps its end is missing",)
+        if frames.cut and not missing
+        else (),
+    )
+
+
+def _lost(frames: _Frames, total: int | None) -> dict[int, int]:
+    """How many frames are lost in each gap, by its bytes; where known, `total` at most in all."""
+    lengths = [len(frame) for frame in frames.good]
+    mean, least = sum(lengths) / len(lengths), min(lengths)
+    rounded = {index: round(count / mean) or int(count >= least) for index, count in frames.gaps.items()}
+    lost = {index: count for index, count in rounded.items() if count and index < len(frames.good)}
+    found = sum(lost.values())
+    if total is None or (total > found + len(lost)):  # more is missing than the gaps explain: at the end
+        return lost
+    shares = {index: 0 for index in lost}
+    passed = given = 0
+    for index, count in lost.items():
+        passed += count
+        shares[index] = round(passed * total / found) - given
+        given += shares[index]
+    return {index: count for index, count in shares.items() if count}
+
+
+class _Window:
+    """Bytes of a file at any position, read in large blocks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start, self._data = 0, b""
+
+    def __call__(self, position: int, count: int) -> bytes:
+        inside = position - self._start
+        if inside < 0 or inside + count > len(self._data):
+            self._file.seek(position)
+            self._start, self._data, inside = position, self._file.read(max(WINDOW, count)), 0
+        return self._data[inside : inside + count]
+
+
+def _skip_zeros(window: _Window, position: int) -> int:
+    """The first byte that is not zero: some writers pad a tag beyond its size."""
+    data = window(position, WINDOW)
+    return position + len(data) - len(data.lstrip(b"\0"))
+
+
+def _chain(
+    window: _Window, position: int, size: int, parse: _Parse, kind: tuple[int, ...] | None
+) -> _Header | None:
+    """The header of a frame that others of its kind follow, up to the end of the file."""
+    first = header = parse(window(position, 10))
+    for number in range(CHAIN):
+        if header is None or header.kind != (kind or first.kind):  # type: ignore[union-attr]
+            return None
+        position += header.length
+        if position > size - 10:
+            return first if number or kind else None
+        header = parse(window(position, 10))
+    return first
+
+
+def _count(
+    window: _Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
+) -> _Frames:
+    """Find all frames of a file whose first is at `position`."""
+    frames = _Frames(first.samples)
+    attempts = iter(range(MAX_ATTEMPTS))
+    while position < size:
+        header = parse(window(position, 10))
+        if header is not None and header.kind == first.kind:
+            end = position + header.length
+            frames.cut = end > size
+            if not frames.cut:
+                frames.good.append(range(position, end))
+            position = end
+            continue
+        after = _after_other(window, position)
+        if after == position:
+            after = _resync(window, position + 1, size, parse, sync, first.kind, attempts)
+            index = len(frames.good)
+            frames.gaps[index] = frames.gaps.get(index, 0) + min(after, size) - position
+        position = after
+    return frames
+
+
+def _after_other(window: _Window, position: int) -> int:
+    """The position after a tag: ID3, APE or Lyrics3, in the middle of joined files or at the end."""
+    data = window(position, 32)
+    if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
+        return position + 10 + sum(b << s for b, s in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    if data.startswith(b"TAG"):
+        return position + 128
+    if data.startswith(b"APETAGEX") and len(data) == 32:
+        size, _, flags = struct.unpack_from("<III", data, 12)
+        return position + size + (32 if flags & 0x20000000 else 0)  # the size counts the footer only
+    return position
+
+
+def _resync(
+    window: _Window,
+    position: int,
+    size: int,
+    parse: _Parse,
+    sync: re.Pattern[bytes],
+    kind: tuple[int, ...],
+    attempts: Iterator[int],
+) -> int:
+    """Where the next frames begin, or a tag; the end of the file if none do."""
+    for _ in attempts:
+        data = window(position, SEARCHED)
+        found = sync.search(data)
+        if found is None:
+            position += max(1, len(data) - 9)
+        else:
+            position += found.start()
+            if found[0][:1] in b"IAT" or _chain(window, position, size, parse, kind):
+                return position
+            position += 1
+        if position + 10 > size:
+            break
+    return size
+
+
+def _mpeg(data: bytes) -> _Header | None:
+    """The header of a frame of MPEG audio, layer I, II or III (ISO 11172-3, 13818-3)."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] < 0xE2:
+        return None
+    version, layer = data[1] >> 3 & 3, 4 - (data[1] >> 1 & 3)  # versions 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
+    rate_index, padding = data[2] >> 2 & 3, data[2] >> 1 & 1
+    if version == 1 or layer == 4 or rate_index == 3 or not 0 < data[2] >> 4 < 15:
+        return None
+    table = layer - 1 if version == 3 else min(layer + 2, 4)
+    bit_rate = 1000 * BIT_RATES[table][(data[2] >> 4) - 1]
+    rate = SAMPLE_RATES[rate_index] >> {3: 0, 2: 1, 0: 2}[version]
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    slot = 4 if layer == 1 else 1
+    length = (samples // 8 // slot * bit_rate // rate + padding) * slot
+    mono = data[3] >> 6 == 3
+    return _Header(length, samples, (version, layer, rate, mono))
+
+
+def _adts(data: bytes) -> _Header | None:
+    """The header of an AAC frame in ADTS (ISO 13818-7)."""
+    if len(data) < 7 or data[0] != 0xFF or data[1] & 0xF6 != 0xF0 or data[2] >> 2 & 15 > 12:
+        return None
+    length = (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5
+    blocks = 1 + (data[6] & 3)
+    channels = (data[2] & 1) << 2 | data[3] >> 6
+    return _Header(length, blocks * AAC_FRAME, (data[2] >> 2, channels, blocks)) if length > 7 else None
+
+
+def _ac3(data: bytes) -> _Header | None:
+    """The header of an AC-3 frame (ATSC A/52)."""
+    if len(data) < 7 or data[:2] != b"\x0bw" or data[4] >> 6 == 3 or data[4] & 63 > 37 or data[5] >> 3 > 8:
+        return None
+    rate, bit_rate = (48000, 44100, 32000)[data[4] >> 6], 1000 * AC3_BIT_RATES[(data[4] & 63) >> 1]
+    words = AC3_FRAME * bit_rate // rate // 16 + (data[4] & 1 if rate == 44100 else 0)
+    return _Header(2 * words, AC3_FRAME, (rate, data[5] >> 3, data[6] >> 5))
+
+
+KINDS = (("mp3", _mpeg, _MPEG_SYNC), ("adts", _adts, _ADTS_SYNC), ("ac3", _ac3, _AC3_SYNC))
+
+
+def _declared(window: _Window, frame: range) -> int | None:
+    """The number of frames that the first one declares (Xing, Info or VBRI), without itself."""
+    data = window(frame.start, min(len(frame), 200))
+    if data[36:40] == b"VBRI" and len(data) >= 54:
+        return int(struct.unpack_from(">I", data, 50)[0])
+    mpeg_1, mono = data[1] >> 3 & 3 == 3, data[3] >> 6 == 3
+    side = (17 if mono else 32) if mpeg_1 else (9 if mono else 17)
+    at = 4 + side
+    if data[at : at + 4] not in (b"Xing", b"Info") or len(data) < at + 12:
+        return None
+    flags, count = struct.unpack_from(">II", data, at + 4)
+    return int(count) if flags & 1 else None

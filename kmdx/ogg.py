@@ -1,0 +1,168 @@
+"""The pages of an Ogg file: where each link of a chain begins, and where its sound ends.
+
+A page carries a position in samples (its granule) and a checksum (RFC 3533). Decoders drop a
+page whose checksum is wrong, and the last page is marked as such.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from .containers import Part, View
+from .errors import AudioError
+
+MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
+HEADER = struct.Struct("<4sBBqIIIB")
+BEGINS, ENDS = 2, 4  # flags of a page
+SEARCHED = 2**20  # bytes that are searched at a time for the next page
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class _Page:
+    position: int
+    flags: int
+    granule: int
+    serial: int
+    body: int  # position of what follows the header
+    end: int
+
+
+@dataclass
+class _Stream:
+    """What the pages of one stream of sound tell."""
+
+    pre_skip: int
+    is_vorbis: bool
+    intact: bool = True  # so far, every page follows the one before and has its checksum
+    started: bool = False  # a page with sound was found
+    lead: bool = False  # damaged bytes come before it
+    granules: list[int] = field(default_factory=lambda: [0])  # the last ones
+    last: _Page | None = None
+
+
+def links(file: BinaryIO, size: int) -> list[Part]:
+    """The links of an Ogg file, which are decoded one after the other.
+
+    Raises
+    ------
+    AudioError
+        If there are more than :data:`MAX_STREAMS` streams.
+    """
+    parts: list[Part] = []
+    streams: dict[int, _Stream] = {}
+    begin, sound = 0, False  # of the current link
+    expected = 0  # where a page should begin
+    headers = 0  # first pages of streams
+    for page in _pages(file, size):
+        skipped, expected = page.position > expected, page.end
+        if page.flags & BEGINS:
+            headers += 1
+            if headers > MAX_STREAMS:
+                raise AudioError(f"more than {MAX_STREAMS} Ogg streams in it: cut it into several files")
+            if sound:
+                parts.append(_part(file, begin, page.position, size, streams))
+                begin, sound, streams = page.position, False, {}
+            if (stream := _stream(file, page)) is not None:
+                streams[page.serial] = stream
+            continue
+        sound = True
+        if (stream := streams.get(page.serial)) is not None:
+            _follow(file, size, stream, page, skipped)
+    parts.append(_part(file, begin, size, size, streams))
+    return parts
+
+
+def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _Stream]) -> Part:
+    view = View(file, [range(begin, end)])
+    marked = all(stream.last is not None and stream.last.flags & ENDS for stream in streams.values())
+    cut = not marked and any(
+        stream.last is not None and stream.last.end > size for stream in streams.values()
+    )
+    exact = len(streams) == 1 and all(stream.is_vorbis and stream.intact for stream in streams.values())
+    return Part(
+        view,
+        "vorbis" if exact and marked else "ogg",
+        ends=() if cut else tuple(stream.granules[-1] - stream.pre_skip for stream in streams.values()),
+        lead=tuple(stream.lead for stream in streams.values()),
+        cut=cut,
+        notes=("no page is marked as its last, perhaps its end is missing",)
+        if not marked and not cut and end == size
+        else (),
+    )
+
+
+def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bool) -> None:
+    """Add a page to what is known of its stream."""
+    stream.last = page
+    if stream.is_vorbis:
+        stream.intact = stream.intact and not skipped and _is_sound(file, page, size)
+    if not stream.started:  # headers have granule 0
+        stream.lead = stream.lead or skipped or not _is_sound(file, page, size)
+        stream.started = page.granule > 0
+    if page.granule >= 0:
+        step = max(2**16, 4 * max(stream.granules[-1] - stream.granules[0], 0))
+        likely = stream.granules[-1] <= page.granule <= stream.granules[-1] + step
+        if likely or _is_sound(file, page, size):
+            stream.granules = [*stream.granules[-8:], page.granule]
+
+
+def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
+    position = 0
+    while (position := _find(file, position, size)) < size:
+        file.seek(position)
+        header = file.read(HEADER.size)
+        if len(header) < HEADER.size:
+            return
+        _, version, flags, granule, serial, _, _, count = HEADER.unpack(header)
+        lacing = file.read(count)
+        if version != 0 or len(lacing) < count:
+            position += 1
+            continue
+        body = position + HEADER.size + count
+        yield _Page(position, flags, granule, serial, body, body + sum(lacing))
+        position = body + sum(lacing)
+
+
+def _find(file: BinaryIO, position: int, size: int) -> int:
+    """Where the next page begins, `size` if there is none."""
+    file.seek(position)
+    if file.read(4) == b"OggS":
+        return position
+    while position < size:
+        file.seek(position)
+        found = file.read(SEARCHED).find(b"OggS")
+        if found >= 0:
+            return position + found
+        position += SEARCHED - 3
+    return size
+
+
+def _stream(file: BinaryIO, page: _Page) -> _Stream | None:
+    """The stream of sound that a page begins, if it is one."""
+    file.seek(page.body)
+    head = file.read(12)
+    if head.startswith(b"OpusHead") and len(head) == 12:
+        return _Stream(int.from_bytes(head[10:], "little"), is_vorbis=False)
+    if head.startswith((b"\x01vorbis", b"\x7fFLAC", b"fLaC", b"Speex   ")):
+        return _Stream(0, head.startswith(b"\x01vorbis"))
+    return None
+
+
+def _is_sound(file: BinaryIO, page: _Page, size: int) -> bool:
+    """Whether a page is complete and has the checksum that it declares.
+
+    Ogg's CRC-32 takes the bits of a byte in the other order than zlib's, and starts and ends with 0.
+    """
+    if page.end > size:
+        return False
+    file.seek(page.position)
+    data = bytearray(file.read(page.end - page.position))
+    declared = int.from_bytes(data[22:26], "little")
+    data[22:26] = bytes(4)
+    found = zlib.crc32(data.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{found:032b}"[::-1], 2) == declared

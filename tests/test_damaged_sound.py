@@ -1,0 +1,278 @@
+"""Sound files that do not hold what they declare: cut, damaged, of unknown size, chained, hostile."""
+
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile as sf
+
+from evaluator.metrics import form_of
+from kmdx import audio
+from kmdx.errors import AudioError, KmdxWarning
+
+RATE = 44100
+
+
+def song(seconds=4.0, rate=RATE, channels=2):
+    time = np.arange(round(seconds * rate)) / rate
+    sweep = 0.3 * np.sin(2 * np.pi * (300 * time + 60 * time**2))
+    noise = np.random.default_rng(0).standard_normal((len(time), channels))
+    return (sweep[:, None] + 0.03 * noise).astype(np.float32)
+
+
+def encode(path, codec, samples, rate=RATE, container=None, **options):
+    """Write with FFmpeg; its container's options begin with two underscores."""
+    muxer = {key[2:]: value for key, value in options.items() if key.startswith("__")}
+    coder = {key: value for key, value in options.items() if not key.startswith("__")}
+    with av.open(str(path), "w", format=container, options=muxer) as file:
+        stream = file.add_stream(codec, rate, layout="stereo", options=coder)
+        stream.bit_rate = 128_000
+        stream.codec_context.open()
+        size = stream.codec_context.frame_size or None
+        resampler = av.AudioResampler(stream.codec_context.format.name, "stereo", rate, size)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = rate, 0
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+    return path
+
+
+SNDFILE = {
+    "a.wav": ("WAV", "PCM_16", "FILE"),
+    "float.wav": ("WAVEX", "FLOAT", "FILE"),
+    "rifx.wav": ("WAV", "PCM_24", "BIG"),
+    "rf64.wav": ("RF64", "PCM_16", "FILE"),
+    "ulaw.wav": ("WAV", "ULAW", "FILE"),
+    "a.w64": ("W64", "PCM_16", "FILE"),
+    "a.aiff": ("AIFF", "PCM_16", "FILE"),
+    "a.au": ("AU", "PCM_24", "FILE"),
+    "a.caf": ("CAF", "PCM_16", "FILE"),
+    "a.flac": ("FLAC", "PCM_16", "FILE"),
+    "a.ogg": ("OGG", "VORBIS", "FILE"),
+}
+FFMPEG = {
+    "a.mp3": ("libmp3lame", {}),
+    "mp3.wav": ("libmp3lame", {}),
+    "a.m4a": ("aac", {"__movflags": "faststart"}),
+    "a.mka": ("flac", {}),
+    "opus.webm": ("libopus", {}),
+    "a.opus": ("libopus", {}),
+    "flac.oga": ("flac", {"container": "ogg"}),
+    "a.tta": ("tta", {}),
+}
+EXACT = {*SNDFILE, "a.mp3", "a.mka", "opus.webm", "a.opus", "flac.oga", "a.tta"}
+
+
+def make(folder, name, seconds=4.0):
+    """An undamaged file, and its rate."""
+    path = folder / name
+    if name in SNDFILE:
+        container, subtype, endian = SNDFILE[name]
+        sf.write(path, song(seconds), RATE, subtype, endian, container)
+        return path, RATE
+    codec, options = FFMPEG[name]
+    rate = 48000 if codec == "libopus" else RATE
+    return encode(path, codec, song(seconds, rate), rate, **options), rate
+
+
+def read(path, *arguments, **options):
+    """Samples, and the texts of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        samples = audio.read(path, *arguments, **options).samples
+    return samples, [str(warning.message) for warning in caught if warning.category is KmdxWarning]
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(AudioError) as error:
+        audio.read(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def overwrite(path, at, data):
+    content = bytearray(path.read_bytes())
+    at = at if isinstance(at, int) else int(len(content) * at)
+    content[at : at + len(data)] = data
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*SNDFILE, *FFMPEG])
+def test_an_undamaged_file_gives_no_warning_and_one_that_is_cut_is_refused(tmp_path, name):
+    path, rate = make(tmp_path, name)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    assert 0 <= len(samples) - 4 * rate <= (0 if name in EXACT else 3500)
+    for share in (0.6, 0.9):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        assert name in refusal(path)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mka", "a.mp3", "mp3.wav", "a.m4a"])
+def test_a_hole_is_silent_and_what_follows_is_in_time(tmp_path, name):
+    path, rate = make(tmp_path, name, 12.0)
+    whole, _ = read(path)
+    overwrite(path, 0.5, bytes(700))
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert len(told) == 1
+    assert "replaced by silence: at 5." in told[0] or "replaced by silence: at 6." in told[0]
+    for part in (slice(2000, 5 * rate), slice(7 * rate, 11 * rate)):
+        np.testing.assert_allclose(samples[part], whole[part], atol=1e-3)
+    assert not samples[5 * rate : 7 * rate].all(axis=1).all()
+    assert "none may be missing here" in refusal(path, accept_holes=False)
+
+
+def test_zeros_inside_a_packet_that_decodes_without_an_error_are_a_hole(tmp_path):
+    path, _ = make(tmp_path, "opus.webm")
+    with av.open(str(path)) as file:
+        packet = next(packet for packet in file.demux() if packet.pts > 2000)
+        at = packet.pos + packet.size // 4
+        assert packet.size > 200
+    overwrite(path, at, bytes(130))
+    samples, told = read(path)
+    assert len(samples) == 4 * 48000
+    assert "0.02 s of it replaced by silence: at 2.0" in told[0]
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus", "flac.oga"])
+def test_a_lost_page_of_a_short_song_is_refused_with_its_time(tmp_path, name):
+    path, rate = make(tmp_path, name, 6.0)
+    overwrite(path, 0.5, b"\xff" * 200)
+    message = refusal(path)
+    assert "the first at 2." in message or "the first at 3." in message
+    assert len(read(path, 0.0, 1.0)[0]) == rate  # the hole is elsewhere
+    assert len(read(path, 5.0, 0.5)[0]) == rate // 2
+
+
+def test_everything_after_five_seconds_of_holes_is_refused_at_once(tmp_path):
+    path, _ = make(tmp_path, "a.flac")
+    content = bytearray(path.read_bytes())
+    content[21:26] = bytes([content[21] | 0x0F, 255, 255, 255, 255])  # STREAMINFO's count of samples
+    path.write_bytes(content)
+    assert "the first at 3.99" in refusal(path)
+
+
+def riff(data, size, bits=16, magic=b"RIFF", ds64=None):
+    form = struct.pack("<HHIIHH", 1, 2, RATE, RATE * 2 * bits // 8, 2 * bits // 8, bits)
+    long = b"" if ds64 is None else b"ds64" + struct.pack("<IQQQI", 28, ds64, ds64, ds64, 0)
+    head = magic + struct.pack("<I", size) + b"WAVE" + long + b"fmt " + struct.pack("<I", 16) + form
+    return head + b"data" + struct.pack("<I", size) + data
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+@pytest.mark.parametrize("size", [0, 0x7FFFE000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFF9B, 0xFFFFFFFF])
+def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path, size, bits):
+    data = np.random.default_rng(0).bytes(1000 * bits // 4)
+    (tmp_path / "a.wav").write_bytes(riff(data, size, bits))
+    samples, told = read(tmp_path / "a.wav")
+    assert samples.shape == (1000, 2)
+    assert told == []
+
+
+@pytest.mark.parametrize("ds64", [0, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_an_rf64_of_unknown_size_is_read_to_its_end(tmp_path, magic, ds64):
+    (tmp_path / "a.wav").write_bytes(riff(bytes(4000), 0xFFFFFFFF, 16, magic, ds64))
+    assert len(read(tmp_path / "a.wav")[0]) == 1000
+
+
+def test_an_empty_wav_with_a_chunk_behind_its_data_has_no_sound(tmp_path):
+    (tmp_path / "a.wav").write_bytes(riff(b"LIST" + struct.pack("<I", 4) + b"INFO", 0))
+    assert "no samples" in refusal(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("lost", [1, 4, 4000, 4 * RATE // 10])
+def test_a_wav_a_little_shorter_than_declared_is_read_with_a_warning(tmp_path, lost):
+    data = bytes(4 * 2 * RATE)
+    (tmp_path / "a.wav").write_bytes(riff(data[:-lost], len(data)))
+    samples, told = read(tmp_path / "a.wav")
+    assert len(samples) == 2 * RATE - -(-lost // 4)
+    assert "shorter than its header declares" in told[0]
+    with pytest.raises(AudioError, match="cut short"):
+        form_of(tmp_path / "a.wav")
+
+
+def test_a_size_that_wrapped_at_4_gib(tmp_path):
+    path = tmp_path / "a.wav"
+    with path.open("wb") as file:
+        file.write(riff(b"", 4 * RATE))
+        file.truncate(44 + 2**32 + 4 * RATE)
+    samples, told = read(path, 20_000, 3)
+    assert len(samples) == 3 * RATE
+    assert "wrapped at 4 GiB" in told[0]
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus", "flac.oga"])
+def test_all_links_of_a_chain_are_read(tmp_path, name):
+    path, rate = make(tmp_path, name, 1.0)
+    one = read(path)[0]
+    path.write_bytes(3 * path.read_bytes())
+    samples, told = read(path)
+    assert told == []
+    np.testing.assert_allclose(samples, np.concatenate([one] * 3), atol=1e-6)
+    assert len(read(path, 1.5, 1.0)[0]) == rate
+
+
+@pytest.mark.parametrize("form", [(22050, 2), (RATE, 1)])
+def test_a_chain_whose_rate_or_channels_change_is_refused(tmp_path, form):
+    rate, channels = form
+    path, _ = make(tmp_path, "a.ogg", 1.0)
+    sf.write(tmp_path / "b.ogg", song(1.0, rate, channels), rate)
+    path.write_bytes(path.read_bytes() + (tmp_path / "b.ogg").read_bytes())
+    assert "its rate or its channels change at 1.000 s" in refusal(path)
+
+
+def test_an_ogg_file_without_a_last_page_is_read_with_a_warning(tmp_path):
+    path, _ = make(tmp_path, "a.opus", 4.0)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    assert "no page is marked as its last" in read(path)[1][0]
+
+
+@pytest.mark.parametrize("extension", ["aiff", "caf", "wav", "mp3", "m4a"])
+def test_zeros_behind_a_header_are_refused_soon(tmp_path, extension):
+    head = {
+        "aiff": b"FORM\0\0\0\0AIFF",
+        "caf": b"caff\0\1\0\0",
+        "wav": b"RIFF\0\0\0\0WAVE",
+        "mp3": b"ID3\4\0\0\0\0\0\0",
+        "m4a": b"\0\0\0\x14ftypM4A " + bytes(8),
+    }
+    path = tmp_path / f"a.{extension}"
+    with path.open("wb") as file:
+        file.write(head[extension])
+        file.truncate(20_000_000)
+    refusal(path)
+
+
+def test_sizes_beyond_what_c_holds_print_nothing(tmp_path):
+    sf.write(tmp_path / "a.caf", song(0.1), RATE, format="CAF")
+    overwrite(
+        tmp_path / "a.caf", (tmp_path / "a.caf").read_bytes().index(b"data") + 4, struct.pack(">q", 2**62)
+    )
+    code = "import sys; from kmdx import audio; audio.read(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.caf")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stderr.count("Traceback") == 1  # Python's own, of the AudioError
+    assert "callback" not in done.stderr
+    assert "cut short or damaged" in done.stderr
+
+
+def test_an_encoders_own_zeros_are_no_damage(tmp_path):
+    samples = np.full((48000, 2), 0.3, np.float32)
+    path = encode(tmp_path / "a.webm", "libopus", samples, 48000, b="256000")
+    assert read(path, accept_holes=False)[1] == []
