@@ -40,7 +40,7 @@ class Song:
 MADE_BY = ".kmdx.json"
 """In each folder of stems: what they were made of, so that other stems are not taken for them."""
 
-UNNOTED = {"speed": "leaderboard"}
+UNNOTED = {"speed": "leaderboard", "engine": "tuned"}
 """What it means if a note says nothing of it, as older ones do not; of the precision it means nothing."""
 
 
