@@ -107,8 +107,9 @@ def run(
         match plan.nodes[name]:
             case Hear(network, signal):
                 estimates = {f"{name}.{source}": home.empty() for source in used[name]}
-                runner = residents.runner(network, used[name])
-                _hear(runner, plan.networks[network], signals[signal], [*estimates.values()], meter(network))
+                use = plan.networks[network]
+                runner = residents.runner(network, used[name], use.chunking.length)
+                _hear(runner, use, signals[signal], [*estimates.values()], meter(network))
                 if not all(map(home.is_finite, estimates.values())):
                     raise NotFinite(network)
                 signals.update(estimates)

@@ -63,8 +63,11 @@ class Residents:
         weights = min(sum(map(_bytes, every.values())), WEIGHTS_SHARE * self.budget)
         return int((1 - SIGNALS_SHARE) * self.budget - weights)
 
-    def runner(self, name: str, sources: Sequence[str]) -> Runner:
-        """Return a network on the device, ready to estimate these sources of its own."""
+    def runner(self, name: str, sources: Sequence[str], longest: int | None = None) -> Runner:
+        """Return a network on the device, ready to estimate these sources of its own.
+
+        ``longest`` are the samples of the longest window; not needed of a network that takes only one length.
+        """
         network = self.networks[name]
         if self.device.type != "cpu":
             self._bring(network)
@@ -77,6 +80,7 @@ class Residents:
             experience=self._experience[key],
             room=self.room,
             make_room=lambda: self._make_room(network),
+            longest=longest,
         )
 
     def replace(self, networks: Mapping[str, Network]) -> None:

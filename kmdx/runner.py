@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +51,8 @@ class Runner:
         Bytes of the device's memory for windows; None for the CPU, where they go one by one.
     make_room : callable, optional
         Called when a single window does not fit; frees what it can and tells whether it did.
+    longest : int, optional
+        Samples of the longest window, for a network that takes any length.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Runner:
         experience: Experience | None = None,
         room: int | None = None,
         make_room: Callable[[], bool] = lambda: False,
+        longest: int | None = None,
     ) -> None:
         self.network = network
         self.device = device
         self.experience = experience or Experience()
         self.room = room
         self.make_room = make_room
+        self.longest = longest
 
     def size(self, length: int) -> int:
         """How many windows of so many samples to hand over at once."""
@@ -74,12 +77,15 @@ class Runner:
         if self.room is None:
             return sizes.get(length, CPU_BATCH)
         if self.experience.cost is None:
-            self.experience.cost = self._measured(self.network.length or length)
+            self.experience.cost = self._measured(self.network.length or self.longest or length)
+        if self.experience.cost is None:
+            return 1
         fitting = int(SPARE * self.room / (self.experience.cost * length))
         return max(1, min(sizes.get(length, MOST), fitting))
 
-    def _measured(self, length: int) -> float:
-        """Bytes that each sample of a window takes, by a window of silence; infinite if it does not fit."""
+    @torch.inference_mode()
+    def _measured(self, length: int) -> float | None:
+        """Bytes that each sample of a window takes, by a window of silence; None if it does not fit now."""
         silence = torch.zeros(1, 2, length, device=self.device)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -88,7 +94,7 @@ class Runner:
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            return math.inf
+            return None
         return max(1, torch.cuda.max_memory_allocated(self.device) - before) / length
 
     def __call__(self, windows: Sequence[Tensor] | Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class Engine:
 
     def network(self, name: str, sources: Sequence[str]) -> EngineNetwork:
         """A network of the plan, ready on the device to estimate ``sources``."""
-        runner = self.separator.residents.runner(name, sources)
+        longest = self.plan.networks[name].chunking.length
+        runner = self.separator.residents.runner(name, sources, longest)
 
         @torch.inference_mode()
         def run(windows: Tensor) -> Tensor:
