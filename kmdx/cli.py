@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kmdx import drawing, picture, plan, plan_file, terminal, weights
+from kmdx import engine as engines
 from kmdx.errors import KmdxError
 
 if TYPE_CHECKING:
@@ -78,13 +79,6 @@ class Speed(str, Enum):
     fast = "fast"
 
 
-class Engine(str, Enum):
-    """By which operations networks compute."""
-
-    tuned = "tuned"
-    plain = "plain"
-
-
 EnsembleOption = Annotated[
     str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
 ]
@@ -107,9 +101,9 @@ SpeedOption = Annotated[
 
 
 EngineOption = Annotated[
-    Engine,
+    str,
     typer.Option(
-        case_sensitive=False,
+        metavar="tuned|plain",
         help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
         "torch's own operations alone.",
     ),
@@ -151,7 +145,7 @@ def separate(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
-    engine: EngineOption = Engine.tuned,
+    engine: EngineOption = engines.DEFAULT,
     format: Annotated[
         Format,
         typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
@@ -171,6 +165,7 @@ def separate(
     """
     from kmdx import audio, songs
 
+    engines.check(engine)
     batch = songs.collect(inputs, output)
     for complaint in batch.problems:
         terminal.complain(complaint, err)
@@ -190,7 +185,7 @@ def separate(
             downmix=downmix,
             speed=speed.value,
             precision=precision.value,
-            engine=engine.value,
+            engine=engine,
         )
         if overwrite or not all(path.exists() for path in files.values()):
             todo.append(Task(song, files, made))
@@ -214,7 +209,7 @@ def separate(
                 stems=wanted,
                 speed=speed.value,
                 precision=precision.value,
-                engine=engine.value,
+                engine=engine,
             )
         except weights.MissingWeights as error:
             size = _megabytes(weights.get(SMALLEST).bytes)
@@ -233,7 +228,7 @@ def benchmark(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
-    engine: EngineOption = Engine.tuned,
+    engine: EngineOption = engines.DEFAULT,
     seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
     network: Annotated[
         list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
@@ -265,7 +260,7 @@ def benchmark(
             device=device,
             precision=precision.value,
             speed=speed.value,
-            engine=engine.value,
+            engine=engine,
             seconds=seconds,
             networks=network or (),
             with_baseline=baseline,

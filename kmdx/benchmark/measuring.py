@@ -139,11 +139,13 @@ def measure(
     Raises
     ------
     KmdxError
-        If there is no such ensemble, network, weight file or device, or the song has no sensible length.
+        If there is no such ensemble, network, engine, weight file or device, or the song is of no sensible
+        length.
     """
     published = plan_file.load(ensemble)
     names = _check_networks(published, networks)
     check_seconds(seconds)
+    engines.check(engine)
     with ExitStack() as stack:
         if with_stand_in:
             tell("making stand-in weights")
