@@ -470,8 +470,10 @@ def _weights_of(names: list[str]) -> list[Any]:
 
 
 def _running_on(separator: Separator) -> str:
-    """One line: the device, and what ONNX Runtime really runs on."""
-    line = f"{separator.plan.name} on {separator.device}"
+    """One line: the device, what networks compute in, and what ONNX Runtime really runs on."""
+    computed_in = " and ".join(dict.fromkeys(separator.precisions.values()))
+    engine = "" if separator.engine == engines.DEFAULT else f", {separator.engine} engine"
+    line = f"{separator.plan.name} on {separator.device} in {computed_in}{engine}"
     for name, providers in separator.providers.items():
         line += f"; {name} in ONNX Runtime on {providers[0].removesuffix('ExecutionProvider')}"
     return line

@@ -410,6 +410,21 @@ def test_speed_precision_and_engine_are_the_separators(
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--precision", "bf16"], "small on cpu in bf16"),
+        (["--engine", "plain"], "small on cpu in fp32, plain engine"),
+        ([], "small on cpu in fp32"),
+    ],
+)
+def test_what_networks_compute_in_is_told(
+    separate: Run, tmp_path: Path, options: list[str], line: str
+) -> None:
+    write(tmp_path / "song.wav", noise(3000))
+    assert line in separate("song.wav", "--stems", "vocals", *options).err.splitlines()
+
+
 def spoilt(folder: Path, what: str) -> Path:
     """Make a file that cannot be separated."""
     path = folder / "song.wav"
