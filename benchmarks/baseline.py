@@ -39,11 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--speed", default="leaderboard")
+    parser.add_argument("--engine", default="tuned")
     options = parser.parse_args(arguments)
     plan = plan_file.load(options.ensemble)
     song = song_of(options.song, options.seconds, plan.sample_rate)
     engine = measuring.Engine(
-        options.ensemble, options.device, options.precision, options.speed, options.folder
+        options.ensemble, options.device, options.precision, options.speed, options.folder, options.engine
     )
     with Plain(options.ensemble, engine.device, options.folder) as plain:
         speed, _ = measuring.compare_plan(engine, plain, song)

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file, terminal
-from kmdx.loading import load_fast
+from kmdx.loading import load_for_inference
 from kmdx.memory import warm_heap
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
@@ -97,7 +97,7 @@ def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | No
     for name in names or plan.networks:
         use = plan.networks[name]
         # HDemucs takes any length; ten seconds are enough.
-        network = load_fast(use, plan.sample_rate, torch.device("cpu"), folder)
+        network = load_for_inference(use, plan.sample_rate, torch.device("cpu"), folder)
         length = network.length or 10 * plan.sample_rate
         window = torch.nn.functional.pad(signal[None, :, :length], (0, max(0, length - signal.shape[-1])))
         found = {}

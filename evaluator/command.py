@@ -25,6 +25,7 @@ from evaluator.replay import Record, Stopped, replay
 from evaluator.scorer import Scorer
 from evaluator.store import Store
 from evaluator.survey import survey
+from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
@@ -53,6 +54,9 @@ def evaluate(
     ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
     device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
+    ] = None,
     time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
     memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
     enforce_limits: Annotated[
@@ -75,6 +79,8 @@ def evaluate(
     """
     if not 0 < time_limit_factor < math.inf:
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
+    if engine is not None:
+        engines.check(engine)
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     submission = submission.resolve()
     check_submission(submission)
@@ -98,7 +104,7 @@ def evaluate(
             if len(found.unusable) == len(songs):
                 song, why = next(iter(found.unusable.items()))
                 raise KmdxError(f"none of {len(songs)} songs can be scored; {song}: {why}")
-            on, computed_in = _computation(plan, device)
+            on, computed_in, by = _computation(plan, device, engine)
             run = results.describe_run(
                 submission=submission,
                 code=code,
@@ -107,6 +113,7 @@ def evaluate(
                 used_weights=used_weights,
                 device=on,
                 precision=computed_in,
+                engine=by,
                 limits=limits,
                 data=data,
                 split=split if (data / split).is_dir() else None,
@@ -118,7 +125,7 @@ def evaluate(
             def make(folder: Path, shared: Path) -> Submission:
                 log = store.folder / "submission.log"
                 return Submission(
-                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device
+                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine
                 )
 
             records: list[Record] = []
@@ -174,10 +181,11 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
     return plan_file.load(ensemble)
 
 
-def _computation(plan: Plan | None, device: str | None) -> tuple[str, str]:
-    """Device and precision in words: of this package's own submission what ``auto`` comes to."""
+def _computation(plan: Plan | None, device: str | None, engine: str | None) -> tuple[str, str, str]:
+    """Device, precision and engine in words: of this package's own submission what ``auto`` comes to."""
     if plan is None:
-        return device or "the submission's own", "the submission's own"
+        own = "the submission's own"
+        return device or own, own, engine or own
     import torch
 
     from kmdx import precision
@@ -186,7 +194,7 @@ def _computation(plan: Plan | None, device: str | None) -> tuple[str, str]:
 
     chosen = choose_device(device or user_config.DEVICE)
     name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
-    return name, precision.in_words(user_config.PRECISION, chosen)
+    return name, precision.in_words(user_config.PRECISION, chosen), engine or user_config.ENGINE
 
 
 def _log_to(path: Path, verbose: bool) -> None:

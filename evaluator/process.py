@@ -103,7 +103,7 @@ class Submission:
     limits : Limits
     log : Path
         Where what it prints is appended.
-    ensemble, device : str, optional
+    ensemble, device, engine : str, optional
         Put in place of the submission's own settings.
 
     Attributes
@@ -125,6 +125,7 @@ class Submission:
         log: Path,
         ensemble: str | None = None,
         device: str | None = None,
+        engine: str | None = None,
     ) -> None:
         self.folder = folder
         self.environment = {
@@ -136,7 +137,7 @@ class Submission:
             self.environment["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
         self.limits = limits
         self.log = log
-        self.options = {"ensemble": ensemble, "device": device, "cut_network": True}
+        self.options = {"ensemble": ensemble, "device": device, "engine": engine, "cut_network": True}
         self.load_seconds = 0.0
         self.load_peak_memory = 0
         self.network = "not known: it was never started"

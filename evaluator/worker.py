@@ -4,7 +4,8 @@ It is started as a script, so that nothing of this package stands in the way of 
 modules of the same names, and it needs nothing but Python. Requests and replies are lines of JSON on
 what were standard input and output; what the submission itself prints goes to standard error.
 
-Requests: first the options ``{"ensemble", "device", "cut_network"}``, then ``{"song": name}`` for each.
+Requests: first the options ``{"ensemble", "device", "engine", "cut_network"}``, then ``{"song": name}`` for
+each.
 Replies: ``{"pid"}`` and ``{"network", "seconds"}`` once, then for each song ``{"progress": [done, total]}``
 any number of times and one ``{"findings", "ends_challenge", "seconds", "peak_gpu_memory"}``. In place of
 the last of each, ``{"failed", "seconds"}`` says that the submission raised.
@@ -75,7 +76,7 @@ def main() -> None:
 
 def make_wrapper(options: dict[str, Any]) -> Any:
     """Import the submission in the current folder and make its wrapper, which loads its model."""
-    for setting in ("ensemble", "device"):
+    for setting in ("ensemble", "device", "engine"):
         if options[setting] is not None:
             from my_submission import user_config
 

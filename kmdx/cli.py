@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kmdx import drawing, files, manifest, picture, plan, plan_file, terminal, weights
+from kmdx import engine as engines
 from kmdx.errors import AudioError, KmdxError
 from kmdx.terminal import err, out
 
@@ -83,7 +84,8 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         case_sensitive=False,
-        help="What the networks compute in; auto is half precision where that is safe and faster.",
+        help="What the networks compute in. auto: fp16 on GPUs that are fast at it; on a CPU fp32, and with "
+        "--speed balanced or fast bf16 where the CPU is fast at it.",
     ),
 ]
 SpeedOption = Annotated[
@@ -91,6 +93,16 @@ SpeedOption = Annotated[
     typer.Option(
         case_sensitive=False,
         help="leaderboard is the ensemble as published; balanced and fast overlap less.",
+    ),
+]
+
+
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="tuned|plain",
+        help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
+        "torch's own operations alone.",
     ),
 ]
 
@@ -131,6 +143,7 @@ def separate(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
+    engine: EngineOption = engines.DEFAULT,
     format: Annotated[
         Format,
         typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
@@ -152,7 +165,16 @@ def separate(
     from kmdx import audio, inputs
 
     options = Options(
-        ensemble, device, speed.value, precision.value, start, duration, downmix, format.value, overwrite
+        ensemble=ensemble,
+        device=device,
+        speed=speed.value,
+        precision=precision.value,
+        engine=engines.check(engine),
+        start=start,
+        duration=duration,
+        downmix=downmix,
+        format=format.value,
+        overwrite=overwrite,
     )
     audio.check_part(start, duration)
     wanted = _stems(ensemble, stems, accompaniment)
@@ -183,12 +205,13 @@ def benchmark(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
+    engine: EngineOption = engines.DEFAULT,
     seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
     network: Annotated[
         list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Also run the plainest form, to compare.")
+        bool, typer.Option("--baseline/--no-baseline", help="Also run the published form, to compare.")
     ] = True,
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Random weights: the arithmetic is the same, the sound is not.")
@@ -199,8 +222,9 @@ def benchmark(
 ) -> None:
     """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole.
 
-    Both are compared with the plainest form of the ensemble, one window at a time in float32. A ratio is
-    its time over that of the engine; a difference tells in dB how far apart the two results are.
+    Both are compared with the ensemble as it was published, one window at a time in float32 by torch's own
+    operations. A ratio is its time over that of the engine; a difference tells in dB how far apart the two
+    results are.
     """
     from kmdx.benchmark.measuring import measure
     from kmdx.benchmark.report import tables
@@ -213,6 +237,7 @@ def benchmark(
             device=device,
             precision=precision.value,
             speed=speed.value,
+            engine=engine,
             seconds=seconds,
             networks=network or (),
             with_baseline=baseline,
@@ -353,6 +378,7 @@ class Options:
     device: str
     speed: str
     precision: str
+    engine: str
     start: float
     duration: float | None
     downmix: bool
@@ -374,7 +400,7 @@ def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
 
     loaded = plan_file.load(options.ensemble)
     found = weights.find_all(use.weight for use in loaded.networks.values())
-    precision = precisions.in_words(options.precision, choose_device(options.device))
+    halves = precisions.candidates(options.precision, choose_device(options.device), options.speed)
 
     @cache
     def settings(stem: str) -> manifest.Settings | None:
@@ -387,8 +413,8 @@ def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
             ensemble=loaded.name,
             plan=loaded.checksum(signals),
             weights={name: weights.file_sha256(file.path) if file else None for name, file in held.items()},
-            precision=precision,
-            engine="fast",
+            precision=precisions.NAMES[halves[0]] if halves else "fp32",
+            engine=options.engine,
             speed=options.speed,
             start=options.start,
             duration=options.duration,
@@ -445,6 +471,7 @@ def _separator(options: Options, stems: tuple[str, ...]) -> Separator:
             stems=stems,
             speed=options.speed,
             precision=options.precision,
+            engine=options.engine,
         )
     except weights.MissingWeights as error:
         size = _megabytes(weights.get(SMALLEST).bytes)
@@ -557,8 +584,10 @@ def _shortcomings(statuses: list[weights.Status]) -> str | None:
 
 
 def _running_on(separator: Separator) -> str:
-    """One line: the device, and what ONNX Runtime really runs on."""
-    line = f"{separator.plan.name} on {separator.device}"
+    """One line: the device, what networks compute in, and what ONNX Runtime really runs on."""
+    computed_in = " and ".join(dict.fromkeys(separator.precisions.values()))
+    engine = "" if separator.engine == engines.DEFAULT else f", {separator.engine} engine"
+    line = f"{separator.plan.name} on {separator.device} in {computed_in}{engine}"
     for name, providers in separator.providers.items():
         line += f"; {name} in ONNX Runtime on {providers[0].removesuffix('ExecutionProvider')}"
     return line

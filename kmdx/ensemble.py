@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,16 +18,24 @@ from torch import Tensor
 
 from kmdx import chunking, scratch
 from kmdx.chunking import Advance
+from kmdx.errors import AudioError
 from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum
-from kmdx.residency import Residents
+from kmdx.residency import SIGNALS_SHARE, Residents
 from kmdx.runner import Runner
 
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""
 
 ALIVE = 16  # signals at once, as in leaderboard C
-SIGNALS_SHARE = 0.25  # of the device's budget, for all of them
 BLOCK = 2**20  # samples of a signal that sums are made of at a time
+
+
+class NotFinite(ArithmeticError):
+    """NaN or infinity in an estimate of the network of that name."""
+
+    def __init__(self, network: str) -> None:
+        super().__init__(f"{network} gave NaN or infinity")
+        self.network = network
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,10 @@ def run(
     ------
     PlanError
         If the plan has no such signal, or a known one is the mixture or a normalized signal.
-    OverflowError
-        If a network that computes in half precision gives infinity or NaN.
+    NotFinite
+        If a network gives NaN or infinity, in whatever it computes.
+    AudioError
+        If a sum or normalized signal is not finite although all estimates are.
     """
     known = known or {}
     plan.check_wanted(wanted)
@@ -97,10 +107,11 @@ def run(
         match plan.nodes[name]:
             case Hear(network, signal):
                 estimates = {f"{name}.{source}": home.empty() for source in used[name]}
-                runner = residents.runner(network, used[name])
-                _hear(runner, plan.networks[network], signals[signal], [*estimates.values()], meter(network))
-                if runner.network.dtype != torch.float32:
-                    home.check(network, estimates.values())
+                use = plan.networks[network]
+                runner = residents.runner(network, used[name], use.chunking.length)
+                _hear(runner, use, signals[signal], [*estimates.values()], meter(network))
+                if not all(map(home.is_finite, estimates.values())):
+                    raise NotFinite(network)
                 signals.update(estimates)
             case Normalize(signal):
                 level = levels[name] = home.level(signals[signal])
@@ -109,6 +120,11 @@ def run(
                 back = None if denormalize is None else levels[denormalize]
                 blend = partial(_blended, [*terms.values()], back)
                 signals[name] = home.make(blend, [signals[reference] for reference in terms])
+        if name in signals and not home.is_finite(signals[name]):
+            raise AudioError(
+                f"{name} of {plan.name} is not finite: the song is too loud, or the plan's weights are too "
+                f"large; the song peaks at {home.peak(mixture):.3g}, expected about 1"
+            )
         pending.subtract(plan.nodes[name].inputs)
         for reference in plan.nodes[name].inputs:
             if not pending[reference]:
@@ -126,7 +142,8 @@ def _hear(runner: Runner, use: NetworkUse, signal: Tensor, estimates: list[Tenso
 
 
 def _normalized(level: Level, signal: Tensor) -> Tensor:
-    return (signal - level.mean) / level.std
+    # A tensor on the device, since CUDA would multiply by a number's reciprocal, which gives other bits.
+    return (signal - level.mean) / torch.tensor(level.std, dtype=signal.dtype, device=signal.device)
 
 
 def _blended(weights: Sequence[float], back: Level | None, *signals: Tensor) -> Tensor:
@@ -173,10 +190,13 @@ class _Home:
         """Tell whether there is nothing but zeros."""
         return not any(block.any() for block in self._blocks(signal))
 
-    def check(self, network: str, estimates: Iterable[Tensor]) -> None:
-        """Raise :class:`OverflowError` if anything is not finite."""
-        if not all(block.isfinite().all() for estimate in estimates for block in self._blocks(estimate)):
-            raise OverflowError(f"{network} gave infinity or NaN")
+    def is_finite(self, signal: Tensor) -> bool:
+        """Tell whether there is neither NaN nor infinity."""
+        return all(bool(block.isfinite().all()) for block in self._blocks(signal))
+
+    def peak(self, signal: Tensor) -> float:
+        """The largest absolute sample."""
+        return max(block.abs().max().item() for block in self._blocks(signal))
 
     def level(self, signal: Tensor) -> Level:
         """Mean and unbiased standard deviation of the mono sum.
@@ -190,7 +210,7 @@ class _Home:
         return Level(mean, std or 1.0)
 
     def _moments(self, signal: Tensor, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Mean and unbiased standard deviation, 0 exactly where all values are equal."""
+        """Mean and unbiased standard deviation, exactly 0 where float32 cannot tell the values apart."""
         exact = torch.float32 if signal.device.type == "mps" else torch.float64  # which that has not
         count, total, low, high = 0, 0.0, math.inf, -math.inf
         for block in self._blocks(signal):
@@ -204,7 +224,8 @@ class _Home:
         squares = sum(
             (values(block).to(exact) - mean).square().sum().item() for block in self._blocks(signal)
         )
-        return mean, math.sqrt(squares / (count - 1))
+        std = math.sqrt(squares / (count - 1))
+        return mean, std if std >= torch.finfo(torch.float32).tiny else 0.0
 
     def _blocks(self, signal: Tensor) -> Iterator[Tensor]:
         """Parts of a signal one behind the other; those of a long song leave the memory after their use."""

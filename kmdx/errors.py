@@ -57,6 +57,10 @@ class DeviceError(KmdxError):
     """A device that this machine does not have."""
 
 
+class NetworkError(KmdxError):
+    """A network that gives NaN or infinity; the message names it, its weights and their file."""
+
+
 class KmdxWarning(UserWarning):
     """Something that the user should know and that does not stop the work."""
 

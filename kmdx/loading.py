@@ -1,12 +1,15 @@
-"""From a weight to a network that runs: finds the file, reads it safely, loads it strictly, makes it fast."""
+"""From a weight to a network that runs: finds the file, reads it safely, loads it strictly."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from kmdx import engine as engines
 from kmdx import precision as precisions
+from kmdx import speed as speeds
 from kmdx import weights
 from kmdx.errors import WeightsError
 from kmdx.networks import demucs, fast
@@ -19,9 +22,11 @@ from kmdx.plan import NetworkUse, OverlapAdd
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
 UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
 
+Built = OnnxNetwork | TfcTdf | demucs.DemucsNetwork
+
 
 def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
-    """Build a network of a plan and load its weights, in the plain form that was published.
+    """Build a network of a plan and load its weights, in the form that was published.
 
     Parameters
     ----------
@@ -40,54 +45,59 @@ def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path 
         If the file is missing, damaged, unsafe, holds another network's weights, or the network works
         at another rate or length than the plan.
     """
-    path = weights.find(use.weight, folder).path
-    try:
-        return _checked(_build(use, path, device).to(device), use, rate)
-    except WeightsError:
-        raise
-    except ValueError as error:
-        raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
+    return _load(use, rate, folder, lambda path: _build(use, path, device)).to(device)
 
 
-def load_fast(
+def load_for_inference(
     use: NetworkUse,
     rate: int,
     device: torch.device,
     folder: Path | None = None,
+    *,
+    engine: str = engines.DEFAULT,
     precision: str = "fp32",
-    loose: bool = False,
+    speed: str = speeds.DEFAULT,
 ) -> Network:
-    """Build a network of a plan as :func:`load_network` does, and make it fast.
+    """Build a network of a plan as :func:`load_network` does, and make it ready for an engine.
 
-    It stays in the host's memory until something brings it to ``device``; only a graph that has to be
-    run by ONNX Runtime is there from the beginning.
+    A published ONNX graph becomes the torch network that it was exported from, for every engine. The
+    network stays in the host's memory until something brings it to ``device``; only a graph that has to
+    be run by ONNX Runtime is there from the beginning.
 
     Parameters
     ----------
     use, rate, device, folder
-        As for :func:`load_network`.
-    precision, loose
+        As for :func:`load_network`, and so are the errors.
+    engine : str
+        See :mod:`kmdx.engine`.
+    precision, speed
         As for :func:`kmdx.precision.choose`.
     """
+    network = _load(use, rate, folder, lambda path: _ported(use, path) or _build(use, path, device))
+    fast.prepare(network, precisions.choose(precision, device, network.bears, speed), engine)
+    return network
+
+
+def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[Path], Built]) -> Built:
+    """Build a network from its weights' file, and see that it works at the plan's rate and length."""
     path = weights.find(use.weight, folder).path
     try:
-        network = _checked(_ported(use, path) or _build(use, path, device), use, rate)
+        network = build(path)
+        _check(network, use, rate)
     except WeightsError:
         raise
     except ValueError as error:
         raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
-    fast.prepare(network, precisions.choose(precision, device, network.bears, loose))
     return network
 
 
-def _checked(network: Network, use: NetworkUse, rate: int) -> Network:
-    """The network, if it works at the plan's rate and length."""
+def _check(network: Network, use: NetworkUse, rate: int) -> None:
+    """Raise :class:`ValueError` if a network does not work at the plan's rate and length."""
     own_rate = getattr(getattr(network, "model", None), "samplerate", rate)
     if own_rate != rate:
         raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
     if network.length not in (None, use.chunking.length):
         raise ValueError(f"it hears {network.length} samples at once, not {use.chunking.length}")
-    return network
 
 
 def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
@@ -105,7 +115,7 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
-def _build(use: NetworkUse, path: Path, device: torch.device) -> OnnxNetwork | TfcTdf | demucs.DemucsNetwork:
+def _build(use: NetworkUse, path: Path, device: torch.device) -> Built:
     architecture = dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":

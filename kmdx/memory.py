@@ -12,7 +12,9 @@ import torch
 DEVICE_BUDGET = (
     11 * 2**30
 )  # bytes of a GPU's memory that are used at most: a 12 GB card, and room for its driver
-FREE_SHARE = 0.9  # of what is free when the networks are loaded
+CARD_SHARE = 0.8  # of a smaller card's memory
+FREE_SHARE = 0.9  # of what is free when a song begins
+SMALLEST_BUDGET = 2**28  # bytes that are tried whatever is free
 
 OUT_OF_MEMORY = (  # what torch's other errors of memory say
     "allocate memory",
@@ -40,16 +42,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def device_budget(device: torch.device, own: int = 0) -> int | None:
-    """Bytes of a GPU's memory that may be used, what this process holds already included; None elsewhere.
+    """Bytes of a GPU's memory for the library; None elsewhere.
 
-    ``own`` bytes of what is allocated are the caller's.
+    It is :data:`DEVICE_BUDGET` or a share of a smaller card, halved until it is free. So what else is on the
+    card changes it in steps, and the few megabytes that always come and go do not change which windows are
+    computed together. ``own`` bytes of what is allocated are the caller's.
     """
-    limit = device_limit(device, own)
-    if limit is None:
+    if device.type != "cuda":
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    return min(limit, int(FREE_SHARE * (free + held)))
+    free, total = torch.cuda.mem_get_info(device)
+    others = torch.cuda.memory_allocated(device) - own
+    available = FREE_SHARE * (free + torch.cuda.memory_reserved(device) - others)
+    budget = min(DEVICE_BUDGET, int(CARD_SHARE * total))
+    while budget > max(available, SMALLEST_BUDGET):
+        budget //= 2
+    return budget
 
 
 def device_limit(device: torch.device, own: int = 0) -> int | None:

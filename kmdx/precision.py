@@ -1,4 +1,8 @@
-"""Which number format a network computes in, by what it can bear and what the device is fast at.
+"""Which number format a network computes in, by the speed level, the device and what the network can bear.
+
+With ``auto``, a GPU computes in float16 where it is fast at it (measured: at most 0.007 dB of a score), and a
+CPU in float32 unless the speed level trades exactness for time: its half precision is bfloat16, which changed
+scores of the real htdemucs by −0.070 to +0.114 dB.
 
 Parameters of convolutions and matrix products and what goes through them may be in half precision, in
 U-Nets everything between the first and the last convolution. Spectrograms, local attention, sums over windows
@@ -8,15 +12,18 @@ and the statistics of normalisations are in float32 always.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from kmdx import processor
+from kmdx import speed as speeds
 from kmdx.errors import DeviceError, KmdxWarning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PRECISIONS = ("auto", *DTYPES)
 
 AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with bfloat16
@@ -31,7 +38,7 @@ def check(precision: str) -> str:
 
 
 def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
-    """Half precisions that a device computes sooner than float32, the preferred one first."""
+    """Half precisions that a device computes faster than float32, the preferred one first."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability >= AMPERE:  # as fast at either, and float16 is eight times as exact
@@ -42,12 +49,26 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
     return ()
 
 
-def in_words(precision: str, device: torch.device) -> str:
+def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> tuple[torch.dtype, ...]:
+    """Half precisions that a choice of precision allows on a device, the preferred one first.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such precision.
+    PlanError
+        If there is no such speed level.
+    """
+    level = speeds.get(speed)
+    if check(precision) == "auto":
+        return fast_halves(device) if device.type != "cpu" or level.cpu_half else ()
+    return () if precision == "fp32" else (DTYPES[precision],)
+
+
+def in_words(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> str:
     """What a choice of precision comes to on a device, such as ``bf16 where a network bears it``."""
-    if precision == "auto":
-        halves = fast_halves(device)
-        precision = next((name for name, dtype in DTYPES.items() if dtype in halves[:1]), "fp32")
-    return precision if precision == "fp32" else f"{precision} where a network bears it"
+    found = candidates(precision, device, speed)[:1]
+    return f"{NAMES[found[0]]} where a network bears it" if found else "fp32"
 
 
 def warn_if_slow(precision: str, device: torch.device) -> None:
@@ -64,32 +85,36 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    older = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch's names for them before
-    return any(getattr(torch.cpu, name, bool)() for name in older)
+    return not processor.features().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def choose(
-    precision: str, device: torch.device, bears: Collection[torch.dtype], loose: bool = False
+    precision: str, device: torch.device, bears: Collection[torch.dtype], speed: str = speeds.DEFAULT
 ) -> torch.dtype:
     """Choose the number format of a network.
 
     Parameters
     ----------
     precision : str
-        ``auto``: the first half precision that the device is fast at and the network bears, else
-        float32. ``fp32``, ``fp16`` or ``bf16``: that one, but float32 for a network that does not bear it.
+        ``auto``: the first half precision that the device is fast at and the network bears, else float32;
+        on a CPU float32, unless the speed level allows half precision there. ``fp32``, ``fp16`` or
+        ``bf16``: that one, but float32 for a network that does not bear it.
     device : torch.device
     bears : collection of torch.dtype
         Half precisions that cost the network no more than its estimate can spare.
-    loose : bool
-        Take every network to bear every half precision.
+    speed : str
+        Speed level; with ``fast`` every network is taken to bear every half precision.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such precision.
+    PlanError
+        If there is no such speed level.
     """
-    check(precision)
-    candidates = fast_halves(device) if precision == "auto" else (DTYPES[precision],)
-    return next((dtype for dtype in candidates if loose or dtype in bears), torch.float32)
+    loose = speeds.get(speed).loose
+    found = candidates(precision, device, speed)
+    return next((dtype for dtype in found if loose or dtype in bears), torch.float32)
 
 
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
@@ -100,8 +125,8 @@ def exact() -> Iterator[None]:
     """Compute float32 as float32 and add up half precisions in it, whatever the program has set for torch.
 
     Inside, neither convolutions nor recurrent layers nor matrix products use TF32 (or bfloat16 on the CPU),
-    sums of half-precision products are in float32, and cuDNN tries no kernels out, since batches are of
-    many sizes. Afterwards all is as it was. The settings are those of the whole process.
+    sums of half-precision products are in float32, and cuDNN chooses no kernel by timing and none that adds
+    up in an order of chance. Afterwards all is as it was. The settings are those of the whole process.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     operations = _operations()
@@ -112,17 +137,17 @@ def exact() -> Iterator[None]:
     convolutions = _told(lambda: cudnn.allow_tf32, True)
     products = _told(torch.get_float32_matmul_precision, "high")
     reductions = {name: _reduction(name) for name in REDUCTIONS}
-    benchmark = cudnn.benchmark
+    choices = cudnn.benchmark, cudnn.deterministic
     try:
         cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
         _set_formats(operations, ["ieee"] * len(operations))  # the older settings change the newer ones
         for name, value in reductions.items():
             setattr(matmul, name, (False, value[1]) if isinstance(value, tuple) else False)
-        cudnn.benchmark = False
+        cudnn.benchmark, cudnn.deterministic = False, True
         yield
     finally:
-        cudnn.benchmark = benchmark
+        cudnn.benchmark, cudnn.deterministic = choices
         for name, value in reductions.items():
             setattr(matmul, name, value)
         torch.set_float32_matmul_precision(products)

@@ -14,6 +14,7 @@ from kmdx.networks.network import Network
 from kmdx.runner import Experience, Runner
 
 WEIGHTS_SHARE = 0.5  # of the device's budget, for the networks' weights
+SIGNALS_SHARE = 0.25  # of it, for a song's signals; the rest is for windows
 
 
 class Residents:
@@ -25,10 +26,10 @@ class Residents:
         By the plan's names; one network may have several.
     device : torch.device
     budget : int, optional
-        Bytes of the device's memory that may be used in all; by default what is free when a song begins,
-        and at most :data:`kmdx.memory.DEVICE_BUDGET` beside what the program uses otherwise. None where
-        that is not known: on the CPU, where everything is already, and on devices that are not CUDA's,
-        where everything stays that was moved in.
+        Bytes of the device's memory that may be used in all; by default
+        :func:`kmdx.memory.device_budget` when a song begins. None where that is not known: on the CPU,
+        where everything is already, and on devices that are not CUDA's, where everything stays that was
+        moved in.
     """
 
     def __init__(
@@ -43,13 +44,30 @@ class Residents:
         self.settle()
 
     def settle(self) -> None:
-        """Before a song: reckon anew, since the program may use more of the device by now."""
+        """Before a song: estimate again, since the program may use more of the device by now.
+
+        What an earlier song ran out of memory with is forgotten: it must not change this one's stems.
+        """
         own = sum(map(_bytes, self._moved.values()))
         self.limit = memory.device_limit(self.device, own)
         self.budget = memory.device_budget(self.device, own) if self._given is None else self._given
+        for experience in self._experience.values():
+            experience.sizes.clear()
 
-    def runner(self, name: str, sources: Sequence[str]) -> Runner:
-        """Return a network on the device, ready to estimate these sources of its own."""
+    @property
+    def room(self) -> int | None:
+        """Bytes for windows: what is left of the budget by weights and signals, whichever are there now."""
+        if self.budget is None:
+            return None
+        every = {id(network): network for network in self.networks.values()}
+        weights = min(sum(map(_bytes, every.values())), WEIGHTS_SHARE * self.budget)
+        return int((1 - SIGNALS_SHARE) * self.budget - weights)
+
+    def runner(self, name: str, sources: Sequence[str], longest: int | None = None) -> Runner:
+        """Return a network on the device, ready to estimate these sources of its own.
+
+        ``longest`` are the samples of the longest window; not needed of a network that takes only one length.
+        """
         network = self.networks[name]
         if self.device.type != "cpu":
             self._bring(network)
@@ -60,8 +78,9 @@ class Residents:
             self._narrowed[key],
             self.device,
             experience=self._experience[key],
-            budget=self.budget,
+            room=self.room,
             make_room=lambda: self._make_room(network),
+            longest=longest,
         )
 
     def replace(self, networks: Mapping[str, Network]) -> None:

@@ -12,32 +12,33 @@ from kmdx import memory
 from kmdx.networks.network import Network
 
 MOST = 32  # windows at once; beyond a few a GPU is busy anyway
-SPARE = 0.8  # of the room that is left, for what the next windows need beside their share
+SPARE = 0.8  # of the room for windows, for what the next ones need beside their share
+CPU_BATCH = 1  # windows at once on the CPU: two cores are busy with one, more leave the caches earlier
 
 
-@dataclass(frozen=True)
+@dataclass
 class Experience:
-    """What is known of a network's windows, by their samples; it grows as they run.
+    """What is known of a network's windows.
 
     Attributes
     ----------
-    costs : dict of int to float
-        Bytes that each takes.
+    cost : float or None
+        Bytes for each sample of a window; the same for every song.
     sizes : dict of int to int
-        How many go together at most, because more did not fit.
+        How many windows of so many samples go together at most, because more did not fit in this song.
     """
 
-    costs: dict[int, float] = field(default_factory=dict)
+    cost: float | None = None
     sizes: dict[int, int] = field(default_factory=dict)
 
 
 class Runner:
     """One network on its device.
 
-    The first window is run alone and its memory measured; then as many go together as there is room for.
-    When memory runs out all the same, half as many go together from there on, and what failed is done
-    again. On the CPU windows go one by one: two cores are busy with one, and more at once only
-    leave the caches sooner.
+    On a GPU as many windows go together as there is room for, by the memory that a window of silence took.
+    That number follows from the network and the room alone, because sums over a batch of another size are
+    in another order: neither the songs before nor what is free at the moment change it. When memory runs
+    out all the same, half as many go together for the rest of the song, and what failed is done again.
 
     Parameters
     ----------
@@ -46,10 +47,12 @@ class Runner:
     device : torch.device
     experience : Experience, optional
         What earlier songs told of the network and these sources; this one's is added.
-    budget : int, optional
-        Bytes of the device's memory that may be used; None for the CPU.
+    room : int, optional
+        Bytes of the device's memory for windows; None for the CPU, where they go one by one.
     make_room : callable, optional
         Called when a single window does not fit; frees what it can and tells whether it did.
+    longest : int, optional
+        Samples of the longest window, for a network that takes any length.
     """
 
     def __init__(
@@ -57,33 +60,47 @@ class Runner:
         network: Network,
         device: torch.device,
         experience: Experience | None = None,
-        budget: int | None = None,
+        room: int | None = None,
         make_room: Callable[[], bool] = lambda: False,
+        longest: int | None = None,
     ) -> None:
         self.network = network
         self.device = device
         self.experience = experience or Experience()
-        self.budget = budget
+        self.room = room
         self.make_room = make_room
+        self.longest = longest
 
     def size(self, length: int) -> int:
-        """How many windows of so many samples to hand over at once, by the room that there is now."""
-        cost = self._cost(length)
-        if self.budget is None or cost is None:
-            return self.experience.sizes.get(length, 1)
-        room = self.budget - torch.cuda.memory_allocated(self.device)
-        return max(1, min(self.experience.sizes.get(length, MOST), int(SPARE * room / cost)))
+        """How many windows of so many samples to hand over at once."""
+        sizes = self.experience.sizes
+        if self.room is None:
+            return sizes.get(length, CPU_BATCH)
+        if self.experience.cost is None:
+            self.experience.cost = self._measured(self.network.length or self.longest or length)
+        if self.experience.cost is None:
+            return 1
+        fitting = int(SPARE * self.room / (self.experience.cost * length))
+        return max(1, min(sizes.get(length, MOST), fitting))
 
-    def _cost(self, length: int) -> float | None:
-        """Bytes of a window, by the measured one that is as long or the next longer; ``None`` without."""
-        costs = self.experience.costs
-        longer = [measured for measured in costs if measured >= length]
-        return costs[min(longer)] * length / min(longer) if longer else None
+    @torch.inference_mode()
+    def _measured(self, length: int) -> float | None:
+        """Bytes that each sample of a window takes, by a window of silence; None if it does not fit now."""
+        silence = torch.zeros(1, 2, length, device=self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            self(silence)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            return None
+        return max(1, torch.cuda.max_memory_allocated(self.device) - before) / length
 
     def __call__(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
         """Estimate the sources of windows ``(2, T)`` on the device; ``(B, sources, 2, T)``."""
         try:
-            return self._run(windows)
+            return self.network(torch.stack([*windows]))
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -96,15 +113,3 @@ class Runner:
             self.experience.sizes[windows[0].shape[-1]] = half
         parts = [windows[begin : begin + half] for begin in range(0, len(windows), half)]
         return torch.cat([self(part) for part in parts])
-
-    def _run(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
-        batch = torch.stack([*windows])
-        length = batch.shape[-1]
-        if self.budget is None or self._cost(length) is not None:
-            return self.network(batch)
-        before = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        estimates = self.network(batch)
-        used = torch.cuda.max_memory_allocated(self.device) - before
-        self.experience.costs[length] = max(1, used) / len(batch)
-        return estimates

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from kmdx import audio, ensemble, limits, memory, plan, plan_file, scratch, weights
+from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
 from kmdx.ensemble import Progress
-from kmdx.errors import AudioError, DeviceError, KmdxWarning, PlanError
-from kmdx.loading import load_fast
+from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError
+from kmdx.loading import load_for_inference
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.residency import Residents
@@ -29,9 +30,9 @@ Stems = dict[str, NDArray[np.float32]]
 DEFAULT_ENSEMBLE = "leaderboard_c"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 OVERFLOW = (
-    "half precision overflowed in this song; it is done again in fp32, as are the songs that follow, "
-    "which --precision fp32 does at once"
+    "half precision overflowed in this song; it is done again in fp32, which --precision fp32 does at once"
 )
+LOUD = 8.0  # times full scale: beyond, a network may overflow because of the song
 
 
 class Separation(NamedTuple):
@@ -56,15 +57,28 @@ class Separator:
     folder : Path, optional
         Where weight files lie; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
     precision : str
-        ``"auto"`` (half precision where the device is fast at it and the network bears it), ``"fp32"``,
-        ``"fp16"`` or ``"bf16"``; see :func:`kmdx.precision.choose`.
+        ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. Auto is float16 on GPUs that are fast at it, for
+        networks that bear it; on a CPU float32, unless ``speed`` is lower than ``"leaderboard"`` and the
+        CPU is fast at bfloat16. See :func:`kmdx.precision.choose`.
     speed : str
         ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"``: less overlap; see ``speeds.yaml``.
+    engine : str
+        ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"``
+        (torch's own operations alone). The two differ in the last bits of a float.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is run: the ensemble at this speed.
+    stems : tuple of str
+    device : torch.device
+    speed, engine : str
+        As given.
 
     Raises
     ------
     PlanError
-        If there is no such ensemble or speed, or no such stem in it.
+        If there is no such ensemble, speed or engine, or no such stem in it.
     WeightsError
         If a weight file is missing, damaged, unsafe or another network's.
     DeviceError
@@ -85,9 +99,11 @@ class Separator:
         folder: Path | None = None,
         precision: str = "auto",
         speed: str = speeds.DEFAULT,
+        engine: str = engines.DEFAULT,
     ) -> None:
         level = speeds.get(speed)
         precisions.check(precision)
+        self.speed, self.engine = speed, engines.check(engine)
         self.plan = plan_file.load(str(ensemble)).capped(level.overlap)
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
@@ -99,18 +115,25 @@ class Separator:
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))
         }
         check_weights(self.plan, uses, folder)
-        self._load = partial(self._loaded, uses, folder, level.loose)
+        self.folder = folder
+        self._load = partial(self._loaded, uses)
         self.residents = Residents(self._load(precision), self.device)
 
-    def _loaded(
-        self, uses: Mapping[str, plan.NetworkUse], folder: Path | None, loose: bool, precision: str
-    ) -> dict[str, Network]:
+    def _loaded(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
         """The networks by the plan's names, each weight once."""
         loaded: dict[tuple[str, int], Network] = {}
         for use in uses.values():
             key = (use.weight.name, use.chunking.length)
             if key not in loaded:
-                loaded[key] = load_fast(use, self.plan.sample_rate, self.device, folder, precision, loose)
+                loaded[key] = load_for_inference(
+                    use,
+                    self.plan.sample_rate,
+                    self.device,
+                    self.folder,
+                    engine=self.engine,
+                    precision=precision,
+                    speed=self.speed,
+                )
         return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
     def under(self, changed: plan.Plan) -> Separator:
@@ -129,8 +152,16 @@ class Separator:
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The networks by the plan's names; after an overflow in half precision, those in fp32."""
+        """The networks by the plan's names."""
         return self.residents.networks
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """What each network computes in: ``fp32``, ``fp16`` or ``bf16`` by the plan's names.
+
+        A song in which half precision overflows is done again in fp32, and that song alone.
+        """
+        return {name: precisions.NAMES[network.dtype] for name, network in self.networks.items()}
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
@@ -180,6 +211,8 @@ class Separator:
         ------
         AudioError
             If the array is not a song: no samples, more than two channels, NaN.
+        NetworkError
+            If a network gives NaN or infinity even in fp32.
         PlanError
             If a stem is asked for that the separator was not made for.
         DeviceError
@@ -247,6 +280,8 @@ class Separator:
         ------
         AudioError
             As for :meth:`separate`, or if a known signal has another form than the song.
+        NetworkError
+            As for :meth:`separate`.
         PlanError
             If the plan has no such signal, or the separator has not loaded a network for it.
         """
@@ -313,14 +348,35 @@ class Separator:
         progress: Progress | None,
         known: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Run the plan, once more in fp32 if half precision overflows; from there on all is in fp32."""
+        """Run the plan, once more in fp32 if half precision overflows; the next song is in half again."""
         try:
             return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
-        except OverflowError:
-            warnings.warn(OVERFLOW, KmdxWarning, stacklevel=4)
+        except ensemble.NotFinite as error:
+            failed = error.network
         # Here the error is gone, and with it the signals that its frames held.
-        self.residents.replace(self._load("fp32"))
-        return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
+        if any(network.dtype != torch.float32 for network in self.networks.values()):
+            warnings.warn(OVERFLOW, KmdxWarning, stacklevel=4)
+            half = self.residents.networks
+            self.residents.replace(self._load("fp32"))
+            try:
+                return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
+            except ensemble.NotFinite as error:
+                failed = error.network
+            finally:
+                self.residents.replace(half)
+        raise self._not_finite(failed, mixture)
+
+    def _not_finite(self, name: str, mixture: torch.Tensor) -> NetworkError:
+        """What to tell of a network that gave NaN or infinity in fp32."""
+        weight = self.plan.networks[name].weight
+        path = weights.find(weight, self.folder).path
+        check = "use another file" if weight.path else f"check it with `kmdx models verify {weight.name}`"
+        peak = float(mixture.abs().max())
+        loud = f"; or the song is too loud: it peaks at {peak:.3g}, expected about 1" if peak > LOUD else ""
+        return NetworkError(
+            f"network {name} gave NaN or infinity in fp32; its weights, {weight.name} in {path}, are damaged "
+            f"or of another network: {check}{loud}"
+        )
 
 
 def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:

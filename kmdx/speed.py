@@ -1,4 +1,4 @@
-"""Speed levels: less overlap and looser precision, for people who cannot wait. Numbers in speeds.yaml."""
+"""Speed levels: less overlap and lower precision, for faster results. Numbers in speeds.yaml."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class Speed:
         For people.
     overlap : float
         No network's segments overlap more than this share of their length.
+    cpu_half : bool
+        With precision ``auto``, half precision also on CPUs that are fast at it.
     loose : bool
         Half precision also for networks that do not bear it well.
     """
 
     title: str
     overlap: float = 1.0
+    cpu_half: bool = False
     loose: bool = False
 
 

@@ -23,7 +23,7 @@ class MusicSeparationModel:
         As for :class:`kmdx.Separator`.
     folder : Path, optional
         Where weight files lie.
-    precision : str
+    precision, engine : str
         As for :class:`kmdx.Separator`.
 
     Attributes
@@ -38,9 +38,10 @@ class MusicSeparationModel:
         device: str = "auto",
         folder: Path | None = None,
         precision: str = "auto",
+        engine: str = "tuned",
     ) -> None:
         self.separator = Separator(
-            ensemble, device=device, stems=INSTRUMENTS, folder=folder, precision=precision
+            ensemble, device=device, stems=INSTRUMENTS, folder=folder, precision=precision, engine=engine
         )
         self.progress: Progress | None = None
 

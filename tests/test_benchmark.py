@@ -73,15 +73,16 @@ def test_everything_is_measured_and_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "peak_memory", lambda: 1234)
-    result = run("--seconds", 0.4, "--precision", "fp32", "--json", tmp_path)
+    result = run("--seconds", 0.4, "--precision", "fp32", "--engine", "plain", "--json", tmp_path)
     assert result.code == 0, result.err
     (file,) = tmp_path.glob("*.json")
-    assert file.name.endswith("-small-fp32.json")
+    assert file.name.endswith("-small-fp32-plain.json")
     assert f"written: {file}" in result.out
     report = json.loads(file.read_text("utf-8"))
 
     assert report["ensemble"] == "small"
     assert (report["device"], report["precision"], report["speed"]) == ("cpu", "fp32", "leaderboard")
+    assert report["engine"] == "plain"
     assert not report["stand_in"]
     assert report["peak_gflops"]["fp32"] > 0
     assert report["machine"]["cores"] >= 1

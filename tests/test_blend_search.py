@@ -820,6 +820,7 @@ def test_a_collection_of_other_things_is_refused(
         (small, COLLECT, "ensemble was two, is small"),
         (plan_of_two, COLLECT[1:], "all_estimates was True, is False"),
         (plan_of_two, (*COLLECT, "--speed", "fast"), "speed was leaderboard, is fast"),
+        (plan_of_two, (*COLLECT, "--engine", "plain"), "engine was tuned, is plain"),
     ):
         done = run("collect", plan, data, "-o", copied, *options)
         assert (done.code, done.out) == (2, "")
@@ -1012,6 +1013,7 @@ def test_mistakes_are_one_line(
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "none of its 4 songs"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "no speed 'slow'"),
+        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "no engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "no device 'moon'"),
         (("collect", plan_of_two, data, "-o", data), "holds other things"),
     ):

@@ -20,6 +20,7 @@ from conftest import decibels, noise
 
 from kmdx import audio, cli, manifest, precision, speed, tags
 from kmdx.errors import AudioError
+from kmdx.networks.demucs import DemucsNetwork
 
 FOUR = ["bass", "drums", "other", "vocals"]
 ODD_NAME = "Ünï cödé 歌 with spaces."
@@ -286,6 +287,7 @@ def test_two_songs_with_one_folder_are_refused_before_any_work(separate: Run, tm
         ([], ["--start", "0.05"], "start 0.0, not 0.05"),
         (["--format", "wav24"], [], "format wav24, not wav16"),
         (["--speed", "fast"], [], "speed fast, not leaderboard"),
+        ([], ["--engine", "plain"], "engine tuned, not plain"),
     ],
 )
 def test_stems_of_other_settings_are_not_taken_for_these(
@@ -466,23 +468,38 @@ def test_files_are_read_and_written_during_the_separation(
     assert threads == [threading.main_thread()] * 2
 
 
-def test_speed_and_precision_are_the_separators(
+def test_speed_precision_and_engine_are_the_separators(
     separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
     def made(self: object, *_: object, **options: object) -> None:
-        asked.append((options["speed"], options["precision"]))
+        asked.append((options["speed"], options["precision"], options["engine"]))
         raise AudioError("that was all")
 
     monkeypatch.setattr("kmdx.Separator.__init__", made)
     write(tmp_path / "song.wav", noise(5_000))
     assert separate("song.wav").code == 2
-    assert separate("song.wav", "--speed", "balanced", "--precision", "bf16").code == 2
-    assert asked == [("leaderboard", "auto"), ("balanced", "bf16")]
+    assert separate("song.wav", "--speed", "balanced", "--precision", "bf16", "--engine", "plain").code == 2
+    assert asked == [("leaderboard", "auto", "tuned"), ("balanced", "bf16", "plain")]
     for option in (["--speed", "light"], ["--precision", "int8"]):
         assert separate("song.wav", *option).code == 2
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--precision", "bf16"], "small on cpu in bf16"),
+        (["--engine", "plain"], "small on cpu in fp32, plain engine"),
+        ([], "small on cpu in fp32"),
+    ],
+)
+def test_what_networks_compute_in_is_told(
+    separate: Run, tmp_path: Path, options: list[str], line: str
+) -> None:
+    write(tmp_path / "song.wav", noise(3000))
+    assert line in separate("song.wav", "--stems", "vocals", *options).err.splitlines()
 
 
 def spoilt(folder: Path, what: str) -> Path:
@@ -543,6 +560,7 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
         (["--ensemble", "nope"], "no ensemble 'nope'"),
         (["--ensemble", "nope.yaml"], "cannot read the ensemble"),
         (["--device", "toaster"], "no device 'toaster'"),
+        (["--engine", "plane"], "no engine 'plane'; did you mean 'plain'?; there are tuned, plain"),
         (["--start", "-1"], "start -1 s"),
         (["--start", "99"], "past its end"),
         (["--duration", "0"], "duration 0 s"),
@@ -583,6 +601,28 @@ def test_what_could_not_be_written_is_found_out_before_the_work(
     assert "mp3 cannot hold 96000 Hz" in result.errors[0]
     (tmp_path / "out").write_text("a file where the folder should be")
     assert "nothing was written" in separate("song.wav").errors[0]
+
+
+def test_a_song_in_which_a_network_gives_nan_does_not_stop_the_rest(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network and its weights are named, and not the user's file."""
+    forward, calls = DemucsNetwork.forward, []
+
+    def damaged(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))  # three in each song
+        return forward(network, batch) * (torch.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(DemucsNetwork, "forward", damaged)
+    for number in range(3):
+        write(tmp_path / f"{number}.wav", noise(9000))
+    result = separate("0.wav", "1.wav", "2.wav", "--format", "float32")
+    assert result.code == 1
+    assert len(result.errors) == 1
+    assert "network htdemucs gave NaN or infinity in fp32; its weights, " in result.errors[0]
+    assert "small.ckpt" in result.errors[0]
+    assert "1.wav" not in result.errors[0].partition("network")[2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "2"]
 
 
 def test_roles_told_by_file_names_are_warned_about_once(run: Run, tmp_path: Path, monkeypatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from conftest import decibels
 from torch import Tensor, nn
 
-from kmdx.networks import convolution, timing
+from kmdx.networks import convolution
 from kmdx.networks.convolution import (
     MatmulConvTranspose1d,
     MatmulConvTranspose2d,
@@ -21,7 +20,6 @@ from kmdx.networks.convolution import (
 from kmdx.networks.fast import accelerate
 
 NEEDED = 100  # dB
-WINOGRAD_PAYS = convolution.winograd_pays.__wrapped__  # asked anew each time
 NNPACK = pytest.mark.skipif(not torch._nnpack_available(), reason="torch has no NNPACK here")
 Make = Callable[..., nn.Module]
 
@@ -44,7 +42,7 @@ ONE_OF_EACH = [ELIGIBLE[0], ELIGIBLE[3], ELIGIBLE[6], ELIGIBLE[9]]
 @pytest.fixture(autouse=True)
 def _winograd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take Winograd's way wherever it is there, also where it does not pay."""
-    monkeypatch.setattr(convolution, "winograd_pays", torch._nnpack_available)
+    monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
 
 
 class Ordinary:
@@ -236,36 +234,9 @@ def test_winograd_leaves_thin_images_to_torch(shape: tuple[int, ...], ordinary: 
     assert torch.equal(ours, plain(wave))
 
 
-@pytest.fixture
-def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Whether Winograd's way pays, as if it took half the time of torch's."""
-    times = iter([2.0, 1.0])
-    monkeypatch.setattr(timing, "_seconds", lambda compute: next(times))
-    return WINOGRAD_PAYS
-
-
-@NNPACK
-def test_winograd_is_taken_where_it_is_there_right_and_sooner(pays: Callable[[], bool]) -> None:
-    assert pays()
-
-
-@NNPACK
-def test_winograd_that_takes_as_long_is_not_taken(
-    pays: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(timing, "_seconds", lambda compute: 1.0)
-    assert not pays()
-
-
-def test_winograd_is_really_timed() -> None:
-    times = []
-    assert timing._seconds(lambda: times.append(time.sleep(0.002))) > 0.001
-    assert len(times) > 1
-
-
 @pytest.mark.parametrize("how", ["not built in", "no such call", "no such CPU", "fails", "wrong"])
 def test_without_winograd_all_goes_the_ordinary_way(
-    how: str, pays: Callable[[], bool], monkeypatch: pytest.MonkeyPatch, ordinary: Ordinary
+    how: str, monkeypatch: pytest.MonkeyPatch, ordinary: Ordinary
 ) -> None:
     if how == "not built in":
         monkeypatch.delattr(torch, "_nnpack_available")
@@ -276,7 +247,9 @@ def test_without_winograd_all_goes_the_ordinary_way(
     else:
         monkeypatch.setattr(torch, "_nnpack_available", lambda: True)
         monkeypatch.setattr(torch, "_nnpack_spatial_convolution", _fails if how == "fails" else _wrong)
-    monkeypatch.setattr(convolution, "winograd_pays", pays)
+    monkeypatch.setattr(convolution, "winograd_is_used", convolution.winograd_works)
+    assert not convolution.winograd_works()
+    ordinary.calls = 0
     plain, fast = pair(lambda: nn.Conv2d(3, 5, 3, padding=1))
     with torch.inference_mode():
         wave = sound(2, 3, 17, 9)

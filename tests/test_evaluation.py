@@ -21,12 +21,10 @@ import psutil
 import pytest
 import soundfile
 import submissions
-import torch
 from conftest import noise
 
 from evaluator import command
 from evaluator.metrics import global_sdr
-from kmdx import precision
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
@@ -264,6 +262,8 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
         (["--submission", "/nowhere"], "holds no my_submission/aicrowd_wrapper.py"),
         (["--tracks", "nothing*"], "nothing*"),
         (["--ensemble", "htdemucs"], "has no ENSEMBLE"),
+        (["--engine", "plain"], "has no ENGINE"),
+        (["--engine", "plane"], "no engine 'plane'; did you mean 'plain'?; there are tuned, plain"),
     ],
 )
 def test_mistakes_are_one_line(evaluate, options: list[str], message: str) -> None:
@@ -278,6 +278,7 @@ def test_this_packages_own_submission_with_any_ensemble(
     leaderboard: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = [data, "-o", tmp_path / "run", "--ensemble", leaderboard, "--device", "cpu", "--tracks", "c"]
+    arguments += ["--engine", "plain"]
     monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         command.main()
@@ -289,7 +290,7 @@ def test_this_packages_own_submission_with_any_ensemble(
     assert all(len(weight["sha256"]) == 64 and not weight["known"] for weight in run["weights"])
     assert any("weights of unknown content" in warning for warning in content["warnings"])
     assert run["device"] == "cpu"
-    assert run["precision"] == precision.in_words("auto", torch.device("cpu"))
+    assert (run["precision"], run["engine"]) == ("fp32", "plain"), "as a CPU computes at this speed"
     assert run["versions"]["torch"]
     assert content["songs"][0]["status"] == "ok"
 

@@ -57,9 +57,9 @@ Make = Callable[[], "DemucsNetwork | TfcTdf"]
 @pytest.fixture(autouse=True)
 def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take Winograd's way, oneDNN's and blocks wherever they are there, also where they do not pay."""
-    monkeypatch.setattr(convolution, "winograd_pays", torch._nnpack_available)
-    monkeypatch.setattr(product, "onednn_pays", lambda: ONEDNN)
-    monkeypatch.setattr(attentions, "blocks_pay", lambda dtype: True)
+    monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
+    monkeypatch.setattr(product, "onednn_is_used", lambda: ONEDNN)
+    monkeypatch.setattr(attentions, "blocks_are_used", lambda dtype: dtype in attentions.PRECISIONS)
 
 
 def prepared(make: Make, dtype: torch.dtype = torch.float32) -> DemucsNetwork | TfcTdf:
@@ -97,6 +97,25 @@ def test_every_layer_that_has_a_faster_way_takes_it(make: Make) -> None:
     taken = sum(isinstance(module, FAST) for module in network.modules())
     assert taken == eligible > 0
     assert not any(klass.fits(module) for module in network.modules() for klass in FAST)
+
+
+@NETWORKS
+@torch.inference_mode()
+def test_the_plain_engine_is_torchs_own_operations_to_the_bit(make: Make) -> None:
+    network = make()
+    fast.prepare(network, engine="plain")
+    assert not any(isinstance(module, FAST) for module in network.modules())
+    assert torch.equal(network(song(network)), make()(song(network)))
+
+
+@NETWORKS
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 25), (torch.float16, 45)])
+@torch.inference_mode()
+def test_the_plain_engine_computes_in_half_precision_too(make: Make, dtype: torch.dtype, least: int) -> None:
+    network = make()
+    fast.prepare(network, dtype, "plain")
+    assert not any(isinstance(module, FAST) for module in network.modules())
+    assert least < decibels(make()(song(network)), network(song(network))) < 95
 
 
 def test_batch_norms_behind_convolutions_are_folded_and_the_others_stay() -> None:

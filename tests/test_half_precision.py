@@ -44,8 +44,8 @@ def test_whole_networks_are_rounded(
     kind: str, least: float, pays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever way their products and their attention are computed."""
-    monkeypatch.setattr(product, "onednn_pays", lambda: pays)
-    monkeypatch.setattr(attention, "blocks_pay", lambda dtype: pays)
+    monkeypatch.setattr(product, "onednn_is_used", lambda: pays)
+    monkeypatch.setattr(attention, "blocks_are_used", lambda dtype: pays)
     if kind == "unet":
         network = tiny.unet("bass", 2, 5).requires_grad_(False)
     else:

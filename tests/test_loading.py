@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kmdx import Separator, plan_file, precision
 from kmdx.errors import WeightsError
-from kmdx.loading import load_fast, load_network
+from kmdx.loading import load_for_inference, load_network
 from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.fast import FAST
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.tfc_tdf import TfcTdf
@@ -58,7 +59,7 @@ def write_vocals(folder: Path, norm_groups: int | None = None, sizes: Sequence[t
 @torch.inference_mode()
 def test_a_fast_network_is_the_plain_one(leaderboard: Path, name: str) -> None:
     use = use_of(leaderboard, name)
-    plain, fast = load_network(use, RATE, CPU), load_fast(use, RATE, CPU)
+    plain, fast = load_network(use, RATE, CPU), load_for_inference(use, RATE, CPU)
     assert fast.sources == plain.sources
     assert fast.length == plain.length
     assert decibels(plain(song(plain)), fast(song(plain))) > 100
@@ -68,15 +69,21 @@ def test_a_fast_network_is_the_plain_one(leaderboard: Path, name: str) -> None:
 def test_a_published_graph_is_ported_and_the_plain_one_is_run_by_onnx_runtime(tmp_path: Path) -> None:
     use = use_of(write_vocals(tmp_path), "mdx")
     assert isinstance(load_network(use, RATE, CPU), OnnxNetwork)
-    assert isinstance(load_fast(use, RATE, CPU), TfcTdf)
+    assert isinstance(load_for_inference(use, RATE, CPU), TfcTdf)
     assert Separator(tmp_path / "vocals.yaml", device="cpu").providers == {}
+
+
+def test_the_plain_engine_runs_a_published_graph_by_torch(tmp_path: Path) -> None:
+    network = load_for_inference(use_of(write_vocals(tmp_path), "mdx"), RATE, CPU, engine="plain")
+    assert isinstance(network, TfcTdf)
+    assert not any(isinstance(module, FAST) for module in network.modules())
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path) -> None:
     path = write_vocals(tmp_path, norm_groups=2)
     use = use_of(path, "mdx")
-    fast = load_fast(use, RATE, CPU, precision="fp16", loose=True)
+    fast = load_for_inference(use, RATE, CPU, precision="fp16", speed="fast")
     assert isinstance(fast, OnnxNetwork)
     separator = Separator(path, device="cpu")
     assert separator.providers == {"mdx": ("CPUExecutionProvider",)}
@@ -92,29 +99,30 @@ def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path)
 def test_a_graph_of_other_sizes_than_the_architecture_says_is_refused(tmp_path: Path) -> None:
     path = write_vocals(tmp_path, sizes=[("bins", 256)])
     with pytest.raises(WeightsError, match="cannot be used as .*: its inputs have the shapes"):
-        load_fast(use_of(path, "mdx"), RATE, CPU)
+        load_for_inference(use_of(path, "mdx"), RATE, CPU)
 
 
 @pytest.mark.parametrize(
-    ("name", "loose", "demucs", "mdx"),
+    ("name", "speed", "demucs", "mdx"),
     [
-        ("auto", False, torch.bfloat16, torch.float32),
-        ("auto", True, torch.bfloat16, torch.bfloat16),
-        ("fp32", True, torch.float32, torch.float32),
-        ("bf16", False, torch.bfloat16, torch.float32),
+        ("auto", "leaderboard", torch.float32, torch.float32),
+        ("auto", "balanced", torch.bfloat16, torch.float32),
+        ("auto", "fast", torch.bfloat16, torch.bfloat16),
+        ("fp32", "fast", torch.float32, torch.float32),
+        ("bf16", "leaderboard", torch.bfloat16, torch.float32),
     ],
 )
 def test_a_network_gets_the_precision_that_it_bears(
     leaderboard: Path,
     name: str,
-    loose: bool,
+    speed: str,
     demucs: torch.dtype,
     mdx: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     uses = [use_of(leaderboard, network) for network in ("mmi", "mdx_vocals", "mdx_drums")]
-    networks = [load_fast(use, RATE, CPU, precision=name, loose=loose) for use in uses]
+    networks = [load_for_inference(use, RATE, CPU, precision=name, speed=speed) for use in uses]
     assert [type(network) for network in networks] == [DemucsNetwork, TfcTdf, TfcTdf]
     assert [network.dtype for network in networks] == [demucs, mdx, mdx]
 
@@ -128,7 +136,7 @@ def test_a_published_graph_with_a_number_that_is_none_is_refused_by_its_name(
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     weight.raw_data = np.float32(value).tobytes() + weight.raw_data[4:]
     onnx.save(model, tmp_path / "vocals.onnx")
-    for load in (load_network, load_fast):
+    for load in (load_network, load_for_inference):
         with pytest.raises(WeightsError, match=f"vocals.onnx is refused: its tensor {weight.name} holds NaN"):
             load(use, RATE, CPU)
 
@@ -137,11 +145,11 @@ def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:
     use = use_of(write_vocals(tmp_path), "mdx")
     (tmp_path / "vocals.onnx").write_bytes(b"\x08\x07 no graph")
     messages = []
-    for load in (load_network, load_fast):
+    for load in (load_network, load_for_inference):
         with pytest.raises(WeightsError) as caught:
             load(use, RATE, CPU)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert "\n" not in messages[0]
     with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
-        load_fast(use_of(tiny.write_htdemucs(tmp_path), "htdemucs"), 48_000, CPU)
+        load_for_inference(use_of(tiny.write_htdemucs(tmp_path), "htdemucs"), 48_000, CPU)

@@ -87,7 +87,7 @@ def test_another_format_may_be_added_and_all_of_them_count() -> None:
         ({"weights": {"w": "3" * 64}}, "other weights of w"),
         ({"weights": {"v": "1" * 64}}, "other weights of v, other weights of w"),
         ({"precision": "bf16"}, "precision fp32, not bf16"),
-        ({"engine": "plain"}, "engine fast, not plain"),
+        ({"engine": "plain"}, "engine tuned, not plain"),
         ({"speed": "fast"}, "speed leaderboard, not fast"),
         ({"start": 0.5}, "start 0.0, not 0.5"),
         ({"duration": 2.0}, "duration None, not 2.0"),

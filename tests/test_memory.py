@@ -52,25 +52,30 @@ def test_torchs_own_error_of_memory_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "held", "used", "budget"),
+    ("total", "free", "held", "used", "budget"),
     [
-        (10 * GIB, 0, 0, int(9 * GIB)),
-        (6 * GIB, 4 * GIB, 0, int(9 * GIB)),  # what this process holds already is its own
-        (70 * GIB, 0, 0, memory.DEVICE_BUDGET),
-        (50 * GIB, 20 * GIB, 15 * GIB, memory.DEVICE_BUDGET + 15 * GIB),  # by the rest of the program
-        (0, 0, 0, 0),
+        (80, 70, 0, 0, 11),
+        (80, 50, 20, 15, 11),  # by the rest of the program
+        (80, 0, 20, 0, 11),  # what this process holds already is its own
+        (12, 11.7, 0, 0, 9.6),  # a smaller card
+        (12, 11.2, 0, 0, 9.6),  # beside a desktop's windows
+        (80, 10, 0, 0, 5.5),  # beside another program: half
+        (80, 3.2, 0, 0, 2.75),
+        (80, 20, 20, 35, 2.75),
+        (80, 0, 0, 0, 11 / 64),  # the smallest that is tried
     ],
 )
 def test_the_budget_of_a_gpu(
-    free: int, held: int, used: int, budget: int, monkeypatch: pytest.MonkeyPatch
+    total: float, free: float, held: int, used: int, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    assert memory.device_budget(torch.device("cuda:0")) == budget
-    assert memory.device_limit(torch.device("cuda:0")) == memory.DEVICE_BUDGET + used
-    assert memory.device_limit(torch.device("cuda:0"), used) == memory.DEVICE_BUDGET
-    assert budget - used < 12 * GIB
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, total * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used * GIB)
+    gpu = torch.device("cuda:0")
+    assert memory.device_budget(gpu) == int(budget * GIB)
+    assert memory.device_budget(gpu, used * GIB) >= memory.device_budget(gpu)
+    assert memory.device_limit(gpu) == memory.DEVICE_BUDGET + used * GIB
+    assert memory.device_limit(gpu, used * GIB) == memory.DEVICE_BUDGET
 
 
 @pytest.mark.parametrize(

@@ -54,18 +54,23 @@ def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("name", "fast", "words"),
+    ("name", "device", "speed", "fast", "words"),
     [
-        ("auto", (), "fp32"),
-        ("auto", (BF16,), "bf16 where a network bears it"),
-        ("auto", (FP16, BF16), "fp16 where a network bears it"),
-        ("fp32", (BF16,), "fp32"),
-        ("bf16", (), "bf16 where a network bears it"),
+        ("auto", CPU, "fast", (), "fp32"),
+        ("auto", CPU, "leaderboard", (BF16,), "fp32"),
+        ("auto", CPU, "balanced", (BF16,), "bf16 where a network bears it"),
+        ("auto", CPU, "fast", (BF16,), "bf16 where a network bears it"),
+        ("auto", GPU, "leaderboard", (FP16, BF16), "fp16 where a network bears it"),
+        ("auto", GPU, "leaderboard", (), "fp32"),
+        ("fp32", CPU, "fast", (BF16,), "fp32"),
+        ("bf16", CPU, "leaderboard", (), "bf16 where a network bears it"),
     ],
 )
-def test_in_words(name: str, fast: tuple, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_words(
+    name: str, device: torch.device, speed: str, fast: tuple, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
-    assert precision.in_words(name, CPU) == words
+    assert precision.in_words(name, device, speed) == words
 
 
 def test_other_devices_have_none() -> None:
@@ -73,29 +78,39 @@ def test_other_devices_have_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fast", "bears", "loose", "chosen"),
+    ("name", "device", "speed", "fast", "bears", "chosen"),
     [
-        ("auto", (), (BF16, FP16), False, FP32),
-        ("auto", (), (BF16, FP16), True, FP32),
-        ("auto", (BF16, FP16), (FP16, BF16), False, BF16),
-        ("auto", (BF16, FP16), (FP16,), False, FP16),
-        ("auto", (BF16, FP16), (FP16,), True, BF16),
-        ("auto", (BF16,), (FP16,), False, FP32),
-        ("auto", (BF16,), (FP16,), True, BF16),
-        ("auto", (FP16,), (), False, FP32),
-        ("fp32", (BF16, FP16), (BF16, FP16), True, FP32),
-        ("bf16", (), (BF16, FP16), False, BF16),  # asked for by name, also where it is slow
-        ("bf16", (BF16,), (FP16,), False, FP32),
-        ("bf16", (BF16,), (FP16,), True, BF16),
-        ("fp16", (BF16,), (FP16,), False, FP16),
-        ("fp16", (FP16,), (), False, FP32),
+        ("auto", CPU, "leaderboard", (BF16,), (BF16, FP16), FP32),
+        ("auto", CPU, "balanced", (BF16,), (BF16, FP16), BF16),
+        ("auto", CPU, "balanced", (BF16,), (FP16,), FP32),
+        ("auto", CPU, "balanced", (), (BF16, FP16), FP32),
+        ("auto", CPU, "fast", (BF16,), (BF16,), BF16),
+        ("auto", CPU, "fast", (BF16,), (FP16,), BF16),
+        ("auto", CPU, "fast", (), (BF16, FP16), FP32),
+        ("auto", GPU, "leaderboard", (FP16, BF16), (BF16, FP16), FP16),
+        ("auto", GPU, "leaderboard", (FP16, BF16), (BF16,), BF16),
+        ("auto", GPU, "leaderboard", (FP16,), (), FP32),
+        ("auto", GPU, "fast", (FP16,), (), FP16),
+        ("auto", GPU, "leaderboard", (), (BF16, FP16), FP32),
+        ("fp32", GPU, "fast", (BF16, FP16), (BF16, FP16), FP32),
+        ("bf16", CPU, "leaderboard", (), (BF16, FP16), BF16),  # asked for by name, also where it is slow
+        ("bf16", CPU, "leaderboard", (BF16,), (FP16,), FP32),
+        ("bf16", CPU, "fast", (BF16,), (FP16,), BF16),
+        ("fp16", CPU, "leaderboard", (BF16,), (FP16,), FP16),
+        ("fp16", GPU, "leaderboard", (FP16,), (), FP32),
     ],
 )
 def test_what_is_chosen(
-    name: str, fast: tuple, bears: tuple, loose: bool, chosen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    device: torch.device,
+    speed: str,
+    fast: tuple,
+    bears: tuple,
+    chosen: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
-    assert precision.choose(name, CPU, bears, loose) == chosen
+    assert precision.choose(name, device, bears, speed) == chosen
 
 
 @pytest.mark.parametrize("name", ["fp64", "", "FP32", None, 16])
@@ -148,6 +163,7 @@ def settings() -> dict[str, object]:
     found["cublas"] = read(lambda: MATMUL.allow_tf32)
     found["products"] = read(torch.get_float32_matmul_precision)
     found["benchmark"] = BACKENDS.cudnn.benchmark
+    found["deterministic"] = BACKENDS.cudnn.deterministic
     return found | {name: precision._reduction(name) for name in precision.REDUCTIONS}
 
 
@@ -156,7 +172,7 @@ def untouched() -> Iterator[None]:
     """Give torch's settings back as they are at the start of a process."""
     yield
     BACKENDS.cudnn.allow_tf32 = True
-    BACKENDS.cudnn.benchmark = False
+    BACKENDS.cudnn.benchmark = BACKENDS.cudnn.deterministic = False
     torch.set_float32_matmul_precision("highest")
     for name in precision.REDUCTIONS:
         setattr(MATMUL, name, True)
@@ -209,7 +225,7 @@ def test_float32_is_computed_as_it_is_whatever_was_set(
     formats = [value for key, value in inside.items() if key.isdigit()]
     assert set(formats) == ({"ieee"} if api == "newer" else set())
     assert (inside["cudnn"], inside["cublas"], inside["products"]) == (False, False, "highest")
-    assert not inside["benchmark"]
+    assert (inside["benchmark"], inside["deterministic"]) == (False, True)
     for reduction in precision.REDUCTIONS:
         value = inside[reduction]
         assert not (value[0] if isinstance(value, tuple) else value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,9 @@ from conftest import decibels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kmdx.networks import attention, product, timing
+from kmdx.networks import attention, kernels, product
 
 NEEDED = 110  # dB
-ONEDNN_PAYS = product.onednn_pays.__wrapped__  # asked anew each time
-BLOCKS_PAY = attention.blocks_pay.__wrapped__
 ONEDNN = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
     reason="torch has no oneDNN here",
@@ -23,7 +22,7 @@ ONEDNN = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """oneDNN pays; what it was asked to multiply."""
+    """oneDNN is used; what it was asked to multiply."""
     asked: list[Tensor] = []
     multiply = product._onednn
 
@@ -31,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         asked.append(rows)
         return multiply(rows, *others)
 
-    monkeypatch.setattr(product, "onednn_pays", lambda: True)
+    monkeypatch.setattr(product, "onednn_is_used", lambda: True)
     monkeypatch.setattr(product, "_onednn", noted)
     return asked
 
@@ -96,29 +95,12 @@ def test_a_class_of_its_own_is_left_alone() -> None:
     assert not product.OneDnnLinear.fits(Own(4, 4))
 
 
-@pytest.mark.parametrize(
-    ("ordinary", "other", "taken"), [(2.0, 1.0, True), (1.0, 1.0, False), (1.0, 2.0, False)]
-)
-@ONEDNN
-def test_each_way_is_taken_where_it_is_sooner(
-    ordinary: float, other: float, taken: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for pays in (ONEDNN_PAYS, lambda: BLOCKS_PAY(torch.float32), lambda: BLOCKS_PAY(torch.bfloat16)):
-        product.onednn_pays()  # known before the times are made up
-        times = iter([ordinary, other])
-        monkeypatch.setattr(timing, "_seconds", lambda compute, times=times: next(times))
-        with torch.autocast("cpu", torch.bfloat16):  # as it may be asked for in a network
-            assert pays() is taken
-        monkeypatch.undo()
-
-
 @pytest.mark.parametrize("how", ["not built in", "no such operator", "fails", "wrong"])
 @ONEDNN
 def test_without_onednn_all_goes_the_ordinary_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Tensor:
         raise RuntimeError("no such thing here")
 
-    monkeypatch.setattr(timing, "_seconds", lambda compute: pytest.fail("it was timed"))
     if how == "not built in":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     elif how == "no such operator":
@@ -127,17 +109,17 @@ def test_without_onednn_all_goes_the_ordinary_way(how: str, monkeypatch: pytest.
         monkeypatch.setattr(product, "_onednn", fails)
     else:
         monkeypatch.setattr(product, "_onednn", lambda rows, weight, bias=None: 0.9 * F.linear(rows, weight))
-    assert not ONEDNN_PAYS()
+    assert not product.onednn_works()
 
 
-@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize(("steps", "others"), [(1, 1), (50, 31), (attention.BLOCK + 5, 2 * attention.BLOCK)])
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.float32, NEEDED), (torch.bfloat16, 40)])
 @torch.inference_mode()
 def test_attention_in_blocks(
-    dtype: torch.dtype, needed: float, steps: int, others: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, needed: float, steps: int, others: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(product, "onednn_pays", lambda: pays and ONEDNN_PAYS())
+    monkeypatch.setattr(product, "onednn_is_used", lambda: onednn and product.onednn_works())
     query, key, value = sound(2, 3, steps, 8), 2 * sound(2, 3, others, 8), sound(2, 3, others, 8).flip(2)
     half = [part.to(dtype) for part in (query, key, value)]
     expected = F.scaled_dot_product_attention(*(part.double() for part in half))
@@ -148,7 +130,7 @@ def test_attention_in_blocks(
 
 
 @torch.inference_mode()
-def test_attention_goes_the_way_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_goes_the_way_that_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[str] = []
 
     def noted(way: str) -> Callable[..., Tensor]:
@@ -156,7 +138,8 @@ def test_attention_goes_the_way_that_pays(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(attention, "attend_in_blocks", noted("blocks"))
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted("fused"))
-    monkeypatch.setattr(attention, "blocks_pay", lambda dtype: dtype == torch.bfloat16)
+    entry = replace(kernels.here(), attention=("bf16",))
+    monkeypatch.setattr(kernels, "here", lambda: entry)
     parts = sound(3, 1, 2, 4, 8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         attention.attend(*parts.to(dtype))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kmdx import memory
-from kmdx.residency import WEIGHTS_SHARE, Residents
+from kmdx.residency import SIGNALS_SHARE, WEIGHTS_SHARE, Residents
 from kmdx.runner import Experience
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")  # nothing here computes on it
@@ -106,7 +106,7 @@ def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
     first = runner("a", ["vocals"])
     assert first.network == ("a", "vocals")
     assert first.device == GPU
-    assert first.budget == BUDGET
+    assert first.room == int((1 - SIGNALS_SHARE) * BUDGET - SHARE)
     assert runner("a", ("vocals",)).network is first.network
     assert runner("a", ["drums"]).network == ("a", "drums")
     other = runner("b", ["vocals"]).network
@@ -122,7 +122,7 @@ def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
 def test_on_other_devices_what_was_moved_in_stays() -> None:
     fleet = Fleet(torch.device("meta"), budget=None, a=10**6, b=10**6)
     asked = fleet.residents.runner("a", ["vocals"])
-    assert asked.budget is None
+    assert asked.room is None
     assert fleet.moves("abab") == ["b in"], "and a before"
 
 
@@ -152,7 +152,7 @@ def test_on_the_cpu_nothing_is_moved() -> None:
     assert fleet.moves("abab") == []
     assert fleet.log == ["a narrowed", "b narrowed"]
     runner = fleet.residents.runner("a", ["vocals"])
-    assert runner.budget is None
+    assert runner.room is None
     assert not runner.make_room()
 
 
@@ -192,10 +192,22 @@ def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pyte
 def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> None:
     residents = Fleet(a=60, b=60).residents
     first = residents.runner("a", ["vocals"])
-    first.experience.costs[100], first.experience.sizes[100] = 7.0, 1
+    first.experience.cost, first.experience.sizes[100] = 7.0, 1
     for others in (residents.runner("a", ["drums"]), residents.runner("b", ["vocals"])):  # a is moved out
         assert others.experience == Experience()
-    assert residents.runner("a", ("vocals",)).experience == Experience({100: 7.0}, {100: 1})
+    assert residents.runner("a", ("vocals",)).experience == Experience(7.0, {100: 1})
+    residents.settle()
+    assert residents.runner("a", ["vocals"]).experience == Experience(7.0), "the next song tries it again"
+
+
+def test_the_room_for_windows_does_not_depend_on_which_networks_are_there() -> None:
+    fleet = Fleet(a=30, b=40, c=20)
+    fleet.networks["twin"] = fleet.networks["a"]
+    room = fleet.residents.room
+    assert room == int((1 - SIGNALS_SHARE) * BUDGET - 90)
+    fleet.moves("abc")
+    assert fleet.residents.room == room
+    assert Fleet(a=30, b=80).residents.room == int((1 - SIGNALS_SHARE) * BUDGET - SHARE)
 
 
 def test_other_networks_take_the_place_of_those_that_there_were() -> None:

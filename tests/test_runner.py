@@ -74,9 +74,6 @@ def test_a_song_is_finished_with_half_as_many_windows_at_once(error: Exception) 
     # The second batch fails, its eight windows are done again by fours, and the last eight go so, too.
     assert network.sizes == [8, 8, 4, 4, 4, 4]
     assert experience.sizes == {LENGTH: 4}
-    later = Network()
-    song(Runner(later, CPU, experience))
-    assert later.sizes == [4] * 6, "the next song knows it"
 
 
 @ERRORS
@@ -188,45 +185,52 @@ class Gpu:
 
 
 @pytest.mark.parametrize(
-    ("weights", "window", "budget", "size"),
+    ("window", "room", "size"),
     [
-        (100, 50, 1100, 16),  # 0.8 · 1000 / 50
-        (100, 300, 1100, 2),
-        (100, 801, 1100, 1),
-        (100, 5000, 1100, 1),
-        (1200, 50, 1100, 1),  # weights alone are beyond it
-        (0, 1, 10**9, runner.MOST),
+        (50, 1000, 16),  # 0.8 · 1000 / 50
+        (300, 1000, 2),
+        (801, 1000, 1),
+        (5000, 1000, 1),
+        (50, 0, 1),  # weights and signals leave nothing
+        (1, 10**9, runner.MOST),
     ],
 )
 def test_as_many_windows_go_together_as_there_is_room_for(
-    weights: int, window: int, budget: int, size: int, monkeypatch: pytest.MonkeyPatch
+    window: int, room: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = Gpu(monkeypatch, weights, window)
+    gpu = Gpu(monkeypatch, 100, window)
     network = Network()
-    run = Runner(network, CPU, budget=budget)
-    assert run.size(LENGTH) == 1
-    song(run, 1 + 3 * size)
-    assert network.sizes == [1, size, size, size], "the first alone"
+    run = Runner(network, CPU, room=room)
+    song(run, 3 * size)
+    assert network.sizes == [1, size, size, size], "silence alone, then the song"
     assert gpu.resets == 1, "measured once"
     assert run.size(LENGTH) == size
 
 
-def test_longer_windows_are_measured_anew_and_shorter_ones_take_their_share(
-    monkeypatch: pytest.MonkeyPatch,
+def test_songs_are_grouped_alike_whatever_came_before_and_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, 100, 50)
+    network, experience = Network(), Experience()
+    for allocated in (100, 600, 0):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, bytes=allocated: bytes)
+        song(Runner(network, CPU, experience, room=300))
+    assert network.sizes == [1, *[4] * 18]
+
+
+@pytest.mark.parametrize("first", [3, 5, LENGTH])
+def test_a_network_of_any_length_is_measured_at_the_longest_window(
+    first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Gpu(monkeypatch, 0, 50)
-    run = Runner(Network(), CPU, budget=1000)
-    run(windows(1)[..., :5])
-    full = Gpu(monkeypatch, 0, 100)
-    run(windows(1))
-    shorter = Gpu(monkeypatch, 0, 1)
-    run(windows(1)[..., :4])
-    run(windows(1)[..., :8])
-    assert [run.size(length) for length in (4, 5, 8, LENGTH, LENGTH + 1)] == [20, 16, 10, 8, 1]
-    assert (short.resets, full.resets, shorter.resets) == (1, 1, 0)
+    """Whichever window of whichever song comes first."""
+    Gpu(monkeypatch, 0, 100)
+    network = Network()
+    network.length = None
+    run = Runner(network, CPU, room=1000, longest=LENGTH)
+    run.size(first)
+    assert [run.size(length) for length in (4, 5, 8, LENGTH)] == [20, 16, 10, 8]
+    assert network.sizes == [1]
 
 
-def test_without_a_budget_windows_go_one_by_one_and_nothing_is_measured(
+def test_without_room_windows_go_one_by_one_and_nothing_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = Gpu(monkeypatch, 0, 1)
@@ -239,23 +243,11 @@ def test_without_a_budget_windows_go_one_by_one_and_nothing_is_measured(
 def test_a_measured_size_is_halved_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 0, 100)
     network = Network(lambda call, size: call == 2)
-    song(Runner(network, CPU, budget=1000), 17)
+    song(Runner(network, CPU, room=1000), 16)
     assert network.sizes == [1, 8, 4, 4, 4, 4]
 
 
-def test_less_room_than_when_it_was_measured_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_that_does_not_fit_now_is_measured_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 0, 100)
-    run = Runner(Network(), CPU, budget=1000)
-    run(windows(1))
-    assert run.size(LENGTH) == 8
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 600)
-    assert run.size(LENGTH) == 3
-
-
-def test_a_first_window_that_needed_room_does_not_make_all_go_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    Gpu(monkeypatch, 0, 100)
-    run = Runner(Network(lambda call, size: call == 1), CPU, budget=1000, make_room=lambda: True)
-    run(windows(1))
-    assert run.size(LENGTH) == 8
+    run = Runner(Network(lambda call, size: call == 1), CPU, room=1000)
+    assert [run.size(LENGTH), run.size(LENGTH)] == [1, 8]

@@ -18,9 +18,18 @@ import yaml
 from conftest import decibels, noise
 
 import kmdx
-from kmdx import Separator, audio, chunking, ensemble, memory, plan_file, precision, scratch
-from kmdx.errors import AudioError, DeviceError, KmdxError, KmdxWarning, PlanError, WeightsError
+from kmdx import Separator, audio, chunking, ensemble, memory, plan_file, precision, runner, scratch
+from kmdx.errors import (
+    AudioError,
+    DeviceError,
+    KmdxError,
+    KmdxWarning,
+    NetworkError,
+    PlanError,
+    WeightsError,
+)
 from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.fast import FAST
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import OverlapAdd, Plan
 from kmdx.residency import Residents
@@ -250,18 +259,17 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[i
 def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
     separator: Separator, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = separator.networks["htdemucs"]
     monkeypatch.setattr(separator, "residents", Residents(separator.networks, CPU))
     song = noise(75_000)  # five windows
     expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
-    separator.residents.runner("htdemucs", ["vocals"]).experience.sizes[network.length] = 2
+    monkeypatch.setattr(runner, "CPU_BATCH", 2)
     sizes = failing(monkeypatch, error, lambda call: call == 2)
     assert decibels(expected, separator.separate(song, 44100, stems=["vocals"])["vocals"]) > 110
     assert sizes == [2, 2, 1, 1, 1], (
         "the second of two batches is done again, and the next one window at a time"
     )
     separator.separate(song, 44100, stems=["vocals"])
-    assert sizes[5:] == [1, 1, 1, 1, 1], "the next song begins so"
+    assert sizes[5:] == [2, 2, 1], "the next song is as if it was the first"
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
@@ -347,19 +355,25 @@ def test_a_song_runs_in_exact_float32_and_within_the_devices_limit(
 @pytest.mark.parametrize(
     ("options", "demucs", "mdx"),
     [
-        ({}, torch.bfloat16, torch.float32),
+        ({}, torch.float32, torch.float32),
+        ({"precision": "bf16"}, torch.bfloat16, torch.float32),
+        ({"speed": "balanced"}, torch.bfloat16, torch.float32),
         ({"speed": "fast"}, torch.bfloat16, torch.bfloat16),
         ({"speed": "fast", "precision": "fp16"}, torch.float16, torch.float16),
     ],
-    ids=["as published", "fast", "fp16"],
+    ids=["as published", "bf16", "balanced", "fast", "fp16"],
 )
 def test_each_network_gets_the_precision_that_it_bears(
     leaderboard: Path, options: dict, demucs: torch.dtype, mdx: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
-    networks = Separator(leaderboard, device="cpu", stems=["vocals"], **options).networks
+    separator = Separator(leaderboard, device="cpu", stems=["vocals"], **options)
+    networks = separator.networks
     found = {(type(network), network.dtype) for network in networks.values()}
     assert found == {(DemucsNetwork, demucs), (TfcTdf, mdx)}
+    assert separator.precisions == {
+        name: precision.NAMES[mdx if name == "mdx_vocals" else demucs] for name in networks
+    }
 
 
 def test_half_precision_changes_the_stems_a_little(small: Path, separator: Separator) -> None:
@@ -373,8 +387,13 @@ def test_half_precision_changes_the_stems_a_little(small: Path, separator: Separ
 def test_the_default_is_as_published(
     small: Path, separator: Separator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     default = Separator(small, device="cpu")
+    assert (default.speed, default.engine, default.precisions) == (
+        "leaderboard",
+        "tuned",
+        {"htdemucs": "fp32"},
+    )
     assert default.plan == plan_file.load(small)
     song = noise(20_000)
     expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
@@ -406,9 +425,11 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
             "no speed 'balance'; did you mean 'balanced'?; there are leaderboard, balanced, fast",
         ),
         ({"speed": None}, PlanError, "no speed None; there are leaderboard, balanced, fast"),
+        ({"engine": "plane"}, PlanError, "no engine 'plane'; did you mean 'plain'?; there are tuned, plain"),
+        ({"engine": None}, PlanError, "no engine None; there are tuned, plain"),
     ],
 )
-def test_unknown_precisions_and_speeds_are_one_line(
+def test_unknown_precisions_speeds_and_engines_are_one_line(
     options: dict, error: type[KmdxError], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error) as caught:  # before any weights are looked for
@@ -560,18 +581,133 @@ def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
     monkeypatch.setattr(ensemble, "run", noted)
     monkeypatch.setattr(scratch, "LIMIT", 4096)
     gc.collect()
-    with pytest.warns(KmdxWarning, match="done again in fp32, as are the songs that follow") as caught:
+    with pytest.warns(KmdxWarning, match="done again in fp32, which") as caught:
         stems = separator.separate(song, 44100)
     assert caught[0].filename == __file__
     assert all(np.array_equal(stems[name], expected[name]) for name in expected)
     assert files[1] == files[0] > 0, "signals of the run that failed are still there"
     assert loads == ["fp32"]
+    assert separator.precisions == other.precisions == {"htdemucs": "bf16"}
 
-    heard = len(overflowing)
+
+def test_a_song_after_one_that_overflowed_is_as_if_it_was_the_first(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separator = Separator(small, device="cpu", precision="bf16", stems=["vocals"])
+    song = noise(30_000)
+    expected = separator.separate(song, 44100)["vocals"]
+    forward = DemucsNetwork.forward
+    monkeypatch.setattr(
+        DemucsNetwork,
+        "forward",
+        lambda network, batch: forward(network, batch) / (network.dtype == torch.float32),
+    )
+    for run in (separator, separator.under(separator.plan)):
+        with pytest.warns(KmdxWarning, match="overflowed"):
+            run.separate(noise(20_000, seed=1), 44100)
+    monkeypatch.undo()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for again in (separator, other):
-            assert np.array_equal(again.separate(song, 44100)["bass"], expected["bass"])
-    assert loads == ["fp32"]
-    assert len(overflowing) == heard > 1, "half precision is not tried again"
-    assert {network.dtype for network in separator.networks.values()} == {torch.float32}
+        assert np.array_equal(separator.separate(song, 44100)["vocals"], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "plain"}, {"precision": "bf16"}], ids=str)
+def test_a_song_gives_the_same_bits_whatever_songs_came_before(small: Path, options: dict) -> None:
+    song = noise(25_000)
+    separator = Separator(small, device="cpu", stems=["vocals", "drums"], **options)
+    alone = separator.separate(song, 44100)
+    separator.separate(noise(40_000, 1, seed=1), 32_000)
+    separator.separate(np.zeros((5000, 2)), 44100)
+    with pytest.raises(AudioError):
+        separator.separate(np.full((100, 2), np.nan), 44100)
+    after = separator.separate(song, 44100)
+    assert all(np.array_equal(alone[name], after[name]) for name in alone)
+
+
+def test_the_plain_engine_is_the_tuned_one_but_for_the_last_bits(leaderboard: Path) -> None:
+    song = noise(8000)
+    tuned = Separator(leaderboard, device="cpu", stems=["vocals"]).separate(song, 44100)["vocals"]
+    separator = Separator(leaderboard, device="cpu", stems=["vocals"], engine="plain")
+    assert separator.engine == "plain"
+    for network in separator.networks.values():
+        assert not any(isinstance(module, FAST) for module in network.modules())  # type: ignore[attr-defined]
+    assert decibels(tuned, separator.separate(song, 44100)["vocals"]) > 100
+
+
+# NaN and infinity
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({}, np.nan),
+        ({}, -np.inf),
+        ({"engine": "plain"}, np.nan),
+        ({"precision": "bf16"}, np.inf),
+        ({"speed": "fast"}, np.nan),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::kmdx.errors.KmdxWarning")
+def test_nan_of_a_network_names_it_and_its_weights(
+    small: Path, options: dict, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DemucsNetwork.forward
+
+    def damaged(network: DemucsNetwork, batch: torch.Tensor) -> torch.Tensor:
+        estimate = forward(network, batch)
+        estimate[..., 0, 11_000] = value  # in the middle of a window
+        return estimate
+
+    monkeypatch.setattr(DemucsNetwork, "forward", damaged)
+    separator = Separator(small, device="cpu", **options)
+    song = noise(15_000)
+    for call in (
+        lambda: separator.separate(song, 44100),
+        lambda: separator.separate(song, 44100, stems=["vocals"]),
+        lambda: separator.signals(song, 44100, ["V.vocals"]),
+    ):
+        with pytest.raises(NetworkError) as caught:
+            call()
+        message = str(caught.value)
+        assert message.startswith("network htdemucs gave NaN or infinity in fp32; its weights, ")
+        assert str(small.parent / "small.ckpt") in message
+        assert "\n" not in message
+        assert "too loud" not in message
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_nan_from_onnx_runtime_names_the_network_too(leaderboard: Path, tmp_path: Path) -> None:
+    network = tiny.unet("vocals", 2, seed=3)
+    network.final_conv[0].bias.data[1] = torch.nan
+    tiny.export(network, tmp_path / "vocals.onnx")
+    plan = {
+        "networks": {
+            "mdx": {
+                "weights": {
+                    "file": "vocals.onnx",
+                    "architecture": {"type": "onnx", "sources": ["vocals"], **tiny.TRANSFORM},
+                },
+                "trim_and_join": {"chunk": tiny.CHUNK, "trim": 109},
+            }
+        },
+        "signals": {"V": {"network": "mdx", "hears": "mixture"}},
+        "stems": {"vocals": {"sum": {"V.vocals": 1}}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), "utf-8")
+    separator = Separator(tmp_path / "plan.yaml", device="cpu")
+    assert separator.providers == {"mdx": ("CPUExecutionProvider",)}
+    soundfile.write(tmp_path / "song.wav", noise(10_000), 44100, subtype="FLOAT")
+    with pytest.raises(NetworkError, match=r"network mdx gave NaN .*vocals\.onnx"):
+        separator.separate_file(tmp_path / "song.wav")
+
+
+def test_a_song_too_loud_for_float32_is_told_as_such(separator: Separator) -> None:
+    song = noise(10_000).astype(np.float64)
+    with pytest.raises(KmdxError, match=r"too loud.* peaks at 3e\+38"):
+        separator.separate(3e38 * song / np.abs(song).max(), 44100)
+
+
+@pytest.mark.parametrize("level", [1e-20, 1e-38, 1e-44])
+def test_the_faintest_songs_give_finite_stems(separator: Separator, level: float) -> None:
+    for stem in separator.separate(noise(10_000, level=level), 44100).values():
+        assert np.isfinite(stem).all()

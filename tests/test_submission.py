@@ -63,7 +63,9 @@ def test_one_line_of_the_configuration_names_the_ensemble(
 ) -> None:
     assert user_config.ENSEMBLE == "leaderboard_c"
     monkeypatch.setattr(user_config, "ENSEMBLE", leaderboard)
-    assert user_config.MySeparationModel().separator.plan.name == leaderboard.stem
+    monkeypatch.setattr(user_config, "ENGINE", "plain")
+    separator = user_config.MySeparationModel().separator
+    assert (separator.plan.name, separator.engine) == (leaderboard.stem, "plain")
 
 
 def test_predictions_are_16_bit_files_of_the_stems(wrapper: AIcrowdWrapper, tmp_path: Path) -> None:

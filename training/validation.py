@@ -119,7 +119,7 @@ def _through(
     try:
         estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
-        runner = Runner(network, device, budget=memory.device_budget(device))
+        runner = Runner(network, device, room=memory.device_budget(device))
         with torch.autocast(device.type, enabled=False):
             chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
     finally:

@@ -21,7 +21,9 @@ from evaluator.results import describe_weights
 from evaluator.store import Store, write_text
 from evaluator.survey import Survey
 from kmdx import audio, plan_file
+from kmdx import engine as engines
 from kmdx.errors import KmdxError
+from kmdx.precision import in_words
 from kmdx.separator import Separator, Stems, choose_device
 
 logger = logging.getLogger("evaluator")
@@ -45,11 +47,17 @@ class Running:
     precision: str = "auto"
     speed: str = "leaderboard"
     folder: Path | None = None
+    engine: str = engines.DEFAULT
 
     def separator(self, plan: Path) -> Separator:
         """The separator that runs a plan's file so."""
         return Separator(
-            plan, device=self.device, precision=self.precision, speed=self.speed, folder=self.folder
+            plan,
+            device=self.device,
+            precision=self.precision,
+            speed=self.speed,
+            folder=self.folder,
+            engine=self.engine,
         )
 
 
@@ -97,15 +105,17 @@ def collect(
     """
     weights = describe_weights(flat.plan, running.folder)  # before the networks: it names all that is missing
     path = store.folder / PLAN
+    device = choose_device(running.device)
     identity = {
         "form": FORM,
         "ensemble": flat.plan.name,
         "plan_sha256": flat.plan.digest,
         "all_estimates": all_estimates,
         "own": dict(flat.own),
-        "device": choose_device(running.device).type,
-        "precision": running.precision,
+        "device": device.type,
+        "precision": in_words(running.precision, device, running.speed),
         "speed": running.speed,
+        "engine": engines.check(running.engine),
         "weights": {weight["name"]: weight["sha256"] for weight in weights},
     }
     store.begin(identity)

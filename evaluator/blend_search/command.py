@@ -26,6 +26,7 @@ from evaluator.blend_search.console import (
     CollectionArgument,
     DataArgument,
     DeviceOption,
+    EngineOption,
     FolderOption,
     FoldsOption,
     ForceOption,
@@ -51,6 +52,7 @@ from evaluator.blend_search.search import Options, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
 from evaluator.store import Store, write_json, write_text
+from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
@@ -91,6 +93,7 @@ def collect(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     speed: SpeedOption = "leaderboard",
+    engine: EngineOption = engines.DEFAULT,
     folder: FolderOption = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the signals, as float32 wav files in COLLECTION/signals.")
@@ -114,7 +117,7 @@ def collect(
                     songs,
                     found,
                     store,
-                    Running(device, precision, speed, folder),
+                    Running(device, precision, speed, folder, engine),
                     keep,
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
@@ -271,6 +274,7 @@ def search_stages(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     speed: SpeedOption = "leaderboard",
+    engine: EngineOption = engines.DEFAULT,
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
@@ -307,7 +311,7 @@ def search_stages(
         if dry_run:
             return
         stages.check_room(search, Path(temporary))
-        separator = Running(device, precision, speed, folder).separator(Path(plan))
+        separator = Running(device, precision, speed, folder, engine).separator(Path(plan))
         try:
             found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
         except KeyboardInterrupt:

@@ -35,6 +35,7 @@ TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only son
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 SpeedOption = Annotated[str, typer.Option(help="leaderboard, balanced or fast.")]
+EngineOption = Annotated[str, typer.Option(help="tuned or plain: see `kmdx separate --help`.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--weights", metavar="DIR", help="Where weight files lie, if elsewhere.")
 ]

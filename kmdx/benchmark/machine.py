@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kmdx import limits
+from kmdx import limits, processor
 from kmdx.networks import product
 from kmdx.precision import DTYPES, fast_halves
 
@@ -126,22 +125,13 @@ def _name_from_the_system() -> str | None:
                 return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
         except OSError:
             return None
-    return _field(Path("/proc/cpuinfo"), "model name") or _capabilities().get("cpu_name")
+    return processor.field(processor.CPUINFO, "model name") or processor.capabilities().get("cpu_name")
 
 
 def cpu_features() -> tuple[str, ...]:
     """What the CPU offers for arithmetic, the widest units last."""
-    capabilities = _capabilities()
-    if capabilities:
-        return tuple(name for key, name in CPU_FEATURES.items() if capabilities.get(key))
-    known = {"AVX2": ("AVX2",), "AVX512": ("AVX2", "AVX-512")}
-    return known.get(torch.backends.cpu.get_cpu_capability(), ())
-
-
-def _capabilities() -> Mapping[str, Any]:
-    """What torch knows of the CPU; nothing where it is too old to tell."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    return tell() if tell else {}
+    found = processor.features()
+    return tuple(name for key, name in CPU_FEATURES.items() if key in found)
 
 
 def _onnxruntime() -> str | None:
@@ -192,7 +182,7 @@ def synchronize(device: torch.device) -> None:
 
 def peak_memory() -> int | None:
     """Bytes of host memory that this process took at most, since it began or since the last reset."""
-    if peak := _field(Path("/proc/self/status"), "VmHWM"):
+    if peak := processor.field(Path("/proc/self/status"), "VmHWM"):
         return int(peak.split()[0]) * 1024  # "12345 kB"
     try:
         import resource
@@ -222,16 +212,3 @@ def reset_peaks(device: torch.device) -> bool:
     except OSError:
         return False
     return True
-
-
-def _field(file: Path, name: str) -> str | None:
-    """The first value of that name in a file of ``name : value`` lines."""
-    try:
-        text = file.read_text(errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return None

@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kmdx import engine as engines
 from kmdx import memory, plan_file
 from kmdx.benchmark import machine, stand_in, synthetic
 from kmdx.benchmark.plain import Plain, free, timed
 from kmdx.benchmark.report import EQUAL, LIMIT, NetworkSpeed, PlanSpeed, Prediction, Report
 from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Hear, Plan, suggest
-from kmdx.precision import DTYPES, exact
+from kmdx.precision import exact
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 LONG_SONG = 240.0  # seconds of the song that the prediction is for
@@ -52,10 +53,18 @@ class Engine:
     """
 
     def __init__(
-        self, ensemble: str | Path, device: str, precision: str, speed: str, folder: Path | None
+        self,
+        ensemble: str | Path,
+        device: str,
+        precision: str,
+        speed: str,
+        folder: Path | None,
+        engine: str = engines.DEFAULT,
     ) -> None:
         began = time.perf_counter()
-        self.separator = Separator(ensemble, device=device, folder=folder, precision=precision, speed=speed)
+        self.separator = Separator(
+            ensemble, device=device, folder=folder, precision=precision, speed=speed, engine=engine
+        )
         self.plan = self.separator.plan
         self.device = self.separator.device
         machine.synchronize(self.device)
@@ -67,15 +76,15 @@ class Engine:
 
     def network(self, name: str, sources: Sequence[str]) -> EngineNetwork:
         """A network of the plan, ready on the device to estimate ``sources``."""
-        runner = self.separator.residents.runner(name, sources)
+        longest = self.plan.networks[name].chunking.length
+        runner = self.separator.residents.runner(name, sources, longest)
 
         @torch.inference_mode()
         def run(windows: Tensor) -> Tensor:
             with exact():
                 return runner(windows)
 
-        precision = next(key for key, value in DTYPES.items() if value == runner.network.dtype)
-        return EngineNetwork(run, runner.size, precision)
+        return EngineNetwork(run, runner.size, self.separator.precisions[name])
 
 
 class EngineNetwork(NamedTuple):
@@ -102,6 +111,7 @@ def measure(
     device: str = "auto",
     precision: str = "auto",
     speed: str = "leaderboard",
+    engine: str = engines.DEFAULT,
     seconds: float = 12.0,
     networks: Collection[str] = (),
     with_baseline: bool = True,
@@ -113,7 +123,7 @@ def measure(
 
     Parameters
     ----------
-    ensemble, device, precision, speed, folder
+    ensemble, device, precision, speed, engine, folder
         As for :class:`kmdx.separator.Separator`.
     seconds : float
         Length of the synthetic song.
@@ -129,44 +139,47 @@ def measure(
     Raises
     ------
     KmdxError
-        If there is no such ensemble, network, weight file or device, or the song has no sensible length.
+        If there is no such ensemble, network, engine, weight file or device, or the song is of no sensible
+        length.
     """
     published = plan_file.load(ensemble)
     names = _check_networks(published, networks)
     check_seconds(seconds)
+    engines.check(engine)
     with ExitStack() as stack:
         if with_stand_in:
             tell("making stand-in weights")
             temporary = tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True)
             ensemble = stand_in.write(ensemble, Path(stack.enter_context(temporary)))
         tell("loading the weights")
-        engine = Engine(ensemble, device, precision, speed, folder)
+        running = Engine(ensemble, device, precision, speed, folder, engine)
         tell("measuring the machine")
-        here, peaks = machine.describe(engine.device), machine.peak_gflops(engine.device)
-        plain = stack.enter_context(Plain(ensemble, engine.device, folder)) if with_baseline else None
+        here, peaks = machine.describe(running.device), machine.peak_gflops(running.device)
+        plain = stack.enter_context(Plain(ensemble, running.device, folder)) if with_baseline else None
         whole = None
         if not networks:
             song = synthetic.song(seconds, published.sample_rate)
-            whole, _ = compare_plan(engine, plain, song, tell)
+            whole, _ = compare_plan(running, plain, song, tell)
         measured = {}
         for name in names:
             tell(f"network {name}")
-            measured[name] = compare_network(engine, name, peaks, plain)
+            measured[name] = compare_network(running, name, peaks, plain)
         return Report(
             kmdx=version("kmdx-net"),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             ensemble=published.name,
             digest=published.digest[:16],
             stand_in=with_stand_in,
-            device=str(engine.device),
+            device=str(running.device),
             precision=precision,
             speed=speed,
+            engine=engine,
             machine=here,
             peak_gflops=peaks,
-            load_seconds=engine.load_seconds,
+            load_seconds=running.load_seconds,
             networks=measured,
             plan=whole,
-            prediction=None if networks else predict(engine.plan, measured, plain.plan if plain else None),
+            prediction=None if networks else predict(running.plan, measured, plain.plan if plain else None),
         )
 
 

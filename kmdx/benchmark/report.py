@@ -127,6 +127,7 @@ class Report:
     device: str
     precision: str
     speed: str
+    engine: str
     machine: Machine
     peak_gflops: Mapping[str, float]
     load_seconds: float
@@ -142,7 +143,8 @@ class Report:
     def file_name(self) -> str:
         """A name that tells machines, ensembles and settings apart."""
         parts = [self.machine.name, self.ensemble]
-        parts += [part for part in (self.precision, self.speed) if part not in ("auto", "leaderboard")]
+        settings = (self.precision, self.speed, self.engine)
+        parts += [part for part in settings if part not in ("auto", "leaderboard", "tuned")]
         return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts) + ".json"
 
 
@@ -155,8 +157,8 @@ def tables(report: Report) -> Iterator[RenderableType]:
     yield f"matrix products in GFLOP/s: {peaks}"
     weights = "stand-in weights" if report.stand_in else "weights"
     yield escape(
-        f"{report.ensemble} on {report.device}, precision {report.precision}, speed {report.speed}; "
-        f"{weights} loaded in {report.load_seconds:.1f} s"
+        f"{report.ensemble} on {report.device}, precision {report.precision}, speed {report.speed}, "
+        f"engine {report.engine}; {weights} loaded in {report.load_seconds:.1f} s"
     )
     yield ""
     yield _networks(report.networks)

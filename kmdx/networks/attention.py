@@ -2,22 +2,21 @@
 
 torch's fused kernel is one way. On a CPU the other way is matrix products, a block of queries at a time: on
 one core of an AMD EPYC (Zen 5), 8 heads of 2688 steps in float32 took 0.09 s instead of 0.16 s, in bfloat16
-0.08 s instead of 0.16 s, with the same error. Which way is sooner is measured once for each of the two.
+0.08 s instead of 0.16 s, with the same error. :mod:`kmdx.networks.kernels` lists the processors on which it
+pays, by precision.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 from demucs.demucs import LocalState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kmdx.networks import product
-from kmdx.networks.timing import sooner
+from kmdx.networks import kernels, product
 
 BLOCK = 384  # queries at a time
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # that blocks are for
 
 
 class FusedAttention(nn.MultiheadAttention):
@@ -61,9 +60,9 @@ class FusedAttention(nn.MultiheadAttention):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend from ``(B, heads, T, D)`` to ``(B, heads, S, D)``, whichever way is sooner."""
+    """Attend from ``(B, heads, T, D)`` to ``(B, heads, S, D)``, the way that pays on this processor."""
     on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
-    if on_cpu and query.dtype in (torch.float32, torch.bfloat16) and blocks_pay(query.dtype):
+    if on_cpu and blocks_are_used(query.dtype):
         return attend_in_blocks(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
@@ -84,14 +83,9 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return result
 
 
-@cache
-def blocks_pay(dtype: torch.dtype) -> bool:
-    """Tell whether blocks are sooner than the fused kernel; takes a tenth of a second once."""
-    generator = torch.Generator().manual_seed(0)
-    parts = torch.randn(3, 1, 2, 1024, 64, generator=generator).to(dtype)
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        product.onednn_pays()  # or its timing would be part of the first
-        return sooner(lambda: attend_in_blocks(*parts), lambda: F.scaled_dot_product_attention(*parts))
+def blocks_are_used(dtype: torch.dtype) -> bool:
+    """Whether the processor's entry of the table asks for blocks in a number format."""
+    return PRECISIONS.get(dtype) in kernels.here().attention
 
 
 class ExactLocalState(LocalState):

@@ -1,11 +1,12 @@
-"""Convolutions that give the same numbers sooner on a CPU, where no gradients are asked for.
+"""Convolutions that give the same numbers faster on a CPU, where no gradients are asked for.
 
 Each class is a convolution of torch with another way to compute it: same parameters, same names in
 the state dict, the ordinary way wherever the other one does not apply.
 
 - 3×3 convolutions by Winograd's minimal filtering F(6×6, 3×3), a fifth of the multiplications
   (Lavin and Gray 2015, arXiv 1509.09308), in torch's own NNPACK. Measured on two cores of an AMD EPYC
-  (Zen 1): 1.9 to 2.9 × oneDNN's direct convolution, 110 dB of it. Whether it pays is measured once.
+  (Zen 1): 1.9 to 2.9 × oneDNN's direct convolution, 110 dB of it. :mod:`kmdx.networks.kernels` lists the
+  processors on which it pays.
 - Transposed convolutions whose kernel is once or twice their stride: one matrix product, whose columns
   are then laid side by side. 1.0 to 6.6 × on the same machine.
 """
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kmdx.networks import kernels
 from kmdx.networks.product import is_exact_on_cpu, matmul
-from kmdx.networks.timing import sooner
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -28,7 +29,7 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
         # On one row most of Winograd's tiles are padding.
-        if _plain(input, self) and min(input.shape[-2:]) > 4 and winograd_pays():
+        if _plain(input, self) and min(input.shape[-2:]) > 4 and winograd_is_used():
             return torch._nnpack_spatial_convolution(input.contiguous(), self.weight, self.bias, padding=1)
         return super().forward(input)
 
@@ -117,8 +118,13 @@ class ShuffledConvTranspose2d(nn.ConvTranspose2d):
 
 
 @cache
-def winograd_pays() -> bool:
-    """Tell whether Winograd's way is there, right, and sooner than the ordinary one; takes 0.2 s once."""
+def winograd_is_used() -> bool:
+    """Whether the processor's entry of the table asks for Winograd's way, and torch does it, correctly."""
+    return kernels.here().winograd and winograd_works()
+
+
+def winograd_works() -> bool:
+    """Whether this build of torch convolves by NNPACK on this processor, and correctly."""
     available = getattr(torch, "_nnpack_available", None)
     if available is None or not hasattr(torch, "_nnpack_spatial_convolution") or not available():
         return False
@@ -130,12 +136,7 @@ def winograd_pays() -> bool:
             ours = torch._nnpack_spatial_convolution(image, weight, None, padding=1)
         except RuntimeError:  # a CPU that NNPACK has no code for
             return False
-        if not torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3):
-            return False
-        return sooner(
-            lambda: torch._nnpack_spatial_convolution(image, weight, None, padding=1),
-            lambda: F.conv2d(image, weight, padding=1),
-        )
+        return torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3)
 
 
 def _plain(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:

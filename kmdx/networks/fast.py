@@ -1,4 +1,4 @@
-"""Makes a network that was just loaded fast: the same function, computed sooner."""
+"""Makes a network that was just loaded ready for inference: its number format, and faster layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from demucs.demucs import LocalState
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from kmdx import engine as engines
 from kmdx.networks.attention import ExactLocalState, FusedAttention
 from kmdx.networks.convolution import (
     MatmulConvTranspose1d,
@@ -30,7 +31,7 @@ FAST = (
 """Layers with another way to compute the same: parameters and names in the state dict stay."""
 
 
-def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
+def prepare(network: Network, dtype: torch.dtype = torch.float32, engine: str = engines.DEFAULT) -> None:
     """Change a network in place, for inference.
 
     Parameters
@@ -39,17 +40,22 @@ def prepare(network: Network, dtype: torch.dtype = torch.float32) -> None:
         As :func:`kmdx.loading.load_network` gives it. One that ONNX Runtime runs stays as it is.
     dtype : torch.dtype
         What it is to compute in; parameters of convolutions and matrix products are stored so too.
+    engine : str
+        ``tuned`` or ``plain``; see :mod:`kmdx.engine`.
     """
+    tuned = engine == engines.TUNED
     if isinstance(network, DemucsNetwork):
         for module in network.model.modules():
             if isinstance(module, LocalState):
                 module.__class__ = ExactLocalState
-        accelerate(network.model)
+        if tuned:
+            accelerate(network.model)
         network.dtype = dtype
         _store_products(network.model, dtype)
     elif isinstance(network, TfcTdf):
-        _fold_batch_norms(network)
-        accelerate(network)
+        if tuned:
+            _fold_batch_norms(network)
+            accelerate(network)
         network.dtype = dtype
         for between in (*network.encoding_blocks, *network.ds, network.bottleneck_block, *network.us):
             _store_between(between, dtype)

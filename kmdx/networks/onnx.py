@@ -121,11 +121,14 @@ def _session(path: Path, device: torch.device) -> Any:
 
     wanted: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": "0"}))
+        # By default it would choose convolutions by timing them: other bits from run to run.
+        chosen = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, **chosen}))
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA libraries that torch brought
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.use_deterministic_compute = True
     options.log_severity_level = 3  # the check below says the same in one line
     available = set(onnxruntime.get_available_providers())
     try:
