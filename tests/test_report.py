@@ -102,6 +102,7 @@ def fake_results(songs: list[dict[str, Any]], warnings: tuple[str, ...] = ()) ->
             "versions": {"kmdx-net": "0.1.0", "torch": "2.9.0", "numpy": "2.4.6"}, "python": "3.11.7",
             "platform": "Linux-6.1-x86_64", "cpu": "Some Processor, 4 cores", "device": "cuda:0 (Tesla T4)",
             "precision": "float32", "git_commit": "b12997a0c0de", "started": "2026-11-09T14:03:07+00:00",
+            "engine": "tuned",
             "time_limit_factor": 1.57, "memory_limit": 16 * 10**9, "enforced": False, "network": "cut",
             "load_seconds": 21.4,
             "data": {"path": "/data/musdb18hq", "songs": len(songs), "lossy": False, "split": "test", "warnings": []},
