@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -205,6 +206,19 @@ def test_an_onnx_file_is_not_followed_elsewhere(tmp_path: Path) -> None:
     refused(tmp_path / "a.onnx", "its tensor constant is in another file")
 
 
+class Rebuilt:
+    """Pickled, it is the call of one of torch's functions that rebuild tensors."""
+
+    def __init__(self, function: str, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        storage, *rest = self.arguments or (None,)
+        if isinstance(storage, torch.UntypedStorage):
+            storage = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+        return getattr(torch._utils, self.function), (storage, *rest) if self.arguments else ()
+
+
 COPY = {name: tensor * 1.01 for name, tensor in STATE.items()}
 
 
@@ -279,6 +293,24 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, suffix: str, value: T
 def test_tensors_that_no_network_has_are_refused(tmp_path: Path, tensor: Tensor, reason: str) -> None:
     torch.save({**STATE, "odd": tensor}, tmp_path / "a.pt")
     refused(tmp_path / "a.pt", f"its tensor odd {reason}")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Rebuilt("_rebuild_tensor_v2", torch.ones(2).untyped_storage(), 0, (0, 2**47, 2**47), (1, 1, 1)), "a shape that is damaged"),
+        (Rebuilt("_rebuild_tensor_v2", torch.ones(2).untyped_storage(), -1, (2,), (1,)), "a shape that is damaged"),
+        (Rebuilt("_rebuild_tensor_v2", torch.ones(2).untyped_storage(), 0, (2,), (1.0,)), "a shape that is damaged"),
+        (Rebuilt("_rebuild_tensor_v2", torch.ones(2).untyped_storage(), 0, [2], (1,)), "a shape that is damaged"),
+        (Rebuilt("_rebuild_tensor_v2", torch.ones(2).untyped_storage(), 1, (2,), (1,)), "declares 2 values"),
+        (Rebuilt("_rebuild_tensor_v2"), "not a plain tensor"),
+        (functools.reduce(lambda inner, _: Rebuilt("_rebuild_parameter", inner, False, {}), range(300), torch.ones(2)), "not a plain tensor"),
+    ],
+    ids=["overflow", "before", "fraction", "list", "beyond", "nothing", "nested"],
+)  # fmt: skip
+def test_tensors_that_cannot_be_are_refused(tmp_path: Path, call: Any, reason: str) -> None:
+    torch.save({**STATE, "odd": call}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", f"its tensor odd .*{reason}")
 
 
 def test_tensors_that_share_memory_cannot_add_up_to_more_than_the_file(tmp_path: Path) -> None:

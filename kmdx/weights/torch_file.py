@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MAX_PICKLE = 1 << 26  # bytes
 _MAX_DIRECTORY = 1 << 23  # bytes of a zip archive's list of entries; 10,000 tensors need one
 _MAX_AXES = 16
+_MAX_NESTED = 4  # a parameter of a type of its own, and the tensor that it is
 _LOCAL_HEADER = 30  # bytes, before the entry's name
 _ENCRYPTED = 1  # flag of an entry
 _FEW = 1000  # instructions of the pickles that come first in the older format
@@ -78,24 +79,27 @@ class TorchFile:
         ValueError
             If it is of a kind that no network has, or reaches beyond its storage.
         """
-        match call.name, call.arguments:
-            case "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", (
-                inner,
-                *_,
-            ):
-                return self.tensor(_tensor_call(inner))
-            case "torch._tensor._rebuild_from_type_v2", (Name() as function, _, tuple(arguments), *_):
-                return self.tensor(_tensor_call(Call(function, arguments)))
-            case (
-                "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
-                (Reference(storage), offset, size, stride, *rest),
-            ) if not any(rest[2:]):  # what is left are flags, which say that the values are not those stored
-                return self._view(storage, _dtype(storage), offset, size, stride)
-            case (
-                "torch._utils._rebuild_tensor_v3",
-                (Reference(storage), offset, size, stride, _, _, Name() as dtype, *rest),
-            ) if not any(rest):
-                return self._view(storage, dtype.removeprefix("torch."), offset, size, stride)
+        for _ in range(_MAX_NESTED):
+            match call.name, call.arguments:
+                case (
+                    "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+                    (Call() as inner, *_),
+                ):
+                    call = inner
+                case "torch._tensor._rebuild_from_type_v2", (Name() as function, _, tuple(arguments), *_):
+                    call = Call(function, arguments)
+                case (
+                    "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2",
+                    (Reference(storage), offset, size, stride, *rest),
+                ) if not any(rest[2:]):  # the last are flags, which say that values are not those stored
+                    return self._view(storage, _dtype(storage), offset, size, stride)
+                case (
+                    "torch._utils._rebuild_tensor_v3",
+                    (Reference(storage), offset, size, stride, _, _, Name() as dtype, *rest),
+                ) if not any(rest):
+                    return self._view(storage, dtype.removeprefix("torch."), offset, size, stride)
+                case _:
+                    break
         raise ValueError(f"is {_REFUSED.get(call.name, 'not a plain tensor')}")
 
     def _view(self, storage: Any, dtype: str, offset: Any, size: Any, stride: Any) -> Tensor:
@@ -264,12 +268,6 @@ def _dtype(identity: Any) -> str:
     return _DTYPES[kind]
 
 
-def _tensor_call(value: Any) -> Call:
-    if not isinstance(value, Call):
-        raise ValueError("is not a plain tensor")
-    return value
-
-
 def _check_view(size: Any, stride: Any, offset: Any) -> None:
     """Sizes, steps and offset of a tensor are whole numbers, and as many of the one as of the other."""
     shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= _MAX_AXES
@@ -277,6 +275,7 @@ def _check_view(size: Any, stride: Any, offset: Any) -> None:
         shaped
         and isinstance(offset, int)
         and all(isinstance(number, int) and 0 <= number < 2**48 for number in (*size, *stride, offset))
+        and math.prod(max(1, number) for number in size) < 2**48  # also where one of them is 0
     ):
         raise ValueError("has a shape that is damaged")
 

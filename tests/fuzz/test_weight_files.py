@@ -84,7 +84,7 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "int": lambda t: t.int(), "bool": lambda t: t > 0, "complex": lambda t: t.to(torch.complex64), "double": lambda t: t.double(),
     "half": lambda t: t.half(), "float8": lambda t: t.to(torch.float8_e4m3fn), "sparse": lambda t: t.to_sparse(), "meta": lambda t: t.to("meta"),
     "NaN": lambda t: t * float("nan"), "infinite": lambda t: t + float("inf"), "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
-    "expanded": lambda t: t.flatten()[:1].expand(10**12), "transposed": lambda t: t.T if t.ndim == 2 else t.flip(0), "empty": lambda t: t[:0],
+    "expanded": lambda t: t.flatten()[:1].expand(10**12), "transposed": lambda t: t.T if t.ndim == 2 else t.clone(), "empty": lambda t: t.flatten()[:0],
     "text": lambda t: "text", "parameter": lambda t: torch.nn.Parameter(t.float()), "scalar": lambda t: t.sum(),
 }  # fmt: skip
 
