@@ -41,7 +41,7 @@ from evaluator.blend_search.validation import (
 from evaluator.dataset import find_tracks
 from evaluator.metrics import global_sdr, score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Sum
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -1453,3 +1453,16 @@ def test_a_separator_goes_under_another_plan_of_its_networks(plan_of_two: Path, 
     assert separator.plan == plan
     with pytest.raises(KmdxError, match="not those that were loaded"):
         separator.under(plan_file.load(small))
+
+
+def test_blends_may_be_deep_and_are_bounded_when_they_are_written_out() -> None:
+    plan = plan_file.load("htdemucs")
+    deep = {f"s{number}": Sum({f"s{number + 1}": 1.0}) for number in range(2000)}
+    deep |= {"s2000": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
+    flat = flatten(replace(plan, nodes={**plan.nodes, **deep}), all_estimates=True).plan
+    assert flat.nodes["vocals"].terms == {"V_vocals": 0.5, "D_vocals": 0.0, "B_vocals": 0.0}
+    wide = {f"s{number}": Sum({f"s{number + 1}": 1.0, f"t{number}": 1.0}) for number in range(40)}
+    wide |= {f"t{number}": Sum({f"s{number + 1}": 1.0}) for number in range(40)}
+    wide |= {"s40": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
+    with pytest.raises(PlanError, match="vocals is a blend of more than 100000 terms when it is written out"):
+        flatten(replace(plan, nodes={**plan.nodes, **wide}))

@@ -209,3 +209,19 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"song": 1},
+        {"status": None},
+        {"duration": None},
+        {"global_sdr": []},
+        {"museval_sdr": {"bass": "high"}},
+    ],
+)
+def test_a_damaged_record_is_told_in_one_line(damage: dict[str, Any], tmp_path: Path) -> None:
+    write_run(tmp_path, [record("a", 1.0), {**record("b", 1.0), **damage}])
+    with pytest.raises(KmdxError, match="record [12] of 2 is damaged"):
+        load(tmp_path)
