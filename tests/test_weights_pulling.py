@@ -57,6 +57,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True
         self.stated: str | None = None  # the sha256 that the "hub" states
         self.asked: list[tuple[str, str, str | None]] = []
+        self.tokens: list[str | None] = []
         self.go = threading.Event()  # bodies wait for it
         self.go.set()
 
@@ -82,6 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self) -> bytes:
         asked = self.headers.get("Range") if self.server.ranges else None
         self.server.asked.append((self.command, self.path, asked))
+        self.server.tokens.append(self.headers.get("Authorization"))
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
@@ -585,13 +587,15 @@ def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
 
 
 def test_a_hub_file_with_a_published_checksum_is_taken_at_its_revision(
-    hub: Weight, server: Server, tmp_path: Path
+    hub: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.files = {"/owner/Bag/resolve/5bd1/d12395a8.safetensors": CONTENT}
     source = HubSource(repository="owner/Bag", file="d12395a8.safetensors", revision="5bd1", sha256=SHA256)
     path = weights.pull(weight_from(source), tmp_path)
     assert records(tmp_path)[path.name].known
     assert server.asked == [("GET", "/owner/Bag/resolve/5bd1/d12395a8.safetensors", None)]
+    assert server.tokens == ["Bearer hf_secret"]
     other = dataclasses.replace(source, sha256="0" * 64)
     with pytest.raises(DownloadError, match=r"\(owner/Bag\): wrong content: sha256"):
         weights.pull(weight_from(other), tmp_path / "other")

@@ -63,13 +63,14 @@ def _from_http(weight: Weight, source: HttpSource, workspace: Path, progress: Pr
 
 def _from_hub(weight: Weight, source: HubSource, workspace: Path, progress: Progress) -> Fetched:
     """Check against the registry's checksum or else the hub's; ``HF_ENDPOINT`` and ``HF_TOKEN`` apply."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import constants, get_token, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         raise SourceError("HF_HUB_OFFLINE is set")
     url = hf_hub_url(source.repository, source.file, revision=source.revision)
-    headers = build_hf_headers()
+    # Not the client's own function for headers: it may ask the hub for something first, without our limits.
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     size, sha256 = source.bytes, source.sha256
     if sha256 is None:
         stated = head(url, headers)
