@@ -458,6 +458,8 @@ class _Decoder:
     def __init__(self, song: _Song, part: Part, container: Any, stream: Any) -> None:
         self.song, self.part, self.container, self.stream = song, part, container, stream
         self.form: _Form | None = None
+        self.tick = float(stream.time_base * (stream.rate or 1))  # samples: how exact timestamps are
+        self.frame_tick = self.tick  # of frames' timestamps
         self.converter: Any = None
         self.channels = 0
         self.expected: float | None = None  # timestamp of the next frame, in samples
@@ -580,12 +582,7 @@ class _Decoder:
         self.covered = max(self.covered, packet.pos + packet.size, self.covered + packet.size)
 
     def _samples(self, ticks: float) -> float:
-        return float(ticks * self.stream.time_base * self.stream.rate)
-
-    @property
-    def tick(self) -> float:
-        """Samples: how exact timestamps are."""
-        return self._samples(1)
+        return ticks * self.tick
 
     def _begin(self, frame: Any) -> None:
         """Get ready for frames like this first one."""
@@ -594,6 +591,7 @@ class _Decoder:
         if song.rate not in (0, self.form.rate):
             raise _changed(song)
         song.rate = self.form.rate
+        self.frame_tick = float(frame.time_base * song.rate)
         layout = self.form.layout
         if self.form.channels > 2 and not song.request.downmix:
             raise AudioError(
@@ -611,7 +609,7 @@ class _Decoder:
 
     def _gap(self, frame: Any) -> Iterator[np.ndarray]:
         """Silence for what is missing before a frame."""
-        at = None if frame.pts is None else float(frame.pts * frame.time_base * frame.sample_rate)
+        at = None if frame.pts is None else frame.pts * self.frame_tick
         if self.expected is None:
             missing = self._missing_lead(at)
             end = self._declared_end() if self.part.family == "ogg" else None
@@ -664,7 +662,7 @@ class _Decoder:
         """Whether a frame was put in the place of a damaged one."""
         if not self.mute or frame.pts is None:
             return False
-        at = round(frame.pts * frame.time_base * frame.sample_rate)
+        at = round(frame.pts * self.frame_tick)
         number = bisect.bisect_right(self.mute, at) - 1
         return number >= 0 and at in self.part.mute[number]
 
