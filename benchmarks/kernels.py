@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from kmdx import limits, processor
+from kmdx import files, limits, processor, terminal
 from kmdx.benchmark import machine
 from kmdx.memory import warm_heap
 from kmdx.networks import attention, convolution, product
@@ -177,8 +177,8 @@ def main() -> None:
         here = machine.describe()
         report = {"machine": vars(here), "load": before, "rounds": arguments.rounds, "kernels": found}
         file = arguments.json / (re.sub(r"[^a-z0-9]+", "-", here.name.lower()).strip("-") + ".json")
-        file.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        files.write_text(file, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

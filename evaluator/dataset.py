@@ -28,7 +28,7 @@ import av
 import numpy as np
 
 from evaluator.metrics import Form, form_of, read_together
-from kmdx import audio, decoding
+from kmdx import audio, ffmpeg
 from kmdx.errors import AudioError, KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -290,7 +290,7 @@ def _form(path: Path, name: str, lossy: bool) -> Form:
     if not lossy:
         return form_of(path)
     try:
-        with av.open(str(path), **decoding.ANY_TAGS) as container:
+        with av.open(str(path), **ffmpeg.ANY_TAGS) as container:
             streams = container.streams.audio
             if len(streams) < len(STREAMS):
                 raise AudioError(

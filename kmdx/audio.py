@@ -25,7 +25,7 @@ import numpy.typing as npt
 import soundfile as sf
 import soxr
 
-from . import decoding, scratch
+from . import decoding, holes, scratch
 from .encoding import FORMATS, check_format, encode
 from .errors import AudioError, KmdxWarning
 from .errors import reason as _reason
@@ -161,7 +161,7 @@ def read(
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise AudioError(f"{path}: is empty (0 bytes), expected a sound file")
-            request = decoding.Request(path, start, duration, downmix, stream, accept_holes)
+            request = holes.Request(path, start, duration, downmix, stream, accept_holes)
             samples, rate = decoding.read(file, path.stat().st_size, request)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from .errors import AudioError
 
 MAX_CHUNKS = 2000  # a file with more chunks before its sound is refused
+MAX_BOXES = 200_000  # of an mp4 file; a fragmented one has two for every few seconds
 UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold means "not known"
 UNKNOWN_64 = 2**63 - 2**13
 AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
@@ -142,6 +143,7 @@ class _Chunks:
 
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
+_AVI = _Chunks(12, 4, "<I", b"movi", b"")
 _RIFX = _Chunks(12, 4, ">I", b"data", b"fmt ")
 _AIFF = _Chunks(12, 4, ">I", b"SSND", b"COMM")
 _CAF = _Chunks(8, 4, ">Q", b"data", b"desc", align=1)
@@ -185,6 +187,7 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [_matroska(file, size)]
     whole = View(file, [range(size)])
     if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
+        _find_movie(file, size)
         (length,) = struct.unpack_from("<I", magic, 4)
         return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
     if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -322,6 +325,13 @@ def _rf64(form: bytes, length: int) -> bytes:
     )
 
 
+def _find_movie(file: BinaryIO, size: int) -> None:
+    """Raise if an avi file has nothing among its first chunks: FFmpeg would search for minutes."""
+    for name, position, _ in _walk(file, size, _AVI):
+        if name == b"LIST" and _at(file, position, 4) == _AVI.sound:
+            return
+
+
 def _au(file: BinaryIO, size: int) -> Part:
     magic = _at(file, 0, 12)
     order = ">" if magic[:4] == b".snd" else "<"
@@ -337,7 +347,7 @@ def _au(file: BinaryIO, size: int) -> Part:
 def _box_is_cut(file: BinaryIO, size: int) -> bool:
     """Whether the last box of an mp4 or mov file ends beyond the file."""
     position = 0
-    for _ in range(100_000):  # a fragmented file has two boxes for every few seconds
+    for _ in range(MAX_BOXES):
         header = _at(file, position, 16)
         if len(header) < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in header[4:8]):
             return False
@@ -348,8 +358,8 @@ def _box_is_cut(file: BinaryIO, size: int) -> bool:
             return False
         position += length
         if position >= size:
-            break
-    return position > size
+            return position > size
+    raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
 
 
 _SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966

@@ -91,7 +91,8 @@ def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, f
     end = size if frames.cut else frames.good[-1].stop  # not the tags behind it, nor anything else
     whole: list[range | bytes] = [range(begin, end)]
     mute = []
-    if lost or any(0 < index < len(frames.good) for index in frames.gaps):  # without what is no frame
+    gapless = sum(map(len, frames.good)) == frames.good[-1].stop - frames.good[0].start
+    if lost or not gapless:  # tags, or bytes that are no frame, would confuse the decoder
         whole, number = [range(begin, frames.good[0].start)], 0
         for index, frame in enumerate(frames.good):
             copies = lost.get(index, 0)

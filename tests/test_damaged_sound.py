@@ -222,6 +222,16 @@ def test_all_links_of_a_chain_are_read(tmp_path, name):
     assert len(read(path, 1.5, 1.0)[0]) == rate
 
 
+def test_mp3_files_that_were_joined_and_have_tags_between_them(tmp_path):
+    path, rate = make(tmp_path, "a.mp3", 1.0)
+    one, content = read(path)[0], path.read_bytes()
+    path.write_bytes(content + b"TAG" + bytes(125) + content + b"LYRICSBEGIN" + b"la " * 500)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    assert 0 <= len(samples) - 2 * rate < 3 * 1152
+    np.testing.assert_allclose(samples[: rate - 2000], one[: rate - 2000], atol=1e-3)
+
+
 @pytest.mark.parametrize("form", [(22050, 2), (RATE, 1)])
 def test_a_chain_whose_rate_or_channels_change_is_refused(tmp_path, form):
     rate, channels = form

@@ -110,12 +110,14 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     make_song(tmp_path / "mono", 4)
     sf.write(tmp_path / "mono" / "other.wav", noise(3000, 1), RATE)
     make_song(tmp_path / "short", 5)
-    cut = (tmp_path / "short" / "vocals.wav").read_bytes()[:-400]  # as an interrupted copy leaves it
-    (tmp_path / "short" / "vocals.wav").write_bytes(cut)
+    sf.write(tmp_path / "short" / "vocals.wav", noise(2900), RATE)
+    make_song(tmp_path / "truncated", 6)
+    cut = (tmp_path / "truncated" / "vocals.wav").read_bytes()[:-400]  # as an interrupted copy leaves it
+    (tmp_path / "truncated" / "vocals.wav").write_bytes(cut)
 
     found = complaints(tmp_path)
-    assert [fatal for fatal, _ in found] == [False, True, True, True, True, True]
-    extra, garbage, missing, mono, rate, short = (text for _, text in found)
+    assert [fatal for fatal, _ in found] == [False, True, True, True, True, True, True]
+    extra, garbage, missing, mono, rate, short, truncated = (text for _, text in found)
     assert extra.startswith("extra: not used")
     assert extra.endswith(": piano.wav, bass.flac")
     assert "drums.wav: cannot be read" in garbage
@@ -125,6 +127,7 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     assert (
         short == "short: lengths differ: bass 3000, drums 3000, mixture 3000, other 3000, vocals 2900 samples"
     )
+    assert "vocals.wav: cut short or damaged" in truncated
     track = find_tracks(tmp_path, tracks="missing")[0]
     assert (track.rate, track.samples, track.duration) == (0, 0, 0.0)
 

@@ -237,8 +237,8 @@ def test_songs_are_separated_where_nothing_can_be_printed(tmp_path: Path) -> Non
         assert [soundfile.info(stem).frames for stem in stems] == [13_000] * 3
 
 
-# evaluator/worker.py is a child of the evaluator that prints nothing: its pipes are the protocol.
-NO_COMMAND = {"evaluator/worker.py"}
+# Children of commands, whose pipes are their protocol.
+NO_COMMAND = {"evaluator/worker.py", "kmdx/tags.py"}
 
 
 def sources() -> list[Path]:

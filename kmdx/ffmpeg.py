@@ -1,0 +1,372 @@
+"""FFmpeg's decoders (PyAV), and what their timestamps tell of holes.
+
+A packet that is damaged or missing leaves a gap between the timestamps around it. Timestamps also have
+gaps without damage (edits, pauses, rounding), and some damage decodes without an error; this module knows
+which is which.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import re
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from .containers import Part, View
+from .errors import AudioError, reason
+from .holes import Song, changed, time_text
+
+PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
+OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
+PACKET_CALLS = 4000  # and until it has found the next packet
+LONGEST_FRAME = 2**14  # samples
+BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
+
+# Codecs in whose packets a long run of zeros means nothing, or damage.
+ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float"}
+ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
+MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
+
+# Codecs with checksums, which FFmpeg compares only when asked to.
+CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
+
+# FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
+# fall short of it in an undamaged file.
+DECLARING = {
+    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002, "asf": 0.25,
+}  # fmt: skip
+
+# Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def decode(song: Song, part: Part, channels: int) -> Generator[np.ndarray, None, int]:
+    """The wanted samples of a part that FFmpeg decodes, from its beginning: FFmpeg's seeks are not exact.
+
+    It returns how many channels there are, which must be those that came before.
+    """
+    try:
+        with _open_ffmpeg(part.view, song.path) as container:
+            decoder = _Decoder(song, part, container, _stream(container, song))
+            for block in decoder.blocks():
+                if channels not in (0, decoder.channels):
+                    raise changed(song)
+                yield block
+    except av.FFmpegError as error:
+        raise AudioError(f"{song.path}: not a sound file, or a damaged one: {reason(error)}") from error
+    return decoder.channels
+
+
+def _open_ffmpeg(view: View, path: Path) -> Any:
+    view.seek(0)
+    view.name = str(path)  # some formats are known by their names only
+    view.calls_left = OPENING_CALLS
+    options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
+    return av.open(view, "r", options=options, **ANY_TAGS)
+
+
+def _stream(container: Any, song: Song) -> Any:
+    """The wanted audio stream."""
+    streams, wanted = container.streams.audio, song.request.stream
+    if not streams:
+        others = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
+        raise AudioError(f"{song.path}: no audio stream in it (streams found: {others})")
+    if not 0 <= wanted < len(streams):
+        raise AudioError(
+            f"{song.path}: no audio stream {wanted} in it, expected one of 0 to {len(streams) - 1}"
+        )
+    if streams[wanted].codec_context is None:
+        raise AudioError(f"{song.path}: its sound is of a kind that FFmpeg does not know, or it is damaged")
+    return streams[wanted]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What must not change within a song."""
+
+    rate: int
+    layout: str
+    format: str
+    channels: int
+
+
+class _Decoder:
+    """Decodes one part of a file, and finds its holes by the timestamps of what was decoded."""
+
+    def __init__(self, song: Song, part: Part, container: Any, stream: Any) -> None:
+        self.song, self.part, self.container, self.stream = song, part, container, stream
+        self.form: _Form | None = None
+        self.tick = float(stream.time_base * (stream.rate or 1))  # samples: how exact timestamps are
+        self.frame_tick = self.tick  # of frames' timestamps
+        self.converter: Any = None
+        self.channels = 0
+        self.expected: float | None = None  # timestamp of the next frame, in samples
+        self.usual = 0  # samples of a frame
+        self.error: Exception | None = None  # of a packet or of the container
+        self.broken = False  # the container could not be read to its end
+        self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
+        self.lost_bytes = False  # bytes were passed over since the last good packet
+        self.covered = 0  # position in the file up to which there were packets
+        self.first_packet: float | None = None  # timestamp, in samples
+        self.left = math.inf  # samples up to the declared end, beyond which there is padding
+        self.decoded = 0
+        self.trials = 0  # packets that were decoded twice
+        if stream.codec_context.name in CHECKED:
+            stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        self.mute = [span.start for span in part.mute]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The wanted samples of this part, and silence for its holes."""
+        song = self.song
+        song.notes += self.part.notes
+        for frame in self._frames():
+            if self.form is None:
+                self._begin(frame)
+            if self._form_of(frame) != self.form:
+                raise changed(song)
+            yield from self._gap(frame)
+            if self._is_muted(frame):
+                self.left -= frame.samples
+                yield from song.silence(frame.samples, self.channels)
+            else:
+                yield from self._sound(frame)
+            if song.complete:
+                return
+        if self.converter is None:
+            why = f": {reason(self.error)}" if self.error else ": an empty sound, or not a sound file"
+            raise AudioError(f"{song.path}: no samples in it{why}") from self.error
+        yield from self._end()
+
+    def _frames(self) -> Iterator[Any]:
+        """Frames of the stream; packets that cannot be decoded leave a gap."""
+        before: deque[bytes] = deque(maxlen=2)
+        packet, following = None, next(packets := self._packets(), None)
+        while following is not None:
+            packet, following = following, next(packets, None)
+            try:
+                if self._is_zeroed(packet, before, following):
+                    raise av.InvalidDataError(0, "zeros in a packet")
+                frames = packet.decode()
+                if self._is_too_short(packet, frames, following):
+                    raise av.InvalidDataError(0, "a packet of another length")
+            except av.FFmpegError as error:
+                self.error = error
+                if packet.size:
+                    self.damaged += self._samples(packet.duration) if packet.duration else self.usual or 1
+                continue
+            finally:
+                before.append(bytes(packet))
+            yield from frames
+
+    def _packets(self) -> Iterator[Any]:
+        """Packets of the stream, up to the end or to the first that cannot be read."""
+        everything = self.part.family == "matroska"
+        view = self.part.view
+        view.calls_left = PACKET_CALLS
+        try:
+            for packet in self.container.demux() if everything else self.container.demux(self.stream):
+                view.calls_left = PACKET_CALLS
+                if everything:
+                    self._cover(packet)
+                if packet.stream.index == self.stream.index:
+                    if self.first_packet is None and packet.pts is not None:
+                        self.first_packet = self._samples(packet.pts)
+                    yield packet
+        except av.FFmpegError as error:
+            self.error, self.broken = error, True
+
+    def _is_zeroed(self, packet: Any, before: Iterable[bytes], following: Any) -> bool:
+        """Whether a part of a packet was overwritten with zeros, as where a download or a disk left a hole.
+
+        Such a packet may be decoded without an error, to noise. An encoder, too, leaves zeros where it has
+        nothing to say; but then the decoder ignores them, and it makes no difference what is there.
+        """
+        if self.stream.codec_context.name not in ENTROPY_CODED or self.trials > MAX_TRIALS:
+            return False
+        data = bytes(packet)
+        found = ZEROS.search(data.rstrip(b"\0"))
+        if found is None:
+            return False
+        begin, end = found.start() + ZEROS_KEPT, found.end() - ZEROS_KEPT
+        changed = data[:begin] + b"\xff" * (end - begin) + data[end:]
+        after = b"" if following is None else bytes(following)
+        self.trials += 1
+        return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
+
+    def _is_too_short(self, packet: Any, frames: list[Any], following: Any) -> bool:
+        """Whether an Opus packet in the middle of a stream lost its first byte, which gives its length."""
+        if self.stream.codec_context.name != "opus" or not packet.duration or self.expected is None:
+            return False
+        is_last = following is None or not following.size
+        decoded = sum(frame.samples for frame in frames)
+        return not is_last and decoded < self._samples(packet.duration) - 2 * self.tick
+
+    def _trial(self, packets: list[bytes]) -> np.ndarray:
+        """What a new decoder makes of packets; those that cannot be decoded are left out."""
+        context = av.CodecContext.create(self.stream.codec_context.name, "r")
+        context.extradata = self.stream.codec_context.extradata
+        decoded = [np.zeros(0, np.float32)]
+        for data in packets:
+            with suppress(av.FFmpegError):
+                decoded += [frame.to_ndarray().ravel() for frame in context.decode(av.Packet(data))]
+        return np.concatenate(decoded)
+
+    def _cover(self, packet: Any) -> None:
+        """Notice bytes between the packets of all streams that belong to none of them."""
+        if packet.pos is None or packet.pos < 0 or not packet.size:
+            return
+        if self.covered and packet.pos > self.covered + BLOCK_HEADER:
+            self.lost_bytes = True
+        self.covered = max(self.covered, packet.pos + packet.size, self.covered + packet.size)
+
+    def _samples(self, ticks: float) -> float:
+        return ticks * self.tick
+
+    def _begin(self, frame: Any) -> None:
+        """Get ready for frames like this first one."""
+        song = self.song
+        self.form = self._form_of(frame)
+        if song.rate not in (0, self.form.rate):
+            raise changed(song)
+        song.rate = self.form.rate
+        self.frame_tick = float(frame.time_base * song.rate)
+        layout = self.form.layout
+        if self.form.channels > 2 and not song.request.downmix:
+            raise AudioError(
+                f"{song.path}: {self.form.channels} channels, expected 1 or 2: --downmix (downmix=True) folds"
+                " them to stereo"
+            )
+        self.channels = min(self.form.channels, 2)
+        self.converter = av.AudioResampler(
+            format="flt", layout="stereo" if self.form.channels > 2 else layout
+        )
+
+    @staticmethod
+    def _form_of(frame: Any) -> _Form:
+        return _Form(frame.sample_rate, frame.layout.name, frame.format.name, frame.layout.nb_channels)
+
+    def _gap(self, frame: Any) -> Iterator[np.ndarray]:
+        """Silence for what is missing before a frame."""
+        at = None if frame.pts is None else frame.pts * self.frame_tick
+        if self.expected is None:
+            missing = self._missing_lead(at)
+            end = self._declared_end() if self.part.family == "ogg" else None
+            if self.part.is_counted and self.stream.duration:
+                self.left = self._samples(self.stream.duration)
+            if end is not None:  # FFmpeg does not drop the padding of a stream that has only one page
+                is_excerpt = at is not None and at > LONGEST_FRAME and not missing
+                self.left = end - (at if is_excerpt and at is not None else 0)
+        else:
+            missing = self.damaged if at is None else at - self.expected
+        usual = max(self.usual, frame.samples)
+        explained = bool(self.damaged or self.lost_bytes)
+        if missing > max(2 * self.tick, (0.25 if self.damaged else 0.75) * usual):
+            yield from self._hole(missing, usual, explained)
+        elif self.damaged:
+            self.song.mark()
+        self.damaged, self.lost_bytes = 0.0, False
+        self.expected = (self.expected or 0.0) + frame.samples if at is None else at + frame.samples
+        self.usual = usual
+        self.decoded += frame.samples
+
+    def _missing_lead(self, at: float | None) -> float:
+        """Samples missing before the first frame; a stream may well begin later than at 0."""
+        number = self.song.request.stream
+        if at is not None and at > 0 and number < len(self.part.lead) and self.part.lead[number]:
+            return at
+        if self.damaged and at is not None and self.first_packet is not None:
+            return at - max(self.first_packet, 0.0)
+        return self.damaged
+
+    def _hole(self, missing: float, usual: int, explained: bool) -> Iterator[np.ndarray]:
+        song = self.song
+        packets = round(missing / usual)
+        if self.tick > 1 and abs(missing - packets * usual) <= 2 * self.tick:
+            missing = packets * usual  # timestamps are rounded, packets are not
+        if self.part.family == "mp4" and not explained:
+            return  # its table of samples is complete: the gap is an edit
+        is_pause = self.part.family == "matroska" and not explained and missing <= PAUSE * song.rate
+        self.left -= round(missing)
+        yield from song.silence(round(missing), self.channels, is_hole=not is_pause)
+
+    def _sound(self, frame: Any) -> Iterator[np.ndarray]:
+        for block in self.converter.resample(frame):
+            samples = block.to_ndarray().reshape(-1, self.channels)  # packed: (1, samples * channels)
+            samples = samples[: int(min(self.left, len(samples)))]
+            self.left -= len(samples)
+            yield from self.song.add(samples)
+
+    def _is_muted(self, frame: Any) -> bool:
+        """Whether a frame was put in the place of a damaged one."""
+        if not self.mute or frame.pts is None:
+            return False
+        at = round(frame.pts * self.frame_tick)
+        number = bisect.bisect_right(self.mute, at) - 1
+        return number >= 0 and at in self.part.mute[number]
+
+    def _end(self) -> Iterator[np.ndarray]:
+        """Silence for what is missing at the end."""
+        song = self.song
+        missing = max(self._missing_end(), self.damaged)
+        if missing >= 1:
+            yield from song.silence(round(missing), self.channels)
+        elif self.part.view.calls_left < 0:
+            raise AudioError(
+                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found"
+            )
+        elif self.broken:
+            raise AudioError(
+                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]
+            ) from self.error
+        elif self.part.cut and self._declared_end() is None:
+            raise AudioError(
+                f"{song.path}: cut short: it ends in the middle of its sound, at"
+                f" {time_text(song.seconds(song.position))}: copy or export it again"
+            )
+        elif self.part.cut:
+            song.note("the file is cut short, though its sound is complete")
+
+    def _missing_end(self) -> float:
+        if self.part.missing:
+            return min(float(self.part.missing), self.left)
+        if self.part.share < 1:
+            return max(1.0, self.decoded / self.part.share - self.decoded)
+        end = self._declared_end()
+        if end is None or self.expected is None:
+            return 0.0
+        missing = end - self.expected
+        return missing if missing > self._tolerance() else 0.0
+
+    def _declared_end(self) -> float | None:
+        """The timestamp at which the stream ends, in samples, if the file declares it."""
+        family, name = self.part.family, self.container.format.name.split(",")[0]
+        if family == "matroska":
+            tag = self.stream.metadata.get("DURATION", "")
+            if re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
+                hours, minutes, seconds = tag.split(":")
+                return (3600 * int(hours) + 60 * int(minutes) + float(seconds)) * self.stream.rate
+            only = len(self.container.streams) == 1  # the duration is that of the longest stream
+            end = self.part.ends[0] if only or self.part.cut else None
+        elif self.part.ends:
+            number = self.song.request.stream
+            end = self.part.ends[number] if number < len(self.part.ends) else None
+        elif name in DECLARING and self.stream.duration:
+            end = (self.stream.start_time or 0) + self.stream.duration
+        else:
+            end = None
+        return None if end is None or not math.isfinite(end) else self._samples(end)
+
+    def _tolerance(self) -> float:
+        """Samples by which an undamaged stream may be shorter than declared."""
+        if self.part.family == "matroska":  # its durations include the encoder's delay and padding
+            return 2 * self.usual + 2 * self.tick
+        name = self.container.format.name.split(",")[0]
+        return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
