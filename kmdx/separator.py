@@ -369,12 +369,15 @@ class Separator:
     def _not_finite(self, name: str, mixture: torch.Tensor) -> NetworkError:
         """What to tell of a network that gave NaN or infinity in fp32."""
         weight = self.plan.networks[name].weight
-        path = weights.find(weight, self.folder).path
-        check = "use another file" if weight.path else f"check it with `kmdx models verify {weight.name}`"
+        file = str(weights.find(weight, self.folder).path)
+        if weight.path:  # which is its name
+            check = "use another file"
+        else:
+            file, check = f"{weight.name} in {file}", f"check it with `kmdx models verify {weight.name}`"
         peak = float(mixture.abs().max())
         loud = f"; or the song is too loud: it peaks at {peak:.3g}, expected about 1" if peak > LOUD else ""
         return NetworkError(
-            f"network {name} gave NaN or infinity in fp32; its weights, {weight.name} in {path}, are damaged "
+            f"network {name} gave NaN or infinity in fp32; its weights, {file}, are damaged "
             f"or of another network: {check}{loud}"
         )
 
