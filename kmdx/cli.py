@@ -17,7 +17,7 @@ from rich.table import Table
 
 from kmdx import drawing, files, manifest, picture, plan, plan_file, terminal, weights
 from kmdx import engine as engines
-from kmdx.errors import AudioError, KmdxError
+from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.terminal import err, out
 
 if TYPE_CHECKING:
@@ -76,6 +76,13 @@ class Speed(str, Enum):
     fast = "fast"
 
 
+class Engine(str, Enum):
+    """Which operations the networks run."""
+
+    tuned = "tuned"
+    plain = "plain"
+
+
 EnsembleOption = Annotated[
     str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
 ]
@@ -98,9 +105,9 @@ SpeedOption = Annotated[
 
 
 EngineOption = Annotated[
-    str,
+    Engine,
     typer.Option(
-        metavar="tuned|plain",
+        case_sensitive=False,
         help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
         "torch's own operations alone.",
     ),
@@ -143,7 +150,7 @@ def separate(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
-    engine: EngineOption = engines.DEFAULT,
+    engine: EngineOption = Engine.tuned,
     format: Annotated[
         Format,
         typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
@@ -169,7 +176,7 @@ def separate(
         device=device,
         speed=speed.value,
         precision=precision.value,
-        engine=engines.check(engine),
+        engine=engine.value,
         start=start,
         duration=duration,
         downmix=downmix,
@@ -189,11 +196,11 @@ def separate(
         Task(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
         for song in batch.songs
     ]
-    todo, failed = _look(tasks)
+    todo, failed = _check_folders(tasks)
     failed += len(batch.problems)
     if todo:
         separator = _separator(options, wanted)
-        err.print(_running_on(separator))
+        err.print(escape(_running_on(separator)))
         failed += _separate_all(todo, separator, options)
     if failed:
         raise typer.Exit(2 if failed == len(tasks) + len(batch.problems) else 1)
@@ -205,7 +212,7 @@ def benchmark(
     device: DeviceOption = "auto",
     speed: SpeedOption = Speed.leaderboard,
     precision: PrecisionOption = Precision.auto,
-    engine: EngineOption = engines.DEFAULT,
+    engine: EngineOption = Engine.tuned,
     seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
     network: Annotated[
         list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
@@ -223,8 +230,8 @@ def benchmark(
     """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole.
 
     Both are compared with the ensemble as it was published, one window at a time in float32 by torch's own
-    operations. A ratio is its time over that of the engine; a difference tells in dB how far apart the two
-    results are.
+    operations. A ratio is its time over that of the engine; a difference is the distance between the two
+    results, in dB.
     """
     from kmdx.benchmark.measuring import measure
     from kmdx.benchmark.report import tables
@@ -237,7 +244,7 @@ def benchmark(
             device=device,
             precision=precision.value,
             speed=speed.value,
-            engine=engine,
+            engine=engine.value,
             seconds=seconds,
             networks=network or (),
             with_baseline=baseline,
@@ -271,7 +278,7 @@ def models_list() -> None:
         here = "yes" if file else "no"
         table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
     out.print(table)
-    out.print(f"folder: {weights.models_folder()}")
+    out.print(escape(f"folder: {weights.models_folder()}"))
 
 
 @models_app.command("pull")
@@ -311,7 +318,7 @@ def models_where() -> None:
     """Print the folder that weight files are looked for in, and why it is that one."""
     folder = weights.where()
     out.print(escape(str(folder.path)))
-    err.print(folder.reason)
+    err.print(escape(folder.reason))
 
 
 @ensembles_app.callback(invoke_without_command=True)
@@ -425,7 +432,7 @@ def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
     return settings
 
 
-def _look(tasks: list[Task]) -> tuple[list[Task], int]:
+def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
     """Report what is in the songs' folders; return the songs to separate, and how many cannot be."""
     from kmdx import audio
 
@@ -437,7 +444,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
             manifest.clean(folder)
             status = manifest.status(task.wanted, lambda name: name.endswith(endings))
         except OSError as error:
-            terminal.complain(f"{path}: {folder} cannot be read: {error.strerror}")
+            terminal.complain(f"{path}: {error.filename or folder} cannot be read: {error.strerror}")
             failed += 1
             continue
         if status.conflicts:
@@ -452,7 +459,7 @@ def _look(tasks: list[Task]) -> tuple[list[Task], int]:
             err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
         for name in status.unknown:
             terminal.warn(
-                f"{folder / name} has no record of how it was made; unless it is what is made now, it is "
+                f"{folder / name} is not a stem that was recorded here; unless it is what is made now, it is "
                 f"kept as {name}.bak"
             )
         if status.stale:
@@ -487,15 +494,19 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
 
     def read(task: Task) -> tuple[audio.Audio, manifest.Source]:
         path = task.song.path
-        source = manifest.identify(path)
-        sound = audio.read(path, options.start, options.duration, options.downmix)
-        if not source.is_content_of(path):
-            raise AudioError(f"{path}: changed while it was read; run the command again")
+        try:
+            source = manifest.identify(path)
+            sound = audio.read(path, options.start, options.duration, options.downmix)
+            if not source.is_content_of(path):
+                raise AudioError(f"{path}: changed while it was read; run the command again")
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
         return sound, source
 
     def separate(task: Task, song: tuple[audio.Audio, manifest.Source]) -> tuple[Stems, int, manifest.Source]:
         sound, source = song
-        audio.check_writable(task.wanted.paths.values(), sound.rate, options.format)
+        places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
+        audio.check_writable(places, sound.rate, options.format)
         number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
         with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
             stems = separator.separate(

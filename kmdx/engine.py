@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kmdx.errors import PlanError
-from kmdx.plan import suggest
+from kmdx.errors import PlanError, quoted
 
 TUNED, PLAIN = "tuned", "plain"
 ENGINES = {
@@ -18,5 +17,5 @@ DEFAULT = TUNED
 def check(name: str) -> str:
     """Return an engine's name; raises :class:`PlanError` if there is none of that name."""
     if name not in ENGINES:
-        raise PlanError(f"no engine {name!r}{suggest(str(name), ENGINES)}; there are {', '.join(ENGINES)}")
+        raise PlanError(f"unknown engine {quoted(name)}; available: {', '.join(ENGINES)}")
     return name

@@ -9,7 +9,6 @@ under one of these names keeps it.
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import re
 import unicodedata
@@ -71,20 +70,23 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     output : Path
         Folder that the folders of stems are in.
     """
+    inputs = list(inputs)
     found: dict[Path, _Placing] = {}  # by the file's real path
-    problems = []
+    problems: list[str] = []
     for text in inputs:
+        count = len(problems)
         try:
-            placings = list(_placings(text, output))
+            placings = list(_placings(text, output, problems))
         except OSError as error:  # a name too long, a folder that may not be read
             problems.append(f"{text}: {error.strerror}")
             continue
-        if not placings:
+        is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # named by the shell's `*`
+        if not placings and len(problems) == count and not is_output:
             problems.append(_nothing(text))
         for placing in placings:
             found.setdefault(placing.path.resolve(), placing)
-    _settle([*found.values()], output)
-    return Batch([Song(placing.path, "/".join(placing.place)) for placing in found.values()], problems)
+    placings = _assign_places([*found.values()], output, problems)
+    return Batch([Song(placing.path, "/".join(placing.place)) for placing in placings], problems)
 
 
 def refuse_shared_folders(songs: Iterable[Song], output: Path, names: Collection[str]) -> None:
@@ -132,7 +134,7 @@ class _Placing:
     depth : int
         How many of the folders above the song its place has.
     tag : str
-        What stands in brackets behind its name.
+        What is added to its name, in brackets.
     kept : tuple of str, optional
         The place that it has had since an earlier run.
     """
@@ -174,13 +176,11 @@ class _Placing:
 
     def earlier(self, listing: _Listing) -> Iterator[Path]:
         """The folders that an earlier run may have given it, among those that exist."""
-        for depth in range(self.depth, len(self.names)):
-            for tag in itertools.chain(("", self.extension), map(str, itertools.count(1))):
+        for depth in (*range(self.depth, len(self.names)), *reversed(range(self.depth))):
+            for tag in ("", self.extension, *listing.numbers(self.at(depth, ""))):
                 folder = listing.find(self.at(depth, tag))
                 if folder is not None:
                     yield folder
-                elif tag not in ("", self.extension):
-                    break
 
 
 class _Listing:
@@ -200,6 +200,13 @@ class _Listing:
             folder = folder / name
         return folder
 
+    def numbers(self, place: Key) -> list[str]:
+        """The numbers with which folders of this name exist."""
+        parent = self.find(place[:-1])
+        pattern = re.compile(rf"{re.escape(_key(place)[-1])} \((\d+)\)")
+        matches = map(pattern.fullmatch, self._names_in(parent) if parent is not None else ())
+        return [match[1] for match in matches if match]
+
     def _names_in(self, folder: Path) -> dict[str, str]:
         if folder not in self._names:
             try:
@@ -210,31 +217,35 @@ class _Listing:
         return self._names[folder]
 
 
-def _settle(placings: list[_Placing], output: Path) -> None:
-    """Give each song a place of its own."""
+def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) -> list[_Placing]:
+    """Give each song a place of its own; return the songs but for those whose files cannot be compared."""
     listing = _Listing(output)
     taken: dict[Key, _Placing] = {}
-    for is_it in (manifest.Source.is_at, manifest.Source.is_content_of):
-        for placing in placings:
-            if placing.kept is None:
-                _keep(placing, listing, taken, is_it)
+    for is_same_song in (manifest.Source.is_at, manifest.Source.is_content_of):
+        for placing in [placing for placing in placings if placing.kept is None]:
+            try:
+                _keep(placing, listing, taken, is_same_song)
+            except OSError as error:
+                problems.append(f"{placing.path}: {error.filename or placing.path}: {error.strerror}")
+                placings = [other for other in placings if other is not placing]
 
     while clashes := _clashes([placing for placing in placings if placing.kept is None], listing, taken):
         for group, others in clashes:
             _widen(group, others)
+    return placings
 
 
 def _keep(
     placing: _Placing,
     listing: _Listing,
     taken: dict[Key, _Placing],
-    is_it: Callable[[manifest.Source, Path], bool],
+    is_same_song: Callable[[manifest.Source, Path], bool],
 ) -> None:
     """Leave a song where it has stems already, unless another song of this run is there."""
     for folder in placing.earlier(listing):
         place = folder.relative_to(listing.output).parts
         owner = manifest.owner(folder)
-        if _key(place) not in taken and owner is not None and is_it(owner, placing.path):
+        if _key(place) not in taken and owner is not None and is_same_song(owner, placing.path):
             placing.kept = place
             taken[_key(place)] = placing
             return
@@ -277,23 +288,25 @@ def _widen(group: list[_Placing], others: list[_Placing]) -> None:
             placing.tag = str(number)
 
 
-def _placings(text: str, output: Path) -> Iterator[_Placing]:
+def _placings(text: str, output: Path, problems: list[str]) -> Iterator[_Placing]:
     """The songs that one argument means; none if there are none."""
     path = Path(text)
     if not text.strip():
         return
     if path.is_dir():
-        for song in _in_folder(path, {output.resolve()} - {path.resolve()}):
+        for song in _in_folder(path, {output.resolve()} - {path.resolve()}, problems):
             below = song.relative_to(path).parent.parts
             yield _Placing(song, max(0, len(below) - (song.stem == MIXTURE)))
-    elif path.exists():
+    elif path.is_file():
         yield _Placing(path, 0)
-    elif glob.has_magic(text):
-        for match in sorted(glob.glob(text, recursive=True)):  # noqa: PTH207 (may be absolute)
-            yield from _placings(match, output)
+    elif not path.exists() and glob.has_magic(text):
+        for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 (may be absolute)
+            is_below = output.resolve() in (match.resolve(), *match.resolve().parents)
+            if not is_below and match.name not in manifest.recorded(match.parent):
+                yield from _placings(str(match), output, problems)
 
 
-def _in_folder(folder: Path, passed: set[Path]) -> Iterator[Path]:
+def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator[Path]:
     """Songs in a folder and below it, in order of name; each folder once, whatever links lead to it."""
     if folder.resolve() in passed:
         return
@@ -306,7 +319,10 @@ def _in_folder(folder: Path, passed: set[Path]) -> Iterator[Path]:
     ]
     for entry in entries:
         if entry.is_dir():
-            yield from _in_folder(entry, passed)
+            try:
+                yield from _in_folder(entry, passed, problems)
+            except OSError as error:
+                problems.append(f"{entry}: {error.strerror}")
 
 
 def _portable(name: str) -> str:
@@ -337,6 +353,8 @@ def _nothing(text: str) -> str:
         return "a song's name is empty: expected a file, a folder or a pattern"
     if Path(text).is_dir():
         return f"{text}: no songs in this folder"
+    if Path(text).exists():
+        return f"{text}: is a pipe or a device, expected a sound file"
     if glob.has_magic(text):
         return f"{text}: nothing matches this pattern"
     return f"{text}: no such file"

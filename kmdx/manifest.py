@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,11 +31,12 @@ from typing import Any
 import filelock
 
 from kmdx import files
-from kmdx.errors import AudioError
+from kmdx.errors import AudioError, KmdxWarning
 
 FOLDER = ".kmdx"
 _RECORD, _NEW = ".json", ".json.new"  # behind a dot and the file's name: `**/vocals.*` finds the stem alone
-_PATIENCE = 600.0  # seconds that another process may hold a folder
+_PATIENCE = 120.0  # seconds that another process may hold a folder
+_REPORTED = 1.0  # after which the wait is reported
 _LARGEST = 2**20  # bytes of a record
 
 
@@ -191,7 +193,7 @@ class Status:
     stale : list of str
         Files next to the wanted ones that were made with other settings, or have no record.
     unknown : list of str
-        Files in the place of wanted ones that have no record.
+        Files in the place of wanted ones that are not what a record describes.
     """
 
     missing: list[str]
@@ -246,15 +248,14 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
     ]
     conflicts = [] if wanted.overwrite or not missing else [*differing.values()]
     stale = [] if conflicts else [text for name, text in differing.items() if name not in targets]
-    there = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name))
-    unrecorded = [name for name in there if name not in records]
+    there = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name) and path.is_file())
     stale += [
         f"{name}: no record of how it was made"
-        for name in unrecorded
-        if name not in targets and wanted.settings(Path(name).stem) is not None
+        for name in there
+        if not (name in records or name in targets) and wanted.settings(Path(name).stem) is not None
     ]
-    unknown = [name for name in unrecorded if name in targets]
-    return Status(missing, conflicts, stale, [] if wanted.overwrite else unknown)
+    unknown = [name for name in there if name in targets and name not in finished]
+    return Status(missing, conflicts, stale, [] if conflicts else unknown)
 
 
 def clean(folder: Path) -> None:
@@ -262,7 +263,7 @@ def clean(folder: Path) -> None:
     if not any(_partials(folder)) and not any(_records_in(folder, _NEW)):
         return
     with suppress(OSError, filelock.Timeout), _lock(folder, 0):
-        _settle(folder)
+        _recover(folder)
 
 
 @contextmanager
@@ -292,14 +293,19 @@ def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Pa
                 settings=settings,
                 program=f"kmdx-net {version('kmdx-net')}",
             )
-            if not wanted.overwrite:
-                _keep_unknown(wanted.folder / name, record)
+            _keep_unknown(wanted.folder / name, record)
             _write_new(wanted.folder, record)
         files.sync_folder(wanted.folder / FOLDER)
 
     try:
         with _lock(wanted.folder, _PATIENCE):
-            _settle(wanted.folder)
+            _recover(wanted.folder)
+            there = owner(wanted.folder)
+            if there is not None and song.path != there.path and song.sha256 != there.sha256:
+                raise AudioError(
+                    f"{wanted.folder}: another process put the stems of {there.path} there meanwhile; "
+                    "nothing was replaced; run the command again"
+                )
             if found := status(wanted, lambda _: False).conflicts:
                 raise AudioError(
                     f"{wanted.folder}: another process wrote stems with different settings meanwhile"
@@ -308,7 +314,7 @@ def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Pa
             try:
                 yield prepare
             finally:
-                _settle(wanted.folder)
+                _recover(wanted.folder)
     except filelock.Timeout as error:
         raise AudioError(
             f"{wanted.folder}: another process has been writing there for {_PATIENCE / 60:.0f} minutes; "
@@ -323,8 +329,16 @@ def _lock(folder: Path, patience: float) -> Iterator[None]:
     """Be the only process that writes to a folder; leaves nothing of its own where that fails."""
     place = folder / FOLDER
     with files.folder(place):
-        lock = filelock.FileLock(place / "lock", timeout=patience)
+        lock = filelock.FileLock(place / "lock")
+        try:
+            lock.acquire(timeout=min(patience, _REPORTED))
+        except filelock.Timeout:
+            if not patience:
+                raise
+            warnings.warn(f"waiting for another process that writes to {folder}", KmdxWarning, stacklevel=4)
+            lock.acquire(timeout=patience)
         with lock:
+            lock.release()  # `with` has acquired it once more
             try:
                 yield
             except BaseException:
@@ -334,7 +348,7 @@ def _lock(folder: Path, patience: float) -> Iterator[None]:
                 raise
 
 
-def _settle(folder: Path) -> None:
+def _recover(folder: Path) -> None:
     """Finish or undo what an interrupted run did in a folder; the folder is locked."""
     for partial in _partials(folder):
         partial.unlink(missing_ok=True)
@@ -378,9 +392,9 @@ def _has_content(folder: Path, record: Record) -> bool:
 
 
 def _keep_unknown(path: Path, new: Record) -> None:
-    """Give a file that has no record, and other content than the new one, another name."""
-    known = _records(path.parent)
-    if not path.exists() or path.name in known or _has_content(path.parent, new):
+    """Give a file that is neither what its record describes nor what the new one does another name."""
+    known = _records(path.parent).get(path.name)
+    if not path.exists() or any(_has_content(path.parent, record) for record in (known, new) if record):
         return
     backup = path.with_name(f"{path.name}.bak")
     number = 1
@@ -419,11 +433,12 @@ def _read(path: Path) -> Record | None:
 
 def _is_of_types(record: Record) -> bool:
     """Whether a record's values are what they are declared to be, as far as its readers need it."""
-    texts: list[Any] = [record.file, record.stem, record.sha256, record.song.path, record.song.sha256]
-    weights = record.settings.weights
+    song, settings = record.song, record.settings
+    texts: list[Any] = [record.file, record.stem, record.sha256, song.path, song.sha256, settings.ensemble]
+    weights = settings.weights
     return (
         all(isinstance(text, str) for text in texts)
-        and isinstance(record.bytes, int)
+        and all(isinstance(number, int) for number in (record.bytes, song.bytes, song.modified))
         and isinstance(weights, Mapping)
         and all(isinstance(value, str) or value is None for value in weights.values())
     )

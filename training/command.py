@@ -142,7 +142,7 @@ def export(
     out.print(
         f"{escape(str(made.state))}\n{escape(str(made.graph))}: differs by {made.difference:.1e} of the peak"
     )
-    out.print(f"plans name it so: weights: {made.name}")
+    out.print(escape(f"plans name it so: weights: {made.name}"))
 
 
 @app.command()
