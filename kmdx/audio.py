@@ -4,7 +4,7 @@ Conventions
 -----------
 An array of samples has shape ``(samples, channels)``, the shape ``soundfile`` gives: float32, full
 scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
-:class:`~kmdx.errors.AudioError`. An array too long to be held in memory lies in a scratch file
+:class:`~kmdx.errors.AudioError`. An array too long to be held in memory is stored in a scratch file
 (:mod:`kmdx.scratch`); reading, resampling and writing go through it a block at a time.
 
 Reading is the work of :mod:`kmdx.decoding`, which says what decodes what, and what becomes of damage.
@@ -240,7 +240,7 @@ def write_all(
 ) -> dict[Path, float]:
     """Write files together, or none of them.
 
-    Each is written beside its place under a hidden name and forced to the disk; when all are complete
+    Each is written next to its place under a hidden name and forced to the disk; when all are complete
     they are renamed. After a failure, or Ctrl-C, the hidden files and the folders made for them are gone.
     All but float32 clip at full scale; nothing is rescaled. A wav too long for its 32-bit sizes is RF64.
 
@@ -321,7 +321,7 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
         return array
     full_scale = np.float32(1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max + 1)
     converted = scratch.empty(array.shape)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which its peak tells
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which its peak shows
         for target, block in zip(scratch.blocks(converted), scratch.blocks(array), strict=True):
             np.divide(block, full_scale, out=target, casting="same_kind")
     return converted

@@ -459,8 +459,8 @@ def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
             err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
         for name in status.unknown:
             terminal.warn(
-                f"{folder / name} is not a stem that was recorded here; unless it is what is made now, it is "
-                f"kept as {name}.bak"
+                f"{folder / name} is not a stem that was recorded here; unless what is made now begins with "
+                f"it, it is kept as {name}.bak"
             )
         if status.stale:
             terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}")

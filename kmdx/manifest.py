@@ -293,7 +293,7 @@ def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Pa
                 settings=settings,
                 program=f"kmdx-net {version('kmdx-net')}",
             )
-            _keep_unknown(wanted.folder / name, record)
+            _keep_unknown(wanted.folder / name, partial)
             _write_new(wanted.folder, record)
         files.sync_folder(wanted.folder / FOLDER)
 
@@ -337,15 +337,15 @@ def _lock(folder: Path, patience: float) -> Iterator[None]:
                 raise
             warnings.warn(f"waiting for another process that writes to {folder}", KmdxWarning, stacklevel=4)
             lock.acquire(timeout=patience)
-        with lock:
-            lock.release()  # `with` has acquired it once more
-            try:
-                yield
-            except BaseException:
-                if not any(_records_in(folder, _RECORD)):
-                    with suppress(OSError):  # Windows keeps a file that is open
-                        (place / "lock").unlink()
-                raise
+        try:
+            yield
+        except BaseException:
+            if not any(_records_in(folder, _RECORD)):
+                with suppress(OSError):  # Windows keeps a file that is open
+                    (place / "lock").unlink()
+            raise
+        finally:
+            lock.release()
 
 
 def _recover(folder: Path) -> None:
@@ -391,10 +391,11 @@ def _has_content(folder: Path, record: Record) -> bool:
     return _has_size(folder, record) and files.sha256(folder / record.file) == record.sha256
 
 
-def _keep_unknown(path: Path, new: Record) -> None:
-    """Give a file that is neither what its record describes nor what the new one does another name."""
-    known = _records(path.parent).get(path.name)
-    if not path.exists() or any(_has_content(path.parent, record) for record in (known, new) if record):
+def _keep_unknown(path: Path, new: Path) -> None:
+    """Give a file that is not what its record describes another name, unless a new one begins with it."""
+    record = _records(path.parent).get(path.name)
+    is_recorded = record is not None and _has_content(path.parent, record)
+    if not path.exists() or is_recorded or _begins_with(new, path):
         return
     backup = path.with_name(f"{path.name}.bak")
     number = 1
@@ -402,6 +403,15 @@ def _keep_unknown(path: Path, new: Record) -> None:
         number += 1
         backup = path.with_name(f"{path.name}.bak{number}")
     path.rename(backup)
+
+
+def _begins_with(whole: Path, part: Path) -> bool:
+    """Whether a file is the beginning of another one, or equal to it."""
+    with whole.open("rb") as first, part.open("rb") as second:
+        while block := second.read(2**20):
+            if block != first.read(len(block)):
+                return False
+    return True
 
 
 def _write_new(folder: Path, record: Record) -> None:

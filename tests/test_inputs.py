@@ -158,6 +158,18 @@ def test_a_song_is_found_again_under_its_longer_name(place: str) -> None:
     assert places("y/song.wav") == {"y/song.wav": place}
 
 
+def test_a_number_is_found_again_when_a_lower_one_is_gone() -> None:
+    songs("x/Song.wav", "x/song.wav")
+    finish(OUT / "song (2)", Path("x/song.wav"))
+    assert places("x/song.wav") == {"x/song.wav": "song (2)"}
+
+
+def test_a_song_keeps_its_folder_when_the_folder_that_it_is_in_is_named_later() -> None:
+    songs("h/A/01.wav", "h/B/01.wav")
+    finish(OUT / "01", Path("h/A/01.wav"))
+    assert places("h") == {"h/A/01.wav": "01", "h/B/01.wav": "B/01"}
+
+
 def test_a_song_that_was_moved_is_found_by_its_content() -> None:
     songs("x/song.wav")
     finish(OUT / "song", Path("x/song.wav"))
@@ -196,15 +208,32 @@ def test_finished_stems_are_no_songs() -> None:
     assert set(places("album", output=Path("elsewhere"))) == {"album/one.wav", "album/one/bonus.wav"}
 
 
-def test_nothing_below_the_output_is_a_song() -> None:
-    songs("one.wav", "out/two.wav")
-    assert places(".") == {"one.wav": "one"}
+@pytest.mark.parametrize("arguments", [["."], ["*.wav"], ["**/*.wav"], ["*"], ["one.wav", "out"]])
+def test_nothing_below_the_output_is_a_song(arguments: list[str]) -> None:
+    songs("one.wav")
+    finish(OUT / "one", Path("one.wav"))
+    assert places(*arguments) == {"one.wav": "one"}
+
+
+def test_a_pattern_means_no_finished_stems() -> None:
+    songs("album/one.wav")
+    finish(Path("album/one"), Path("album/one.wav"))
+    assert places("album/**/*.wav", output=Path("elsewhere")) == {"album/one.wav": "one"}
 
 
 def test_a_song_that_is_named_twice_or_through_a_link_is_separated_once() -> None:
     songs("m/a.wav")
     Path("link.wav").symlink_to("m/a.wav")
     assert places("m/a.wav", "m", "./m/../m/a.wav", "link.wav") == {"m/a.wav": "a"}
+
+
+def test_a_song_that_cannot_be_compared_is_a_problem_of_its_own() -> None:
+    songs("m/a.wav", "m/b.wav")
+    OUT.mkdir()
+    (OUT / "a").symlink_to("a")  # a link to itself
+    batch = inputs.collect(["m"], OUT)
+    assert [song.place for song in batch.songs] == ["b"]
+    assert "m/a.wav: " in batch.problems[0]
 
 
 def test_two_songs_in_one_folder_through_a_link_are_refused() -> None:
@@ -225,7 +254,8 @@ def test_a_folder_with_the_name_of_a_stem_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "problem"),
-    [("", "a song's name is empty"), ("none.wav", "no such file"), ("*.ogg", "nothing matches"), ("e", "no songs")],
+    [("", "a song's name is empty"), ("none.wav", "no such file"), ("*.ogg", "nothing matches"),
+     ("e", "no songs"), ("/dev/null", "is a pipe or a device")],
 )  # fmt: skip
 def test_an_argument_that_means_no_song_is_a_problem(argument: str, problem: str) -> None:
     Path("e").mkdir()

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import soundfile
 from stems import finish, wanted, write
 
 from kmdx import audio, manifest
-from kmdx.errors import AudioError
+from kmdx.errors import AudioError, KmdxWarning
 
 SONG = Path("song.wav")
 FOLDER = Path("out/song")
@@ -144,7 +143,7 @@ def test_a_stem_of_another_size_than_its_record_is_made_again(cut: int) -> None:
     finish(FOLDER, SONG)
     path = FOLDER / "vocals.wav"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert status() == manifest.Status(["vocals"], [], [], [])
+    assert status() == manifest.Status(["vocals"], [], [], ["vocals.wav"])
     finish(FOLDER, SONG)
     assert level() == pytest.approx(0.5, abs=1e-4)
     assert not list(FOLDER.glob("*.bak"))
@@ -174,6 +173,22 @@ def test_a_file_without_a_record_is_kept_under_another_name() -> None:
     assert (FOLDER / "vocals.wav.bak2").read_text() == "mine 1"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stem_that_was_replaced_by_another_file_is_kept(overwrite: bool) -> None:
+    finish(FOLDER, SONG)
+    (FOLDER / "vocals.wav").write_text("edited by its owner")
+    assert status(overwrite=overwrite).unknown == ["vocals.wav"]
+    finish(FOLDER, SONG, overwrite=overwrite)
+    assert (FOLDER / "vocals.wav.bak").read_text() == "edited by its owner"
+
+
+def test_a_folder_in_the_place_of_a_stem_is_an_error() -> None:
+    (FOLDER / "vocals.wav").mkdir(parents=True)
+    assert status() == manifest.Status(["vocals"], [], [], [])
+    with pytest.raises(AudioError, match="is a folder"):
+        finish(FOLDER, SONG)
+
+
 def test_a_file_that_lost_its_record_is_made_again_without_a_copy() -> None:
     finish(FOLDER, SONG)
     shutil.rmtree(FOLDER / manifest.FOLDER)
@@ -185,14 +200,16 @@ def test_a_file_that_lost_its_record_is_made_again_without_a_copy() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "null", "{", "{}", '{"file": "vocals.wav"}', "[" * 5000, "\ud800", None],
+    ["", "[]", "null", "{", "{}", '{"file": "vocals.wav"}', "[" * 5000, "\ud800", {"bytes": "many"},
+     {"settings": {"ensemble": ["x"]}}, {"song": {"modified": "then"}}],
 )  # fmt: skip
-def test_a_record_that_is_none_leaves_the_stem_unfinished(text: str | None) -> None:
+def test_a_record_that_is_none_leaves_the_stem_unfinished(text: str | dict[str, Any]) -> None:
     finish(FOLDER, SONG)
     place = FOLDER / ".kmdx" / ".vocals.wav.json"
-    if text is None:
-        changed = {**json.loads(place.read_text("utf-8")), "bytes": "many"}
-        text = json.dumps(changed)
+    if isinstance(text, dict):
+        record = json.loads(place.read_text("utf-8"))
+        changes = {key: {**record[key], **new} if isinstance(new, dict) else new for key, new in text.items()}
+        text = json.dumps({**record, **changes})
     place.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert status().missing == ["vocals"]
 
@@ -291,29 +308,33 @@ def test_what_another_process_is_writing_is_not_removed() -> None:
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)):
         partial = FOLDER / ".bass.wav.0a1b2c3d.partial"
         partial.write_text("half")
-        thread = threading.Thread(target=manifest.clean, args=(FOLDER,))
-        thread.start()
-        thread.join()
+        manifest.clean(FOLDER)
         assert partial.exists()
 
 
-def test_two_writers_take_turns() -> None:
-    begun, order = threading.Event(), []
-
-    def second() -> None:
-        begun.set()
-        write(wanted(FOLDER, SONG, "drums"))
-        order.append("second")
-
-    thread = threading.Thread(target=second)
+def test_one_process_at_a_time_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_PATIENCE", 0.01)
+    monkeypatch.setattr(manifest, "_REPORTED", 0.0)
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)) as prepare:
-        thread.start()
-        assert begun.wait(20)
+        with (
+            pytest.warns(KmdxWarning, match="waiting for another process that writes to out/song"),
+            pytest.raises(AudioError, match="another process has been writing there"),
+        ):
+            write(wanted(FOLDER, SONG, "drums"))
         audio.write_all({FOLDER / "bass.wav": [0.5, 0.5]}, 8000, before_rename=prepare)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
+    write(wanted(FOLDER, SONG, "drums"))
     assert not status("bass", "drums").missing
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stems_of_another_song_that_came_meanwhile_are_never_replaced(overwrite: bool) -> None:
+    other = Path("other.wav")
+    other.write_text("another song")
+    late = wanted(FOLDER, SONG, overwrite=overwrite)
+    write(wanted(FOLDER, other), level=0.1)
+    with pytest.raises(AudioError, match=r"put the stems of .*other\.wav there meanwhile"):
+        write(late)
+    assert level() == pytest.approx(0.1, abs=1e-4)
 
 
 def test_stems_that_another_process_wrote_with_other_settings_meanwhile_are_kept() -> None:
