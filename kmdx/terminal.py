@@ -111,7 +111,7 @@ def protect_streams() -> None:
 def _protected(stream: Any) -> Any:
     """Return a stream like this one that never fails, or the stream itself if no file is behind it."""
     if stream is None:
-        return Path(os.devnull).open("w", encoding="utf-8", errors=READABLE)
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the end)
     if isinstance(stream, _Stream) or not isinstance(stream, io.TextIOWrapper):
         return stream
     raw = getattr(stream.buffer, "raw", stream.buffer)  # python -u has no buffer above the raw file
@@ -157,6 +157,7 @@ class _Stream(io.TextIOWrapper):
 
     def __init__(self, like: io.TextIOWrapper, sink: _Sink) -> None:
         self.sink = sink
+        self.like = like  # a stream that nobody holds closes its descriptor, which the next file would get
         super().__init__(
             sink,  # not buffered any further, as with python -u: the text above it is gathered, too
             encoding=like.encoding,

@@ -75,7 +75,7 @@ def talk():
         raise KeyboardInterrupt
     sys.exit(int(sys.argv[2]))
 
-terminal.run(talk)
+terminal.run(lambda: terminal.run(talk))  # a command may run another one
 """
 
 
