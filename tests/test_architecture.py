@@ -115,10 +115,8 @@ def test_networks_are_not_built_of_impossible_sizes() -> None:
         SpectrogramConfig(2**40, 256, 128, 32)
     with pytest.raises(ValueError, match="is too large"):
         build("htdemucs", {"sources": ["vocals"], "channels": 8000}, None, {})
-    with pytest.raises(ValueError, match="cannot be built of these sizes"):
-        build("htdemucs", {"sources": ["vocals"], "t_heads": 7}, None, {})
     with pytest.raises(ValueError, match="windows of 441000000 samples are too long"):
-        build("hdemucs", tiny.HDEMUCS, 10_000, {})
+        build("hdemucs", tiny.HDEMUCS, 10_000, tiny.demucs(tiny.HDEMUCS, 0).state_dict())
 
 
 @pytest.mark.parametrize("change", [{"depth": 3}, {"nfft": 512}, {"kernel_size": 4, "stride": 2}])

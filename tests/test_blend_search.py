@@ -710,7 +710,7 @@ def measured(data: Path, output: Path) -> dict[str, dict[str, float]]:
     return {
         name: score_song(
             {stem: data / "test" / name / f"{stem}.wav" for stem in STEMS},
-            {stem: output / name / f"{stem}.wav" for stem in STEMS},
+            {stem: output / "test" / name / f"{stem}.wav" for stem in STEMS},
         ).global_sdr
         for name in SONGS
     }

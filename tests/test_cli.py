@@ -18,7 +18,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import audio, cli, manifest, precision, speed, tags
+from kmdx import audio, cli, engine, manifest, precision, speed, tags
 from kmdx.errors import AudioError
 from kmdx.networks.demucs import DemucsNetwork
 
@@ -95,6 +95,8 @@ def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in cli.Precision] == list(precision.PRECISIONS)
     assert [choice.value for choice in cli.Speed] == list(speed.levels())
     assert cli.Speed.leaderboard.value == speed.DEFAULT
+    assert [choice.value for choice in cli.Engine] == [*engine.ENGINES]
+    assert cli.Engine.tuned.value == engine.DEFAULT
 
 
 def test_a_song_becomes_a_folder_of_stems(separate: Run, tmp_path: Path) -> None:
@@ -337,7 +339,8 @@ def test_files_of_other_settings_that_stay_are_reported(separate: Run, tmp_path:
     separate("song.wav", "--stems", "vocals", "--format", "flac", "--speed", "fast")
     result = separate("song.wav", "--stems", "vocals", "--overwrite")
     assert result.code == 0
-    assert "warning: out/song also has files of different settings: vocals.flac: speed fast" in result.err
+    assert "warning: out/song also has files of different settings: vocals.flac: " in result.err
+    assert "speed fast, not leaderboard" in result.err
     assert "vocals.flac" in separate("song.wav", "--stems", "vocals").err
 
 
@@ -348,7 +351,7 @@ def test_a_file_of_somebody_else_is_kept(separate: Run, tmp_path: Path) -> None:
     mine.write_text("mine")
     result = separate("song.wav", "--stems", "vocals")
     assert result.code == 0
-    assert "out/song/vocals.wav has no record of how it was made" in result.err
+    assert "out/song/vocals.wav is not a stem that was recorded here" in result.err
     assert mine.with_name("vocals.wav.bak").read_text() == "mine"
     assert soundfile.info(mine).frames == 5_000
 
@@ -360,6 +363,43 @@ def test_what_an_interrupted_run_left_is_removed(separate: Run, tmp_path: Path) 
     left.write_bytes(b"half")
     assert "already in" in separate("song.wav", "--stems", "vocals").err
     assert not left.exists()
+
+
+def test_a_song_that_cannot_be_read_does_not_stop_the_rest(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify = manifest.identify
+
+    def refused(path: Path) -> manifest.Source:
+        if path.name == "b.wav":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return identify(path)
+
+    monkeypatch.setattr(manifest, "identify", refused)
+    for name in "abc":
+        write(tmp_path / "m" / f"{name}.wav", noise(5_000))
+    result = separate("m", "--stems", "vocals")
+    assert (result.code, result.errors) == (1, ["error: m/b.wav: cannot be read: permission denied"])
+    assert files_in(tmp_path / "out") == ["a/vocals.wav", "c/vocals.wav"]
+
+
+def test_a_folder_of_records_that_cannot_be_written_is_found_before_the_work(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmdx.Separator.separate", lambda *_, **__: pytest.fail("it was separated"))
+    write(tmp_path / "song.wav", noise(5_000))
+    (tmp_path / "out" / "song").mkdir(parents=True)
+    (tmp_path / "out" / "song" / ".kmdx").write_text("a file")
+    result = separate("song.wav")
+    assert result.code == 2
+    assert "not a directory writing out/song/.kmdx/lock" in result.errors[0]
+
+
+def test_a_models_folder_with_brackets_in_its_name_is_printed_as_it_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "[red]a[" / "x]"))
+    assert f"folder: {tmp_path}/[red]a[/x]" in run("models", "list").out
 
 
 def test_a_song_that_changes_while_it_is_read_is_not_separated(
@@ -560,7 +600,6 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
         (["--ensemble", "nope"], "no ensemble 'nope'"),
         (["--ensemble", "nope.yaml"], "cannot read the ensemble"),
         (["--device", "toaster"], "no device 'toaster'"),
-        (["--engine", "plane"], "no engine 'plane'; did you mean 'plain'?; there are tuned, plain"),
         (["--start", "-1"], "start -1 s"),
         (["--start", "99"], "past its end"),
         (["--duration", "0"], "duration 0 s"),
@@ -696,7 +735,7 @@ def test_links_in_circles_and_names_too_long(separate: Run, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda plan: plan["signals"]["V"].update(hears="x2"), "a cycle: V → x2 → x1 → V"),
+        (lambda plan: plan["signals"]["V"].update(hears="x2"), "a cycle: V → x2 → D → x1 → V"),
         (lambda plan: plan["signals"]["V"].update(network="nope"), "no network 'nope'"),
         (lambda plan: plan["signals"]["x1"]["sum"].update(x="one"), "expected a number, not 'one'"),
         (lambda plan: plan["networks"]["htdemucs"]["weights"].update(file="nope.ckpt"), "nope.ckpt"),

@@ -178,7 +178,7 @@ def test_pulling_it_has_nothing_to_do(
     for words in (
         ["models", "pull", "mini"],
         ["models", "list"],
-        ["models", "verify"],
+        ["models", "verify", "mini"],
         ["ensembles", "show", "mini"],
     ):
         monkeypatch.setattr(sys, "argv", ["kmdx", *words])
