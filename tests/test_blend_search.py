@@ -1013,7 +1013,7 @@ def test_mistakes_are_one_line(
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "none of its 4 songs"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "no speed 'slow'"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "no engine 'slow'"),
+        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "no device 'moon'"),
         (("collect", plan_of_two, data, "-o", data), "holds other things"),
     ):

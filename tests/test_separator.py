@@ -425,8 +425,8 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
             "no speed 'balance'; did you mean 'balanced'?; there are leaderboard, balanced, fast",
         ),
         ({"speed": None}, PlanError, "no speed None; there are leaderboard, balanced, fast"),
-        ({"engine": "plane"}, PlanError, "no engine 'plane'; did you mean 'plain'?; there are tuned, plain"),
-        ({"engine": None}, PlanError, "no engine None; there are tuned, plain"),
+        ({"engine": "plane"}, PlanError, "unknown engine 'plane'; available: tuned, plain"),
+        ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain"),
     ],
 )
 def test_unknown_precisions_speeds_and_engines_are_one_line(
