@@ -30,14 +30,13 @@ from typing import Any
 
 import filelock
 
-from kmdx import files
-from kmdx.errors import AudioError, KmdxWarning
+from kmdx import documents, files
+from kmdx.errors import AudioError, DocumentError, KmdxWarning
 
 FOLDER = ".kmdx"
 _RECORD, _NEW = ".json", ".json.new"  # behind a dot and the file's name: `**/vocals.*` finds the stem alone
 _PATIENCE = 120.0  # seconds that another process may hold a folder
 _REPORTED = 1.0  # after which the wait is reported
-_LARGEST = 2**20  # bytes of a record
 
 
 @dataclass(frozen=True)
@@ -426,19 +425,13 @@ def _write_new(folder: Path, record: Record) -> None:
 def _read(path: Path) -> Record | None:
     """Read a record; None if the file is none, or was cut off."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_LARGEST))
-        record = Record(
-            **{
-                **content,
-                "song": Source(**content["song"]),
-                "settings": Settings(**content["settings"]),
-            }
-        )
-        usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        content = documents.read_json(path)
+        song, settings = Source(**content["song"]), Settings(**content["settings"])
+        record = Record(**{**content, "song": song, "settings": settings})
+    except (DocumentError, TypeError, KeyError):  # no JSON, or other values than a record has
         return None
-    return record if usable else None
+    is_usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
+    return record if is_usable else None
 
 
 def _is_of_types(record: Record) -> bool:
