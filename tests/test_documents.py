@@ -87,15 +87,27 @@ def test_what_cannot_be_read_is_one_line(reader: ModuleType, text: str, message:
 
 @pytest.mark.parametrize("tag", ["", "!!int", "!!float", "!!bool", "!!null", "!!str"])
 def test_a_number_in_any_base_and_of_any_tag_is_read_or_refused(reader: ModuleType, tag: str) -> None:
-    numbers = "0x10 0xfe 0b1 0o7 017 0x_ 0b_ _ 1_0 1:30.5 1e5 1.e+400 .inf .nan ._".split()
+    numbers = [
+        "0x10",
+        "0xfe",
+        "0b1",
+        "0o7",
+        "017",
+        "0x_",
+        "_",
+        "1_0",
+        "1:30.5",
+        "1.e+400",
+        ".inf",
+        ".nan",
+        "._",
+    ]
     kinds = {"": (str, int, float), "!!int": int, "!!float": float, "!!str": str}.get(tag, ())
     for text in [f"{tag} {sign}{number}" for number in (*numbers, "9" * 5000) for sign in ("", "-", "+")]:
         try:
-            found = reader.load_yaml(text)
+            assert isinstance(reader.load_yaml(text), kinds)
         except DocumentError as error:
-            assert str(error).isprintable()
-        else:
-            assert isinstance(found, kinds)
+            assert "line 1: " in str(error)  # noqa: PT017 - some can be read, some cannot
 
 
 def test_aliases_within_the_bounds_are_read() -> None:
