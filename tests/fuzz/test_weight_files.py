@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kmdx import plan_file
 from kmdx.errors import KmdxError
-from kmdx.loading import load_fast
+from kmdx.loading import load_for_inference
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse
@@ -117,7 +117,7 @@ class Files:
     def loads(self, name: str) -> bool:
         """Whether a file is loaded; if it is not, it must be for a reason that fits on one line."""
         try:
-            load_fast(self.uses[name], 44100, torch.device("cpu"))
+            load_for_inference(self.uses[name], 44100, torch.device("cpu"))
         except KmdxError as error:
             message = str(error)
         else:
