@@ -12,15 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kmdx.errors import shown
+from kmdx.errors import first_line, shown
+from kmdx.networks.architecture import MAX_VALUES
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
 
-MAX_VALUES = (
-    1 << 29
-)  # held at once: 2 GiB in float32, for a batch of one; the largest published graph needs 0.7
 _MAX_SIZES = 64  # numbers of a tensor that may stand for sizes
 # What exporters compute sizes with. Each needs no more memory than its inputs and outputs have, and gives
 # the same numbers in ONNX Runtime to the last bit, so a graph cannot be larger there than it seems here.
@@ -57,9 +55,9 @@ def check(model: ModelProto, shape: Sequence[int]) -> None:
     for node in graph.node:
         sizes = walk.follow(node)
         held += sum(sizes.values())
-        if held > MAX_VALUES:
+        if held > MAX_VALUES:  # for a batch of one; the largest published graph needs a third
             raise ValueError(
-                f"at {shown(node.output[0])}, from a {node.op_type}, it holds {held:,} values at once"
+                f"at {shown(node.output[0])}, from its {_called(node)}, it holds {held:,} values at once"
             )
         # What hangs on the shape of the input alone is a constant, too, and constants are kept.
         if node.op_type not in ("Shape", "Size") and not varying.isdisjoint(node.input):
@@ -94,14 +92,14 @@ class _Walk:
         """How many values each output of a node has."""
         for name in filter(None, node.input):
             if name not in self.types:
-                raise ValueError(f"its {node.op_type} needs {shown(name)}, which is not there")
+                raise ValueError(f"its {_called(node)} needs {shown(name)}, which is not there")
         self.types.update(self._inferred(node))
         sizes = {}
         for name in filter(None, node.output):
             shape = _shape(self.types[name]) if name in self.types else None
             if shape is None or None in shape:
                 raise ValueError(
-                    f"the size of {shown(name)}, from a {node.op_type}, cannot be known beforehand"
+                    f"the size of {shown(name)}, from its {_called(node)}, cannot be known beforehand"
                 )
             sizes[name] = math.prod(size or 0 for size in shape)
         if max(sizes.values(), default=0) <= _MAX_SIZES:
@@ -129,9 +127,7 @@ class _Walk:
                 schema.min_input <= len(node.input) <= schema.max_input
                 and schema.min_output <= len(node.output) <= schema.max_output
             ):
-                raise ValueError(
-                    f"its {node.op_type} {shown(node.name)} has too few or too many inputs or outputs"
-                )
+                raise ValueError(f"its {_called(node)} has too few or too many inputs or outputs")
             return onnx.shape_inference.infer_node_outputs(
                 schema,
                 node,
@@ -145,10 +141,7 @@ class _Walk:
             onnx.shape_inference.InferenceError,
             onnx.checker.ValidationError,
         ) as error:
-            reason = (str(error).strip() or "no reason given").splitlines()[0][:120]
-            raise ValueError(
-                f"its {shown(node.op_type)} {shown(node.name)} is not right: {reason}"
-            ) from error
+            raise ValueError(f"its {_called(node)} is not right: {first_line(error)}") from error
 
     def _fits(self, name: str, numbers: ndarray) -> bool:
         """Whether numbers have the type and shape that were inferred."""
@@ -230,6 +223,11 @@ def _input(graph: GraphProto, shape: Sequence[int]) -> ValueInfoProto:
             if fits and inputs[0].type.tensor_type.elem_type == TensorProto.FLOAT and batch != 0:
                 return helper.make_tensor_value_info(inputs[0].name, TensorProto.FLOAT, [batch or 1, *shape])
     raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *shape]}] in float32")
+
+
+def _called(node: NodeProto) -> str:
+    """What a message calls a node."""
+    return f"operator {shown(node.op_type)}{f' at {shown(node.name)}' if node.name else ''}"
 
 
 def _type(kind: int, shape: Sequence[int]) -> TypeProto:
