@@ -24,10 +24,9 @@ _MAX_SIZES = 64  # numbers of a tensor that may stand for sizes
 # the same numbers in ONNX Runtime to the last bit, so a graph cannot be larger there than it seems here.
 _COMPUTED = {
     "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
-    "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity",
-    "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax",
-    "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "ScatterElements", "ScatterND", "Sign", "Slice",
-    "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where", "Xor",
+    "Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max",
+    "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum",
+    "Reshape", "Sign", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where", "Xor",
 }  # fmt: skip
 
 
@@ -128,6 +127,10 @@ class _Walk:
                 and schema.min_output <= len(node.output) <= schema.max_output
             ):
                 raise ValueError(f"its {_called(node)} has too few or too many inputs or outputs")
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            parts = numbers.get("num_outputs", len(node.output))
+            if numbers.get("batch_dims", 0) < 0 or parts != len(node.output):  # these crash the inference
+                raise ValueError(f"its {_called(node)} has attributes that do not fit")
             return onnx.shape_inference.infer_node_outputs(
                 schema,
                 node,
