@@ -193,13 +193,11 @@ class _Values(_Plain, SafeConstructor):
             raise _Problem(
                 f"{quoted(text)} is read in two ways: write it in decimal, or in quotes", node.start_mark
             )
-        if kind != "int":
-            return getattr(self, f"construct_yaml_{kind}")(node)
         try:
-            number: int = self.construct_yaml_int(node)
-        except ValueError as error:  # 0x_, or thousands of digits
+            number = getattr(self, f"construct_yaml_{kind}")(node)
+        except ValueError as error:  # 0x_, thousands of digits, or a float in another base than 10
             raise _Problem(f"{quoted(text)} is no number that can be read", node.start_mark) from error
-        if abs(number) >= BIGGEST:
+        if kind == "int" and abs(number) >= BIGGEST:
             raise _Problem(f"{quoted(text)} is too large a number", node.start_mark)
         return number
 

@@ -266,9 +266,6 @@ class _Sink(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def writable(self) -> bool:
-        return True
-
     def raise_failure(self) -> None:
         if self.failure is not None:
             raise self.failure

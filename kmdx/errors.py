@@ -109,7 +109,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {quoted(close[0])}?" if close else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, of bounded length; the error's class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][: 2 * SHOWN]
+
+
 def reason(error: Exception) -> str:
     """The words of an error of the system, libsndfile or FFmpeg, without its number and file name."""
-    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or first_line(error)
     return text[:1].lower() + text[1:].rstrip(".")

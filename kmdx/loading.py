@@ -97,7 +97,7 @@ def _check(network: Network, use: NetworkUse, rate: int) -> None:
     if own_rate != rate:
         raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
     if network.length not in (None, use.chunking.length):
-        raise ValueError(f"it hears {network.length} samples at once, not {use.chunking.length}")
+        raise ValueError(f"it takes in {network.length} samples at once, not {use.chunking.length}")
 
 
 def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:

@@ -129,11 +129,6 @@ def release(array: NDArray[Any]) -> None:
         mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
-def is_scratch(array: NDArray[Any]) -> bool:
-    """Whether an array lies in a scratch file."""
-    return _mapping_of(array) is not None
-
-
 def blocks(array: NDArray[Any], length: int = BLOCK) -> Iterator[NDArray[Any]]:
     """Views of ``length`` along the first axis, one behind the other, each released after its use."""
     for begin in range(0, len(array), length):

@@ -19,7 +19,7 @@ from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
 from kmdx.ensemble import Progress
-from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError
+from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
 from kmdx.loading import load_for_inference
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
@@ -329,7 +329,7 @@ class Separator:
             if not memory.is_out_of_memory(error):
                 raise
             seconds = count / rate
-            said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+            said = f" ({first_line(error)})" if str(error).strip() else ""
             raise DeviceError(
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
                 f"(start and duration), ask for fewer stems, or choose another device{said}"
@@ -433,7 +433,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(":")[0]
+        reason = first_line(error).split(":")[0]
         raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

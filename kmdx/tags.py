@@ -31,7 +31,7 @@ from mutagen.flac import FLAC, Picture
 from mutagen.id3 import APIC, ID3, TSSE, Frames
 from mutagen.mp4 import MP4Cover, MP4Tags
 
-from .errors import KmdxWarning
+from .errors import KmdxWarning, first_line
 
 SECONDS = 2  # of a processor, to read the tags of one song, which takes less than 0.1
 PATIENCE = 60  # seconds by the clock, on a machine that has other work
@@ -211,7 +211,7 @@ def _texts(tags: Tags) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 # What follows runs in the process of its own.

@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from kmdx import scratch
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 # The same few examples in every run of the tests; `make fuzz` tries new ones, and many more.
@@ -101,6 +103,11 @@ def decibels(reference: np.ndarray | torch.Tensor, estimate: np.ndarray | torch.
     difference = truth - np.asarray(estimate, np.float64)
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(np.square(truth).sum() / np.square(difference).sum()))
+
+
+def is_scratch(array: np.ndarray) -> bool:
+    """Whether an array lies in a scratch file."""
+    return scratch._mapping_of(array) is not None
 
 
 def shared(*parts: str) -> Path:

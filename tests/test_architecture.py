@@ -78,7 +78,7 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**UNET, "norm_groups": 3}, "growth 4 does not divide into 3 groups"),
         ({**UNET, "hop": 1024}, "a hop of 1024 leaves gaps between windows of 1024 samples"),
         ({**UNET, "n_fft": 2**16}, "a window of 65536 samples is too long for 7936"),
-        ({**UNET, "bins": 514}, "bins must lie in 1..513, not 514"),
+        ({**UNET, "bins": 514}, "bins must be from 1 to 513, not 514"),
         ({**UNET, "hop": 64, "frames": 2**16, "growth": 1024}, "a tensor of .* GB in the network"),
         ({**UNET, "botleneck": 8}, "'botleneck' is no size of the type tfc_tdf; did you mean 'bottleneck'?"),
         ({**UNET, "sources": ["a", "b"]}, "has one source, not a, b"),

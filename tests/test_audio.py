@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import soxr
+from conftest import is_scratch
 
 from kmdx import audio, decoding, encoding, scratch
 from kmdx.errors import AudioError
@@ -609,10 +610,10 @@ def test_a_long_file_is_read_into_a_scratch_file(tmp_path, request, name, start,
         kind = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
         sf.write(path, tone(), 48000 if kind else RATE, **kind)
     expected = audio.read(path, start, duration)
-    assert not scratch.is_scratch(expected.samples)
+    assert not is_scratch(expected.samples)
     request.getfixturevalue("long")
     sound = audio.read(path, start, duration)
-    assert scratch.is_scratch(sound.samples)
+    assert is_scratch(sound.samples)
     assert sound.rate == expected.rate
     np.testing.assert_array_equal(sound.samples, expected.samples)
 
@@ -658,7 +659,7 @@ def test_a_long_array_of_another_kind(long, given, scale, channels):
         array = (samples * scale).astype(given)
         expected = array.astype(np.float32) / np.float32(scale)
     checked = audio.check(array, "song")
-    assert scratch.is_scratch(checked)
+    assert is_scratch(checked)
     assert checked.flags.c_contiguous
     np.testing.assert_array_equal(checked, expected)
 
@@ -683,12 +684,12 @@ def test_resampling_a_long_array_fills_a_scratch_file(request):
     request.getfixturevalue("long")
     for length in (None, 23_999, 24_000, 24_500):
         output = audio.resample(tone(), RATE, 48000, length)
-        assert scratch.is_scratch(output)
+        assert is_scratch(output)
         assert len(output) == (length or 24_000)
         np.testing.assert_array_equal(output[:24_000], expected[:length])
         assert not output[24_000:].any()
     padded = audio.resample(tone(), RATE, RATE, length=30_000)
-    assert scratch.is_scratch(padded)
+    assert is_scratch(padded)
     np.testing.assert_array_equal(padded[:22_050], tone())
     assert not padded[22_050:].any()
 

@@ -58,6 +58,8 @@ def test_plain_values_are_read(reader: ModuleType, text: str, value: object) -> 
         ("9" * 400, "'9999.*9999' is too large a number"),
         ("9" * 5000, "is no number that can be read"),
         ("0x_", "'0x_' is no number that can be read"),
+        ("a: !!float 0x10", "line 1: '0x10' is no number that can be read"),
+        ("!!float -0b1", "'-0b1' is no number that can be read"),
         ("rate: 044100", "line 1: '044100' is read in two ways"),
         ("length: 1:30", "'1:30' is read in two ways"),
         ("x\0: 1", r"line 1: not YAML: the character '\\x00' is not allowed"),
@@ -81,6 +83,31 @@ def test_what_cannot_be_read_is_one_line(reader: ModuleType, text: str, message:
         reader.load_yaml(text)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("tag", ["", "!!int", "!!float", "!!bool", "!!null", "!!str"])
+def test_a_number_in_any_base_and_of_any_tag_is_read_or_refused(reader: ModuleType, tag: str) -> None:
+    numbers = [
+        "0x10",
+        "0xfe",
+        "0b1",
+        "0o7",
+        "017",
+        "0x_",
+        "_",
+        "1_0",
+        "1:30.5",
+        "1.e+400",
+        ".inf",
+        ".nan",
+        "._",
+    ]
+    kinds = {"": (str, int, float), "!!int": int, "!!float": float, "!!str": str}.get(tag, ())
+    for text in [f"{tag} {sign}{number}" for number in (*numbers, "9" * 5000) for sign in ("", "-", "+")]:
+        try:
+            assert isinstance(reader.load_yaml(text), kinds)
+        except DocumentError as error:
+            assert "line 1: " in str(error)  # noqa: PT017 - some can be read, some cannot
 
 
 def test_aliases_within_the_bounds_are_read() -> None:

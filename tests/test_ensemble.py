@@ -10,7 +10,7 @@ from pathlib import Path
 import plain
 import pytest
 import torch
-from conftest import decibels, noise
+from conftest import decibels, is_scratch, noise
 from torch import Tensor
 
 from kmdx import chunking, ensemble, scratch
@@ -130,7 +130,7 @@ def test_silence_gives_silence_and_runs_nothing(plan: Plan, either: str) -> None
     for signal in stems.values():
         assert signal.shape == (2, 1000)
         assert not signal.any()
-        assert scratch.is_scratch(signal.numpy()) == (either == "long")
+        assert is_scratch(signal.numpy()) == (either == "long")
     del stems, signal
     assert open_files() == before
 
@@ -201,7 +201,7 @@ def test_a_long_song_gives_the_same_samples(
     mixture = song(12_000)
     wanted = [*plan.stems, "mdx_bass", "x1", "M.vocals", "mixture"]
     expected = ensemble.run(plan, residents, mixture, wanted)
-    assert not any(scratch.is_scratch(signal.numpy()) for signal in expected.values())
+    assert not any(is_scratch(signal.numpy()) for signal in expected.values())
 
     long()
     before = open_files()
@@ -210,7 +210,7 @@ def test_a_long_song_gives_the_same_samples(
     assert list(signals) == wanted
     for name, signal in signals.items():
         assert torch.equal(signal, expected[name]), name
-        assert scratch.is_scratch(signal.numpy()) == (name != "mixture")
+        assert is_scratch(signal.numpy()) == (name != "mixture")
     del signal
     assert open_files() == before + len(wanted) - 1, "files are left of signals that nobody wants"
     del signals

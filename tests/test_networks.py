@@ -113,17 +113,6 @@ def test_onnx_equals_the_network_it_was_exported_from(dynamic: bool, batch: torc
         assert decibels(network(batch), exported(batch)) > 100
 
 
-def test_onnx_of_other_sizes_is_refused(tmp_path) -> None:
-    tiny.export(tiny.unet("vocals", None, seed=3), tmp_path / "vocals.onnx")
-    with pytest.raises(ValueError, match="inputs have the shapes"):
-        OnnxNetwork(
-            tmp_path / "vocals.onnx",
-            SpectrogramConfig(n_fft=2048, hop=256, bins=256, frames=32),
-            "vocals",
-            CPU,
-        )
-
-
 def test_onnx_that_lands_on_the_cpu_of_a_cuda_machine_is_a_loud_warning(tmp_path) -> None:
     network = tiny.unet("vocals", None, seed=3)
     tiny.export(network, tmp_path / "vocals.onnx")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ import tiny
 import torch
 from conftest import decibels, noise
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
 
 from kmdx import weights
 from kmdx.errors import WeightsError
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
-from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.weights import onnx_sizes
 
 SPECTROGRAM = SpectrogramConfig(**tiny.TRANSFORM)
@@ -49,13 +52,11 @@ def body(*nodes: NodeProto) -> onnx.GraphProto:
     return helper.make_graph(nodes, "body", values[:1], values[1:])
 
 
-def export(network: TfcTdf, path: Path, axes: dict[int, str]) -> None:
-    network.forward = network.unet
+def export(network: torch.nn.Module, path: Path, axes: dict[int, str], opset: int = 17) -> None:
     torch.onnx.export(
-        network, (torch.zeros(1, *SHAPE),), str(path), input_names=["x"], output_names=["y"], opset_version=17, dynamo=False,
+        network, (torch.zeros(1, *SHAPE),), str(path), input_names=["x"], output_names=["y"], opset_version=opset, dynamo=False,
         dynamic_axes={"x": axes, "y": axes},
     )  # fmt: skip
-    del network.forward
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -65,7 +66,9 @@ def export(network: TfcTdf, path: Path, axes: dict[int, str]) -> None:
 )
 def test_a_graph_with_free_axes_runs(tmp_path: Path, groups: int | None, axes: dict[int, str]) -> None:
     network = tiny.unet("vocals", groups, seed=3)
+    network.forward = network.unet
     export(network, tmp_path / "a.onnx", axes)
+    del network.forward
     weights.check_graph(tmp_path / "a.onnx", SHAPE)
     exported = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
     song = torch.from_numpy(noise(2 * tiny.CHUNK).T.copy()).reshape(2, 2, tiny.CHUNK)
@@ -76,12 +79,84 @@ def test_a_graph_with_free_axes_runs(tmp_path: Path, groups: int | None, axes: d
         assert (ported.bins, ported.frames) == (SPECTROGRAM.bins, SPECTROGRAM.frames)
 
 
+class Expanded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.expand(x.shape[0], -1, x.shape[2], -1)
+
+
+class Padded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[3]
+        wide = functional.pad(x, (0, length % 2 + 3, 1, 0), mode="reflect")
+        return wide[:, :, 1:, 3 : length + 3]
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, bins, _ = x.shape
+        rows = x.mean(3).reshape(batch, -1, 64)
+        places = torch.arange(rows.shape[1])
+        mask = torch.zeros(len(places), len(places)).masked_fill(places[:, None] < places, -torch.inf)
+        return x + self.attention(rows, rows, rows, attn_mask=mask)[0].reshape(batch, channels, bins, 1)
+
+
+class Split(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, bins, frames = x.shape
+        left, right = x.reshape(batch, channels // 2, 2, bins, frames).unbind(2)
+        half = torch.ceil(torch.as_tensor(frames) * 0.5).long()
+        first = torch.cat([right, left], 1)[..., torch.arange(half)]
+        return torch.cat([first, x[..., half:]], 3).view_as(x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("axes", [{}, {0: "b"}, {0: "b", 1: "c", 2: "f", 3: "t"}], ids=str)
+@pytest.mark.parametrize("network", [Expanded, Padded, Attending, Split])
+def test_sizes_that_torch_has_a_graph_compute_are_known(
+    tmp_path: Path, network: type[nn.Module], axes: dict[int, str], opset: int
+) -> None:
+    torch.manual_seed(0)
+    module = network().train()  # attention is a single operation otherwise, which exporters do not know
+    export(module, tmp_path / "a.onnx", axes, opset)
+    weights.check_graph(tmp_path / "a.onnx", SHAPE)
+    session = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
+    heard = torch.rand(1, *SHAPE)
+    with torch.inference_mode():
+        assert torch.allclose(session._run(heard), module(heard), atol=1e-5)
+
+
+def test_sizes_may_be_computed_as_real_numbers() -> None:
+    parts = [node("Shape", "x", gives="s"), node("Cast", "s", to=TensorProto.FLOAT, gives="f")]
+    parts += [node("Cast", "f", to=TensorProto.INT64, gives="i"), node("Reshape", "x", "i")]
+    onnx_sizes.check(graph(parts), SHAPE)
+    huge = helper.make_tensor("k", TensorProto.FLOAT, [], [1e5])
+    grown = [
+        *parts[:2],
+        node("Mul", "f", "k", gives="g"),
+        node("Cast", "g", to=7, gives="i"),
+        node("Expand", "x", "i"),
+    ]
+    model = graph(grown)
+    model.graph.initializer.append(huge)
+    with pytest.raises(ValueError, match=r"holds [\d,]+ values at once|not right"):
+        onnx_sizes.check(model, SHAPE)
+
+
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
-        ([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body(node("Identity", "u", gives="v")))], "control flow, a Loop"),
-        ([helper.make_node("Scan", ["x"], ["y"], body=body(node("Identity", "u", gives="v")), num_scan_inputs=1)], "control flow, a Scan"),
-        ([helper.make_node("If", ["x"], ["y"], then_branch=body(), else_branch=body())], "control flow, a If"),
+        ([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body(node("Identity", "u", gives="v")))], "control flow, the operator Loop"),
+        ([helper.make_node("Scan", ["x"], ["y"], body=body(node("Identity", "u", gives="v")), num_scan_inputs=1)], "control flow, the operator Scan"),
+        ([helper.make_node("If", ["x"], ["y"], then_branch=body(), else_branch=body())], "control flow, the operator If"),
         ([node("FusedConv", "x", domain="com.microsoft")], "FusedConv is an operation of com.microsoft"),
         ([node("Constant", gives="c", value=helper.make_tensor("c", TensorProto.FLOAT, [2], [1, np.nan])), node("Add", "x", "c")], "NaN or infinity"),
     ],
@@ -126,11 +201,82 @@ def test_constants_that_are_none_are_refused(tmp_path: Path, change: dict[str, A
         weights.load(tmp_path / "a.onnx")
 
 
-def test_a_mask_may_be_of_minus_infinity(tmp_path: Path) -> None:
+MASK = [[0, -np.inf], [0, 0]]
+DISTANCES = [[-0.5, -np.inf], [-1, -0.5]]
+
+
+@pytest.mark.parametrize("values", [-np.inf, np.inf, [-np.inf], MASK, DISTANCES], ids=str)
+def test_a_mask_or_limit_may_be_infinite(tmp_path: Path, values: Any) -> None:
     model = graph([node("Add", "x", "w")])
-    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [], [-np.inf]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), "w"))
     onnx.save(model, tmp_path / "a.onnx")
-    weights.check_graph(tmp_path / "a.onnx", SHAPE)
+    weights.load(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("values", [[1, -np.inf], [0, np.inf], [0, np.nan], np.nan, [[0.1, -np.inf], [0, 0]]])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_infinity_among_other_values_and_nan_are_refused(tmp_path: Path, values: Any, kind: type) -> None:
+    model = graph([node("Add", "x", "w")])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(values, kind), "w"))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match="its tensor w holds NaN or infinity"):
+        weights.load(tmp_path / "a.onnx")
+
+
+def test_nan_in_an_attribute_is_refused_and_an_infinite_limit_is_not(tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], bool]] = [
+        ("Clip", {"min": -np.inf, "max": np.inf}, True),
+        ("Clip", {"min": np.nan}, False),
+        ("Pad", {"value": -np.inf, "pads": [0] * 8}, True),
+        ("Constant", {"value_float": -np.inf}, True),
+        ("Constant", {"value_floats": [0.0, -np.inf]}, True),
+        ("Constant", {"value_floats": [1.0, np.inf]}, False),
+        ("Constant", {"value_float": np.nan}, False),
+        ("Constant", {"value_floats": [0.0, np.nan]}, False),
+        ("LeakyRelu", {"alpha": np.nan}, False),
+        ("LeakyRelu", {"alpha": np.inf}, False),
+        ("HardSigmoid", {"alpha": 0.2, "beta": 0.5}, True),
+    ]
+    for operator, attributes, good in cases:
+        onnx.save(
+            graph([node(operator, *["x"] * (operator != "Constant"), **attributes)]), tmp_path / "a.onnx"
+        )
+        with (
+            nullcontext() if good else pytest.raises(WeightsError, match=f"its operator {operator} holds NaN")
+        ):
+            weights.load(tmp_path / "a.onnx")
+
+
+TRUE, FALSE = (numpy_helper.from_array(np.array(value), "t") for value in (True, False))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("RandomNormal", shape=[1, *SHAPE])],
+        [node("RandomUniform", shape=[1, *SHAPE], seed=3.0)],
+        [node("RandomNormalLike", "x")],
+        [node("RandomUniformLike", "x")],
+        [node("Bernoulli", "x")],
+        [node("Multinomial", "x", sample_size=3)],
+        [node("Constant", gives="t", value=TRUE), node("Dropout", "x", "", "t")],
+        [node("Constant", gives="f", value=FALSE), node("Not", "f", gives="t"), node("Dropout", "x", "", "t")],
+    ],
+    ids=lambda nodes: "-".join(each.op_type for each in nodes),
+)  # fmt: skip
+def test_a_graph_that_draws_random_numbers_is_refused(tmp_path: Path, nodes: list[NodeProto]) -> None:
+    onnx.save(graph(nodes), tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match="draws? random numbers"):
+        weights.load(tmp_path / "a.onnx")
+
+
+def test_dropout_that_is_off_is_allowed(tmp_path: Path) -> None:
+    for nodes in (
+        [node("Dropout", "x")],
+        [node("Constant", gives="t", value=FALSE), node("Dropout", "x", "", "t")],
+    ):
+        onnx.save(graph(nodes), tmp_path / "a.onnx")
+        weights.check_graph(tmp_path / "a.onnx", SHAPE)
 
 
 HUGE: list[tuple[list[NodeProto], Constants]] = [
@@ -173,11 +319,11 @@ def test_a_graph_that_asks_for_all_memory_is_refused_at_once(
     [
         ([node("ReduceSum", "x", keepdims=0)], r"its outputs have the shapes \[\[\]\], not \[\[1, 4, 128, 32\]\]"),
         ([node("Transpose", "x", perm=[0, 1, 3, 2])], r"\[\[1, 4, 32, 128\]\], not"),
-        ([node("NonZero", "x")], "the size of y, from a NonZero, cannot be known"),
+        ([node("NonZero", "x")], "the size of y, from its operator NonZero, cannot be known"),
         ([node("Identity", "z")], "needs z, which is not there"),
         ([node("Identity", "x", "x")], "too few or too many inputs"),
-        ([node("Unheard", "x")], "its Unheard .*is not right"),
-        ([node("MatMul", "x", "x")], "its MatMul .*is not right: .*ncompatible dimensions"),
+        ([node("Unheard", "x")], "its operator Unheard is not right: \\w"),
+        ([node("MatMul", "x", "x")], "its operator MatMul is not right: .*ncompatible dimensions"),
     ],
 )  # fmt: skip
 def test_a_graph_that_gives_something_else_is_refused(nodes: list[NodeProto], reason: str) -> None:
@@ -202,3 +348,20 @@ def test_what_a_graph_gives_is_checked_when_it_runs(tmp_path: Path) -> None:
     network = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
     with pytest.raises(WeightsError, match=r"a\.onnx gives the shape \[\], not \[1, 4, 128, 32\]"):
         network(torch.zeros(1, 2, tiny.CHUNK))
+
+
+def test_an_error_of_onnx_runtime_without_a_message_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(graph([node("Identity", "x")]), tmp_path / "a.onnx")
+    network = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("")
+
+    network.session = SimpleNamespace(run=fail)
+    with pytest.raises(WeightsError, match=r"cannot run .*a\.onnx: RuntimeError$"):
+        network(torch.zeros(1, 2, tiny.CHUNK))
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    with pytest.raises(ValueError, match="cannot load it: RuntimeError$"):
+        OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import is_scratch
 
 from kmdx import scratch
 from kmdx.errors import AudioError
@@ -48,12 +49,12 @@ def mapped() -> int:
 
 
 def test_only_large_arrays_are_files(monkeypatch):
-    assert not scratch.is_scratch(scratch.empty((25, 10), limit=1000))
-    assert scratch.is_scratch(scratch.empty((25, 11), limit=1000))
-    assert not scratch.is_scratch(scratch.empty((25, 11)))
+    assert not is_scratch(scratch.empty((25, 10), limit=1000))
+    assert is_scratch(scratch.empty((25, 11), limit=1000))
+    assert not is_scratch(scratch.empty((25, 11)))
     monkeypatch.setattr(scratch, "LIMIT", 1000)
-    assert scratch.is_scratch(scratch.empty((25, 11)))
-    assert scratch.is_scratch(scratch.join([np.zeros(250, np.float32), np.zeros(1, np.float32)]))
+    assert is_scratch(scratch.empty((25, 11)))
+    assert is_scratch(scratch.join([np.zeros(250, np.float32), np.zeros(1, np.float32)]))
 
 
 @pytest.mark.parametrize("limit", [0, MIB])
@@ -154,7 +155,7 @@ def test_ordinary_arrays_are_left_alone():
     ordinary = np.arange(100_000, dtype=np.float32)
     scratch.release(ordinary)
     scratch.release(ordinary[::2])
-    assert not scratch.is_scratch(ordinary)
+    assert not is_scratch(ordinary)
     np.testing.assert_array_equal(ordinary, np.arange(100_000))
     assert keep.any()
 
@@ -187,13 +188,13 @@ def test_joined_blocks(limit, lengths):
         (whole[end - length : end] for length, end in zip(lengths, ends, strict=True)), limit
     )
     np.testing.assert_array_equal(joined, whole)
-    assert scratch.is_scratch(joined) == (limit < 2000)
+    assert is_scratch(joined) == (limit < 2000)
     joined[:] = 0  # it may be written to
 
 
 def test_what_is_expected_to_be_long_is_not_held():
-    assert scratch.is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1001))
-    assert not scratch.is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1000))
+    assert is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1001))
+    assert not is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1000))
 
 
 def test_no_blocks_are_no_samples():

@@ -15,7 +15,7 @@ import soundfile
 import tiny
 import torch
 import yaml
-from conftest import decibels, noise
+from conftest import decibels, is_scratch, noise
 
 import kmdx
 from kmdx import Separator, audio, chunking, ensemble, memory, plan_file, precision, runner, scratch
@@ -458,7 +458,7 @@ def test_a_long_song_gives_the_same_stems(
     for name, stem in stems.items():
         assert stem.shape == song.shape
         assert stem.flags.c_contiguous
-        assert scratch.is_scratch(stem)
+        assert is_scratch(stem)
         assert np.array_equal(stem, expected[name]), name
     assert np.array_equal(song, before)
     assert np.array_equal(stems["accompaniment"], song - stems["vocals"])
@@ -482,7 +482,7 @@ def test_a_part_of_a_long_file(separator: Separator, tmp_path: Path, monkeypatch
     expected = separator.separate(song[4410:], 44100, stems=["vocals"])["vocals"]
     monkeypatch.setattr(scratch, "LIMIT", 4096)
     stems, _ = separator.separate_file(tmp_path / "song.wav", start=0.1, stems=["vocals"])
-    assert scratch.is_scratch(stems["vocals"])
+    assert is_scratch(stems["vocals"])
     assert np.array_equal(stems["vocals"], expected)
 
 

@@ -39,6 +39,9 @@ STATE = {
 OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
 
 
+FIRST_MISSING = {name: STATE[name] for name in list(STATE)[1:]}
+
+
 def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in state.items()}
 
@@ -57,8 +60,11 @@ def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]
         {**prefixed("ema_model.module.", OTHER), **prefixed("model.")},
         {**STATE, **prefixed("model_ema.", OTHER)},
         {"n_averaged": torch.tensor(5), **prefixed("module.")},
+        {("module." if number % 2 else "model.") + name: STATE[name] for number, name in enumerate(STATE)},
+        {("module." if number % 2 else "") + name: STATE[name] for number, name in enumerate(STATE)},
+        {("model._orig_mod." if number == 3 else "module.") + name: STATE[name] for number, name in enumerate(STATE)},
     ],
-    ids=lambda state: " ".join(sorted({name.rpartition("conv")[0] or name for name in state if "norm" not in name})),
+    ids=lambda state: " ".join(sorted({name.rpartition("conv")[0] or name for name in state})),
 )  # fmt: skip
 def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]) -> None:
     network = Small()
@@ -72,8 +78,16 @@ def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]
         (prefixed("encoder."), r"names of its tensors begin with encoder\.: expected conv\.weight and so on"),
         (prefixed("model.net."), r"begin with model\.net\.:"),
         (prefixed("ema."), r"begin with ema\.:"),
-        ({**prefixed("generator."), **prefixed("discriminator.")}, r"begin with generator\., and 7 other tensors"),
-        ({**prefixed("model."), "loss.weight": torch.ones(3)}, r"begin with model\., and 1 other tensors"),
+        ({**prefixed("generator."), **prefixed("discriminator.")}, r"begin with generator\.; without it, of 7 tensors 7 unknown"),
+        ({**prefixed("model."), "loss.weight": torch.ones(3)}, r"of 7 tensors 1 unknown \(loss.weight\), after removing model\. from"),
+        ({**prefixed("module."), "module.extra": torch.ones(3)}, r"of 7 tensors 1 unknown \(module\.extra\), after removing module\. from"),
+        (prefixed("module.", FIRST_MISSING), r"of 7 tensors 1 missing \(conv\.weight\), after removing module\. from"),
+        (prefixed("module.", {**STATE, "conv.bias": torch.ones(1)}), r"of 7 tensors 1 of another shape \(conv\.bias\), after removing module\."),
+        ({**prefixed("model.", FIRST_MISSING), **prefixed("ema.", OTHER)}, r"of 7 tensors 1 missing \(conv\.weight\), after removing model\. from"),
+        (prefixed("encoder.", FIRST_MISSING), r"begin with encoder\.; without it, of 7 tensors 1 missing \(conv\.weight\): expected"),
+        (prefixed("module.encoder.", FIRST_MISSING), r"begin with module\.encoder\.; without it, of 7 tensors 1 missing"),
+        (prefixed("net_", {**STATE, "conv.bias": torch.ones(1)}), r"begin with net_; without it, of 7 tensors 1 of another shape \(conv\.bias\)"),
+        ({**STATE, "model.conv.bias": torch.ones(3)}, r"two tensors for conv\.bias, conv\.bias and model\.conv\.bias"),
         ({**STATE, "extra": torch.ones(1)}, r"of 7 tensors 1 unknown \(extra\)"),
         ({name: STATE[name] for name in list(STATE)[1:]}, r"1 missing \(conv\.weight\)"),
         ({**STATE, "conv.weight": torch.ones(3, 2)}, r"1 of another shape \(conv\.weight\)"),
@@ -95,6 +109,24 @@ def test_the_constants_of_the_authors_files_may_have_the_prefix_too() -> None:
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in again.state_dict().items())
     with pytest.raises(ValueError, match="its window is not"):
         TfcTdf.of_state(network.config, "vocals", {**state, "model.window": torch.ones(1024)})
+
+
+def test_a_prefix_and_a_constants_name_are_told_apart() -> None:
+    network = tiny.unet("vocals", None, seed=1)
+    state = prefixed("encoder.", tiny.author_state(network))
+    with pytest.raises(ValueError, match=r"begin with encoder\.: expected first_conv\.0\.weight and so on"):
+        TfcTdf.of_state(network.config, "vocals", state)
+    del state["encoder.first_conv.0.weight"]
+    with pytest.raises(ValueError, match=r"begin with encoder\.; without it, of \d+ tensors 1 missing"):
+        TfcTdf.of_state(network.config, "vocals", state)
+
+
+def test_a_network_keeps_its_weights_when_the_tensors_change() -> None:
+    network, state = Small(), {name: tensor.clone() for name, tensor in STATE.items()}
+    load_strictly(network, state)
+    for tensor in state.values():
+        tensor.zero_()
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in network.state_dict().items())
 
 
 def test_every_number_of_a_state_is_taken_as_the_network_needs_it() -> None:

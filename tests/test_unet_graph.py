@@ -397,7 +397,7 @@ def operation_is_more_than_there_should_be(model: ModelProto) -> str:
 
 def operation_leads_nowhere(model: ModelProto) -> str:
     model.graph.node.append(helper.make_node("Sigmoid", [nth(model, "Add", 1).output[0]], ["nowhere"]))
-    return "1 more nodes than that, first a Sigmoid"
+    return "1 more nodes than that, first the operator Sigmoid"
 
 
 def output_is_of_an_inner_node(model: ModelProto) -> str:

@@ -21,8 +21,9 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kmdx import weights
+from kmdx import errors, weights
 from kmdx.errors import WeightsError
+from kmdx.networks.state import load_strictly
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3)}
@@ -248,7 +249,7 @@ def test_the_state_dict_is_found_among_what_trainers_save(tmp_path: Path, conten
         ({"checkpoint": {"generator": STATE, "epoch": 1}}, "its tensors under checkpoint.generator"),
         ({"ema": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}}, "under ema and optimizer"),
         ({"model": STATE, "state_dict": COPY}, "state dicts under state_dict and model"),
-        ({**STATE, "epoch": 3}, "epoch is a int"),
+        ({**STATE, "epoch": 3}, "epoch is of the type int"),
     ],
 )
 def test_what_the_state_dict_is_under_is_named(tmp_path: Path, content: Any, reason: str) -> None:
@@ -388,7 +389,7 @@ def test_a_pickle_that_would_take_all_memory_or_time_does_not(tmp_path: Path, pr
     torch.save(STATE, path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + program)
-    refused(path, "damaged|holds a")
+    refused(path, "damaged|holds an object")
 
 
 def test_a_legacy_file_that_declares_more_than_it_has_is_refused(tmp_path: Path) -> None:
@@ -460,3 +461,26 @@ def test_the_real_htdemucs_has_the_registrys_tensors() -> None:
     npm = next(source for source in weights.get("htdemucs").sources if source.kind == "npm")
     stated = {**npm.kwargs, "segment": Fraction(39, 5)}  # type: ignore[attr-defined]
     assert checkpoint.kwargs == stated
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_network_stays_as_it_is_when_its_file_is_written_anew(tmp_path: Path, kind: str) -> None:
+    network, path = torch.nn.Linear(200, 300), tmp_path / "a.pt"
+    if kind == "safetensors":
+        save_file(network.state_dict(), path)
+    else:
+        torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    loaded = torch.nn.Linear(200, 300)
+    state = weights.load(path).state
+    assert state is not None
+    load_strictly(loaded, state)
+    with path.open("r+b") as file:
+        file.write(b"\x55" * path.stat().st_size)
+    assert torch.equal(loaded.weight, network.weight)
+    assert torch.equal(loaded.bias, network.bias)
+
+
+def test_an_error_without_a_message_is_called_by_its_class() -> None:
+    assert errors.first_line(RuntimeError(" \n")) == "RuntimeError"
+    assert errors.first_line(RuntimeError("\n one\ntwo")) == "one"
+    assert errors.reason(ValueError("Two\nlines.")) == "two"

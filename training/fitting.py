@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
 from kmdx import files, limits, loading, memory, weights
+from kmdx.errors import first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse, TrimAndJoin
@@ -126,7 +127,7 @@ def fit(
             if memory.is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory with {module.at_once} windows at once: set at_once lower, "
-                    f"or checkpointing: true{f' ({str(error).splitlines()[0]})' if str(error) else ''}"
+                    f"or checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
                 ) from error
             raise
         except OSError as error:

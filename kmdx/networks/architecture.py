@@ -15,7 +15,7 @@ from typing import Any
 from kmdx.errors import listed, quoted, shown, suggest
 
 MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
-MAX_VALUES = 2**29  # of one tensor between two layers: 2 GiB in float32
+MAX_VALUES = 2**29  # of one tensor between two layers, or of all at once in a graph: 2 GiB in float32
 MAX_LENGTH = 2**23  # samples of one window: 190 s at 44.1 kHz
 MAX_NAME = 100  # bytes in UTF-8, so that a file can have the name
 
@@ -175,7 +175,7 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
     if n_fft % 2:
         raise ValueError(f"n_fft must be even, not {n_fft}")
     if bins > n_fft // 2 + 1:
-        raise ValueError(f"bins must lie in 1..{n_fft // 2 + 1}, not {bins}")
+        raise ValueError(f"bins must be from 1 to {n_fft // 2 + 1}, not {bins}")
     if 10 * hop > 9 * n_fft:
         raise ValueError(f"a hop of {hop} leaves gaps between windows of {n_fft} samples")
     if n_fft // 2 >= hop * (frames - 1):

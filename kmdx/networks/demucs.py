@@ -12,6 +12,7 @@ from demucs.hdemucs import HDecLayer, HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
+from kmdx.errors import first_line
 from kmdx.networks import architecture
 from kmdx.networks.state import NoInitialization, load_strictly
 
@@ -132,8 +133,8 @@ def build(
             model = CLASSES[kind](**{**own, "rescale": 0})
     # Sizes that do not fit together: Demucs asserts, and torch raises the others, as it finds them.
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error) or "its sizes do not fit together"
-        raise ValueError(f"{kind} cannot be built: {reason.splitlines()[0]}") from error
+        reason = first_line(error) if str(error).strip() else "its sizes do not fit together"
+        raise ValueError(f"{kind} cannot be built: {reason}") from error
     seconds = model.segment if segment is None else segment
     architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)

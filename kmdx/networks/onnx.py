@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kmdx.errors import KmdxWarning, WeightsError
+from kmdx.errors import KmdxWarning, WeightsError, first_line
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
-from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS
 
 INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxruntime elsewhere, never both"
 
@@ -25,7 +24,8 @@ class OnnxNetwork(nn.Module):
     Parameters
     ----------
     path : Path
-        The exported graph: one input and one output of shape ``(batch, 4, bins, frames)``.
+        The exported graph: one input and one output of shape ``(batch, 4, bins, frames)``, which
+        :func:`kmdx.weights.check_graph` has checked.
     spectrogram : SpectrogramConfig
         The transform around it.
     source : str
@@ -37,7 +37,7 @@ class OnnxNetwork(nn.Module):
     Raises
     ------
     ValueError
-        If the graph cannot be loaded or its input has another shape than the transform gives.
+        If the graph cannot be loaded.
     """
 
     bears: tuple[torch.dtype, ...] = ()
@@ -53,10 +53,6 @@ class OnnxNetwork(nn.Module):
         self.providers: tuple[str, ...] = tuple(self.session.get_providers())
 
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        expected = [SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames]
-        if len(inputs) != 1 or len(outputs) != 1 or not _fits(inputs[0].shape, expected):
-            shapes = [node.shape for node in inputs]
-            raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *expected]}]")
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
         # A dynamic axis carries a name instead of a number.
         self.batch_size: int | None = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
@@ -77,7 +73,7 @@ class OnnxNetwork(nn.Module):
         try:
             (estimate,) = self.session.run([self.output_name], {self.input_name: heard})
         except _runtime_errors() as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             if "allocate memory" in str(error) or "out of memory" in str(error).lower():
                 raise torch.OutOfMemoryError(reason) from error
             raise WeightsError(f"ONNX Runtime cannot run {self.path}: {reason}") from error
@@ -91,13 +87,6 @@ class OnnxNetwork(nn.Module):
         if tuple(sources) != self.sources:
             raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
         return self
-
-
-def _fits(shape: Sequence[int | str | None], expected: Sequence[int]) -> bool:
-    """Whether a graph's axes behind the batch are these; a free axis has no number."""
-    return len(shape) == len(expected) + 1 and all(
-        own == wanted or not isinstance(own, int) for own, wanted in zip(shape[1:], expected, strict=True)
-    )
 
 
 @functools.cache
@@ -138,7 +127,7 @@ def _session(path: Path, device: torch.device) -> Any:
             providers=[p for p in wanted if (p if isinstance(p, str) else p[0]) in available],
         )
     except _runtime_errors() as error:
-        raise ValueError(f"ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         warnings.warn(
             f"{path.name} runs on the CPU although {device} was asked for, and will be many times slower: "

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kmdx.errors import shown
+from kmdx.errors import listed, shown
 
 # What trainers put before the names: DataParallel, Lightning and many scripts, torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
-_PREFIX = re.compile(rf"({'|'.join(map(re.escape, PREFIXES))})*")
+_MAX_PREFIXES = 16  # before one name
+_MAX_NAME = 1000  # characters of a name of a copy with averaged weights
+_SAMPLE = 20  # names of a network that an unknown prefix is looked for with
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # torch.compile of a part of a network
 _AVERAGED = re.compile(r"(\w*_)?(ema|averaged?|swa)(_\w*)?\..*|n_averaged")  # a copy, with averaged weights
 
@@ -65,92 +68,109 @@ class NoInitialization(TorchFunctionMode):
             raise ValueError("another network's weights: the architecture has more parameters than the file")
 
 
-def renamed(
-    state: Mapping[str, Tensor], own: Collection[str], optional: Collection[str] = ()
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], optional: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """A state dict without what trainers put before its names, if the names are then exactly a network's.
+    """Make ``state`` the parameters and buffers of ``module``, floating tensors as float32.
+
+    What trainers put before names (:data:`PREFIXES`) is left out, also where it is not before all of them,
+    and so is a copy with averaged weights next to the network's own. The tensors are copied, so that the
+    file that they are mapped from may change; the module may have been built under :class:`NoInitialization`.
 
     Parameters
     ----------
+    module : nn.Module
     state : mapping
-    own : collection of str
-        The network's names.
     optional : collection of str
         Names that the state may have on top.
 
     Returns
     -------
     dict
-        The same state where it has none of :data:`PREFIXES`, or where they are not all that is wrong. A copy
-        with averaged weights next to the network's own is left out.
-    """
-    names = {_COMPILED.sub("", name): name for name in state}
-    if len(names) < len(state):  # two names would become one
-        return dict(state)
-    for prefix in dict.fromkeys(_prefixes(names, own)):
-        fitting = {name: state[names[prefix + name]] for name in own if prefix + name in names}
-        extra = [name for name in optional if prefix + name in names]
-        rest = names.keys() - {prefix + name for name in (*fitting, *extra)}
-        if _PREFIX.fullmatch(prefix) and len(fitting) == len(own) and all(map(_AVERAGED.fullmatch, rest)):
-            return {**fitting, **{name: state[names[prefix + name]] for name in extra}}
-    return dict(state)
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make ``state`` the parameters and buffers of ``module``, floating tensors as float32.
-
-    The tensors are taken over, not copied, so the module may have been built under :class:`NoInitialization`.
+        The tensors that have these names.
 
     Raises
     ------
     ValueError
         If a tensor is missing, unknown, of another shape, or not of numbers of the kind that is needed; the
-        message names the first, or a prefix of the names that is not one of :data:`PREFIXES`.
+        message names the first, and what is before the names.
     """
     own = module.state_dict()
-    state = renamed(state, own)
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unknown": [name for name in state if name not in own],
-        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
-    }
-    if any(problems.values()):
-        counts = ", ".join(
-            f"{len(names)} {what} ({shown(names[0])})" for what, names in problems.items() if names
-        )
-        raise ValueError(
-            _prefix_problem(state, own) or f"another network's weights: of {len(own)} tensors {counts}"
-        )
-    for name, tensor in state.items():
-        real = tensor.is_floating_point() or (
-            tensor.dtype != torch.bool and not own[name].is_floating_point()
-        )
+    names = _without_prefixes(state, {*own, *optional})
+    if problem := _problem({short: state[name] for short, name in names.items()}, names, own, optional):
+        raise ValueError(problem)
+    for short, needed in own.items():
+        tensor = state[names[short]]
+        real = tensor.is_floating_point() or (tensor.dtype != torch.bool and not needed.is_floating_point())
         if not real:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"its tensor {name} is of the type {kind}, and a floating-point type is needed")
-    taken = {
-        name: tensor.float() if own[name].is_floating_point() else tensor.to(own[name].dtype)
-        for name, tensor in state.items()
-    }
-    module.load_state_dict(taken, strict=True, assign=True)
-
-
-def _prefixes(names: Collection[str], own: Collection[str]) -> Iterator[str]:
-    """What is before the first of a network's names, wherever that is among these names."""
-    first = next(iter(own))
-    for name in names:
-        if name.endswith(first):
-            yield name.removesuffix(first)
-
-
-def _prefix_problem(state: Mapping[str, Tensor], own: Collection[str]) -> str | None:
-    """What is wrong, if the network's names are there with something before them."""
-    for prefix in _prefixes(state, own):
-        if prefix and all(prefix + name in state for name in own):
-            others = len(state) - len(own)
-            more = f", and {others} other tensors are next to them" if others else ""
-            return (
-                f"the names of its tensors begin with {shown(prefix)}{more}: expected "
-                f"{next(iter(own))} and so on, with nothing before them but {', '.join(PREFIXES)}"
+            raise ValueError(
+                f"its tensor {names[short]} is of the type {kind}, and a floating-point type is needed"
             )
-    return None
+    kinds = {name: torch.float32 if each.is_floating_point() else each.dtype for name, each in own.items()}
+    taken = {name: state[names[name]].to(kind, copy=True) for name, kind in kinds.items()}
+    module.load_state_dict(taken, strict=True, assign=True)
+    return {name: state[names[name]] for name in optional if name in names}
+
+
+def _without_prefixes(state: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """The names of a state dict by what is behind the prefixes that trainers put before them."""
+    names: dict[str, str] = {}
+    for name in state:
+        short = _COMPILED.sub("", name)
+        for _ in range(_MAX_PREFIXES):
+            prefix = next((each for each in PREFIXES if short.startswith(each)), None)
+            if short in wanted or prefix is None:
+                break
+            short = short.removeprefix(prefix)
+        if short in names and short in wanted:
+            raise ValueError(
+                f"it has two tensors for {short}, {shown(names[short])} and {shown(name)}: "
+                "save it again with one of them"
+            )
+        names[name if short in names else short] = name
+    return names
+
+
+def _problem(
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    own: Mapping[str, Tensor],
+    optional: Collection[str],
+) -> str | None:
+    """What is wrong with a state dict, if anything; ``names`` are those in the file."""
+    prefix = _unknown_prefix(state, own)
+    behind = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    others = [name for name in state if not name.startswith(prefix)]
+    others += [prefix + name for name in behind if name not in own and name not in optional]
+    problems = {
+        "missing": [name for name in own if name not in behind],
+        "unknown": [
+            names[name] for name in others if not (len(name) < _MAX_NAME and _AVERAGED.fullmatch(name))
+        ],
+        "of another shape": [
+            name for name in own if name in behind and own[name].shape != behind[name].shape
+        ],
+    }
+    counts = ", ".join(f"{len(each)} {what} ({shown(each[0])})" for what, each in problems.items() if each)
+    counts = counts and f"of {len(own)} tensors {counts}"
+    if not prefix:
+        removed = {names[name].removesuffix(name) for name in own if name in names} - {""}
+        without = f", after removing {listed(sorted(removed))} from the names" if removed else ""
+        return counts and f"another network's weights: {counts}{without}"
+    first = next(name for name in own if name in behind)
+    return (
+        f"the names of its tensors begin with {shown(names[prefix + first].removesuffix(first))}"
+        f"{counts and f'; without it, {counts}'}: expected {first} and so on, with nothing before them but "
+        f"{', '.join(PREFIXES)}"
+    )
+
+
+def _unknown_prefix(names: Collection[str], own: Collection[str]) -> str:
+    """What is before most of a network's names, where the names as they are do not fit."""
+    sample = [*own][:: math.ceil(len(own) / _SAMPLE)]
+    found = Counter(name.removesuffix(wanted) for wanted in sample for name in names if name.endswith(wanted))
+    for prefix in ("", *(prefix for prefix, _ in found.most_common(3))):
+        if 2 * sum(prefix + name in names for name in own) >= len(own):
+            return prefix
+    return ""

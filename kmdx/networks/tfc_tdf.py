@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kmdx.networks import architecture
 from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
-from kmdx.networks.state import NoInitialization, load_strictly, renamed
+from kmdx.networks.state import NoInitialization, load_strictly
 
 WAVE_CHANNELS = 2
 SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each
@@ -186,7 +186,7 @@ class TfcTdf(nn.Module):
         return self
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a published state dict, strictly.
+        """Copy a published state dict, strictly.
 
         The author's files also hold the transform's constants (``window`` and ``freq_pad``); they
         must be the ones that this network uses.
@@ -196,9 +196,8 @@ class TfcTdf(nn.Module):
         ValueError
             If a constant differs, or a parameter is missing, unknown or of another shape.
         """
-        state = renamed(state, self.state_dict(), TRANSFORM_CONSTANTS)
-        parameters = {name: tensor for name, tensor in state.items() if name not in TRANSFORM_CONSTANTS}
-        window = state.get("window")
+        constants = load_strictly(self, state, TRANSFORM_CONSTANTS)
+        window = constants.get("window")
         if window is not None and not (
             window.shape == self.spectrogram.window.shape
             and torch.allclose(window.float(), self.spectrogram.window, atol=1e-6)
@@ -206,14 +205,13 @@ class TfcTdf(nn.Module):
             raise ValueError(
                 f"its window is not the periodic Hann window of {len(self.spectrogram.window)} samples"
             )
-        freq_pad = state.get("freq_pad")
+        freq_pad = constants.get("freq_pad")
         if freq_pad is not None and (freq_pad.any() or freq_pad.shape[-2:] != self.padding_shape):
             raise ValueError(f"its freq_pad is not zeros of shape (…, {self.padding_shape})")
-        load_strictly(self, parameters)
 
     @classmethod
     def of_state(cls, config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
-        """Build the network that a published state dict belongs to, for inference; it shares the tensors.
+        """Build the network that a published state dict belongs to, for inference, with tensors of its own.
 
         Raises
         ------

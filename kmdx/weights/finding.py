@@ -14,6 +14,7 @@ A file that is known to hold another weight never takes a role by its name.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -100,7 +101,8 @@ def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[st
 def missing_message(weight: Weight, folder: Path) -> str:
     """That a weight is missing: what was looked for, where, and how to get it."""
     if weight.path:
-        return f"{weight.path} is missing, the file of {weight.title[:1].lower()}{weight.title[1:]}"
+        what = "is not a file" if os.path.exists(weight.path) else "is missing"  # noqa: PTH110 - Path.exists raises of a long name
+        return f"{weight.path} {what}: expected the file of {weight.title[:1].lower()}{weight.title[1:]}"
     known = _known_contents(weight, folder)
     names = _names(weight)
     if not names:

@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmdx.errors import WeightsError, shown
+from kmdx.errors import WeightsError, first_line, shown
 from kmdx.weights import onnx_file, onnx_sizes, state_dict, torch_file
 from kmdx.weights.pickled import Call, Name, Refused
 
@@ -86,7 +86,7 @@ def load(path: Path | str) -> Checkpoint:
         raise WeightsError(f"{path} {error}") from error
     except (ValueError, OSError) as error:
         raise WeightsError(
-            f"{path} is damaged or cut off ({_first_line(error)}); delete it and pull it again"
+            f"{path} is damaged or cut off ({first_line(error)}); delete it and pull it again"
         ) from error
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
 
@@ -125,7 +125,7 @@ def decode_arguments(text: str) -> Any:
     except Refused:
         raise
     except ValueError as error:
-        raise Refused(f"is refused: its arguments are no JSON ({_first_line(error)})") from error
+        raise Refused(f"is refused: its arguments are no JSON ({first_line(error)})") from error
     except RecursionError as error:
         raise Refused("is refused: its arguments are nested too deeply") from error
 
@@ -153,7 +153,9 @@ def _load_torch(path: Path) -> Checkpoint:
     content = file.content
     if not isinstance(content, dict):
         what = content.name if isinstance(content, Call) else type(content).__name__
-        raise Refused(f"holds a {what}: expected a dict of tensors, which state_dict() gives")
+        raise Refused(
+            f"holds an object of the type {what}: expected a dict of tensors, which state_dict() gives"
+        )
     state = {}
     for name, call in state_dict.find(content).items():
         try:
@@ -190,7 +192,7 @@ def _load_safetensors(path: Path, header_bytes: int) -> Checkpoint:
                     raise state_dict.bad_tensor(name, f"is of the type {kind}")
                 state[name] = file.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(first_line(error)) from error
     if "structure" in metadata:
         raise Refused(state_dict.QUANTIZED)
     if not state:
@@ -258,7 +260,3 @@ def _tuned_for(training_args: Any) -> str | None:
         return None
     chosen = [source for source, weight in zip(_TUNED_FOR, weights, strict=True) if weight]
     return chosen[0] if len(chosen) == 1 else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

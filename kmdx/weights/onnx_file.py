@@ -8,6 +8,8 @@ all that it computes must be known beforehand (:mod:`kmdx.weights.onnx_sizes`).
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +18,15 @@ from kmdx.errors import shown
 from kmdx.weights.pickled import Refused
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _MAX_NODES = 10_000  # the largest separation networks have about 3,000
+_RANDOM = (
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+)  # fmt: skip
+_MAY_BE_INFINITE = ("Clip", "Constant", "Pad")  # operators whose attributes are limits or fill values
 
 
 def read(path: Path) -> ModelProto:
@@ -28,8 +35,8 @@ def read(path: Path) -> ModelProto:
     Raises
     ------
     Refused
-        If it has control flow, functions or operations of its own, or a constant that is elsewhere,
-        damaged, NaN or infinite.
+        If it has control flow, random numbers, functions or operations of its own, or a constant that is
+        elsewhere, damaged, NaN, or infinite and no mask or limit.
     ValueError
         If the file is no graph.
     OSError
@@ -53,19 +60,53 @@ def read(path: Path) -> ModelProto:
         _check_node(node)
     for tensor in _tensors(graph):
         _check_tensor(tensor)
+    _check_dropout(graph)
     return model
 
 
 def _check_node(node: NodeProto) -> None:
+    import numpy as np
+
     if node.domain not in STANDARD_DOMAINS:
         raise Refused(
             f"is refused: {shown(node.op_type)} is an operation of {shown(node.domain)}, not of ONNX"
         )
+    if node.op_type in _RANDOM:
+        raise Refused(
+            f"is refused: its operator {node.op_type} draws random numbers, and every run would differ"
+        )
     for attribute in node.attribute:
         if attribute.HasField("g") or len(attribute.graphs):
-            raise Refused(f"is refused: its graph has control flow, a {shown(node.op_type)}")
+            raise Refused(f"is refused: its graph has control flow, the operator {shown(node.op_type)}")
         if attribute.HasField("sparse_tensor") or len(attribute.sparse_tensors):
             raise Refused("is refused: its graph has sparse tensors")
+        for values in ([attribute.f], attribute.floats):
+            if not _are_numbers(np.array(values), masks=node.op_type in _MAY_BE_INFINITE):
+                raise Refused(
+                    f"is refused: {shown(attribute.name)} of its operator {shown(node.op_type)} holds NaN or "
+                    "infinity; export it again"
+                )
+
+
+def _check_dropout(graph: GraphProto) -> None:
+    """Refuse a Dropout that draws random numbers, or that may, as its third input decides."""
+    from onnx import numpy_helper
+
+    switches = {node.input[2] for node in graph.node if node.op_type == "Dropout" and len(node.input) > 2}
+    if not switches - {""}:
+        return
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values = [each.t for each in node.attribute if each.HasField("t")]
+            constants.update(itertools.product(node.output, values))
+    for name in switches - {""}:
+        switch = constants.get(name)
+        if switch is None or math.prod(switch.dims) != 1 or numpy_helper.to_array(switch).any():
+            raise Refused(
+                "is refused: its operator Dropout is in training mode and draws random numbers, and every "
+                "run would differ; export it in evaluation mode"
+            )
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -79,7 +120,6 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    import numpy as np
     from onnx import TensorProto, numpy_helper
 
     name = shown(tensor.name)
@@ -91,12 +131,21 @@ def _check_tensor(tensor: TensorProto) -> None:
         values = numpy_helper.to_array(tensor)
     except ValueError as error:
         raise Refused(f"is refused: its tensor {name} has not as many values as its shape says") from error
-    if values.dtype.kind != "f" or np.isfinite(values).all():
-        return
-    if (
-        np.isnan(values).any() or values.size > 1
-    ):  # a single infinity is what masks and limits are written with
+    if not _are_numbers(values, masks=True):
         raise Refused(f"is refused: its tensor {name} holds NaN or infinity; export it again")
+
+
+def _are_numbers(values: ndarray, masks: bool) -> bool:
+    """Whether values are finite, or may be infinite because they are a mask or a limit.
+
+    A mask of attention has -inf where nothing is to be seen and 0, or a penalty by distance, elsewhere. A
+    limit is a single value. A damaged tensor of weights has values of both signs.
+    """
+    import numpy as np
+
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return True
+    return masks and not np.isnan(values).any() and (values.size == 1 or bool((values <= 0).all()))
 
 
 def _types() -> frozenset[int]:

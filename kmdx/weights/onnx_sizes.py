@@ -12,16 +12,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kmdx.errors import shown
+from kmdx.errors import first_line, shown
+from kmdx.networks.architecture import MAX_VALUES
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto
 
-MAX_VALUES = (
-    1 << 29
-)  # held at once: 2 GiB in float32, for a batch of one; the largest published graph needs 0.7
 _MAX_SIZES = 64  # numbers of a tensor that may stand for sizes
+# What exporters compute sizes with. Each needs no more memory than its inputs and outputs have, and gives
+# the same numbers in ONNX Runtime to the last bit, so a graph cannot be larger there than it seems here.
+_COMPUTED = {
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
+    "Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max",
+    "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum",
+    "Reshape", "Sign", "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where", "Xor",
+}  # fmt: skip
 
 
 def check(model: ModelProto, shape: Sequence[int]) -> None:
@@ -48,9 +54,9 @@ def check(model: ModelProto, shape: Sequence[int]) -> None:
     for node in graph.node:
         sizes = walk.follow(node)
         held += sum(sizes.values())
-        if held > MAX_VALUES:
+        if held > MAX_VALUES:  # for a batch of one; the largest published graph needs a third
             raise ValueError(
-                f"at {shown(node.output[0])}, from a {node.op_type}, it holds {held:,} values at once"
+                f"at {shown(node.output[0])}, from its {_called(node)}, it holds {held:,} values at once"
             )
         # What hangs on the shape of the input alone is a constant, too, and constants are kept.
         if node.op_type not in ("Shape", "Size") and not varying.isdisjoint(node.input):
@@ -85,21 +91,20 @@ class _Walk:
         """How many values each output of a node has."""
         for name in filter(None, node.input):
             if name not in self.types:
-                raise ValueError(f"its {node.op_type} needs {shown(name)}, which is not there")
+                raise ValueError(f"its {_called(node)} needs {shown(name)}, which is not there")
         self.types.update(self._inferred(node))
         sizes = {}
         for name in filter(None, node.output):
             shape = _shape(self.types[name]) if name in self.types else None
             if shape is None or None in shape:
                 raise ValueError(
-                    f"the size of {shown(name)}, from a {node.op_type}, cannot be known beforehand"
+                    f"the size of {shown(name)}, from its {_called(node)}, cannot be known beforehand"
                 )
             sizes[name] = math.prod(size or 0 for size in shape)
-        if len(sizes) == 1 and max(sizes.values()) <= _MAX_SIZES:
-            numbers = self._computed(node)
-            (name,) = sizes
-            if numbers is not None and numbers.size == sizes[name]:
-                self.numbers[name] = numbers.reshape(_shape(self.types[name]))
+        if max(sizes.values(), default=0) <= _MAX_SIZES:
+            for name, numbers in zip(node.output, self._computed(node), strict=False):
+                if name and self._fits(name, numbers):
+                    self.numbers[name] = numbers
         return sizes
 
     def values(self, name: str) -> int:
@@ -121,9 +126,11 @@ class _Walk:
                 schema.min_input <= len(node.input) <= schema.max_input
                 and schema.min_output <= len(node.output) <= schema.max_output
             ):
-                raise ValueError(
-                    f"its {node.op_type} {shown(node.name)} has too few or too many inputs or outputs"
-                )
+                raise ValueError(f"its {_called(node)} has too few or too many inputs or outputs")
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            parts = numbers.get("num_outputs", len(node.output))
+            if numbers.get("batch_dims", 0) < 0 or parts != len(node.output):  # these crash the inference
+                raise ValueError(f"its {_called(node)} has attributes that do not fit")
             return onnx.shape_inference.infer_node_outputs(
                 schema,
                 node,
@@ -137,43 +144,73 @@ class _Walk:
             onnx.shape_inference.InferenceError,
             onnx.checker.ValidationError,
         ) as error:
-            reason = (str(error).strip() or "no reason given").splitlines()[0][:120]
-            raise ValueError(
-                f"its {shown(node.op_type)} {shown(node.name)} is not right: {reason}"
-            ) from error
+            raise ValueError(f"its {_called(node)} is not right: {first_line(error)}") from error
 
-    def _computed(self, node: NodeProto) -> ndarray | None:
-        """The few numbers that a node gives, if they are sizes computed from sizes, and None otherwise."""
+    def _fits(self, name: str, numbers: ndarray) -> bool:
+        """Whether numbers have the type and shape that were inferred."""
+        from onnx import helper
+
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[name].tensor_type.elem_type)
+        return numbers.dtype == dtype and list(numbers.shape) == _shape(self.types[name])
+
+    def _computed(self, node: NodeProto) -> Sequence[ndarray]:
+        """The few numbers that a node gives, if they are sizes computed from sizes, and nothing otherwise."""
         import numpy as np
-        from onnx import TensorProto, numpy_helper
+        from onnx import helper, numpy_helper
+        from onnx.reference import ReferenceEvaluator
 
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type == "Constant":
-            return numpy_helper.to_array(attributes["value"].t) if "value" in attributes else None
-        if node.op_type == "Shape":
+        if node.op_type == "Constant" and "value" in attributes:
+            return [numpy_helper.to_array(attributes["value"].t)]
+        if node.op_type in ("Shape", "Size"):
             ends = [attributes[name].i if name in attributes else None for name in ("start", "end")]
-            return np.array((_shape(self.types[node.input[0]]) or [])[slice(*ends)], np.int64)
-        given = [self.numbers[name] for name in node.input if name in self.numbers]
-        if len(given) < len(node.input) or not all(numbers.dtype == np.int64 for numbers in given):
-            return None
-        flat = all(numbers.ndim == 1 for numbers in given)
-        match node.op_type, given:
-            case (("Identity" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze"), [numbers, *_]):
-                return numbers  # in another shape
-            case "Cast", [numbers] if attributes["to"].i == TensorProto.INT64:
-                return numbers
-            case "Concat", _ if flat:
-                return np.concatenate(given)
-            case "Gather", [numbers, places] if numbers.ndim == 1:
-                return np.take(numbers, places, mode="wrap")  # beyond the end is an error when it runs
-            case "Slice", [numbers, start, end, *more] if flat and all(each.size == 1 for each in given[1:]):
-                step = int(more[1].item()) if len(more) > 1 else 1
-                return numbers[int(start.item()) : int(end.item()) : step] if step else None
-            case (("Add" | "Sub" | "Mul"), [left, right]):
-                return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[node.op_type](left, right)
-            case "Div", [left, right] if (left >= 0).all() and (right > 0).all():
-                return left // right
-        return None
+            shape = np.array(_shape(self.types[node.input[0]]) or [], np.int64)
+            return [shape[slice(*ends)] if node.op_type == "Shape" else shape.prod(dtype=np.int64)]
+        names = [name for name in dict.fromkeys(node.input) if name]
+        given = {name: self.numbers[name] for name in names if name in self.numbers}
+        if node.op_type not in _COMPUTED or len(given) < len(names):
+            return []
+        if not _same_everywhere(node.op_type, [given[name] for name in node.input if name]):
+            return []
+        inputs, outputs = (
+            [helper.make_value_info(name, self.types[name]) for name in each if name]
+            for each in (names, node.output)
+        )
+        try:
+            alone = ReferenceEvaluator(
+                helper.make_graph([node], "node", inputs, outputs), opsets={"": self.version}
+            )
+            with np.errstate(all="ignore"):
+                found = dict(zip(alone.output_names, alone.run(None, given), strict=True))
+        # Inputs that the standard does not allow; ONNX Runtime will refuse them, too.
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
+            return []
+        return [np.asarray(found.get(name, ())) for name in node.output]
+
+
+def _same_everywhere(operator: str, given: Sequence[ndarray]) -> bool:
+    """Whether the standard leaves no doubt what an operator gives of these numbers."""
+    import numpy as np
+
+    if any(numbers.dtype.kind not in "biuf" for numbers in given):
+        return False
+    real = any(numbers.dtype.kind == "f" for numbers in given)
+    match operator:
+        case "Cast":  # of what whole numbers cannot hold
+            return not real or bool((np.abs(given[0]) < 2**31).all())
+        case "Mod" | "Range" | "ReduceProd" | "ReduceSum" if real:  # rounded here and there
+            return False
+        case "Div" | "Mod":  # of negative numbers; some versions round down
+            return real or bool((given[0] >= 0).all() and (given[1] > 0).all())
+    return True
 
 
 def _input(graph: GraphProto, shape: Sequence[int]) -> ValueInfoProto:
@@ -189,6 +226,11 @@ def _input(graph: GraphProto, shape: Sequence[int]) -> ValueInfoProto:
             if fits and inputs[0].type.tensor_type.elem_type == TensorProto.FLOAT and batch != 0:
                 return helper.make_tensor_value_info(inputs[0].name, TensorProto.FLOAT, [batch or 1, *shape])
     raise ValueError(f"its inputs have the shapes {shapes}, not [{['batch', *shape]}] in float32")
+
+
+def _called(node: NodeProto) -> str:
+    """What a message calls a node."""
+    return f"operator {shown(node.op_type)}{f' at {shown(node.name)}' if node.name else ''}"
 
 
 def _type(kind: int, shape: Sequence[int]) -> TypeProto:

@@ -51,7 +51,7 @@ def find(content: Mapping[Any, Any]) -> dict[str, Any]:
         )
     for name, value in found.items():
         if not (isinstance(name, str) and is_tensor(value)):
-            raise Refused(f"holds no state dict: {shown(str(name))} is a {_kind(value)}")
+            raise Refused(f"holds no state dict: {shown(str(name))} is of the type {_kind(value)}")
     if not tensors:
         raise Refused("holds no state dict: expected names with tensors")
     if tensors > MAX_TENSORS:

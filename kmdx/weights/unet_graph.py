@@ -237,7 +237,7 @@ class _Walk:
             _refuse(f"its output is {self.output}, not {tensor}")
         if self.left:
             node = next(iter(self.left.values()))
-            _refuse(f"it has {len(self.left)} more nodes than that, first a {node.op_type}")
+            _refuse(f"it has {len(self.left)} more nodes than that, first the operator {node.op_type}")
 
     def _norm(self, module: str, tensor: str, channels: int) -> str:
         import numpy as np
@@ -329,7 +329,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     try:
         return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     except ValueError:
-        _refuse(f"a {node.op_type} has an attribute of unknown type")
+        _refuse(f"the operator {node.op_type} has an attribute of unknown type")
 
 
 def _read(path: Path) -> ModelProto:

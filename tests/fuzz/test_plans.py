@@ -43,6 +43,7 @@ ODD_TEXTS = st.sampled_from(
     ["!!int ''", "!!bool abc", "!!float x", "!!null x", "!!timestamp 1", "!!binary '='", "!!set {a}", "!!omap [a: 1]",
      "!!python/name:os.system", "!!int [1]", "!!map []", "!!str {a: 1}", "&a [*a]", "*a", "{<<: 3}", "{<<: {a: 1}, a: 2}",
      "9" * 400, "9" * 5000, "0x" + "f" * 300, "0x_", "0b_", "010", "1:30", "1e400", "1.0e+400", ".inf", "-.inf", ".nan",
+     "!!float 0x10", "!!float 0b1", "!!float -0x1", "!!float 0x_", "!!int 1.5", "!!int 0x1f", "!!bool 0b1", "!!null 0x1",
      "1e-3", "2026-01-01", "=", "~", "'", '"', '"\\ud800"', '"\\0"', "[" * 60 + "]" * 60, "[" * 2000, "{a: " * 60,
      "? a", "- a", "|\n a", "\t", "\0", "\ufeff", "\x85", "# a", "--- a", "...", "%YAML 9.9", "{a: 1, a: 1}"]
 )  # fmt: skip
