@@ -116,6 +116,7 @@ class Part:
     "matroska", "mp4", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    begin: int = 0  # position of what follows the headers, in a Matroska file
     lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
     missing: int = 0  # samples that are declared and missing at the end
     is_counted: bool = False  # the file declares how many frames it has, and some are missing
@@ -383,7 +384,7 @@ def _matroska(file: BinaryIO, size: int) -> Part:
         if identifier in (0, _CLUSTER) or length is None or content + length >= min(end, size):
             break
         position = content + length
-    return Part(whole, "matroska", ends=(duration,), cut=cut)
+    return Part(whole, "matroska", ends=(duration,), begin=position, cut=cut)
 
 
 def _info_duration(info: bytes) -> float | None:

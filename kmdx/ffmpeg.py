@@ -114,7 +114,7 @@ class _Decoder:
         self.broken = False  # the container could not be read to its end
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
         self.lost_bytes = False  # bytes were passed over since the last good packet
-        self.covered = 0  # position in the file up to which there were packets
+        self.covered = part.begin  # position in the file up to which there were packets
         self.first_packet: float | None = None  # timestamp, in samples
         self.left = math.inf  # samples up to the declared end, beyond which there is padding
         self.decoded = 0
@@ -148,9 +148,11 @@ class _Decoder:
     def _frames(self) -> Iterator[Any]:
         """Frames of the stream; packets that cannot be decoded leave a gap."""
         before: deque[bytes] = deque(maxlen=2)
-        packet, following = None, next(packets := self._packets(), None)
+        nothing = (None, False)
+        packet, (following, lost_bytes) = None, next(packets := self._packets(), nothing)
         while following is not None:
-            packet, following = following, next(packets, None)
+            self.lost_bytes = self.lost_bytes or lost_bytes
+            packet, (following, lost_bytes) = following, next(packets, nothing)
             try:
                 if self._is_zeroed(packet, before, following):
                     raise av.InvalidDataError(0, "zeros in a packet")
@@ -166,8 +168,12 @@ class _Decoder:
                 before.append(bytes(packet))
             yield from frames
 
-    def _packets(self) -> Iterator[Any]:
-        """Packets of the stream, up to the end or to the first that cannot be read."""
+    def _packets(self) -> Iterator[tuple[Any, bool]]:
+        """Packets of the stream, up to the end or to the first that cannot be read.
+
+        With each, whether bytes before it were passed over.
+        """
+        lost_bytes = False
         everything = self.part.family == "matroska"
         view = self.part.view
         view.calls_left = PACKET_CALLS
@@ -175,11 +181,12 @@ class _Decoder:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
                 view.calls_left = PACKET_CALLS
                 if everything:
-                    self._cover(packet)
+                    lost_bytes = self._passes_over(packet) or lost_bytes
                 if packet.stream.index == self.stream.index:
                     if self.first_packet is None and packet.pts is not None:
                         self.first_packet = self._samples(packet.pts)
-                    yield packet
+                    yield packet, lost_bytes
+                    lost_bytes = False
         except av.FFmpegError as error:
             self.error, self.broken = error, True
 
@@ -219,13 +226,13 @@ class _Decoder:
                 decoded += [frame.to_ndarray().ravel() for frame in context.decode(av.Packet(data))]
         return np.concatenate(decoded)
 
-    def _cover(self, packet: Any) -> None:
-        """Notice bytes between the packets of all streams that belong to none of them."""
+    def _passes_over(self, packet: Any) -> bool:
+        """Whether there are bytes between this packet of any stream and the last that belong to none."""
         if packet.pos is None or packet.pos < 0 or not packet.size:
-            return
-        if self.covered and packet.pos > self.covered + BLOCK_HEADER:
-            self.lost_bytes = True
+            return False
+        lost_bytes = bool(self.covered and packet.pos > self.covered + BLOCK_HEADER)
         self.covered = max(self.covered, packet.pos + packet.size, self.covered + packet.size)
+        return lost_bytes
 
     def _samples(self, ticks: float) -> float:
         return ticks * self.tick
@@ -280,7 +287,8 @@ class _Decoder:
     def _missing_lead(self, at: float | None) -> float:
         """Samples missing before the first frame; a stream may well begin later than at 0."""
         number = self.song.request.stream
-        if at is not None and at > 0 and number < len(self.part.lead) and self.part.lead[number]:
+        is_damaged = self.lost_bytes or (number < len(self.part.lead) and self.part.lead[number])
+        if at is not None and at > 0 and is_damaged:
             return at
         if self.damaged and at is not None and self.first_packet is not None:
             return at - max(self.first_packet, 0.0)

@@ -286,3 +286,16 @@ def test_an_encoders_own_zeros_are_no_damage(tmp_path):
     samples = np.full((48000, 2), 0.3, np.float32)
     path = encode(tmp_path / "a.webm", "libopus", samples, 48000, b="256000")
     assert read(path, accept_holes=False)[1] == []
+
+
+def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_path):
+    options = {"__cluster_time_limit": "50"}
+    path = encode(tmp_path / "a.webm", "libopus", song(6.0, 48000), 48000, **options)
+    assert read(path, accept_holes=False)[1] == []
+    whole, content = read(path)[0], path.read_bytes()
+    overwrite(path, content.index(b"\x1f\x43\xb6\x75"), bytes(8))
+    samples, told = read(path)
+    late = len(samples) - len(whole)  # timestamps are rounded to 1 ms
+    assert 0 <= late <= 48
+    assert "replaced by silence: at 0.000 s" in told[0]
+    np.testing.assert_allclose(samples[48000 + late :], whole[48000:], atol=1e-3)
