@@ -122,6 +122,7 @@ class Part:
     is_counted: bool = False  # the file declares how many frames it has, and some are missing
     mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
     cut: bool = False  # the file ends in the middle of its structure
+    stops: bool = False  # decoders do not get to its end, and do not notice
     notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
 
 
@@ -142,6 +143,7 @@ class _Chunks:
         return self.name + struct.calcsize(self.size)
 
 
+_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip"}
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
@@ -191,8 +193,8 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         _find_movie(file, size)
         (length,) = struct.unpack_from("<I", magic, 4)
         return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
-    if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return [Part(whole, "mp4", cut=_box_is_cut(file, size))]
+    if magic[4:8] in _BOXES:
+        return [_mp4(file, size)]
     return [Part(whole)]
 
 
@@ -345,22 +347,62 @@ def _au(file: BinaryIO, size: int) -> Part:
     return Part(View(file, pieces if length != declared else [range(size)]), "chunks", share, notes=notes)
 
 
-def _box_is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether the last box of an mp4 or mov file ends beyond the file."""
-    position = 0
+def _mp4(file: BinaryIO, size: int) -> Part:
+    """An mp4 or mov file.
+
+    The table in its header lists all its sound, unless it is made of fragments: then a decoder reads from
+    box to box, ends where it finds none, and takes for the declared length what it has found.
+    """
+    whole = View(file, [range(size)])
+    position, end = 0, 0
+    is_fragmented = False
     for _ in range(MAX_BOXES):
         header = _at(file, position, 16)
-        if len(header) < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in header[4:8]):
-            return False
-        (length,) = struct.unpack_from(">I", header)
+        length, name = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 1 and len(header) == 16:
             (length,) = struct.unpack_from(">Q", header, 8)
-        if length < 8:  # 0: to the end of the file
-            return False
+        if length < 8 or len(header) < 8:
+            is_last = len(header) < 8 or (not length and _is_name(name))  # 0: to the end of the file
+            stops = not is_last and not _is_zeros(file, position, size)
+            break
+        is_fragmented = is_fragmented or name == b"moof"
+        if not is_fragmented and not _is_name(name):
+            return Part(whole, "mp4")
+        if name == b"sidx":
+            end = max(end, _indexed_end(_at(file, position, min(length, 2**20)), position + length))
         position += length
         if position >= size:
-            return position > size
-    raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
+            is_tag = header[:3] == b"TAG" or header[:8] == b"APETAGEX"
+            stops = position > size and name != b"mdat" and not is_tag
+            break
+    else:
+        raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
+    if is_fragmented:  # a gap between timestamps is a hole: there are no edits
+        indexed = position < end <= size  # then a decoder finds what is behind the damage
+        return Part(whole, stops=end > size or (stops and not indexed))
+    return Part(whole, "mp4", cut=position > size)
+
+
+def _is_name(name: bytes) -> bool:
+    return all(32 <= byte < 127 or byte == 0xA9 for byte in name)
+
+
+def _is_zeros(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the rest of the file is zeros, of which a few are looked at."""
+    rest = _at(file, position, min(size - position, 2**20))
+    return rest.count(0) == len(rest)
+
+
+def _indexed_end(box: bytes, end: int) -> int:
+    """Where the last fragment ends that an index (sidx) lists, which itself ends at `end`."""
+    at = 8 if int.from_bytes(box[:4], "big") != 1 else 16
+    wide = box[at : at + 1] != b"\0"
+    at += 16 if not wide else 20  # version, track, scale and first time; then the first offset
+    offset = int.from_bytes(box[at : at + (8 if wide else 4)], "big")
+    at += (8 if wide else 4) + 2
+    count = int.from_bytes(box[at : at + 2], "big")
+    sizes = (int.from_bytes(box[i : i + 4], "big") & 0x7FFFFFFF for i in range(at + 2, at + 2 + 12 * count, 12))
+    return end + offset + sum(sizes)
 
 
 _SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966

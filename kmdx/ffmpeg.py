@@ -324,12 +324,13 @@ class _Decoder:
         """Silence for what is missing at the end."""
         song = self.song
         missing = max(self._missing_end(), self.damaged)
+        if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
+            raise AudioError(
+                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found:"
+                " copy or export it again"
+            )
         if missing >= 1:
             yield from song.silence(round(missing), self.channels)
-        elif self.part.view.calls_left < 0:
-            raise AudioError(
-                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found"
-            )
         elif self.broken:
             raise AudioError(
                 f"{song.path}: damaged after {time_text(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]

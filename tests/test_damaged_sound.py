@@ -299,3 +299,43 @@ def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_p
     assert 0 <= late <= 48
     assert "replaced by silence: at 0.000 s" in told[0]
     np.testing.assert_allclose(samples[48000 + late :], whole[48000:], atol=1e-3)
+
+
+def boxes(content):
+    """Where each box of an mp4 file begins, and its name."""
+    position, found = 0, []
+    while position < len(content):
+        found.append((position, content[position + 4 : position + 8]))
+        position += int.from_bytes(content[position : position + 4], "big")
+    return found
+
+
+@pytest.mark.parametrize("flags", ["", "+dash+global_sidx"])
+def test_a_fragmented_mp4_whose_structure_is_damaged_is_no_shorter_song(tmp_path, flags):
+    options = {"__movflags": "frag_keyframe+empty_moov" + flags, "__frag_duration": "200000"}
+    path = encode(tmp_path / "a.mp4", "aac", song(11.0), **options)
+    whole, told = read(path, accept_holes=False)
+    assert told == []
+    content = path.read_bytes()
+    fragments = [at for at, name in boxes(content) if name == b"moof"]
+    for data in (bytes(8), bytes(200), b"\0\0\0\5"):
+        overwrite(path, fragments[10], data)
+        if flags:  # its index leads to the fragments behind the damage
+            assert len(read(path)[0]) == len(whole)
+            assert "none may be missing" in refusal(path, accept_holes=False)
+        else:
+            assert "damaged after 2." in refusal(path)
+        path.write_bytes(content)
+    overwrite(path, fragments[10] + 4, bytes(4))
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert "for 0.209 s" in told[0]
+    np.testing.assert_allclose(samples[4 * RATE :], whole[4 * RATE :], atol=0.1)
+    overwrite(path, fragments[-1], bytes(200))
+    assert "none may be missing" in refusal(path, accept_holes=False)
+    for behind in (bytes(1000), b"TAG" + bytes(125)):
+        path.write_bytes(content + behind)
+        assert read(path, accept_holes=False)[1] == []
+    if flags:  # the index lists more than there is
+        path.write_bytes(content[: fragments[10]])
+        assert "no more sound found" in refusal(path)
