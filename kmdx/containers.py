@@ -378,7 +378,8 @@ def _mp4(file: BinaryIO, size: int) -> Part:
     else:
         raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
     if is_fragmented:  # a gap between timestamps is a hole: there are no edits
-        indexed = position < end <= size  # then a decoder finds what is behind the damage
+        # Where one index lists all fragments, a decoder finds those behind the damage.
+        indexed = position < end <= size and _at(file, end, 8)[4:] in (b"", b"mfra")
         return Part(whole, stops=end > size or (stops and not indexed))
     return Part(whole, "mp4", cut=position > size)
 
