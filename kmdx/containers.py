@@ -121,6 +121,7 @@ class Part:
     missing: int = 0  # samples that are declared and missing at the end
     is_counted: bool = False  # the file declares how many frames it has, and some are missing
     mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
+    marks: tuple[int, ...] = ()  # timestamps, in samples, where something is damaged, and nothing missing
     cut: bool = False  # the file ends in the middle of its structure
     stops: bool = False  # decoders do not get to its end, and do not notice
     notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
@@ -195,6 +196,9 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
+    if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
+        whole_frames = frames.scan(file, begin, size, frames.LEAD)
+        return [whole_frames or Part(whole)]
     return [Part(whole)]
 
 
@@ -269,7 +273,7 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     else:
         view = View(file, [needed])
     is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0")
-    if is_mpeg and (found := frames.scan(file, position, end)) is not None:
+    if is_mpeg and (found := frames.scan(file, position, end, frames.LEAD, padded=False)) is not None:
         return replace(found, share=share, notes=(*notes, *found.notes))
     family = "wav" if kind in (_WAV, _RIFX, _W64) else "chunks"
     return Part(view, family, share, notes=notes)
@@ -402,7 +406,9 @@ def _indexed_end(box: bytes, end: int) -> int:
     offset = int.from_bytes(box[at : at + (8 if wide else 4)], "big")
     at += (8 if wide else 4) + 2
     count = int.from_bytes(box[at : at + 2], "big")
-    sizes = (int.from_bytes(box[i : i + 4], "big") & 0x7FFFFFFF for i in range(at + 2, at + 2 + 12 * count, 12))
+    sizes = (
+        int.from_bytes(box[i : i + 4], "big") & 0x7FFFFFFF for i in range(at + 2, at + 2 + 12 * count, 12)
+    )
     return end + offset + sum(sizes)
 
 

@@ -122,6 +122,7 @@ class _Decoder:
         if stream.codec_context.name in CHECKED:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.mute = [span.start for span in part.mute]
+        self.marks = deque(part.marks)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The wanted samples of this part, and silence for its holes."""
@@ -133,6 +134,9 @@ class _Decoder:
             if self._form_of(frame) != self.form:
                 raise changed(song)
             yield from self._gap(frame)
+            while self.marks and frame.pts is not None and frame.pts * self.frame_tick >= self.marks[0] - 1:
+                self.marks.popleft()
+                song.mark()
             if self._is_muted(frame):
                 self.left -= frame.samples
                 yield from song.silence(frame.samples, self.channels)
@@ -297,7 +301,8 @@ class _Decoder:
     def _hole(self, missing: float, usual: int, explained: bool) -> Iterator[np.ndarray]:
         song = self.song
         packets = round(missing / usual)
-        if self.tick > 1 and abs(missing - packets * usual) <= 2 * self.tick:
+        is_rounded = self.tick > 1 or 1 / self.tick % 1 > 1e-6
+        if is_rounded and abs(missing - packets * usual) <= 2 * self.tick:
             missing = packets * usual  # timestamps are rounded, packets are not
         if self.part.family == "mp4" and not explained:
             return  # its table of samples is complete: the gap is an edit
