@@ -27,6 +27,8 @@ SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: towards and across a damaged p
 
 # libsndfile counts the samples of these by whole blocks, from a mean bit rate, or in the first link only.
 INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "OPUS"}
+ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}
+ALAC_BLOCK = 4096  # samples
 SNDFILE = {"wav", "chunks", "flac", "vorbis"}
 
 
@@ -107,7 +109,10 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     except sf.LibsndfileError:
         return None
     length_known = 0 < sound.frames < 2**62  # not so in a flac that was written to a pipe
-    if sound.channels > 2 or sound.subtype in INEXACT or not length_known:
+    # libsndfile does not notice damage in ALAC. FFmpeg does, but it cannot read the last block of a file that
+    # libsndfile wrote if that block is full.
+    damage_unnoticed = sound.subtype in ALAC and sound.frames % ALAC_BLOCK != 0
+    if sound.channels > 2 or sound.subtype in INEXACT or damage_unnoticed or not length_known:
         sound.close()
         return None
     return sound

@@ -409,3 +409,16 @@ def test_the_frames_that_an_mp3_declares_fill_its_gap(tmp_path):
     np.testing.assert_allclose(samples[7 * RATE :], whole[7 * RATE :], atol=1e-3)
     path.write_bytes(content[:90_000] + bytes(50) + content[90_000:])
     assert "though no sound is missing" in read(path)[1][0]
+
+
+def test_damage_in_alac_is_a_hole_in_caf_too(tmp_path):
+    path = tmp_path / "a.caf"
+    for blocks in (8, 100.5):  # a last block that is full, or not
+        sf.write(path, song(10.0)[: round(4096 * blocks)], RATE, format="CAF", subtype="ALAC_16")
+        whole, told = read(path, accept_holes=False)
+        assert told == []
+        assert len(whole) == round(4096 * blocks)
+    overwrite(path, 0.5, bytes(200))
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert "replaced by silence: at 4." in told[0]
