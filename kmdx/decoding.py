@@ -205,8 +205,24 @@ def _decode_parts(song: Song, parts: list[Part]) -> Iterator[np.ndarray]:
                 yield from _next_sndfile(song, sound)
         else:
             channels = yield from ffmpeg.decode(song, part, channels)
+            yield from _alac_end(song, part)
         if song.complete:
             return
+
+
+def _alac_end(song: Song, part: Part) -> Iterator[np.ndarray]:
+    """The last samples of an ALAC file in CAF: FFmpeg leaves out the last packet of some that are whole."""
+    if part.family != "chunks" or part.share < 1 or song.complete:
+        return
+    part.view.seek(0)
+    part.view.calls_left = math.inf
+    try:
+        with sf.SoundFile(part.view) as sound:
+            if sound.subtype in ALAC and 0 < sound.frames - song.position <= ALAC_BLOCK:
+                sound.seek(song.position)
+                yield from song.add(sound.read(dtype="float32", always_2d=True))
+    except sf.LibsndfileError as error:
+        raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
 
 
 def _next_sndfile(song: Song, sound: sf.SoundFile) -> Iterator[np.ndarray]:
