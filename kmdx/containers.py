@@ -150,6 +150,7 @@ _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
 _RIFX = _Chunks(12, 4, ">I", b"data", b"fmt ")
 _AIFF = _Chunks(12, 4, ">I", b"SSND", b"COMM")
+_SVX = _Chunks(12, 4, ">I", b"BODY", b"VHDR")
 _CAF = _Chunks(8, 4, ">Q", b"data", b"desc", align=1)
 _W64 = _Chunks(40, 16, "<Q", b"data" + _GUID, b"fmt " + _GUID, align=8, includes_header=True)
 
@@ -194,6 +195,10 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         _find_movie(file, size)
         (length,) = struct.unpack_from("<I", magic, 4)
         return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
+    if magic[:4] == b"FORM" and magic[8:12] in (b"8SVX", b"16SV"):
+        return [Part(whole, share=_share(_walk(file, size, _SVX), {b"BODY"}, size))]
+    if magic[:16] == b"Creative Voice F":
+        return [Part(whole, share=_share(_voice_blocks(file, size), {1, 2, 9}, size))]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
     if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
@@ -336,6 +341,30 @@ def _find_movie(file: BinaryIO, size: int) -> None:
     """Raise if an avi file has nothing among its first chunks: FFmpeg would search for minutes."""
     for name, position, _ in _walk(file, size, _AVI):
         if name == b"LIST" and _at(file, position, 4) == _AVI.sound:
+            return
+
+
+def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:
+    """How much of the declared sound the file holds, by name, position and declared size of its chunks."""
+    held = declared = 0
+    for name, position, length in chunks:
+        if name in sounds:
+            declared += length
+            held += min(length, max(0, size - position))
+    return held / declared if declared else 1.0
+
+
+def _voice_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """Kind, position and declared size of each block of a VOC file."""
+    position = int.from_bytes(_at(file, 20, 2), "little")
+    for _ in range(MAX_CHUNKS):
+        header = _at(file, position, 4)
+        if len(header) < 4 or not header[0]:  # 0 ends the file
+            return
+        length = int.from_bytes(header[1:], "little")
+        yield header[0], position + 4, length
+        position += 4 + length
+        if position >= size:
             return
 
 

@@ -422,3 +422,17 @@ def test_damage_in_alac_is_a_hole_in_caf_too(tmp_path):
     samples, told = read(path)
     assert len(samples) == len(whole)
     assert "replaced by silence: at 4." in told[0]
+
+
+@pytest.mark.parametrize(("container", "channels"), [("VOC", 2), ("SVX", 1)])
+def test_old_formats_that_are_cut_are_refused(tmp_path, container, channels):
+    path = tmp_path / f"a.{container.lower()}"
+    sf.write(path, song(4.0, RATE, channels), RATE, "PCM_16", format=container)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    assert len(samples) == 4 * RATE
+    for share in (0.6, 0.97):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        assert "cut short or damaged" in refusal(path)
+        path.write_bytes(content)
