@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import bisect
 import io
+import itertools
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +180,7 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     begin = frames.after_tags(file, 0)
     magic = _at(file, begin, 16)
     if magic[:4] == b"fLaC":
-        return [Part(View(file, [range(begin, size)]), "flac")]
+        return _flac_files(file, begin, size)
     if found := frames.scan(file, begin, size):
         return [found]
     magic = _at(file, 0, 16)
@@ -205,6 +207,20 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         whole_frames = frames.scan(file, begin, size, frames.LEAD)
         return [whole_frames or Part(whole)]
     return [Part(whole)]
+
+
+def _flac_files(file: BinaryIO, begin: int, size: int) -> list[Part]:
+    """A flac file, or several that were joined; each starts with its name and its STREAMINFO."""
+    begins, position, step = [begin], begin + 8, 2**20
+    while position < size:
+        data = _at(file, position, step)
+        begins += [position + found.start() for found in re.finditer(rb"fLaC[\0\x80]\0\0\x22", data)]
+        if len(begins) > MAX_CHUNKS:
+            raise AudioError(f"more than {MAX_CHUNKS} flac files in it: cut it into several files")
+        position += step - 7 if len(data) == step else step
+    return [
+        Part(View(file, [range(first, last)]), "flac") for first, last in itertools.pairwise([*begins, size])
+    ]
 
 
 def _kind(magic: bytes) -> _Chunks | None:

@@ -152,11 +152,14 @@ def _pcm(song: Song, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
         raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
 
 
-def _flac(song: Song, part: Part, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
-    """The samples of a flac file. libsndfile stops at a damaged frame: it is opened again behind it."""
+def _flac(song: Song, part: Part, sound: sf.SoundFile, last: int, begin: int = 0) -> Iterator[np.ndarray]:
+    """The samples up to the last of a flac file that begins at `begin` in the song.
+
+    libsndfile stops at a damaged frame: it is opened again behind it.
+    """
     channels, step = sound.channels, DECODED
     across = LARGE_STEP * max(1, round(song.rate / 48_000))
-    reader = _sought(part, song.position, sound)
+    reader = _sought(part, song.position - begin, sound)
     while song.position < last:
         block = None if reader is None else _block(reader, min(last - song.position, step))
         if block is not None:
@@ -167,7 +170,7 @@ def _flac(song: Song, part: Part, sound: sf.SoundFile, last: int) -> Iterator[np
         else:
             yield from song.silence(min(across, last - song.position), channels)
             step = DECODED
-        reader = _sought(part, song.position)
+        reader = _sought(part, song.position - begin)
 
 
 def _block(sound: sf.SoundFile, count: int) -> np.ndarray | None:
@@ -202,7 +205,11 @@ def _decode_parts(song: Song, parts: list[Part]) -> Iterator[np.ndarray]:
                     song.rate, channels = sound.samplerate, sound.channels
                 if (song.rate, channels) != (sound.samplerate, sound.channels):
                     raise changed(song)
-                yield from _next_sndfile(song, sound)
+                if part.family == "flac":
+                    begin = song.position
+                    yield from _flac(song, part, sound, begin + sound.frames, begin)
+                else:
+                    yield from _next_sndfile(song, sound)
         else:
             channels = yield from ffmpeg.decode(song, part, channels)
             yield from _alac_end(song, part)

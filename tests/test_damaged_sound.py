@@ -436,3 +436,18 @@ def test_old_formats_that_are_cut_are_refused(tmp_path, container, channels):
         path.write_bytes(content[: int(len(content) * share)])
         assert "cut short or damaged" in refusal(path)
         path.write_bytes(content)
+
+
+def test_flac_files_that_were_joined_are_read_one_after_the_other(tmp_path):
+    path, _ = make(tmp_path, "a.flac", 2.0)
+    one, content = read(path)[0], path.read_bytes()
+    path.write_bytes(3 * content)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    np.testing.assert_array_equal(samples, np.concatenate([one] * 3))
+    np.testing.assert_array_equal(read(path, 1.5, 1.0)[0], samples[66150 : 66150 + RATE])
+    path.write_bytes(content + content[: len(content) // 2])
+    assert "the first at 2." in refusal(path)
+    sf.write(tmp_path / "b.flac", song(1.0, 48000), 48000)
+    path.write_bytes(content + (tmp_path / "b.flac").read_bytes())
+    assert "its rate or its channels change at 2.000 s" in refusal(path)
