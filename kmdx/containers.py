@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import bisect
 import io
+import itertools
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -116,11 +118,14 @@ class Part:
     "matroska", "mp4", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    begin: int = 0  # position of what follows the headers, in a Matroska file
     lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
     missing: int = 0  # samples that are declared and missing at the end
     is_counted: bool = False  # the file declares how many frames it has, and some are missing
     mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
+    marks: tuple[int, ...] = ()  # timestamps, in samples, where something is damaged, and nothing missing
     cut: bool = False  # the file ends in the middle of its structure
+    stops: bool = False  # decoders do not get to its end, and do not notice
     notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
 
 
@@ -141,11 +146,13 @@ class _Chunks:
         return self.name + struct.calcsize(self.size)
 
 
+_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip"}
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
 _RIFX = _Chunks(12, 4, ">I", b"data", b"fmt ")
 _AIFF = _Chunks(12, 4, ">I", b"SSND", b"COMM")
+_SVX = _Chunks(12, 4, ">I", b"BODY", b"VHDR")
 _CAF = _Chunks(8, 4, ">Q", b"data", b"desc", align=1)
 _W64 = _Chunks(40, 16, "<Q", b"data" + _GUID, b"fmt " + _GUID, align=8, includes_header=True)
 
@@ -173,7 +180,7 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     begin = frames.after_tags(file, 0)
     magic = _at(file, begin, 16)
     if magic[:4] == b"fLaC":
-        return [Part(View(file, [range(begin, size)]), "flac")]
+        return _flac_files(file, begin, size)
     if found := frames.scan(file, begin, size):
         return [found]
     magic = _at(file, 0, 16)
@@ -190,9 +197,30 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         _find_movie(file, size)
         (length,) = struct.unpack_from("<I", magic, 4)
         return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
-    if magic[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return [Part(whole, "mp4", cut=_box_is_cut(file, size))]
+    if magic[:4] == b"FORM" and magic[8:12] in (b"8SVX", b"16SV"):
+        return [Part(whole, share=_share(_walk(file, size, _SVX), {b"BODY"}, size))]
+    if magic[:16] == b"Creative Voice F":
+        return [Part(whole, share=_share(_voice_blocks(file, size), {1, 2, 9}, size))]
+    if magic[4:8] in _BOXES:
+        return [_mp4(file, size)]
+    if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
+        whole_frames = frames.scan(file, begin, size, frames.LEAD)
+        return [whole_frames or Part(whole)]
     return [Part(whole)]
+
+
+def _flac_files(file: BinaryIO, begin: int, size: int) -> list[Part]:
+    """A flac file, or several that were joined; each starts with its name and its STREAMINFO."""
+    begins, position, step = [begin], begin + 8, 2**20
+    while position < size:
+        data = _at(file, position, step)
+        begins += [position + found.start() for found in re.finditer(rb"fLaC[\0\x80]\0\0\x22", data)]
+        if len(begins) > MAX_CHUNKS:
+            raise AudioError(f"more than {MAX_CHUNKS} flac files in it: cut it into several files")
+        position += step - 7 if len(data) == step else step
+    return [
+        Part(View(file, [range(first, last)]), "flac") for first, last in itertools.pairwise([*begins, size])
+    ]
 
 
 def _kind(magic: bytes) -> _Chunks | None:
@@ -266,7 +294,7 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     else:
         view = View(file, [needed])
     is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0")
-    if is_mpeg and (found := frames.scan(file, position, end)) is not None:
+    if is_mpeg and (found := frames.scan(file, position, end, frames.LEAD, padded=False)) is not None:
         return replace(found, share=share, notes=(*notes, *found.notes))
     family = "wav" if kind in (_WAV, _RIFX, _W64) else "chunks"
     return Part(view, family, share, notes=notes)
@@ -332,6 +360,30 @@ def _find_movie(file: BinaryIO, size: int) -> None:
             return
 
 
+def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:
+    """How much of the declared sound the file holds, by name, position and declared size of its chunks."""
+    held = declared = 0
+    for name, position, length in chunks:
+        if name in sounds:
+            declared += length
+            held += min(length, max(0, size - position))
+    return held / declared if declared else 1.0
+
+
+def _voice_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """Kind, position and declared size of each block of a VOC file."""
+    position = int.from_bytes(_at(file, 20, 2), "little")
+    for _ in range(MAX_CHUNKS):
+        header = _at(file, position, 4)
+        if len(header) < 4 or not header[0]:  # 0 ends the file
+            return
+        length = int.from_bytes(header[1:], "little")
+        yield header[0], position + 4, length
+        position += 4 + length
+        if position >= size:
+            return
+
+
 def _au(file: BinaryIO, size: int) -> Part:
     magic = _at(file, 0, 12)
     order = ">" if magic[:4] == b".snd" else "<"
@@ -344,22 +396,65 @@ def _au(file: BinaryIO, size: int) -> Part:
     return Part(View(file, pieces if length != declared else [range(size)]), "chunks", share, notes=notes)
 
 
-def _box_is_cut(file: BinaryIO, size: int) -> bool:
-    """Whether the last box of an mp4 or mov file ends beyond the file."""
-    position = 0
+def _mp4(file: BinaryIO, size: int) -> Part:
+    """An mp4 or mov file.
+
+    The table in its header lists all its sound, unless it is made of fragments: then a decoder reads from
+    box to box, ends where it finds none, and takes for the declared length what it has found.
+    """
+    whole = View(file, [range(size)])
+    position, end = 0, 0
+    is_fragmented = False
     for _ in range(MAX_BOXES):
         header = _at(file, position, 16)
-        if len(header) < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in header[4:8]):
-            return False
-        (length,) = struct.unpack_from(">I", header)
+        length, name = int.from_bytes(header[:4], "big"), header[4:8]
         if length == 1 and len(header) == 16:
             (length,) = struct.unpack_from(">Q", header, 8)
-        if length < 8:  # 0: to the end of the file
-            return False
+        if length < 8 or len(header) < 8:
+            is_last = len(header) < 8 or (not length and _is_name(name))  # 0: to the end of the file
+            stops = not is_last and not _is_zeros(file, position, size)
+            break
+        is_fragmented = is_fragmented or name == b"moof"
+        if not is_fragmented and not _is_name(name):
+            return Part(whole, "mp4")
+        if name == b"sidx":
+            end = max(end, _indexed_end(_at(file, position, min(length, 2**20)), position + length))
         position += length
         if position >= size:
-            return position > size
-    raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
+            is_tag = header[:3] == b"TAG" or header[:8] == b"APETAGEX"
+            stops = position > size and name != b"mdat" and not is_tag
+            break
+    else:
+        raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
+    if is_fragmented:  # a gap between timestamps is a hole: there are no edits
+        # Where one index lists all fragments, a decoder finds those behind the damage.
+        indexed = position < end <= size and _at(file, end, 8)[4:] in (b"", b"mfra")
+        return Part(whole, stops=end > size or (stops and not indexed))
+    return Part(whole, "mp4", cut=position > size)
+
+
+def _is_name(name: bytes) -> bool:
+    return all(32 <= byte < 127 or byte == 0xA9 for byte in name)
+
+
+def _is_zeros(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the rest of the file is zeros, of which a few are looked at."""
+    rest = _at(file, position, min(size - position, 2**20))
+    return rest.count(0) == len(rest)
+
+
+def _indexed_end(box: bytes, end: int) -> int:
+    """Where the last fragment ends that an index (sidx) lists, which itself ends at `end`."""
+    at = 8 if int.from_bytes(box[:4], "big") != 1 else 16
+    wide = box[at : at + 1] != b"\0"
+    at += 16 if not wide else 20  # version, track, scale and first time; then the first offset
+    offset = int.from_bytes(box[at : at + (8 if wide else 4)], "big")
+    at += (8 if wide else 4) + 2
+    count = int.from_bytes(box[at : at + 2], "big")
+    sizes = (
+        int.from_bytes(box[i : i + 4], "big") & 0x7FFFFFFF for i in range(at + 2, at + 2 + 12 * count, 12)
+    )
+    return end + offset + sum(sizes)
 
 
 _SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966
@@ -383,7 +478,7 @@ def _matroska(file: BinaryIO, size: int) -> Part:
         if identifier in (0, _CLUSTER) or length is None or content + length >= min(end, size):
             break
         position = content + length
-    return Part(whole, "matroska", ends=(duration,), cut=cut)
+    return Part(whole, "matroska", ends=(duration,), begin=position, cut=cut)
 
 
 def _info_duration(info: bytes) -> float | None:

@@ -114,7 +114,7 @@ class _Decoder:
         self.broken = False  # the container could not be read to its end
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
         self.lost_bytes = False  # bytes were passed over since the last good packet
-        self.covered = 0  # position in the file up to which there were packets
+        self.covered = part.begin  # position in the file up to which there were packets
         self.first_packet: float | None = None  # timestamp, in samples
         self.left = math.inf  # samples up to the declared end, beyond which there is padding
         self.decoded = 0
@@ -122,6 +122,7 @@ class _Decoder:
         if stream.codec_context.name in CHECKED:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.mute = [span.start for span in part.mute]
+        self.marks = deque(part.marks)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The wanted samples of this part, and silence for its holes."""
@@ -133,6 +134,9 @@ class _Decoder:
             if self._form_of(frame) != self.form:
                 raise changed(song)
             yield from self._gap(frame)
+            while self.marks and frame.pts is not None and frame.pts * self.frame_tick >= self.marks[0] - 1:
+                self.marks.popleft()
+                song.mark()
             if self._is_muted(frame):
                 self.left -= frame.samples
                 yield from song.silence(frame.samples, self.channels)
@@ -148,9 +152,11 @@ class _Decoder:
     def _frames(self) -> Iterator[Any]:
         """Frames of the stream; packets that cannot be decoded leave a gap."""
         before: deque[bytes] = deque(maxlen=2)
-        packet, following = None, next(packets := self._packets(), None)
+        nothing = (None, False)
+        packet, (following, lost_bytes) = None, next(packets := self._packets(), nothing)
         while following is not None:
-            packet, following = following, next(packets, None)
+            self.lost_bytes = self.lost_bytes or lost_bytes
+            packet, (following, lost_bytes) = following, next(packets, nothing)
             try:
                 if self._is_zeroed(packet, before, following):
                     raise av.InvalidDataError(0, "zeros in a packet")
@@ -166,8 +172,12 @@ class _Decoder:
                 before.append(bytes(packet))
             yield from frames
 
-    def _packets(self) -> Iterator[Any]:
-        """Packets of the stream, up to the end or to the first that cannot be read."""
+    def _packets(self) -> Iterator[tuple[Any, bool]]:
+        """Packets of the stream, up to the end or to the first that cannot be read.
+
+        With each, whether bytes before it were passed over.
+        """
+        lost_bytes = False
         everything = self.part.family == "matroska"
         view = self.part.view
         view.calls_left = PACKET_CALLS
@@ -175,11 +185,12 @@ class _Decoder:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
                 view.calls_left = PACKET_CALLS
                 if everything:
-                    self._cover(packet)
+                    lost_bytes = self._passes_over(packet) or lost_bytes
                 if packet.stream.index == self.stream.index:
                     if self.first_packet is None and packet.pts is not None:
                         self.first_packet = self._samples(packet.pts)
-                    yield packet
+                    yield packet, lost_bytes
+                    lost_bytes = False
         except av.FFmpegError as error:
             self.error, self.broken = error, True
 
@@ -219,13 +230,13 @@ class _Decoder:
                 decoded += [frame.to_ndarray().ravel() for frame in context.decode(av.Packet(data))]
         return np.concatenate(decoded)
 
-    def _cover(self, packet: Any) -> None:
-        """Notice bytes between the packets of all streams that belong to none of them."""
+    def _passes_over(self, packet: Any) -> bool:
+        """Whether there are bytes between this packet of any stream and the last that belong to none."""
         if packet.pos is None or packet.pos < 0 or not packet.size:
-            return
-        if self.covered and packet.pos > self.covered + BLOCK_HEADER:
-            self.lost_bytes = True
+            return False
+        lost_bytes = bool(self.covered and packet.pos > self.covered + BLOCK_HEADER)
         self.covered = max(self.covered, packet.pos + packet.size, self.covered + packet.size)
+        return lost_bytes
 
     def _samples(self, ticks: float) -> float:
         return ticks * self.tick
@@ -280,7 +291,8 @@ class _Decoder:
     def _missing_lead(self, at: float | None) -> float:
         """Samples missing before the first frame; a stream may well begin later than at 0."""
         number = self.song.request.stream
-        if at is not None and at > 0 and number < len(self.part.lead) and self.part.lead[number]:
+        is_damaged = self.lost_bytes or (number < len(self.part.lead) and self.part.lead[number])
+        if at is not None and at > 0 and is_damaged:
             return at
         if self.damaged and at is not None and self.first_packet is not None:
             return at - max(self.first_packet, 0.0)
@@ -289,7 +301,8 @@ class _Decoder:
     def _hole(self, missing: float, usual: int, explained: bool) -> Iterator[np.ndarray]:
         song = self.song
         packets = round(missing / usual)
-        if self.tick > 1 and abs(missing - packets * usual) <= 2 * self.tick:
+        is_rounded = self.tick > 1 or 1 / self.tick % 1 > 1e-6
+        if is_rounded and abs(missing - packets * usual) <= 2 * self.tick:
             missing = packets * usual  # timestamps are rounded, packets are not
         if self.part.family == "mp4" and not explained:
             return  # its table of samples is complete: the gap is an edit
@@ -316,12 +329,13 @@ class _Decoder:
         """Silence for what is missing at the end."""
         song = self.song
         missing = max(self._missing_end(), self.damaged)
+        if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
+            raise AudioError(
+                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found:"
+                " copy or export it again"
+            )
         if missing >= 1:
             yield from song.silence(round(missing), self.channels)
-        elif self.part.view.calls_left < 0:
-            raise AudioError(
-                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found"
-            )
         elif self.broken:
             raise AudioError(
                 f"{song.path}: damaged after {time_text(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]

@@ -15,6 +15,10 @@ from typing import BinaryIO, NamedTuple
 from .containers import Part, View
 
 CHAIN = 3  # frames in a row that make a beginning
+LONG_CHAIN = 16  # where something else comes before: other kinds of files hold a few frames in a row
+NO_SOUND = "after its last frame there is something that is no sound, perhaps its end is damaged"
+FEW = 0.1  # of a frame
+LEAD = 2**16  # bytes before the first frame that may be something else
 WINDOW = 2**18  # bytes that are read at a time
 MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
 SEARCHED = 2**14  # bytes that are searched for a frame at a time
@@ -39,7 +43,7 @@ class _Header(NamedTuple):
 
 
 _Parse = Callable[[bytes], _Header | None]
-_MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3|APETAGEX|TAG")
+_MPEG_SYNC = re.compile(rb"\xff[\xe2-\xff][\x10-\xef]|ID3|APETAGEX|TAG|LYRICSBEGIN")
 _AC3_SYNC = re.compile(rb"\x0bw|ID3|APETAGEX|TAG")
 _ADTS_SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]|ID3|APETAGEX|TAG")
 
@@ -52,6 +56,8 @@ class _Frames:
     good: list[range] = field(default_factory=list)
     gaps: dict[int, int] = field(default_factory=dict)  # bytes lost, by the number of good frames before
     cut: bool = False  # the last frame ends beyond the file
+    tail: range = range(0)  # what follows the last good frame, and is no tag
+    change: int | None = None  # position from which on the frames are of another kind
 
 
 def after_tags(file: BinaryIO, position: int) -> int:
@@ -65,61 +71,153 @@ def after_tags(file: BinaryIO, position: int) -> int:
         position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
 
 
-def scan(file: BinaryIO, begin: int, size: int) -> Part | None:
+def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool = True) -> Part | None:
     """A file of frames, the first of which is at `begin`; None for another file.
 
     Where frames are damaged or missing, the part's view has copies of a neighbor in their place, which are
     to be muted.
+
+    Parameters
+    ----------
+    file : BinaryIO
+    begin, size : int
+        Where the frames begin and end.
+    searched : int
+        Bytes in which the first frame is looked for, after something else.
+    padded : bool
+        Whether zeros before and after the frames are padding.
     """
     window = _Window(file)
     start = _skip_zeros(window, begin)
+    if searched and (after := _after_other(window, start)) != start:
+        begin = start = after
     for family, parse, sync in KINDS:
-        if (first := _chain(window, start, size, parse, None)) is not None:
+        first = _chain(window, start, size, parse, None)
+        if first is None and searched:
+            start, first = _search(window, begin, begin + searched, size, parse, sync)
+        if first is not None:
+            is_lead = bool(searched or not padded) and start > begin
             frames = _count(window, start, size, parse, sync, first)
-            return _part(file, window, begin, size, family, frames)
+            if is_lead:
+                frames.gaps[0] = frames.gaps.get(0, 0) + start - begin
+            return _part(file, window, range(start if is_lead else begin, size), family, frames, padded)
     return None
 
 
-def _part(file: BinaryIO, window: _Window, begin: int, size: int, family: str, frames: _Frames) -> Part:
-    declared = _declared(window, frames.good[0]) if family == "mp3" else None
-    total = len(frames.good) - (declared is not None)  # without the frame that declares
-    lost = _lost(frames, None if declared is None else max(0, declared - total))
-    missing = 0
-    if declared is not None:
-        missing = max(0, declared - total - sum(lost.values()))
-        missing = 0 if missing == 1 and not frames.cut else missing  # some encoders count that frame too
-    end = size if frames.cut else frames.good[-1].stop  # not the tags behind it, nor anything else
-    whole: list[range | bytes] = [range(begin, end)]
-    mute = []
-    gapless = sum(map(len, frames.good)) == frames.good[-1].stop - frames.good[0].start
+def _search(
+    window: _Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
+) -> tuple[int, _Header | None]:
+    """Where a long chain of frames begins, and the header of the first."""
+    begin = position
+    while position < min(end, size - 10):
+        data = window(position, SEARCHED)
+        found = sync.search(data)
+        if found is None:
+            position += max(1, len(data) - 9)
+            continue
+        position += found.start()
+        if (first := _chain(window, position, size, parse, None, LONG_CHAIN)) is not None:
+            return position, first
+        position += 1
+    return begin, None
+
+
+def _part(file: BinaryIO, window: _Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
+    good = frames.good
+    declared = _declared(window, good[0]) if family == "mp3" else None
+    is_declared = declared is not None
+    if is_declared:
+        frames.gaps.pop(0, None)  # nothing is missing before the frame that declares
+    total = len(good) - is_declared  # without that frame
+    if declared is not None and declared < total:  # files were joined: it counts those of the first
+        declared = None
+    damaged_end = _is_end_damaged(window, frames, padded)
+    lost = _lost(frames, None if declared is None else declared - total, damaged_end)
+    missing, notes = _missing(window, frames, declared, total + sum(lost.values()), damaged_end)
+    stop = inside.stop if frames.cut or frames.change else good[-1].stop  # not the tags behind it
+    whole: list[range | bytes] = [range(inside.start, stop)]
+    mute, marks = [], []
+    gapless = sum(map(len, good)) == good[-1].stop - good[0].start
     if lost or not gapless:  # tags, or bytes that are no frame, would confuse the decoder
-        whole, number = [range(begin, frames.good[0].start)], 0
-        for index, frame in enumerate(frames.good):
+        whole, number = [range(inside.start, good[0].start)], 0
+        for index, frame in enumerate(good):
             copies = lost.get(index, 0)
-            whole += [frames.good[index - 1]] * copies + [frame]
-            first = (index + number - (declared is not None)) * frames.samples
+            whole += [good[max(0, index - 1)]] * copies + [frame]
+            first = (index + number - is_declared) * frames.samples
             mute += [range(first, first + copies * frames.samples)] if copies else []
             number += copies
+        whole += [range(frames.change, stop)] if frames.change else []
+    for index in frames.gaps:
+        if index < len(good) and not lost.get(index):
+            before = sum(count for place, count in lost.items() if place < index)
+            marks.append((index + before - is_declared) * frames.samples)
     return Part(
         View(file, whole),
         family,
         missing=missing * frames.samples,
         is_counted=declared is not None and bool(missing or lost),
         mute=tuple(mute),
-        notes=("its last frame is incomplete, perhaps its end is missing",)
-        if frames.cut and not missing
-        else (),
+        marks=tuple(marks),
+        notes=notes,
     )
 
 
-def _lost(frames: _Frames, total: int | None) -> dict[int, int]:
-    """How many frames are lost in each gap, by its bytes; where known, `total` at most in all."""
-    lengths = [len(frame) for frame in frames.good]
-    mean, least = sum(lengths) / len(lengths), min(lengths)
-    rounded = {index: round(count / mean) or int(count >= least) for index, count in frames.gaps.items()}
-    lost = {index: count for index, count in rounded.items() if count and index < len(frames.good)}
+def _missing(
+    window: _Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
+) -> tuple[int, tuple[str, ...]]:
+    """How many frames are missing at the end, and what the user should know of it."""
+    tail = frames.tail
+    if declared is not None:
+        missing = max(0, declared - total)
+        if missing == 1 and not frames.cut and not damaged_end and not frames.gaps:
+            missing = 0  # some encoders count the frame that declares, too
+        if len(tail) > LEAD and damaged_end:
+            return missing, (NO_SOUND,)
+    elif damaged_end and not window(tail.start, min(len(tail), WINDOW)).strip(b"\0"):
+        mean = sum(map(len, frames.good)) / len(frames.good)
+        missing = max(1, round(len(tail) / mean))
+    elif damaged_end:
+        return 0, (NO_SOUND,)
+    else:
+        missing = 0
+    if frames.cut and not missing:
+        return 0, ("its last frame is incomplete, perhaps its end is missing",)
+    return missing, ()
+
+
+def _is_end_damaged(window: _Window, frames: _Frames, padded: bool) -> bool:
+    """Whether what follows the last good frame was sound: it is no tag, and no padding with zeros.
+
+    Where an end was overwritten with zeros, they begin in the middle of a frame.
+    """
+    tail, good = frames.tail, frames.good
+    if not tail or frames.change is not None:
+        return False
+    data = window(tail.start, min(len(tail), WINDOW))
+    if data.startswith(b"LYRICSBEGIN"):
+        return False
+    if data.strip(b"\0") or not padded:
+        return True
+    ends = [window(frame.stop - 8, 8) for frame in good[-2:]]
+    return ends[-1] == bytes(8) and ends[0] != bytes(8)
+
+
+def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, int]:
+    """How many frames are lost in each gap, by its bytes; where known, `total` at most in all.
+
+    Where bytes were removed, less than a frame may be left of many: it was at least one. A few bytes are
+    left where a header with a wrong length leads too near.
+    """
+    mean = sum(map(len, frames.good)) / len(frames.good)
+    lost = {
+        index: max(round(count / mean), int(index > 0 and count > FEW * mean))
+        for index, count in frames.gaps.items()
+        if index < len(frames.good)
+    }
+    lost = {index: count for index, count in lost.items() if count}
     found = sum(lost.values())
-    if total is None or (total > found + len(lost)):  # more is missing than the gaps explain: at the end
+    is_at_end = frames.cut or damaged_end
+    if total is None or not lost or (is_at_end and total > found + len(lost)):
         return lost
     shares = {index: 0 for index in lost}
     passed = given = 0
@@ -152,11 +250,16 @@ def _skip_zeros(window: _Window, position: int) -> int:
 
 
 def _chain(
-    window: _Window, position: int, size: int, parse: _Parse, kind: tuple[int, ...] | None
+    window: _Window,
+    position: int,
+    size: int,
+    parse: _Parse,
+    kind: tuple[int, ...] | None,
+    length: int = CHAIN,
 ) -> _Header | None:
     """The header of a frame that others of its kind follow, up to the end of the file."""
     first = header = parse(window(position, 10))
-    for number in range(CHAIN):
+    for number in range(length):
         if header is None or header.kind != (kind or first.kind):  # type: ignore[union-attr]
             return None
         position += header.length
@@ -176,14 +279,19 @@ def _count(
         header = parse(window(position, 10))
         if header is not None and header.kind == first.kind:
             end = position + header.length
-            frames.cut = end > size
+            frames.cut, frames.tail = end > size, range(0)
             if not frames.cut:
                 frames.good.append(range(position, end))
             position = end
             continue
         after = _after_other(window, position)
         if after == position:
+            other = _chain(window, position, size, parse, None)
+            if other is not None and frames.good:
+                frames.change = position
+                break
             after = _resync(window, position + 1, size, parse, sync, first.kind, attempts)
+            frames.tail = range(position, min(after, size))
             index = len(frames.good)
             frames.gaps[index] = frames.gaps.get(index, 0) + min(after, size) - position
         position = after
@@ -197,6 +305,9 @@ def _after_other(window: _Window, position: int) -> int:
         return position + 10 + sum(b << s for b, s in zip(data[6:10], (21, 14, 7, 0), strict=True))
     if data.startswith(b"TAG"):
         return position + 128
+    if data.startswith(b"LYRICSBEGIN"):
+        found = re.search(rb"LYRICS200|LYRICSEND", window(position, WINDOW))
+        return position + (found.end() if found else 0)
     if data.startswith(b"APETAGEX") and len(data) == 32:
         size, _, flags = struct.unpack_from("<III", data, 12)
         return position + size + (32 if flags & 0x20000000 else 0)  # the size counts the footer only
@@ -220,7 +331,9 @@ def _resync(
             position += max(1, len(data) - 9)
         else:
             position += found.start()
-            if found[0][:1] in b"IAT" or _chain(window, position, size, parse, kind):
+            if found[0][:1] in b"IATL" or _chain(window, position, size, parse, kind):
+                return position
+            if _chain(window, position, size, parse, None, LONG_CHAIN):  # of another kind
                 return position
             position += 1
         if position + 10 > size:
@@ -265,7 +378,25 @@ def _ac3(data: bytes) -> _Header | None:
     return _Header(2 * words, AC3_FRAME, (rate, data[5] >> 3, data[6] >> 5))
 
 
-KINDS = (("mp3", _mpeg, _MPEG_SYNC), ("adts", _adts, _ADTS_SYNC), ("ac3", _ac3, _AC3_SYNC))
+def _eac3(data: bytes) -> _Header | None:
+    """The header of an E-AC-3 frame (ATSC A/52, annex E)."""
+    if len(data) < 6 or data[:2] != b"\x0bw" or not 11 <= data[5] >> 3 <= 16:
+        return None
+    code, second = data[4] >> 6, data[4] >> 4 & 3
+    if code == second == 3:
+        return None
+    rate = (24000, 22050, 16000)[second] if code == 3 else (48000, 44100, 32000)[code]
+    blocks = 6 if code == 3 else (1, 2, 3, 6)[second]
+    length = 2 * (((data[2] & 7) << 8 | data[3]) + 1)
+    return _Header(length, 256 * blocks, (data[2] >> 3, rate, blocks, data[4] & 15)) if length > 6 else None
+
+
+KINDS = (
+    ("mp3", _mpeg, _MPEG_SYNC),
+    ("adts", _adts, _ADTS_SYNC),
+    ("ac3", _ac3, _AC3_SYNC),
+    ("ac3", _eac3, _AC3_SYNC),
+)
 
 
 def _declared(window: _Window, frame: range) -> int | None:

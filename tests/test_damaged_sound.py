@@ -286,3 +286,168 @@ def test_an_encoders_own_zeros_are_no_damage(tmp_path):
     samples = np.full((48000, 2), 0.3, np.float32)
     path = encode(tmp_path / "a.webm", "libopus", samples, 48000, b="256000")
     assert read(path, accept_holes=False)[1] == []
+
+
+def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_path):
+    options = {"__cluster_time_limit": "50"}
+    path = encode(tmp_path / "a.webm", "libopus", song(6.0, 48000), 48000, **options)
+    assert read(path, accept_holes=False)[1] == []
+    whole, content = read(path)[0], path.read_bytes()
+    overwrite(path, content.index(b"\x1f\x43\xb6\x75"), bytes(8))
+    samples, told = read(path)
+    late = len(samples) - len(whole)  # timestamps are rounded to 1 ms
+    assert 0 <= late <= 48
+    assert "replaced by silence: at 0.000 s" in told[0]
+    np.testing.assert_allclose(samples[48000 + late :], whole[48000:], atol=1e-3)
+
+
+def boxes(content):
+    """Where each box of an mp4 file begins, and its name."""
+    position, found = 0, []
+    while position < len(content):
+        found.append((position, content[position + 4 : position + 8]))
+        position += int.from_bytes(content[position : position + 4], "big")
+    return found
+
+
+@pytest.mark.parametrize("flags", ["", "+dash+global_sidx"])
+def test_a_fragmented_mp4_whose_structure_is_damaged_is_no_shorter_song(tmp_path, flags):
+    options = {"__movflags": "frag_keyframe+empty_moov" + flags, "__frag_duration": "200000"}
+    path = encode(tmp_path / "a.mp4", "aac", song(11.0), **options)
+    whole, told = read(path, accept_holes=False)
+    assert told == []
+    content = path.read_bytes()
+    fragments = [at for at, name in boxes(content) if name == b"moof"]
+    for data in (bytes(8), bytes(200), b"\0\0\0\5"):
+        overwrite(path, fragments[10], data)
+        if flags:  # its index leads to the fragments behind the damage
+            assert len(read(path)[0]) == len(whole)
+            assert "none may be missing" in refusal(path, accept_holes=False)
+        else:
+            assert "damaged after 2." in refusal(path)
+        path.write_bytes(content)
+    overwrite(path, fragments[10] + 4, bytes(4))
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert "for 0.209 s" in told[0]
+    np.testing.assert_allclose(samples[4 * RATE :], whole[4 * RATE :], atol=0.1)
+    overwrite(path, fragments[-1], bytes(200))
+    assert "none may be missing" in refusal(path, accept_holes=False)
+    for behind in (bytes(1000), b"TAG" + bytes(125)):
+        path.write_bytes(content + behind)
+        assert read(path, accept_holes=False)[1] == []
+    if flags:  # the index lists more than there is
+        path.write_bytes(content[: fragments[10]])
+        assert "no more sound found" in refusal(path)
+
+
+BARE = {"a.mp3": "libmp3lame", "a.aac": "aac", "a.ac3": "ac3", "a.eac3": "eac3"}
+
+
+def bare(folder, name, seconds=6.0, rate=RATE):
+    """A file of frames that declares nothing."""
+    options = {"__write_xing": "0", "__id3v2_version": "0"} if name == "a.mp3" else {}
+    path = encode(folder / name, BARE[name], song(seconds, rate), rate, **options)
+    return path, read(path, accept_holes=False)[0], path.read_bytes()
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_files_of_frames_that_were_joined_and_differ_are_refused(tmp_path, name):
+    _, whole, content = bare(tmp_path, name, 2.0)
+    path, _, other = bare(tmp_path, name, 2.0, 48000)
+    for between in (b"", b"TAG" + bytes(125)):
+        path.write_bytes(content + between + other)
+        assert "its rate or its channels change at " in refusal(path)
+        assert len(read(path, 0.0, 1.0)[0]) == RATE
+    path.write_bytes(content[:-100] + other)
+    assert "its rate or its channels change at " in refusal(path)
+    path.write_bytes(content + content)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    assert len(samples) == 2 * len(whole)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_damage_in_a_file_of_frames_is_reported_wherever_it_is(tmp_path, name):
+    path, whole, content = bare(tmp_path, name)
+    middle = len(content) // 2
+    for removed in (100, 300, 1500):
+        path.write_bytes(content[:middle] + content[middle + removed :])
+        assert ": at 2.9" in (told := read(path)[1])[0] or ": at 3.0" in told[0]
+    path.write_bytes(content[:-4000] + bytes(4000))
+    assert "the first at 5." in refusal(path)
+    path.write_bytes(bytes(4) + content[4:])
+    samples, told = read(path)
+    assert ": at 0.000 s" in told[0]
+    assert len(samples) == len(whole)
+    path.write_bytes(content[:-50])
+    assert "its last frame is incomplete" in " ".join(read(path)[1])
+    path.write_bytes(content + bytes(3000))
+    assert read(path, accept_holes=False)[1] == []
+
+
+def test_bytes_before_the_first_frame_do_not_hide_what_an_mp3_declares(tmp_path):
+    path, _ = make(tmp_path, "a.mp3")
+    whole, _ = read(path)
+    content = b"some other bytes" * 20 + path.read_bytes()
+    path.write_bytes(content)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    np.testing.assert_array_equal(samples, whole)
+    path.write_bytes(content[: len(content) * 3 // 5])
+    assert "the first at 2." in refusal(path)
+
+
+def test_the_frames_that_an_mp3_declares_fill_its_gap(tmp_path):
+    path, _ = make(tmp_path, "a.mp3", 12.0)
+    whole, _ = read(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:90_000] + content[91_500:])
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert "replaced by silence: at 5." in told[0]
+    np.testing.assert_allclose(samples[7 * RATE :], whole[7 * RATE :], atol=1e-3)
+    path.write_bytes(content[:90_000] + bytes(50) + content[90_000:])
+    assert "though no sound is missing" in read(path)[1][0]
+
+
+def test_damage_in_alac_is_a_hole_in_caf_too(tmp_path):
+    path = tmp_path / "a.caf"
+    for blocks in (8, 100.5):  # a last block that is full, or not
+        sf.write(path, song(10.0)[: round(4096 * blocks)], RATE, format="CAF", subtype="ALAC_16")
+        whole, told = read(path, accept_holes=False)
+        assert told == []
+        assert len(whole) == round(4096 * blocks)
+    overwrite(path, 0.5, bytes(200))
+    samples, told = read(path)
+    assert len(samples) == len(whole)
+    assert "replaced by silence: at 4." in told[0]
+
+
+@pytest.mark.parametrize(("container", "channels"), [("VOC", 2), ("SVX", 1)])
+def test_old_formats_that_are_cut_are_refused(tmp_path, container, channels):
+    path = tmp_path / f"a.{container.lower()}"
+    sf.write(path, song(4.0, RATE, channels), RATE, "PCM_16", format=container)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    assert len(samples) == 4 * RATE
+    for share in (0.6, 0.97):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+        assert "cut short or damaged" in refusal(path)
+        path.write_bytes(content)
+
+
+def test_flac_files_that_were_joined_are_read_one_after_the_other(tmp_path):
+    path, _ = make(tmp_path, "a.flac", 2.0)
+    one, content = read(path)[0], path.read_bytes()
+    path.write_bytes(3 * content)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    np.testing.assert_array_equal(samples, np.concatenate([one] * 3))
+    np.testing.assert_array_equal(read(path, 1.5, 1.0)[0], samples[66150 : 66150 + RATE])
+    path.write_bytes(content + content[: len(content) // 2])
+    assert "the first at 2." in refusal(path)
+    sf.write(tmp_path / "b.flac", song(1.0, 48000), 48000)
+    path.write_bytes(content + (tmp_path / "b.flac").read_bytes())
+    assert "its rate or its channels change at 2.000 s" in refusal(path)
