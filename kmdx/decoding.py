@@ -92,7 +92,7 @@ def check_whole(path: Path) -> None:
         except AudioError as error:
             raise AudioError(f"{path}: {error}") from error
     for part in parts:
-        if part.share < 1 or part.missing or part.cut or part.mute:
+        if part.share < 1 or part.missing or part.cut or part.mute or part.marks or part.stops:
             raise AudioError(f"{path}: cut short or damaged: copy or export it again")
         if part.notes:
             raise AudioError(f"{path}: {part.notes[0]}: copy or export it again")
