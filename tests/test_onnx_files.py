@@ -322,13 +322,14 @@ def test_a_graph_that_asks_for_all_memory_is_refused_at_once(
         ([node("NonZero", "x")], "the size of y, from its operator NonZero, cannot be known"),
         ([node("Identity", "z")], "needs z, which is not there"),
         ([node("Identity", "x", "x")], "too few or too many inputs"),
+        ([node("GatherND", "x", "i", batch_dims=-2)], "its operator GatherND has attributes that do not fit"),
         ([node("Unheard", "x")], "its operator Unheard is not right: \\w"),
         ([node("MatMul", "x", "x")], "its operator MatMul is not right: .*ncompatible dimensions"),
     ],
 )  # fmt: skip
 def test_a_graph_that_gives_something_else_is_refused(nodes: list[NodeProto], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        onnx_sizes.check(graph(nodes), SHAPE)
+        onnx_sizes.check(graph(nodes, {"i": [0, 0]}), SHAPE)
 
 
 @pytest.mark.parametrize("axes", [["b", 4, 128, 64], [0, *SHAPE], SHAPE, ["b", 2, 128, 32]])

@@ -168,7 +168,7 @@ class _Walk:
             return [shape[slice(*ends)] if node.op_type == "Shape" else shape.prod(dtype=np.int64)]
         names = [name for name in dict.fromkeys(node.input) if name]
         given = {name: self.numbers[name] for name in names if name in self.numbers}
-        if node.op_type not in _COMPUTED or len(given) < len(names):
+        if node.op_type not in _COMPUTED or len(given) < len(names) or "noop_with_empty_axes" in attributes:
             return []
         if not _same_everywhere(node.op_type, [given[name] for name in node.input if name]):
             return []
@@ -203,10 +203,16 @@ def _same_everywhere(operator: str, given: Sequence[ndarray]) -> bool:
     if any(numbers.dtype.kind not in "biuf" for numbers in given):
         return False
     real = any(numbers.dtype.kind == "f" for numbers in given)
+    if operator.startswith("Reduce"):  # of NaN, or beyond what whole numbers hold
+        sizes = np.abs(given[0].astype(np.float64))
+        if real or not np.prod(np.maximum(sizes, 1)) * max(sizes.size, 1) < 2**53:
+            return False
+    if operator.startswith(("Reduce", "Squeeze")) and any(not numbers.size for numbers in given):
+        return False
     match operator:
         case "Cast":  # of what whole numbers cannot hold
             return not real or bool((np.abs(given[0]) < 2**31).all())
-        case "Mod" | "Range" | "ReduceProd" | "ReduceSum" if real:  # rounded here and there
+        case "Mod" | "Range" if real:  # rounded here and there
             return False
         case "Div" | "Mod":  # of negative numbers; some versions round down
             return real or bool((given[0] >= 0).all() and (given[1] > 0).all())
