@@ -228,7 +228,9 @@ def test_mp3_files_that_were_joined_and_have_tags_between_them(tmp_path):
     path.write_bytes(content + b"TAG" + bytes(125) + content + b"LYRICSBEGIN" + b"la " * 500)
     samples, told = read(path, accept_holes=False)
     assert told == []
-    assert 0 <= len(samples) - 2 * rate < 3 * 1152
+    assert (
+        0 <= len(samples) - 2 * rate < 4 * 1152
+    )  # what the second file's header declares as padding is sound here
     np.testing.assert_allclose(samples[: rate - 2000], one[: rate - 2000], atol=1e-3)
 
 
