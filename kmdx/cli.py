@@ -160,7 +160,12 @@ def separate(
     downmix: Annotated[
         bool, typer.Option("--downmix", help="Fold more than two channels to stereo.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo songs whose stems are there.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Separate again what is finished, and replace stems of other settings."
+        ),
+    ] = False,
 ) -> None:
     """Separate songs into stems, at each song's own rate, channels and length.
 
