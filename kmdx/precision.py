@@ -66,9 +66,9 @@ def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT
 
 
 def in_words(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> str:
-    """What a choice of precision comes to on a device, such as ``bf16 where a network bears it``."""
+    """What a choice of precision comes to on a device, such as ``bf16 where a network supports it``."""
     found = candidates(precision, device, speed)[:1]
-    return f"{NAMES[found[0]]} where a network bears it" if found else "fp32"
+    return f"{NAMES[found[0]]} where a network supports it" if found else "fp32"
 
 
 def warn_if_slow(precision: str, device: torch.device) -> None:

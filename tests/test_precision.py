@@ -58,12 +58,12 @@ def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.Monk
     [
         ("auto", CPU, "fast", (), "fp32"),
         ("auto", CPU, "leaderboard", (BF16,), "fp32"),
-        ("auto", CPU, "balanced", (BF16,), "bf16 where a network bears it"),
-        ("auto", CPU, "fast", (BF16,), "bf16 where a network bears it"),
-        ("auto", GPU, "leaderboard", (FP16, BF16), "fp16 where a network bears it"),
+        ("auto", CPU, "balanced", (BF16,), "bf16 where a network supports it"),
+        ("auto", CPU, "fast", (BF16,), "bf16 where a network supports it"),
+        ("auto", GPU, "leaderboard", (FP16, BF16), "fp16 where a network supports it"),
         ("auto", GPU, "leaderboard", (), "fp32"),
         ("fp32", CPU, "fast", (BF16,), "fp32"),
-        ("bf16", CPU, "leaderboard", (), "bf16 where a network bears it"),
+        ("bf16", CPU, "leaderboard", (), "bf16 where a network supports it"),
     ],
 )
 def test_in_words(

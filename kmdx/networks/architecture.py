@@ -112,7 +112,7 @@ SIZES = {
     },
 }
 NEEDED = {"htdemucs": (), "hdemucs": (), "onnx": TRANSFORM, "tfc_tdf": (*TRANSFORM, *UNET)}
-"""What the architectures of each type must state beside it and the sources."""
+"""What the architectures of each type must state besides the type and the sources."""
 
 EMBEDDINGS = ("sin", "cape", "scaled")
 # What the constructors take where nothing is stated, as far as it changes the size.
