@@ -9,7 +9,6 @@ import http.server
 import itertools
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -279,11 +278,11 @@ def drip(*lines: str, end: str = "") -> Callable[[Handler], None]:
 def test_a_server_that_stays_silent_or_completes_nothing_is_left(
     send: Any, server: Server, tmp_path: Path
 ) -> None:
-    server.answer = send
+    answers = []
+    server.answer = lambda handler: answers.append(send) or send(handler)
     limits = Limits(retries=3, silence=0.2, answer=0.3)
-    begun = time.monotonic()
     assert "127.0.0.1 sent nothing for 0." in reason(server, tmp_path, limits=limits)
-    assert time.monotonic() - begun < 15, "it was not tried again: nothing had come"
+    assert len(answers) == 1, "it was tried again, though nothing had come"
 
 
 def test_trailers_without_end_are_left(server: Server, tmp_path: Path) -> None:

@@ -365,6 +365,17 @@ def test_of_two_pulls_at_once_one_waits_and_finds_what_the_other_pulled(
     assert len(server.asked) == 1
 
 
+def test_many_threads_of_a_process_pull_at_once_and_all_find_the_file(
+    published: Weight, server: Server, tmp_path: Path
+) -> None:
+    pulls = [Pull(published, tmp_path) for _ in range(8)]
+    for pull in pulls:
+        pull.join()
+    assert [pull.path for pull in pulls] == [tmp_path / published.sources[0].file] * 8
+    assert len(server.asked) == 1
+    assert not list(tmp_path.glob(".probe*"))
+
+
 def holder(folder: Path, name: str) -> subprocess.Popen:
     """A process that holds a lock until it is killed."""
     code = (
@@ -424,7 +435,9 @@ def test_a_folder_that_cannot_be_locked_is_pulled_into_by_each_process_alone(
     assert path.read_bytes() == CONTENT
     assert records(tmp_path)[path.name].known
     assert f"htdemucs_ft_bass: {tmp_path} cannot be locked" in lines[0]
-    assert str(os.getpid()) in places[0].parts[-3], "no other process writes there"
+    assert places[0].parts[-3] == f"{published.name}.{os.getpid()}.{threading.get_ident()}", (
+        "written to by nobody else"
+    )
     assert not (tmp_path / ".partial").exists()
 
 

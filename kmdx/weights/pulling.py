@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -170,7 +172,8 @@ def _pull(
             return path
         if not alone:
             report(f"{weight.name}: {folder} cannot be locked; another process may pull the same at once")
-        workspace = folder / ".partial" / (weight.name if alone else f"{weight.name}.{os.getpid()}")
+        own = f"{weight.name}.{os.getpid()}.{threading.get_ident()}"
+        workspace = folder / ".partial" / (weight.name if alone else own)
         try:
             source, fetched = _try_sources(weight, folder, workspace, report, progress, unreachable)
             path = _place(weight, source, fetched, folder, mode)
@@ -229,11 +232,10 @@ def _mode_of_new_files(folder: Path) -> int:
     WeightsError
         If it cannot be written to: better now than after a download.
     """
-    probe = folder / f".probe.{os.getpid()}"
+    probe = folder / f".probe.{secrets.token_hex(8)}"  # not the process: two of its threads may pull at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.unlink(missing_ok=True)
-        probe.touch()
+        probe.touch(exist_ok=False)
         mode = stat.S_IMODE(probe.stat().st_mode)
         probe.unlink()
     except OSError as error:
