@@ -198,7 +198,7 @@ def test_a_demucs_larger_than_its_file_is_refused_before_it_is_built(options: di
 
 @pytest.mark.parametrize("options", [{"t_layers": 64}, {"t_hidden_scale": 64.0}], ids=str)
 def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="another network's weights: the architecture has more parameters"):
+    with pytest.raises(ValueError, match="more parameters|another shape|has shape"):
         demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, demucs_state())
 
 
