@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from evaluator.metrics import global_sdr, score_song
+from evaluator.metrics import global_sdr
+from evaluator.scoring import score_song
 from kmdx import terminal
 
 RATE = 44100  # Hz

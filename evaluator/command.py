@@ -19,15 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluator import dataset, report, results
-from evaluator.dataset import STEMS, Track
+from evaluator import metrics as metrics_table
+from evaluator.dataset import Track
+from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, check_submission
-from evaluator.replay import Record, Stopped, replay
+from evaluator.records import SongRecord
+from evaluator.replay import Stopped, headline, replay
 from evaluator.scorer import Scorer
 from evaluator.store import Store
 from evaluator.survey import survey
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, shown
 from kmdx.plan import Plan
 from kmdx.terminal import err, out
 
@@ -56,6 +59,13 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     engine: Annotated[
         str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
+    ] = None,
+    stems: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Score only these, such as vocals or bass,drums.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="What to compute, such as global_sdr,si_sdr; all computes all."),
     ] = None,
     time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
     memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
@@ -88,6 +98,8 @@ def evaluate(
         ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
     plan = _plan(submission, ensemble)
     songs = dataset.find_tracks(data, split, tracks)
+    chosen = metrics_table.choose(metrics)
+    scored = choose_stems(songs, stems)
     store = Store(output)
     try:
         with store.locked():
@@ -118,6 +130,8 @@ def evaluate(
                 data=data,
                 split=split if (data / split).is_dir() else None,
                 tracks=songs,
+                stems=scored,
+                metrics=chosen,
                 data_warnings=found.warnings,
             )
             run["started"] = store.begin(results.identity(run, found.fingerprints))
@@ -128,12 +142,12 @@ def evaluate(
                     submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine
                 )
 
-            records: list[Record] = []
+            records: list[SongRecord] = []
             stopped: Stopped | None = None
             options: dict[str, Any] = {"strict": strict, "keep_stems": keep_stems, "unusable": found.unusable}
-            with Scorer() as scorer, _meter(songs) as meter:
+            with Scorer() as scorer, _meter(songs, chosen[0]) as meter:
                 try:
-                    for record in replay(songs, store, make, scorer, meter, **options):
+                    for record in replay(songs, store, make, scorer, meter, scored, chosen, **options):
                         records.append(record)
                 except Stopped as error:
                     stopped = error
@@ -149,6 +163,26 @@ def evaluate(
         err.print(f"[bold red]strict:[/bold red] {escape(str(stopped))}")
     if content["summary"]["failed"] or stopped is not None:
         raise typer.Exit(1)
+
+
+def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
+    """The stems to score, in the order in which the songs have them.
+
+    Raises
+    ------
+    KmdxError
+        If no song has one that was asked for.
+    """
+    known = tuple(dict.fromkeys(stem for track in songs for stem in track.stems))
+    if text is None:
+        return known
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise KmdxError(f"--stems {shown(name)}: no song has it; available: {', '.join(known)}")
+    if not names:
+        raise KmdxError(f"--stems names no stem; available: {', '.join(known)}")
+    return tuple(name for name in known if name in names)
 
 
 def parse_size(text: str) -> int:
@@ -213,8 +247,9 @@ def _log_to(path: Path, verbose: bool) -> None:
 class _Bars:
     """Progress by song and by second of audio, with the time left by the songs that were played."""
 
-    def __init__(self, bar: Progress, songs: Sequence[Track]) -> None:
+    def __init__(self, bar: Progress, songs: Sequence[Track], metric: Metric) -> None:
         self.bar = bar
+        self.metric = metric
         self.total = sum(track.duration for track in songs if track.rate)
         self.count = len(songs)
         self.number = 0
@@ -236,8 +271,8 @@ class _Bars:
         self.bar.update(self.one, completed=done, text=f"{done:.0f} of {total:.0f} s")
         self.bar.update(self.whole, completed=self.before + done)
 
-    def finished(self, track: Track, record: Record) -> None:
-        if self.began is not None and record["seconds"] is not None:
+    def finished(self, track: Track, record: SongRecord) -> None:
+        if self.began is not None and record.seconds is not None:
             self.played += track.duration
             self.took += time.monotonic() - self.began
         fresh, self.began, self.current = self.began is not None, None, 0.0
@@ -246,10 +281,9 @@ class _Bars:
         self.bar.update(self.whole, completed=self.before, text=f"{self.number} of {self.count}")
         self.bar.update(self.one, visible=False)
         if fresh:
-            failed = record["status"] != "ok"
-            result = f"failed: {record['reason']}" if failed else f"{record['song_sdr']:.2f} dB"
+            result = headline(record, self.metric) if record.ok else f"failed: {record.reason}"
             left = f", {self.time_left()} left" if self.number < self.count else ""
-            audio = f"{record['duration']:.0f} s of audio{left}"
+            audio = f"{record.duration:.0f} s of audio{left}"
             err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"))
 
     def time_left(self) -> str:
@@ -275,20 +309,18 @@ class _TimeLeft(ProgressColumn):
 
 
 @contextmanager
-def _meter(songs: Sequence[Track]) -> Iterator[_Bars]:
+def _meter(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
     left = _TimeLeft()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), left)
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        left.bars = _Bars(bar, songs)
+        left.bars = _Bars(bar, songs, metric)
         yield left.bars
 
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
     """Write the page; references are played from the data set where they are files of their own."""
     references = {
-        track.name: {stem: track.files[stem] for stem in STEMS}
-        for track in songs
-        if not track.lossy and set(STEMS) <= set(track.files)
+        track.name: {stem: track.files[stem] for stem in track.stems} for track in songs if not track.lossy
     }
     predictions = folder / "predictions"
     return report.write(content, folder, predictions if predictions.is_dir() else None, references)
@@ -299,10 +331,14 @@ def _print(content: dict[str, Any], page: Path) -> None:
     run, summary = content["run"], content["summary"]
     scored = f"{summary['scored']} of {summary['songs']} songs scored"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold] on {run['device']}, {scored}")
-    table = Table("SDR in dB", "song", *STEMS, box=None, pad_edge=False, header_style="bold")
-    for measure, name in (("global_sdr", "global SDR"), ("museval_sdr", "museval BSSEval v4 SDR")):
-        for how, values in summary[measure].items():
-            table.add_row(f"{name}, {how}", *(_decibels(values[key]) for key in ("song", *STEMS)))
+    stems = run["stems"]
+    table = Table("", "song", *stems, box=None, pad_edge=False, header_style="bold")
+    for metric in metrics_table.named(run["metrics"]):
+        for how, values in summary["scores"][metric.name].items():
+            table.add_row(
+                f"{metric.label}, {results.statistic_title(metric, how)}",
+                *(metrics_table.show(metric, values[key]) for key in ("song", *stems)),
+            )
     out.print(table)
     factor, memory = summary["real_time_factor"], summary["peak_memory"]
     if summary["scored"]:
@@ -317,7 +353,3 @@ def _print(content: dict[str, Any], page: Path) -> None:
     for warning in content["warnings"]:
         terminal.warn(warning)
     out.print(f"report: {escape(str(page))}")
-
-
-def _decibels(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -27,7 +27,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from evaluator.metrics import Form, form_of, read_together
+from evaluator.sounds import Form, form_of, read_together
 from kmdx import audio, ffmpeg
 from kmdx.errors import AudioError, KmdxError
 
@@ -78,6 +78,11 @@ class Track:
     rate: int
     samples: int
     channels: int
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """What it has besides the mixture."""
+        return tuple(stem for stem in STEMS if stem in self.files)
 
     @property
     def duration(self) -> float:

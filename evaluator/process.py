@@ -112,8 +112,8 @@ class Submission:
         Wall time that making the model took, when it was last made.
     load_peak_memory : int
         Bytes of host memory at most while it was made.
-    network : str
-        ``cut``, or why the process has a network.
+    isolation : list of str
+        What the submission is not kept from.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Submission:
         self.options = {"ensemble": ensemble, "device": device, "engine": engine, "cut_network": True}
         self.load_seconds = 0.0
         self.load_peak_memory = 0
-        self.network = "not known: it was never started"
+        self.isolation: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._worker = 0  # the process that the submission runs in: on Linux below _process, the guard
         self._replies: queue.Queue[Any] = queue.Queue()
@@ -187,7 +187,9 @@ class Submission:
         if failure is not None:
             self.kill()
             raise SubmissionError(f"the submission in {self.folder} cannot be made: {failure}")
-        self.load_seconds, self.network = reply["seconds"], reply["network"]
+        self.load_seconds = reply["seconds"]
+        network = reply["network"]
+        self.isolation = [] if network == "cut" else [f"it could reach the network: {network}"]
 
     def separate(
         self, song: str, duration: float, progress: Callable[[float, float], None] | None = None

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from evaluator import metrics
-from evaluator.dataset import STEMS, Track, as_wav
+from evaluator.dataset import Track, as_wav
+from evaluator.metrics import Metric, named, show
 from evaluator.process import Limits, Outcome, Submission, SubmissionError
+from evaluator.records import RecordError, SongRecord, finite
 from evaluator.scorer import Scorer
+from evaluator.scoring import SongScore
 from evaluator.store import Store
 from kmdx.errors import KmdxError
 
 logger = logging.getLogger("evaluator")
-
-Record = dict[str, Any]
 
 
 class Meter(Protocol):
@@ -33,7 +33,7 @@ class Meter(Protocol):
     def audio(self, done: float, total: float) -> None:
         """So many seconds of the song are done, of so many."""
 
-    def finished(self, track: Track, record: Record) -> None:
+    def finished(self, track: Track, record: SongRecord) -> None:
         """A song is done, or was done before."""
 
 
@@ -47,11 +47,13 @@ def replay(
     make: Callable[[Path, Path], Submission],
     scorer: Scorer,
     meter: Meter,
+    stems: Sequence[str],
+    metrics: Sequence[Metric],
     *,
     unusable: Mapping[str, str] | None = None,
     strict: bool = False,
     keep_stems: bool = False,
-) -> Iterator[Record]:
+) -> Iterator[SongRecord]:
     """Give each song's record, from the store where it is there, else by replaying it.
 
     Parameters
@@ -63,6 +65,9 @@ def replay(
         Makes the submission, given the data set's folder and the shared folder.
     scorer : Scorer
     meter : Meter
+    stems : sequence of str
+        What is scored, of each song those that it has.
+    metrics : sequence of Metric
     unusable : mapping of str to str, optional
         Songs whose data cannot be scored, and why; they fail without being played.
     strict : bool
@@ -88,35 +93,67 @@ def replay(
             folder.mkdir(parents=True)
         with make(dataset, shared) as submission:
             for track in tracks:
-                record = store.record(track.name)
+                record = stored(store, track.name)
                 if record is None:
                     meter.song(track)
                     reason = (unusable or {}).get(track.name)
                     if reason is None:
-                        record = _play(track, submission, dataset, shared / "predictions", scorer, meter)
+                        record = _play(
+                            track, submission, dataset, shared / "predictions", scorer, meter, stems, metrics
+                        )
                     else:
-                        record = _failed(track, f"its data: {reason}")
-                    record |= {
-                        "network": submission.network,
-                        "load_seconds": submission.load_seconds,
-                        "load_peak_memory": submission.load_peak_memory,
-                    }
-                    if keep_stems and record["status"] == "ok":
+                        record = _unplayed(track, f"its data: {reason}")
+                    record = replace(
+                        record,
+                        isolation=tuple(submission.isolation),
+                        load_seconds=submission.load_seconds,
+                        load_peak_memory=submission.load_peak_memory,
+                    )
+                    if keep_stems and record.ok:
                         _keep(shared / "predictions" / track.name, predictions / track.name)
-                    store.add(record)
+                    store.add(record.to_json())
                     shutil.rmtree(shared / "predictions" / track.name, ignore_errors=True)
-                    logger.info("%s: %s", track.name, record["reason"] or f"{record['song_sdr']:.3f} dB")
+                    logger.info("%s: %s", track.name, record.reason or headline(record, metrics[0]))
                 meter.finished(track, record)
                 yield record
-                if strict and record["ends_challenge"]:
-                    raise Stopped(f"{track.name}: {record['reason']}; the challenge would have ended here")
+                if strict and record.ends_challenge:
+                    raise Stopped(f"{track.name}: {record.reason}; the challenge would have ended here")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def stored(store: Store, song: str) -> SongRecord | None:
+    """A song's record, or None if it is not done.
+
+    Raises
+    ------
+    KmdxError
+        If it is damaged.
+    """
+    content = store.record(song)
+    try:
+        return None if content is None else SongRecord.from_json(content)
+    except RecordError as error:
+        raise RecordError(
+            f"{store.folder}: {error}; delete it from songs/, and {song} is done again"
+        ) from error
+
+
+def headline(record: SongRecord, metric: Metric) -> str:
+    """A scored song's value of the run's first metric, in a few words."""
+    return f"{show(metric, record.mean(metric.name))} {metric.unit}".rstrip()
+
+
 def _play(
-    track: Track, submission: Submission, dataset: Path, predictions: Path, scorer: Scorer, meter: Meter
-) -> Record:
+    track: Track,
+    submission: Submission,
+    dataset: Path,
+    predictions: Path,
+    scorer: Scorer,
+    meter: Meter,
+    stems: Sequence[str],
+    metrics: Sequence[Metric],
+) -> SongRecord:
     """Separate and score one song."""
     song = dataset / track.name
     try:
@@ -126,76 +163,64 @@ def _play(
             shutil.copyfile(mixture, song / "mixture.wav")
     except (KmdxError, OSError) as error:
         shutil.rmtree(song, ignore_errors=True)
-        return _failed(track, f"its data: {error}")
+        return _unplayed(track, f"its data: {error}")
     try:
         outcome = submission.separate(track.name, track.duration, meter.audio)
         record = _measured(track, outcome, submission.limits)
         if outcome.failure is None:
-            references = {stem: as_wav(track, stem, song) for stem in STEMS}
-            estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in STEMS}
-            record |= _scored(scorer.score(references, estimates))
+            scored = [stem for stem in stems if stem in track.stems]
+            references = {stem: as_wav(track, stem, song) for stem in scored}
+            estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in scored}
+            record = with_scores(record, scorer.score(references, estimates, metrics))
         return record
     except SubmissionError:
         raise
     except KmdxError as error:
-        return record | {"status": "failed", "reason": str(error), "ends_challenge": True}
+        return record.failed(str(error), ends_challenge=True)
     finally:
         shutil.rmtree(song, ignore_errors=True)
 
 
-def _failed(track: Track, reason: str) -> Record:
+def _unplayed(track: Track, reason: str) -> SongRecord:
     """The record of a song that was not played."""
-    return {
-        "song": track.name,
-        "status": "failed",
-        "reason": reason,
-        "duration": track.duration if track.rate else 0.0,
-        "seconds": None,
-        "real_time_factor": None,
-        "peak_memory": None,
-        "peak_gpu_memory": None,
-        "over_time": False,
-        "over_memory": False,
-        "ends_challenge": False,
-        "warnings": [],
-    }
+    return SongRecord(track.name, "failed", reason, track.duration)
 
 
-def _measured(track: Track, outcome: Outcome, limits: Limits) -> Record:
+def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
     """The record of a song before it is scored."""
     factor = outcome.seconds / track.duration
-    return {
-        **_failed(track, ""),
-        "status": "ok" if outcome.failure is None else "failed",
-        "reason": outcome.failure,
-        "seconds": outcome.seconds,
-        "real_time_factor": factor,
-        "peak_memory": outcome.peak_memory,
-        "peak_gpu_memory": outcome.peak_gpu_memory,
-        "over_time": factor > limits.time_factor,
-        "over_memory": outcome.peak_memory > limits.memory,
-        "ends_challenge": outcome.ends_challenge,
-    }
+    return SongRecord(
+        track.name,
+        "ok" if outcome.failure is None else "failed",
+        outcome.failure,
+        track.duration,
+        seconds=outcome.seconds,
+        real_time_factor=factor,
+        peak_memory=outcome.peak_memory,
+        peak_gpu_memory=outcome.peak_gpu_memory,
+        over_time=factor > limits.time_factor,
+        over_memory=outcome.peak_memory > limits.memory,
+        ends_challenge=outcome.ends_challenge,
+    )
 
 
-def _scored(score: metrics.SongScore) -> Record:
-    """What scoring adds to a record; JSON has no NaN and no infinity, so they become null."""
-    frames = {stem: [_number(value) for value in values] for stem, values in score.museval_frames.items()}
-    perfect = [stem for stem, value in score.museval_sdr.items() if value == math.inf]
-    warnings = [f"museval SDR of {stem} is infinite: a perfect estimate" for stem in perfect]
-    return {
-        "global_sdr": dict(score.global_sdr),
-        "song_sdr": statistics.fmean(score.global_sdr[stem] for stem in STEMS),
-        "museval_sdr": {stem: _number(value) for stem, value in score.museval_sdr.items()},
-        "museval_frames": frames,
-        "silent_references": list(score.silent_references),
-        "envelopes": score.envelopes,
-        "warnings": [*warnings, *score.warnings],
-    }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
+    """A record with what scoring found; values that do not exist become None."""
+    perfect = [
+        f"{named([name])[0].title} of {stem} is infinite: a perfect estimate"
+        for name, values in score.scores.items()
+        for stem, value in values.items()
+        if value == math.inf
+    ]
+    return replace(
+        record,
+        stems=tuple(next(iter(score.scores.values()))),
+        scores=finite(score.scores),
+        frames=finite(score.frames),
+        silent_references=tuple(score.silent_references),
+        envelopes=score.envelopes,
+        warnings=(*record.warnings, *perfect, *score.warnings),
+    )
 
 
 def _keep(source: Path, target: Path) -> None:

@@ -9,13 +9,14 @@ import io
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluator.dataset import STEMS, Track
+from evaluator.dataset import Track
+from evaluator.metrics import Metric
 from evaluator.process import Limits
-from evaluator.replay import Record
+from evaluator.records import SCHEMA, SongRecord
 from evaluator.store import write_json, write_text
 from kmdx import limits, weights
 from kmdx.plan import Plan
@@ -90,6 +91,8 @@ def describe_run(
     data: Path,
     split: str | None,
     tracks: Sequence[Track],
+    stems: Sequence[str],
+    metrics: Sequence[Metric],
     data_warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Everything that a reader must know of a run, and that no song's record says."""
@@ -109,6 +112,8 @@ def describe_run(
         "precision": precision,
         "engine": engine,
         "git_commit": _git_commit(submission),
+        "stems": list(stems),
+        "metrics": [metric.name for metric in metrics],
         "time_limit_factor": limits.time_factor,
         "memory_limit": limits.memory,
         "enforced": limits.enforced,
@@ -136,6 +141,8 @@ IDENTITY = (
     "time_limit_factor",
     "memory_limit",
     "enforced",
+    "stems",
+    "metrics",
 )
 
 
@@ -148,38 +155,70 @@ def identity(run: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[st
     }
 
 
-def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Record]) -> dict[str, Any]:
+def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongRecord]) -> dict[str, Any]:
     """Put a run, its songs and their means together: the content of ``results.json``."""
-    scored = [record for record in records if record["status"] == "ok"]
-    loads = [record for record in records if record["seconds"] is not None]
-    last = loads[-1] if loads else {}
-    whole = {**run, **{key: last.get(key) for key in ("network", "load_seconds", "load_peak_memory")}}
+    scored = [record for record in records if record.ok]
+    loads = [record for record in records if record.seconds is not None]
+    last = loads[-1] if loads else None
+    whole = {
+        **run,
+        "isolation": list(dict.fromkeys(line for record in records for line in record.isolation)),
+        "load_seconds": last.load_seconds if last else None,
+        "load_peak_memory": last.load_peak_memory if last else None,
+    }
+    factors = [record.real_time_factor for record in records]
     return {
+        "schema": SCHEMA,
         "run": whole,
         "summary": {
             "songs": run["data"]["songs"],
             "scored": len(scored),
             "failed": len(records) - len(scored),
-            "global_sdr": {
-                "mean over songs": _over_songs(scored, "global_sdr", statistics.fmean),
-                "median over songs": _over_songs(scored, "global_sdr", statistics.median),
-            },
-            "museval_sdr": {
-                "median over frames, mean over songs": _over_songs(scored, "museval_sdr", statistics.fmean),
-                "median over frames, median over songs": _over_songs(
-                    scored, "museval_sdr", statistics.median
-                ),
-            },
+            "scores": {name: over_songs(scored, name, run["stems"]) for name in run["metrics"]},
             "real_time_factor": {
-                "mean": _reduce(statistics.fmean, [record["real_time_factor"] for record in scored]),
-                "max": _reduce(max, [record["real_time_factor"] for record in records]),
+                "mean": _reduce(statistics.fmean, [record.real_time_factor for record in scored]),
+                "max": _reduce(max, factors),
             },
-            "peak_memory": _reduce(max, [record["peak_memory"] for record in records]),
-            "peak_gpu_memory": _reduce(max, [record["peak_gpu_memory"] for record in records]),
+            "peak_memory": _reduce(max, [record.peak_memory for record in records]),
+            "peak_gpu_memory": _reduce(max, [record.peak_gpu_memory for record in records]),
         },
         "warnings": _warnings(whole, plan, records),
-        "songs": list(records),
+        "songs": [record.to_json() for record in records],
     }
+
+
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+}
+
+
+def over_songs(
+    records: Sequence[SongRecord], metric: str, stems: Sequence[str]
+) -> dict[str, dict[str, float | None]]:
+    """Mean and median over songs of a metric: of each stem, and of the songs' means (``song``)."""
+    return {
+        how: {
+            "song": _reduce(reduce, [record.mean(metric) for record in records]),
+            **{
+                stem: _reduce(reduce, [record.scores.get(metric, {}).get(stem) for record in records])
+                for stem in stems
+            },
+        }
+        for how, reduce in STATISTICS.items()
+    }
+
+
+def statistic_title(metric: Metric, how: str) -> str:
+    """What a number over songs is, such as ``median over frames, mean over songs``."""
+    return f"median over 1 s frames, {how} over songs" if metric.frames else f"{how} over songs"
+
+
+PLAIN = (
+    "song", "status", "reason", "duration", "seconds", "real_time_factor", "peak_memory", "peak_gpu_memory",
+    "over_time", "over_memory",
+)  # fmt: skip
+"""Columns of ``results.csv`` before the scores."""
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
@@ -187,31 +226,23 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / "results.json", results)
     table = io.StringIO()
     writer = csv.writer(table)
-    measures = ("global_sdr", "museval_sdr")
+    metrics, stems = results["run"]["metrics"], results["run"]["stems"]
+    scores = [(metric, stem) for metric in metrics for stem in ("song", *stems)]
     writer.writerow(
-        [
-            "song",
-            "status",
-            "reason",
-            "duration",
-            "seconds",
-            "real_time_factor",
-            "peak_memory",
-            "peak_gpu_memory",
-        ]
-        + ["over_time", "over_memory", "song_sdr"]
-        + [f"{measure} {stem}" for measure in measures for stem in STEMS]
-        + ["silent_references", "warnings"]
+        [*PLAIN, *(f"{metric} {stem}" for metric, stem in scores), "silent_references", "warnings"]
     )
-    for record in results["songs"]:
+    for content in results["songs"]:
+        record = SongRecord.from_json(content)
         writer.writerow(
-            [record[key] for key in ("song", "status", "reason", "duration", "seconds", "real_time_factor")]
-            + [record[key] for key in ("peak_memory", "peak_gpu_memory", "over_time", "over_memory")]
-            + [record.get("song_sdr")]
-            + [record.get(measure, {}).get(stem) for measure in measures for stem in STEMS]
-            + [" ".join(record.get("silent_references", [])), "; ".join(record["warnings"])]
+            [getattr(record, name) for name in PLAIN]
+            + [_value(record, metric, stem) for metric, stem in scores]
+            + [" ".join(record.silent_references), "; ".join(record.warnings)]
         )
     write_text(folder / "results.csv", table.getvalue())
+
+
+def _value(record: SongRecord, metric: str, stem: str) -> float | None:
+    return record.mean(metric) if stem == "song" else record.scores.get(metric, {}).get(stem)
 
 
 def code_digest(submission: Path) -> str:
@@ -225,7 +256,7 @@ def code_digest(submission: Path) -> str:
     return digest.hexdigest()
 
 
-def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Record]) -> list[str]:
+def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongRecord]) -> list[str]:
     """What a reader must know before the numbers."""
     lines = list(run["data"]["warnings"])
     if plan is not None:
@@ -238,44 +269,50 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
     unknown = [weight["name"] for weight in run["weights"] if not weight["known"]]
     if unknown:
         lines.append(f"weights of unknown content: {', '.join(unknown)}")
-    silent = [record["song"] for record in records if record.get("silent_references")]
-    if silent:
-        lines.append(f"a true stem is silent in {_count(silent)}: {_few(silent)}")
-    for key, what in (("over_time", "time"), ("over_memory", "memory")):
-        over = [record["song"] for record in records if record[key]]
+    for what, songs in _song_warnings(records).items():
+        lines.append(f"{what} in {_count(songs)}: {_few(songs)}")
+    for what, over in (
+        ("time", [record.song for record in records if record.over_time]),
+        ("memory", [record.song for record in records if record.over_memory]),
+    ):
         if over:
-            lines.append(
-                f"{_count(over)} over the {what} limit, with which the challenge fails: {_few(over)}"
-            )
-    failed = [record["song"] for record in records if record["status"] != "ok"]
+            lines.append(f"{_count(over)} over the {what} limit; this would fail the challenge: {_few(over)}")
+    failed = [record.song for record in records if not record.ok]
     if failed:
-        lines.append(f"{_count(failed)} failed, counted in no mean: {_few(failed)}")
+        lines.append(f"{_count(failed)} failed and counted in no mean: {_few(failed)}")
     if len(records) < run["data"]["songs"]:
-        lines.append(f"unfinished: {len(records)} of {run['data']['songs']} songs")
-    if run["network"] is not None and run["network"] != "cut":
-        lines.append(f"the submission could reach the network: {run['network']}")
+        lines.append(f"unfinished: {len(records)} of {_count(run['data']['songs'])}")
+    lines += [f"not isolated: the submission ran where {line}" for line in run["isolation"]]
     return lines
 
 
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} song{'s' if len(names) > 1 else ''}"
+def _song_warnings(records: Sequence[SongRecord]) -> dict[str, list[str]]:
+    """The songs that each kind of warning is about."""
+    kinds: dict[str, list[str]] = {}
+    for record in records:
+        found = ["a silent reference"] if record.silent_references else []
+        for warning in record.warnings:
+            found += [kind for mark, kind in KINDS.items() if mark in warning]
+        for kind in dict.fromkeys(found):
+            kinds.setdefault(kind, []).append(record.song)
+    return kinds
+
+
+KINDS = {
+    "(clipped)": "clipped estimates",
+    "the estimate is silent": "a silent estimate",
+    "is infinite": "a perfect estimate",
+}
+"""Kinds of warnings about a song, by what marks them."""
+
+
+def _count(songs: Sequence[str] | int) -> str:
+    number = songs if isinstance(songs, int) else len(songs)
+    return "1 song" if number == 1 else f"{number} songs"
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _over_songs(records: Sequence[Record], measure: str, reduce: Any) -> dict[str, float | None]:
-    """A measure of each stem over songs, and of the mean of the four."""
-    stems = {stem: [record[measure][stem] for record in records] for stem in STEMS}
-    songs = [
-        statistics.fmean(values) if None not in values else None
-        for values in ([record[measure][stem] for stem in STEMS] for record in records)
-    ]
-    return {
-        "song": _reduce(reduce, songs),
-        **{stem: _reduce(reduce, values) for stem, values in stems.items()},
-    }
 
 
 def _reduce(reduce: Any, values: Sequence[float | None]) -> float | None:

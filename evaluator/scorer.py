@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from evaluator.metrics import SongScore, score_song
+from evaluator.metrics import Metric
+from evaluator.scoring import SongScore, score_song
 from evaluator.worker import die_with_parent
 from kmdx.errors import KmdxError
 
@@ -31,8 +32,10 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def score(self, references: Mapping[str, Path], estimates: Mapping[str, Path]) -> SongScore:
-        """Score a song's files; see :func:`evaluator.metrics.score_song`.
+    def score(
+        self, references: Mapping[str, Path], estimates: Mapping[str, Path], metrics: Sequence[Metric]
+    ) -> SongScore:
+        """Score a song's files; see :func:`evaluator.scoring.score_song`.
 
         Raises
         ------
@@ -41,7 +44,7 @@ class Scorer:
         """
         for _ in range(2):
             try:
-                return self._pool.submit(score_song, references, estimates).result()
+                return self._pool.submit(score_song, references, estimates, metrics).result()
             except BrokenProcessPool:
                 self._pool = _pool()
         raise ScoringError("the scoring process was killed twice: the system may be short of memory")

@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 from kmdx import documents, files
 from kmdx.errors import DocumentError, KmdxError
 
+BEFORE_SCHEMA_2 = {"metrics": ["global_sdr", "museval_sdr"], "stems": ["bass", "drums", "other", "vocals"]}
+"""What a run was made of before it said so."""
+
 
 class RunError(KmdxError):
     """A run's folder that cannot be used for this run."""
@@ -81,7 +84,7 @@ class Store:
         path = self.folder / "run.json"
         content = json.loads(json.dumps(identity))
         if path.exists() and any(self.songs.glob("*.json")):
-            old = read_json(path)
+            old = {**BEFORE_SCHEMA_2, **read_json(path)}
             started = str(old.pop("started", ""))
             differences = list(_differences(old, content))
             if differences:

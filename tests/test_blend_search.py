@@ -39,7 +39,8 @@ from evaluator.blend_search.validation import (
     validate,
 )
 from evaluator.dataset import find_tracks
-from evaluator.metrics import global_sdr, score_song
+from evaluator.metrics import global_sdr
+from evaluator.scoring import score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Sum

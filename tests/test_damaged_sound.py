@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from evaluator.metrics import form_of
+from evaluator.sounds import form_of
 from kmdx import audio
 from kmdx.errors import AudioError, KmdxWarning
 

@@ -14,7 +14,8 @@ import pytest
 import soundfile as sf
 from conftest import noise, shared
 
-from evaluator.metrics import BINS, DELTA, SongScore, global_sdr, score_song
+from evaluator.metrics import DELTA, global_sdr
+from evaluator.scoring import BINS, SongScore, score_song
 from kmdx.errors import KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -49,7 +50,7 @@ def write(
 def score(folder: Path, references: Stems, estimates: Stems, block: float = 2.0, **form: object) -> SongScore:
     """Score arrays through files."""
     truths = write(folder / "references", references, **form)  # type: ignore[arg-type]
-    return score_song(truths, write(folder / "estimates", estimates, **form), block)  # type: ignore[arg-type]
+    return score_song(truths, write(folder / "estimates", estimates, **form), block=block)  # type: ignore[arg-type]
 
 
 def song(samples: int, channels: int = 2, stems: tuple[str, ...] = STEMS) -> dict[str, np.ndarray]:
@@ -91,10 +92,10 @@ def assert_museval(
 ) -> None:
     """Assert that every frame is museval's to five decimals, NaN where it is NaN."""
     expected = museval_frames(references, estimates, rate, filters)
-    measured = np.array(list(score.museval_frames.values()))
+    measured = np.array(list(score.frames["museval_sdr"].values()))
     np.testing.assert_allclose(measured, expected, rtol=0, atol=5e-6)
     for stem, frames in zip(references, expected, strict=True):
-        assert score.museval_sdr[stem] == pytest.approx(np.nanmedian(frames), abs=5e-6)
+        assert score.scores["museval_sdr"][stem] == pytest.approx(np.nanmedian(frames), abs=5e-6)
 
 
 def by_hand(truth: np.ndarray, guess: np.ndarray) -> float:
@@ -119,7 +120,10 @@ def test_global_sdr_of_files_is_the_formula(tmp_path: Path) -> None:
         "shifted": {stem: np.concatenate([samples[:1] * 0, samples[:-1]]) for stem, samples in stems.items()},
         "half": {stem: samples // 2 for stem, samples in stems.items()},
     }
-    found = {case: score(tmp_path / case, stems, estimates).global_sdr for case, estimates in cases.items()}
+    found = {
+        case: score(tmp_path / case, stems, estimates).scores["global_sdr"]
+        for case, estimates in cases.items()
+    }
     for case, estimates in cases.items():
         for stem in STEMS:
             assert found[case][stem] == pytest.approx(by_hand(stems[stem], estimates[stem]), abs=1e-6), (
@@ -151,7 +155,9 @@ def test_frames_are_musevals(tmp_path: Path) -> None:
 
     result = score(tmp_path, references, estimates)
     assert_museval(result, references, estimates)
-    missing = [number for number, value in enumerate(result.museval_frames["vocals"]) if math.isnan(value)]
+    missing = [
+        number for number, value in enumerate(result.frames["museval_sdr"]["vocals"]) if math.isnan(value)
+    ]
     assert missing == [1, 3, 4]
     assert result.silent_references == []
     assert result.warnings == []
@@ -169,7 +175,7 @@ def test_number_of_frames_is_musevals(tmp_path: Path, samples: int, channels: in
     references = song(samples, channels)
     estimates = {stem: references[stem] // 3 for stem in STEMS}
     result = score(tmp_path, references, estimates)
-    assert len(result.museval_frames["bass"]) == max(1, samples // RATE)
+    assert len(result.frames["museval_sdr"]["bass"]) == max(1, samples // RATE)
     assert_museval(result, references, estimates)
 
 
@@ -177,11 +183,11 @@ def test_perfect_estimates_are_infinite(tmp_path: Path) -> None:
     stems = song(3 * RATE)
     result = score(tmp_path / "all", stems, stems)
     assert_museval(result, stems, stems)
-    assert set(result.museval_sdr.values()) == {math.inf}
+    assert set(result.scores["museval_sdr"].values()) == {math.inf}
 
     estimates = {stem: samples // 2 for stem, samples in stems.items()}
     estimates["bass"][RATE : 2 * RATE] = stems["bass"][RATE : 2 * RATE]
-    frames = score(tmp_path / "one", stems, estimates).museval_frames["bass"]
+    frames = score(tmp_path / "one", stems, estimates).frames["museval_sdr"]["bass"]
     # museval's rounding leaves hundreds of dB: the same place in the order, so the same median.
     assert frames[1] == math.inf
     assert museval_frames(stems, estimates)[0, 1] > 250
@@ -197,15 +203,17 @@ def test_a_wholly_silent_file_takes_musevals_value_from_all(tmp_path: Path, whic
         museval_frames(references, estimates)
 
     result = score(tmp_path, references, estimates)
-    assert all(math.isnan(value) for frames in result.museval_frames.values() for value in frames)
-    assert all(math.isnan(value) for value in result.museval_sdr.values())
+    assert all(math.isnan(value) for frames in result.frames["museval_sdr"].values() for value in frames)
+    assert all(math.isnan(value) for value in result.scores["museval_sdr"].values())
     assert result.warnings == [
         f"drums: the {which} is silent in every frame",
-        "museval has no SDR for any stem: in every frame one of the files is silent",
+        "museval has no value for any stem: in every frame one of the files is silent",
     ]
     assert result.silent_references == (["drums"] if which == "reference" else [])
     for stem in STEMS:
-        assert result.global_sdr[stem] == pytest.approx(by_hand(references[stem], estimates[stem]), abs=1e-6)
+        assert result.scores["global_sdr"][stem] == pytest.approx(
+            by_hand(references[stem], estimates[stem]), abs=1e-6
+        )
 
 
 def test_musevals_own_reference(tmp_path: Path) -> None:
@@ -224,7 +232,7 @@ def test_musevals_own_reference(tmp_path: Path) -> None:
         "accompaniment": [-13.29782, -12.55332, -13.42369, -14.13454, -12.84300, -13.28168],
     }
     for stem, frames in expected.items():
-        assert result.museval_frames[stem] == pytest.approx(frames, abs=1e-3)
+        assert result.frames["museval_sdr"][stem] == pytest.approx(frames, abs=1e-3)
 
 
 def test_frames_of_music_are_musevals(tmp_path: Path) -> None:
@@ -242,11 +250,15 @@ def test_blocks_do_not_show(tmp_path: Path) -> None:
     truths, guesses = write(tmp_path / "a", references), write(tmp_path / "b", estimates, extension="flac")
     whole = score_song(truths, guesses, block=100)
     for block in (0.1, 1, 3):
-        parts = score_song(truths, guesses, block)
+        parts = score_song(truths, guesses, block=block)
         assert parts.envelopes == whole.envelopes
         for stem in STEMS:
-            assert parts.global_sdr[stem] == pytest.approx(whole.global_sdr[stem], abs=1e-9)
-            assert parts.museval_frames[stem] == pytest.approx(whole.museval_frames[stem], abs=1e-9)
+            assert parts.scores["global_sdr"][stem] == pytest.approx(
+                whole.scores["global_sdr"][stem], abs=1e-9
+            )
+            assert parts.frames["museval_sdr"][stem] == pytest.approx(
+                whole.frames["museval_sdr"][stem], abs=1e-9
+            )
 
 
 def test_envelopes_are_peaks(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from evaluator.dataset import STEMS
-from evaluator.metrics import Form, form_of
+from evaluator.sounds import Form, form_of
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning
 from training.config import TrainingError

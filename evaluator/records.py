@@ -1,0 +1,180 @@
+"""What is known of a song after it was played: one typed record, written as JSON.
+
+Schema 1 (before the table of metrics) kept ``global_sdr``, ``museval_sdr`` and ``museval_frames`` at the top
+of a record; it is still read. Schema 2 keeps the values of every metric in ``scores``.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from kmdx.errors import KmdxError, quoted
+
+SCHEMA = 2
+"""Version of the records that are written."""
+
+Scores = dict[str, dict[str, float | None]]
+"""Value of each metric and stem."""
+
+
+class RecordError(KmdxError):
+    """A record that is damaged, or of a version that is not known."""
+
+
+@dataclass(frozen=True)
+class SongRecord:
+    """A song of a run.
+
+    Attributes
+    ----------
+    song : str
+    status : str
+        ``ok`` or ``failed``.
+    reason : str or None
+        Why it failed.
+    duration : float
+        Seconds of audio; 0 where they could not be read.
+    stems : tuple of str
+        What was scored, in order.
+    scores : dict
+        Value of each metric and stem: that of the song, for a metric with frames the median over them. None
+        where the metric has none.
+    frames : dict
+        Values of each frame, of the metrics that have frames.
+    seconds, real_time_factor : float or None
+        Wall time as the evaluator measured it, and its ratio to the duration.
+    peak_memory, peak_gpu_memory : int or None
+        Bytes at most.
+    over_time, over_memory : bool
+        Whether it took more than the run's limits.
+    ends_challenge : bool
+        Whether the challenge would have ended there.
+    silent_references : tuple of str
+        Stems whose reference is digital silence.
+    envelopes : dict
+        Peaks of equal parts of the song, in % of full scale, by stem and side (``reference``, ``estimate``).
+    warnings : tuple of str
+    isolation : tuple of str
+        What the submission was not kept from while it played this song.
+    load_seconds, load_peak_memory : float, int or None
+        What loading the model took when it was last loaded.
+    """
+
+    song: str
+    status: Literal["ok", "failed"]
+    reason: str | None = None
+    duration: float = 0.0
+    stems: tuple[str, ...] = ()
+    scores: Scores = field(default_factory=dict)
+    frames: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    seconds: float | None = None
+    real_time_factor: float | None = None
+    peak_memory: int | None = None
+    peak_gpu_memory: int | None = None
+    over_time: bool = False
+    over_memory: bool = False
+    ends_challenge: bool = False
+    silent_references: tuple[str, ...] = ()
+    envelopes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    isolation: tuple[str, ...] = ()
+    load_seconds: float | None = None
+    load_peak_memory: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was scored."""
+        return self.status == "ok"
+
+    def failed(self, reason: str, *, ends_challenge: bool = False) -> SongRecord:
+        """The same record of a song that failed."""
+        return replace(self, status="failed", reason=reason, ends_challenge=ends_challenge)
+
+    def mean(self, metric: str) -> float | None:
+        """Mean of a metric over the song's stems; None if one of them has no value."""
+        values = self.scores.get(metric, {})
+        present = [value for stem in self.stems if (value := values.get(stem)) is not None]
+        return statistics.fmean(present) if present and len(present) == len(self.stems) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON has it; NaN and infinity become null."""
+        return {"schema": SCHEMA, **finite(asdict(self))}
+
+    @classmethod
+    def from_json(cls, content: Any) -> SongRecord:
+        """Read a record of any schema.
+
+        Raises
+        ------
+        RecordError
+            If it is damaged, or newer than this version.
+        """
+        if not isinstance(content, dict):
+            raise RecordError(f"no record: {quoted(content)}")
+        schema = content.get("schema", 1)
+        if schema not in (1, SCHEMA):
+            raise RecordError(f"a record of schema {quoted(schema)}, which this version does not know")
+        content = _upgraded(content) if schema == 1 else content
+        known = {each.name for each in fields(cls)}
+        try:
+            record = cls(**{key: _frozen(value) for key, value in content.items() if key in known})
+            record._check()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"a damaged record: {quoted(content)}") from error
+        return record
+
+    def _check(self) -> None:
+        """Raise ValueError where a value is of another type than the calculations expect."""
+        numbers: list[Any] = [self.seconds, self.real_time_factor, self.peak_memory, self.peak_gpu_memory]
+        for values in self.scores.values():
+            numbers += values.values()
+        for frames in self.frames.values():
+            for series in frames.values():
+                numbers += series
+        whole = (
+            isinstance(self.song, str)
+            and self.status in ("ok", "failed")
+            and isinstance(self.duration, int | float)
+            and all(isinstance(stem, str) for stem in self.stems)
+            and all(number is None or isinstance(number, int | float) for number in numbers)
+            and (self.status != "ok" or all(self.scores.values()))
+        )
+        if not whole:
+            raise ValueError
+
+
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have, and lists for tuples."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of schema 1 as one of schema 2."""
+    old = ("global_sdr", "museval_sdr")
+    scores = {metric: content[metric] for metric in old if metric in content}
+    if content.get("status") == "ok" and len(scores) < len(old):
+        raise RecordError(f"a damaged record: {quoted(dict(content))}")
+    frames = {"museval_sdr": content["museval_frames"]} if "museval_frames" in content else {}
+    network = content.get("network")
+    isolation = [] if network in (None, "cut") else [f"it could reach the network: {network}"]
+    return {
+        **content,
+        "stems": list(content.get("global_sdr") or ()),
+        "scores": scores,
+        "frames": frames,
+        "isolation": isolation,
+    }

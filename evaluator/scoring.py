@@ -1,0 +1,237 @@
+"""Scores a song's stems from their files.
+
+Global SDR and museval's SDR are found while both files are read in blocks, so that the memory needed does
+not grow with a song's length; museval's distortion filters split the error into parts and leave the sum of
+the parts alone, so its SDR too is a ratio of energies. Other metrics get whole arrays, one stem's at a time,
+or all stems' where they need them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluator import metrics as metrics_table
+from evaluator.metrics import Metric, energy_ratio
+from evaluator.sounds import FRAME, Form, read_together, read_whole, same_form
+from kmdx.errors import AudioError
+
+BINS = 300  # of an envelope
+FULL_SCALE = 32767 / 32768  # the largest sample of a 16-bit file
+SIDES = ("reference", "estimate")
+CLIPPED_SHARE = 1e-4
+"""Share of an estimate's samples at full scale from which on it is reported."""
+
+
+@dataclass(frozen=True)
+class SongScore:
+    """A song's scores: mappings have the stems that were scored, in their order."""
+
+    scores: dict[str, dict[str, float]]
+    """Value of each metric and stem; of a metric with frames the median over those that have a value. NaN
+    where there is none, infinite where museval's SDR meets a perfect estimate."""
+    frames: dict[str, dict[str, list[float]]]
+    """Values of each frame, of the metrics that have frames."""
+    silent_references: list[str]
+    """Stems whose reference is digital silence."""
+    envelopes: dict[str, dict[str, list[int]]]
+    """``reference`` and ``estimate``: peaks of :data:`BINS` equal parts of the song, in % of full scale."""
+    warnings: list[str]
+
+
+def score_song(
+    references: Mapping[str, Path],
+    estimates: Mapping[str, Path],
+    metrics: Sequence[Metric] | None = None,
+    block: float = 4.0,
+) -> SongScore:
+    """Score a song's stems from their files.
+
+    Parameters
+    ----------
+    references, estimates : mapping of str to Path
+        The true and the estimated file of each stem: wav or flac.
+    metrics : sequence of Metric, optional
+        What to compute; if nothing else is said :data:`evaluator.metrics.DEFAULT`.
+    block : float
+        Seconds to read at a time; whole frames are read.
+
+    Returns
+    -------
+    SongScore
+        Where one file is silent in a frame (its channels add up to zero throughout), museval gives no
+        stem a value there; of a song with a wholly silent file it refuses to give any. Here that is
+        NaN in every frame, and a warning.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be read or holds NaN or infinity, or if rates, channels or lengths differ.
+    ValueError
+        If the two mappings have other stems.
+    """
+    if references.keys() != estimates.keys():
+        raise ValueError(f"references of {sorted(references)} and estimates of {sorted(estimates)}")
+    metrics = metrics_table.choose(None) if metrics is None else metrics
+    form = same_form([*references.values(), *estimates.values()])
+    tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in references}
+    silent = np.any([tally.silent for tally in tallies.values()], axis=(0, 1))  # (frames,)
+
+    scores: dict[str, dict[str, float]] = {metric.name: {} for metric in metrics}
+    frames: dict[str, dict[str, list[float]]] = {metric.name: {} for metric in metrics if metric.frames}
+    for metric in metrics:
+        if metric.function is metrics_table.global_sdr:
+            for stem, tally in tallies.items():
+                scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
+        elif metric.function is None and metric.together is None:
+            frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
+    _whole_stems(references, estimates, metrics, form.rate, scores)
+    _whole_songs(references, estimates, metrics, form.rate, frames)
+    for name, values in frames.items():
+        scores[name] = {stem: median(series) for stem, series in values.items()}
+    return SongScore(
+        scores=scores,
+        frames=frames,
+        silent_references=[stem for stem, tally in tallies.items() if not tally.signal.any()],
+        envelopes={
+            stem: dict(zip(SIDES, _percent(tally.peaks), strict=True)) for stem, tally in tallies.items()
+        },
+        warnings=_warnings(tallies, silent, bool(frames)),
+    )
+
+
+def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_frames: bool) -> list[str]:
+    """What the listener or the reader should know about a song."""
+    warnings = []
+    for stem, tally in tallies.items():
+        for what, frames in zip(SIDES, tally.silent, strict=True):
+            if frames.all():
+                warnings.append(f"{stem}: the {what} is silent in every frame")
+        if tally.clipped >= CLIPPED_SHARE:
+            warnings.append(
+                f"{stem}: {tally.clipped:.2%} of the estimate's samples are at full scale (clipped)"
+            )
+    if has_frames and silent.all():
+        warnings.append("museval has no value for any stem: in every frame one of the files is silent")
+    return warnings
+
+
+def _whole_stems(
+    references: Mapping[str, Path],
+    estimates: Mapping[str, Path],
+    metrics: Sequence[Metric],
+    rate: int,
+    scores: dict[str, dict[str, float]],
+) -> None:
+    """Metrics of two arrays, one stem at a time."""
+    chosen = [metric for metric in metrics if metric.function not in (None, metrics_table.global_sdr)]
+    if not chosen:
+        return
+    for stem in references:
+        truth, guess = read_whole(references[stem]), read_whole(estimates[stem])
+        for metric in chosen:
+            scores[metric.name][stem] = metric.compute(truth, guess, rate)
+
+
+def _whole_songs(
+    references: Mapping[str, Path],
+    estimates: Mapping[str, Path],
+    metrics: Sequence[Metric],
+    rate: int,
+    frames: dict[str, dict[str, list[float]]],
+) -> None:
+    """Metrics that need all stems together."""
+    chosen = [metric for metric in metrics if metric.together is not None]
+    if not chosen:
+        return
+    truths = {stem: read_whole(path) for stem, path in references.items()}
+    guesses = {stem: read_whole(path) for stem, path in estimates.items()}
+    for together in dict.fromkeys(metric.together for metric in chosen):
+        assert together is not None
+        found = together(truths, guesses, rate)
+        for metric in chosen:
+            if metric.together is together:
+                frames[metric.name] = found[metric.name]
+
+
+def median(values: Sequence[float]) -> float:
+    """Median over the frames that have a value; NaN where none has."""
+    present = [value for value in values if not math.isnan(value)]
+    return float(np.median(present)) if present else math.nan
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """What one pass over a stem's two files adds up to; pairs are (reference, estimate)."""
+
+    signal: NDArray[np.float64]  # (frames + 1,), energy of the reference in each frame and after the last
+    distortion: NDArray[np.float64]  # (frames + 1,), energy of the difference
+    silent: NDArray[np.bool_]  # (2, frames)
+    peaks: NDArray[np.float32]  # (2, BINS)
+    clipped: float  # share of the estimate's samples
+
+
+def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
+    """Read both files once."""
+    frame, frames = form.frame, form.frames
+    signal, distortion = np.zeros((2, frames + 1))
+    silent = np.zeros((2, frames), np.bool_)
+    peaks = np.zeros((2, BINS), np.float32)
+    clipped = 0
+
+    step = max(1, round(block / FRAME)) * frame
+    scratch = np.empty((min(step, form.samples), form.channels), np.float32)
+    starts = np.arange(BINS) * form.samples // BINS  # the first sample of each bin
+    begin = 0
+    for truth, guess in read_together([reference, estimate], step):
+        length = len(truth)
+        work = scratch[:length]
+        here = slice(begin // frame, (begin + length) // frame)  # frames; the song's rest is in none
+        whole = (here.stop - here.start) * frame  # samples in them
+        bins = slice(np.searchsorted(starts, begin, "right") - 1, np.searchsorted(starts, begin + length))
+        edges = np.maximum(starts[bins] - begin, 0) * form.channels
+
+        for side, samples in enumerate((truth, guess)):
+            np.abs(samples, out=work)
+            highs = np.maximum.reduceat(work.ravel(), edges)
+            peaks[side, bins] = np.maximum(peaks[side, bins], highs)  # a bin may lie in two blocks
+            if samples is guess and highs.max() >= FULL_SCALE:
+                clipped += int(np.count_nonzero(work >= FULL_SCALE))
+            silent[side, here] = [
+                _is_silent(part) for part in samples[:whole].reshape(-1, frame, form.channels)
+            ]
+
+        for energies, samples in ((signal, truth), (distortion, np.subtract(truth, guess, out=guess))):
+            np.square(samples, out=work)
+            parts = work[:whole].reshape(-1, frame * form.channels)
+            energies[here] = parts.sum(axis=1, dtype=np.float64)
+            energies[here.stop] += work[whole:].sum(dtype=np.float64)
+        begin += length
+
+    for path, energies in ((reference, signal), (estimate, distortion)):
+        if not np.isfinite(energies).all():
+            raise AudioError(f"{path}: NaN or infinity in it")
+    return _Tally(signal, distortion, silent, peaks, clipped / (form.samples * form.channels))
+
+
+def _is_silent(frame: NDArray[np.float32]) -> bool:
+    """Whether museval calls it silent: channels add up to zero throughout. A look at a few settles most."""
+    return not (frame[::97].sum(axis=1).any() or frame.sum(axis=1).any())
+
+
+def _frame_sdr(tally: _Tally, silent: NDArray[np.bool_]) -> list[float]:
+    """Ratios in dB, infinite where nothing differs; NaN in silent frames."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = 10 * np.log10(tally.signal[:-1] / tally.distortion[:-1])
+    values: list[float] = np.where(silent, np.nan, ratios).tolist()
+    return values
+
+
+def _percent(peaks: NDArray[np.float32]) -> list[list[int]]:
+    values: list[list[int]] = np.clip(np.rint(100 * peaks), 0, 100).astype(int).tolist()
+    return values
