@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { stems, songs } = data;
+  const { stems, songs, metrics } = data;
   const columns = ["song", ...stems];
   const find = (id) => document.getElementById(id);
 
@@ -41,21 +41,31 @@
 
   const tip = h("div", { id: "tip", hidden: true });
 
+  const measure = () => find("measure").value;
+  const metricOf = (name) => metrics.find((metric) => metric.name === name);
+  const labelOf = (metric) => (metric.unit ? `${metric.title}, ${metric.unit}` : metric.title);
+  const withUnit = (value, metric) => `${decibels(value)}${metric.unit ? ` ${metric.unit}` : ""}`;
+
   function drawSpread() {
     const figure = find("spread");
     if (!figure) return;
     const style = getComputedStyle(figure);
     const width = figure.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-    if (width < 150 || Number(figure.dataset.width) === Math.round(width)) return;
-    figure.dataset.width = Math.round(width);
+    if (width < 150 || figure.dataset.drawn === `${measure()} ${Math.round(width)}`) return;
+    figure.dataset.drawn = `${measure()} ${Math.round(width)}`;
+    const metric = metricOf(measure());
+    find("spread-of").textContent = metric.title;
 
     const narrow = width < 560;
     const left = narrow ? 4 : 150;
     const right = width - 10;
     const radius = narrow ? 3.5 : 4.5;
     const row = narrow ? 88 : 78;
-    const all = columns.flatMap((column) => present(songs.map((song) => song.global[column])));
-    if (!all.length) return;
+    const all = columns.flatMap((column) => present(songs.map((song) => song.scores[metric.name][column])));
+    if (!all.length) {
+      figure.replaceChildren(h("p", { class: "empty" }, "No song has a value."), tip);
+      return;
+    }
     // The axis spans the bulk: a silent reference's -30 dB would press all others together.
     const sortedAll = all.slice().sort((a, b) => a - b);
     const middleHalf = Math.max(quantile(sortedAll, 0.75) - quantile(sortedAll, 0.25), 1);
@@ -68,7 +78,7 @@
     const beyond = all.filter((value) => value < low || value > high).length;
     const height = row * columns.length + 40;
 
-    const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Global SDR of every song by stem, in dB" });
+    const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${labelOf(metric)} of every song by stem` });
     for (let tick = low; tick <= high + size / 1e3; tick += size) {
       const text = decibels(tick, size < 1 ? 1 : 0);
       drawing.append(
@@ -76,11 +86,11 @@
         s("text", { x: x(tick), y: height - 18, "text-anchor": "middle" }, text),
       );
     }
-    drawing.append(s("text", { x: right, y: height - 1, "text-anchor": "end" }, "global SDR, dB"));
+    drawing.append(s("text", { x: right, y: height - 1, "text-anchor": "end" }, labelOf(metric)));
 
     columns.forEach((column, number) => {
       const dots = songs
-        .map((song, index) => ({ index, value: song.global[column] }))
+        .map((song, index) => ({ index, value: song.scores[metric.name][column] }))
         .filter((dot) => dot.value != null)
         .sort((one, two) => one.value - two.value);
       const top = row * number;
@@ -90,7 +100,7 @@
       const group = s("g", { class: column, role: "group", "aria-label": column === "song" ? "mean of the stems" : column });
       if (sorted.length) {
         const median = quantile(sorted, 0.5);
-        const name = s("text", { class: "stem", x: 0, y: narrow ? top + 22 : middle - 2 }, column === "song" ? "mean of four" : column);
+        const name = s("text", { class: "stem", x: 0, y: narrow ? top + 22 : middle - 2 }, column === "song" ? "mean of stems" : column);
         const note = `median ${decibels(median)}`;
         group.append(name, s("text", { class: "middle", x: narrow ? right : 0, y: narrow ? top + 22 : middle + 16, "text-anchor": narrow ? "end" : "start" }, note));
         if (sorted.length >= 5) {
@@ -119,7 +129,7 @@
           s("circle", {
             class: off ? "off" : null, cx: across.toFixed(1), cy: (middle + down).toFixed(1), r: radius, role: "link",
             tabindex: place === Math.floor(dots.length / 2) ? 0 : -1, "data-index": dot.index,
-            "aria-label": `${song.name}: ${column === "song" ? "mean" : column} ${decibels(dot.value)} dB`,
+            "aria-label": `${song.name}: ${column === "song" ? "mean" : column} ${withUnit(dot.value, metric)}`,
           }),
         );
       });
@@ -137,7 +147,7 @@
     figure.querySelectorAll(`circle[data-index="${dot.dataset.index}"]`).forEach((other) => other.classList.add("same"));
     const song = songs[dot.dataset.index];
     const column = dot.parentNode.classList[0];
-    tip.replaceChildren(song.name, h("br"), column === "song" ? "mean " : `${column} `, h("b", {}, `${decibels(song.global[column])} dB`));
+    tip.replaceChildren(song.name, h("br"), column === "song" ? "mean " : `${column} `, h("b", {}, withUnit(song.scores[measure()][column], metricOf(measure()))));
     const frame = figure.getBoundingClientRect();
     const box = dot.getBoundingClientRect();
     const half = tip.offsetWidth / 2;
@@ -180,10 +190,9 @@
   const body = table.tBodies[0];
   const rows = [...body.querySelectorAll("tr[data-index]")];
   const songOf = (row) => songs[row.dataset.index];
-  const measure = () => document.querySelector("input[name=measure]:checked").value;
 
   function valueOf(song, key) {
-    return columns.includes(key) ? song[measure()][key] ?? null : song[key] ?? null;
+    return columns.includes(key) ? song.scores[measure()][key] ?? null : song[key] ?? null;
   }
 
   function sort(key, direction) {
@@ -221,17 +230,17 @@
   table.tHead.addEventListener("click", (event) => {
     const head = event.target.closest("th[data-key]");
     if (!head) return;
-    const first = head.dataset.key === "name" ? "ascending" : "descending";
+    const rising = columns.includes(head.dataset.key) && !metricOf(measure()).higher;
+    const first = head.dataset.key === "name" || rising ? "ascending" : "descending";
     const second = first === "ascending" ? "descending" : "ascending";
     sort(head.dataset.key, head.getAttribute("aria-sort") === first ? second : first);
   });
-  document.querySelectorAll("input[name=measure]").forEach((input) =>
-    input.addEventListener("change", () => {
-      fill();
-      const head = table.querySelector('th[data-key]:not([aria-sort="none"])');
-      if (head && columns.includes(head.dataset.key)) sort(head.dataset.key, head.getAttribute("aria-sort"));
-    }),
-  );
+  find("measure").addEventListener("change", () => {
+    fill();
+    drawSpread();
+    const head = table.querySelector('th[data-key]:not([aria-sort="none"])');
+    if (head && columns.includes(head.dataset.key)) sort(head.dataset.key, head.getAttribute("aria-sort"));
+  });
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-index]");
     if (!row || event.ctrlKey || event.metaKey || event.shiftKey || String(getSelection())) return;
@@ -327,12 +336,15 @@
     const facts = h(
       "dl",
       { class: "facts" },
-      song.global.song == null ? null : fact("Global SDR, mean of four", h("b", {}, `${decibels(song.global.song)} dB`)),
+      ...metrics.slice(0, 2).map((metric) => {
+        const value = song.scores[metric.name].song;
+        return value == null ? null : fact(`${metric.title}, mean of stems`, h("b", {}, withUnit(value, metric)));
+      }),
       song.duration == null ? null : fact("Length", clock(Math.round(song.duration))),
       song.seconds === null ? null : fact("Took", `${song.seconds.toFixed(1)} s`),
       song.factor === null ? null : fact("Real-time factor", h("span", { class: late ? "bad" : null }, song.factor.toFixed(song.factor < 0.1 ? 3 : 2)), h("small", {}, ` of ${data.timeLimit} allowed`)),
       song.memory === null ? null : fact("Peak host memory", `${song.memoryText} `, h("small", {}, `of ${data.memoryLimit} allowed`)),
-      song.gpuText === null ? null : fact("Peak GPU memory", `${song.gpuText} ${data.unit}`),
+      song.gpuText === null ? null : fact("Peak GPU memory", song.gpuText),
     );
     const said = [
       song.reason ? h("p", { class: "said bad" }, scored ? song.reason : `Failed: ${song.reason}`) : null,
@@ -348,6 +360,8 @@
     }
     content.replaceChildren(...parts.filter((part) => part !== null));
   }
+
+  const framesOf = (song, stem) => (song.frames[data.framed] ?? {})[stem];
 
   // One position for every plot and player of the song.
   function slider(song, span) {
@@ -365,7 +379,7 @@
     input.setAttribute("aria-valuetext", `${clock(time)} of ${clock(span)}`);
     content.querySelector("output").textContent = `${clock(time)} of ${clock(span)}`;
     for (const card of content.querySelectorAll(".stem[data-stem]")) {
-      const frames = song.frames[card.dataset.stem] ?? [];
+      const frames = framesOf(song, card.dataset.stem) ?? [];
       const frame = frames[Math.min(Math.floor(time), frames.length - 1)];
       const now = card.querySelector(".now");
       now.replaceChildren(`at ${clock(time)} `, h("b", {}, frame == null ? "–" : `${decibels(frame)} dB`));
@@ -395,8 +409,7 @@
       "div",
       { class: "head" },
       h("h3", { class: `name ${stem}` }, stem),
-      h("p", {}, "global SDR ", h("b", {}, `${decibels(song.global[stem])} dB`)),
-      h("p", {}, "museval, median ", h("b", {}, `${decibels(song.museval[stem])} dB`)),
+      ...metrics.map((metric) => h("p", {}, `${metric.title} `, h("b", {}, withUnit(song.scores[metric.name][stem], metric)))),
       silent ? h("span", { class: "flag" }, "silent reference") : null,
       h("p", { class: "now" }),
     );
@@ -410,7 +423,7 @@
         parts.push(track([], waveform(song, which, envelopes[which], peak, span), label));
       }
     }
-    if (song.frames[stem]) parts.push(framesTrack(song, stem, span));
+    if (framesOf(song, stem)) parts.push(framesTrack(song, stem, span));
     if (media.picture) parts.push(pictureTrack(song, stem, media.picture, span));
     parts.push(timeAxis(span));
     if (media.picture) parts.push(h("p", { class: "scale" }, `−${data.range} dB`, h("i"), "0 dB, from the reference’s loudest point"));
@@ -432,10 +445,10 @@
   }
 
   function framesTrack(song, stem, span) {
-    const all = present(stems.flatMap((other) => song.frames[other] ?? []));
+    const all = present(stems.flatMap((other) => framesOf(song, other) ?? []));
     const low = within(Math.floor(Math.min(...all, 0) / 10) * 10, -30, 0);
     const high = within(Math.ceil(Math.max(...all, 10) / 10) * 10, 10, 50);
-    const frames = song.frames[stem];
+    const frames = framesOf(song, stem);
     const y = (value) => 100 * (1 - (within(value, low, high) - low) / (high - low));
     let line = "";
     let points = "";
@@ -449,17 +462,18 @@
     const ticks = [];
     const apart = high - low > 40 ? 20 : 10;
     for (let tick = Math.ceil(low / apart) * apart; tick <= high; tick += apart) ticks.push(tick);
-    const median = song.museval[stem];
+    const metric = metricOf(data.framed);
+    const median = song.scores[metric.name][stem];
     const drawing = s(
       "svg",
-      { viewBox: `0 0 ${span} 100`, preserveAspectRatio: "none", role: "img", "aria-label": `SDR of each second, ${stem}, median ${decibels(median)} dB` },
+      { viewBox: `0 0 ${span} 100`, preserveAspectRatio: "none", role: "img", "aria-label": `${metric.title} of each second, ${stem}, median ${withUnit(median, metric)}` },
       ...ticks.map((tick) => s("line", { x1: 0, x2: span, y1: y(tick), y2: y(tick) })),
       median == null ? null : s("line", { class: "median", x1: 0, x2: span, y1: y(median), y2: y(median) }),
       s("path", { d: line }),
       points ? s("path", { class: "points", d: points }) : null,
     );
     const labels = ticks.map((tick) => [y(tick) / 100, decibels(tick, 0)]);
-    const text = line ? "museval SDR by second, dB (dashed: median)" : "museval SDR: no second has one";
+    const text = line ? `${labelOf(metric)} by second (dashed: median)` : `${metric.title}: no second has one`;
     return track(labels, plot("frames", span, song, drawing), text);
   }
 

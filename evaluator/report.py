@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ import yaml
 from markupsafe import Markup
 
 from evaluator import pictures
-from evaluator.dataset import STEMS
+from evaluator import results as results_of
+from evaluator.metrics import Metric, named, show
+from evaluator.records import SongRecord, finite
 from kmdx import files
 from kmdx.errors import AudioError
-
-COLUMNS = ("song", *STEMS)
-"""The columns of every table of SDR: the mean of the four stems, then the stems."""
 
 HERE = Path(__file__).parent
 FREQUENCIES = {100: "100 Hz", 1000: "1 kHz", 10_000: "10 kHz"}
@@ -71,7 +69,7 @@ def write(
     Drawing takes about a second for a stem of four minutes. Pictures newer than both of their
     files are not drawn again. A stem that cannot be read has no picture, and the log says why.
     """
-    media = _media(results["songs"], run, predictions, references or {})
+    media = _media(results["songs"], results["run"]["stems"], run, predictions, references or {})
     path = run / "report.html"
     # A file's name need not be text: what is not is shown as "?".
     files.write_text(path, page(results, media).encode("utf-8", "replace").decode("utf-8"))
@@ -88,25 +86,30 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
     media : mapping, optional
         What lies beside the page, by song and stem.
     """
-    results = _finite(results)
+    results = finite(results)
     run = results["run"]
+    songs = [SongRecord.from_json(content) for content in results["songs"]]
     unit = "GiB" if run["memory_limit"] and run["memory_limit"] % 2**30 == 0 else "GB"
     published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
+    metrics = named(run["metrics"])
     return _template().render(
         results=results,
         run=run,
         summary=results["summary"],
-        songs=[_row(song) for song in results["songs"]],
+        songs=[_row(song, metrics[0].name, run["stems"]) for song in songs],
         published=published,
         started=_date(run["started"]),
-        stems=STEMS,
-        columns=COLUMNS,
+        metrics=metrics,
+        statistics=list(results_of.STATISTICS),
+        statistic_title=results_of.statistic_title,
+        stems=run["stems"],
+        columns=("song", *run["stems"]),
         unit=unit,
         size=lambda count: _size(count, unit),
         versions=_versions(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        data=_json(_data(results, media or {}, unit)),
+        data=_json(_data(run, songs, media or {}, unit)),
     )
 
 
@@ -119,85 +122,101 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"db": _decibels, "factor": _factor, "clock": _clock, "pad": _padded}
+    environment.filters |= {"value": _value, "factor": _factor, "clock": _clock, "pad": _padded}
     return environment.get_template("report.html.jinja")
 
 
-def _row(song: Mapping[str, Any]) -> dict[str, Any]:
-    """A song as the table shows it."""
-    scores = song["global_sdr"] if song["status"] == "ok" else {}
+def _row(song: SongRecord, metric: str, stems: Sequence[str]) -> dict[str, Any]:
+    """A song as the table shows it before the script runs."""
+    scores = song.scores.get(metric, {})
     return {
-        "name": song["song"],
-        "link": f"#song={quote(song['song'], safe='', errors='replace')}",
-        "scores": {"song": song.get("song_sdr"), **{stem: scores.get(stem) for stem in STEMS}},
+        "name": song.song,
+        "link": f"#song={quote(song.song, safe='', errors='replace')}",
+        "scores": {"song": song.mean(metric), **{stem: scores.get(stem) for stem in stems}},
         "flags": _flags(song),
-        "reason": song["reason"] or ("no reason is known" if song["status"] != "ok" else None),
-        "failed": song["status"] != "ok",
-        "over_time": song["over_time"],
-        "over_memory": song["over_memory"],
-        "duration": song["duration"],
-        "factor": song["real_time_factor"],
-        "memory": song["peak_memory"],
+        "reason": _reason(song),
+        "failed": not song.ok,
+        "over_time": song.over_time,
+        "over_memory": song.over_memory,
+        "duration": song.duration,
+        "factor": song.real_time_factor,
+        "memory": song.peak_memory,
     }
 
 
-def _flags(song: Mapping[str, Any]) -> list[str]:
+def _reason(song: SongRecord) -> str | None:
+    return song.reason or (None if song.ok else "no reason is known")
+
+
+def _flags(song: SongRecord) -> list[str]:
     """What is remarkable about a song, in a word or two each."""
-    flags = ["failed"] if song["status"] != "ok" else []
-    flags += ["over time"] if song["over_time"] else []
-    flags += ["over memory"] if song["over_memory"] else []
-    return flags + [f"silent {stem}" for stem in song.get("silent_references") or []]
+    flags = [] if song.ok else ["failed"]
+    flags += ["over time"] if song.over_time else []
+    flags += ["over memory"] if song.over_memory else []
+    return flags + [f"silent {stem}" for stem in song.silent_references]
 
 
-def _data(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]], unit: str) -> dict[str, Any]:
+def _data(
+    run: Mapping[str, Any],
+    songs: Sequence[SongRecord],
+    media: Mapping[str, Mapping[str, Media]],
+    unit: str,
+) -> dict[str, Any]:
     """What the page's script draws: every song, its curves and what lies beside the page."""
+    metrics = named(run["metrics"])
     return {
-        "stems": STEMS,
-        "timeLimit": results["run"]["time_limit_factor"],
-        "memoryLimit": f"{_size(results['run']['memory_limit'], unit)} {unit}",
+        "stems": run["stems"],
+        "metrics": [
+            {"name": each.name, "title": each.title, "unit": each.unit, "higher": each.higher_is_better}
+            for each in metrics
+        ],
+        "framed": next((each.name for each in metrics if each.frames), None),
+        "timeLimit": run["time_limit_factor"],
+        "memoryLimit": f"{_size(run['memory_limit'], unit)} {unit}",
         "unit": unit,
         "frequencies": [[label, round(pictures.height(hertz), 4)] for hertz, label in FREQUENCIES.items()],
         "range": pictures.RANGE,
         "rows": [pictures.ROWS, pictures.GAP],
         "songs": [
             {
-                "name": song["song"],
-                "reason": _row(song)["reason"],
+                "name": song.song,
+                "reason": _reason(song),
                 "flags": _flags(song),
-                "warnings": song.get("warnings") or [],
-                "duration": song["duration"],
-                "seconds": song["seconds"],
-                "factor": song["real_time_factor"],
-                "memory": song["peak_memory"],
-                "memoryText": _size(song["peak_memory"], unit),
-                "gpuText": _size(song["peak_gpu_memory"], unit) if song["peak_gpu_memory"] else None,
-                "silent": song.get("silent_references") or [],
-                "global": {**_rounded(song.get("global_sdr")), "song": song.get("song_sdr")},
-                "museval": _with_mean(_rounded(song.get("museval_sdr"))),
-                "frames": {
-                    stem: [None if value is None else round(value, 2) for value in frames]
-                    for stem, frames in (song.get("museval_frames") or {}).items()
+                "warnings": song.warnings,
+                "duration": song.duration,
+                "seconds": song.seconds,
+                "factor": song.real_time_factor,
+                "memory": song.peak_memory,
+                "memoryText": _size(song.peak_memory, unit),
+                "gpuText": f"{_size(song.peak_gpu_memory, unit)} {unit}" if song.peak_gpu_memory else None,
+                "silent": song.silent_references,
+                "scores": {
+                    each.name: {**_rounded(song.scores.get(each.name)), "song": song.mean(each.name)}
+                    for each in metrics
                 },
-                "envelopes": song.get("envelopes") or {},
-                "media": {stem: vars(files) for stem, files in media.get(song["song"], {}).items()},
+                "frames": {
+                    name: {stem: [_short(value) for value in values] for stem, values in frames.items()}
+                    for name, frames in song.frames.items()
+                },
+                "envelopes": song.envelopes,
+                "media": {stem: vars(files) for stem, files in media.get(song.song, {}).items()},
             }
-            for song in results["songs"]
+            for song in songs
         ],
     }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def _rounded(values: Mapping[str, float | None] | None) -> dict[str, float | None]:
     return {key: None if value is None else round(value, 4) for key, value in (values or {}).items()}
 
 
-def _with_mean(values: dict[str, float | None]) -> dict[str, float | None]:
-    """With the mean of the four stems, which is none if one of them has none."""
-    present = [value for stem in STEMS if (value := values.get(stem)) is not None]
-    return {**values, "song": sum(present) / len(STEMS) if len(present) == len(STEMS) else None}
-
-
 def _media(
     songs: Iterable[Mapping[str, Any]],
+    stems: Sequence[str],
     run: Path,
     predictions: Path | None,
     references: Mapping[str, Mapping[str, Path]],
@@ -208,7 +227,7 @@ def _media(
         name = song["song"]
         if predictions is None or Path(name).name != name:  # a name that would lead out of the folder
             continue
-        for stem in STEMS:
+        for stem in stems:
             estimate = predictions / name / f"{stem}.wav"
             reference = references.get(name, {}).get(stem)
             if not estimate.is_file():
@@ -256,19 +275,8 @@ def _json(data: Any) -> Markup:
     return Markup(text)
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _decibels(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+def _value(value: float | None, metric: Metric, digits: int = 2) -> str:
+    return show(metric, value, digits)
 
 
 def _padded(value: float, digits: int = 3) -> str:
