@@ -101,8 +101,9 @@ class SongRecord:
         return statistics.fmean(present) if present and len(present) == len(self.stems) else None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON has it; NaN and infinity become null."""
-        return {"schema": SCHEMA, **finite(asdict(self))}
+        """The record as JSON has it, with each metric's mean over stems; NaN and infinity become null."""
+        means = {metric: self.mean(metric) for metric in self.scores}
+        return {"schema": SCHEMA, **finite(asdict(self)), "means": finite(means)}
 
     @classmethod
     def from_json(cls, content: Any) -> SongRecord:

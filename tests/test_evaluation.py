@@ -24,7 +24,8 @@ import soundfile
 import submissions
 from conftest import noise
 
-from evaluator import command
+from evaluator import command, metrics
+from evaluator.compare import compare, load
 from evaluator.metrics import global_sdr
 
 ROOT = Path(__file__).parents[1]
@@ -92,10 +93,9 @@ def scores(run: Path) -> list[dict[str, Any]]:
         "song",
         "status",
         "reason",
-        "global_sdr",
-        "song_sdr",
-        "museval_sdr",
-        "museval_frames",
+        "scores",
+        "means",
+        "frames",
         "envelopes",
     )
     return [{key: record.get(key) for key in keys} for record in results(run)["songs"]]
@@ -115,17 +115,16 @@ def test_any_entrants_folder_is_scored_unchanged(evaluate, data: Path, tmp_path:
             )
             kept = soundfile.read(run / "predictions" / record["song"] / f"{stem}.wav")[0]
             assert np.abs(kept - weight * mixture).max() <= 1 / 32768
-            assert record["global_sdr"][stem] == pytest.approx(global_sdr(truth, kept), abs=1e-4)
-        assert record["song_sdr"] == pytest.approx(np.mean(list(record["global_sdr"].values())))
+            assert record["scores"]["global_sdr"][stem] == pytest.approx(global_sdr(truth, kept), abs=1e-4)
+        values = list(record["scores"]["global_sdr"].values())
+        assert record["means"]["global_sdr"] == pytest.approx(np.mean(values))
         assert record["real_time_factor"] == pytest.approx(record["seconds"] / record["duration"])
         assert record["peak_memory"] > 10**7
-    means = content["summary"]["global_sdr"]
-    assert means["mean over songs"]["song"] == pytest.approx(
-        np.mean([r["song_sdr"] for r in content["songs"]])
-    )
-    assert means["median over songs"]["vocals"] == pytest.approx(
-        np.median([r["global_sdr"]["vocals"] for r in content["songs"]])
-    )
+    means = content["summary"]["scores"]["global_sdr"]
+    songs = content["songs"]
+    assert means["mean"]["song"] == pytest.approx(np.mean([r["means"]["global_sdr"] for r in songs]))
+    vocals = [r["scores"]["global_sdr"]["vocals"] for r in songs]
+    assert means["median"]["vocals"] == pytest.approx(np.median(vocals))
     assert content["songs"][1]["silent_references"] == ["bass"]
     assert any("silent" in warning for warning in content["warnings"])
     assert any("3 songs" in warning and "50" in warning for warning in content["warnings"])
@@ -133,12 +132,41 @@ def test_any_entrants_folder_is_scored_unchanged(evaluate, data: Path, tmp_path:
     with (run / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["song"] for row in rows] == list(NAMES)
-    assert float(rows[2]["global_sdr vocals"]) == content["songs"][2]["global_sdr"]["vocals"]
+    assert float(rows[2]["global_sdr vocals"]) == content["songs"][2]["scores"]["global_sdr"]["vocals"]
     page = (run / "report.html").read_text("utf-8")
     assert "b & <b>" not in page
-    assert "global SDR, mean over songs" in result.out
+    assert "global SDR, dB, mean over songs" in result.out
     assert not list(run.glob(".work-*"))
     assert "made" in (run / "submission.log").read_text("utf-8")
+
+
+def loudness(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """A metric of two arrays: how much louder the estimate is, in dB."""
+    return float(10 * np.log10((np.square(estimate).sum() + 1e-9) / (np.square(reference).sum() + 1e-9)))
+
+
+def test_one_entry_in_the_table_shows_a_metric_everywhere(
+    evaluate, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    entry = metrics.Metric("loudness", "Added loudness", "dB", False, loudness)
+    monkeypatch.setitem(metrics.METRICS, "loudness", entry)
+    run = tmp_path / "run"
+    result = evaluate("--metrics", "loudness,global_sdr", "--stems", "vocals")
+    assert result.code == 0, result.err
+    (name, *_) = NAMES
+    read = {kind: soundfile.read(data / "test" / name / f"{kind}.wav")[0] for kind in ("vocals", "mixture")}
+    expected = pytest.approx(loudness(read["vocals"], 0.4 * read["mixture"]), abs=1e-3)
+    (first, *_) = results(run)["songs"]
+    assert first["scores"]["loudness"] == {"vocals": expected}
+    with (run / "results.csv").open(newline="", encoding="utf-8") as file:
+        assert float(next(csv.DictReader(file))["loudness vocals"]) == expected
+    assert "Added loudness, dB, mean over songs" in result.out
+    assert "Added loudness, mean over songs" in (run / "report.html").read_text("utf-8")
+    differences = compare(load(run), load(run)).differences
+    assert {(each.measure, each.stem) for each in differences} >= {
+        ("loudness", "vocals"),
+        ("loudness", "song"),
+    }
 
 
 def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def test_songs_that_fail_are_recorded_and_the_run_goes_on(evaluate, tmp_path: Pa
     assert [record["status"] for record in content["songs"]] == ["failed"] * 3
     assert all(record["reason"] for record in content["songs"])
     assert content["summary"]["scored"] == 0
-    assert content["summary"]["global_sdr"]["mean over songs"]["song"] is None
+    assert content["summary"]["scores"]["global_sdr"]["mean"]["song"] is None
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -181,12 +209,10 @@ def test_strict_ends_as_the_challenge_would(evaluate, tmp_path: Path) -> None:
 
 
 def test_enforced_limits_end_a_run_in_time(evaluate, tmp_path: Path) -> None:
-    began = time.monotonic()
     result = evaluate(
         "--enforce-limits", "--time-limit-factor", "1", "--tracks", "c", what="loops in native code"
     )
     assert result.code == 1
-    assert time.monotonic() - began < 600, "by itself the song would take hours"
     (record,) = results(tmp_path / "run")["songs"]
     assert record["reason"].startswith("time limit: more than 1 ×")
     assert record["over_time"] is True
