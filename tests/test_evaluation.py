@@ -26,6 +26,7 @@ from conftest import noise
 
 from evaluator import command, metrics
 from evaluator.compare import compare, load
+from evaluator.records import SongRecord
 from evaluator.metrics import global_sdr
 
 ROOT = Path(__file__).parents[1]
@@ -471,11 +472,11 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
 
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
     with Scorer() as scorer:
-        first = scorer.score(files, files)
+        first = scorer.score(files, files, metrics.choose(None))
         (process,) = scorer._pool._processes.values()
         process.kill()
         process.join()
-        assert scorer.score(files, files) == first
+        assert scorer.score(files, files, metrics.choose(None)) == first
 
 
 def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,8 +487,8 @@ def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.Monk
     now = [0.0]
     monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abcd"]
-    bars = command._Bars(Progress(disable=True), tracks)
-    record = {"status": "failed", "reason": "x", "seconds": 1.0, "duration": 100.0}
+    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    record = SongRecord("a", "failed", "x", duration=100.0, seconds=1.0)
     bars.finished(tracks[0], record)
     assert bars.time_left() == "-:--:--", "a song that was done before tells no pace"
     bars.song(tracks[1])
