@@ -26,8 +26,8 @@ from conftest import noise
 
 from evaluator import command, metrics
 from evaluator.compare import compare, load
-from evaluator.records import SongRecord
 from evaluator.metrics import global_sdr
+from evaluator.records import SongRecord
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
