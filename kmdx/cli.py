@@ -589,7 +589,7 @@ def _shortcomings(statuses: list[weights.Status]) -> str | None:
     ]
     if not counts:
         return None
-    text = f"of {len(statuses)} weights, {' and '.join(counts)}"
+    text = ("" if len(statuses) == 1 else f"of {len(statuses)} weights, ") + " and ".join(counts)
     if pullable := [weight for weight in missing if weight.sources]:
         names, size = (
             " ".join(weight.name for weight in pullable),

@@ -88,6 +88,8 @@ def load(path: Path | str) -> Checkpoint:
         raise WeightsError(
             f"{path} is damaged or cut off ({first_line(error)}); delete it and pull it again"
         ) from error
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise WeightsError(f"{path} is a web page, not a weight file: download the file itself")
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
 
 
