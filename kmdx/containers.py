@@ -19,7 +19,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from .errors import AudioError
 
@@ -27,7 +27,9 @@ MAX_CHUNKS = 2000  # a file with more chunks before its sound is refused
 INCOMPLETE = "its last packet is incomplete, perhaps its end is missing"
 SYNCS = 20  # packets of a transport stream that are looked at
 PACK, PROGRAM_END = 0xBA, 0xB9  # start codes of a program stream
+MAX_BLOCKS = 500_000  # of a Matroska file
 MAX_INDEX = 500_000  # chunks that the index of an avi file may list
+BETWEEN = 64  # bytes between two of them that may be something else
 MAX_DAMAGED = 0.1  # of these, how many may be damaged; where there are more, it is another kind of index
 MAX_BOXES = 200_000  # of an mp4 file; a fragmented one has two for every few seconds
 UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold means "not known"
@@ -430,6 +432,8 @@ def _avi(file: BinaryIO, size: int) -> Part:
 
     A decoder counts chunks: one without its header makes what follows it early.
     """
+    from . import frames
+
     (length,) = struct.unpack("<4xI", _at(file, 0, 8))
     movie = index = None
     for name, position, declared in _walk(file, size, _AVI):
@@ -440,28 +444,46 @@ def _avi(file: BinaryIO, size: int) -> Part:
             break
         elif movie and position > movie.stop + 2**16:
             break
+    share = min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0
     view = View(file, [range(size)])
-    if movie is not None and index:
-        view = view.replaced(_damaged_headers(file, movie, index))
-    return Part(view, "avi", share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)
+    if movie is None or not index:
+        return Part(view, "avi", share)
+    chunks = _indexed(file, movie, index)
+    complete = bool(chunks) and len(chunks) == len(index) // 16 and movie.stop - chunks[-1].end < BETWEEN
+    sound = [chunk for chunk in chunks if chunk.header[2:4] == b"wb"]
+    if complete and len({chunk.header[:2] for chunk in sound}) == 1:
+        together = View(file, [range(chunk.at + 8, chunk.end) for chunk in sound])
+        found = frames.scan(io.BufferedReader(together), 0, together.size)
+        if found is not None:
+            return replace(found, share=share)
+    return Part(view.replaced({chunk.at: chunk.header for chunk in chunks if chunk.damaged}), "avi", share)
 
 
-def _damaged_headers(file: BinaryIO, movie: range, index: bytes) -> dict[int, bytes]:
-    """The headers of chunks that differ from the index of an avi file, by position."""
-    entries = [
-        (offset, name + struct.pack("<I", length))
-        for name, _, offset, length in struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])
-        if name[:2].isdigit()
-    ]
+class _Indexed(NamedTuple):
+    """A chunk that the index of an avi file lists."""
+
+    header: bytes
+    at: int
+    end: int
+    damaged: bool  # another header is in the file
+
+
+def _indexed(file: BinaryIO, movie: range, index: bytes) -> list[_Indexed]:
+    """The chunks of an avi file; none where the index is of another kind."""
+    entries = [*struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])]
+    if not entries:
+        return []
     for base in (movie.start, 0):  # offsets count from the list, or from the beginning of the file
-        damaged = {
-            base + offset: header
-            for offset, header in entries
-            if base + offset in movie and _at(file, base + offset, 8) != header
-        }
-        if len(damaged) < len(entries) * MAX_DAMAGED:
-            return damaged
-    return {}
+        chunks = []
+        ends = [base + offset for _, _, offset, _ in entries[1:]] + [movie.stop]
+        for (name, _, offset, length), next_at in zip(entries, ends, strict=True):
+            at, header = base + offset, name + struct.pack("<I", length)
+            end = at + 8 + length
+            if at in movie and end <= next_at <= end + BETWEEN:
+                chunks.append(_Indexed(header, at, end, _at(file, at, 8) != header))
+        if chunks and sum(chunk.damaged for chunk in chunks) <= len(chunks) * MAX_DAMAGED:
+            return chunks
+    return []
 
 
 def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:
@@ -621,7 +643,9 @@ def _matroska(file: BinaryIO, size: int) -> Part:
         if identifier in (0, _CLUSTER) or length is None or content + length >= min(end, size):
             break
         position = content + length
-    return Part(whole, "matroska", duration=duration, delays=delays, begin=position, cut=cut)
+    ended = duration is None and not cut and _is_block_cut(file, position, size)
+    notes = (INCOMPLETE,) if ended else ()
+    return Part(whole, "matroska", duration=duration, delays=delays, begin=position, cut=cut, notes=notes)
 
 
 def _info_duration(info: bytes) -> float | None:
@@ -660,16 +684,15 @@ def _elements(file: BinaryIO, inside: range) -> Iterator[tuple[int, int, int]]:
         position = begin + length
 
 
-def is_last_element_cut(file: BinaryIO | View, position: int, size: int) -> bool:
-    """Whether the last EBML element of a Matroska file, after the block that ends here, ends beyond it."""
-    for _ in range(MAX_CHUNKS):
+def _is_block_cut(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the last element after this position, as a block of a live stream, ends beyond the file."""
+    for _ in range(MAX_BLOCKS):
         identifier, begin, length = _element(file, position)
-        if identifier == 0 or position >= size:
+        if position >= size:
+            return position > size
+        if identifier == 0:
             return False
-        if length is not None and begin + length > size:
-            return True
-        inside = identifier == _CLUSTER or length is None
-        position = begin if inside else begin + (length or 0)
+        position = begin if length is None or identifier == _CLUSTER else begin + length
     return False
 
 

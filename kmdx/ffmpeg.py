@@ -20,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .containers import Part, View, is_last_element_cut
+from .containers import Part, View
 from .errors import AudioError, reason
 from .holes import Song, changed, time_text
 
@@ -38,6 +38,8 @@ MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves 
 
 # Codecs in which the first byte of a packet gives its length.
 SELF_TIMED = {"opus", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"}
+
+FRAMES = {"mp3", "adts", "ac3"}  # families whose timestamps FFmpeg estimates
 
 # Codecs with checksums, which FFmpeg compares only when asked to.
 CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
@@ -118,6 +120,7 @@ class _Decoder:
         self.error: Exception | None = None  # of a packet or of the container
         self.broken = False  # the container could not be read to its end
         self.excess = 0.0  # samples of the next frame that belong before its timestamp
+        self.overlaps = False  # the next packet begins before the last one ends
         self.last = -math.inf  # seconds at which the last packet of any stream ends
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
         self.lost_bytes = False  # bytes were passed over since the last good packet
@@ -171,6 +174,7 @@ class _Decoder:
                 if self._has_another_length(packet, frames, following):
                     raise av.InvalidDataError(0, "a packet of another length")
                 self.excess = self._excess(packet, frames)
+                self.overlaps = self._overlaps(packet, following)
             except av.FFmpegError as error:
                 self.error = error
                 if packet.size:
@@ -238,6 +242,13 @@ class _Decoder:
             return 0.0
         return max(0.0, sum(frame.samples for frame in frames) - self._samples(packet.duration))
 
+    def _overlaps(self, packet: Any, following: Any) -> bool:
+        """Whether a packet's timestamp is too late: it would end after the next one has begun."""
+        if following is None or packet.pts is None or following.pts is None or not packet.duration:
+            return False
+        late = self._samples(packet.pts + packet.duration - following.pts)
+        return 2 * self.tick < late < 2 * self._samples(packet.duration)
+
     def _trial(self, packets: list[bytes]) -> np.ndarray:
         """What a new decoder makes of packets; those that cannot be decoded are left out."""
         context = av.CodecContext.create(self.stream.codec_context.name, "r")
@@ -286,6 +297,8 @@ class _Decoder:
         """Silence for what is missing before a frame."""
         at = None if frame.pts is None else frame.pts * self.frame_tick - self.excess
         self.excess = 0.0
+        if self.overlaps and self.expected is not None and not self.damaged and not self.lost_bytes:
+            at = self.expected
         if self.expected is None:
             missing = self._missing_lead(at)
             end = self._declared_end() if self.part.family == "ogg" else None
@@ -298,7 +311,9 @@ class _Decoder:
             missing = self.damaged if at is None else at - self.expected
         usual = max(self.usual, frame.samples)
         explained = bool(self.damaged or self.lost_bytes)
-        if missing > max(2 * self.tick, (0.25 if self.damaged else 0.75) * usual):
+        # Timestamps that count packets are exact.
+        slack = 2 * self.tick if self.tick < usual or not self.damaged else 0.5 * self.tick
+        if missing > max(slack, (0.25 if self.damaged else 0.75) * usual):
             yield from self._hole(missing, usual, explained)
         elif self.damaged:
             self.song.mark()
@@ -321,7 +336,8 @@ class _Decoder:
         song = self.song
         packets = round(missing / usual)
         is_rounded = self.tick > 1 or 1 / self.tick % 1 > 1e-6
-        if is_rounded and abs(missing - packets * usual) <= 2 * self.tick:
+        is_counted = self.part.family in FRAMES
+        if is_counted or (is_rounded and abs(missing - packets * usual) <= 2 * self.tick):
             missing = packets * usual  # timestamps are rounded, packets are not
         if self.part.family == "mp4" and not explained:
             return  # its table of samples is complete: the gap is an edit
@@ -347,7 +363,7 @@ class _Decoder:
     def _end(self) -> Iterator[np.ndarray]:
         """Silence for what is missing at the end."""
         song = self.song
-        missing = max(self._missing_end(), self.damaged)
+        missing = self._missing_end() or self.damaged
         if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
             raise AudioError(
                 f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found:"
@@ -364,18 +380,8 @@ class _Decoder:
                 f"{song.path}: cut short: it ends in the middle of its sound, at"
                 f" {time_text(song.seconds(song.position))}: copy or export it again"
             )
-        elif self._is_last_block_cut():
-            song.note("its last block is incomplete, perhaps its end is missing")
         elif self.part.cut:
             song.note("the file is cut short, though its sound is complete")
-
-    def _is_last_block_cut(self) -> bool:
-        """Whether a Matroska file that declares no length, as of a live stream, ends within a block."""
-        view = self.part.view
-        if self.part.family != "matroska" or self.part.cut or self.part.duration is not None:
-            return False
-        view.calls_left = PACKET_CALLS
-        return is_last_element_cut(view, self.covered, view.size)
 
     def _missing_end(self) -> float:
         if self.part.missing:
@@ -386,7 +392,7 @@ class _Decoder:
         if end is None or self.expected is None:
             return 0.0
         missing = end - self.expected
-        return missing if missing > self._tolerance() else 0.0
+        return max(1.0, missing - self._delay()) if missing > self._tolerance() else 0.0
 
     def _declared_end(self) -> float | None:
         """The timestamp at which the stream ends, in samples, if the file declares it."""
@@ -417,12 +423,15 @@ class _Decoder:
 
     def _tolerance(self) -> float:
         """Samples by which an undamaged stream may be shorter than declared."""
-        number = self.song.request.stream
         if self.part.family == "matroska":  # its durations include the encoder's delay, and perhaps padding
-            is_trimmed = self.last_frame < self.usual - 2 * self.tick
-            delay = self.part.delays[number] if number < len(self.part.delays) else 0.0
-            return (2 * self.usual if is_trimmed else delay * self.stream.rate) + 2 * self.tick
-        if self.part.family == "fragments":
+            is_trimmed = self.last_frame < self.usual  # and so the last one
+            return (2 * self.usual if is_trimmed else self._delay()) + 2 * self.tick
+        if self.part.family == "fragments" and not self.part.notes:
             return 2 * self.usual + 2 * self.tick
         name = self.container.format.name.split(",")[0]
         return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
+
+    def _delay(self) -> float:
+        """Samples of the encoder's delay, which a Matroska file's durations include."""
+        number = self.song.request.stream
+        return self.part.delays[number] * self.stream.rate if number < len(self.part.delays) else 0.0
