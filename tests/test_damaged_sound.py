@@ -495,6 +495,7 @@ def other(folder, name, seconds, rate=48000):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_containers_are_read_silently_and_a_cut_is_noticed(tmp_path, name):
     for seconds, rate in ((3.0, 48000), (2.0, 44100), (1.001, 44100), (24576 / 48000, 48000)):
+        rate = 48000 if name.startswith("opus") else rate
         path, declares = other(tmp_path, name, seconds, rate)
         samples, told = read(path, accept_holes=False)
         assert told == []
