@@ -17,9 +17,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 
-from kmdx import files
+from kmdx import audio, files
 from kmdx.errors import AudioError
 
 COLUMNS = 960  # pixels
@@ -78,16 +77,13 @@ def spectrogram(path: Path) -> np.ndarray:
         If the file cannot be read or holds no sound.
     """
     try:
-        with sf.SoundFile(path) as file:
-            return _spectrogram(file)
-    except (sf.LibsndfileError, OSError) as error:
+        return _spectrogram(audio.read(path, accept_holes=False))
+    except AudioError as error:
         raise AudioError(f"{path}: no spectrogram of it: {error}") from error
 
 
-def _spectrogram(file: sf.SoundFile) -> np.ndarray:
-    samples = file.frames
-    if samples < 1:
-        raise AudioError(f"{file.name}: no spectrogram of it: no samples in it")
+def _spectrogram(sound: audio.Audio) -> np.ndarray:
+    samples, channels = sound.samples.shape
     hop = int(np.clip(samples // COLUMNS, SHORTEST_HOP, LONGEST_HOP))
     frames = -(-samples // hop)
     columns = min(frames, COLUMNS)
@@ -100,11 +96,13 @@ def _spectrogram(file: sf.SoundFile) -> np.ndarray:
     power = np.zeros((columns, WINDOW // 2 + 1))  # (columns, bins)
     # A frame's middle is the middle of its hop; the song stands in zeros.
     before = (WINDOW - hop) // 2
-    held = np.zeros((before, file.channels), np.float32)
+    position = 0
+    held = np.zeros((before, channels), np.float32)
     for first in range(0, frames, BLOCK):
         number = min(BLOCK, frames - first)
         needed = (number - 1) * hop + WINDOW
-        read = file.read(needed - len(held), dtype="float32", always_2d=True)
+        read = sound.samples[position : position + needed - len(held)]
+        position += len(read)
         signal = np.concatenate([held, read])
         signal = np.pad(signal, ((0, needed - len(signal)), (0, 0)))  # (needed, channels)
         views = np.lib.stride_tricks.sliding_window_view(signal, WINDOW, axis=0)[::hop]
@@ -114,7 +112,7 @@ def _spectrogram(file: sf.SoundFile) -> np.ndarray:
         power[those] += np.add.reduceat(energy.mean(axis=1), starts, axis=0)
         held = signal[number * hop :]
     power /= np.bincount(column_of)[:, np.newaxis]
-    return _bands(file.samplerate) @ power.T
+    return _bands(sound.rate) @ power.T
 
 
 def _bands(rate: int) -> np.ndarray:

@@ -189,14 +189,15 @@ def separate(
         overwrite=overwrite,
     )
     audio.check_part(start, duration)
-    wanted = _stems(ensemble, stems, accompaniment)
+    loaded = plan_file.load(ensemble)
+    wanted = _stems(loaded, stems, accompaniment)
     batch = inputs.collect(songs, output)
     for complaint in batch.problems:
         terminal.complain(complaint)
 
     names = {stem: f"{stem}{audio.FORMATS[format.value].extension}" for stem in wanted}
     inputs.refuse_shared_folders(batch.songs, output, names.values())
-    settings = _settings(options)
+    settings = _settings(loaded, options)
     tasks = [
         Task(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
         for song in batch.songs
@@ -204,7 +205,7 @@ def separate(
     todo, failed = _check_folders(tasks)
     failed += len(batch.problems)
     if todo:
-        separator = _separator(options, wanted)
+        separator = _separator(loaded, options, wanted)
         err.print(escape(_running_on(separator)))
         failed += _separate_all(todo, separator, options)
     if failed:
@@ -362,7 +363,7 @@ def ensembles_show(
 ) -> None:
     """Show an ensemble: stages, weights, licences, arithmetic per second of audio, and its graph."""
     loaded = plan_file.load(name)
-    wanted = _stems(name, stems, False)
+    wanted = _stems(loaded, stems, False)
     out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")
     out.print(escape(loaded.description))
     out.print()
@@ -405,12 +406,11 @@ class Task(NamedTuple):
     wanted: manifest.Wanted
 
 
-def _settings(options: Options) -> Callable[[str], manifest.Settings | None]:
+def _settings(loaded: plan.Plan, options: Options) -> Callable[[str], manifest.Settings | None]:
     """What each stem of the plan would be made with now."""
     from kmdx import precision as precisions
     from kmdx.separator import choose_device
 
-    loaded = plan_file.load(options.ensemble)
     found = weights.find_all(use.weight for use in loaded.networks.values())
     halves = precisions.candidates(options.precision, choose_device(options.device), options.speed)
 
@@ -472,13 +472,13 @@ def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
     return todo, failed
 
 
-def _separator(options: Options, stems: tuple[str, ...]) -> Separator:
+def _separator(loaded: plan.Plan, options: Options, stems: tuple[str, ...]) -> Separator:
     """Load the networks."""
     from kmdx.separator import Separator
 
     try:
         return Separator(
-            options.ensemble,
+            loaded,
             device=options.device,
             stems=stems,
             speed=options.speed,
@@ -496,6 +496,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
     from kmdx import audio, pipeline, tags
 
     failed: list[Task] = []
+    numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
     def read(task: Task) -> tuple[audio.Audio, manifest.Source]:
         path = task.song.path
@@ -512,7 +513,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
         sound, source = song
         places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
         audio.check_writable(places, sound.rate, options.format)
-        number = f"[{tasks.index(task) + 1}/{len(tasks)}] " if len(tasks) > 1 else ""
+        number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
         with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
             stems = separator.separate(
                 sound.samples,
@@ -554,9 +555,8 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
     return len(failed)
 
 
-def _stems(ensemble: str, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
+def _stems(loaded: plan.Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """Stems that the options ask for, checked against the plan."""
-    loaded = plan_file.load(ensemble)
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
     return loaded.check_stems([*names, *([plan.ACCOMPANIMENT] if accompaniment else [])])
 
@@ -589,7 +589,7 @@ def _shortcomings(statuses: list[weights.Status]) -> str | None:
     ]
     if not counts:
         return None
-    text = f"of {len(statuses)} weights, {' and '.join(counts)}"
+    text = ("" if len(statuses) == 1 else f"of {len(statuses)} weights, ") + " and ".join(counts)
     if pullable := [weight for weight in missing if weight.sources]:
         names, size = (
             " ".join(weight.name for weight in pullable),

@@ -17,13 +17,20 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from .errors import AudioError
 
 MAX_CHUNKS = 2000  # a file with more chunks before its sound is refused
+INCOMPLETE = "its last packet is incomplete, perhaps its end is missing"
+SYNCS = 20  # packets of a transport stream that are looked at
+PACK, PROGRAM_END = 0xBA, 0xB9  # start codes of a program stream
+MAX_BLOCKS = 500_000  # of a Matroska file
+MAX_INDEX = 500_000  # chunks that the index of an avi file may list
+BETWEEN = 64  # bytes between two of them that may be something else
+MAX_DAMAGED = 0.1  # of these, how many may be damaged; where there are more, it is another kind of index
 MAX_BOXES = 200_000  # of an mp4 file; a fragmented one has two for every few seconds
 UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold means "not known"
 UNKNOWN_64 = 2**63 - 2**13
@@ -59,6 +66,23 @@ class View(io.RawIOBase):
     def size(self) -> int:
         """Bytes in all."""
         return self._starts[-1]
+
+    def replaced(self, changes: Mapping[int, bytes]) -> View:
+        """The same view, with other bytes at some positions of the file, which do not overlap."""
+        places = sorted(changes)
+        pieces: list[range | bytes] = []
+        for piece in self._pieces:
+            if isinstance(piece, bytes):
+                pieces.append(piece)
+                continue
+            begin = piece.start
+            for at in places[bisect.bisect_left(places, begin) :]:
+                if not begin <= at <= piece.stop - len(changes[at]):
+                    continue
+                pieces += [range(begin, at), changes[at]]
+                begin = at + len(changes[at])
+            pieces.append(range(begin, piece.stop))
+        return View(self._file, pieces)
 
     def readable(self) -> bool:
         return True
@@ -115,9 +139,11 @@ class Part:
     view: View
     family: str = ""
     """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
-    "matroska", "mp4", or "" for another."""
+    "matroska", "mp4", "fragments" (of an mp4 file), "avi", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    duration: float | None = None  # seconds at which the longest stream ends
+    delays: tuple[float, ...] = ()  # seconds that a Matroska file's durations count before each stream
     begin: int = 0  # position of what follows the headers, in a Matroska file
     lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
     missing: int = 0  # samples that are declared and missing at the end
@@ -194,19 +220,47 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [_matroska(file, size)]
     whole = View(file, [range(size)])
     if magic[:4] == b"RIFF" and magic[8:12] == b"AVI ":
-        _find_movie(file, size)
-        (length,) = struct.unpack_from("<I", magic, 4)
-        return [Part(whole, share=min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0)]
+        return [_avi(file, size)]
     if magic[:4] == b"FORM" and magic[8:12] in (b"8SVX", b"16SV"):
         return [Part(whole, share=_share(_walk(file, size, _SVX), {b"BODY"}, size))]
     if magic[:16] == b"Creative Voice F":
         return [Part(whole, share=_share(_voice_blocks(file, size), {1, 2, 9}, size))]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
+    if (packet := _packet_size(file)) and (size - begin) % packet:
+        return [Part(whole, notes=(INCOMPLETE,))]
     if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
         whole_frames = frames.scan(file, begin, size, frames.LEAD)
         return [whole_frames or Part(whole)]
-    return [Part(whole)]
+    return [Part(whole, notes=(INCOMPLETE,) if _is_pack_cut(file, size) else ())]
+
+
+def _packet_size(file: BinaryIO) -> int:
+    """The size of the packets of an MPEG transport stream; 0 for another file."""
+    data = _at(file, 0, 204 * SYNCS + 8)
+    for packet, first in ((188, 0), (192, 4), (204, 0)):
+        syncs = data[first::packet][:SYNCS]
+        if len(syncs) > 2 and not syncs.strip(b"G"):
+            return packet
+    return 0
+
+
+def _is_pack_cut(file: BinaryIO, size: int) -> bool:
+    """Whether the last packet of an MPEG program stream ends beyond the file."""
+    begin = max(0, size - 2**18)
+    position = _at(file, begin, 2**18).rfind(b"\0\0\1\xba")
+    if position < 0:
+        return False
+    position += begin
+    while position < size:
+        header = _at(file, position, 14).ljust(14, b"\xff")
+        if header[:3] != b"\0\0\1" or header[3] == PROGRAM_END:
+            return False
+        if header[3] == PACK:
+            position += 14 + (header[13] & 7) if header[4] >> 6 == 1 else 12
+        else:
+            position += 6 + int.from_bytes(header[4:6], "big")
+    return position > size
 
 
 def _flac_files(file: BinaryIO, begin: int, size: int) -> list[Part]:
@@ -262,10 +316,12 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     """A wav file, or another that consists of chunks."""
     from . import frames
 
-    form, long_size = b"", None
+    form, long_size, table = b"", None, None
     for name, position, declared in _walk(file, size, kind):
         if name == kind.form:
             form = _at(file, position, min(declared, 2**16))
+        elif name == b"pakt":
+            table = position
         elif name == b"ds64" and kind is _WAV:
             long_size = struct.unpack("<8xQ", _at(file, position, 16).ljust(16, b"\0"))[0]
         elif name == kind.sound:
@@ -293,11 +349,29 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
         view = View(file, [range(at), field, range(position, needed.stop)])
     else:
         view = View(file, [needed])
-    is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0")
+    if kind is _CAF and form[8:12] == b"alac":
+        return _alac(file, size, position + length, table, Part(view, "alac", share, notes=notes))
+    is_mpeg = kind is _WAV and form[:2] in (b"\x50\0", b"\x55\0", b"\0\x20")
     if is_mpeg and (found := frames.scan(file, position, end, frames.LEAD, padded=False)) is not None:
         return replace(found, share=share, notes=(*notes, *found.notes))
     family = "wav" if kind in (_WAV, _RIFX, _W64) else "chunks"
     return Part(view, family, share, notes=notes)
+
+
+def _alac(file: BinaryIO, size: int, end: int, table: int | None, part: Part) -> Part:
+    """ALAC in CAF, whose sound ends at `end`: its table tells how many samples there are.
+
+    FFmpeg takes the remainder in the table away from the last packet, which is already short by it.
+    """
+    for name, position, _ in _walk(file, size, replace(_CAF, begin=end)) if table is None else ():
+        if name == b"pakt":
+            table = position
+            break
+    if table is None:
+        return part
+    valid, _, remainder = struct.unpack(">8xqii", _at(file, table, 24).ljust(24, b"\0"))
+    view = part.view.replaced({table + 20: bytes(4)}) if remainder else part.view
+    return replace(part, view=view, ends=(valid,) if valid > 0 else ())
 
 
 def _length(
@@ -353,11 +427,63 @@ def _rf64(form: bytes, length: int) -> bytes:
     )
 
 
-def _find_movie(file: BinaryIO, size: int) -> None:
-    """Raise if an avi file has nothing among its first chunks: FFmpeg would search for minutes."""
-    for name, position, _ in _walk(file, size, _AVI):
+def _avi(file: BinaryIO, size: int) -> Part:
+    """An avi file, with the headers of its chunks as its index tells them.
+
+    A decoder counts chunks: one without its header makes what follows it early.
+    """
+    from . import frames
+
+    (length,) = struct.unpack("<4xI", _at(file, 0, 8))
+    movie = index = None
+    for name, position, declared in _walk(file, size, _AVI):
         if name == b"LIST" and _at(file, position, 4) == _AVI.sound:
-            return
+            movie = range(position, position + declared)
+        elif name == b"idx1" and movie:
+            index = _at(file, position, min(declared, 16 * MAX_INDEX))
+            break
+        elif movie and position > movie.stop + 2**16:
+            break
+    share = min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0
+    view = View(file, [range(size)])
+    if movie is None or not index:
+        return Part(view, "avi", share)
+    chunks = _indexed(file, movie, index)
+    complete = bool(chunks) and len(chunks) == len(index) // 16 and movie.stop - chunks[-1].end < BETWEEN
+    sound = [chunk for chunk in chunks if chunk.header[2:4] == b"wb"]
+    if complete and len({chunk.header[:2] for chunk in sound}) == 1:
+        together = View(file, [range(chunk.at + 8, chunk.end) for chunk in sound])
+        found = frames.scan(io.BufferedReader(together), 0, together.size)
+        if found is not None:
+            return replace(found, share=share)
+    return Part(view.replaced({chunk.at: chunk.header for chunk in chunks if chunk.damaged}), "avi", share)
+
+
+class _Indexed(NamedTuple):
+    """A chunk that the index of an avi file lists."""
+
+    header: bytes
+    at: int
+    end: int
+    damaged: bool  # another header is in the file
+
+
+def _indexed(file: BinaryIO, movie: range, index: bytes) -> list[_Indexed]:
+    """The chunks of an avi file; none where the index is of another kind."""
+    entries = [*struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])]
+    if not entries:
+        return []
+    for base in (movie.start, 0):  # offsets count from the list, or from the beginning of the file
+        chunks = []
+        ends = [base + offset for _, _, offset, _ in entries[1:]] + [movie.stop]
+        for (name, _, offset, length), next_at in zip(entries, ends, strict=True):
+            at, header = base + offset, name + struct.pack("<I", length)
+            end = at + 8 + length
+            if at in movie and end <= next_at <= end + BETWEEN:
+                chunks.append(_Indexed(header, at, end, _at(file, at, 8) != header))
+        if chunks and sum(chunk.damaged for chunk in chunks) <= len(chunks) * MAX_DAMAGED:
+            return chunks
+    return []
 
 
 def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:
@@ -404,7 +530,7 @@ def _mp4(file: BinaryIO, size: int) -> Part:
     """
     whole = View(file, [range(size)])
     position, end = 0, 0
-    is_fragmented = False
+    is_fragmented, duration = False, None
     for _ in range(MAX_BOXES):
         header = _at(file, position, 16)
         length, name = int.from_bytes(header[:4], "big"), header[4:8]
@@ -417,6 +543,8 @@ def _mp4(file: BinaryIO, size: int) -> Part:
         is_fragmented = is_fragmented or name == b"moof"
         if not is_fragmented and not _is_name(name):
             return Part(whole, "mp4")
+        if name == b"moov":
+            duration = _movie_duration(file, position + (16 if header[:4] == b"\0\0\0\1" else 8), length)
         if name == b"sidx":
             end = max(end, _indexed_end(_at(file, position, min(length, 2**20)), position + length))
         position += length
@@ -429,8 +557,41 @@ def _mp4(file: BinaryIO, size: int) -> Part:
     if is_fragmented:  # a gap between timestamps is a hole: there are no edits
         # Where one index lists all fragments, a decoder finds those behind the damage.
         indexed = position < end <= size and _at(file, end, 8)[4:] in (b"", b"mfra")
-        return Part(whole, stops=end > size or (stops and not indexed))
+        ended = name == b"mdat" and position > size
+        return Part(
+            whole,
+            "fragments",
+            duration=duration,
+            stops=end > size or (stops and not indexed),
+            notes=("its last fragment is incomplete, perhaps its end is missing",) if ended else (),
+        )
     return Part(whole, "mp4", cut=position > size)
+
+
+def _movie_duration(file: BinaryIO, position: int, length: int) -> float | None:
+    """The seconds that an mp4 file's header declares, fragments included; None if it does not."""
+    rate, ticks = 0, 0
+    for name, begin in [*_boxes(file, range(position, position + length))]:
+        content = _at(file, begin, 36)
+        wide = content[:1] == b"\1"
+        if name == b"mvhd" and len(content) == 36:
+            rate, ticks = struct.unpack_from(">IQ" if wide else ">II", content, 20 if wide else 12)
+            ticks = 0 if ticks >= (2**64 if wide else 2**32) - 1 else ticks
+        elif name == b"mehd" and len(content) == 36:
+            (ticks,) = struct.unpack_from(">Q" if wide else ">I", content, 4)
+    return ticks / rate if rate and ticks else None
+
+
+def _boxes(file: BinaryIO, inside: range) -> Iterator[tuple[bytes, int]]:
+    """Name and position of the content of the boxes in another one, and of those in its "mvex"."""
+    position = inside.start
+    for _ in range(MAX_CHUNKS):
+        header = _at(file, position, 8)
+        length, name = int.from_bytes(header[:4], "big"), header[4:]
+        if length < 8 or position + length > inside.stop:
+            return
+        yield name, position + 8
+        position += 8 if name == b"mvex" else length
 
 
 def _is_name(name: bytes) -> bool:
@@ -458,7 +619,8 @@ def _indexed_end(box: bytes, end: int) -> int:
 
 
 _SEGMENT, _CLUSTER, _INFO = 0x18538067, 0x1F43B675, 0x1549A966
-_SCALE, _DURATION, _EBML = 0x2AD7B1, 0x4489, 0x1A45DFA3
+_SCALE, _DURATION = 0x2AD7B1, 0x4489
+_TRACKS, _TRACK, _TRACK_TYPE, _DELAY, AUDIO_TRACK = 0x1654AE6B, 0xAE, 0x83, 0x56AA, 2
 
 
 def _matroska(file: BinaryIO, size: int) -> Part:
@@ -466,6 +628,7 @@ def _matroska(file: BinaryIO, size: int) -> Part:
     whole = View(file, [range(size)])
     position, end = 0, size
     cut, duration = False, None
+    delays: tuple[float, ...] = ()
     for _ in range(MAX_CHUNKS):
         identifier, content, length = _element(file, position)
         if identifier == _SEGMENT:
@@ -475,24 +638,62 @@ def _matroska(file: BinaryIO, size: int) -> Part:
             continue
         if identifier == _INFO and length is not None:
             duration = _info_duration(_at(file, content, min(length, 2**16)))
+        if identifier == _TRACKS and length is not None:
+            delays = tuple(_delays(file, range(content, content + length)))
         if identifier in (0, _CLUSTER) or length is None or content + length >= min(end, size):
             break
         position = content + length
-    return Part(whole, "matroska", ends=(duration,), begin=position, cut=cut)
+    ended = duration is None and not cut and _is_block_cut(file, position, size)
+    notes = (INCOMPLETE,) if ended else ()
+    return Part(whole, "matroska", duration=duration, delays=delays, begin=position, cut=cut, notes=notes)
 
 
 def _info_duration(info: bytes) -> float | None:
-    """The duration in ticks of a segment's timestamps."""
+    """The duration of a segment in seconds."""
+    scale, duration = 1_000_000, None
     content = io.BytesIO(info)
-    position = 0
-    while position < len(info):
-        identifier, begin, length = _element(content, position)
-        if length is None or identifier == 0:
-            return None
+    for identifier, begin, length in _elements(content, range(len(info))):
         if identifier == _DURATION and length in (4, 8) and begin + length <= len(info):
-            return float(struct.unpack_from(">f" if length == 4 else ">d", info, begin)[0])
+            duration = float(struct.unpack_from(">f" if length == 4 else ">d", info, begin)[0])
+        elif identifier == _SCALE:
+            scale = int.from_bytes(info[begin : begin + length], "big")
+    return None if duration is None else duration * scale / 1e9
+
+
+def _delays(file: BinaryIO, tracks: range) -> Iterator[float]:
+    """Of each audio track, the seconds of the encoder's delay, which timestamps count and decoders drop."""
+    for identifier, begin, length in _elements(file, tracks):
+        if identifier == _TRACK:
+            values = {
+                name: int.from_bytes(_at(file, at, count), "big")
+                for name, at, count in _elements(file, range(begin, begin + length))
+                if name in (_TRACK_TYPE, _DELAY) and count <= 8
+            }
+            if values.get(_TRACK_TYPE) == AUDIO_TRACK:
+                yield values.get(_DELAY, 0) / 1e9
+
+
+def _elements(file: BinaryIO, inside: range) -> Iterator[tuple[int, int, int]]:
+    """Identifier, position and size of the content of each EBML element in another one."""
+    position = inside.start
+    for _ in range(MAX_CHUNKS):
+        identifier, begin, length = _element(file, position)
+        if length is None or identifier == 0 or position >= inside.stop:
+            return
+        yield identifier, begin, length
         position = begin + length
-    return None
+
+
+def _is_block_cut(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the last element after this position, as a block of a live stream, ends beyond the file."""
+    for _ in range(MAX_BLOCKS):
+        identifier, begin, length = _element(file, position)
+        if position >= size:
+            return position > size
+        if identifier == 0:
+            return False
+        position = begin if length is None or identifier == _CLUSTER else begin + length
+    return False
 
 
 def _element(file: BinaryIO, position: int) -> tuple[int, int, int | None]:

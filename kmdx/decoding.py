@@ -27,8 +27,6 @@ SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: towards and across a damaged p
 
 # libsndfile counts the samples of these by whole blocks, from a mean bit rate, or in the first link only.
 INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "OPUS"}
-ALAC = {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}
-ALAC_BLOCK = 4096  # samples
 SNDFILE = {"wav", "chunks", "flac", "vorbis"}
 
 
@@ -109,10 +107,7 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     except sf.LibsndfileError:
         return None
     length_known = 0 < sound.frames < 2**62  # not so in a flac that was written to a pipe
-    # libsndfile does not notice damage in ALAC. FFmpeg does, but it cannot read the last block of a file that
-    # libsndfile wrote if that block is full.
-    damage_unnoticed = sound.subtype in ALAC and sound.frames % ALAC_BLOCK != 0
-    if sound.channels > 2 or sound.subtype in INEXACT or damage_unnoticed or not length_known:
+    if sound.channels > 2 or sound.subtype in INEXACT or not length_known:
         sound.close()
         return None
     return sound
@@ -212,26 +207,8 @@ def _decode_parts(song: Song, parts: list[Part]) -> Iterator[np.ndarray]:
                     yield from _next_sndfile(song, sound)
         else:
             channels = yield from ffmpeg.decode(song, part, channels)
-            yield from _alac_end(song, part)
         if song.complete:
             return
-
-
-def _alac_end(song: Song, part: Part) -> Iterator[np.ndarray]:
-    """The last samples of an ALAC file in CAF: FFmpeg leaves out the last packet of some that are whole."""
-    if part.family != "chunks" or part.share < 1 or song.complete:
-        return
-    part.view.seek(0)
-    part.view.calls_left = math.inf
-    try:
-        sound = sf.SoundFile(part.view)
-    except sf.LibsndfileError:  # it cannot read all of them
-        return
-    with sound:
-        missing = sound.frames - song.position
-        if sound.subtype in ALAC and 0 < missing <= ALAC_BLOCK:
-            sound.seek(song.position)
-            yield from _next_sndfile(song, sound)
 
 
 def _next_sndfile(song: Song, sound: sf.SoundFile) -> Iterator[np.ndarray]:

@@ -53,19 +53,19 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     except OSError as error:
         raise DocumentError(error.strerror or str(error)) from error
     except ValueError as error:  # a path with a null character
-        raise DocumentError(f"is no path of a file: {error}") from error
+        raise DocumentError(f"not a path of a file: {error}") from error
     if not stat.S_ISREG(mode):
-        raise DocumentError(f"is a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file")
+        raise DocumentError(f"a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file")
     if len(content) > limit:
-        raise DocumentError(f"is larger than {limit} bytes, the most that is read")
+        raise DocumentError(f"larger than {limit} bytes, the most that is read")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DocumentError("is a text file in UTF-16 or UTF-32: save it as UTF-8")
+        raise DocumentError("text in UTF-16 or UTF-32: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DocumentError(
-            f"is not a text file in UTF-8 (line {line} has the byte 0x{error.object[error.start]:02x}): "
+            f"not a text file in UTF-8 (line {line} has the byte 0x{error.object[error.start]:02x}): "
             "save it as UTF-8"
         ) from error
     return io.StringIO(text, newline=None).read()
@@ -118,7 +118,7 @@ def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
         If the text is no YAML of one document, is too large, too deep or of too many nodes.
     """
     if len(text) > MAX_BYTES:
-        raise DocumentError(f"is longer than {MAX_BYTES} characters, the most that is read")
+        raise DocumentError(f"longer than {MAX_BYTES} characters, the most that is read")
     if found := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, found.start()) + 1
         raise DocumentError(f"not YAML: the character {quoted(found[0])} is not allowed", line)

@@ -33,7 +33,13 @@ BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lo
 # Codecs in whose packets a long run of zeros means nothing, or damage.
 ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float"}
 ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
+LONG_TAIL = 0.5  # seconds: that no stream reaches the declared end is more than its rounding
 MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
+
+# Codecs in which the first byte of a packet gives its length.
+SELF_TIMED = {"opus", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"}
+
+FRAMES = {"mp3", "adts", "ac3"}  # families whose timestamps FFmpeg estimates
 
 # Codecs with checksums, which FFmpeg compares only when asked to.
 CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
@@ -42,6 +48,7 @@ CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
 # fall short of it in an undamaged file.
 DECLARING = {
     "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002, "asf": 0.25,
+    "avi": 0.25, "rm": 0.25, "flv": 0.02,
 }  # fmt: skip
 
 # Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
@@ -109,9 +116,12 @@ class _Decoder:
         self.converter: Any = None
         self.channels = 0
         self.expected: float | None = None  # timestamp of the next frame, in samples
-        self.usual = 0  # samples of a frame
+        self.usual = self.last_frame = 0  # samples of a frame
         self.error: Exception | None = None  # of a packet or of the container
         self.broken = False  # the container could not be read to its end
+        self.excess = 0.0  # samples of the next frame that belong before its timestamp
+        self.overlaps = False  # the next packet begins before the last one ends
+        self.last = -math.inf  # seconds at which the last packet of any stream ends
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
         self.lost_bytes = False  # bytes were passed over since the last good packet
         self.covered = part.begin  # position in the file up to which there were packets
@@ -161,8 +171,10 @@ class _Decoder:
                 if self._is_zeroed(packet, before, following):
                     raise av.InvalidDataError(0, "zeros in a packet")
                 frames = packet.decode()
-                if self._is_too_short(packet, frames, following):
+                if self._has_another_length(packet, frames, following):
                     raise av.InvalidDataError(0, "a packet of another length")
+                self.excess = self._excess(packet, frames)
+                self.overlaps = self._overlaps(packet, following)
             except av.FFmpegError as error:
                 self.error = error
                 if packet.size:
@@ -178,13 +190,16 @@ class _Decoder:
         With each, whether bytes before it were passed over.
         """
         lost_bytes = False
-        everything = self.part.family == "matroska"
+        everything = self._declared_duration() is not None or self.part.family == "matroska"
         view = self.part.view
         view.calls_left = PACKET_CALLS
         try:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
                 view.calls_left = PACKET_CALLS
-                if everything:
+                if packet.pts is not None:
+                    ended = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self.last = max(self.last, ended)
+                if self.part.family == "matroska":
                     lost_bytes = self._passes_over(packet) or lost_bytes
                 if packet.stream.index == self.stream.index:
                     if self.first_packet is None and packet.pts is not None:
@@ -212,13 +227,27 @@ class _Decoder:
         self.trials += 1
         return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
 
-    def _is_too_short(self, packet: Any, frames: list[Any], following: Any) -> bool:
-        """Whether an Opus packet in the middle of a stream lost its first byte, which gives its length."""
-        if self.stream.codec_context.name != "opus" or not packet.duration or self.expected is None:
+    def _has_another_length(self, packet: Any, frames: list[Any], following: Any) -> bool:
+        """Whether a packet in the middle of a stream lost its first byte, which gives its length."""
+        name = self.stream.codec_context.name
+        if name not in SELF_TIMED or not packet.duration or self.expected is None:
             return False
         is_last = following is None or not following.size
-        decoded = sum(frame.samples for frame in frames)
-        return not is_last and decoded < self._samples(packet.duration) - 2 * self.tick
+        longer = sum(frame.samples for frame in frames) - self._samples(packet.duration)
+        return not is_last and (longer < -2 * self.tick or (name != "opus" and longer > 2 * self.tick))
+
+    def _excess(self, packet: Any, frames: list[Any]) -> float:
+        """The samples of the packet before a damaged one that an Opus decoder had kept."""
+        if self.stream.codec_context.name != "opus" or not packet.duration or not self.damaged:
+            return 0.0
+        return max(0.0, sum(frame.samples for frame in frames) - self._samples(packet.duration))
+
+    def _overlaps(self, packet: Any, following: Any) -> bool:
+        """Whether a packet's timestamp is too late: it would end after the next one has begun."""
+        if following is None or packet.pts is None or following.pts is None or not packet.duration:
+            return False
+        late = self._samples(packet.pts + packet.duration - following.pts)
+        return 2 * self.tick < late < 2 * self._samples(packet.duration)
 
     def _trial(self, packets: list[bytes]) -> np.ndarray:
         """What a new decoder makes of packets; those that cannot be decoded are left out."""
@@ -266,7 +295,10 @@ class _Decoder:
 
     def _gap(self, frame: Any) -> Iterator[np.ndarray]:
         """Silence for what is missing before a frame."""
-        at = None if frame.pts is None else frame.pts * self.frame_tick
+        at = None if frame.pts is None else frame.pts * self.frame_tick - self.excess
+        self.excess = 0.0
+        if self.overlaps and self.expected is not None and not self.damaged and not self.lost_bytes:
+            at = self.expected
         if self.expected is None:
             missing = self._missing_lead(at)
             end = self._declared_end() if self.part.family == "ogg" else None
@@ -279,13 +311,15 @@ class _Decoder:
             missing = self.damaged if at is None else at - self.expected
         usual = max(self.usual, frame.samples)
         explained = bool(self.damaged or self.lost_bytes)
-        if missing > max(2 * self.tick, (0.25 if self.damaged else 0.75) * usual):
+        # Timestamps that count packets are exact.
+        slack = 2 * self.tick if self.tick < usual or not self.damaged else 0.5 * self.tick
+        if missing > max(slack, (0.25 if self.damaged else 0.75) * usual):
             yield from self._hole(missing, usual, explained)
         elif self.damaged:
             self.song.mark()
         self.damaged, self.lost_bytes = 0.0, False
         self.expected = (self.expected or 0.0) + frame.samples if at is None else at + frame.samples
-        self.usual = usual
+        self.usual, self.last_frame = usual, frame.samples
         self.decoded += frame.samples
 
     def _missing_lead(self, at: float | None) -> float:
@@ -302,7 +336,8 @@ class _Decoder:
         song = self.song
         packets = round(missing / usual)
         is_rounded = self.tick > 1 or 1 / self.tick % 1 > 1e-6
-        if is_rounded and abs(missing - packets * usual) <= 2 * self.tick:
+        is_counted = self.part.family in FRAMES
+        if is_counted or (is_rounded and abs(missing - packets * usual) <= 2 * self.tick):
             missing = packets * usual  # timestamps are rounded, packets are not
         if self.part.family == "mp4" and not explained:
             return  # its table of samples is complete: the gap is an edit
@@ -328,7 +363,7 @@ class _Decoder:
     def _end(self) -> Iterator[np.ndarray]:
         """Silence for what is missing at the end."""
         song = self.song
-        missing = max(self._missing_end(), self.damaged)
+        missing = self._missing_end() or self.damaged
         if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
             raise AudioError(
                 f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found:"
@@ -351,36 +386,52 @@ class _Decoder:
     def _missing_end(self) -> float:
         if self.part.missing:
             return min(float(self.part.missing), self.left)
-        if self.part.share < 1:
+        if self.part.share < 1 and not self.part.ends:
             return max(1.0, self.decoded / self.part.share - self.decoded)
         end = self._declared_end()
         if end is None or self.expected is None:
             return 0.0
         missing = end - self.expected
-        return missing if missing > self._tolerance() else 0.0
+        return max(1.0, missing - self._delay()) if missing > self._tolerance() else 0.0
 
     def _declared_end(self) -> float | None:
         """The timestamp at which the stream ends, in samples, if the file declares it."""
-        family, name = self.part.family, self.container.format.name.split(",")[0]
-        if family == "matroska":
-            tag = self.stream.metadata.get("DURATION", "")
-            if re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
-                hours, minutes, seconds = tag.split(":")
-                return (3600 * int(hours) + 60 * int(minutes) + float(seconds)) * self.stream.rate
+        name = self.container.format.name.split(",")[0]
+        number = self.song.request.stream
+        if (declared := self._declared_duration()) is not None:
             only = len(self.container.streams) == 1  # the duration is that of the longest stream
-            end = self.part.ends[0] if only or self.part.cut else None
+            tag = self.stream.metadata.get("DURATION", "")
+            if self.part.family == "matroska" and re.fullmatch(r"\d+:\d\d:\d\d(\.\d+)?", tag):
+                hours, minutes, seconds = tag.split(":")
+                declared, only = 3600 * int(hours) + 60 * int(minutes) + float(seconds), True
+            is_cut = self.part.cut or self.last < declared - LONG_TAIL
+            end = declared * self.stream.rate if only or is_cut else None
         elif self.part.ends:
-            number = self.song.request.stream
             end = self.part.ends[number] if number < len(self.part.ends) else None
+            end = None if end is None else self._samples(end)
         elif name in DECLARING and self.stream.duration:
-            end = (self.stream.start_time or 0) + self.stream.duration
+            end = self._samples((self.stream.start_time or 0) + self.stream.duration)
         else:
             end = None
-        return None if end is None or not math.isfinite(end) else self._samples(end)
+        return None if end is None or not math.isfinite(end) else end
+
+    def _declared_duration(self) -> float | None:
+        """The seconds that the file declares for the longest of its streams."""
+        if self.container.format.name == "flv":
+            return self.container.duration / 1e6 if self.container.duration else None
+        return self.part.duration
 
     def _tolerance(self) -> float:
         """Samples by which an undamaged stream may be shorter than declared."""
-        if self.part.family == "matroska":  # its durations include the encoder's delay and padding
+        if self.part.family == "matroska":  # its durations include the encoder's delay, and perhaps padding
+            is_trimmed = self.last_frame < self.usual  # and so the last one
+            return (2 * self.usual if is_trimmed else self._delay()) + 2 * self.tick
+        if self.part.family == "fragments" and not self.part.notes:
             return 2 * self.usual + 2 * self.tick
         name = self.container.format.name.split(",")[0]
         return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
+
+    def _delay(self) -> float:
+        """Samples of the encoder's delay, which a Matroska file's durations include."""
+        number = self.song.request.stream
+        return self.part.delays[number] * self.stream.rate if number < len(self.part.delays) else 0.0

@@ -18,6 +18,7 @@ from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse, OverlapAdd
+from kmdx.weights import Found
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
 UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
@@ -45,7 +46,7 @@ def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path 
         If the file is missing, damaged, unsafe, holds another network's weights, or the network works
         at another rate or length than the plan.
     """
-    return _load(use, rate, folder, lambda path: _build(use, path, device)).to(device)
+    return _load(use, rate, folder, lambda found: _build(use, found, device)).to(device)
 
 
 def load_for_inference(
@@ -73,21 +74,21 @@ def load_for_inference(
     precision, speed
         As for :func:`kmdx.precision.choose`.
     """
-    network = _load(use, rate, folder, lambda path: _ported(use, path) or _build(use, path, device))
+    network = _load(use, rate, folder, lambda found: _ported(use, found.path) or _build(use, found, device))
     fast.prepare(network, precisions.choose(precision, device, network.bears, speed), engine)
     return network
 
 
-def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[Path], Built]) -> Built:
+def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[Found], Built]) -> Built:
     """Build a network from its weights' file, and see that it works at the plan's rate and length."""
-    path = weights.find(use.weight, folder).path
+    found = weights.find(use.weight, folder)
     try:
-        network = build(path)
+        network = build(found)
         _check(network, use, rate)
     except WeightsError:
         raise
     except ValueError as error:
-        raise WeightsError(f"{path} cannot be used as {use.weight.name}: {error}") from error
+        raise WeightsError(f"{found.path} cannot be used as {use.weight.name}: {error}") from error
     return network
 
 
@@ -115,12 +116,13 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
-def _build(use: NetworkUse, path: Path, device: torch.device) -> Built:
-    architecture = dict(use.weight.architecture)
+def _build(use: NetworkUse, found: Found, device: torch.device) -> Built:
+    path, architecture = found.path, dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":
         spectrogram = _spectrogram(architecture)
-        weights.check_graph(path, (SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames))
+        if not found.known:  # published ones are safe
+            weights.check_graph(path, (SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames))
         return OnnxNetwork(path, spectrogram, architecture["sources"][0], device).eval()
 
     checkpoint = weights.load(path)

@@ -41,19 +41,25 @@ _REPORTED = 1.0  # after which the wait is reported
 
 @dataclass(frozen=True)
 class Source:
-    """The file that a song was read from: where it was, its size, time of change in ns, and checksum."""
+    """The file that a song was read from: where it was, its size, two times in ns, and its checksum.
+
+    Programs may set ``modified``, also to the same in two songs; ``changed`` is the system's own.
+    """
 
     path: str
     bytes: int
     modified: int
     sha256: str
+    changed: int = 0
 
     def is_content_of(self, path: Path) -> bool:
-        """Whether a file has this content: by its size and time, or its checksum where the time differs."""
+        """Whether a file has this content: by its checksum, unless it is the very file, left as it was."""
         stat = path.stat()
-        return stat.st_size == self.bytes and (
-            stat.st_mtime_ns == self.modified or files.sha256(path) == self.sha256
-        )
+        if stat.st_size != self.bytes:
+            return False
+        times = (stat.st_mtime_ns, stat.st_ctime_ns)
+        untouched = self.is_at(path) and times == (self.modified, self.changed)
+        return untouched or files.sha256(path) == self.sha256
 
     def is_at(self, path: Path) -> bool:
         """Whether this is where a file is, whatever its content."""
@@ -204,7 +210,7 @@ class Status:
 def identify(song: Path) -> Source:
     """Return what a song's file is now; raises :class:`OSError` if it cannot be read."""
     stat = song.stat()
-    return Source(str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song))
+    return Source(str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song), stat.st_ctime_ns)
 
 
 def owner(folder: Path) -> Source | None:
@@ -441,7 +447,7 @@ def _is_of_types(record: Record) -> bool:
     weights = settings.weights
     return (
         all(isinstance(text, str) for text in texts)
-        and all(isinstance(number, int) for number in (record.bytes, song.bytes, song.modified))
+        and all(isinstance(number, int) for number in (record.bytes, song.bytes, song.modified, song.changed))
         and isinstance(weights, Mapping)
         and all(isinstance(value, str) or value is None for value in weights.values())
     )

@@ -47,8 +47,8 @@ class Separator:
 
     Parameters
     ----------
-    ensemble : str or Path
-        Name of an ensemble, or the path of a plan's YAML file.
+    ensemble : str, Path or Plan
+        Name of an ensemble, the path of a plan's YAML file, or a plan that is loaded already.
     device : str
         ``"auto"`` (CUDA where there is one, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
@@ -92,7 +92,7 @@ class Separator:
 
     def __init__(
         self,
-        ensemble: str | Path = DEFAULT_ENSEMBLE,
+        ensemble: str | Path | plan.Plan = DEFAULT_ENSEMBLE,
         *,
         device: str = "auto",
         stems: Iterable[str] | None = None,
@@ -104,7 +104,8 @@ class Separator:
         level = speeds.get(speed)
         precisions.check(precision)
         self.speed, self.engine = speed, engines.check(engine)
-        self.plan = plan_file.load(str(ensemble)).capped(level.overlap)
+        chosen = ensemble if isinstance(ensemble, plan.Plan) else plan_file.load(str(ensemble))
+        self.plan = chosen.capped(level.overlap)
         self.stems = self.plan.check_stems(stems)
         self.device = choose_device(device)
         precisions.warn_if_slow(precision, self.device)

@@ -2,7 +2,7 @@
 
 Songs come from anywhere, and mutagen does not limit what their tags cost: 2 MB of small ID3 frames take it
 7 s, and 1 MB of compressed ones 1 GB of memory. So it reads tags in a process of its own, with limits on time
-and memory. That process runs this module with the path of the file.
+and memory (:mod:`kmdx.bounded`).
 
 To write tags into another format, add a function like :func:`write_flac`: for m4a, mutagen's ``MP4`` takes
 the same values under the names in column ``mp4`` of :data:`NAMES`.
@@ -13,15 +13,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import json
 import os
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mutagen
@@ -31,11 +27,11 @@ from mutagen.flac import FLAC, Picture
 from mutagen.id3 import APIC, ID3, TSSE, Frames
 from mutagen.mp4 import MP4Cover, MP4Tags
 
+from . import bounded
 from .errors import KmdxWarning, first_line
 
 SECONDS = 2  # of a processor, to read the tags of one song, which takes less than 0.1
-PATIENCE = 60  # seconds by the clock, on a machine that has other work
-MEMORY = 2**29  # bytes of address space; Windows has no such limit
+MEMORY = 2**29  # bytes of address space
 COVER_LIMIT = 10_000_000  # bytes; flac has room for 16 MB
 TEXT_LIMIT = 1000  # characters of a value
 VALUES = 20  # of a field
@@ -122,20 +118,10 @@ def read(path: str | os.PathLike[str]) -> Tags:
     subtitle is not read: :meth:`Tags.of_stem` puts the stem's name there.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, os.path.abspath(path)],  # noqa: PTH100 (links are left as they are)
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # on Windows
-            timeout=PATIENCE,
-            check=True,
-        )
-        found = json.loads(done.stdout)
-    except subprocess.SubprocessError:
-        found = {"problem": f"damaged, or too large for {SECONDS} s and {MEMORY // 2**20} MB"}
-    except (OSError, ValueError) as error:
-        found = {"problem": _reason(error)}
+        song = os.path.abspath(path)  # noqa: PTH100 (links are left as they are)
+        found = bounded.call(report, song, seconds=SECONDS, memory=MEMORY)
+    except bounded.Failed as error:
+        found = {"problem": str(error)}
     if "problem" in found:
         warnings.warn(
             f"{path}: its tags cannot be read, the stems get none: {found['problem']}",
@@ -217,7 +203,7 @@ def _reason(error: Exception) -> str:
 # What follows runs in the process of its own.
 
 
-def _report(path: str) -> dict[str, Any]:
+def report(path: str) -> dict[str, Any]:
     """What :func:`read` is to know of a file: in what JSON can hold."""
     try:
         song = mutagen.File(path)
@@ -312,19 +298,3 @@ def _pictures(song: Any) -> Iterator[_Picture]:
         blocks = [Picture(base64.b64decode(text)) for text in tags.get("metadata_block_picture", [])]
         for picture in [*getattr(song, "pictures", []), *blocks]:
             yield _Picture(picture.type, picture.mime, picture.data)
-
-
-def _limit() -> None:
-    """Limit what this process may use, where the system can."""
-    try:
-        import resource
-    except ImportError:
-        return
-    for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY)):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-if __name__ == "__main__":
-    _limit()
-    print(json.dumps(_report(sys.argv[1])))

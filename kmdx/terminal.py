@@ -49,10 +49,12 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
 
     The exit code is that of the work: it is 0 after ``kmdx models list >/dev/full``, too. A warning on
     standard error then reports that output was lost, except where its reader ended first (``| head``).
-    Warnings of this package come out in one line each, others as ever, or where ``quiet`` not at all.
+    Warnings of this package are printed in one line each, every time, whatever ``PYTHONWARNINGS`` asks for;
+    others as ever, or where ``quiet`` not at all.
     """
     protect_streams()
     with warnings.catch_warnings():
+        warnings.simplefilter("always", KmdxWarning)
         ever = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *more: Any, **others: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import audio, cli, engine, manifest, precision, speed, tags
+from kmdx import audio, cli, engine, manifest, plan_file, precision, speed, tags
 from kmdx.errors import AudioError
 from kmdx.networks.demucs import DemucsNetwork
 
@@ -107,6 +107,20 @@ def test_a_song_becomes_a_folder_of_stems(separate: Run, tmp_path: Path) -> None
     assert files_in(tmp_path / "out") == [f"song/{stem}.wav" for stem in FOUR]
     info = soundfile.info(tmp_path / "out" / "song" / "vocals.wav")
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (44100, 2, 30_000, "PCM_16")
+
+
+def test_a_plan_is_parsed_once_in_a_run(
+    separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    parse = plan_file.parse
+    monkeypatch.setattr(
+        plan_file, "parse", lambda *given, **named: parsed.append("") or parse(*given, **named)
+    )
+    write(tmp_path / "a.wav", noise(30_000))
+    write(tmp_path / "b.wav", noise(30_000, seed=1))
+    assert separate("a.wav", "b.wav").code == 0
+    assert len(parsed) == 1
 
 
 def test_stems_and_accompaniment(separate: Run, tmp_path: Path) -> None:

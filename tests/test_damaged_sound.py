@@ -453,3 +453,125 @@ def test_flac_files_that_were_joined_are_read_one_after_the_other(tmp_path):
     sf.write(tmp_path / "b.flac", song(1.0, 48000), 48000)
     path.write_bytes(content + (tmp_path / "b.flac").read_bytes())
     assert "its rate or its channels change at 2.000 s" in refusal(path)
+
+
+# Files by name: codec, FFmpeg's container and options, and whether the file declares how long its sound is.
+OTHERS = {
+    "aac.flv": ("aac", "flv", {}, True),
+    "mp3.flv": ("libmp3lame", "flv", {}, True),
+    "a.wma": ("wmav2", "asf", {}, True),
+    "mp3.avi": ("libmp3lame", "avi", {}, True),
+    "mp2.avi": ("mp2", "avi", {}, True),
+    "aac.avi": ("aac", "avi", {}, True),
+    "alac.caf": ("alac", "caf", {}, True),
+    "alac.m4a": ("alac", "ipod", {}, True),
+    "opus.mp4": ("libopus", "mp4", {}, True),
+    "aac.mov": ("aac", "mov", {}, True),
+    "a.wv": ("wavpack", "wv", {}, True),
+    "aac.mka": ("aac", "matroska", {}, True),
+    "mp3.mka": ("libmp3lame", "matroska", {}, True),
+    "live.mka": ("aac", "matroska", {"__live": "1"}, False),
+    "aac.ts": ("aac", "mpegts", {}, False),
+    "mp3.ts": ("libmp3lame", "mpegts", {}, False),
+    "ac3.m2ts": ("ac3", "mpegts", {"__mpegts_m2ts_mode": "1"}, False),
+    "mp2.mpg": ("mp2", "mpeg", {}, False),
+    "ac3.vob": ("ac3", "vob", {}, False),
+    "delayed.mp4": (
+        "aac",
+        "mp4",
+        {"__movflags": "frag_keyframe+delay_moov", "__frag_duration": "500000"},
+        True,
+    ),
+}
+
+
+def other(folder, name, seconds, rate=48000):
+    codec, container, options, declares = OTHERS[name]
+    if codec not in av.codecs_available:
+        pytest.skip(f"FFmpeg was built without {codec}")
+    return encode(folder / name, codec, song(seconds, rate), rate, container, **options), declares
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_containers_are_read_silently_and_a_cut_is_noticed(tmp_path, name):
+    for seconds, rate in ((3.0, 48000), (2.0, 44100), (1.001, 44100), (24576 / 48000, 48000)):
+        rate = 48000 if name.startswith("opus") else rate
+        path, declares = other(tmp_path, name, seconds, rate)
+        samples, told = read(path, accept_holes=False)
+        assert told == []
+        assert -2500 <= len(samples) - seconds * rate < 3500
+    path, declares = other(tmp_path, name, 3.0)
+    content = path.read_bytes()
+    for share in (0.6, 0.95):
+        path.write_bytes(content[: int(len(content) * share) // 2 * 2 + 1])
+        if declares:
+            assert path.name in refusal(path)
+        else:
+            assert "incomplete" in " ".join(read(path)[1])
+
+
+# Timestamps of these follow from what is declared or indexed, so that one packet may be lost.
+IN_TIME = [name for name in OTHERS if not name.endswith(("mka", "wv", "caf"))]
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+def test_what_follows_a_hole_is_in_time_in_other_containers(tmp_path, name):
+    path, _ = other(tmp_path, name, 9.0)
+    whole, _ = read(path)
+    overwrite(path, 0.5, bytes(200))
+    samples, told = read(path)
+    assert len(told) == 1
+    assert ": at 4." in told[0]
+    assert abs(len(samples) - len(whole)) <= 1
+    after = slice(6 * 48000, 8 * 48000)
+    correlation = [
+        np.dot(samples[after.start + late : after.stop + late, 0], whole[after, 0]) for late in (-24, 0, 24)
+    ]
+    assert np.argmax(correlation) == 1
+    np.testing.assert_allclose(samples[after], whole[after], atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["opus.webm", "mp3.mka", "aac.mka"])
+def test_a_damaged_end_of_a_matroska_file_is_a_hole(tmp_path, name):
+    if name in OTHERS:
+        path, _ = other(tmp_path, name, 4.0)
+    else:
+        path, _ = make(tmp_path, name)
+    whole, content = read(path)[0], path.read_bytes()
+    with av.open(str(path)) as file:
+        last = [packet.pos for packet in file.demux() if packet.size][-1]
+    overwrite(path, last, bytes(200))
+    samples, told = read(path)
+    assert abs(len(samples) - len(whole)) < 1100  # the padding that the lost packet declared
+    assert "replaced by silence: at 3.9" in told[0] or "replaced by silence: at 4.0" in told[0]
+    path.write_bytes(content[: last + 10])
+    assert "replaced by silence" in read(path)[1][0]
+
+
+def test_a_fragmented_mp4_that_declares_its_duration_may_not_lack_fragments(tmp_path):
+    options = {"__movflags": "frag_keyframe+empty_moov", "__frag_duration": "200000"}
+    path = encode(tmp_path / "a.mp4", "aac", song(4.0), **options)
+    whole, content = read(path)[0], path.read_bytes()
+    fragments = [at for at, name in boxes(content) if name == b"moof"]
+    declared = content.index(b"mvhd") + 20
+    content = content[:declared] + struct.pack(">I", 4000) + content[declared + 4 :]
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read(path, accept_holes=False)[0], whole)
+    for number in (len(fragments) // 2, -2):
+        path.write_bytes(content[: fragments[number]])
+        assert "missing, the first at " in refusal(path)
+
+
+def test_alac_in_caf_of_whole_blocks_has_its_holes_noticed(tmp_path):
+    path = tmp_path / "a.caf"
+    for count in (4096 * 100, 4096 * 100 - 1, 64000, 4096):
+        sf.write(path, song(10.0)[:count], RATE, format="CAF", subtype="ALAC_16")
+        assert len(read(path, accept_holes=False)[0]) == count
+    sf.write(path, song(10.0)[: 4096 * 100], RATE, format="CAF", subtype="ALAC_16")
+    content = path.read_bytes()
+    overwrite(path, 0.5, bytes(200))
+    samples, told = read(path)
+    assert len(samples) == 4096 * 100
+    assert "replaced by silence: at 4." in told[0]
+    path.write_bytes(content[: len(content) // 2] + content[len(content) // 2 + 700 :])
+    assert "cut short or damaged" in refusal(path)

@@ -140,12 +140,12 @@ def test_only_files_of_a_bounded_size_are_opened(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(10 * 2**30)
     for path, message in (
-        (tmp_path, "is a folder"),
-        (tmp_path / "pipe", "is a device or pipe"),
-        (Path("/dev/zero"), "is a device or pipe"),
-        (tmp_path / "large", "is larger than 1048576 bytes"),
+        (tmp_path, "a folder, expected"),
+        (tmp_path / "pipe", "a device or pipe"),
+        (Path("/dev/zero"), "a device or pipe"),
+        (tmp_path / "large", "larger than 1048576 bytes"),
         (tmp_path / "missing", "No such file"),
-        (tmp_path / "a\0b", "is no path of a file"),
+        (tmp_path / "a\0b", "not a path of a file"),
         (tmp_path / ("x" * 300), "name too long"),
     ):
         with pytest.raises(DocumentError, match=message):

@@ -178,6 +178,15 @@ def test_a_song_that_was_moved_is_found_by_its_content() -> None:
     assert places("z/song.wav") == {"z/song.wav": "song"}
 
 
+def test_two_songs_of_equal_size_and_time_are_not_taken_for_each_other() -> None:
+    songs("x/song.wav", "y/song.wav")
+    Path("y/song.wav").write_text(Path("x/song.wav").read_text()[::-1])
+    for path in ("x/song.wav", "y/song.wav"):
+        os.utime(path, ns=(1, 1))
+    finish(OUT / "song", Path("x/song.wav"))
+    assert places("y/song.wav") == {"y/song.wav": "y/song"}
+
+
 def test_a_changed_song_keeps_its_folder() -> None:
     songs("x/song.wav")
     finish(OUT / "song", Path("x/song.wav"))

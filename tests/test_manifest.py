@@ -124,6 +124,14 @@ def test_a_song_that_only_got_another_time_is_the_same() -> None:
     assert not status().missing
 
 
+def test_another_song_with_the_same_size_and_time_is_another_song() -> None:
+    times = SONG.stat().st_atime_ns, SONG.stat().st_mtime_ns
+    finish(FOLDER, SONG)
+    SONG.write_bytes(SONG.read_bytes()[::-1])
+    os.utime(SONG, ns=times)
+    assert status().conflicts == ["vocals.wav: another file, or an older version of this one"]
+
+
 def test_files_of_other_settings_in_other_formats_are_stale() -> None:
     finish(FOLDER, SONG, speed="fast", format="flac")
     finish(FOLDER, SONG, overwrite=True)

@@ -288,7 +288,7 @@ def test_unknown_ensembles(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot read the ensemble"):
         plan_file.load(tmp_path / "folder.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match="is a text file in UTF-16 or UTF-32"):
+    with pytest.raises(PlanError, match="text in UTF-16 or UTF-32"):
         plan_file.load(tmp_path / "binary.yaml")
 
 

@@ -17,7 +17,7 @@ from mutagen.flac import FLAC, Picture
 from mutagen.id3 import APIC, ID3, Frames
 from mutagen.mp4 import MP4Cover
 
-from kmdx import audio, tags
+from kmdx import audio, bounded, tags
 from kmdx.errors import AudioError, KmdxWarning
 from kmdx.tags import Tags
 
@@ -218,7 +218,7 @@ def test_a_tag_that_is_cut_off_is_no_error(tmp_path):
     "error", [OSError(errno.EAGAIN, "no more processes"), ValueError("embedded null byte")]
 )
 def test_a_process_that_cannot_be_started_is_no_error(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(tags.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(bounded.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(error))
     assert not complaint(tmp_path / "a.flac")[0]
 
 

@@ -19,6 +19,7 @@ import soundfile
 from conftest import noise
 
 from kmdx import terminal
+from kmdx.errors import KmdxWarning
 
 ROOT = Path(__file__).parents[1]
 LINUX = sys.platform.startswith("linux")
@@ -220,6 +221,21 @@ def test_the_command_survives_its_streams(line: str, code: int) -> None:
     done = shell(line.format(f"{sys.executable} -m kmdx.cli"))
     assert done.returncode == code, done.stderr
     assert quiet(done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("setting", ["ignore", "error", "ignore::UserWarning"])
+def test_the_users_warning_filters_neither_hide_nor_raise_ours(
+    setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        for _ in range(2):
+            warnings.warn("a hole at 1 s", KmdxWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        action, _, category = setting.partition("::")
+        warnings.simplefilter(action, UserWarning if category else Warning)  # type: ignore[arg-type]
+        terminal.run(work)
+    assert capsys.readouterr().err.count("a hole at 1 s") == 2
 
 
 @POSIX

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
 import functools
 import json
 import os
@@ -151,6 +154,8 @@ def test_a_legacy_pickle_that_was_cut_off(tmp_path: Path) -> None:
 
 def test_a_file_of_another_type(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("<html>quota exceeded</html>")
+    refused(tmp_path / "a.ckpt", "is a web page, not a weight file")
+    (tmp_path / "a.ckpt").write_text("quota exceeded")
     refused(tmp_path / "a.ckpt", "not a weight file: expected a .ckpt")
     (tmp_path / "a.onnx").write_text("<html>quota exceeded</html>")
     refused(tmp_path / "a.onnx", "damaged")
@@ -163,13 +168,26 @@ def test_a_pickle_without_a_state_dict(tmp_path: Path, content: Any) -> None:
     refused(tmp_path / "a.pt", "expected a dict of tensors|holds no state dict")
 
 
+def test_what_trainers_put_next_to_the_weights_is_passed_over(tmp_path: Path) -> None:
+    scores = collections.defaultdict(list, best=[1.0])
+    more = {"args": argparse.Namespace(lr=1), "path": tmp_path, "when": datetime.datetime(2026, 1, 1)}
+    content = {"state_dict": STATE, "scores": scores, "recent": collections.deque([1, 2]), **more}
+    torch.save(content, tmp_path / "a.pt")
+    assert weights.load(tmp_path / "a.pt").state.keys() == STATE.keys()
+
+
+def test_a_web_page_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("\n<!DOCTYPE html><html>Sign in</html>")
+    refused(tmp_path / "a.pt", "is a web page, not a weight file")
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
     marker = tmp_path / "it ran"
     torch.save(
         {"state": STATE, "more": RunsCode(marker)}, tmp_path / "a.th", _use_new_zipfile_serialization=zipped
     )
-    refused(tmp_path / "a.th", r"would run code \(\w+\.mkdir\)")
+    refused(tmp_path / "a.th", r"could run code \(it refers to \w+\.mkdir\)")
     assert not marker.exists()
     torch.load(tmp_path / "a.th", weights_only=False)
     assert marker.exists()  # it would have

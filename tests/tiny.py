@@ -132,7 +132,7 @@ def spoil(path: Path, how: str) -> str:
         return "is not a weight file"
     marker = path.with_name("ran")
     torch.save({"state": Attack(marker)}, path)
-    return "a pickle that would run code"
+    return "a pickle that could run code"
 
 
 class Attack:

@@ -14,6 +14,7 @@ file. Numbers that are NaN or infinite are found here, where the file and the te
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -23,8 +24,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kmdx import bounded
 from kmdx.errors import WeightsError, first_line, shown
-from kmdx.weights import onnx_file, onnx_sizes, state_dict, torch_file
+from kmdx.weights import onnx_file, onnx_trial, state_dict, torch_file
 from kmdx.weights.pickled import Call, Name, Refused
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ _MEANT = "expected a .ckpt, .th, .pt, .safetensors or .onnx file"
 _TUNED_FOR = ("drums", "bass", "other", "vocals")  # the order of training_args['weights']
 _MAX_HEADER, _MAX_METADATA = 1 << 24, 1 << 20  # bytes of a safetensors file's header and of its arguments
 _SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+# To open a graph and to run it once: seconds of a processor, and bytes of address space.
+_SECONDS, _BYTES_A_SECOND = 3, 2 * 10**7  # with the libraries, which take less than 1
+_LIBRARIES, _COPIES = 6 * 10**8, 8  # of the file
+_SLOWEST = 10**9  # multiplications a second
+_BYTES_OF_A_VALUE = 16  # float64, or float32 and as much again for a layer's own needs
 _GIT_LFS = re.compile(rb"version https?://(git-lfs\.github\.com|hawser\.github\.com|git-media\.io)/")
 _FRACTION = re.compile(r"(-?\d{1,18})(?:/(\d{1,18}))?")
 
@@ -88,11 +95,13 @@ def load(path: Path | str) -> Checkpoint:
         raise WeightsError(
             f"{path} is damaged or cut off ({first_line(error)}); delete it and pull it again"
         ) from error
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise WeightsError(f"{path} is a web page, not a weight file: download the file itself")
     raise WeightsError(f"{path} is not a weight file: {_MEANT}")
 
 
 def check_graph(path: Path, shape: Sequence[int]) -> None:
-    """Check that an ONNX file holds a graph that ONNX Runtime can be trusted with.
+    """Check that an ONNX file holds a graph that ONNX Runtime can be trusted with, by running it once.
 
     Parameters
     ----------
@@ -105,11 +114,27 @@ def check_graph(path: Path, shape: Sequence[int]) -> None:
     WeightsError
         As :func:`load` does.
     ValueError
-        If its input, its output or what it holds in between has another size.
+        If its input or output has another size, it holds or computes too much, or running it fails.
     """
     if load(path).state is not None:
         raise ValueError("it holds tensors, and an ONNX graph is needed")
-    onnx_sizes.check(onnx_file.read(path), shape)
+    if importlib.util.find_spec("onnxruntime") is None:
+        return  # nothing will run it
+    seconds = _SECONDS + path.stat().st_size // _BYTES_A_SECOND
+    memory = _LIBRARIES + _COPIES * path.stat().st_size
+    try:
+        found = bounded.call(onnx_trial.cost, str(path), list(shape), seconds=seconds, memory=memory)
+        if "problem" in found:
+            raise ValueError(found["problem"])
+        bounded.call(
+            onnx_trial.run,
+            str(path),
+            found["input"],
+            seconds=seconds + found["work"] // _SLOWEST,
+            memory=memory + _BYTES_OF_A_VALUE * found["held"],
+        )
+    except bounded.Failed as error:
+        raise ValueError(f"its graph cannot be run: {error}") from error
 
 
 def decode_arguments(text: str) -> Any:

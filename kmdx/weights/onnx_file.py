@@ -3,7 +3,7 @@
 ONNX Runtime runs loops without end, reads other files that a graph names, and allocates whatever a graph
 asks for, some of it while it opens the graph. So a graph is checked before the runtime sees it: it must be
 a plain chain of standard operations, its constants must be in the file and hold numbers, and the size of
-all that it computes must be known beforehand (:mod:`kmdx.weights.onnx_sizes`).
+all that it computes must be known beforehand (:mod:`kmdx.weights.onnx_trial`).
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from kmdx.errors import shown
 
 MAX_INSTRUCTIONS = 500_000  # about 45 for each tensor: 2,000 of them with averages and an optimizer fit
 _ALLOWED = re.compile(  # names that torch's own files hold; none is ever looked up
-    r"collections\.(OrderedDict|Counter)|_codecs\.encode|fractions\.Fraction"
+    r"collections\.(OrderedDict|Counter|defaultdict|deque)|_codecs\.encode|fractions\.Fraction"
+    r"|pathlib\.\w*Path|datetime\.(datetime|date|time|timedelta|timezone)|argparse\.Namespace|uuid\.UUID"
     r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray)|numpy\.dtypes\.\w+"  # best scores
-    r"|(builtins|__builtin__)\.(set|bytearray|complex)"
+    r"|(builtins|__builtin__)\.(set|frozenset|bytearray|complex|list|dict|tuple|int|float|str|bool)"
     r"|demucs\.(htdemucs\.HTDemucs|hdemucs\.HDemucs)"
     r"|torch\.nn\.parameter\.Parameter|torch\.(Size|Tensor|device)|torch\.serialization\._get_layout"
     r"|torch\.(storage\.)?\w+Storage|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
@@ -253,7 +254,8 @@ def _fill(target: dict[Any, Any], values: Sequence[Any]) -> None:
 def _checked_name(name: str) -> Name:
     if not _ALLOWED.fullmatch(name):
         raise Refused(
-            f"is refused: it is a pickle that would run code ({shown(name)}); save the state dict alone"
+            f"is refused: it is a pickle that could run code (it refers to {shown(name)}); "
+            "save the state dict alone"
         )
     return Name(name)
 
@@ -261,8 +263,10 @@ def _checked_name(name: str) -> Name:
 def _called(function: Name, arguments: tuple[Any, ...]) -> Any:
     """What a call gives; only calls that copy nothing are more than noted."""
     match function, arguments:
-        case "collections.OrderedDict", ():
+        case ("collections.OrderedDict", ()) | ("collections.defaultdict", (Name(),) | ()):
             return {}
+        case "collections.deque", _:
+            return []
         case "torch.Size", (tuple(sizes),):
             return sizes
     return Call(function, arguments)

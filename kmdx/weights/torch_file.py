@@ -155,8 +155,6 @@ def _read_zip(path: Path) -> TorchFile:
     if len(pickles) != 1:
         raise ValueError("it is a zip archive, but not one of torch's: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
-    if f"{root}constants.pkl" in entries:
-        raise ValueError("it is a TorchScript program: save the state dict of its network instead")
     order = entries.get(f"{root}byteorder")
     if order is not None and order.tobytes() != sys.byteorder.encode():
         raise ValueError(f"its numbers are in another byte order than this machine's, {sys.byteorder}")
@@ -181,12 +179,14 @@ def _entries(path: Path, memory: ndarray) -> dict[str, ndarray]:
     # A damaged list: BadZipFile, an unknown version, a name that is not UTF-8, a place before the file.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise ValueError(f"its list of entries is damaged: {error}") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise ValueError("it is a TorchScript program: save the state dict of its network instead")
     found: dict[str, ndarray] = {}
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
         name = shown(entry.filename)
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise Refused("is refused: its entries are compressed, which those of torch's files never are")
+            raise Refused("is refused: its entries are compressed; expected a file as torch.save writes it")
         if entry.filename in found:
             raise ValueError(f"it has two entries with the name {name}")
         header = memory[entry.header_offset : entry.header_offset + _LOCAL_HEADER].tobytes()

@@ -1,0 +1,75 @@
+"""kmdx.bounded: whatever a call does, it ends, and what went wrong is one line."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+import pytest
+
+from kmdx import bounded
+
+SECONDS, MEMORY = 2, 5 * 10**8
+
+
+def echo(*values: Any) -> list[Any]:
+    print("what a library prints")
+    return list(values)
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def go_on() -> None:
+    while True:
+        pass
+
+
+def fill_memory() -> int:
+    return len(bytearray(10**10))
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def complain() -> None:
+    raise UnicodeError("two\nlines\a")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))  # noqa: PTH120
+
+
+def test_arguments_and_results_arrive() -> None:
+    values = ["Café\udcff\0", 2**70, None, {"a": [1.5]}]
+    assert bounded.call(echo, *values, seconds=SECONDS, memory=MEMORY) == values
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (crash, r"it crashes \(SIGSEGV\)"),
+        (go_on, "it takes longer than the 2 s that it may"),
+        (fill_memory, "it needs more than the 500 MB of memory that it may"),
+        (leave, r"it crashes \(exit code 0x7\)"),
+        (complain, "lines$"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other limits and exit codes")
+def test_a_call_that_goes_wrong_is_one_line(function: Any, reason: str) -> None:
+    with pytest.raises(bounded.Failed, match=reason) as failure:
+        bounded.call(function, seconds=SECONDS, memory=MEMORY)
+    assert len(str(failure.value).splitlines()) == 1
+
+
+def test_a_process_that_waits_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any, timeout: float, **__: Any) -> None:
+        raise bounded.subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(bounded.subprocess, "run", run)
+    with pytest.raises(bounded.Failed, match="takes longer"):
+        bounded.call(echo, seconds=SECONDS, memory=MEMORY)
