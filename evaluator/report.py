@@ -109,7 +109,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         versions=_versions(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        data=_json(_data(run, songs, media or {}, unit)),
+        data=embedded_json(_data(run, songs, media or {}, unit)),
     )
 
 
@@ -267,7 +267,7 @@ def _address(path: Path, base: Path) -> str:
     return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
 
 
-def _json(data: Any) -> Markup:
+def embedded_json(data: Any) -> Markup:
     """JSON that may stand inside a script element: nothing in it ends one or begins a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
