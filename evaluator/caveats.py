@@ -30,7 +30,7 @@ def caveats(systems: Sequence[System]) -> list[str]:
     lines = [f"{system.name}: {note}" for system in systems for note in system.notes]
     lines += _songs(tested)
     lines += _settings(tested)
-    lines += _measures(systems)
+    lines += _measures(tested)
     for system in systems:
         if system.table is not None:
             lines += _other_songs(system, system.table, tested)
@@ -125,16 +125,16 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
 
 
 def _other_songs(system: System, table: Table, tested: Sequence[System]) -> Iterator[str]:
-    """Whether published results and each run are on the same songs."""
+    """Which runs are not on the songs that published results are on."""
+    shared = {run.name: table.shared(run.songs) for run in tested}
+    total = len(table.songs)
+    if others := [name for name, number in shared.items() if not number]:
+        were = "was" if len(others) == 1 else "were"
+        yield f"{system.name} was measured on {table.tested}, {listed(others)} {were} not: no comparison"
+    parts = [f"{name} has {number}" for name, number in shared.items() if 0 < number < total]
+    if parts:
+        yield f"of the {total} songs that {system.name} was measured on, {listed(parts)}: a rough comparison"
     for run in tested:
-        shared = table.shared(run.songs)
-        if table.hidden or not shared:
-            yield f"{system.name} was measured on {table.tested}, {run.name} was not: they do not compare"
-        elif shared < len(table.songs):
-            yield (
-                f"{system.name} was measured on {table.tested}, of which {run.name} has {shared}: they do "
-                "not compare directly"
-            )
-        if not table.hidden and shared and len(run.songs) > shared:
-            more = count(len(run.songs) - shared, "song")
+        if 0 < shared[run.name] < len(run.songs):
+            more = count(len(run.songs) - shared[run.name], "song")
             yield f"{run.name} has {more} that {system.name} was not measured on"

@@ -47,6 +47,9 @@ def command(
             show_default=False,
         ),
     ],
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these metrics, with commas between them.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Times that the songs are drawn again.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
     output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
@@ -58,7 +61,7 @@ def command(
     """Compare runs song by song: which one is better, and whether chance alone could explain it."""
     if html is None and PAGE.exists() and not comparison_page.is_own(PAGE):
         raise KmdxError(f"{PAGE} exists and is no page of this command: name another file with --html")
-    found = compare(load_all(runs), samples, seed)
+    found = compare(load_all(runs), samples, seed, _names(metrics))
     letters = [_letter(place) for place in range(len(found.systems))]
     for letter, system in zip(letters, found.systems, strict=True):
         out.print(escape(f"{letter}: {system.name}, {system.place}"))
@@ -103,6 +106,10 @@ def content(found: Comparison) -> dict[str, Any]:
         "alone": {name: list(songs) for name, songs in found.alone.items()},
         "warnings": list(found.warnings),
     }
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _letter(place: int) -> str:

@@ -43,6 +43,7 @@
         cell.style.setProperty("--depth", depth.toFixed(1));
       }
     }
+    for (const row of rows) row.hidden = columns.every((column) => valueOf(row, column) == null);
     const way = find("statistic").value;
     find("over").textContent = `${metric().label}, ${metric().titles[way]}${metric().higher ? "" : "; lower is better"}`;
   }
@@ -100,7 +101,7 @@
           cell("difference", withUnit(signed(each.difference))),
           cell("interval", interval),
           cell("p", p),
-          cell("better in", `${each.wins} of ${each.songs}`),
+          cell("songs", `${each.wins} better, ${each.losses} worse`),
           h("td", {}, each.verdict),
         );
       }),
@@ -150,7 +151,7 @@
     shown = pair ? pairedSongs(pair) : [];
     const names = pair ? [systems[pair.a].name, systems[pair.b].name] : [];
     find("plot-lead").textContent = pair
-      ? `${metric().title} of ${names[1]} minus that of ${names[0]}, ${stemTitle()}: a dot for each song, in order. The band is the 95 % interval of the ${metric().statistic} difference.`
+      ? `${metric().title} of ${names[1]} minus that of ${names[0]}, ${stemTitle()}: a dot for each song, in order. The band is the 95% interval of the ${metric().statistic} difference.`
       : "";
     fillSongs(names);
     if (!shown.length) {
@@ -166,7 +167,7 @@
     const bottom = height - 26;
     const y = (value) => bottom - ((within(value, low, high) - low) / (high - low)) * (bottom - top);
     const x = (place) => left + ((place + 0.5) * (right - left)) / shown.length;
-    const radius = within(((right - left) / shown.length) * 0.45, 1.5, 5);
+    const radius = within(((right - left) / shown.length) * 0.45, 2.5, 5);
     const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `Differences of ${shown.length} songs` });
     if (pair.low != null) drawing.append(s("rect", { class: "band", x: left, width: right - left, y: y(pair.high), height: Math.max(y(pair.low) - y(pair.high), 1) }));
     for (let step = Math.round(low / size); step <= Math.round(high / size); step++) {

@@ -27,7 +27,7 @@ from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric
 from evaluator.records import SongRecord
 from evaluator.systems import System, describe, matching
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # what two decimals do not show
 MAX_SAMPLES = 100_000  # that fit in memory with any number of songs that people have
@@ -158,7 +158,9 @@ class Comparison:
         return (*([SONG] if self.mean_stems else []), *self.stems)
 
 
-def compare(systems: Sequence[System], samples: int = 10_000, seed: int = 0) -> Comparison:
+def compare(
+    systems: Sequence[System], samples: int = 10_000, seed: int = 0, only: Sequence[str] | None = None
+) -> Comparison:
     """Compare systems, each pair of those with songs.
 
     Parameters
@@ -169,11 +171,13 @@ def compare(systems: Sequence[System], samples: int = 10_000, seed: int = 0) -> 
         Times that the songs are drawn again, and that signs are flipped.
     seed : int
         Of the drawing.
+    only : sequence of str, optional
+        Names of the metrics to compare; all that two systems have if not given.
 
     Raises
     ------
     KmdxError
-        If they have no metric, stem or song in common, or ``samples`` is out of range.
+        If they have no metric, stem or song in common, or an option is out of range.
     """
     if not 1 <= samples <= MAX_SAMPLES:
         raise KmdxError(f"--samples {samples}: expected 1 to {MAX_SAMPLES}")
@@ -181,7 +185,7 @@ def compare(systems: Sequence[System], samples: int = 10_000, seed: int = 0) -> 
     songs = [{match(name): record for name, record in system.songs.items()} for system in systems]
     tested = [place for place, system in enumerate(systems) if system.kind != "published"]
     _check_songs(systems, songs, tested)
-    metrics, stems = _metrics(systems), _stems(systems)
+    metrics, stems = _metrics(systems, only), _stems(systems)
     mean_stems = _mean_stems([systems[place] for place in tested], stems)
     common = (
         [key for key in songs[tested[0]] if all(key in songs[place] for place in tested)] if tested else []
@@ -229,13 +233,21 @@ def _check_songs(
         raise KmdxError(f"no song has scores in two of the runs: {counts}")
 
 
-def _metrics(systems: Sequence[System]) -> list[Metric]:
-    """The metrics that two systems have, in the order of the table."""
+def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metric]:
+    """The metrics that two systems have, in the order of the table; of these, the wanted ones."""
     found = list(dict.fromkeys(name for system in systems for name in system.metrics))
     shared = [name for name in found if sum(name in system.metrics for system in systems) > 1]
     if not shared:
         what = "; ".join(f"{system.name}: {', '.join(system.metrics) or 'none'}" for system in systems)
         raise KmdxError(f"no metric is in two of the runs: {what}")
+    if only is not None:
+        for name in only:
+            if name not in shared:
+                available = ", ".join(shared)
+                raise KmdxError(f"no two runs have the metric {shown(name)}; available: {available}")
+        shared = [name for name in shared if name in only]
+        if not shared:
+            raise KmdxError("--metrics names no metric")
     order = {name: place for place, name in enumerate(METRICS)}
     return [describe(name) for name in sorted(shared, key=lambda name: order.get(name, len(order)))]
 
