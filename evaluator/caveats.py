@@ -58,9 +58,10 @@ def _songs(systems: Sequence[System]) -> Iterator[str]:
             by_key.setdefault(match(name), []).append((system, record))
     changed = [found[0][1].song for found in by_key.values() if _differ(found)]
     if changed:
+        differ = "differs" if len(changed) == 1 else "differ"
         yield (
-            f"the data of {count(len(changed), 'song')} differ, such as {changed[0]}: scores on other data "
-            "do not compare"
+            f"the data of {count(len(changed), 'song')} {differ}, such as {changed[0]}: scores on other "
+            "data do not compare"
         )
 
 

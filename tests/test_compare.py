@@ -220,7 +220,7 @@ def test_other_data_failed_songs_and_unfinished_runs_are_warned_of() -> None:
         {"x": "1", "y": "3"},
     )  # fmt: skip
     assert compare([a, b]).warnings == (
-        "the data of 1 song differ, such as y: scores on other data do not compare",
+        "the data of 1 song differs, such as y: scores on other data do not compare",
         "b is unfinished: 3 of 5 songs",
         "1 song failed in b and counts in no mean",
     )
