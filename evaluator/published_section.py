@@ -29,8 +29,10 @@ class ShownTable:
 
     Attributes
     ----------
-    title, lead, caution, own_songs, source : str
-        What the songs are, whether the run has the same, and who published it.
+    title, lead, caution, own_songs : str
+        What the songs are, and whether the run has the same.
+    sources : dict
+        The rows of each source.
     metric : Metric
     statistic : str
     columns : tuple of str
@@ -44,7 +46,7 @@ class ShownTable:
     lead: str
     caution: str
     own_songs: str
-    source: str
+    sources: Mapping[str, Sequence[str]]
     metric: Metric
     statistic: str
     columns: tuple[str, ...]
@@ -89,14 +91,16 @@ def _shown(
     average = statistics.fmean(own) if whole and None not in own else None
     (metric,) = named([table.metric])
     lead, caution, own_songs = _songs(table, songs)
-    rows = [_row(row, table, columns) for row in table.rows]
-    sources = list(dict.fromkeys(row.source for row in table.rows))
+    rows = [_row(row, columns) for row in table.rows]
+    sources: dict[str, list[str]] = {}
+    for row in table.rows:
+        sources.setdefault(row.source, []).append(row.name)
     return ShownTable(
         table.title,
         lead,
         caution,
         own_songs,
-        sources[0] if len(sources) == 1 else "in each row",
+        sources,
         metric,
         table.statistic,
         columns,
@@ -105,15 +109,12 @@ def _shown(
     )
 
 
-def _row(row: Row, table: Table, columns: Sequence[str]) -> ShownRow:
-    one_source = len({each.source for each in table.rows}) == 1
-    facts = [
-        f"trained with {row.training}" if row.training else "",
-        f"measured on {row.tested}" if row.tested and row.tested != table.tested else "",
-        "" if one_source else row.source,
-    ]
+def _row(row: Row, columns: Sequence[str]) -> ShownRow:
+    facts = f"trained with {row.training}" if row.training else ""
+    if row.training and row.tested and row.tested not in row.training.split():
+        facts += f", measured on {row.tested}"
     values = tuple(row.average if column == AVERAGE else row.scores.get(column) for column in columns)
-    return ShownRow(row.name, "; ".join(fact for fact in facts if fact), row.ours, values)
+    return ShownRow(row.name, facts, row.ours, values)
 
 
 def _songs(table: Table, songs: Sequence[str]) -> tuple[str, str, str]:

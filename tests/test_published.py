@@ -56,7 +56,7 @@ def test_a_run_on_the_same_songs_is_shown_next_to_the_published_ones() -> None:
     assert "This run, on the same songs leaderboard_c 50 of 50 songs" in text
     assert text.index("MUSDB18's test set") < text.index("Hidden set: leaderboard C")
     for words in (
-        "TAK1, MMDenseLSTM trained with MUSDB18;",
+        "TAK1 (MMDenseLSTM) trained with MUSDB18 5.585",
         "HT Demucs",
         "SCNet-large",
         "BS-RoFormer",
