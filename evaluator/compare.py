@@ -41,7 +41,7 @@ def command(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN…",
+            metavar="RUN",
             help="Folders of runs, folders of museval's JSON files such as SiSEC 2018's METHOD/test, or "
             "published:NAME for results in evaluator/published.yaml.",
             show_default=False,
@@ -70,7 +70,7 @@ def command(
     for name, songs in found.alone.items():
         out.print(escape(f"not in all runs: {count(len(songs), 'song')} of {name}: {listed(songs)}"))
     for metric in found.metrics:
-        if len(found.systems) > 2 or not found.tested:
+        if len(found.systems) > 2 or len(found.tested) < 2:
             out.print(_values(found, metric, letters))
         if len(found.tested) > 1:
             out.print(_differences(found, metric, letters))

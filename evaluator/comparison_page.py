@@ -63,7 +63,7 @@ def page(comparison: Comparison) -> str:
         first=[
             each
             for each in comparison.differences
-            if (each.metric, each.stem) == (comparison.metrics[0].name, comparison.rows[0])
+            if each.metric == comparison.metrics[0].name and each.stem in comparison.rows[:1]
         ],
         statistics=list(STATISTICS),
         statistic_title=statistic_title,

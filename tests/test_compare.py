@@ -302,6 +302,26 @@ def test_the_command_shows_many_runs(command: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "compare.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("others", "line"),
+    [
+        (["published:scnet"], ["A", "a", "1.500", "1.500"]),
+        (["published:bs_roformer", "published:htdemucs_sparse"], ["B", "BS-RoFormer", "9.800"]),
+    ],
+)
+def test_the_command_shows_a_run_next_to_published_results(
+    others: list[str], line: list[str], command: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "a" / "songs"
+    run.mkdir(parents=True)
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        (run / f"{name}.json").write_text(json.dumps(record(name, value, "museval_sdr").to_json()))
+    code, out, _ = command(run.parent, *others)
+    assert code == 0
+    assert line in [each.split()[: len(line)] for each in out.splitlines()]
+    assert command(*others, "published:htdemucs")[0] == 0
+
+
 def test_mistakes_are_one_line(command: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {"one": 1.0})
     (tmp_path / "empty").mkdir()
