@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from evaluator import pictures
 from evaluator import results as results_of
 from evaluator.metrics import Metric, named, show
+from evaluator.published_section import published_next_to
 from evaluator.records import SongRecord, finite
 from kmdx import files
 from kmdx.errors import AudioError
@@ -90,14 +90,13 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
     run = results["run"]
     songs = [SongRecord.from_json(content) for content in results["songs"]]
     unit = "GiB" if run["memory_limit"] and run["memory_limit"] % 2**30 == 0 else "GB"
-    published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
     metrics = named(run["metrics"])
     return _template().render(
         results=results,
         run=run,
         summary=results["summary"],
         songs=[_row(song, metrics[0].name, run["stems"]) for song in songs],
-        published=published,
+        published=published_next_to(results["summary"], run, [song.song for song in songs if song.ok]),
         started=_date(run["started"]),
         metrics=metrics,
         statistics=list(results_of.STATISTICS),
@@ -109,7 +108,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         versions=_versions(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        data=_json(_data(run, songs, media or {}, unit)),
+        data=embedded_json(_data(run, songs, media or {}, unit)),
     )
 
 
@@ -267,7 +266,7 @@ def _address(path: Path, base: Path) -> str:
     return quote(Path(relative).as_posix().encode("utf-8", "surrogateescape"))
 
 
-def _json(data: Any) -> Markup:
+def embedded_json(data: Any) -> Markup:
     """JSON that may stand inside a script element: nothing in it ends one or begins a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
@@ -279,9 +278,11 @@ def _value(value: float | None, metric: Metric, digits: int = 2) -> str:
     return show(metric, value, digits)
 
 
-def _padded(value: float, digits: int = 3) -> str:
-    """As many digits as were published, made as wide as ``digits`` with spaces as wide as a digit."""
-    text = f"{value:.{digits}f}".rstrip("0")
+def _padded(value: float | None, digits: int = 3) -> str:
+    """Two digits or as many as were published, made as wide as ``digits`` with spaces of that width."""
+    if value is None:
+        return "–" + "\N{FIGURE SPACE}" * digits
+    text = f"{value:.{digits}f}".removesuffix("0")
     return text + "\N{FIGURE SPACE}" * (digits - len(text.partition(".")[2]))
 
 

@@ -1,189 +1,257 @@
-"""Two runs side by side."""
+"""Systems side by side: pairing, deciding, warning and the command."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sisec2018 import VOCALS
 
 from evaluator import compare as comparing
-from evaluator.compare import Comparison, Difference, compare, load
+from evaluator import metrics, published
+from evaluator.comparison import Comparison, Difference, compare
+from evaluator.records import SongRecord
+from evaluator.systems import System
 from kmdx.errors import KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
+Scores = dict[str, float | None]
 
 
-def record(song: str, scores: dict[str, float | None] | float, **more: Any) -> dict[str, Any]:
+def record(song: str, scores: Scores | float, metric: str = "global_sdr", **more: Any) -> SongRecord:
     values = scores if isinstance(scores, dict) else dict.fromkeys(STEMS, scores)
-    return {
-        "song": song,
-        "status": "ok",
-        "duration": 100.0,
-        "global_sdr": values,
-        "museval_sdr": values,
-        **more,
-    }
+    return SongRecord(song, "ok", duration=100.0, stems=tuple(values), scores={metric: values}, **more)
 
 
-def failed(song: str) -> dict[str, Any]:
-    return {"song": song, "status": "failed", "duration": 100.0}
+def system(name: str, *records: SongRecord, **known: Any) -> System:
+    return System(
+        name, f"runs/{name}", "run", {each.song: each for each in records}, planned=len(records), **known
+    )
 
 
-def run(*records: dict[str, Any], **known: Any) -> dict[str, Any]:
-    return {"songs": list(records), **known}
+def of_values(name: str, values: Any, metric: str = "global_sdr") -> System:
+    return system(name, *(record(str(number), float(value), metric) for number, value in enumerate(values)))
 
 
-def row(comparison: Comparison, stem: str, measure: str = "global_sdr") -> Difference:
-    (found,) = [each for each in comparison.differences if (each.stem, each.measure) == (stem, measure)]
+def row(comparison: Comparison, stem: str, metric: str = "global_sdr") -> Difference:
+    (found,) = [each for each in comparison.differences if (each.stem, each.metric) == (stem, metric)]
     return found
 
 
-def test_songs_are_paired_by_name() -> None:
-    a = run(record("x", 5.0), record("y", 1.0), record("z", 2.0), record("only a", 99.0), failed("broken"))
-    b = run(record("z", 1.0), failed("only a"), record("x", 6.0), record("y", 1.004), record("broken", 50.0))
-    result = compare(a, b)
-    found = row(result, "bass")
-    assert (found.pairs, found.wins, found.losses, found.ties) == (3, 1, 1, 1)
-    assert found.a == pytest.approx(8 / 3)
-    assert found.b == pytest.approx(8.004 / 3)
-    assert found.mean == pytest.approx(0.004 / 3)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < 0 < found.high
-    assert found.verdict == "may be chance: the interval contains 0"
-    assert (result.only_a, result.only_b) == (["only a"], ["broken"])
-    assert result.warnings == [
-        "1 songs failed in A and count in no mean",
-        "1 songs failed in B and count in no mean",
-    ]
-
-
-def test_song_is_the_mean_of_its_stems_and_null_counts_in_none() -> None:
-    of_a: dict[str, float | None] = {"bass": 1.0, "drums": 2.0, "other": 3.0, "vocals": 6.0}
-    of_b = {**of_a, "vocals": 10.0}
-    gone = {**of_b, "bass": None}
-    a = run(record("x", of_a), record("y", of_a, museval_sdr=of_a))
-    b = run(record("x", of_b), record("y", of_b, museval_sdr=gone))
-    result = compare(a, b)
-    assert row(result, "song").mean == pytest.approx(1.0)
-    assert row(result, "song").a == pytest.approx(3.0)
-    assert row(result, "vocals").mean == pytest.approx(4.0)
-    assert [row(result, stem, "museval_sdr").pairs for stem in ("song", *STEMS)] == [1, 1, 2, 2, 2]
-    nothing = row(
-        compare(run(record("x", of_a, museval_sdr=gone)), run(record("x", of_b))), "bass", "museval_sdr"
+def sisec() -> tuple[System, System]:
+    methods = (
+        system(name, *(record(song, {"vocals": pair[place]}, "museval_sdr") for song, pair in VOCALS.items()))
+        for place, name in enumerate(("TAK1", "UHL2"))
     )
-    assert (nothing.pairs, nothing.mean, nothing.verdict) == (0, None, "no pair")
+    first, second = methods
+    return first, second
+
+
+def test_tak1_is_better_than_uhl2_on_museval_vocals() -> None:
+    found = compare(sisec())
+    vocals = row(found, "vocals", "museval_sdr")
+    assert vocals.better == "a"
+    assert vocals.verdict(found.names) == "TAK1 is better"
+    assert (vocals.losses, vocals.wins, vocals.ties) == (37, 12, 1)
+    assert vocals.value_a == pytest.approx(6.69864)
+    assert vocals.statistic == "median"
+
+
+def test_a_mean_decides_otherwise_than_a_median_where_two_songs_are_far_off() -> None:
+    values = {place: {song: pair[place] for song, pair in VOCALS.items()} for place in (0, 1)}
+    a, b = (
+        system(name, *(record(song, {"vocals": value}) for song, value in values[place].items()))
+        for place, name in enumerate(("TAK1", "UHL2"))
+    )
+    vocals = row(compare([a, b]), "vocals")
+    assert vocals.statistic == "mean"
+    assert vocals.better is None
+    assert vocals.signed_rank is not None
+    assert vocals.signed_rank < 0.001 < 0.5 < (vocals.p or 0)
+
+
+def test_songs_are_paired_by_name() -> None:
+    a = system("a", record("x", 5.0), record("y", 1.0), record("z", 2.0), record("only a", 99.0))
+    b = system("b", record("z", 1.0), record("x", 6.0), record("y", 1.004), record("only b", 50.0))
+    result = compare([a, b])
+    found = row(result, "bass")
+    assert (len(found.songs), found.wins, found.losses, found.ties) == (3, 1, 1, 1)
+    assert (found.value_a, found.value_b) == pytest.approx((8 / 3, 8.004 / 3))
+    assert found.difference == pytest.approx(0.004 / 3)
+    assert result.alone == {"a": ("only a",), "b": ("only b",)}
+
+
+def test_names_match_whatever_a_file_system_did_to_them() -> None:
+    a = system("a", record("Zoë - Über", 1.0))
+    b = system("b", record(unicodedata.normalize("NFD", "ZOË - über"), 2.0))
+    assert row(compare([a, b]), "song").difference == pytest.approx(1.0)
+    twice = system("twice", record("Song", 1.0), record("song", 5.0))
+    assert row(compare([twice, system("c", record("song", 6.0))]), "song").difference == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("metric", ["global_sdr", "museval_sdr"])
+def test_two_songs_are_never_proof(metric: str) -> None:
+    found = compare([of_values("a", [1, 2], metric), of_values("b", [5, 6], metric)])
+    difference = row(found, "song", metric)
+    assert difference.better is None
+    assert difference.verdict("AB") == "too few songs: 2, at least 6 can decide"
+    six = compare([of_values("a", range(6), metric), of_values("b", np.arange(6) + 4.0, metric)])
+    assert row(six, "song", metric).better == "b"
+
+
+def test_lower_is_better_where_the_metric_has_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = metrics.Metric("loss", "Loss", "", higher_is_better=False)
+    monkeypatch.setitem(metrics.METRICS, "loss", entry)
+    found = row(
+        compare([of_values("a", range(8), "loss"), of_values("b", np.arange(8) - 1.0, "loss")]),
+        "song",
+        "loss",
+    )
+    assert (found.difference, found.better, found.wins, found.losses) == (-1.0, "b", 8, 0)
+
+
+def test_equal_systems_do_not_differ() -> None:
+    found = row(compare([of_values("a", range(8)), of_values("b", range(8))]), "song")
+    assert (found.better, found.verdict("AB"), found.ties) == (None, "no difference", 8)
+
+
+def test_many_pairs_are_corrected_together() -> None:
+    rng = np.random.default_rng(4)
+    base = rng.normal(8, 3, 20)
+    shifted = [base + rng.normal(0.42, 0.8, 20) for _ in range(3)]
+    a, b, c, d = (of_values(name, values) for name, values in zip("abcd", (base, *shifted), strict=True))
+    alone = row(compare([a, b]), "song")
+    together = compare([a, b, c, d]).differences
+    first = next(each for each in together if (each.stem, each.a, each.b) == ("song", 0, 1))
+    assert alone.p == alone.corrected == first.p
+    assert first.corrected is not None
+    assert first.p is not None
+    assert first.p < first.corrected <= 6 * first.p
 
 
 def test_interval_is_the_bootstraps() -> None:
     rng = np.random.default_rng(1)
     steps = rng.normal(0.3, 1.0, 50)
     base = rng.normal(8.0, 3.0, 50)  # songs differ far more than the runs
-    a = run(*(record(str(number), value) for number, value in enumerate(base)))
-    b = run(*(record(str(number), value) for number, value in enumerate(base + steps)))
-    found = row(compare(a, b), "song")
-    assert found.low is not None
-    assert found.high is not None
+    a, b = of_values("a", base), of_values("b", base + steps)
+    found = row(compare([a, b]), "song")
     error = statistics.stdev(steps) / 50**0.5  # what the normal approximation says
-    assert found.low == pytest.approx(steps.mean() - 1.96 * error, abs=0.15 * error)
-    assert found.high == pytest.approx(steps.mean() + 1.96 * error, abs=0.15 * error)
-    assert found == row(compare(a, b, seed=0), "song")
-    assert found.low != row(compare(a, b, seed=1), "song").low
-    assert found.low != row(compare(a, b, samples=100), "song").low
+    assert (found.low, found.high) == pytest.approx(
+        (steps.mean() - 1.96 * error, steps.mean() + 1.96 * error), abs=0.15 * error
+    )
+    assert found == row(compare([a, b], seed=0), "song")
+    assert found.low != row(compare([a, b], seed=1), "song").low
 
-    clear = row(
-        compare(a, run(*(record(each["song"], each["global_sdr"]["bass"] + 2) for each in b["songs"]))),
+
+def test_song_is_the_mean_of_its_stems_and_no_value_counts_in_none() -> None:
+    of_a: Scores = {"bass": 1.0, "drums": 2.0, "other": 3.0, "vocals": 6.0}
+    a = system("a", record("x", of_a), record("y", of_a))
+    b = system("b", record("x", {**of_a, "vocals": 10.0}), record("y", {**of_a, "vocals": None}))
+    result = compare([a, b])
+    assert row(result, "song").difference == pytest.approx(1.0)
+    assert [len(row(result, stem).songs) for stem in ("song", *STEMS)] == [1, 2, 2, 2, 1]
+
+
+def test_the_sum_of_other_stems_counts_in_no_mean() -> None:
+    whole: Scores = {"bass": 1.0, "vocals": 3.0, "accompaniment": 50.0}
+    assert compare([system("a", record("x", whole)), system("b", record("x", whole))]).mean_stems == (
         "bass",
+        "vocals",
     )
-    assert clear.verdict == "B is better"
-    assert (
-        row(compare(b, run(*(record(each["song"], -9.0) for each in a["songs"]))), "bass").verdict
-        == "A is better"
+    two: Scores = {"vocals": 3.0, "accompaniment": 50.0}
+    assert set(compare([system("a", record("x", two)), system("b", record("x", two))]).mean_stems) == set(two)
+
+
+def test_a_single_stem_compares_with_four() -> None:
+    result = compare([system("one", record("x", {"vocals": 1.0})), system("four", record("x", 2.0))])
+    assert result.rows == ("vocals",)
+    assert any("the stems differ: one has vocals" in line for line in result.warnings)
+
+
+def test_published_results_are_shown_and_never_tested() -> None:
+    table, entry = published.find("tak1")
+    known = System(entry.name, "published:tak1", "published", row=entry, table=table)
+    first, _ = sisec()
+    result = compare([first, known])
+    assert not result.differences
+    assert result.values["museval_sdr"]["median"][1]["vocals"] == 6.6
+    assert result.values["museval_sdr"]["mean"][1]["vocals"] is None
+    assert result.warnings == ()
+
+
+def test_published_results_on_other_songs_are_named() -> None:
+    table, entry = published.find("tak1")
+    known = System(entry.name, "published:tak1", "published", row=entry, table=table)
+    few = system("few", *(record(song, {"vocals": 1.0}, "museval_sdr") for song in list(VOCALS)[:3]))
+    other = system("other", record("x", {"vocals": 1.0}, "museval_sdr"))
+    assert any("few has 3" in line for line in compare([few, known]).warnings)
+    assert any("other was not" in line for line in compare([other, known]).warnings)
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "two", "line"),
+    [
+        ("device", "cpu", "cuda:0", "the device differs: cpu in a, cuda:0 in b"),
+        ("precision", "fp32", "fp16", "the precision differs: fp32 in a, fp16 in b"),
+        ("engine", "tuned", "plain", "the engine differs: tuned in a, plain in b"),
+        ("time_limit_factor", 1.57, 3, "the time limit differs: 1.57 in a, 3 in b"),
+        ("enforced", True, False, "the enforcing of limits differs: True in a, False in b"),
+    ],
+)
+def test_settings_that_differ_are_warned_of(key: str, one: object, two: object, line: str) -> None:
+    a = system("a", record("x", 1.0), run={key: one})
+    b = system("b", record("x", 1.0), run={key: two})
+    assert compare([a, b]).warnings == (line,)
+    assert compare([a, a]).warnings == ()
+    assert compare([a, system("old", record("x", 1.0))]).warnings == ()
+
+
+def test_other_data_failed_songs_and_unfinished_runs_are_warned_of() -> None:
+    a = system("a", record("x", 1.0), record("y", 1.0), fingerprints={"x": "1", "y": "2"})
+    b = System(
+        "b", "b", "run", {each.song: each for each in (record("x", 1.0), record("y", 1.0))}, ("bad",), 5,
+        {"x": "1", "y": "3"},
+    )  # fmt: skip
+    assert compare([a, b]).warnings == (
+        "the data of 1 song differs, such as y: scores on other data do not compare",
+        "b is unfinished: 3 of 5 songs",
+        "1 song failed in b and counts in no mean",
     )
-
-
-def test_one_song_has_no_interval() -> None:
-    found = row(compare(run(record("x", 1.0)), run(record("x", 2.0))), "song")
-    assert (found.mean, found.low, found.high) == (1.0, None, None)
-    assert found.verdict == "one song: no interval"
-
-
-def test_ties_are_below_half_a_hundredth() -> None:
-    a = run(*(record(name, 0.0) for name in "wxyz"))
-    b = run(record("w", 0.0049), record("x", -0.0049), record("y", 0.005), record("z", -0.005))
-    found = row(compare(a, b), "bass")
-    assert (found.wins, found.losses, found.ties) == (1, 1, 2)
-
-
-def test_what_makes_runs_hard_to_compare_is_told() -> None:
-    limits = {"time_limit_factor": 1.57, "memory_limit": 16, "enforced": True}
-    a = run(record("x", 1.0), record("y", 1.0), run=limits, fingerprints={"x": "1", "y": "2"})
-    assert compare(a, a).warnings == []
-    assert compare(a, {**a, "fingerprints": {}}).warnings == []
-    b = {
-        **a,
-        "run": {**limits, "enforced": False, "time_limit_factor": 3},
-        "fingerprints": {"x": "1", "y": "3", "z": "4"},
-    }
-    assert compare(a, b).warnings == [
-        "the data of 1 songs differ, as of y: these scores do not compare",
-        "the time limit differs: 1.57 in A, 3 in B",
-        "the enforcing of limits differs: True in A, False in B",
-        "B is unfinished: 2 of 3 songs",
-    ]
-    longer = {**a, "songs": [record("x", 1.0, duration=101.0)]}
-    assert "differ, as of x" in compare(a, longer).warnings[0]
+    longer = system(
+        "longer", SongRecord("x", "ok", duration=101.0, stems=STEMS, scores=record("x", 1.0).scores)
+    )
+    assert "such as x" in compare([a, longer]).warnings[0]
 
 
 def test_nothing_to_compare() -> None:
-    with pytest.raises(KmdxError, match="no song has scores in both runs: 1 have in A, 0 in B"):
-        compare(run(record("x", 1.0)), run(failed("x")))
+    a = of_values("a", [1.0])
+    with pytest.raises(KmdxError, match="no song has scores in two of the runs: 1 in a, 1 in b"):
+        compare([a, system("b", record("other", 1.0))])
+    with pytest.raises(KmdxError, match=r"no metric is in two of the runs: a: global_sdr; b: museval_sdr"):
+        compare([a, of_values("b", [1.0], "museval_sdr")])
+    with pytest.raises(KmdxError, match="no stem is in two of the runs"):
+        compare([system("a", record("0", {"piano": 1.0})), system("b", record("0", {"guitar": 1.0}))])
     with pytest.raises(KmdxError, match="--samples 0"):
-        compare(run(record("x", 1.0)), run(record("x", 1.0)), samples=0)
+        compare([a, a], samples=0)
+    with pytest.raises(KmdxError, match="no two runs have the metric si_sdr; available: global_sdr"):
+        compare([a, a], only=["si_sdr"])
 
 
-def write_run(folder: Path, records: list[dict[str, Any]], finished: bool = True) -> Path:
-    (folder / "songs").mkdir(parents=True)
-    identity = {"enforced": False, "songs": {each["song"]: "same" for each in records}}
-    (folder / "run.json").write_text(json.dumps(identity))
-    for each in records:
-        (folder / "songs" / f"{each['song']}.json").write_text(json.dumps(each), "utf-8")
-    if finished:
-        (folder / "results.json").write_text(json.dumps({"run": {"enforced": False}, "songs": records}))
-    return folder
+Command = Callable[..., tuple[int, str, str]]
 
 
-def test_runs_are_read_from_their_folders(tmp_path: Path) -> None:
-    records = [record("Zoë", 1.0), record("b", 2.0)]
-    finished = load(write_run(tmp_path / "finished", records))
-    unfinished = load(write_run(tmp_path / "unfinished", records, finished=False))
-    assert {each["song"] for each in finished["songs"]} == {"Zoë", "b"}
-    assert {each["song"] for each in unfinished["songs"]} == {"Zoë", "b"}
-    assert compare(finished, unfinished).warnings == []
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.chdir(tmp_path)
 
-    alone = tmp_path / "results alone"
-    alone.mkdir()
-    (alone / "results.json").write_text(json.dumps({"run": {}, "songs": records}))
-    assert load(alone)["songs"] == records
-
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(KmdxError, match="empty: no run in it"):
-        load(tmp_path / "empty")
-    (alone / "results.json").write_text("{")
-    with pytest.raises(KmdxError, match="damaged"):
-        load(alone)
-
-
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    a = write_run(tmp_path / "a [x]", [record("one", 1.0), record("two", 2.0), record("three", 7.0)])
-    b = write_run(tmp_path / "b", [record("one", 2.0), record("two", 3.25)])
-
-    def command(*arguments: object) -> tuple[int, str, str]:
+    def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments)])
         code = 0
         try:
@@ -192,36 +260,89 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
             code = int(stop.code or 0)
         return code, *capsys.readouterr()
 
-    code, out, err = command(a, b, "--json", tmp_path / "comparison.json")
+    return run
+
+
+def write_run(folder: Path, values: dict[str, float]) -> Path:
+    (folder / "songs").mkdir(parents=True)
+    for name, value in values.items():
+        content = json.dumps(record(name, value).to_json())
+        (folder / "songs" / f"{name}.json").write_text(content, "utf-8")
+    return folder
+
+
+def test_the_command_shows_two_runs(command: Command, tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a [x]", {"one": 1.0, "two": 2.0, "three": 7.0})
+    b = write_run(tmp_path / "b", {"one": 2.0, "two": 3.25})
+    code, out, err = command(a, b, "--json", "comparison.json")
     assert (code, err) == (0, "")
-    assert "a [x]" in out
-    assert "scores only in A: three" in out
-    (line,) = [line.split() for line in out.splitlines() if line.startswith("song")][:1]
+    assert "A: a [x], " in out
+    assert "1 song of a [x]: three" in out
+    (line,) = [line.split() for line in out.splitlines() if line.startswith("song")]
     assert line[:4] == ["song", "1.500", "2.625", "+1.125"]
     assert "+1.000 … +1.250" in out
-    assert "museval SDR, median over frames" in out
+    assert "too few songs: 2" in out
     written = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
-    assert written["differences"][0]["mean"] == pytest.approx(1.125)
-    assert written["differences"][0]["verdict"] == "B is better"
-    assert written["only_a"] == ["three"]
+    assert written["differences"][0]["difference"] == pytest.approx(1.125)
+    assert written["alone"] == {"a [x]": ["three"]}
+    assert "a [x] and b" in (tmp_path / "compare.html").read_text("utf-8")
 
-    code, out, err = command(a, tmp_path / "nowhere")
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
-    assert err.startswith("error: ")
+
+def test_the_command_shows_many_runs(command: Command, tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / name, {str(number): number + 2.0 * place for number in range(8)})
+        for place, name in enumerate("pqr")
+    ]
+    code, out, _ = command(*runs, "published:kuielab", "--html", "page.html")
+    assert code == 0
+    assert "D kuielab" in out
+    assert "A C, vocals" in out
+    assert "C is better" in out
+    assert "corrected by Holm for 3 pairs" in out
+    assert not (tmp_path / "compare.html").exists()
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("others", "line"),
     [
-        {"song": 1},
-        {"status": None},
-        {"duration": None},
-        {"global_sdr": []},
-        {"museval_sdr": {"bass": "high"}},
+        (["published:scnet"], ["A", "a", "1.500", "1.500"]),
+        (["published:bs_roformer", "published:htdemucs_sparse"], ["B", "BS-RoFormer", "9.800"]),
     ],
 )
-def test_a_damaged_record_is_told_in_one_line(damage: dict[str, Any], tmp_path: Path) -> None:
-    write_run(tmp_path, [record("a", 1.0), {**record("b", 1.0), **damage}])
-    with pytest.raises(KmdxError, match="record [12] of 2 is damaged"):
-        load(tmp_path)
+def test_the_command_shows_a_run_next_to_published_results(
+    others: list[str], line: list[str], command: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "a" / "songs"
+    run.mkdir(parents=True)
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        (run / f"{name}.json").write_text(json.dumps(record(name, value, "museval_sdr").to_json()))
+    code, out, _ = command(run.parent, *others)
+    assert code == 0
+    assert line in [each.split()[: len(line)] for each in out.splitlines()]
+    assert command(*others, "published:htdemucs")[0] == 0
+
+
+def test_mistakes_are_one_line(command: Command, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {"one": 1.0})
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ((run,), "give two or more runs"),
+        ((run, "nowhere"), "nowhere does not exist"),
+        ((run, tmp_path / "empty"), "no run in it and no museval results"),
+        ((run, "published:taak1"), "did you mean 'tak1'?"),
+        ((run, run, "--html", "empty"), "cannot be written"),
+    ):
+        code, out, err = command(*arguments)
+        assert (code, err.count("\n")) == (2, 1), arguments
+        assert err.startswith("error: ")
+        assert words in err, out
+
+
+def test_a_file_that_is_no_page_is_not_overwritten(command: Command, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {"one": 1.0})
+    (tmp_path / "compare.html").write_text("mine")
+    code, _, err = command(run, run)
+    assert (code, (tmp_path / "compare.html").read_text()) == (2, "mine")
+    assert "name another file with --html" in err
+    (tmp_path / "compare.html").unlink()
+    assert command(run, run)[0] == command(run, run)[0] == 0

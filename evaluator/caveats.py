@@ -1,0 +1,141 @@
+"""What makes systems hard to compare: other data, settings, songs or ways to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from evaluator.published import Table
+from evaluator.records import SongRecord
+from evaluator.systems import MUSEVAL, System, matching
+from kmdx.errors import listed
+
+SETTINGS = {
+    "device": "device",
+    "precision": "precision",
+    "engine": "engine",
+    "time_limit_factor": "time limit",
+    "memory_limit": "memory limit",
+    "enforced": "enforcing of limits",
+}
+"""Settings of a run that scores or times depend on."""
+
+CLOSE = {"run": 0.01, "museval": 2.0}
+"""Seconds that a song's length may differ by; museval's files tell it in whole frames."""
+
+
+def caveats(systems: Sequence[System]) -> list[str]:
+    """Everything that a reader must know before the numbers, one sentence each."""
+    tested = [system for system in systems if system.kind != "published"]
+    lines = [f"{system.name}: {note}" for system in systems for note in system.notes]
+    lines += _songs(tested)
+    lines += _settings(tested)
+    lines += _measures(tested)
+    for system in systems:
+        if system.table is not None:
+            lines += _other_songs(system, system.table, tested)
+    for system in tested:
+        done = len(system.songs) + len(system.failed)
+        if done < system.planned:
+            lines.append(f"{system.name} is unfinished: {done} of {count(system.planned, 'song')}")
+        if failed := len(system.failed):
+            counts = "counts" if failed == 1 else "count"
+            lines.append(f"{count(failed, 'song')} failed in {system.name} and {counts} in no mean")
+    return lines
+
+
+def count(number: int, what: str) -> str:
+    """A number and a noun, in the right form."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _songs(systems: Sequence[System]) -> Iterator[str]:
+    """Songs that have one name and other data."""
+    match = matching(systems)
+    by_key: dict[str, list[tuple[System, SongRecord]]] = {}
+    for system in systems:
+        for name, record in system.songs.items():
+            by_key.setdefault(match(name), []).append((system, record))
+    changed = [found[0][1].song for found in by_key.values() if _differ(found)]
+    if changed:
+        differ = "differs" if len(changed) == 1 else "differ"
+        yield (
+            f"the data of {count(len(changed), 'song')} {differ}, such as {changed[0]}: scores on other "
+            "data do not compare"
+        )
+
+
+def _differ(found: Sequence[tuple[System, SongRecord]]) -> bool:
+    """Whether the fingerprints of a song differ where they are known, or its lengths."""
+    prints = {
+        system.fingerprints[record.song] for system, record in found if record.song in system.fingerprints
+    }
+    lengths = [record.duration for _, record in found if record.duration]
+    close = max((CLOSE[system.kind] for system, _ in found), default=0.0)
+    return len(prints) > 1 or (bool(lengths) and max(lengths) - min(lengths) > close)
+
+
+def _settings(systems: Sequence[System]) -> Iterator[str]:
+    for key, what in SETTINGS.items():
+        if line := _differing([(system.name, system.run.get(key)) for system in systems]):
+            yield f"the {what} differs: {line}"
+    versions = [(system.name, _inside(system.run, "versions", "kmdx-net")) for system in systems]
+    if line := _differing(versions):
+        yield f"the evaluator's version differs: {line}"
+    lossy = [(system.name, _inside(system.run, "data", "lossy")) for system in systems]
+    if len({value for _, value in lossy if value is not None}) > 1:
+        names = listed([name for name, value in lossy if value])
+        yield f"the stems of {names} are compressed, those of the others are not"
+
+
+def _inside(run: Mapping[str, Any], key: str, inner: str) -> Any:
+    content = run.get(key)
+    return content.get(inner) if isinstance(content, Mapping) else None
+
+
+def _differing(values: Sequence[tuple[str, Any]]) -> str:
+    """Which value each system has, if not all that are known are the same."""
+    groups: dict[str, list[str]] = {}
+    for name, value in values:
+        if value is not None:
+            groups.setdefault(str(value), []).append(name)
+    return (
+        ", ".join(f"{value} in {listed(names)}" for value, names in groups.items()) if len(groups) > 1 else ""
+    )
+
+
+def _measures(systems: Sequence[System]) -> Iterator[str]:
+    """Stems and metrics that only some have, and metrics that were computed by different programs."""
+    for what, of in (
+        ("stems", {system.name: system.stems for system in systems}),
+        ("metrics", {system.name: system.metrics for system in systems}),
+    ):
+        sets = {frozenset(each) for each in of.values() if each}
+        if len(sets) > 1:
+            shown = "; ".join(f"{name} has {', '.join(each)}" for name, each in of.items() if each)
+            yield f"the {what} differ: {shown}"
+            if what == "stems" and any(set(system.metrics) & set(MUSEVAL.values()) for system in systems):
+                yield "museval's ratios of a stem depend a little on which other stems there are"
+    own = [system.name for system in systems if system.kind == "run" and "museval_sdr" in system.metrics]
+    foreign = [system.name for system in systems if system.kind == "museval"]
+    if own and foreign:
+        yield (
+            f"the metric's program differs: museval computed the files of {listed(foreign)}, this evaluator "
+            f"those of {listed(own)}; they agree where museval used BSSEval v4"
+        )
+
+
+def _other_songs(system: System, table: Table, tested: Sequence[System]) -> Iterator[str]:
+    """Which runs are not on the songs that published results are on."""
+    shared = {run.name: table.shared(run.songs) for run in tested}
+    total = len(table.songs)
+    if others := [name for name, number in shared.items() if not number]:
+        were = "was" if len(others) == 1 else "were"
+        yield f"{system.name} was measured on {table.tested}, {listed(others)} {were} not: no comparison"
+    parts = [f"{name} has {number}" for name, number in shared.items() if 0 < number < total]
+    if parts:
+        yield f"of the {total} songs that {system.name} was measured on, {listed(parts)}: a rough comparison"
+    for run in tested:
+        if 0 < shared[run.name] < len(run.songs):
+            more = count(len(run.songs) - shared[run.name], "song")
+            yield f"{run.name} has {more} that {system.name} was not measured on"

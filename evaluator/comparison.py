@@ -1,0 +1,405 @@
+"""Which of several systems is better, song by song.
+
+Songs are paired by name, so that a song that is hard for all weighs nothing. What decides is the statistic
+that people quote of a metric: of global SDR the mean over songs, of museval's ratios the median.
+
+- Mean: the paired differences' mean is tested by flips of their signs.
+- Median: the paired differences are tested by Wilcoxon's signed ranks, and their median is shown.
+
+A difference counts as decided if that test's p value is below 5 % *and* the bootstrap's 95 % interval of
+the statistic does not contain 0. Fewer than six songs never decide: even six of one sign are needed for a
+p value below 5 %. With more than two systems the p values of all pairs, of one metric and stem, are
+corrected by Holm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluator import bootstrap, significance
+from evaluator.bootstrap import Statistic
+from evaluator.caveats import caveats
+from evaluator.metrics import METRICS, Metric
+from evaluator.records import SongRecord
+from evaluator.systems import System, describe, matching
+from kmdx.errors import KmdxError, shown
+
+TIE = 0.005  # what two decimals do not show
+MAX_SAMPLES = 100_000  # that fit in memory with any number of songs that people have
+SONG = "song"
+"""In place of a stem: the mean of a song's stems."""
+
+AVERAGE = "average"
+"""In place of a stem: the mean of the stems' values over songs."""
+
+DERIVED = {"accompaniment", "instrumental"}
+"""Sums of other stems, which are left out of a song's mean where those are there."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far B lies above A in one metric of one stem, over the songs that both have it for.
+
+    Attributes
+    ----------
+    metric, stem : str
+        The stem may be ``song``, the mean of the stems.
+    a, b : int
+        Places of the two systems.
+    songs : tuple of str
+        The pairs.
+    values_a, values_b : tuple of float
+        Their values.
+    statistic : {"mean", "median"}
+        What decides.
+    value_a, value_b, difference : float or None
+        That statistic of A, of B and of the differences B − A.
+    low, high : float or None
+        Ends of the 95 % interval of the last; None of fewer than two songs.
+    wins, losses, ties : int
+        Songs in which B is better, A is better, and that differ by less than 0.005.
+    signed_rank : float or None
+        P value of Wilcoxon's test.
+    p, corrected : float or None
+        P value of the test that decides, and the same corrected for the number of pairs.
+    better : {"a", "b"} or None
+        The one that is, if the songs decide it.
+    """
+
+    metric: str
+    stem: str
+    a: int
+    b: int
+    songs: tuple[str, ...]
+    values_a: tuple[float, ...]
+    values_b: tuple[float, ...]
+    statistic: Statistic
+    value_a: float | None = None
+    value_b: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    signed_rank: float | None = None
+    p: float | None = None
+    corrected: float | None = None
+    better: str | None = None
+
+    def verdict(self, names: Sequence[str]) -> str:
+        """In words, with the systems' names."""
+        if self.better is not None:
+            return f"{names[self.a if self.better == 'a' else self.b]} is better"
+        if not self.songs:
+            return "no song in common"
+        if len(self.songs) < significance.FEWEST:
+            return f"too few songs: {len(self.songs)}, at least {significance.FEWEST} can decide"
+        if self.corrected is None:
+            return "no difference"
+        if self.low is not None and self.high is not None and self.low <= 0 <= self.high:
+            return "may be chance: the interval contains 0"
+        return f"may be chance: p = {self.corrected:.2g}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems side by side.
+
+    Attributes
+    ----------
+    systems : tuple of System
+    metrics : tuple of Metric
+        Those that two systems have.
+    stems : tuple of str
+        Those that two systems have.
+    mean_stems : tuple of str
+        The stems whose mean is ``song``; empty where there is none.
+    songs : tuple of str
+        The songs that all systems with songs have, over which ``values`` are.
+    values : dict
+        Of each metric, statistic and system: the value of each stem and of ``average``.
+    differences : tuple of Difference
+        Of each metric, stem and pair.
+    alone : dict
+        The songs of each system that some other does not have.
+    warnings : tuple of str
+        What makes them hard to compare.
+    """
+
+    systems: tuple[System, ...]
+    metrics: tuple[Metric, ...]
+    stems: tuple[str, ...]
+    mean_stems: tuple[str, ...]
+    songs: tuple[str, ...]
+    values: Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
+    differences: tuple[Difference, ...]
+    alone: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the systems are called."""
+        return tuple(system.name for system in self.systems)
+
+    @property
+    def tested(self) -> tuple[int, ...]:
+        """Places of the systems with songs."""
+        return tuple(place for place, system in enumerate(self.systems) if system.kind != "published")
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """``song`` where it exists, and the stems."""
+        return (*([SONG] if self.mean_stems else []), *self.stems)
+
+
+def compare(
+    systems: Sequence[System], samples: int = 10_000, seed: int = 0, only: Sequence[str] | None = None
+) -> Comparison:
+    """Compare systems, each pair of those with songs.
+
+    Parameters
+    ----------
+    systems : sequence of System
+        Two or more, as :func:`evaluator.systems.load_all` gives them.
+    samples : int
+        Times that the songs are drawn again, and that signs are flipped.
+    seed : int
+        Of the drawing.
+    only : sequence of str, optional
+        Names of the metrics to compare; all that two systems have if not given.
+
+    Raises
+    ------
+    KmdxError
+        If they have no metric, stem or song in common, or an option is out of range.
+    """
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise KmdxError(f"--samples {samples}: expected 1 to {MAX_SAMPLES}")
+    match = matching(systems)
+    songs = [{match(name): record for name, record in system.songs.items()} for system in systems]
+    tested = [place for place, system in enumerate(systems) if system.kind != "published"]
+    _check_songs(systems, songs, tested)
+    metrics, stems = _metrics(systems, only), _stems(systems)
+    mean_stems = _mean_stems([systems[place] for place in tested], stems)
+    common = (
+        [key for key in songs[tested[0]] if all(key in songs[place] for place in tested)] if tested else []
+    )
+    differences = [
+        difference
+        for metric in metrics
+        for stem in (*([SONG] if mean_stems else []), *stems)
+        for difference in _pairs(
+            metric,
+            stem,
+            {
+                place: _values(songs[place], metric.name, stem, mean_stems)
+                for place in tested
+                if _has(systems[place], metric.name, mean_stems if stem == SONG else [stem])
+            },
+            samples,
+            seed,
+        )
+    ]
+    return Comparison(
+        tuple(systems),
+        tuple(metrics),
+        tuple(stems),
+        mean_stems,
+        tuple(common),
+        _statistics(systems, songs, common, metrics, stems),
+        tuple(differences),
+        {
+            systems[place].name: alone
+            for place in tested
+            if (alone := tuple(record.song for key, record in songs[place].items() if key not in common))
+        },
+        tuple(caveats(systems)),
+    )
+
+
+def _check_songs(
+    systems: Sequence[System], songs: Sequence[Mapping[str, SongRecord]], tested: Sequence[int]
+) -> None:
+    """Raise where no two systems share a song."""
+    pairs = list(itertools.combinations(tested, 2))
+    if pairs and not any(songs[a].keys() & songs[b].keys() for a, b in pairs):
+        counts = ", ".join(f"{len(songs[place])} in {systems[place].name}" for place in tested)
+        raise KmdxError(f"no song has scores in two of the runs: {counts}")
+
+
+def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metric]:
+    """The metrics that two systems have, in the order of the table; of these, the wanted ones."""
+    found = list(dict.fromkeys(name for system in systems for name in system.metrics))
+    shared = [name for name in found if sum(name in system.metrics for system in systems) > 1]
+    if not shared:
+        what = "; ".join(f"{system.name}: {', '.join(system.metrics) or 'none'}" for system in systems)
+        raise KmdxError(f"no metric is in two of the runs: {what}")
+    if only is not None:
+        for name in only:
+            if name not in shared:
+                available = ", ".join(shared)
+                raise KmdxError(f"no two runs have the metric {shown(name)}; available: {available}")
+        shared = [name for name in shared if name in only]
+        if not shared:
+            raise KmdxError("--metrics names no metric")
+    order = {name: place for place, name in enumerate(METRICS)}
+    return [describe(name) for name in sorted(shared, key=lambda name: order.get(name, len(order)))]
+
+
+def _stems(systems: Sequence[System]) -> list[str]:
+    """The stems that two systems have; a table that gives only averages has them all."""
+    found = list(dict.fromkeys(stem for system in systems for stem in system.stems))
+    shared = [stem for stem in found if sum(stem in system.stems for system in systems) > 1]
+    averages = any(system.kind == "published" and not system.stems for system in systems)
+    if not shared and not averages:
+        what = "; ".join(f"{system.name}: {', '.join(system.stems) or 'none'}" for system in systems)
+        raise KmdxError(f"no stem is in two of the runs: {what}")
+    return sorted(shared or found, key=lambda stem: (stem in DERIVED, stem))
+
+
+def _mean_stems(systems: Sequence[System], stems: Sequence[str]) -> tuple[str, ...]:
+    """The stems of a song's mean: those that every system of several stems has."""
+    several = [system for system in systems if len(system.stems) > 1]
+    shared = [stem for stem in stems if all(stem in system.stems for system in several)] if several else []
+    plain = [stem for stem in shared if stem not in DERIVED]
+    kept = plain if len(plain) > 1 else shared
+    return tuple(kept) if len(kept) > 1 else ()
+
+
+def _has(system: System, metric: str, stems: Sequence[str]) -> bool:
+    return metric in system.metrics and set(stems) <= set(system.stems)
+
+
+Values = Mapping[str, float]
+"""A system's value of each song that has one."""
+
+
+def _values(songs: Mapping[str, SongRecord], metric: str, stem: str, mean_stems: Sequence[str]) -> Values:
+    found = {}
+    for key, record in songs.items():
+        scores = record.scores.get(metric, {})
+        values = [scores.get(each) for each in (mean_stems if stem == SONG else [stem])]
+        present = [value for value in values if value is not None]
+        if present and len(present) == len(values):
+            found[key] = sum(present) / len(present)
+    return found
+
+
+def _pairs(
+    metric: Metric, stem: str, values: Mapping[int, Values], samples: int, seed: int
+) -> list[Difference]:
+    """The differences of every pair in one metric and stem, their p values corrected together."""
+    found = [
+        _difference(metric, stem, a, b, values[a], values[b], samples, seed)
+        for a, b in itertools.combinations(values, 2)
+    ]
+    corrected = significance.holm([each.p for each in found])
+    return [_decided(replace(each, corrected=p), metric) for each, p in zip(found, corrected, strict=True)]
+
+
+def _difference(
+    metric: Metric, stem: str, a: int, b: int, of_a: Values, of_b: Values, samples: int, seed: int
+) -> Difference:
+    names = [name for name in of_a if name in of_b]
+    values_a = np.array([of_a[name] for name in names])
+    values_b = np.array([of_b[name] for name in names])
+    statistic = metric.over_songs
+    found = Difference(
+        metric.name,
+        stem,
+        a,
+        b,
+        tuple(names),
+        tuple(map(float, values_a)),
+        tuple(map(float, values_b)),
+        statistic,
+    )
+    if not names:
+        return found
+    steps = np.round(values_b - values_a, 9)  # so that equal differences are equal
+    better = steps if metric.higher_is_better else -steps
+    low, high = bootstrap.interval(steps, samples, seed, statistic) or (None, None)
+    ranks = significance.signed_rank(steps) if len(names) >= significance.FEWEST else None
+    flips = significance.sign_flip(steps, samples, seed) if ranks is not None else None
+    reduce = _reduce(statistic)
+    return replace(
+        found,
+        value_a=reduce(values_a),
+        value_b=reduce(values_b),
+        difference=reduce(steps),
+        low=low,
+        high=high,
+        wins=int(np.sum(better >= TIE)),
+        losses=int(np.sum(better <= -TIE)),
+        ties=int(np.sum(np.abs(steps) < TIE)),
+        signed_rank=ranks,
+        p=ranks if statistic == "median" else flips,
+    )
+
+
+def _decided(difference: Difference, metric: Metric) -> Difference:
+    """The same with the better one, if the test and the interval agree that there is one."""
+    low, high = difference.low, difference.high
+    if difference.corrected is None or low is None or high is None or low <= 0 <= high:
+        return difference
+    if difference.corrected >= significance.LEVEL:
+        return difference
+    return replace(difference, better="b" if (low > 0) == metric.higher_is_better else "a")
+
+
+def _reduce(statistic: Statistic) -> Callable[[NDArray[np.float64]], float]:
+    return lambda values: float(np.mean(values) if statistic == "mean" else np.median(values))
+
+
+def _statistics(
+    systems: Sequence[System],
+    songs: Sequence[Mapping[str, SongRecord]],
+    common: Sequence[str],
+    metrics: Sequence[Metric],
+    stems: Sequence[str],
+) -> dict[str, dict[str, list[dict[str, float | None]]]]:
+    """Means and medians of every system over the common songs, or over its own where there are none."""
+    ways: tuple[Statistic, ...] = ("mean", "median")
+    return {
+        metric.name: {
+            way: [
+                _published(system, metric.name, way, stems)
+                if system.kind == "published"
+                else _measured(of, common or list(of), metric.name, way, stems)
+                for system, of in zip(systems, songs, strict=True)
+            ]
+            for way in ways
+        }
+        for metric in metrics
+    }
+
+
+def _measured(
+    songs: Mapping[str, SongRecord], keys: Sequence[str], metric: str, way: Statistic, stems: Sequence[str]
+) -> dict[str, float | None]:
+    chosen = {key: songs[key] for key in keys}
+    found: dict[str, float | None] = {}
+    for stem in stems:
+        values = list(_values(chosen, metric, stem, ()).values())
+        found[stem] = _reduce(way)(np.array(values)) if values else None
+    counted = [stem for stem in stems if stem not in DERIVED or len(stems) <= 2]
+    return {AVERAGE: _average([found[stem] for stem in counted]), **found}
+
+
+def _published(system: System, metric: str, way: Statistic, stems: Sequence[str]) -> dict[str, float | None]:
+    table, row = system.table, system.row
+    if table is None or row is None or (table.metric, table.statistic) != (metric, way):
+        return dict.fromkeys((AVERAGE, *stems))
+    same = not row.scores or {stem for stem in stems if stem not in DERIVED} == set(row.scores)
+    return {AVERAGE: row.average if same else None, **{stem: row.scores.get(stem) for stem in stems}}
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if len(present) > 1 and len(present) == len(values) else None

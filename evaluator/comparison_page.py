@@ -1,0 +1,190 @@
+"""The page of a comparison: one HTML file that carries its styles, its script and its numbers in itself."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from evaluator import significance
+from evaluator.bootstrap import COVERAGE
+from evaluator.caveats import count
+from evaluator.comparison import AVERAGE, SONG, Comparison, Difference
+from evaluator.metrics import show
+from evaluator.records import finite
+from evaluator.report import embedded_json
+from evaluator.results import STATISTICS, statistic_title
+from evaluator.store import write_text
+from evaluator.systems import System, matching
+from kmdx.errors import listed
+
+HERE = Path(__file__).parent
+GENERATOR = "kmdx-net comparison"
+"""What the page says made it."""
+
+
+def write(comparison: Comparison, path: Path) -> Path:
+    """Write the page, whole or not at all; return its path.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    # A file's name need not be text: what is not is shown as "?".
+    write_text(path, page(comparison).encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a page that this module wrote, and so may be replaced."""
+    try:
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(2000)
+    except OSError:
+        return False
+
+
+def page(comparison: Comparison) -> str:
+    """The page as text."""
+    names = comparison.names
+    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "comparison.css"))
+    return _template().render(
+        title=" and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} others",
+        generator=GENERATOR,
+        comparison=comparison,
+        systems=[_facts(system) for system in comparison.systems],
+        pairs=list(dict.fromkeys((each.a, each.b) for each in comparison.differences)),
+        metric=comparison.metrics[0],
+        columns=(AVERAGE, *comparison.stems),
+        first=[
+            each
+            for each in comparison.differences
+            if each.metric == comparison.metrics[0].name and each.stem in comparison.rows[:1]
+        ],
+        statistics=list(STATISTICS),
+        statistic_title=statistic_title,
+        show=show,
+        signed=_signed,
+        count=count,
+        listed=listed,
+        coverage=f"{COVERAGE:.0%}",
+        level=f"{significance.LEVEL:.0%}",
+        fewest=significance.FEWEST,
+        style=Markup(style),
+        script=Markup((HERE / "comparison.js").read_text(encoding="utf-8")),
+        data=embedded_json(finite(_data(comparison))),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison.html.jinja")
+
+
+def _facts(system: System) -> dict[str, Any]:
+    """What the page says of a system."""
+    run, row = system.run, system.row
+    facts: dict[str, Any] = {}
+    if system.kind == "run":
+        keys = ("title", "device", "precision", "engine", "cpu")
+        facts = {key: run[key] for key in keys if run.get(key)}
+        data = run.get("data")
+        if isinstance(data, dict) and data.get("path"):
+            facts["data"] = data["path"]
+    if row is not None:
+        facts = {"measured on": row.tested, "trained with": row.training, "source": row.source}
+    return {
+        "name": system.name,
+        "place": system.place,
+        "kind": {"run": "run", "museval": "museval’s files", "published": "published"}[system.kind],
+        "songs": len(system.songs),
+        "failed": len(system.failed),
+        "facts": {key: value for key, value in facts.items() if value},
+        "aside": "" if row is None else row.source,
+    }
+
+
+def _data(comparison: Comparison) -> dict[str, Any]:
+    """What the page's script draws: every song's scores, every mean and every verdict."""
+    match = matching(comparison.systems)
+    names: dict[str, str] = {}
+    for system in comparison.systems:
+        for name in system.songs:
+            names.setdefault(match(name), name)
+    return {
+        "songs": list(names.values()),
+        "systems": [_scores(system, comparison, list(names)) for system in comparison.systems],
+        "metrics": [
+            {
+                "name": metric.name,
+                "title": metric.title,
+                "label": metric.label,
+                "unit": metric.unit,
+                "higher": metric.higher_is_better,
+                "statistic": metric.over_songs,
+                "titles": {way: statistic_title(metric, way) for way in STATISTICS},
+            }
+            for metric in comparison.metrics
+        ],
+        "columns": [AVERAGE, *comparison.stems],
+        "song": SONG,
+        "meanStems": comparison.mean_stems,
+        "values": comparison.values,
+        "differences": [_difference(each, comparison) for each in comparison.differences],
+    }
+
+
+def _scores(system: System, comparison: Comparison, keys: list[str]) -> dict[str, Any]:
+    """A system's value of each song, by metric and stem."""
+    match = matching(comparison.systems)
+    songs = {match(name): record for name, record in system.songs.items()}
+
+    def value(key: str, metric: str, stem: str) -> float | None:
+        found = songs[key].scores.get(metric, {}).get(stem) if key in songs else None
+        return None if found is None else round(found, 4)
+
+    return {
+        "name": system.name,
+        "tested": system.kind != "published",
+        "aside": "" if system.row is None else system.row.source,
+        "scores": {
+            metric.name: {stem: [value(key, metric.name, stem) for key in keys] for stem in comparison.stems}
+            for metric in comparison.metrics
+            if songs
+        },
+    }
+
+
+def _difference(each: Difference, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "metric": each.metric,
+        "stem": each.stem,
+        "a": each.a,
+        "b": each.b,
+        "songs": len(each.songs),
+        "difference": each.difference,
+        "low": each.low,
+        "high": each.high,
+        "wins": each.wins,
+        "losses": each.losses,
+        "ties": each.ties,
+        "p": each.corrected,
+        "signedRank": each.signed_rank,
+        "better": each.better,
+        "verdict": each.verdict(comparison.names),
+    }
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,139 @@
+"""Results that others published, and which of them were measured on a run's songs.
+
+They are data, in ``published.yaml``: means or medians over songs, with their source.
+"""
+
+from __future__ import annotations
+
+import statistics
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluator.bootstrap import Statistic
+from kmdx.errors import KmdxError, shown, suggest
+
+FILE = Path(__file__).with_name("published.yaml")
+PREFIX = "published:"
+"""Before a row's identifier where a run could be named."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was published of a method.
+
+    Attributes
+    ----------
+    id, name : str
+        How options call it, and what people do.
+    scores : dict
+        Published value of each stem; some papers give only the average over stems.
+    average : float or None
+        Average over stems: as published, else that of the stems' values.
+    training, tested : str or None
+        The music that it was trained with, and the data set that it was measured on.
+    source : str
+        Authors, year and where.
+    ours : bool
+        Whether this project reproduces it.
+    """
+
+    id: str
+    name: str
+    scores: Mapping[str, float]
+    average: float | None
+    source: str
+    training: str | None = None
+    tested: str | None = None
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Published results that compare with each other.
+
+    Attributes
+    ----------
+    title : str
+    metric : str
+        A name of :data:`evaluator.metrics.METRICS`.
+    statistic : {"mean", "median"}
+        What was taken over songs.
+    tested : str
+        The songs, in words.
+    songs : frozenset of str
+        The songs' names as :func:`name_key` makes them; empty where nobody outside knows them.
+    rows : tuple of Row
+    """
+
+    title: str
+    metric: str
+    statistic: Statistic
+    tested: str
+    songs: frozenset[str]
+    rows: tuple[Row, ...]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the songs are not known, so that no run can be on the same ones."""
+        return not self.songs
+
+    def shared(self, songs: Iterable[str]) -> int:
+        """How many of these songs a run has."""
+        return len(self.songs & {name_key(name) for name in songs})
+
+
+def name_key(name: str) -> str:
+    """A song's name without what file systems and people change in it: composed, and of one case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
+@cache
+def tables() -> tuple[Table, ...]:
+    """Every table of ``published.yaml``."""
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    songs = {key: frozenset(map(name_key, names)) for key, names in content["songs"].items()}
+    return tuple(
+        Table(
+            each["title"],
+            each["metric"],
+            each["statistic"],
+            each["tested"],
+            songs[each["songs"]] if "songs" in each else frozenset(),
+            tuple(_row(row, each) for row in each["rows"]),
+        )
+        for each in content["tables"]
+    )
+
+
+def find(name: str) -> tuple[Table, Row]:
+    """The row of that identifier, and its table.
+
+    Raises
+    ------
+    KmdxError
+        If there is none.
+    """
+    known = {row.id: (table, row) for table in tables() for row in table.rows}
+    if name not in known:
+        available = ", ".join(known)
+        raise KmdxError(
+            f"unknown published results {shown(name)}; available: {available}{suggest(name, known)}"
+        )
+    return known[name]
+
+
+FACTS = ("id", "name", "average", "source", "training", "tested", "ours")
+
+
+def _row(content: Mapping[str, Any], table: Mapping[str, Any]) -> Row:
+    facts = {key: content.get(key, table.get(key)) for key in FACTS}
+    scores = {key: float(value) for key, value in content.items() if key not in FACTS}
+    if facts["average"] is None:
+        facts["average"] = statistics.fmean(scores.values())
+    return Row(scores=scores, **{**facts, "ours": bool(facts["ours"])})

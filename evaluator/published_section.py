@@ -1,0 +1,131 @@
+"""Published results next to a run's own, as its report shows them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluator import published
+from evaluator.comparison import AVERAGE
+from evaluator.metrics import Metric, named
+from evaluator.published import Row, Table
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A published row with the values of its table's columns; None where nothing was published."""
+
+    name: str
+    facts: str
+    ours: bool
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table of published results, and the run's own values of the same kind.
+
+    Attributes
+    ----------
+    title, lead, caution, own_songs : str
+        What the songs are, and whether the run has the same.
+    sources : dict
+        The rows of each source.
+    metric : Metric
+    statistic : str
+    columns : tuple of str
+        ``average`` where it compares, and stems.
+    rows : tuple of ShownRow
+    own : tuple of float or None
+        The run's value of each column.
+    """
+
+    title: str
+    lead: str
+    caution: str
+    own_songs: str
+    sources: Mapping[str, Sequence[str]]
+    metric: Metric
+    statistic: str
+    columns: tuple[str, ...]
+    rows: tuple[ShownRow, ...]
+    own: tuple[float | None, ...]
+
+
+def published_next_to(
+    summary: Mapping[str, Any], run: Mapping[str, Any], songs: Sequence[str]
+) -> list[ShownTable]:
+    """The tables that a run's report shows; those on the run's songs come first.
+
+    Parameters
+    ----------
+    summary, run : mapping
+        Of the run's ``results.json``.
+    songs : sequence of str
+        The songs that were scored.
+    """
+    found = [
+        _shown(table, summary, run, songs) for table in published.tables() if table.metric in run["metrics"]
+    ]
+    return sorted(
+        (table for table in found if table is not None), key=lambda table: table.own_songs != SAME_SONGS
+    )
+
+
+SAME_SONGS = "on the same songs"
+
+
+def _shown(
+    table: Table, summary: Mapping[str, Any], run: Mapping[str, Any], songs: Sequence[str]
+) -> ShownTable | None:
+    known = {stem for row in table.rows for stem in row.scores}
+    stems = [stem for stem in run["stems"] if stem in known]
+    if not stems:
+        return None
+    whole = set(run["stems"]) == known
+    columns = (*([AVERAGE] if whole else []), *stems)
+    values = summary["scores"][table.metric][table.statistic]
+    own = [values[stem] for stem in stems]
+    average = statistics.fmean(own) if whole and None not in own else None
+    (metric,) = named([table.metric])
+    lead, caution, own_songs = _songs(table, songs)
+    rows = [_row(row, columns) for row in table.rows]
+    sources: dict[str, list[str]] = {}
+    for row in table.rows:
+        sources.setdefault(row.source, []).append(row.name)
+    return ShownTable(
+        table.title,
+        lead,
+        caution,
+        own_songs,
+        sources,
+        metric,
+        table.statistic,
+        columns,
+        tuple(row for row in rows if any(value is not None for value in row.values)),
+        tuple([average, *own] if whole else own),
+    )
+
+
+def _row(row: Row, columns: Sequence[str]) -> ShownRow:
+    facts = f"trained with {row.training}" if row.training else ""
+    if row.training and row.tested and row.tested not in row.training.split():
+        facts += f", measured on {row.tested}"
+    values = tuple(row.average if column == AVERAGE else row.scores.get(column) for column in columns)
+    return ShownRow(row.name, facts, row.ours, values)
+
+
+def _songs(table: Table, songs: Sequence[str]) -> tuple[str, str, str]:
+    """What the published songs are, whether they compare, and what the run's songs are."""
+    lead = f"The published rows were measured on {table.tested}."
+    total, shared = len(table.songs), table.shared(songs)
+    if shared and shared == total == len(songs):
+        return lead, "This run is on the same songs.", SAME_SONGS
+    if shared:
+        others = len(songs) - shared
+        also = f" and {others} other {'song' if others == 1 else 'songs'}" if others else ""
+        caution = f"This run has {shared} of these {total} songs{also}: it does not compare directly."
+        return lead, caution, f"on {shared} of these songs{also}"
+    return lead, "This run is on other songs. They do not compare directly.", "on other songs"

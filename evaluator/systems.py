@@ -1,0 +1,259 @@
+"""What can be compared: runs, folders of museval's JSON files, and published results.
+
+All become a :class:`System`: the songs that were scored, and what is known of how.
+
+References
+----------
+Stöter, Liutkus and Ito 2018, "The 2018 Signal Separation Evaluation Campaign", arXiv 1804.06267, whose
+JSON files are laid out as ``METHOD/test/SONG.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluator import metrics, published
+from evaluator.metrics import METRICS, Metric
+from evaluator.records import RecordError, SongRecord
+from evaluator.store import RunError, read_json
+from kmdx import documents
+from kmdx.errors import DocumentError, KmdxError, listed, quoted, shown
+
+MUSEVAL = {"SDR": "museval_sdr", "ISR": "museval_isr", "SIR": "museval_sir", "SAR": "museval_sar"}
+"""Metrics of museval's JSON files, and what they are called here."""
+
+SUBSETS = ("test", "train")
+"""Folders of a method's songs, in the order in which they are taken."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that was scored on songs.
+
+    Attributes
+    ----------
+    name : str
+        What tables call it.
+    place : str
+        Where it comes from.
+    kind : {"run", "museval", "published"}
+    songs : dict
+        Record of every song that was scored, by name.
+    failed : tuple of str
+        Songs that failed.
+    planned : int
+        Songs that there should be.
+    fingerprints : dict
+        The content of songs, where it is known.
+    run : dict
+        What is known of the run.
+    row : Row or None
+        What was published, and in which table.
+    table : Table or None
+    notes : tuple of str
+        What its reader must know.
+    """
+
+    name: str
+    place: str
+    kind: Literal["run", "museval", "published"]
+    songs: Mapping[str, SongRecord] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    planned: int = 0
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    row: published.Row | None = None
+    table: published.Table | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """What was scored, in order."""
+        if self.row is not None:
+            return tuple(self.row.scores)
+        return tuple(dict.fromkeys(stem for record in self.songs.values() for stem in record.stems))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that it has."""
+        if self.table is not None:
+            return (self.table.metric,)
+        return tuple(dict.fromkeys(name for record in self.songs.values() for name in record.scores))
+
+
+def load_all(places: Sequence[str]) -> list[System]:
+    """Load what the arguments name; systems of one name get a number each.
+
+    Raises
+    ------
+    KmdxError
+        If there are fewer than two, or one cannot be read.
+    """
+    if len(places) < 2:
+        raise KmdxError(f"nothing to compare {places[0] if places else 'with'}: give two or more runs")
+    systems = [load(place) for place in places]
+    names = [system.name for system in systems]
+    counts: dict[str, int] = {}
+    unique = []
+    for system in systems:
+        counts[system.name] = number = counts.get(system.name, 0) + 1
+        again = names.count(system.name) > 1
+        unique.append(replace(system, name=f"{system.name} ({number})") if again else system)
+    return unique
+
+
+def load(place: str | Path) -> System:
+    """Load a run's folder, a folder of museval's JSON files, or ``published:NAME``.
+
+    Raises
+    ------
+    KmdxError
+        If there is nothing of the kind, or it is damaged.
+    """
+    text = str(place)
+    if text.startswith(published.PREFIX):
+        table, row = published.find(text.removeprefix(published.PREFIX))
+        return System(row.name, text, "published", row=row, table=table)
+    path = Path(place)
+    if path.name == "results.json" and path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise KmdxError(f"{shown(path)} {what}; expected a run's folder, or a folder of museval's JSON files")
+    is_run = any((path / name).exists() for name in ("results.json", "run.json", "songs"))
+    return _load_run(path) if is_run else _load_museval(path)
+
+
+def describe(name: str) -> Metric:
+    """The metric of that name; museval's are known even where this version does not compute them."""
+    if name in METRICS or name not in MUSEVAL.values():
+        return metrics.named([name])[0]
+    title = f"museval {name.removeprefix('museval_').upper()}"
+    return Metric(name, title, "dB", True, frames=True, over_songs="median", source=metrics.MUSEVAL)
+
+
+def _load_run(folder: Path) -> System:
+    identity = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    # A run that was killed has records that its results, of an earlier start, do not.
+    contents = [read_json(path) for path in sorted((folder / "songs").glob("*.json"))] or results.get("songs")
+    if not isinstance(contents, list):
+        raise KmdxError(f"{folder}: no run in it: expected results.json or songs/<song>.json")
+    records = [_record(folder, number, contents) for number in range(len(contents))]
+    known, fingerprints = results.get("run", identity), identity.get("songs", {})
+    if not (isinstance(known, dict) and isinstance(fingerprints, dict)):
+        raise KmdxError(f"{folder}: what it was made of is damaged; run it again")
+    return System(
+        folder.resolve().name,
+        str(folder),
+        "run",
+        {record.song: record for record in records if record.ok},
+        tuple(record.song for record in records if not record.ok),
+        max(len(fingerprints), len(records)),
+        fingerprints,
+        known,
+    )
+
+
+def _record(folder: Path, number: int, contents: Sequence[Any]) -> SongRecord:
+    try:
+        return SongRecord.from_json(contents[number])
+    except RecordError as error:
+        raise RunError(
+            f"{folder}: record {number + 1} of {len(contents)} is damaged: {quoted(contents[number])}"
+        ) from error
+
+
+def _load_museval(folder: Path) -> System:
+    """Read a method's folder, of which the test songs count where there are others too."""
+    subsets = [folder / name for name in SUBSETS if any((folder / name).glob("*.json"))]
+    used = subsets[0] if subsets else folder
+    paths = sorted(used.glob("*.json"))
+    if not paths:
+        below = sorted({path.parent.parent for path in folder.glob("*/*/*.json")} | _holders(folder))
+        more = f"; below it are {listed([path.name for path in below])}: give one of them" if below else ""
+        raise KmdxError(
+            f"{shown(folder)}: no run in it and no museval results: expected results.json, "
+            f"songs/<song>.json or <song>.json{more}"
+        )
+    records = [_museval_record(path) for path in paths]
+    notes = [
+        f"the songs in {other} are left out; give that folder to compare them"
+        for other in map(str, subsets[1:])
+    ]
+    name = folder.resolve()
+    return System(
+        name.parent.name if name.name in SUBSETS else name.name,
+        str(folder),
+        "museval",
+        {record.song: record for record in records},
+        planned=len(records),
+        run={"data": {"split": used.name if used != folder else None}},
+        notes=tuple(notes),
+    )
+
+
+def _holders(folder: Path) -> set[Path]:
+    return {path.parent for path in folder.glob("*/*.json") if path.parent.name not in SUBSETS}
+
+
+def _museval_record(path: Path) -> SongRecord:
+    """A song's record from museval's file: the median over the frames that have a value."""
+    try:
+        targets = documents.read_json(path)["targets"]
+        if not isinstance(targets, list):
+            raise ValueError
+        frames: dict[str, dict[str, list[float]]] = {}
+        duration = 0.0
+        for target in targets:
+            for key, name in MUSEVAL.items():
+                values = [_number(frame["metrics"].get(key)) for frame in target["frames"]]
+                frames.setdefault(name, {})[str(target["name"])] = values
+            ends = [_number(frame["time"]) + _number(frame["duration"]) for frame in target["frames"]]
+            duration = max([duration, *ends])
+    except DocumentError as error:
+        raise KmdxError(f"{shown(path)} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KmdxError(
+            f"{shown(path)} is not a file of museval: expected targets with frames of SDR, ISR, SIR and SAR"
+        ) from error
+    scores = {
+        name: {target: _median(values) for target, values in by_target.items()}
+        for name, by_target in frames.items()
+    }
+    present = {
+        name: of for name, of in scores.items() if any(value is not None for value in of.values())
+    } or {"museval_sdr": scores.get("museval_sdr", {})}
+    stems = tuple(scores.get("museval_sdr", {}))
+    return SongRecord(path.stem, "ok", duration=duration, stems=stems, scores=present)
+
+
+def _number(value: Any) -> float:
+    """A number of a frame; NaN where there is none."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = [value for value in values if not np.isnan(value)]
+    median = float(np.median(known)) if known else float("nan")
+    return median if np.isfinite(median) else None
+
+
+def matching(systems: Sequence[System]) -> Callable[[str], str]:
+    """How songs of these systems are matched by name.
+
+    Composed and decomposed accents and capital letters make no difference, unless two songs of one system
+    differ in nothing else.
+    """
+    if all(len({published.name_key(name) for name in each.songs}) == len(each.songs) for each in systems):
+        return published.name_key
+    return str
