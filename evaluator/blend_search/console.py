@@ -12,14 +12,12 @@ from rich.markup import escape
 from evaluator import dataset
 from evaluator.blend_search import collection, writing
 from evaluator.blend_search.search import Result
-from evaluator.dataset import Track
+from evaluator.dataset import EVERY_SPLIT, Track
 from evaluator.survey import Survey, survey
 from kmdx import terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import err, out
-
-EVERY_SPLIT = "all"
 
 PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="An ensemble, or a plan's path (.yaml).")]
 DataArgument = Annotated[
@@ -29,7 +27,10 @@ CollectionArgument = Annotated[
     Path, typer.Argument(metavar="COLLECTION", help="Folder that `collect` filled.")
 ]
 SplitOption = Annotated[
-    str, typer.Option(help=f"Subfolder of DATA, where it has one; {EVERY_SPLIT!r} takes every one.")
+    str | None,
+    typer.Option(
+        help=f"Subfolder of DATA; test if not given and there is one; {EVERY_SPLIT!r} takes every one."
+    ),
 ]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
@@ -68,9 +69,9 @@ def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     out.print(f"written: {escape(str(path))}")
 
 
-def find_songs(data: Path, split: str, tracks: str | None) -> list[Track]:
-    """Songs of a split, or of every one."""
-    return dataset.find_tracks(data, None if split == EVERY_SPLIT else split, tracks)
+def find_songs(data: Path, split: str | None, tracks: str | None) -> list[Track]:
+    """Songs of a split, or of every one; see :func:`evaluator.dataset.find_tracks`."""
+    return dataset.find_tracks(data, split, tracks)
 
 
 def check_songs(songs: list[Track], folder: Path) -> Survey:
