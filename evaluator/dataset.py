@@ -323,16 +323,16 @@ def as_wav(track: Track, stem: str, folder: Path) -> Path:
 def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, list[SongFiles]]:
     """The songs that were asked for, by their splits."""
     named = [name for name in found.splits if name is not None]
-    if split == EVERY_SPLIT and EVERY_SPLIT not in named:
+    same = [name for name in named if key(name) == key(split or "test")]
+    if same:
+        best = split if split in same else same[0]
+        return {best: found.splits[best]}
+    if split == EVERY_SPLIT:
         return dict(found.splits)
     if split is not None:
-        if split in found.splits:
-            return {split: found.splits[split]}
-        if not named and data.resolve().name == split:  # DATA is that split
+        if not named and key(data.resolve().name) == key(split):  # DATA is that split
             return dict(found.splits)
     else:
-        if "test" in named:
-            return {"test": found.splits["test"]}
         if None in found.splits:
             return {None: found.splits[None]}
         if len(named) == 1 and key(named[0]) not in SPLITS:  # a folder around the songs
@@ -445,7 +445,7 @@ def _check_headers(track: Track) -> Iterator[Problem]:
     for fatal, message in track.layout.problems if track.layout is not None else ():
         yield Problem(track.name, fatal, message)
     if track.extra:
-        names = listed([path.name for path in track.extra])
+        names = listed([_below(path, track) for path in track.extra])
         yield Problem(track.name, False, f"not used, as it is no stem or there twice: {names}")
     if not track.stems:
         yield Problem(track.name, True, f"no stem among its files: expected {', '.join(STEMS)} or others")
@@ -493,6 +493,12 @@ def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Pr
             forms = sorted(forms, key=lambda item: item[1].samples)
             each = [f"{name} {form.samples}" for name, form in (forms[0], forms[-1])]
         yield Problem(track.name, True, f"lengths differ: {listed(each)} samples")
+
+
+def _below(path: Path, track: Track) -> str:
+    """A file's place in its song's folder."""
+    place = track.layout.place if track.layout is not None else path.parent
+    return path.relative_to(place).as_posix() if path.is_relative_to(place) else path.name
 
 
 def _count(number: int, thing: str) -> str:
