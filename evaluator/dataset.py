@@ -24,14 +24,13 @@ from evaluator.layouts import (
     SPLITS,
     STEM_FILE,
     STEMS,
-    STREAMS,
     Scan,
     SongFiles,
     key,
 )
 from evaluator.metrics import Form
 from evaluator.mixture_check import KNOWN_SUMS
-from evaluator.sources import BLOCK, Source
+from evaluator.sources import BLOCK, STREAMS, Source
 from kmdx import audio
 from kmdx.errors import LISTED, AudioError, KmdxError, listed
 
@@ -221,7 +220,7 @@ def find_tracks(data: Path, split: str | None = None, tracks: str | None = None)
     matching = exact or [track for track in songs if fnmatchcase(key(track.name), pattern)]
     if not matching:
         count = _count(len(songs), "song")
-        raise KmdxError(f"{data}: none of its {count} is named {tracks!r}; the first is {songs[0].name!r}")
+        raise KmdxError(f"{data}: {count}, none named {tracks!r}; the first is {songs[0].name!r}")
     return matching
 
 

@@ -31,15 +31,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator.sources import SOUNDS, Source, is_sound
+from evaluator.sources import SOUNDS, STREAMS, Source, is_sound
 from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 
 STEMS = ("bass", "drums", "other", "vocals")
 MIXTURE = "mixture"
 ACCOMPANIMENT = "accompaniment"
-STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")
-"""Order of the streams in a MUSDB18 file."""
 STEM_FILE = ".stem.mp4"
 
 NAMES: Mapping[str, tuple[str, ...]] = {

@@ -29,6 +29,8 @@ HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".
 """Endings of files whose header gives the exact length, unless their codec is one that counts in blocks."""
 OFTEN_LOSSY = COMPRESSED | {".ogg", ".oga", ".opus"}
 LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # how the names of FFmpeg's codecs begin
+STREAMS = ("mixture", "drums", "bass", "other", "vocals")
+"""Order of the streams in a MUSDB18 file."""
 BLOCK = 4 * 44100  # samples read at a time
 
 
@@ -183,8 +185,10 @@ def _stream_form(path: Path, number: int) -> Form:
     try:
         with av.open(str(path), **ffmpeg.ANY_TAGS) as container:
             streams = container.streams.audio
-            if number >= len(streams):
-                raise AudioError(f"{path}: {len(streams)} audio streams, expected {number + 1} or more")
+            if len(streams) < len(STREAMS):
+                raise AudioError(
+                    f"{path}: {len(streams)} audio streams, expected {len(STREAMS)}: {', '.join(STREAMS)}"
+                )
             stream = streams[number]
             seconds = (stream.duration or 0) * (stream.time_base or 0)
             return Form(round(seconds * stream.rate), stream.rate, stream.channels)
