@@ -37,6 +37,8 @@ KNOWN_SUMS = {"PR - Oh No"}
 ROUNDING = 3 / 32768
 """RMS that a mixture may differ by from its stems' sum: five 16-bit files, each rounded and dithered."""
 
+COMPLETE = ({*STEMS}, {"vocals", ACCOMPANIMENT})
+"""Stems that are everything by definition: ``other`` is all that has no name."""
 SOMETIMES = {"guitar", "piano"}
 """Stems of which a data set that has one usually has the other."""
 
@@ -121,10 +123,10 @@ def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> 
         return track.name, True, str(error)
     level = 10 * math.log10(difference / energy)
     least = MISSING_NAMED if absent else MISSING_UNNAMED
-    complete = not absent and set(track.summands) == set(STEMS)  # "other" is all that has no other name
+    complete = not absent and set(track.summands) in COMPLETE
     if not complete and unexplained >= (MISSING_LOSSY if track.lossy else least):
         return track.name, not accept_incomplete, _incomplete(track, absent, unexplained, accept_incomplete)
-    if track.lossy and level < MISSING_LOSSY:
+    if track.lossy:  # coding changes each file, and that is reported of the set
         return None
     known = " (known of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
     return (

@@ -199,7 +199,9 @@ def test_duplicates(tmp_path: Path) -> None:
 def test_number_of_songs_is_told(tmp_path: Path) -> None:
     track = find_tracks(make_song(tmp_path / "song"))[0]
     assert [str(problem) for problem in check([track])] == [f"1 song, {FEW}"]
-    many = [Track(str(number), track.sources, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)]
+    many = [
+        Track(str(number), track.sources, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)
+    ]
     assert check(many, content=False) == []
 
 
