@@ -52,7 +52,9 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")
     ],
-    split: Annotated[str, typer.Option(help="Subfolder of DATA, where it has one.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Subfolder of DATA; test if not given and there are splits.")
+    ] = None,
     tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
@@ -128,7 +130,7 @@ def evaluate(
                 engine=by,
                 limits=limits,
                 data=data,
-                split=split if (data / split).is_dir() else None,
+                split=songs[0].split,
                 tracks=songs,
                 stems=scored,
                 metrics=chosen,

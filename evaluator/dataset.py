@@ -1,53 +1,65 @@
 """Songs with their true stems: found, checked, and handed out as wav files.
 
-Layouts
--------
-MUSDB18-HQ has a folder for each song, ``DATA/test/<song>/mixture.wav`` with ``bass drums other vocals``
-beside it; flac will do, and so will song folders with no split above them, or one song's folder.
-MUSDB18 has a file for each song, ``DATA/test/<song>.stem.mp4``, with five streams of AAC: its stems are
-lossy, and scores against them are not those against the originals.
-
-References
-----------
-Rafii et al. 2017, "The MUSDB18 corpus for music separation", and its uncompressed version, MUSDB18-HQ.
+:mod:`evaluator.layouts` lists the layouts that are recognized, :mod:`evaluator.described` the YAML file that
+describes any other. A stem is one file, one stream of a file, or the sum of several files. A song without a
+mixture has the sum of its stems as its mixture. Songs are scored at their own rate, in mono or stereo.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import av
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluator.sounds import Form, form_of, read_together
-from kmdx import audio, ffmpeg
-from kmdx.errors import AudioError, KmdxError
+from evaluator import described, layouts, mixture_check, sources
+from evaluator.layouts import (
+    ACCOMPANIMENT,
+    MIXTURE,
+    SPLITS,
+    STEM_FILE,
+    STEMS,
+    Scan,
+    SongFiles,
+    key,
+)
+from evaluator.mixture_check import KNOWN_SUMS
+from evaluator.sounds import Form
+from evaluator.sources import BLOCK, STREAMS, Source
+from kmdx import audio
+from kmdx.errors import LISTED, AudioError, KmdxError, listed
 
-STEMS = ("bass", "drums", "other", "vocals")
-MIXTURE = "mixture"
-STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")
-"""Order of the streams in a MUSDB18 file."""
+__all__ = [
+    "ACCOMPANIMENT",
+    "CHANNELS",
+    "EVERY_SPLIT",
+    "KNOWN_SUMS",
+    "MIXTURE",
+    "MUSDB_SONGS",
+    "RATE",
+    "STEMS",
+    "STREAMS",
+    "Problem",
+    "Track",
+    "as_wav",
+    "blocks",
+    "check",
+    "find_tracks",
+    "fingerprint",
+    "read",
+    "scan",
+]
 
-RATE = 44100  # Hz
+RATE = 44100  # Hz, of MUSDB18-HQ and of the challenge's songs
 CHANNELS = 2
 MUSDB_SONGS = 50  # in MUSDB18-HQ's test set
-KNOWN_SUMS = {"PR - Oh No"}
-"""Songs of MUSDB18-HQ whose stems are known not to sum to the mixture."""
-
-SOUNDS = (".wav", ".flac")
-STEM_FILE = ".stem.mp4"
-
-ROUNDING = 3 / 32768
-"""RMS that a mixture may differ by from its stems' sum: five 16-bit files, each rounded and dithered."""
-BLOCK = 4 * RATE  # samples read at a time
+EVERY_SPLIT = "all"
+"""As a split: the songs of all of them."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +69,95 @@ class Track:
     Attributes
     ----------
     name : str
-        Its folder's name, or its file's without ``.stem.mp4``.
-    files : mapping of str to Path
-        File of the mixture and of each stem that there is; of a MUSDB18 file the same for all.
+        Its folder's name, its file's without ``.stem.mp4``, or its artist and title.
+    sources : mapping of str to tuple of Source
+        Where the sound of each stem is, and of the mixture where the song has one.
     split : str or None
-        Folder of a split that it lies in, such as ``test``.
+        The split that it is in, such as ``test``.
     extra : tuple of Path
-        Sound files beside them that are none of the five.
+        Sound files next to them that are no stem.
     lossy : bool
-        Whether the stems are AAC.
+        Whether a stem was compressed with loss.
     rate, samples, channels : int
-        From the mixture's header; 0 where it cannot be read, which :func:`check` reports.
+        From the headers of its files; 0 where they cannot be read, which :func:`check` reports.
+    layout : SongFiles, optional
+        What else its layout gives.
+    strays : tuple of Path
+        Sound files of the data set that belong to no song: the same in every track.
     """
 
     name: str
-    files: Mapping[str, Path]
+    sources: Mapping[str, tuple[Source, ...]]
     split: str | None
     extra: tuple[Path, ...]
     lossy: bool
     rate: int
     samples: int
     channels: int
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """What it has besides the mixture."""
-        return tuple(stem for stem in STEMS if stem in self.files)
+    layout: SongFiles | None = None
+    strays: tuple[Path, ...] = ()
 
     @property
     def duration(self) -> float:
         """Seconds."""
         return self.samples / self.rate if self.rate else 0.0
+
+    @property
+    def form(self) -> Form:
+        """Length, rate and channels of the mixture and of each stem."""
+        return Form(self.samples, self.rate, self.channels)
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Stems that the song has, without the mixture."""
+        return tuple(name for name in self.sources if name != MIXTURE)
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """Stems that :func:`read` can give: those of :attr:`stems`, and the accompaniment as a sum."""
+        derived = ACCOMPANIMENT not in self.sources and "vocals" in self.sources and len(self.stems) > 1
+        return (*self.stems, ACCOMPANIMENT) if derived else self.stems
+
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """Stems that make up the mixture, none of which is contained in another."""
+        if ACCOMPANIMENT not in self.sources:
+            return self.stems
+        if set(STEMS) - {"vocals"} <= self.sources.keys():
+            return tuple(name for name in self.stems if name != ACCOMPANIMENT)
+        return tuple(name for name in self.stems if name in (ACCOMPANIMENT, "vocals"))
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its stems and mixture that are one file each, as they are in the data set."""
+        return {name: parts[0].path for name, parts in self.sources.items() if self.is_one_file(name)}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All its files, each once."""
+        return tuple(dict.fromkeys(part.path for parts in self.sources.values() for part in parts))
+
+    def sources_of(self, stem: str) -> tuple[Source, ...]:
+        """What a stem or the mixture is the sum of.
+
+        Raises
+        ------
+        KmdxError
+            If the song has no such stem.
+        """
+        if stem in self.sources:
+            return self.sources[stem]
+        if stem == MIXTURE:
+            names = self.summands
+        elif stem in self.available:
+            names = tuple(name for name in self.summands if name != "vocals")
+        else:
+            raise KmdxError(f"{self.name}: no stem {stem!r}; it has {', '.join(self.available) or 'none'}")
+        return tuple(part for name in names for part in self.sources[name])
+
+    def is_one_file(self, stem: str) -> bool:
+        """Whether a stem or the mixture is a file of its own."""
+        return [part.stream for part in self.sources.get(stem, ())] == [None]
 
 
 @dataclass(frozen=True)
@@ -104,104 +174,122 @@ class Problem:
         return self.message if self.track is None else f"{self.track}: {self.message}"
 
 
-def find_tracks(data: Path, split: str | None = "test", tracks: str | None = None) -> list[Track]:
+def scan(data: Path) -> Scan:
+    """Find out which songs a data set holds, in any layout.
+
+    Raises
+    ------
+    KmdxError
+        If DATA cannot be read, or its ``dataset.yaml`` is wrong.
+    """
+    try:
+        description = described.file_of(data)
+        return layouts.scan(data) if description is None else described.scan(described.load(description))
+    except OSError as error:
+        raise layouts.refuse_unreadable(error) from error
+
+
+def find_tracks(data: Path, split: str | None = None, tracks: str | None = None) -> list[Track]:
     """Find the songs of a data set, in the order of their names.
 
     Parameters
     ----------
     data : Path
-        The data set, one of its splits, one song's folder, or one MUSDB18 file.
+        The data set, one of its splits, one song's folder, one MUSDB18 file, or a ``dataset.yaml``.
     split : str, optional
-        Take the songs of this folder in ``data`` where it is there; ``None`` takes those of all folders.
+        Take the songs of this split; :data:`EVERY_SPLIT` takes all songs. ``None`` takes ``test`` where
+        there is one, else the songs that are in no split.
     tracks : str, optional
         A song's name, or a pattern of names such as ``"A*"``.
 
     Raises
     ------
     KmdxError
-        If there are none; says what was expected and what is there.
+        If there are none, or no such split; reports what was expected and what there is.
     """
-    try:
-        found = _find(data, split)
-        if not found:
-            raise KmdxError(
-                f"{data}: no songs; expected {split or '<split>'}/<song>/{MIXTURE}.wav with "
-                f"{', '.join(STEMS)} beside it (wav or flac), or <song>{STEM_FILE}; found {_listing(data)}"
-            )
-    except OSError as error:
-        raise KmdxError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    found.sort(key=lambda track: track.name)
+    found = scan(data)
+    if not found.splits:
+        raise KmdxError(_nothing(data, found))
+    chosen = _of_split(data, found, split)
+    songs = [_track(song, part, found.strays) for part, group in chosen.items() for song in group]
+    songs.sort(key=lambda track: track.name)
     if tracks is None:
-        return found
-    chosen = [track for track in found if track.name == tracks or fnmatchcase(track.name, tracks)]
-    if not chosen:
-        raise KmdxError(
-            f"{data}: none of its {len(found)} songs is named {tracks!r}; the first is {found[0].name!r}"
-        )
-    return chosen
+        return songs
+    pattern = key(tracks)
+    exact = [track for track in songs if key(track.name) == pattern]
+    matching = exact or [track for track in songs if fnmatchcase(key(track.name), pattern)]
+    if not matching:
+        count = _count(len(songs), "song")
+        raise KmdxError(f"{data}: {count}, none named {tracks!r}; the first is {songs[0].name!r}")
+    return matching
 
 
-def check(tracks: Sequence[Track], content: bool = True) -> list[Problem]:
+def check(tracks: Sequence[Track], content: bool = True, accept_incomplete: bool = False) -> list[Problem]:
     """Check songs: names and headers of all, then the samples of those that passed.
 
     Parameters
     ----------
     tracks : sequence of Track
     content : bool
-        Read every sample of wav and flac files, in blocks: stems must sum to their mixture, and no
-        mixture may occur twice. AAC never sums exactly, so MUSDB18 files are only compared as files.
+        Read every sample, in blocks: stems must sum to their mixture, and no mixture may occur twice. AAC
+        never sums exactly, so MUSDB18 files are only compared as files.
+    accept_incomplete : bool
+        Score songs of which a stem is missing; otherwise that is fatal.
     """
-    problems = []
-    if len(tracks) != MUSDB_SONGS:
-        count = f"{len(tracks)} song{'s' if len(tracks) != 1 else ''}"
-        problems.append(Problem(None, False, f"{count}, where MUSDB18-HQ's test set has {MUSDB_SONGS}"))
-    lossy = sum(track.lossy for track in tracks)
-    if lossy:
-        problems.append(
-            Problem(
-                None, False, f"{lossy} of {len(tracks)} songs are lossy (AAC): scores are not MUSDB18-HQ's"
-            )
-        )
-
-    names: dict[str, Track] = {}
-    for track in tracks:
-        other = names.setdefault(track.name, track)
-        if other is not track:
-            places = " and ".join(str(next(iter(song.files.values()))) for song in (other, track))
-            problems.append(Problem(track.name, True, f"two songs have this name: {places}"))
+    problems = [*_check_set(tracks), *_check_names(tracks)]
     for track in tracks:
         problems += _check_headers(track)
     if content:
         fatal = {problem.track for problem in problems if problem.fatal}
-        problems += _check_content([track for track in tracks if track.name not in fatal])
+        checked = [track for track in tracks if track.name not in fatal]
+        problems += [Problem(*found) for found in mixture_check.check(checked, accept_incomplete)]
     return problems
 
 
 def fingerprint(track: Track) -> str:
-    """The sha256 in hexadecimal over a song's files, whatever it is called and wherever it lies.
+    """The sha256 in hexadecimal over a song's files, whatever it is called and wherever it is stored.
 
     Raises
     ------
     AudioError
         If a file cannot be read.
     """
+    names: dict[Path, str] = {}  # a MUSDB18 file once
+    for name, parts in track.sources.items():
+        names.update({part.path: name for part in parts})
     digest = hashlib.sha256()
-    files = {path: name for name, path in track.files.items()}  # a MUSDB18 file once
-    for path, name in sorted(files.items(), key=lambda item: item[1]):
-        digest.update(f"{name} {path.suffix.lower()} {_file_digest(path)}\n".encode())
+    lines = [(name, path.suffix.lower(), mixture_check.file_digest(path)) for path, name in names.items()]
+    for line in sorted(lines):
+        digest.update(f"{' '.join(line)}\n".encode())
     return digest.hexdigest()
 
 
 def read(track: Track, stem: str) -> audio.Audio:
     """Read a stem, or the mixture, whole.
 
+    Parameters
+    ----------
+    track : Track
+    stem : str
+        One of :attr:`Track.available`, or the mixture.
+
     Raises
     ------
     AudioError
         If it cannot be read.
+    KmdxError
+        If the song has no such stem.
     """
-    stream = STREAMS.index(stem) if track.lossy else 0
-    return audio.read(track.files[stem], stream=stream, accept_holes=False)
+    parts = track.sources_of(stem)
+    return audio.Audio(sources.read(parts, track.form, f"{track.name}: {stem}"), track.rate)
+
+
+def blocks(track: Track, stem: str, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
+    """Read a stem, or the mixture, ``size`` samples at a time: float32 ``(samples, channels)``.
+
+    Each block is overwritten by the next one; errors are those of :func:`read`.
+    """
+    return sources.blocks(track.sources_of(stem), track.form, size)
 
 
 def as_wav(track: Track, stem: str, folder: Path) -> Path:
@@ -217,188 +305,200 @@ def as_wav(track: Track, stem: str, folder: Path) -> Path:
     ------
     AudioError
         If it cannot be read or written.
+    KmdxError
+        If the song has no such stem.
     """
-    path = track.files[stem]
-    if path.suffix.lower() == ".wav":
-        return path
+    first, *others = track.sources_of(stem)
+    multitrack = track.layout is not None and track.layout.multitrack
+    is_wav = not others and first.stream is None and first.path.suffix.lower() == ".wav"
+    if is_wav and (not multitrack or sources.form(first) == track.form):
+        return first.path
     sound = read(track, stem)
     target = folder / f"{stem}.wav"
     audio.write(target, sound.samples, sound.rate, "float32")
     return target
 
 
-def _find(data: Path, split: str | None) -> list[Track]:
-    track = _track(data, None)
-    if track is not None:
-        return [track]
-    if split is not None and (data / split).is_dir():
-        return list(_songs(data / split, split))
-    songs = list(_songs(data, None))
-    if split is None:
-        songs += [song for folder in _shown(data) if folder.is_dir() for song in _songs(folder, folder.name)]
-    return songs
-
-
-def _songs(folder: Path, split: str | None) -> Iterator[Track]:
-    for path in _shown(folder):
-        track = _track(path, split)
-        if track is not None:
-            yield track
-
-
-def _track(path: Path, split: str | None) -> Track | None:
-    """The song that a folder or file is, if it is one."""
-    if path.is_dir():
-        name = path.resolve().name  # also of "."
-        files, extra = _sounds(path)
+def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, list[SongFiles]]:
+    """The songs that were asked for, by their splits."""
+    named = [name for name in found.splits if name is not None]
+    same = [name for name in named if key(name) == key(split or "test")]
+    if same:
+        best = split if split in same else same[0]
+        return {best: found.splits[best]}
+    if split == EVERY_SPLIT:
+        return dict(found.splits)
+    if split is not None:
+        if not named and key(data.resolve().name) == key(split):  # DATA is that split
+            return dict(found.splits)
     else:
-        name = path.name.removesuffix(STEM_FILE)
-        files, extra = (dict.fromkeys(STREAMS, path) if path.name.endswith(STEM_FILE) else {}), []
-    if not files:
-        return None
-    lossy = path.is_file()
+        if None in found.splits:
+            return {None: found.splits[None]}
+        if len(named) == 1 and key(named[0]) not in SPLITS:  # a folder around the songs
+            return {None: found.splits[named[0]]}
+    there = [f"{name} ({_count(len(found.splits[name]), 'song')})" for name in sorted(named)]
+    if None in found.splits:
+        there.append(f"{_count(len(found.splits[None]), 'song')} in no split")
+    advice = f"use --split {sorted(named)[0]}" if named else "leave out --split"
+    raise KmdxError(f"{data}: no split {split or 'test'!r}; found {', '.join(there)}: {advice}")
+
+
+def _track(song: SongFiles, split: str | None, strays: tuple[Path, ...]) -> Track:
+    """A song with what its mixture's header says, or that of its stems together."""
+    parts = [part for each in song.sources.values() for part in each]
+    lossy = any(part.stream is not None or sources.is_lossy(part.path) for part in parts)
+    form = Form(0, 0, 0)
+    first = song.sources.get(MIXTURE) or next(iter(song.sources.values()), ())
     try:
-        form = _form(files[MIXTURE], MIXTURE, lossy)
-    except (AudioError, KeyError):
-        form = Form(0, 0, 0)
-    return Track(name, files, split, tuple(extra), lossy, form.rate, form.samples, form.channels)
+        if song.multitrack:
+            forms = [sources.form(part) for part in parts]
+            longest, channels = max(form.samples for form in forms), max(form.channels for form in forms)
+            form = Form(longest, forms[0].rate, channels)
+        elif first:
+            form = sources.form(first[0])
+    except (AudioError, ValueError):
+        pass
+    return Track(
+        song.name,
+        song.sources,
+        split,
+        song.extra,
+        lossy,
+        form.rate,
+        form.samples,
+        form.channels,
+        song,
+        strays,
+    )
 
 
-def _sounds(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """A folder's files by what they are, wav before flac, and the sound files left over."""
-    files: dict[str, Path] = {}
-    extra = []
-    sounds = [path for path in _shown(folder) if path.suffix.lower() in SOUNDS]
-    for path in sorted(sounds, key=lambda path: SOUNDS.index(path.suffix.lower())):
-        if path.stem in STREAMS and path.stem not in files:
-            files[path.stem] = path
-        else:
-            extra.append(path)
-    return files, extra
-
-
-def _shown(folder: Path) -> list[Path]:
-    """What lies in a folder, without hidden files such as macOS puts beside others."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _listing(data: Path) -> str:
+def _nothing(data: Path, found: Scan) -> str:
+    """Why a data set has no songs."""
     if data.is_file():
-        return "a file"
-    names = [path.name for path in _shown(data)]
+        return f"{data}: expected a folder, a file <song>{STEM_FILE} or a {described.FILE}"
+    sounds = layouts.sounds_below(data)
+    if sounds:
+        examples = listed([path.relative_to(data).as_posix() for path in sounds[:3]])
+        more = f" and {len(sounds) - 3} more" if len(sounds) > 3 else ""
+        return (
+            f"{data}: no songs: no sound file has the name of a stem ({', '.join(STEMS)}, …); found "
+            f"{examples}{more}: describe which files are which stem in {data / described.FILE}"
+        )
+    names = [path.name for path in layouts.entries(data)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more if names else "an empty folder"
+    there = ", ".join(names[:3]) + more if names else "an empty folder"
+    return (
+        f"{data}: no songs; expected <split>/<song>/{MIXTURE}.wav with {', '.join(STEMS)} or other "
+        f"stems next to it, <song>{STEM_FILE}, or a {described.FILE}; found {there}"
+    )
 
 
-def _form(path: Path, name: str, lossy: bool) -> Form:
-    """What the header says of the mixture or a stem."""
-    if not lossy:
-        return form_of(path)
-    try:
-        with av.open(str(path), **ffmpeg.ANY_TAGS) as container:
-            streams = container.streams.audio
-            if len(streams) < len(STREAMS):
-                raise AudioError(
-                    f"{path}: {len(streams)} audio streams, expected {len(STREAMS)}: {', '.join(STREAMS)}"
-                )
-            stream = streams[STREAMS.index(name)]
-            seconds = (stream.duration or 0) * (stream.time_base or 0)
-            return Form(round(seconds * stream.rate), stream.rate, stream.channels)
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
+def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
+    """What concerns the set as a whole."""
+    count = _count(len(tracks), "song")
+    is_musdb = all(set(track.stems) <= set(STEMS) and track.rate in (0, RATE) for track in tracks)
+    if is_musdb and len(tracks) != MUSDB_SONGS:
+        yield Problem(None, False, f"{count}, where MUSDB18-HQ's test set has {MUSDB_SONGS}")
+    lossy = [track for track in tracks if track.lossy]
+    if lossy:
+        endings = sorted({path.suffix.lower()[1:] for track in lossy for path in track.paths} - {"wav"})
+        streams = any(part.stream is not None for track in lossy for part in track.sources_of(MIXTURE))
+        kind = "AAC" if streams else ", ".join(endings)
+        be = "is" if len(tracks) == 1 else "are"
+        message = f"{len(lossy)} of {count} {be} lossy ({kind}): scores are not "
+        yield Problem(None, False, message + ("MUSDB18-HQ's" if streams else "those against the originals"))
+    without = [track for track in tracks if MIXTURE not in track.sources and track.stems]
+    if without:
+        have = (
+            "has no mixture: the sum of its stems is"
+            if len(tracks) == 1
+            else ("have no mixture: the sum of their stems is")
+        )
+        which = "" if len(without) == len(tracks) else f": {listed([track.name for track in without])}"
+        yield Problem(None, False, f"{len(without)} of {count} {have} used{which}")
+    numbers = Counter(stem for track in tracks for stem in track.stems)
+    some = [f"{stem} ({number})" for stem, number in numbers.items() if number < len(tracks)]
+    if some:
+        yield Problem(None, False, f"stems that not all of {count} have: {listed(some)}")
+    declared = dict.fromkeys(
+        stem for track in tracks if track.layout for stem in track.layout.declared if stem not in numbers
+    )
+    if declared:
+        yield Problem(None, False, f"no file of any song matches {listed(declared)}")
+    strays = dict.fromkeys(path for track in tracks for path in track.strays)
+    if strays:
+        places = [f"{path.parent.name}/{path.name}" for path in strays]
+        yield Problem(None, False, f"not used, as no song has them: {listed(places)}")
+
+
+def _check_names(tracks: Sequence[Track]) -> Iterator[Problem]:
+    names: dict[str, Track] = {}
+    for track in tracks:
+        other = names.setdefault(track.name, track)
+        if other is not track:
+            places = " and ".join(str(song.paths[0]) for song in (other, track) if song.paths)
+            yield Problem(track.name, True, f"two songs have this name: {places}")
 
 
 def _check_headers(track: Track) -> Iterator[Problem]:
+    for fatal, message in track.layout.problems if track.layout is not None else ():
+        yield Problem(track.name, fatal, message)
     if track.extra:
-        names = ", ".join(path.name for path in track.extra)
-        yield Problem(track.name, False, f"not used, as it is none of the five or there twice: {names}")
-    missing = [name for name in (MIXTURE, *STEMS) if name not in track.files]
-    if missing:
-        yield Problem(track.name, True, f"no {', '.join(missing)} (wav or flac) among its files")
+        names = listed([_below(path, track) for path in track.extra])
+        yield Problem(track.name, False, f"not used, as it is no stem or there twice: {names}")
+    if not track.stems:
+        yield Problem(track.name, True, f"no stem among its files: expected {', '.join(STEMS)} or others")
 
-    forms = {}
-    for name, path in track.files.items():
-        try:
-            forms[name] = _form(path, name, track.lossy)
-        except AudioError as error:
-            yield Problem(track.name, True, str(error))
-    for name, form in forms.items():
-        if (form.rate, form.channels) != (RATE, CHANNELS):
-            found = f"{form.channels} channels at {form.rate} Hz"
-            yield Problem(track.name, True, f"{name} has {found}, expected {CHANNELS} at {RATE} Hz")
-    if len({form.samples for form in forms.values()}) > 1:
-        lengths = ", ".join(f"{name} {form.samples}" for name, form in forms.items())
-        yield Problem(track.name, True, f"lengths differ: {lengths} samples")
+    forms: list[tuple[str, Form]] = []
+    streams = max((part.stream or 0 for parts in track.sources.values() for part in parts), default=0)
+    for name, parts in track.sources.items():
+        for part in parts:
+            try:
+                label = name if len(parts) == 1 else f"{name}/{part.path.name}"
+                forms.append((label, sources.form(part)))
+            except AudioError as error:
+                yield Problem(track.name, True, str(error))
+                if streams:  # the others are in the same file
+                    return
+    yield from _check_forms(track, forms)
 
 
-def _check_content(tracks: Sequence[Track]) -> list[Problem]:
-    """Compare stems with mixtures, and mixtures of one length with each other."""
-    lengths = defaultdict(list)
-    for track in tracks:
-        lengths[track.samples, track.lossy].append(track)
-    suspects = [track for group in lengths.values() if len(group) > 1 for track in group]
-    # Reading and arithmetic both leave the interpreter to other threads.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = [problem for problem in pool.map(_check_sum, tracks) if problem is not None]
-        digests = list(pool.map(_mixture_digest, suspects))
-
-    first: dict[str, Track] = {}
-    for track, digest in zip(suspects, digests, strict=True):
-        other = first.setdefault(digest, track)
-        if other is not track:
-            problems.append(Problem(track.name, False, f"has the same mixture as {other.name}"))
-    return problems
-
-
-def _check_sum(track: Track) -> Problem | None:
-    """Whether the stems sum to the mixture, both within full scale."""
-    if track.lossy:
-        return None
-    energy = difference = 0.0
-    try:
-        for mixture, *stems in read_together([track.files[name] for name in (MIXTURE, *STEMS)], BLOCK):
-            energy += float(np.square(mixture).sum(dtype=np.float64))
-            total = stems[0]
-            for stem in stems[1:]:
-                total += stem
-            error = np.clip(total, -1, 1, out=total)
-            error -= np.clip(mixture, -1, 1, out=mixture)
-            difference += float(np.square(error, out=error).sum(dtype=np.float64))
-    except AudioError as error:
-        return Problem(track.name, True, str(error))
-    if not math.isfinite(energy + difference):
-        return Problem(track.name, True, "NaN or infinity in its samples")
-    if difference <= ROUNDING**2 * track.samples * track.channels:
-        return None
-    known = " (known of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
-    level = (
-        f"the difference lies {10 * math.log10(energy / difference):.1f} dB below it"
-        if energy
-        else "it is silent"
-    )
-    return Problem(track.name, False, f"the stems do not sum to the mixture: {level}{known}")
+def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Problem]:
+    """Whether files agree in rate, channels and length, as far as the layout asks for it."""
+    multitrack = track.layout is not None and track.layout.multitrack
+    for name, form in forms:
+        if form.channels > 2:
+            yield Problem(track.name, True, f"{name} has {form.channels} channels, expected 1 or 2")
+    usual = Counter((form.rate, form.channels) for _, form in forms).most_common(1)
+    for name, form in forms:
+        rate, channels = usual[0][0]
+        if form.rate != rate or (form.channels != channels and not multitrack):
+            found = f"{_count(form.channels, 'channel')} at {form.rate} Hz"
+            expected = f"{channels} at {rate} Hz as its other files"
+            yield Problem(track.name, True, f"{name} has {found}, expected {expected}")
+    lengths = [form.samples for _, form in forms]
+    if not lengths or min(lengths) == max(lengths):
+        return
+    most = 0.0 if track.layout is None else track.layout.uneven
+    if max(lengths) - min(lengths) <= most * usual[0][0][0]:
+        shorter = [f"{name} by {max(lengths) - form.samples}" for name, form in forms]
+        ends = listed([text for text, length in zip(shorter, lengths, strict=True) if length < max(lengths)])
+        yield Problem(
+            track.name, False, f"silence is added to files shorter than {max(lengths)} samples: {ends}"
+        )
+    else:
+        each = [f"{name} {form.samples}" for name, form in forms]
+        if len(each) > LISTED:  # show both lengths in any case
+            forms = sorted(forms, key=lambda item: item[1].samples)
+            each = [f"{name} {form.samples}" for name, form in (forms[0], forms[-1])]
+        yield Problem(track.name, True, f"lengths differ: {listed(each)} samples")
 
 
-def _mixture_digest(track: Track) -> str:
-    """The same for equal mixtures, be they wav or flac; of a MUSDB18 file, for equal files."""
-    path = track.files[MIXTURE]
-    if track.lossy:
-        return _file_digest(path)
-    digest = hashlib.sha256()
-    try:
-        for (mixture,) in read_together([path], BLOCK):
-            digest.update(mixture.data)
-    except AudioError:
-        return str(path)  # like no other; that it is damaged is told with its sum
-    return digest.hexdigest()
+def _below(path: Path, track: Track) -> str:
+    """A file's place in its song's folder."""
+    place = track.layout.place if track.layout is not None else path.parent
+    return path.relative_to(place).as_posix() if path.is_relative_to(place) else path.name
 
 
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

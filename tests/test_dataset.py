@@ -1,4 +1,4 @@
-"""Songs found in every layout, and what is wrong with them told before any work."""
+"""Songs are found, and what is wrong with them is reported before any work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
-from evaluator.dataset import MUSDB_SONGS, STEMS, Track, as_wav, check, find_tracks, fingerprint
+from evaluator.dataset import (
+    EVERY_SPLIT,
+    MUSDB_SONGS,
+    STEMS,
+    Track,
+    as_wav,
+    check,
+    find_tracks,
+    fingerprint,
+)
 from kmdx import audio
 from kmdx.errors import KmdxError
 
@@ -30,7 +39,7 @@ def make_song(folder: Path, seed: int = 0, samples: int = 3000, extension: str =
     return folder
 
 
-def complaints(data: Path, split: str | None = "test") -> list[tuple[bool, str]]:
+def complaints(data: Path, split: str | None = None) -> list[tuple[bool, str]]:
     """What is wrong, but for the number of songs."""
     problems = check(find_tracks(data, split))
     return [(problem.fatal, str(problem)) for problem in problems if FEW not in problem.message]
@@ -59,7 +68,7 @@ def test_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
 
     assert names(tmp_path) == [("AM Contra", "test"), ("Zoë - 歌 [live]", "test")]
     assert names(tmp_path, "train") == [("Other Song", "train")]
-    assert names(tmp_path, None) == [
+    assert names(tmp_path, EVERY_SPLIT) == [
         ("AM Contra", "test"),
         ("Other Song", "train"),
         ("Zoë - 歌 [live]", "test"),
@@ -86,10 +95,11 @@ def test_nothing_found_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("no song")
     for data, split, tracks, expected in [
         (tmp_path / "missing", "test", None, "No such file"),
-        (empty, "test", None, r"expected test/<song>/mixture.wav .* found an empty folder"),
-        (tmp_path / "set", "train", None, "expected train/<song>/mixture.wav .* found test"),
-        (tmp_path / "file.txt", "test", None, "found a file|Not a directory"),
-        (tmp_path / "set", "test", "B*", r"none of its 1 songs is named 'B\*'; the first is 'song'"),
+        (empty, "test", None, r"expected <split>/<song>/mixture.wav .* found an empty folder"),
+        (tmp_path / "set", "train", None, r"no split 'train'; found test \(1 song\): use --split test"),
+        (tmp_path / "file.txt", "test", None, "expected a folder|Not a directory"),
+        (tmp_path / "set" / "test", "train", None, "no split 'train'; found 1 song in no split"),
+        (tmp_path / "set", "test", "B*", r"1 song, none named 'B\*'; the first is 'song'"),
     ]:
         with pytest.raises(KmdxError, match=expected) as caught:
             find_tracks(data, split, tracks)
@@ -101,7 +111,7 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     (tmp_path / "missing" / "bass.wav").unlink()
     (tmp_path / "missing" / "mixture.wav").unlink()
     make_song(tmp_path / "extra", 1)
-    for name in ("piano.wav", "bass.flac", "._drums.wav"):
+    for name in ("rehearsal.wav", "bass.flac", "._drums.wav"):
         shutil.copy(tmp_path / "extra" / "bass.wav", tmp_path / "extra" / name)
     make_song(tmp_path / "garbage", 2)
     (tmp_path / "garbage" / "drums.wav").write_bytes(b"RIFF but not quite")
@@ -109,6 +119,9 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     sf.write(tmp_path / "rate" / "other.wav", noise(3000), 48000)
     make_song(tmp_path / "mono", 4)
     sf.write(tmp_path / "mono" / "other.wav", noise(3000, 1), RATE)
+    make_song(tmp_path / "only", 7)
+    for stem in STEMS:
+        (tmp_path / "only" / f"{stem}.wav").unlink()
     make_song(tmp_path / "short", 5)
     sf.write(tmp_path / "short" / "vocals.wav", noise(2900), RATE)
     make_song(tmp_path / "truncated", 6)
@@ -116,19 +129,22 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     (tmp_path / "truncated" / "vocals.wav").write_bytes(cut)
 
     found = complaints(tmp_path)
-    assert [fatal for fatal, _ in found] == [False, True, True, True, True, True, True]
-    extra, garbage, missing, mono, rate, short, truncated = (text for _, text in found)
+    assert [fatal for fatal, _ in found] == [False, False, False, True, True, True, True, True, True]
+    without, some, extra, garbage, mono, only, rate, short, truncated = (text for _, text in found)
+    assert without == "1 of 8 songs have no mixture: the sum of their stems is used: missing"
+    assert some == "stems that not all of 8 songs have: bass (6), drums (7), other (7), vocals (7)"
     assert extra.startswith("extra: not used")
-    assert extra.endswith(": piano.wav, bass.flac")
+    assert extra.endswith(": bass.flac, rehearsal.wav")
     assert "drums.wav: cannot be read" in garbage
-    assert missing == "missing: no mixture, bass (wav or flac) among its files"
-    assert mono == "mono: other has 1 channels at 44100 Hz, expected 2 at 44100 Hz"
-    assert rate == "rate: other has 2 channels at 48000 Hz, expected 2 at 44100 Hz"
+    assert mono == "mono: other has 1 channel at 44100 Hz, expected 2 at 44100 Hz as its other files"
+    assert only == "only: no stem among its files: expected bass, drums, other, vocals or others"
+    assert rate == "rate: other has 2 channels at 48000 Hz, expected 2 at 44100 Hz as its other files"
     assert (
-        short == "short: lengths differ: bass 3000, drums 3000, mixture 3000, other 3000, vocals 2900 samples"
+        short == "short: lengths differ: mixture 3000, bass 3000, drums 3000, other 3000, vocals 2900 samples"
     )
     assert "vocals.wav: cut short or damaged" in truncated
-    track = find_tracks(tmp_path, tracks="missing")[0]
+    (tmp_path / "garbage" / "mixture.wav").write_bytes(b"RIFF but not quite")
+    track = find_tracks(tmp_path, tracks="garbage")[0]
     assert (track.rate, track.samples, track.duration) == (0, 0, 0.0)
 
 
@@ -149,10 +165,10 @@ def test_stems_must_sum_to_the_mixture(tmp_path: Path) -> None:
     assert complaints(tmp_path) == [
         (
             False,
-            "PR - Oh No: the stems do not sum to the mixture: the difference lies 39.9 dB below it (known of MUSDB18-HQ)",
+            "PR - Oh No: the stems do not sum to the mixture: the difference is 39.9 dB below it (known of MUSDB18-HQ)",
         ),
         (True, "nan: NaN or infinity in its samples"),
-        (False, "wrong: the stems do not sum to the mixture: the difference lies 39.9 dB below it"),
+        (False, "wrong: the stems do not sum to the mixture: the difference is 39.9 dB below it"),
     ]
     assert all(FEW in problem.message for problem in check(find_tracks(tmp_path), content=False))
 
@@ -173,7 +189,7 @@ def test_duplicates(tmp_path: Path) -> None:
     assert complaints(tmp_path) == [(False, "C: has the same mixture as A")]
 
     make_song(tmp_path / "train" / "A", 2)
-    (first, fatal), *_ = [(text, fatal) for fatal, text in complaints(tmp_path, None)]
+    (first, fatal), *_ = [(text, fatal) for fatal, text in complaints(tmp_path, EVERY_SPLIT)]
     assert fatal
     assert first.startswith("A: two songs have this name: ")
     assert str(Path("test", "A")) in first
@@ -183,7 +199,9 @@ def test_duplicates(tmp_path: Path) -> None:
 def test_number_of_songs_is_told(tmp_path: Path) -> None:
     track = find_tracks(make_song(tmp_path / "song"))[0]
     assert [str(problem) for problem in check([track])] == [f"1 song, {FEW}"]
-    many = [Track(str(number), track.files, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)]
+    many = [
+        Track(str(number), track.sources, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)
+    ]
     assert check(many, content=False) == []
 
 
@@ -228,7 +246,7 @@ def test_musdb18_files(tmp_path: Path) -> None:
         RATE,
         2,
     )
-    assert complaints(tmp_path) == [(False, "1 of 1 songs are lossy (AAC): scores are not MUSDB18-HQ's")]
+    assert complaints(tmp_path) == [(False, "1 of 1 song is lossy (AAC): scores are not MUSDB18-HQ's")]
 
     stems = {
         name: sf.read(as_wav(track, name, tmp_path / "out"), dtype="float32")[0]

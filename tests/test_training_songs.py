@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import test_training as cases
 import yaml
 from conftest import noise
 
+from evaluator.dataset import STEMS
 from kmdx.errors import KmdxWarning
-from training import fitting, songs, windows
+from training import decoding, fitting, songs, windows
 from training.config import TrainingError
 from training.run import Run
 
@@ -145,3 +147,72 @@ def test_songs_that_have_changed_are_named(
     change(copy / "song 1")
     with pytest.raises(TrainingError, match=message):
         fit(folder=copy, steps=2)
+
+
+def of_folder(folder: Path, source: str = "vocals") -> tuple[songs.Songs, list[str]]:
+    """Songs of a folder, the first to validate with, and what is warned of."""
+    first = min(path.name for path in folder.iterdir() if path.is_dir())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = songs.find([folder], source, 1000, [first])
+    return found, [str(warning.message) for warning in told]
+
+
+def test_names_in_capitals_are_stems(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, Bass=1, DRUMS=1, Other=1, Vocals=1)
+    found, told = of_folder(tmp_path)
+    assert found.training[0].stems.keys() == set(STEMS)
+    assert told == []
+
+
+def test_other_stems_are_added_to_other_so_that_nothing_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, guitar=1, piano=1)
+    found, told = of_folder(tmp_path)
+    assert told == [f"{tmp_path}: added to other: guitar (2 of 2 songs), piano (2 of 2 songs)"]
+    decoded = decoding.decode(found, tmp_path / "decoded").training[0].stems
+    assert decoded["bass"].path == tmp_path / "b" / "bass.wav"
+    parts = [soundfile.read(tmp_path / "b" / f"{name}.wav")[0] for name in ("other", "guitar", "piano")]
+    expected = np.sum(parts, axis=0).astype(np.float32)
+    assert np.array_equal(windows.read(decoded["other"], 0, RATE).T, expected)
+
+
+def test_unknown_sound_files_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, rehearsal=1)
+    _, told = of_folder(tmp_path)
+    expected = "sound files that are no stem, or there twice, are not used: a/rehearsal.wav, b/rehearsal.wav"
+    assert told == [f"{tmp_path}: {expected}"]
+
+
+def test_two_stems_train_a_network_of_vocals_only(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, vocals=1, accompaniment=1)
+    found, _ = of_folder(tmp_path)
+    assert found.training[0].stems["other"].path.name == "accompaniment.wav"
+    with pytest.raises(TrainingError, match="a has accompaniment, which is not split into drums and others"):
+        of_folder(tmp_path, "drums")
+
+
+def test_a_described_data_set_is_trained_with(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "set" / name, **{"1 Kick": 1, "2 Snare": 1, "3 Bass": 1, "4 Vox": 1, "5 Keys": 1})
+    stems = {"drums": ["*kick", "*snare"], "bass": "*bass", "vocals": "*vox", "other": "*keys"}
+    (tmp_path / "set" / "dataset.yaml").write_text(yaml.safe_dump({"stems": stems}), "utf-8")
+    found, told = of_folder(tmp_path / "set")
+    assert [part.path.name for part in found.training[0].stems["drums"].parts] == [
+        "1 Kick.wav",
+        "2 Snare.wav",
+    ]
+    assert told == []
+    again = songs.find([tmp_path / "set" / "dataset.yaml"], "vocals", 1000, ["a"])
+    assert again == found
+
+
+def test_a_summed_stem_is_known_again_by_all_its_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, guitar=1)
+    before = songs.contents(of_folder(tmp_path)[0].training)
+    soundfile.write(tmp_path / "b" / "guitar.wav", noise(RATE), RATE, "FLOAT")
+    assert songs.contents(of_folder(tmp_path)[0].training) != before

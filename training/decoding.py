@@ -1,7 +1,8 @@
 """Compressed stems decoded once, so that any window can be read without what comes before it.
 
 Uncompressed files are read in place. Others are decoded into a folder that is kept between runs: wav of the
-same resolution for flac, of 32 bits for lossy formats, under a name that changes with the file.
+same resolution for flac, of 32 bits for lossy formats and for stems that are the sum of several files, under
+a name that changes with the files.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 import platformdirs
 import soundfile as sf
 
+from evaluator.sources import Source
+from kmdx import files
 from training.config import TrainingError
-from training.songs import Song, Songs, Stem
+from training.songs import RATE, Song, Songs, Stem, blocks
 
 BLOCK = 2**18  # samples decoded at a time
 WIDTH = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}  # bytes of a sample; 4 in any other format
@@ -46,17 +49,17 @@ def decode(songs: Songs, folder: Path, tell: Callable[[int, int], None] = lambda
         If a file is damaged, or the folder cannot hold what is decoded; it is looked at before.
     """
     stems = {
-        stem.path: stem
+        stem.sources: stem
         for song in (*songs.training, *songs.validation)
         for version in song.versions
         for stem in version.values()
-        if stem.path.suffix.lower() != ".wav"
+        if stem.parts or stem.path.suffix.lower() != ".wav"
     }
-    targets = {path: folder / _name(path) for path in stems}
-    missing = {path: stem for path, stem in stems.items() if not targets[path].is_file()}
+    targets = {parts: folder / _name(parts) for parts in stems}
+    missing = {parts: stem for parts, stem in stems.items() if not targets[parts].is_file()}
     if missing:
         _make(folder)
-        size = sum(stem.samples * stem.channels * _width(path) for path, stem in missing.items())
+        size = sum(stem.samples * stem.channels * _width(stem) for stem in missing.values())
         free = shutil.disk_usage(folder).free
         if size > free:
             raise TrainingError(
@@ -64,16 +67,23 @@ def decode(songs: Songs, folder: Path, tell: Callable[[int, int], None] = lambda
                 f"{free / 1e9:.2f} GB are free; name another folder with --decoded"
             )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(lambda path: _decode(path, targets[path]), missing), 1):
+            for done, _ in enumerate(
+                pool.map(lambda parts: _decode(stems[parts], targets[parts]), missing), 1
+            ):
                 tell(done, len(missing))
 
     def readable(version: dict[str, Stem]) -> dict[str, Stem]:
-        return {name: replace(stem, path=targets.get(stem.path, stem.path)) for name, stem in version.items()}
+        return {
+            name: replace(stem, path=targets[stem.sources], parts=()) if stem.sources in targets else stem
+            for name, stem in version.items()
+        }
 
     def all_of(group: Sequence[Song]) -> tuple[Song, ...]:
         return tuple(
-            Song(
-                song.name, readable(dict(song.stems)), tuple(readable(dict(other)) for other in song.variants)
+            replace(
+                song,
+                stems=readable(dict(song.stems)),
+                variants=tuple(readable(dict(other)) for other in song.variants),
             )
             for song in group
         )
@@ -88,31 +98,48 @@ def _make(folder: Path) -> None:
         raise TrainingError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
-def _name(path: Path) -> str:
-    stat = path.stat()
-    place = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    return f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.wav"
+def _name(parts: Sequence[Source]) -> str:
+    """A name that changes with the files that are decoded."""
+    places = []
+    for part in parts:
+        try:
+            stat = part.path.stat()
+        except OSError as error:
+            raise TrainingError(f"{part.path}: cannot be read: {error.strerror}") from error
+        stream = "" if part.stream is None else f" stream {part.stream}"
+        places.append(f"{part.path.resolve()} {stat.st_size} {stat.st_mtime_ns}{stream}")
+    return f"{hashlib.sha256(chr(10).join(places).encode()).hexdigest()[:32]}.wav"
 
 
-def _width(path: Path) -> int:
-    return WIDTH.get(sf.info(path).subtype, 4)
+def _width(stem: Stem) -> int:
+    return 4 if stem.parts else WIDTH.get(sf.info(stem.path).subtype, 4)
 
 
-def _decode(path: Path, target: Path) -> None:
-    """Write the wav beside its name, then give it its name."""
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+def _decode(stem: Stem, target: Path) -> None:
+    """Write a stem's wav, whole or not at all."""
     try:
-        with sf.SoundFile(path) as source:
-            subtype = source.subtype if source.subtype in WIDTH and source.subtype != "PCM_S8" else "FLOAT"
-            with sf.SoundFile(
-                partial, "w", source.samplerate, source.channels, subtype, format="WAV"
-            ) as sound:
-                for block in source.blocks(BLOCK, dtype="float32"):
-                    sound.write(block)
-                if sound.tell() != source.frames:
-                    raise TrainingError(f"{path}: ends after {sound.tell()} of {source.frames} samples")
-        partial.replace(target)
+        with files.atomic(target) as partial:
+            if stem.parts:
+                _sum(stem, partial)
+            else:
+                _copy(stem.path, partial)
     except (OSError, sf.SoundFileError) as error:
-        raise TrainingError(f"{path}: cannot be decoded into {target.parent}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise TrainingError(f"{stem.path}: cannot be decoded into {target.parent}: {error}") from error
+
+
+def _sum(stem: Stem, target: Path) -> None:
+    """Write the sum of a stem's parts as 32-bit floats."""
+    with sf.SoundFile(target, "w", RATE, stem.channels, "FLOAT", format="WAV") as sound:
+        for block in blocks(stem):
+            sound.write(block)
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Write a compressed file's samples in its own resolution."""
+    with sf.SoundFile(path) as source:
+        subtype = source.subtype if source.subtype in WIDTH and source.subtype != "PCM_S8" else "FLOAT"
+        with sf.SoundFile(target, "w", source.samplerate, source.channels, subtype, format="WAV") as sound:
+            for block in source.blocks(BLOCK, dtype="float32"):
+                sound.write(block)
+            if sound.tell() != source.frames:
+                raise TrainingError(f"{path}: ends after {sound.tell()} of {source.frames} samples")

@@ -1,28 +1,38 @@
-"""Songs to train with: stems in folders, found and checked before anything else happens.
+"""Songs to train with: their stems, found and checked before anything else happens.
 
 Layout
 ------
-``DATA/<split>/<song>/<stem>.wav`` as in MUSDB18-HQ, or ``DATA/<song>/<stem>.wav``; flac and Ogg will do. A
-stem without a file is silent; a ``mixture`` is not needed, since stems are summed anew. A folder of variants
-holds the same songs at another pitch or tempo, in the same layout.
+Any that :mod:`evaluator.layouts` recognizes or a ``dataset.yaml`` describes (:mod:`evaluator.described`). A
+stem without a file is silent; a ``mixture`` is not needed, since stems are summed again. Networks are trained
+with the four stems of MUSDB18, so the sound of any other stem is added to ``other``: nothing of a song is
+left out. The accompaniment of a song of two stems is its ``other`` for a network of vocals, and is refused
+for any other network. A folder of variants has the same songs at another pitch or tempo, in the same layout.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from evaluator.dataset import STEMS
-from evaluator.sounds import Form, form_of
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluator import dataset, described, layouts, sources
+from evaluator.dataset import ACCOMPANIMENT, MIXTURE, STEMS
+from evaluator.layouts import SongFiles, key
+from evaluator.sounds import Form
+from evaluator.sources import Source
 from kmdx.documents import read_yaml
-from kmdx.errors import AudioError, KmdxWarning
+from kmdx.errors import AudioError, KmdxWarning, listed
 from training.config import TrainingError
 
 RATE = 44100  # Hz
-SOUNDS = (".wav", ".flac", ".ogg")
+IN_PLACE = (".wav", ".flac", ".ogg")
+"""Endings of files that libsndfile reads a part of."""
 TRAIN = "train"
 VALIDATION = ("valid", "validation")
 UNEVEN = 0.1  # seconds that stems of one song may differ in length without a word
@@ -31,11 +41,31 @@ MUSDB18 = Path(__file__).with_name("musdb18.yaml")
 
 @dataclass(frozen=True)
 class Stem:
-    """A stem's file, with one or two channels at :data:`RATE`."""
+    """A stem's file, or what it is the sum of, with one or two channels at :data:`RATE`.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or the first of several.
+    samples, channels : int
+    parts : tuple of Source
+        Streams or files to decode and sum; empty where ``path`` is all and can be read in part.
+    """
 
     path: Path
     samples: int
     channels: int
+    parts: tuple[Source, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What it is the sum of, one file or more."""
+        return self.parts or (Source(self.path),)
+
+    @property
+    def form(self) -> Form:
+        """Its length, rate and channels."""
+        return Form(self.samples, RATE, self.channels)
 
 
 @dataclass(frozen=True)
@@ -48,11 +78,14 @@ class Song:
     stems : mapping of str to Stem
     variants : tuple of mapping
         The same at other pitches or tempos.
+    accompanied : bool
+        Whether ``other`` is everything but the vocals.
     """
 
     name: str
     stems: Mapping[str, Stem]
     variants: tuple[Mapping[str, Stem], ...] = field(default=())
+    accompanied: bool = False
 
     @property
     def samples(self) -> int:
@@ -109,6 +142,11 @@ def find(
         for song in (*own, *reserved):
             if song.name in found or song.name in held:
                 raise TrainingError(f"two songs are called {song.name!r}; one is in {folder}")
+            if song.accompanied and source != "vocals":
+                raise TrainingError(
+                    f"{song.name} has {ACCOMPANIMENT}, which is not split into {source} and others: "
+                    "leave it out, or train vocals"
+                )
         found.update({song.name: song for song in own})
         held.update({song.name: song for song in reserved})
 
@@ -143,7 +181,7 @@ def find(
         for name in version.keys() & found.keys():
             _long_enough(f"{name} in {folder}", version[name], shortest)
     training = (
-        Song(song.name, song.stems, tuple(version[name] for version in others if name in version))
+        replace(song, variants=tuple(version[name] for version in others if name in version))
         for name, song in found.items()
     )
     return Songs(tuple(training), tuple(held.values()))
@@ -161,18 +199,39 @@ def contents(songs: Sequence[Song]) -> dict[str, list[dict[str, str]]]:
     """Lengths of the stems and sizes of their files, of each song's versions, to know them again by."""
     return {
         song.name: [
-            {name: f"{stem.samples} samples, {_size(stem.path)} bytes" for name, stem in version.items()}
+            {name: f"{stem.samples} samples, {_size(stem)} bytes" for name, stem in version.items()}
             for version in song.versions
         ]
         for song in songs
     }
 
 
-def _size(path: Path) -> int:
+def blocks(stem: Stem) -> Iterator[NDArray[np.float32]]:
+    """Read a stem from its beginning to its end, float32 ``(samples, channels)``.
+
+    Raises
+    ------
+    TrainingError
+        If a file is damaged or gone.
+    """
     try:
-        return path.stat().st_size
+        yield from sources.blocks(stem.sources, stem.form)
+    except AudioError as error:
+        raise TrainingError(str(error)) from error
+
+
+def whole(stem: Stem) -> NDArray[np.float32]:
+    """A stem's samples, float32 ``(samples, channels)``; raises :class:`AudioError` if it cannot be read."""
+    return sources.read(stem.sources, stem.form, str(stem.path))
+
+
+def _size(stem: Stem) -> int:
+    """Bytes of a stem's files."""
+    path = stem.path
+    try:
+        return sum(path.stat().st_size for path in {part.path for part in stem.sources})
     except OSError as error:
-        raise TrainingError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TrainingError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
 def _samples(stems: Mapping[str, Stem]) -> int:
@@ -189,17 +248,47 @@ def _long_enough(name: str, stems: Mapping[str, Stem], shortest: int) -> None:
 
 def _of_folder(folder: Path) -> tuple[list[Song], list[Song]]:
     """Songs of a data set to train with, and those that it sets apart."""
-    if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
-    split = (folder / TRAIN).is_dir()
-    own = _songs(folder / TRAIN if split else folder)
-    reserved = [song for name in VALIDATION for song in _songs(folder / name)] if split else []
+    if not folder.exists():
+        raise TrainingError(f"{folder}: no such folder")
+    if not folder.is_dir() and folder.suffix.lower() not in (".yaml", ".yml"):
+        raise TrainingError(f"{folder}: not a folder")
+    found = dataset.scan(folder)
+    splits = {key(name): songs for name, songs in found.splits.items() if name is not None}
+    reserved: list[SongFiles] = []
+    if TRAIN in splits or (folder / TRAIN).is_dir():
+        own = splits.get(TRAIN, [])
+        reserved = [song for name in VALIDATION for song in splits.get(name, [])]
+    else:
+        own = found.splits.get(None, [])
+        if not own and len(splits) == 1 and not splits.keys() & {*layouts.SPLITS}:
+            own = next(iter(splits.values()))
     if not own and not reserved:
-        place = folder / TRAIN if split else folder
+        place = folder / TRAIN if (folder / TRAIN).is_dir() else folder
+        there = f"; found the splits {', '.join(splits)}" if splits else ""
         raise TrainingError(
-            f"{place}: no songs: expected folders with {', '.join(STEMS)} in wav, flac or Ogg"
+            f"{place}: no songs: expected folders with {', '.join(STEMS)} in wav, flac or Ogg, "
+            f"or a {described.FILE}{there}"
         )
-    return own, reserved
+    _warn_of_files(folder, [*own, *reserved], found.strays)
+    return _songs(own), _songs(reserved)
+
+
+def _warn_of_files(folder: Path, songs: Sequence[SongFiles], strays: Sequence[Path]) -> None:
+    """Warn of sound files that are no stem, and of stems that become a part of ``other``."""
+    unknown = [*strays, *(path for song in songs for path in song.extra)]
+    if unknown:
+        names = listed(
+            [path.relative_to(folder) if path.is_relative_to(folder) else path for path in unknown]
+        )
+        warnings.warn(
+            f"{folder}: sound files that are no stem, or there twice, are not used: {names}",
+            KmdxWarning,
+            stacklevel=2,
+        )
+    others = Counter(name for song in songs for name in _others(song) if name != "other")
+    if others:
+        counts = listed([f"{name} ({count} of {len(songs)} songs)" for name, count in others.items()])
+        warnings.warn(f"{folder}: added to other: {counts}", KmdxWarning, stacklevel=2)
 
 
 def _versions(folder: Path) -> dict[str, Mapping[str, Stem]]:
@@ -207,23 +296,48 @@ def _versions(folder: Path) -> dict[str, Mapping[str, Stem]]:
     return {song.name: song.stems for song in (*own, *reserved)}
 
 
-def _songs(folder: Path) -> list[Song]:
-    if not folder.is_dir():
-        return []
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    songs = [Song(path.name, _stems(path)) for path in folders]
-    return [song for song in songs if song.stems]
+def _songs(found: Sequence[SongFiles]) -> list[Song]:
+    songs = []
+    for files in sorted(found, key=lambda song: song.name):
+        for fatal, message in files.problems:
+            if fatal:
+                raise TrainingError(f"{files.name}: {message}")
+        stems = _stems_of(files)
+        if stems:
+            songs.append(Song(files.name, stems, accompanied=_is_accompanied(files)))
+    return songs
+
+
+def _is_accompanied(files: SongFiles) -> bool:
+    """Whether a song has its accompaniment in one, and not as the three stems that it is made of."""
+    return ACCOMPANIMENT in files.sources and not {"bass", "drums", "other"} <= files.sources.keys()
+
+
+def _others(files: SongFiles) -> tuple[str, ...]:
+    """Which of a song's stems make up ``other`` among the four."""
+    if _is_accompanied(files):
+        return (ACCOMPANIMENT,)
+    named = {MIXTURE, ACCOMPANIMENT, "bass", "drums", "vocals"}
+    return tuple(name for name in files.sources if name not in named)
 
 
 def _stems(folder: Path) -> dict[str, Stem]:
-    stems = {}
-    for name in STEMS:
-        files = [path for ending in SOUNDS if (path := folder / f"{name}{ending}").is_file()]
-        if files:
-            stems[name] = _stem(files[0])
+    """The four stems of a song's folder."""
+    files = layouts.song(folder)
+    return {} if files is None else _stems_of(files)
+
+
+def _stems_of(files: SongFiles) -> dict[str, Stem]:
+    """The four stems of a song, silent ones left out."""
+    kept = ("vocals",) if _is_accompanied(files) else ("bass", "drums", "vocals")
+    parts = {name: files.sources[name] for name in kept if name in files.sources}
+    others = tuple(part for name in _others(files) for part in files.sources[name])
+    if others:
+        parts["other"] = others
+    stems = {name: _stem(*parts[name]) for name in STEMS if name in parts}
     silent = [name for name in STEMS if name not in stems]
-    if stems and silent:
-        warnings.warn(f"{folder.name}: no {', '.join(silent)}: taken as silent", KmdxWarning, stacklevel=2)
+    if stems and silent and not _is_accompanied(files):
+        warnings.warn(f"{files.name}: no {', '.join(silent)}: taken as silent", KmdxWarning, stacklevel=2)
     longest = max(stems.values(), key=lambda stem: stem.samples, default=None)
     for stem in stems.values():
         if longest is not None and longest.samples - stem.samples > UNEVEN * RATE:
@@ -236,16 +350,30 @@ def _stems(folder: Path) -> dict[str, Stem]:
     return stems
 
 
-def _stem(path: Path) -> Stem:
+def _stem(*parts: Source | Path) -> Stem:
+    """A stem by what it is the sum of."""
+    summed = tuple(part if isinstance(part, Source) else Source(part) for part in parts)
+    forms = [_form(part) for part in summed]
+    first = summed[0]
+    is_file = len(summed) == 1 and first.stream is None and first.path.suffix.lower() in IN_PLACE
+    return Stem(
+        first.path,
+        max(form.samples for form in forms),
+        max(form.channels for form in forms),
+        () if is_file else summed,
+    )
+
+
+def _form(part: Source) -> Form:
     try:
-        form: Form = form_of(path)
+        form = sources.form(part)
     except AudioError as error:
         raise TrainingError(str(error)) from error
     if form.rate != RATE:
-        raise TrainingError(f"{path}: {form.rate} Hz, expected {RATE} Hz: resample the data set")
+        raise TrainingError(f"{part.path}: {form.rate} Hz, expected {RATE} Hz: resample the data set")
     if form.channels > 2:
-        raise TrainingError(f"{path}: {form.channels} channels, expected one or two")
-    return Stem(path, form.samples, form.channels)
+        raise TrainingError(f"{part.path}: {form.channels} channels, expected one or two")
+    return form
 
 
 def _some(names: Mapping[str, Song]) -> str:

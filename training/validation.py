@@ -18,7 +18,7 @@ from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.runner import Runner
 from training import windows
 from training.config import Config, TrainingError
-from training.songs import Song, Songs, Stem
+from training.songs import Song, Songs, Stem, blocks
 
 BLOCK = 2**16  # samples read at a time
 
@@ -46,6 +46,8 @@ def check(config: Config, songs: Songs) -> None:
 
 def _sounds(stem: Stem) -> bool:
     """Whether there is anything in a stem but zeros; it is read until then."""
+    if stem.parts:
+        return any(block.any() for block in blocks(stem))
     try:
         with sf.SoundFile(stem.path) as sound:
             return any(block.any() for block in sound.blocks(BLOCK, dtype="float32"))

@@ -10,7 +10,7 @@ import soxr
 from evaluator.sounds import form_of
 from kmdx import audio
 from training.config import TrainingError
-from training.songs import RATE, Stem, to_train_with
+from training.songs import RATE, Stem, to_train_with, whole
 
 SLOWEST, FASTEST = 0.25, 4.0
 
@@ -51,7 +51,7 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
         files = {name: output / song.name / f"{name}.wav" for name in song.stems}
         if not _written(song.stems, files, speed):
             slowed = {
-                files[name]: soxr.resample(audio.read(stem.path).samples, RATE * speed, RATE)
+                files[name]: soxr.resample(whole(stem), RATE * speed, RATE)
                 for name, stem in song.stems.items()
             }
             audio.write_all(slowed, RATE)

@@ -88,7 +88,7 @@ def collect(
             "--all-estimates", help="Also what any other network run says of a stem, with weight 0."
         ),
     ] = False,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -269,7 +269,7 @@ def search_stages(
         Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time by what networks took there.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and end.")] = False,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",

@@ -12,14 +12,12 @@ from rich.markup import escape
 from evaluator import dataset
 from evaluator.blend_search import collection, writing
 from evaluator.blend_search.search import Result
-from evaluator.dataset import Track
+from evaluator.dataset import CHANNELS, EVERY_SPLIT, RATE, STEMS, Track
 from evaluator.survey import Survey, survey
 from kmdx import terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import err, out
-
-EVERY_SPLIT = "all"
 
 PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="An ensemble, or a plan's path (.yaml).")]
 DataArgument = Annotated[
@@ -29,7 +27,10 @@ CollectionArgument = Annotated[
     Path, typer.Argument(metavar="COLLECTION", help="Folder that `collect` filled.")
 ]
 SplitOption = Annotated[
-    str, typer.Option(help=f"Subfolder of DATA, where it has one; {EVERY_SPLIT!r} takes every one.")
+    str | None,
+    typer.Option(
+        help=f"Subfolder of DATA; test if not given and there is one; {EVERY_SPLIT!r} takes every one."
+    ),
 ]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
@@ -68,21 +69,33 @@ def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     out.print(f"written: {escape(str(path))}")
 
 
-def find_songs(data: Path, split: str, tracks: str | None) -> list[Track]:
-    """Songs of a split, or of every one."""
-    return dataset.find_tracks(data, None if split == EVERY_SPLIT else split, tracks)
+def find_songs(data: Path, split: str | None, tracks: str | None) -> list[Track]:
+    """Songs of a split, or of every one; see :func:`evaluator.dataset.find_tracks`."""
+    return dataset.find_tracks(data, split, tracks)
 
 
 def check_songs(songs: list[Track], folder: Path) -> Survey:
     """Look at the data, tell of what is wrong with it, and go on if there is a song left."""
     with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
-        found = survey(songs, folder)
+        found = survey(songs, folder, accept_incomplete=True)
+    unfit = {song.name: why for song in songs if (why := _unfit(song)) is not None}
+    found = replace(found, unusable={**unfit, **found.unusable})
     for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
         terminal.warn(line)
     if len(found.unusable) == len(songs):
         song, why = next(iter(found.unusable.items()))
         raise KmdxError(f"none of {len(songs)} songs can be used; {song}: {why}")
     return found
+
+
+def _unfit(song: Track) -> str | None:
+    """Why a song has not what plans estimate; ``None`` if it has, or cannot be read at all."""
+    missing = [stem for stem in STEMS if stem not in song.stems]
+    if missing:
+        return f"no {', '.join(missing)} among its stems"
+    if song.rate and (song.rate, song.channels) != (RATE, CHANNELS):
+        return f"channels: {song.channels}, at {song.rate} Hz; expected {CHANNELS} at {RATE} Hz"
+    return None
 
 
 def load_collection(folder: Path) -> collection.Collection:

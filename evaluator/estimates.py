@@ -1,0 +1,264 @@
+"""Existing stems of a data set's songs: which file of a folder is which stem of which song.
+
+Layout
+------
+Any of these, also in further folders such as a split's or a model's, in any format that :mod:`kmdx.audio`
+reads. Names are compared without case and in one Unicode normal form::
+
+    <song>/<stem>.wav
+    <song>/<song>_<stem>.wav
+    <song>_<stem>.wav, <song> - <stem>.wav, <song> (<stem>).wav
+    <stem>/<song>.wav
+
+Stems have the names in :data:`evaluator.layouts.NAMES`, so that ``no_vocals`` and ``instrumental`` are the
+accompaniment. Where the accompaniment is wanted and has no file, it is the sum of the other estimates but the
+vocals, if these are at least bass, drums and other. A song of MoisesDB may also have the name of its folder.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluator import layouts, sources
+from evaluator.dataset import ACCOMPANIMENT, Problem, Track
+from evaluator.layouts import MIXTURE, STEMS, key, safe_name, stem_named
+from evaluator.sources import Source
+from kmdx import audio
+from kmdx.errors import KmdxError, listed, shown
+
+DEPTH = 5  # folders below the given one
+TAIL = 1152  # samples that a lossy file may be longer than its song: one frame of mp3, of which AAC has fewer
+SEPARATORS = " _-.()[]"
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """A folder's files by song and stem.
+
+    Attributes
+    ----------
+    folder : Path
+    files : mapping of str to mapping of str to tuple of Path
+        By the song's name and the stem; several files are to be summed.
+    missing : mapping of str to tuple of str
+        Stems that a song has and that have no file, for songs where there are any.
+    unknown : tuple of Path
+        Sound files that are no stem of any of the songs.
+    lossy : int
+        How many of the files were compressed with loss.
+    """
+
+    folder: Path
+    files: Mapping[str, Mapping[str, tuple[Path, ...]]]
+    missing: Mapping[str, tuple[str, ...]]
+    unknown: tuple[Path, ...]
+    lossy: int
+
+    def problems(self) -> list[Problem]:
+        """What the user should know: songs without estimates, missing stems, unknown and lossy files."""
+        found = []
+        for song, stems in self.missing.items():
+            if self.files.get(song):
+                found.append(Problem(song, False, f"no {', '.join(stems)} in {self.folder}"))
+            else:
+                found.append(Problem(song, True, f"no stem of it in {self.folder}"))
+        if self.unknown:
+            names = listed([path.relative_to(self.folder).as_posix() for path in self.unknown])
+            message = f"{self.folder}: not used, as they are no stem of these songs: {names}"
+            found.append(Problem(None, False, message))
+        if self.lossy:
+            total = len({path for stems in self.files.values() for paths in stems.values() for path in paths})
+            found.append(Problem(None, False, f"{self.folder}: {self.lossy} of {total} files are lossy"))
+        return found
+
+
+def find(folder: Path, tracks: Sequence[Track], stems: Sequence[str] | None = None) -> Estimates:
+    """Find the estimates of songs in a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    tracks : sequence of Track
+    stems : sequence of str, optional
+        Those that are wanted; all stems that each song has if not given. ``accompaniment`` can be asked for
+        where a song has other stems next to the vocals.
+
+    Raises
+    ------
+    KmdxError
+        If the folder cannot be read or has no stem of any song, or if two files are the same stem.
+    """
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise KmdxError(f"{folder}: {what}: expected a folder of estimates, <song>/<stem>.wav")
+    try:
+        sounds = layouts.sounds_below(folder, DEPTH)
+    except OSError as error:
+        raise layouts.refuse_unreadable(error) from error
+    search = _Search(tracks, stems)
+    matches: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    unknown = []
+    for path in sounds:
+        match = search.match(path.relative_to(folder))
+        if match is None:
+            unknown.append(path)
+        else:
+            matches[match[0].name, match[1]].append(path)
+    files: dict[str, dict[str, tuple[Path, ...]]] = {}
+    missing: dict[str, tuple[str, ...]] = {}
+    for track in tracks:
+        own = {stem: paths for (name, stem), paths in matches.items() if name == track.name}
+        wanted = _wanted(track, stems)
+        files[track.name] = _chosen(folder, track, own, wanted)
+        absent = tuple(stem for stem in wanted if stem not in files[track.name])
+        if absent:
+            missing[track.name] = absent
+    if not any(files.values()):
+        raise KmdxError(_nothing(folder, tracks, sounds))
+    used = {path for each in files.values() for paths in each.values() for path in paths}
+    lossy = sum(map(sources.is_lossy, used))
+    return Estimates(folder, files, missing, tuple(unknown), lossy)
+
+
+def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:
+    """Give an estimate as a wav file of its song's rate, channels and length.
+
+    Returns
+    -------
+    Path
+        The file itself if it is such a wav; else ``folder/<stem>.wav``, float32, written anew, whole or not
+        at all. What a lossy file has after the song's end, up to :data:`TAIL` samples, is cut off.
+
+    Raises
+    ------
+    KmdxError
+        If there is none, it cannot be read, or it has another rate, number of channels or length than the
+        song.
+    """
+    paths = estimates.files.get(track.name, {}).get(stem)
+    if not paths:
+        raise KmdxError(f"{track.name}: no {stem} in {estimates.folder}")
+    whole = [_checked(path, track) for path in paths]
+    if len(paths) == 1 and whole == [True] and paths[0].suffix.lower() == ".wav":
+        return paths[0]
+    total = np.zeros((track.samples, track.channels), np.float64)
+    for path in paths:
+        total += audio.read(path, accept_holes=False).samples[: track.samples]
+    target = folder / f"{stem}.wav"
+    audio.write(target, total.astype(np.float32), track.rate, "float32")
+    return target
+
+
+class _Search:
+    """Songs and stems by the names that files and folders may have."""
+
+    def __init__(self, tracks: Sequence[Track], stems: Sequence[str] | None) -> None:
+        self.songs: dict[str, list[Track]] = defaultdict(list)
+        for track in tracks:
+            for name in {key(track.name), key(f"{track.name}.stem"), key(safe_name(track.name))}:
+                self.songs[name].append(track)
+        aliases: dict[str, list[Track]] = defaultdict(list)
+        for track in tracks:
+            for alias in {*map(key, track.layout.aliases if track.layout is not None else ())}:
+                aliases[alias].append(track)
+        for alias, named in aliases.items():
+            if len(named) == 1 and alias not in self.songs:
+                self.songs[alias] = named
+        self.longest_first = sorted(self.songs, key=len, reverse=True)
+        every = {stem for track in tracks for stem in track.stems}
+        self.stems = {key(stem): stem for stem in (*every, *(stems or ()))}
+
+    def match(self, relative: Path) -> tuple[Track, str] | None:
+        """The song and the stem, or the mixture, that a file is by its place."""
+        base, folders = key(relative.stem), [*map(key, relative.parts[:-1])]
+        for folder in reversed(folders):
+            if folder in self.songs:
+                name = folder if base.startswith(folder) and base != folder else ""
+                stem = self.stem(base) or self.stem(base[len(name) :].strip(SEPARATORS))
+                if stem is not None:
+                    return self.track(folder, relative), stem
+        if base in self.songs:
+            for folder in reversed(folders):
+                stem = self.stem(folder)
+                if stem is not None:
+                    return self.track(base, relative), stem
+        for song in self.longest_first:
+            if base.startswith(song):
+                stem = self.stem(base[len(song) :].strip(SEPARATORS))
+                if stem is not None:
+                    return self.track(song, relative), stem
+        return None
+
+    def stem(self, name: str) -> str | None:
+        return self.stems.get(name) or stem_named(name)
+
+    def track(self, song: str, relative: Path) -> Track:
+        """The song of that name, by its case where two differ in nothing else."""
+        named = self.songs[song]
+        exact = [track for track in named if track.name in str(relative)]
+        return (exact or named)[0]
+
+
+def _wanted(track: Track, stems: Sequence[str] | None) -> tuple[str, ...]:
+    if stems is None:
+        return track.stems
+    return tuple(stem for stem in stems if stem in track.available)
+
+
+def _chosen(
+    folder: Path, track: Track, own: Mapping[str, list[Path]], wanted: Sequence[str]
+) -> dict[str, tuple[Path, ...]]:
+    """The files of a song's stems."""
+    chosen: dict[str, tuple[Path, ...]] = {}
+    for stem in wanted:
+        if stem in own:
+            chosen[stem] = (_only(folder, track, stem, own[stem]),)
+    parts = [stem for stem in own if stem not in (MIXTURE, ACCOMPANIMENT, "vocals")]
+    if ACCOMPANIMENT in wanted and ACCOMPANIMENT not in own and {*STEMS} - {"vocals"} <= {*parts}:
+        chosen[ACCOMPANIMENT] = tuple(_only(folder, track, stem, own[stem]) for stem in parts)
+    return chosen
+
+
+def _only(folder: Path, track: Track, stem: str, paths: Sequence[Path]) -> Path:
+    """The one file of a stem; where there are several, the one in the folder of the song's split."""
+    if len(paths) > 1 and track.split is not None:
+        split = key(track.split)
+        inside = [path for path in paths if split in map(key, path.relative_to(folder).parts[:-1])]
+        paths = inside or paths
+    if len(paths) > 1:
+        raise KmdxError(
+            f"{paths[0]} and {paths[1]} are both {stem} of {shown(track.name)}: remove one, or name a folder "
+            "with one of them"
+        )
+    return paths[0]
+
+
+def _checked(path: Path, track: Track) -> bool:
+    """Check a file's form; returns whether it is exactly its song's."""
+    form = sources.form(Source(path))
+    if form.rate != track.rate:
+        raise KmdxError(f"{path}: {form.rate} Hz, the song has {track.rate} Hz: resample it")
+    if form.channels != track.channels:
+        raise KmdxError(f"{path}: channels: {form.channels}, expected {track.channels} as in the song")
+    tail = TAIL if sources.is_lossy(path) else 0
+    if not track.samples <= form.samples <= track.samples + tail:
+        raise KmdxError(
+            f"{path}: {form.samples} samples, the song has {track.samples}: estimates must have its length"
+        )
+    return form.samples == track.samples
+
+
+def _nothing(folder: Path, tracks: Sequence[Track], sounds: Sequence[Path]) -> str:
+    """That no file is a stem of any song, what there is, and what was expected."""
+    names = [path.relative_to(folder).as_posix() for path in sounds[:3]]
+    found = f"found {', '.join(map(shown, names))}" if names else "found no sound files"
+    count = f"{len(tracks)} song{'' if len(tracks) == 1 else 's'}"
+    first = tracks[0].name if tracks else "<song>"
+    return (
+        f"{folder}: no stems of any of {count}; expected {shown(f'{first}/vocals.wav')} and others; {found}"
+    )

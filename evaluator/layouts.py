@@ -1,0 +1,363 @@
+"""Which files of a folder are songs, and which of a song's files are which stem.
+
+Layouts
+-------
+A data set is a folder of songs, or of splits (``train``, ``test``, ``valid``) that are folders of songs; one
+folder around it, as archives have, does not matter. A song is one of these:
+
+files named by stem (MUSDB18-HQ)
+    A folder with ``mixture.wav`` and a file for each stem, in any format that :mod:`kmdx.audio` reads. Names
+    are compared without case. :data:`NAMES` lists the stems and their other names.
+streams (MUSDB18)
+    One file ``<song>.stem.mp4`` with five streams, in the order of :data:`STREAMS`.
+MoisesDB
+    A folder with ``data.json`` and a folder for each stem with its tracks: a stem is their sum. The song is
+    named after its artist and title.
+described
+    A folder whose files match the patterns of a ``dataset.yaml``; see :mod:`evaluator.described`.
+
+References
+----------
+Rafii et al. 2017, "The MUSDB18 corpus for music separation", and its uncompressed version, MUSDB18-HQ.
+Pereira et al. 2023, "MoisesDB: a dataset for source separation beyond 4-stems", arXiv 2307.15913.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evaluator.sources import SOUNDS, STREAMS, Source, is_sound
+from kmdx.documents import read_json
+from kmdx.errors import DocumentError, KmdxError, quoted, shown
+
+STEMS = ("bass", "drums", "other", "vocals")
+MIXTURE = "mixture"
+ACCOMPANIMENT = "accompaniment"
+STEM_FILE = ".stem.mp4"
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    MIXTURE: ("mix",),
+    "bass": (),
+    "drums": ("drum",),
+    "other": ("others",),
+    "vocals": ("vocal", "vox", "voice"),
+    ACCOMPANIMENT: ("instrumental", "instrumentals", "instrum", "no_vocals", "novocals", "backing_track"),
+    "guitar": ("guitars",),
+    "piano": (),
+    "bowed_strings": (),
+    "brass": (),
+    "keys": ("keyboards", "keyboard"),
+    "other_keys": (),
+    "other_plucked": (),
+    "percussion": (),
+    "strings": (),
+    "synth": ("synths",),
+    "wind": ("winds",),
+    "dialogue": ("dialog",),
+    "effects": ("sfx",),
+    "music": (),
+    "speech": (),
+}
+"""Stems by their names, and other names that files of them have, with ``_`` for spaces and hyphens."""
+_CANONICAL = {alias: name for name, aliases in NAMES.items() for alias in (name, *aliases)}
+
+SPLITS = ("train", "test", "valid", "validation", "val", "dev", "eval")
+"""Folders with these names are splits even if a data set has only one of them."""
+
+MOISESDB_UNEVEN = 1.0  # seconds that the tracks of one MoisesDB song may differ in length
+MAX_NAME = 200  # bytes of a song's name, which becomes a folder's
+
+
+@dataclass(frozen=True)
+class SongFiles:
+    """A song's files, of which nothing but the names was read.
+
+    Attributes
+    ----------
+    name : str
+    place : Path
+        Its folder, or its one file.
+    sources : mapping of str to tuple of Source
+        Of each stem, and of the mixture where there is one; several are to be summed.
+    extra : tuple of Path
+        Sound files that are none of them.
+    problems : tuple of (bool, str)
+        What is wrong with it, and whether it cannot be scored for that.
+    aliases : tuple of str
+        Other names that folders of its estimates may have.
+    multitrack : bool
+        Whether files with one channel may be mixed with files of two.
+    uneven : float
+        Seconds that its files may differ in length; silence follows the shorter ones.
+    declared : tuple of str
+        Stems that the data set's description names.
+    """
+
+    name: str
+    place: Path
+    sources: Mapping[str, tuple[Source, ...]]
+    extra: tuple[Path, ...] = ()
+    problems: tuple[tuple[bool, str], ...] = ()
+    aliases: tuple[str, ...] = ()
+    multitrack: bool = False
+    uneven: float = 0.0
+    declared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a data set holds.
+
+    Attributes
+    ----------
+    splits : mapping of str or None to list of SongFiles
+        Songs of each split; those in none at ``None``.
+    strays : tuple of Path
+        Sound files that belong to no song.
+    """
+
+    splits: Mapping[str | None, list[SongFiles]]
+    strays: tuple[Path, ...] = ()
+
+
+Recognize = Callable[[Path], SongFiles | None]
+
+
+def key(name: str) -> str:
+    """A name as names are compared: without case, in one Unicode normal form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def stem_named(name: str) -> str | None:
+    """The stem, or the mixture, that a file or folder of this name holds; ``None`` for no known one."""
+    return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order of name, without hidden files such as macOS puts next to others."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def sounds_below(folder: Path, depth: int = 3) -> list[Path]:
+    """Sound files in a folder and the folders in it."""
+    found = []
+    for path in entries(folder):
+        if path.is_dir():
+            found += sounds_below(path, depth - 1) if depth else []
+        elif is_sound(path):
+            found.append(path)
+    return found
+
+
+def song(path: Path) -> SongFiles | None:
+    """The song that a folder or file is, by its own layout; ``None`` if it is none.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
+    if not path.is_dir():
+        if not path.name.lower().endswith(STEM_FILE) or not path.is_file():
+            return None
+        name = path.name[: -len(STEM_FILE)]
+        streams = {stem: (Source(path, number),) for number, stem in enumerate(STREAMS)}
+        return SongFiles(name, path, streams, aliases=(f"{name}.stem",))
+    if (path / "data.json").is_file():
+        found = _moisesdb(path)
+        if found is not None:
+            return found
+    return _named(path)
+
+
+def scan(data: Path, recognize: Recognize = song, depth: int = 2) -> Scan:
+    """Find the songs of a data set.
+
+    Parameters
+    ----------
+    data : Path
+        The data set, one of its splits, or one song.
+    recognize : callable
+        Gives the song that a folder or file is.
+    depth : int
+        How many folders may be around the data set.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read.
+    """
+    whole = recognize(data)
+    if whole is not None:
+        return Scan({None: [whole]})
+    splits: dict[str | None, list[SongFiles]] = {}
+    strays: list[Path] = []
+    folders = []
+    for path in entries(data):
+        found = recognize(path)
+        if found is not None:
+            splits.setdefault(None, []).append(found)
+        elif path.is_dir():
+            folders.append(path)
+        elif is_sound(path):
+            strays.append(path)
+    for folder in folders:
+        songs = []
+        left: list[Path] = []
+        for path in entries(folder):
+            found = recognize(path)
+            if found is not None:
+                songs.append(found)
+            elif path.is_dir():
+                left += sounds_below(path)
+            elif is_sound(path):
+                left.append(path)
+        if songs:
+            splits[folder.name] = songs
+        strays += left
+    if not splits and depth:
+        inner = [scan(folder, recognize, depth - 1) for folder in folders]
+        with_songs = [each for each in inner if each.splits]
+        if len(with_songs) == 1:
+            return with_songs[0]
+    return Scan({split: _distinct(songs) for split, songs in splits.items()}, tuple(strays))
+
+
+def _distinct(songs: list[SongFiles]) -> list[SongFiles]:
+    """Songs that are named by their metadata, told apart by their folders where two have one name."""
+    names = [each.name for each in songs]
+    return [
+        replace(each, name=safe_name(f"{each.name} ({each.place.name[:8]})"))
+        if each.aliases and each.place.is_dir() and names.count(each.name) > 1
+        else each
+        for each in songs
+    ]
+
+
+def safe_name(name: str) -> str:
+    """A name from metadata that can be a folder's on every system."""
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", unicodedata.normalize("NFC", name)).strip(" .")
+    return name.encode("utf-8", "replace")[:MAX_NAME].decode(errors="ignore").rstrip(" .") or "_"
+
+
+def _named(folder: Path) -> SongFiles | None:
+    """A folder's files by what they are, wav before flac before others, and the sound files left over."""
+    sounds = [path for path in entries(folder) if is_sound(path) and not path.is_dir()]
+    if any(path.name.lower().endswith(STEM_FILE) for path in sounds):
+        return None  # a folder of MUSDB18 files
+    by_preference = sorted(
+        sounds,
+        key=lambda path: (key(path.stem) != stem_named(path.stem), SOUNDS.index(path.suffix.lower()), path),
+    )
+    chosen: dict[str, Path] = {}
+    extra = []
+    for path in by_preference:
+        stem = stem_named(path.stem)
+        if stem is not None and stem not in chosen:
+            chosen[stem] = path
+        else:
+            extra.append(path)
+    if not chosen:
+        return None
+    order = [stem for stem in NAMES if stem in chosen]
+    name = folder.resolve().name  # also of "."
+    below = [path for each in entries(folder) if each.is_dir() for path in sounds_below(each)]
+    return SongFiles(
+        name,
+        folder,
+        {stem: (Source(chosen[stem]),) for stem in order},
+        (*sorted(extra, key=sounds.index), *below),
+    )
+
+
+@dataclass
+class _Moises:
+    """What ``data.json`` and the folders beside it give."""
+
+    sources: dict[str, tuple[Source, ...]] = field(default_factory=dict)
+    problems: list[tuple[bool, str]] = field(default_factory=list)
+
+
+def _moisesdb(folder: Path) -> SongFiles | None:
+    """A song of MoisesDB; ``None`` if the folder's ``data.json`` is about something else."""
+    found = _Moises()
+    content: Any = None
+    try:
+        content = read_json(folder / "data.json")
+        if not isinstance(content, dict) or "stems" not in content:
+            return None
+        for number, stem in enumerate(_list(content, "stems")):
+            _moisesdb_stem(folder, stem, f"stems[{number}]", found)
+    except DocumentError as error:
+        if content is None and not any(path.is_dir() for path in entries(folder)):
+            return None
+        found.problems.append((True, f"data.json: {error}"))
+    if not found.sources and not found.problems:
+        found.problems.append((True, "data.json: no stem has a track"))
+    names = [content.get(part) if isinstance(content, dict) else None for part in ("artist", "song")]
+    title = " - ".join(text for text in names if isinstance(text, str) and text.strip())
+    name = safe_name(title) if title else folder.resolve().name
+    used = {source.path for sources in found.sources.values() for source in sources}
+    mixtures = [path for path in entries(folder) if is_sound(path) and stem_named(path.stem) == MIXTURE]
+    if mixtures:
+        found.sources = {MIXTURE: (Source(mixtures[0]),), **found.sources}
+    extra = tuple(path for path in sounds_below(folder) if path not in used and path not in mixtures[:1])
+    return SongFiles(
+        name,
+        folder,
+        found.sources,
+        extra,
+        tuple(found.problems),
+        aliases=(folder.resolve().name, *(text for text in names[1:] if isinstance(text, str))),
+        multitrack=True,
+        uneven=MOISESDB_UNEVEN,
+    )
+
+
+def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
+    """Add a stem of ``data.json``, and what is wrong with it."""
+    name = _text(stem, "stemName", where)
+    if not is_stem_name(name):
+        raise DocumentError(f"{where}.stemName: {quoted(name)} cannot be the name of a stem")
+    sources = []
+    for number, track in enumerate(_list(stem, "tracks", f"{where}.")):
+        identity = _text(track, "id", f"{where}.tracks[{number}]")
+        ending = track.get("extension", "wav")
+        if not isinstance(ending, str) or re.search(r"[/\\\x00]", f"{identity}{ending}"):
+            raise DocumentError(f"{where}.tracks[{number}]: {quoted(identity)} cannot be the name of a file")
+        path = folder / name / f"{identity}.{ending}"
+        if path.is_file():
+            sources.append(Source(path))
+        else:
+            found.problems.append((True, f"{shown(f'{name}/{path.name}')} is in data.json but not a file"))
+    if sources:
+        found.sources[name] = (*found.sources.get(name, ()), *sources)
+
+
+def is_stem_name(name: str) -> bool:
+    """Whether a name can be a stem's, and so the name of its file."""
+    return bool(re.fullmatch(r"\w[\w +&-]{0,63}", name)) and stem_named(name) != MIXTURE
+
+
+def _list(content: Any, name: str, where: str = "") -> list[Any]:
+    found = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(found, list):
+        raise DocumentError(f"{where}{name}: expected a list, found {quoted(found)}")
+    return found
+
+
+def _text(content: Any, name: str, where: str) -> str:
+    found = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(found, str) or not found:
+        raise DocumentError(f"{where}.{name}: expected a text, found {quoted(found)}")
+    return found
+
+
+def refuse_unreadable(error: OSError) -> KmdxError:
+    """The user's mistake behind an error of the system."""
+    return KmdxError(f"{error.filename}: cannot be read: {error.strerror}")

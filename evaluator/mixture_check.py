@@ -1,0 +1,238 @@
+"""Whether stems sum to their mixture, and what it means if they do not.
+
+A difference within rounding is none. Otherwise a stem may be missing, or the mixture may have been mastered:
+equalized, louder, limited. These are distinguished by coherence. A mastered mixture is the stems' sum through
+a filter and a gain that follows the level, so one complex factor for each frequency of a few seconds and one
+gain for each moment explain most of it. They do not explain the sound of a missing stem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from evaluator import sources
+from evaluator.layouts import ACCOMPANIMENT, MIXTURE, STEMS
+from evaluator.sources import BLOCK
+from kmdx.errors import AudioError, shown
+
+if TYPE_CHECKING:
+    from evaluator.dataset import Track
+
+Found = tuple[str, bool, str]
+"""A song's name, whether it cannot be scored, and what is wrong."""
+
+KNOWN_SUMS = {"PR - Oh No"}
+"""Songs of MUSDB18-HQ whose stems are known not to sum to the mixture."""
+ROUNDING = 3 / 32768
+"""RMS that a mixture may differ by from its stems' sum: five 16-bit files, each rounded and dithered."""
+
+COMPLETE = ({*STEMS}, {"vocals", ACCOMPANIMENT})
+"""Stems that are everything by definition: ``other`` is all that has no name."""
+SOMETIMES = {"guitar", "piano"}
+"""Stems of which a data set that has one usually has the other."""
+
+WINDOW = 2048  # samples of a spectrum
+FITS = 5  # of factors and gains in turn
+EXAMINED = 24  # blocks of a song whose spectra are examined
+MISSING_NAMED, MISSING_UNNAMED = -30.0, -15.0
+"""Level in dB of the mixture from which on unexplained sound is a missing stem, which has a name or not."""
+MISSING_LOSSY = -12.0  # dB, for both: lossy files differ by their coding
+
+
+def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Found]:
+    """Compare stems with mixtures, and mixtures of one length with each other.
+
+    Parameters
+    ----------
+    tracks : sequence of Track
+        Whose headers were checked.
+    accept_incomplete : bool
+        Whether a missing stem is a warning.
+    """
+    lengths = defaultdict(list)
+    for track in tracks:
+        lengths[track.samples, track.lossy].append(track)
+    suspects = [track for group in lengths.values() if len(group) > 1 for track in group]
+    everything = {stem: None for track in tracks for stem in track.stems}
+
+    def compare(track: Track) -> Found | None:
+        return _check_sum(track, _absent(track, [*everything]), accept_incomplete)
+
+    # Reading and arithmetic both leave the interpreter to other threads.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = [problem for problem in pool.map(compare, tracks) if problem is not None]
+        digests = list(pool.map(_mixture_digest, suspects))
+
+    first: dict[str, Track] = {}
+    for track, digest in zip(suspects, digests, strict=True):
+        other = first.setdefault(digest, track)
+        if other is not track:
+            problems.append((track.name, False, f"has the same mixture as {other.name}"))
+    return problems
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file in hexadecimal; raises :class:`AudioError` if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _absent(track: Track, everything: Sequence[str]) -> list[str]:
+    """Stems that may be missing from a song: those of other songs, and of the usual four."""
+    if ACCOMPANIMENT in track.sources:
+        return [] if "vocals" in track.sources else ["vocals"]
+    usual = STEMS if any(stem in STEMS for stem in track.stems) else ()
+    if track.stems == ("vocals",) and ACCOMPANIMENT in everything:
+        return [ACCOMPANIMENT]
+    declared = track.layout.declared if track.layout is not None else ()
+    names = dict.fromkeys((*usual, *declared, *everything))
+    return [stem for stem in names if stem not in track.sources and stem != ACCOMPANIMENT]
+
+
+def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> Found | None:
+    """Whether the stems sum to the mixture, both within full scale."""
+    if any(part.stream is not None for part in track.sources_of(MIXTURE)):
+        return None
+    try:
+        energy, difference = _difference(track)
+        if not math.isfinite(energy + difference):
+            return track.name, True, "NaN or infinity in its samples"
+        if difference <= ROUNDING**2 * track.samples * track.channels:
+            return None
+        if not energy:
+            return track.name, False, "the stems do not sum to the mixture: it is silent"
+        unexplained = _unexplained(track)
+    except AudioError as error:
+        return track.name, True, str(error)
+    level = 10 * math.log10(difference / energy)
+    least = MISSING_NAMED if absent else MISSING_UNNAMED
+    complete = not absent and set(track.summands) in COMPLETE
+    if not complete and unexplained >= (MISSING_LOSSY if track.lossy else least):
+        return track.name, not accept_incomplete, _incomplete(track, absent, unexplained, accept_incomplete)
+    if track.lossy:  # coding changes each file, and that is reported of the set
+        return None
+    known = " (known of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
+    return (
+        track.name,
+        False,
+        f"the stems do not sum to the mixture: the difference is {abs(level):.1f} dB "
+        f"{'below' if level < 0.05 else 'above'} it{known}",
+    )
+
+
+def _incomplete(track: Track, absent: Sequence[str], unexplained: float, accepted: bool) -> str:
+    """That a stem is missing, which one, and what can be done."""
+    have = ", ".join(map(shown, track.summands))
+    which = f"no {', '.join(map(shown, absent))} among its files" if absent else "a stem is missing"
+    if not absent and len(SOMETIMES & track.sources.keys()) == 1:
+        which += f", perhaps {next(iter(SOMETIMES - track.sources.keys()))}"
+    found = (
+        f"{which}: the mixture has sound that is in none of {have}, {-unexplained:.1f} dB below the mixture"
+    )
+    return found if accepted else f"{found}; add the stem, or score what there is with --accept-incomplete"
+
+
+def _difference(track: Track) -> tuple[float, float]:
+    """Energies of the mixture, and of its difference from the stems' sum; zero if the mixture is that sum."""
+    energy = difference = 0.0
+    for mixture, (total, *others) in _pairs(track, BLOCK):
+        energy += float(np.square(mixture).sum(dtype=np.float64))
+        for stem in others:
+            total += stem
+        error = np.clip(total, -1, 1, out=total)
+        error -= np.clip(mixture, -1, 1, out=mixture)
+        difference += float(np.square(error, out=error).sum(dtype=np.float64))
+    return energy, difference
+
+
+def _pairs(track: Track, size: int) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
+    """Blocks of a song's mixture, each with those of the stems that sum to it."""
+    stems = [sources.blocks(track.sources[name], track.form, size) for name in track.summands]
+    if MIXTURE not in track.sources:  # nothing to compare with, but damage to find
+        for parts in zip(*stems, strict=True):
+            yield np.sum(parts, axis=0), [*parts]
+        return
+    mixture = sources.blocks(track.sources[MIXTURE], track.form, size)
+    for first, *rest in zip(mixture, *stems, strict=True):
+        yield first, rest
+
+
+def _unexplained(track: Track) -> float:
+    """Energy of the mixture that no slowly changing filter makes of the stems, in dB of the mixture's."""
+    window = WINDOW
+    while window > 64 and track.samples < 32 * window:
+        window //= 2
+    every = max(1, math.ceil(track.samples / BLOCK / EXAMINED))
+    energy = left = 0.0
+    for number, (mixture, stems) in enumerate(_pairs(track, BLOCK)):
+        if number % every or len(mixture) < 2 * window:
+            continue
+        for channel in range(track.channels):
+            whole, rest = _residual(
+                _spectrum(mixture[:, channel], window),
+                np.stack([_spectrum(stem[:, channel], window) for stem in stems]),
+            )
+            energy, left = energy + whole, left + rest
+    return 10 * math.log10(left / energy) if left > 0 and energy > 0 else -math.inf
+
+
+def _spectrum(samples: NDArray[np.float32], window: int) -> NDArray[np.complex128]:
+    """Short-time Fourier transform ``(frames, bins)`` with Hann windows that overlap by half."""
+    frames = sliding_window_view(samples, window)[:: window // 2]
+    return np.fft.rfft(frames * np.hanning(window), axis=1)
+
+
+def _residual(mixture: NDArray[np.complex128], stems: NDArray[np.complex128]) -> tuple[float, float]:
+    """Energies of a mixture ``(frames, bins)``, and of what is left by stems ``(stems, frames, bins)``.
+
+    The stems are fitted to the mixture by least squares, alternately with a complex factor for each stem and
+    bin, and with a gain for each frame. A little is added to their energies, so that no factor blows up a
+    bin that is as good as silent.
+    """
+    energy = float(np.square(np.abs(mixture)).sum())
+    gains = np.ones((len(mixture), 1))
+    left = energy
+    for _ in range(FITS):
+        scaled = gains * stems
+        products = np.einsum("stf,rtf->fsr", scaled.conj(), scaled, optimize=True)
+        floor = 1e-6 * np.einsum("fss->f", products).real.mean() + 1e-20
+        products += floor * np.eye(len(stems))
+        targets = np.einsum("stf,tf->fs", scaled.conj(), mixture, optimize=True)
+        factors = np.linalg.solve(products, targets[..., np.newaxis])[..., 0]
+        filtered = np.einsum("fs,stf->tf", factors, stems, optimize=True)
+        overlap = (filtered.conj() * mixture).real.sum(axis=1, keepdims=True)
+        own = np.square(np.abs(filtered)).sum(axis=1, keepdims=True)
+        gains = np.maximum(overlap / (own + 1e-20), 0)
+        left = min(left, float(np.square(np.abs(mixture - gains * filtered)).sum()))
+    return energy, left
+
+
+def _mixture_digest(track: Track) -> str:
+    """The same for equal mixtures, be they wav or flac; of a MUSDB18 file, for equal files."""
+    parts = track.sources_of(MIXTURE)
+    if parts[0].stream is not None:
+        return file_digest(parts[0].path)
+    digest = hashlib.sha256()
+    try:
+        for block in sources.blocks(parts, track.form):
+            digest.update(np.ascontiguousarray(block).data)
+    except AudioError:
+        return str(parts[0].path)  # like no other; the check of the sum reports the damage
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""Where the sound of a stem is stored: in a file, in one stream of a file, or in several files.
+
+A stem of several files is their sum, added in float64. A file with one channel in a song of two counts for
+both, and a file that is shorter than its song is silent after its end; :mod:`evaluator.dataset` decides
+where either is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile as sf
+from numpy.typing import NDArray
+
+from evaluator.sounds import Form, form_of, read_together
+from kmdx import audio, decoding, ffmpeg, scratch
+from kmdx.errors import AudioError, reason
+from kmdx.inputs import COMPRESSED, EXTENSIONS
+
+SOUNDS = (".wav", ".flac", *sorted(EXTENSIONS - {".wav", ".flac"}))
+"""Endings of sound files, preferred ones first."""
+
+HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga"}
+"""Endings of files whose header gives the exact length, unless their codec is one that counts in blocks."""
+OFTEN_LOSSY = COMPRESSED | {".ogg", ".oga", ".opus"}
+LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # how the names of FFmpeg's codecs begin
+STREAMS = ("mixture", "drums", "bass", "other", "vocals")
+"""Order of the streams in a MUSDB18 file."""
+BLOCK = 4 * 44100  # samples read at a time
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or one audio stream of a file that has several.
+
+    Attributes
+    ----------
+    path : Path
+    stream : int, optional
+        The stream's number among the audio streams; ``None`` for a file with one.
+    """
+
+    path: Path
+    stream: int | None = None
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file's name ends like a sound file's."""
+    return path.suffix.lower() in EXTENSIONS
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a file's sound was compressed with loss: by its codec, where its name allows both."""
+    if path.suffix.lower() not in OFTEN_LOSSY:
+        return False
+    try:
+        with av.open(str(path), **ffmpeg.ANY_TAGS) as container:
+            return not container.streams.audio[0].codec_context.name.startswith(LOSSLESS)
+    except (av.FFmpegError, OSError, IndexError):
+        return True
+
+
+def form(source: Source) -> Form:
+    """Length, rate and channels of a source: from its header, or by decoding it where that does not tell.
+
+    Raises
+    ------
+    AudioError
+        If it cannot be read, is damaged or holds no samples.
+    """
+    if source.stream is not None:
+        return _stream_form(source.path, source.stream)
+    if _has_exact_header(source.path):
+        return form_of(source.path)
+    try:
+        stat = source.path.stat()
+    except OSError as error:
+        raise AudioError(f"{source.path}: cannot be read: {reason(error)}") from error
+    return _decoded_form(source.path, stat.st_size, stat.st_mtime_ns)
+
+
+def blocks(sources: Sequence[Source], target: Form, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
+    """Read the sum of sources, ``size`` samples at a time.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        One or more at the target's rate, none longer than it.
+    target : Form
+        What the blocks have together: mono is doubled, and silence follows a source that ends earlier.
+    size : int
+
+    Yields
+    ------
+    ndarray
+        float32 ``(samples, channels)``, overwritten by the next block.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be read, or ends before its header says.
+    """
+    if len(sources) == 1:
+        yield from _fitted(sources[0], target, size)
+        return
+    for first, *others in zip(*(_fitted(source, target, size) for source in sources), strict=True):
+        total = first.astype(np.float64)
+        for other in others:
+            total += other
+        yield total.astype(np.float32)
+
+
+def read(sources: Sequence[Source], target: Form, what: str) -> NDArray[np.float32]:
+    """Read the sum of sources whole, float32 ``(samples, channels)``; parameters as for :func:`blocks`.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be read, or there is NaN or infinity in the sum; ``what`` names it then.
+    """
+    if len(sources) == 1:
+        samples = audio.read(sources[0].path, stream=sources[0].stream or 0, accept_holes=False).samples
+        if not target.samples or samples.shape == (target.samples, target.channels):
+            return samples
+    total = scratch.empty((target.samples, target.channels))
+    position = 0
+    for block in blocks(sources, target):
+        total[position : position + len(block)] = block
+        position += len(block)
+    return audio.check(total, what, target.rate)
+
+
+def _fitted(source: Source, target: Form, size: int) -> Iterator[NDArray[np.float32]]:
+    """Blocks of one source, in the target's channels and length."""
+    position = 0
+    for block in _own_blocks(source, size):
+        expected = min(size, target.samples - position)
+        if block.shape[1] != target.channels:
+            block = np.repeat(block, target.channels, axis=1)
+        if len(block) < expected:
+            block = np.pad(block, ((0, expected - len(block)), (0, 0)))
+        position += len(block)
+        yield block
+    while position < target.samples:
+        length = min(size, target.samples - position)
+        position += length
+        yield np.zeros((length, target.channels), np.float32)
+
+
+def _own_blocks(source: Source, size: int) -> Iterator[NDArray[np.float32]]:
+    if source.stream is None and _has_exact_header(source.path):
+        for (block,) in read_together([source.path], size):
+            yield block
+        return
+    samples = audio.read(source.path, stream=source.stream or 0, accept_holes=False).samples
+    for begin in range(0, len(samples), size):
+        yield samples[begin : begin + size]
+
+
+def _has_exact_header(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix not in HEADERS:
+        return False
+    if suffix in (".wav", ".flac"):
+        return True
+    try:
+        return sf.info(path).subtype not in decoding.INEXACT
+    except (OSError, sf.SoundFileError, UnicodeEncodeError):
+        return True  # reading the header reports what is wrong with it
+
+
+@lru_cache(maxsize=4096)
+def _decoded_form(path: Path, size: int, time: int) -> Form:
+    """The form of a whole file, decoded once while its size and time stay."""
+    sound = audio.read(path, accept_holes=False)
+    return Form(len(sound.samples), sound.rate, sound.samples.shape[1])
+
+
+def _stream_form(path: Path, number: int) -> Form:
+    try:
+        with av.open(str(path), **ffmpeg.ANY_TAGS) as container:
+            streams = container.streams.audio
+            if len(streams) < len(STREAMS):
+                raise AudioError(
+                    f"{path}: {len(streams)} audio streams, expected {len(STREAMS)}: {', '.join(STREAMS)}"
+                )
+            stream = streams[number]
+            seconds = (stream.duration or 0) * (stream.time_base or 0)
+            return Form(round(seconds * stream.rate), stream.rate, stream.channels)
+    except (av.FFmpegError, OSError) as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error

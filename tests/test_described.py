@@ -1,0 +1,127 @@
+"""A small YAML file maps the names of any data set's files to stems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from conftest import noise
+
+from evaluator.dataset import EVERY_SPLIT, MIXTURE, check, find_tracks, read
+from kmdx.errors import KmdxError
+
+RATE = 44100
+TRACKS = ("01_Kick", "02_Snare", "03_Bass DI", "04_Gtr", "05_LeadVox")
+FULL = """
+stems:
+  drums: ["*kick*", "*Snare*"]
+  bass: "*Bass*"
+  vocals: ["*vox", "Voices/*"]
+  strings: "*Violin*"
+  Others: "*Gtr*"
+mixture: "*master*"
+ignore: "*click*"
+splits:
+  test: [One]
+  train: ["T*"]
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two songs of five tracks, the third of one channel."""
+    for song in ("One", "Two"):
+        (tmp_path / "set" / song).mkdir(parents=True)
+        for number, name in enumerate(TRACKS):
+            channels = 1 if name == "03_Bass DI" else 2
+            sf.write(tmp_path / "set" / song / f"{name}.wav", noise(2000, channels, seed=number), RATE)
+    return tmp_path / "set"
+
+
+def describe(data: Path, text: str) -> Path:
+    (data / "dataset.yaml").write_text(text, "utf-8")
+    return data
+
+
+def tracks_of(song: Path, *names: str) -> np.ndarray:
+    parts = [sf.read(song / f"{name}.wav", always_2d=True)[0] for name in names]
+    return np.sum([part * np.ones(2) for part in parts], axis=0).astype(np.float32)
+
+
+def test_files_are_summed_to_the_stems_that_their_names_match(data: Path) -> None:
+    (track,) = find_tracks(describe(data, FULL))
+    assert (track.name, track.split) == ("One", "test")
+    assert track.stems == ("drums", "bass", "vocals", "other")
+    assert np.array_equal(read(track, "drums").samples, tracks_of(data / "One", "01_Kick", "02_Snare"))
+    assert np.array_equal(read(track, "bass").samples, tracks_of(data / "One", "03_Bass DI"))
+    assert np.array_equal(read(track, MIXTURE).samples, tracks_of(data / "One", *TRACKS))
+    assert [track.name for track in find_tracks(data, EVERY_SPLIT)] == ["One", "Two"]
+
+
+def test_other_files_are_ignored_if_the_description_does_so_and_else_named(data: Path) -> None:
+    for name in ("06_Click", "07_Talk"):
+        sf.write(data / "One" / f"{name}.wav", noise(2000), RATE)
+    problems = [str(problem) for problem in check(find_tracks(describe(data, FULL)))]
+    assert "One: not used, as it is no stem or there twice: 07_Talk.wav" in problems
+    assert "no file of any song matches strings" in problems
+
+
+def test_a_mixture_and_folders_can_be_matched(data: Path) -> None:
+    (data / "One" / "voices").mkdir()
+    sf.write(data / "One" / "voices" / "a.wav", noise(2000, seed=8), RATE)
+    sf.write(data / "One" / "Master.wav", noise(2000, seed=9), RATE)
+    (track,) = find_tracks(describe(data, FULL))
+    assert np.array_equal(read(track, MIXTURE).samples, tracks_of(data / "One", "Master"))
+    expected = tracks_of(data / "One", "05_LeadVox", "voices/a")
+    assert np.array_equal(read(track, "vocals").samples, expected)
+
+
+def test_the_file_itself_can_be_the_data_set_and_lie_elsewhere(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("root: set\nstems: {vocals: '*vox', accompaniment: '0[1-4]*'}", "utf-8")
+    assert [track.stems for track in find_tracks(path)] == [("vocals", "accompaniment")] * 2
+
+
+def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> None:
+    sf.write(data / "One" / "04_Gtr.wav", noise(1990), RATE)
+    (problem,) = [each for each in check(find_tracks(describe(data, FULL))) if each.fatal]
+    assert "other 1990" in problem.message
+    assert "bass 2000" in problem.message
+    problems = check(find_tracks(describe(data, f"uneven: 0.1{FULL}")))
+    assert not any(each.fatal for each in problems)
+    assert any("shorter than 2000 samples: other by 10" in each.message for each in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty, expected a mapping with the key stems"),
+        ("5", "line 1: the file: expected a mapping"),
+        ("mixture: a", "no key stems"),
+        ("stems: {}", "line 1: stems: expected at least one stem"),
+        ("stems: {bass: a}\nsplit: {}", "line 2: unknown key 'split'.*did you mean 'splits'"),
+        ("stems:\n  bass: 5", "line 2: stems.bass: expected a text, found 5"),
+        ("stems:\n  bass: []", "line 2: stems.bass: expected a pattern or a list"),
+        ("stems:\n  a/b: c", "line 2: stems: 'a/b' cannot be the name of a stem"),
+        ("stems: {mix: a}", "'mix' cannot be the name of a stem"),
+        ("stems: {vox: a, vocals: b}", "stems: vocals is vocals, which is there already"),
+        ("stems: {bass: *Bass*}", "a pattern that begins with \\* needs quotes"),
+        ("stems: {bass: a}\nuneven: -1", "line 2: uneven: expected seconds from 0 to 60, found -1"),
+        ("stems: {bass: '*Bass*', other: '0*'}", "03_Bass DI.wav matches bass and other: make the patterns"),
+        ("stems: {bass: '*Bass*'}\nsplits: {test: Three}", "splits.test: no song is named 'three'"),
+        ("stems: {bass: '*Bass*'}\nsplits: {a: One, b: O*}", "splits: One is in a and in b"),
+        ("stems: {bass: a}\nroot: nowhere", "nowhere is not a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_file_and_the_key(data: Path, text: str, message: str) -> None:
+    with pytest.raises(KmdxError, match=message) as caught:
+        find_tracks(describe(data, text))
+    assert str(data / "dataset.yaml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_description_the_error_tells_of_one(data: Path) -> None:
+    with pytest.raises(KmdxError, match=r"found One/01_Kick.wav, .* and 7 more: describe .*dataset.yaml"):
+        find_tracks(data)
