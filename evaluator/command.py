@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +19,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from evaluator import dataset, report, results
+from evaluator import dataset, report, results, visible
 from evaluator.dataset import STEMS, Track
-from evaluator.process import Limits, Submission, check_submission
+from evaluator.process import Limits, Submission, SubmissionError, check_submission
 from evaluator.replay import Record, Stopped, replay
 from evaluator.scorer import Scorer
 from evaluator.store import Store
@@ -53,6 +54,9 @@ def evaluate(
     tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
     ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
+    python: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The submission's interpreter; this one by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
     engine: Annotated[
         str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
@@ -84,6 +88,8 @@ def evaluate(
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     submission = submission.resolve()
     check_submission(submission)
+    if python is not None:
+        python = visible.find_python(python)
     if ensemble is not None and Path(ensemble).is_file():
         ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
     plan = _plan(submission, ensemble)
@@ -124,12 +130,17 @@ def evaluate(
 
             def make(folder: Path, shared: Path) -> Submission:
                 log = store.folder / "submission.log"
-                return Submission(
-                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine
-                )
+                started = Submission(
+                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine,
+                    python=python, hidden=_out_of_reach(data, store.folder, songs),
+                )  # fmt: skip
+                made.append(started)
+                return started
 
+            made: list[Submission] = []
             records: list[Record] = []
             stopped: Stopped | None = None
+            broken: SubmissionError | None = None
             options: dict[str, Any] = {"strict": strict, "keep_stems": keep_stems, "unusable": found.unusable}
             with Scorer() as scorer, _meter(songs) as meter:
                 try:
@@ -137,18 +148,45 @@ def evaluate(
                         records.append(record)
                 except Stopped as error:
                     stopped = error
+                except SubmissionError as error:
+                    broken = error
+                    logger.error("%s", error)
                 finally:
+                    run |= _of_process(made, broken)
                     content = results.summarize(run, plan, records)
                     results.write(content, store.folder)
             page = _report(content, store.folder, songs)
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one ended")
         raise typer.Exit(130) from None
+    if broken is not None:
+        out.print(f"report: {escape(str(page))}")
+        raise broken
     _print(content, page)
     if stopped is not None:
         err.print(f"[bold red]strict:[/bold red] {escape(str(stopped))}")
     if content["summary"]["failed"] or stopped is not None:
         raise typer.Exit(1)
+
+
+def _out_of_reach(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path]:
+    """What no submission may see: the data set, also where links lead, and the run's folder."""
+    files = {path.resolve() for track in songs for path in track.files.values()}
+    return [data, folder, *{path.parent for path in files}, *files]
+
+
+def _of_process(made: Sequence[Submission], broken: SubmissionError | None) -> dict[str, Any]:
+    """What a run's page reports of the submission's process, also where no song was played."""
+    if not made:
+        return {}
+    submission = made[-1]
+    interpreter = submission.interpreter
+    return {
+        "interpreter": None if interpreter is None else asdict(interpreter),
+        "isolation": list(submission.isolation),
+        "failure": None if broken is None else str(broken),
+        "log_tail": submission.log_tail(),
+    }
 
 
 def parse_size(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import shutil
 import statistics
 import tempfile
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 
 from evaluator import metrics
 from evaluator.dataset import STEMS, Track, as_wav
-from evaluator.process import Limits, Outcome, Submission, SubmissionError
+from evaluator.predictions import PREDICTIONS, Predictions
+from evaluator.process import Limits, Outcome, Submission
 from evaluator.scorer import Scorer
 from evaluator.store import Store
 from kmdx.errors import KmdxError
@@ -80,31 +82,28 @@ def replay(
     predictions = store.folder / "predictions"
     for left_over in store.folder.glob(".work-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
-    # Songs lie here one at a time and without their stems: the submission sees what the server shows.
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=store.folder))
     try:
-        dataset, shared = work / "dataset", work / "shared"
-        for folder in (dataset, shared / "predictions"):
-            folder.mkdir(parents=True)
-        with make(dataset, shared) as submission:
+        desk = Desk(work)
+        with make(desk.dataset, desk.shared) as submission:
             for track in tracks:
                 record = store.record(track.name)
                 if record is None:
                     meter.song(track)
                     reason = (unusable or {}).get(track.name)
                     if reason is None:
-                        record = _play(track, submission, dataset, shared / "predictions", scorer, meter)
+                        record = _play(track, submission, desk, scorer, meter)
                     else:
                         record = _failed(track, f"its data: {reason}")
                     record |= {
                         "network": submission.network,
+                        "isolation": list(submission.isolation),
                         "load_seconds": submission.load_seconds,
                         "load_peak_memory": submission.load_peak_memory,
                     }
                     if keep_stems and record["status"] == "ok":
-                        _keep(shared / "predictions" / track.name, predictions / track.name)
+                        _keep(desk.taken, predictions / track.name)
                     store.add(record)
-                    shutil.rmtree(shared / "predictions" / track.name, ignore_errors=True)
                     logger.info("%s: %s", track.name, record["reason"] or f"{record['song_sdr']:.3f} dB")
                 meter.finished(track, record)
                 yield record
@@ -114,33 +113,74 @@ def replay(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _play(
-    track: Track, submission: Submission, dataset: Path, predictions: Path, scorer: Scorer, meter: Meter
-) -> Record:
+class Desk:
+    """Where one song at a time is laid out.
+
+    Parameters
+    ----------
+    work : Path
+        An empty folder.
+
+    Attributes
+    ----------
+    dataset, shared : Path
+        All that the submission sees: the song's mixture, and where it writes its stems.
+    taken, references : Path
+        Stems that were taken from it, and decoded true stems; out of its reach.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.dataset, self.shared = work / "dataset", work / "shared"
+        own = work / secrets.token_hex(8)
+        self.taken, self.references, self._next = own / "taken", own / "references", own / "next"
+        trash = own / "trash"
+        for folder in (self.dataset, self.shared / PREDICTIONS, self.taken, self.references, trash):
+            folder.mkdir(parents=True)
+        self.predictions = Predictions(self.shared, trash)
+
+    def lay_out(self, track: Track) -> Callable[[], object]:
+        """Prepare a song's mixture; what is returned puts it where the submission sees it.
+
+        Raises
+        ------
+        KmdxError, OSError
+            If it cannot be read or written.
+        """
+        self.clear()
+        self._next.mkdir()
+        mixture = as_wav(track, "mixture", self._next)
+        if mixture != self._next / "mixture.wav":
+            shutil.copyfile(mixture, self._next / "mixture.wav")
+        return lambda: self._next.rename(self.dataset / track.name)
+
+    def clear(self) -> None:
+        """Remove everything of the last song."""
+        self.predictions.clear()
+        shutil.rmtree(self._next, ignore_errors=True)
+        for folder in (self.taken, self.references):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        for song in self.dataset.iterdir():  # the folder itself is what the submission sees
+            shutil.rmtree(song, ignore_errors=True)
+
+
+def _play(track: Track, submission: Submission, desk: Desk, scorer: Scorer, meter: Meter) -> Record:
     """Separate and score one song."""
-    song = dataset / track.name
     try:
-        song.mkdir()
-        mixture = as_wav(track, "mixture", song)
-        if mixture != song / "mixture.wav":
-            shutil.copyfile(mixture, song / "mixture.wav")
+        show = desk.lay_out(track)
     except (KmdxError, OSError) as error:
-        shutil.rmtree(song, ignore_errors=True)
         return _failed(track, f"its data: {error}")
-    try:
-        outcome = submission.separate(track.name, track.duration, meter.audio)
-        record = _measured(track, outcome, submission.limits)
-        if outcome.failure is None:
-            references = {stem: as_wav(track, stem, song) for stem in STEMS}
-            estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in STEMS}
-            record |= _scored(scorer.score(references, estimates))
+    outcome = submission.separate(track.name, track.duration, meter.audio, show)
+    record = _measured(track, outcome, submission.limits)
+    if outcome.failure is not None:
         return record
-    except SubmissionError:
-        raise
+    try:
+        # Before the true stems are decoded, and to where the submission cannot change them any more.
+        estimates = desk.predictions.take(track.name, STEMS, track.samples, track.channels, desk.taken)
+        references = {stem: as_wav(track, stem, desk.references) for stem in STEMS}
+        return record | _scored(scorer.score(references, estimates))
     except KmdxError as error:
         return record | {"status": "failed", "reason": str(error), "ends_challenge": True}
-    finally:
-        shutil.rmtree(song, ignore_errors=True)
 
 
 def _failed(track: Track, reason: str) -> Record:

@@ -34,7 +34,7 @@ if os.name == "posix":
     import resource
 
 LINUX = sys.platform.startswith("linux")
-LIBC = ctypes.CDLL(None, use_errno=True) if LINUX else None
+LIBC: Any = ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 NEW_MOUNT, NEW_UTS, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
@@ -54,15 +54,21 @@ OPTIONS = {
 }
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
 
-SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 4, 24, 36, 38
+SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
+    1,
+    4,
+    24,
+    36,
+    38,
+)
 OVERRIDE_PERMISSIONS = 1
 """The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
 SETTINGS = (
-    "alternatives", "fonts", "group", "host.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias",
-    "localtime", "magic", "mime.types", "nsswitch.conf", "nvidia", "OpenCL", "os-release", "passwd", "ssl",
-    "timezone", "vulkan",
+    "alternatives", "fonts", "group", "host.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "locale.alias", "localtime", "magic", "mime.types", "nsswitch.conf", "nvidia", "OpenCL",
+    "os-release", "passwd", "ssl", "timezone", "vulkan",
 )  # fmt: skip
 """Names in ``/etc`` that programs and their libraries need."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -228,7 +234,9 @@ def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
             f"the submission could read and write other files: {why}, nor is Landlock ({error.strerror})",
         )
         return None
-    notes.insert(0, f"the submission could see the names of other files: {why}; Landlock kept it from reading them")
+    notes.insert(
+        0, f"the submission could see the names of other files: {why}; Landlock kept it from reading them"
+    )
     return rules
 
 
@@ -368,7 +376,9 @@ class _View:
     def expose(self, path: str, *, writable: bool = False) -> None:
         """Show a file or folder, with the symbolic links on the way to it."""
         path = self._follow(path)
-        if not writable and next((shown for rule, shown in reversed(self.rules) if _is_below(path, rule)), False):
+        if not writable and next(
+            (shown for rule, shown in reversed(self.rules) if _is_below(path, rule)), False
+        ):
             return
         target = self.root + path
         self._make(path)
@@ -384,7 +394,7 @@ class _View:
         """Repeat the symbolic links in a path in the new root, and give the path without them."""
         done = ""
         names = [name for name in path.split("/") if name]
-        for count in range(1000):
+        for _ in range(1000):
             if not names:
                 return done or "/"
             name = names.pop(0)
@@ -400,7 +410,7 @@ class _View:
                 names = [part for part in link.split("/") if part not in ("", ".")] + names
             else:
                 done = here
-        raise OSError(0, f"{path}: too many symbolic links ({count})")
+        raise OSError(0, f"{path}: too many symbolic links")
 
     def _make(self, path: str, *, folder: bool | None = None) -> None:
         """Make the place of a file or folder."""
@@ -432,7 +442,8 @@ class _View:
                 raise
             _mount("/proc", f"{self.root}/proc", None, BIND | RECURSIVE)
             notes.append(
-                f"the submission could see other processes' names and arguments: /proc cannot be mounted ({error.strerror})"
+                "the submission could see other processes' names and arguments: "
+                f"/proc cannot be mounted ({error.strerror})"
             )
         os.mkdir(f"{self.root}/tmp")
         self.remount(f"{self.root}/proc", READ_ONLY | plain)
@@ -527,7 +538,13 @@ def landlock_rules(spec: Spec) -> int:
         for part in _around(path, [each for each in spec.hidden if each != path]):
             _allow(rules, part, read)
     gpus = [str(path) for pattern in GPU_DEVICES for path in Path("/dev").glob(pattern)]
-    for path in (*(f"/dev/{name}" for name in DEVICES), *gpus, "/dev/shm", *spec.writable, f"{spec.scratch}/tmp"):
+    for path in (
+        *(f"/dev/{name}" for name in DEVICES),
+        *gpus,
+        "/dev/shm",
+        *spec.writable,
+        f"{spec.scratch}/tmp",
+    ):
         _allow(rules, os.path.realpath(path), every)
     return rules
 

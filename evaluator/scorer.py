@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from evaluator.metrics import SongScore, score_song
-from evaluator.worker import die_with_parent
+from evaluator.sandbox import die_with_parent
 from kmdx.errors import KmdxError
 
 
