@@ -193,7 +193,7 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
         if not contained:
             LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes the guard's child
     landlock = _restrict_view(spec, made, notes)
-    network = "cut" if NEW_NET in made else next((n for n in notes if "network" in n), "not cut")
+    network = "cut" if NEW_NET in made else "not cut: " + next((n for n in notes if "network" in n), notes[0])
     line = {"isolation": notes, "network": network, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
     child = os.fork()

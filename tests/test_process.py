@@ -107,7 +107,7 @@ def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
 
 
 def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOARD", str(3 * 10**8))
+    monkeypatch.setenv("KMDX_HOARD", str(3 * 10**8))
     monkeypatch.setitem(submissions.BODIES, "takes memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
     submission = start("takes memory", Limits(60, memory=10**8))
     outcome = submission.separate("one", SECONDS)
@@ -173,7 +173,7 @@ def test_forked_processes_share_their_memory(start) -> None:
 @LINUX
 def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("PORT", str(server.getsockname()[1]))
+        monkeypatch.setenv("KMDX_PORT", str(server.getsockname()[1]))
         submission = start("opens a socket")
         outcome = submission.separate("one", SECONDS)
         if submission.network != "cut":
@@ -212,8 +212,8 @@ def test_settings_are_for_submissions_that_have_them(start) -> None:
 def test_nothing_that_was_started_survives(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, stays: str
 ) -> None:
-    monkeypatch.setenv("DAEMON", str(tmp_path / "daemon"))
-    monkeypatch.setenv("STAYS", stays)
+    monkeypatch.setenv("KMDX_DAEMON", str(tmp_path / "daemon"))
+    monkeypatch.setenv("KMDX_STAYS", stays)
     with start(f"leaves processes behind{what}", Limits(2, enforced=True)) as submission:
         submission.separate("one", SECONDS)
         pids = [int(line) for line in (tmp_path / "daemon").read_text().split()]
@@ -225,11 +225,11 @@ def test_nothing_that_was_started_survives(
 
 @LINUX
 def test_no_process_outlives_its_parent(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DAEMON", str(tmp_path / "daemon"))
+    monkeypatch.setenv("KMDX_DAEMON", str(tmp_path / "daemon"))
     folder = submissions.write(
         tmp_path / "other",
         "works",
-        load="import subprocess; subprocess.run('setsid sleep 600 & echo $! > $DAEMON', shell=True)",
+        load="import subprocess; subprocess.run('setsid sleep 600 & echo $! > $KMDX_DAEMON', shell=True)",
     )
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom evaluator.process import Limits, Submission\n"
