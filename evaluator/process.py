@@ -35,6 +35,7 @@ START = 120.0  # seconds for an interpreter to start and list its packages
 BUSY = 0.02  # seconds of processor time between two looks that show that something goes on
 PROCESSES = 2000  # processes of a submission at once
 FILE = 16 * 10**9  # bytes of one file that it writes
+FREE = 10**9  # bytes of the disk that it must leave free
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("worker.py")
 SANDBOX = Path(__file__).with_name("sandbox.py")
@@ -516,6 +517,7 @@ class _Watch:
         self.peak = 0
         self.began = self.next = self.active = time.perf_counter()
         self.processor = 0.0
+        self.free = _free(running.scratch)
 
     def until_next_look(self) -> float:
         return max(0.0, min(self.next, self.began + self.limit) - time.perf_counter())
@@ -545,6 +547,8 @@ class _Watch:
             return self.words
         if count > PROCESSES:
             return f"it started more than {PROCESSES} processes"
+        if count and (free := _free(self.running.scratch)) < FREE and self.free - free > FREE:
+            return f"it filled the disk: {free / 1e9:.1f} GB are free"
         if not last and now - self.active > self.limits.stall:
             return f"stalled: no progress and no processor time in {self.limits.stall:.0f} s"
         return None
@@ -570,7 +574,6 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         "AICROWD_PUBLIC_SHARED_DIR": str(submission.shared),
         "HOME": str(home),
         "TMPDIR": str(temporary),
-        "MPLCONFIGDIR": str(home),
     }
     readable = [
         folder,
@@ -634,6 +637,13 @@ def _processor_time(process: psutil.Process) -> float:
         times = process.cpu_times()
         return sum(times[:4])
     return 0.0
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on a folder's disk."""
+    with _gone():
+        return shutil.disk_usage(folder).free
+    return 0
 
 
 def _resident(pid: int) -> int:

@@ -227,7 +227,10 @@ def code_digest(submission: Path) -> str:
 
 def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Record]) -> list[str]:
     """What a reader must know before the numbers."""
-    lines = list(run["data"]["warnings"])
+    lines = [f"the run failed: {run['failure']}"] if run.get("failure") else []
+    noted = [note for record in records for note in record.get("isolation") or ()]
+    lines += dict.fromkeys([*(run.get("isolation") or ()), *noted])
+    lines += run["data"]["warnings"]
     if plan is not None:
         used = {use.weight.name: use.weight for use in plan.networks.values()}
         lines += [
@@ -252,7 +255,7 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[Recor
         lines.append(f"{_count(failed)} failed, counted in no mean: {_few(failed)}")
     if len(records) < run["data"]["songs"]:
         lines.append(f"unfinished: {len(records)} of {run['data']['songs']} songs")
-    if run["network"] is not None and run["network"] != "cut":
+    if run["network"] not in (None, "cut") and not any("reach the network" in line for line in lines):
         lines.append(f"the submission could reach the network: {run['network']}")
     return lines
 

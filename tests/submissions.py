@@ -62,9 +62,9 @@ for child in children:
 """
 
 # A process in a session of its own whose parent has ended: below nobody in the tree of the submission.
-KMDX_DAEMON = """
+DAEMON = """
 import subprocess
-subprocess.run("setsid sleep 600 & echo $! > $KMDX_DAEMON; setsid sleep 600 & echo $! >> $KMDX_DAEMON", shell=True)
+subprocess.run("setsid sleep $KMDX_NAP & setsid sleep $KMDX_NAP & true", shell=True)
 """
 
 BODIES = {
@@ -78,8 +78,8 @@ BODIES = {
     "returns lists": "stems['drums'][7] = np.nan\nstems = {name: stem.tolist() for name, stem in stems.items()}",
     "takes a moment": "time.sleep(0.3)",
     "forks": "self.hoard = np.ones(3 * 10**8 // 8)\n" + FORKS,
-    "leaves processes behind": KMDX_DAEMON + "time.sleep(float(os.environ['KMDX_STAYS']))",
-    "leaves processes behind and crashes": KMDX_DAEMON + "os.abort()",
+    "leaves processes behind": DAEMON + "time.sleep(float(os.environ['KMDX_STAYS']))",
+    "leaves processes behind and crashes": DAEMON + "os.abort()",
     "talks": "for i in range(50):\n    self.progress(i, 50)\n    time.sleep(0.01)",
     "opens a socket": "import socket\nsocket.create_connection(('127.0.0.1', int(os.environ['KMDX_PORT'])), timeout=5).close()",
     "returns three stems": "del stems['bass']",
