@@ -136,10 +136,11 @@ def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) ->
         raise PredictionError(
             f"{here} is no regular file, as a stem must be, or cannot be read ({error.strerror})"
         ) from error
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(opened)
+        raise PredictionError(f"{here} is no regular file, as a stem must be")
     with os.fdopen(opened, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise PredictionError(f"{here} is no regular file, as a stem must be")
         if found.st_nlink != 1:
             raise PredictionError(
                 f"{here} has {found.st_nlink} names; a stem must be a file of its own, no link"

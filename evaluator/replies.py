@@ -228,7 +228,7 @@ def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4 * lines * width))
+            file.seek(max(0, size - 2**17))
             content = file.read().decode("utf-8", "backslashreplace")
     except OSError:
         return []
