@@ -326,6 +326,8 @@ class Submission:
         text = f"{clean(failure)} ({place})" if "failed" in reply else failure
         if pointer := find_pointer(self.folder):
             text += f"; {pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
+        elif link := find_way_out(self.folder):
+            text += f"; {link} is a link to what is not in its folder, which it cannot reach"
         return text
 
     def _ask(
@@ -609,11 +611,27 @@ def find_pointer(folder: Path) -> str | None:
     return None
 
 
+def find_way_out(folder: Path) -> str | None:
+    """The first link in a folder that leads out of it, by its path in the folder; None without any."""
+    real = folder.resolve()
+    for count, path in enumerate(_files(folder)):
+        if count >= LOOKED_AT:
+            break
+        with contextlib.suppress(OSError, RuntimeError):
+            if path.is_symlink() and not path.resolve().is_relative_to(real):
+                return clean(path.relative_to(folder).as_posix(), 200)
+    return None
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder, without version control and packages."""
+    """The files and links in a folder, without version control and virtual environments."""
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n not in (".git", "node_modules") and "-packages" not in n)
-        yield from (Path(place, name) for name in sorted(names))
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if name not in (".git", "node_modules"))
+        linked = [name for name in folders if Path(place, name).is_symlink()]
+        yield from (Path(place, name) for name in sorted([*names, *linked]))
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -83,7 +83,7 @@ def interpreter_folders(python: Path, given: Mapping[str, str]) -> list[Path]:
     """
     found: list[Path] = []
     for hop in _links(python):
-        found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts") else hop.parent)
+        found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts", "shims") else hop.parent)
     for root in list(found):
         if home := _home(root / "pyvenv.cfg"):
             found += [hop.parent.parent for hop in _links(home / "python3")]

@@ -106,6 +106,7 @@ class OwnModules:
         self.folder = folder
         self.real = os.path.realpath(folder)
         self.standard = os.path.realpath(sysconfig.get_path("stdlib"))
+        self.judged = {}  # type: dict[tuple[str, str], bool]
 
     def install(self) -> None:
         """Put the folder first, and forget modules from elsewhere that were imported when Python started."""
@@ -138,21 +139,25 @@ class OwnModules:
 
     def foreign(self) -> list[tuple[str, str]]:
         """Modules whose name the folder has, but that came from elsewhere: their names and files."""
-        found, own = [], {}
+        found = []
         for name, module in list(sys.modules.items()):
             place = getattr(module, "__file__", None) or next(
                 iter(getattr(module, "__path__", None) or ()), None
             )
-            if not isinstance(place, str) or self.holds(place) or name == "__main__":
-                continue
-            if os.path.realpath(place).startswith(self.standard + os.sep) and "-packages" not in place:
-                continue  # of the standard library, and imported before
-            top = name.partition(".")[0]
-            if top not in own:
-                own[top] = self.find_spec(top) is not None
-            if own[top]:
-                found.append((name, place))
+            if isinstance(place, str) and name != "__main__":
+                if (name, place) not in self.judged:
+                    self.judged[name, place] = self.is_foreign(name, place)
+                if self.judged[name, place]:
+                    found.append((name, place))
         return found
+
+    def is_foreign(self, name: str, place: str) -> bool:
+        """Whether a module's file is elsewhere, though the folder has a module of that name."""
+        if self.holds(place):
+            return False
+        if os.path.realpath(place).startswith(self.standard + os.sep) and "-packages" not in place:
+            return False  # of the standard library, and imported before
+        return self.find_spec(name.partition(".")[0]) is not None
 
     def check(self) -> None:
         """See that the submission's code is the submission's.

@@ -180,3 +180,10 @@ def test_the_worker_needs_only_python_3_8() -> None:
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(ROOT / "evaluator" / "worker.py")], check=True
     )
+
+
+def test_a_link_out_of_the_folder_is_named(start, tmp_path: Path) -> None:
+    (tmp_path / "submission").mkdir()
+    (tmp_path / "submission" / "models").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SubmissionError, match="models is a link to what is not in its folder"):
+        start({}, make="open('models/weights.pt')")
