@@ -61,6 +61,7 @@ SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NE
     36,
     38,
 )
+TASKS = 8192  # processes and threads at once
 OVERRIDE_PERMISSIONS = 1
 """The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
 
@@ -192,6 +193,8 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
             os._exit(1)
         if not contained:
             LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes the guard's child
+    if contained:
+        limit_processes()
     landlock = _restrict_view(spec, made, notes)
     network = "cut" if NEW_NET in made else "not cut: " + next((n for n in notes if "network" in n), notes[0])
     line = {"isolation": notes, "network": network, "contained": contained}
@@ -311,6 +314,17 @@ def adopt_orphans() -> None:
     """Have processes below this one that lose their parent become its children (Linux)."""
     if LIBC is not None:
         LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)
+
+
+def limit_processes() -> None:
+    """Bound the processes and threads of this PID namespace, where Linux has a bound for each (since 6.14)."""
+    numbers = os.uname().release.split("-")[0].split(".")
+    if [int(number) for number in numbers[:2] if number.isdigit()] >= [
+        6,
+        14,
+    ]:  # before, this would be the bound of the whole system
+        with contextlib.suppress(OSError):
+            Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
 
 
 def drop_privileges() -> None:

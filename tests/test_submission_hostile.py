@@ -110,6 +110,13 @@ def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> N
 
 
 @LINUX
+def test_a_fork_bomb_is_ended_when_it_is_small(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PROCESSES", 20)
+    body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
+    assert "it started more than 20 processes" in str(play(body).outcome.failure)
+
+
+@LINUX
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
 @pytest.mark.parametrize("without", [[], EVERYTHING], ids=["contained", "not contained"])
 def test_a_guard_that_is_killed_or_frozen_ends_the_song_and_all_processes(
