@@ -132,7 +132,7 @@ def evaluate(
                 log = store.folder / "submission.log"
                 started = Submission(
                     submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine,
-                    python=python, hidden=_out_of_reach(data, store.folder, songs),
+                    python=python, readable=_named_weights(plan), hidden=_out_of_reach(data, store.folder, songs),
                 )  # fmt: skip
                 made.append(started)
                 return started
@@ -173,6 +173,12 @@ def _out_of_reach(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path
     """What no submission may see: the data set, also where links lead, and the run's folder."""
     files = {path.resolve() for track in songs for path in track.files.values()}
     return [data, folder, *{path.parent for path in files}, *files]
+
+
+def _named_weights(plan: Plan | None) -> list[Path]:
+    """Weight files that a plan names by their paths."""
+    weights = [use.weight.path for use in plan.networks.values()] if plan else []
+    return [Path(path) for path in weights if path is not None]
 
 
 def _of_process(made: Sequence[Submission], broken: SubmissionError | None) -> dict[str, Any]:

@@ -155,6 +155,8 @@ class Submission:
         Put in place of the submission's own settings.
     python : Path, optional
         The interpreter that runs it; this one by default.
+    readable : sequence of Path
+        Files and folders that it may read, too: weights that a plan names by their paths.
     hidden : sequence of Path
         Files and folders that it must not see even where they are in a folder that it may see.
     stems : sequence of str
@@ -186,6 +188,7 @@ class Submission:
         engine: str | None = None,
         *,
         python: Path | None = None,
+        readable: Sequence[Path] = (),
         hidden: Sequence[Path] = (),
         stems: Sequence[str] = STEMS,
     ) -> None:
@@ -195,8 +198,14 @@ class Submission:
         self.limits = limits
         self.log = log
         self.python = visible.find_python(python or sys.executable)
+        self.readable = [path.absolute() for path in readable]
         self.hidden = [path.resolve() for path in hidden]
-        self.options = {"ensemble": ensemble, "device": device, "engine": engine, "stems": list(stems)}
+        self.options: dict[str, Any] = {
+            "ensemble": ensemble,
+            "device": device,
+            "engine": engine,
+            "stems": list(stems),
+        }
         self.load_seconds = 0.0
         self.load_peak_memory = 0
         self.network = "not known: it was never started"
@@ -545,7 +554,7 @@ class _Watch:
             measure = _resident if count == 1 else _share if count <= MANY else _own
             self.peak = max(self.peak, sum(map(measure, pids)))
             processor = sum(map(_processor_time, processes))
-            if abs(processor - self.processor) > BUSY:
+            if abs(processor - self.processor) > BUSY or any(map(_is_busy, processes)):
                 self.processor, self.active = processor, now
         if self.limits.enforced and self.peak > self.limits.memory:
             return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
@@ -585,12 +594,14 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         *visible.interpreter_folders(python, os.environ),
         *visible.weights(os.environ),
     ]
-    readable += [WORKER.resolve(), submission.dataset]
+    readable += [WORKER.resolve(), submission.dataset, *submission.readable]
+    if (plan := submission.options["ensemble"]) and Path(plan).is_file():
+        readable.append(Path(plan).resolve())
     return sandbox.Spec(
         command=[str(python), str(WORKER.resolve())],
         environment=environment,
         folder=str(folder),
-        readable=[str(path) for path in dict.fromkeys(readable)],
+        readable=[str(path) for path in dict.fromkeys(readable) if path.exists()],
         hidden=[str(path) for path in dict.fromkeys(submission.hidden)],
         writable=[str(submission.shared), str(home), str(temporary)],
         scratch=str(scratch),
@@ -657,6 +668,13 @@ def _processor_time(process: psutil.Process) -> float:
         times = process.cpu_times()
         return sum(times[:4])
     return 0.0
+
+
+def _is_busy(process: psutil.Process) -> bool:
+    """Whether a process waits for nothing but a processor or a disk: a busy system may leave it none."""
+    with _gone():
+        return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    return False
 
 
 def _free(folder: Path) -> int:

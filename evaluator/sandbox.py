@@ -317,12 +317,10 @@ def adopt_orphans() -> None:
 
 
 def limit_processes() -> None:
-    """Bound the processes and threads of this PID namespace, where Linux has a bound for each (since 6.14)."""
+    """Bound the processes and threads of this PID namespace, where Linux can (since 6.14)."""
     numbers = os.uname().release.split("-")[0].split(".")
-    if [int(number) for number in numbers[:2] if number.isdigit()] >= [
-        6,
-        14,
-    ]:  # before, this would be the bound of the whole system
+    version = [int(number) for number in numbers[:2] if number.isdigit()]
+    if version >= [6, 14]:  # before, this would be the bound of the whole system
         with contextlib.suppress(OSError):
             Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
 
