@@ -132,7 +132,8 @@ def evaluate(
                 log = store.folder / "submission.log"
                 started = Submission(
                     submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine,
-                    python=python, readable=_named_weights(plan), hidden=_out_of_reach(data, store.folder, songs),
+                    python=python, readable=_named_weights(plan),
+                    hidden=_out_of_reach(data, store.folder, songs),
                 )  # fmt: skip
                 made.append(started)
                 return started
