@@ -7,27 +7,34 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import progress
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from evaluator import dataset, report, results
+from evaluator import comparison_page, dataset, report, results, visible
+from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
+from evaluator.compare import show_tables
+from evaluator.comparison import compare
 from evaluator.dataset import Track
+from evaluator.estimates import Estimates
 from evaluator.metrics import Metric
-from evaluator.process import Limits, Submission, check_submission
+from evaluator.process import Limits, Submission, SubmissionError, check_submission
 from evaluator.records import SongRecord
-from evaluator.replay import Stopped, headline, replay
+from evaluator.replay import Stopped, headline, replay, score_existing
 from evaluator.scorer import Scorer
 from evaluator.store import Store
-from evaluator.survey import survey
+from evaluator.survey import Survey, survey
+from evaluator.systems import load_all
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx.errors import KmdxError, shown
@@ -48,26 +55,41 @@ def main() -> None:
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="MUSDB18-HQ, or any folder in its layout.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Songs with their stems: MUSDB18-HQ or any other data set.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")
     ],
     split: Annotated[
-        str | None, typer.Option(help="Subfolder of DATA; test if not given and there are splits.")
+        str | None, typer.Option(help="Subfolder of DATA; test if there is one, all for all of them.")
     ] = None,
     tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
-    ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
-    submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
-    device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
-    ] = None,
     stems: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Score only these, such as vocals or bass,drums.")
     ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="What to compute, such as global_sdr,si_sdr; all computes all."),
+    ] = None,
+    accept_incomplete: Annotated[
+        bool, typer.Option("--accept-incomplete", help="Also score songs some of whose stems are missing.")
+    ] = False,
+    estimates: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Score these stems, and run nothing; several make a leaderboard."),
+    ] = None,
+    submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
+    python: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The submission's interpreter; this one by default.")
+    ] = None,
+    ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, fp16 or bf16, in place of the one in user_config.py.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
     ] = None,
     time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
     memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
@@ -82,7 +104,7 @@ def evaluate(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")] = False,
 ) -> None:
-    """Score a submission on DATA by the challenge's own rules.
+    """Score a submission, or existing stems, on DATA by the challenge's own rules.
 
     The model is made once in a process of its own; each song's mixture goes through the wrapper, its
     stems are written as 16-bit wav and scored from disk in another process. Results, also of failed
@@ -91,80 +113,271 @@ def evaluate(
     """
     if not 0 < time_limit_factor < math.inf:
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
-    if engine is not None:
-        engines.check(engine)
+    settings = Settings(ensemble, device, precision, engine)
+    settings.check()
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
-    submission = submission.resolve()
-    check_submission(submission)
-    if ensemble is not None and Path(ensemble).is_file():
-        ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
-    plan = _plan(submission, ensemble)
     songs = dataset.find_tracks(data, split, tracks)
-    chosen = metrics_table.choose(metrics)
-    scored = choose_stems(songs, stems)
-    store = Store(output)
+    task = Task(data, songs, choose_stems(songs, stems), metrics_table.choose(metrics), accept_incomplete)
     try:
-        with store.locked():
-            _log_to(store.folder / "evaluation.log", verbose)
-            with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
-                found = survey(songs, store.folder)
-                code, used_weights = (
-                    (results.code_digest(submission), results.describe_weights(plan))
-                    if plan
-                    else results.describe_foreign(submission)
-                )
-            for warning in [*found.warnings, *(f"{song}: {why}" for song, why in found.unusable.items())]:
-                logger.warning("%s", warning)
-            if len(found.unusable) == len(songs):
-                song, why = next(iter(found.unusable.items()))
-                raise KmdxError(f"none of {len(songs)} songs can be scored; {song}: {why}")
-            on, computed_in, by = _computation(plan, device, engine)
-            run = results.describe_run(
-                submission=submission,
-                code=code,
-                plan=plan,
-                ensemble=ensemble,
-                used_weights=used_weights,
-                device=on,
-                precision=computed_in,
-                engine=by,
-                limits=limits,
-                data=data,
-                split=songs[0].split,
-                tracks=songs,
-                stems=scored,
-                metrics=chosen,
-                data_warnings=found.warnings,
+        if estimates:
+            failed = _score_folders(task, estimates, output, verbose)
+        else:
+            failed = _run_submission(
+                task, submission.resolve(), python, settings, limits, output, strict, keep_stems, verbose
             )
-            run["started"] = store.begin(results.identity(run, found.fingerprints))
-
-            def make(folder: Path, shared: Path) -> Submission:
-                log = store.folder / "submission.log"
-                return Submission(
-                    submission, folder.resolve(), shared.resolve(), limits, log, ensemble, device, engine
-                )
-
-            records: list[SongRecord] = []
-            stopped: Stopped | None = None
-            options: dict[str, Any] = {"strict": strict, "keep_stems": keep_stems, "unusable": found.unusable}
-            with Scorer() as scorer, _meter(songs, chosen[0]) as meter:
-                try:
-                    for record in replay(songs, store, make, scorer, meter, scored, chosen, **options):
-                        records.append(record)
-                except Stopped as error:
-                    stopped = error
-                finally:
-                    content = results.summarize(run, plan, records)
-                    results.write(content, store.folder)
-            page = _report(content, store.folder, songs)
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one ended")
         raise typer.Exit(130) from None
-    _print(content, page)
-    if stopped is not None:
-        err.print(f"[bold red]strict:[/bold red] {escape(str(stopped))}")
-    if content["summary"]["failed"] or stopped is not None:
+    if failed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is scored, and how."""
+
+    data: Path
+    songs: Sequence[Track]
+    stems: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    accept_incomplete: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What replaces a submission's own settings; None leaves one as it is."""
+
+    ensemble: str | None
+    device: str | None
+    precision: str | None
+    engine: str | None
+
+    def check(self) -> None:
+        """Raise KmdxError for a setting that does not exist."""
+        if self.engine is not None:
+            engines.check(self.engine)
+        if self.precision is not None:
+            from kmdx import precision
+
+            precision.check(self.precision)
+
+    def for_process(self) -> dict[str, str | None]:
+        """The same for a process in another folder."""
+        own = asdict(self)
+        if self.ensemble is not None and Path(self.ensemble).is_file():
+            own["ensemble"] = str(Path(self.ensemble).resolve())
+        return own
+
+
+def _run_submission(
+    task: Task,
+    submission: Path,
+    python: Path | None,
+    settings: Settings,
+    limits: Limits,
+    output: Path,
+    strict: bool,
+    keep_stems: bool,
+    verbose: bool,
+) -> bool:
+    """Run a submission over the songs; return whether any failed."""
+    check_submission(submission)
+    if python is not None:
+        python = visible.find_python(python)
+    replaced = settings.for_process()
+    plan = _plan(submission, replaced["ensemble"])
+    made: list[Submission] = []
+    with _begun(task, output, verbose) as (store, found):
+        code, used_weights = (
+            (results.code_digest(submission), results.describe_weights(plan))
+            if plan
+            else results.describe_foreign(submission)
+        )
+        on, computed_in, by = _computation(plan, settings)
+        run = results.describe_run(
+            name=plan.name if plan else submission.name,
+            title=plan.title if plan else f"the submission in {submission}",
+            submission=submission,
+            code=code,
+            plan=plan,
+            ensemble=replaced["ensemble"],
+            used_weights=used_weights,
+            device=on,
+            precision=computed_in,
+            engine=by,
+            limits=limits,
+            **_of_task(task, found),
+        )
+        if python is not None:
+            run["interpreter_path"] = str(python)
+        run["started"] = store.begin(results.identity(run, found.fingerprints))
+
+        def make(folder: Path, shared: Path) -> Submission:
+            log = store.folder / "submission.log"
+            started = Submission(
+                submission, folder.resolve(), shared.resolve(), limits, log, **replaced,
+                python=python, readable=_named_weights(plan), stems=task.stems,
+                hidden=_out_of_reach(task.data, store.folder, task.songs),
+            )  # fmt: skip
+            made.append(started)
+            return started
+
+        with Scorer() as scorer, _meter(task.songs, task.metrics[0]) as meter:
+            records = replay(
+                task.songs, store, make, scorer, meter, task.stems, task.metrics,
+                strict=strict, keep_stems=keep_stems, unusable=found.unusable,
+            )  # fmt: skip
+            content, ended = _finish(run, plan, records, store.folder, made)
+        page = _report(content, store.folder, task.songs)
+    if isinstance(ended, SubmissionError):
+        out.print(f"report: {escape(str(page))}")
+        raise ended
+    _print(content, page)
+    if ended is not None:
+        err.print(f"[bold red]strict:[/bold red] {escape(str(ended))}")
+    return bool(content["summary"]["failed"]) or ended is not None
+
+
+def _finish(
+    run: dict[str, Any],
+    plan: Plan | None,
+    songs: Iterator[SongRecord],
+    folder: Path,
+    made: Sequence[Submission] = (),
+) -> tuple[dict[str, Any], KmdxError | None]:
+    """Go through the songs and write the results, also of a run that ended early; return why it did."""
+    records: list[SongRecord] = []
+    ended: KmdxError | None = None
+    try:
+        records.extend(songs)
+    except (Stopped, SubmissionError) as error:
+        logger.error("%s", error)
+        ended = error
+    finally:
+        # extend() keeps what came before an exception
+        run |= _of_process(made, ended if isinstance(ended, SubmissionError) else None)
+        content = results.summarize(run, plan, records)
+        results.write(content, folder)
+    return content, ended
+
+
+def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: bool) -> bool:
+    """Score folders of existing stems; several make a leaderboard. Return whether any song failed."""
+    names = _names_apart(folders)
+    contents = []
+    for folder, name in names.items():
+        found = estimates_of.find(folder, task.songs, task.stems)
+        own = output / name if len(names) > 1 else output
+        contents.append(_score_folder(task, found, name, own, verbose))
+    if len(names) > 1:
+        board = compare(load_all([str(output / name) for name in names.values()]))
+        show_tables(board)
+        out.print(f"comparison: {escape(str(comparison_page.write(board, output / 'compare.html')))}")
+    return any(content["summary"]["failed"] for content in contents)
+
+
+def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
+    """Score one folder of existing stems, and print and write what came of it."""
+    with _begun(task, output, verbose) as (store, found):
+        run = results.describe_run(
+            name=name,
+            title=f"the stems in {stems.folder}",
+            submission=None,
+            code=stems.digest(),
+            plan=None,
+            ensemble=None,
+            used_weights=[],
+            device="not known",
+            precision="not known",
+            engine="not known",
+            limits=None,
+            **_of_task(task, found),
+        )
+        run["data"]["warnings"] += [str(problem) for problem in stems.problems() if not problem.fatal]
+        run["estimates"] = str(stems.folder)
+        run["started"] = store.begin(results.identity(run, found.fingerprints))
+        with Scorer() as scorer, _meter(task.songs, task.metrics[0]) as meter:
+            records = score_existing(
+                task.songs, store, stems, scorer, meter, task.stems, task.metrics, unusable=found.unusable
+            )
+            content, _ = _finish(run, None, records, store.folder)
+        page = _report(content, store.folder, task.songs)
+    _print(content, page)
+    return content
+
+
+@contextmanager
+def _begun(task: Task, output: Path, verbose: bool) -> Iterator[tuple[Store, Survey]]:
+    """A run's folder, held by this process, and what is known of the data.
+
+    Raises
+    ------
+    KmdxError
+        If no song can be scored.
+    """
+    store = Store(output)
+    with store.locked():
+        _log_to(store.folder / "evaluation.log", verbose)
+        count = "1 song" if len(task.songs) == 1 else f"{len(task.songs)} songs"
+        with err.status(f"checking {count}, every sample of them unless that was done before"):
+            found = survey(task.songs, store.folder, task.accept_incomplete)
+        for warning in [*found.warnings, *(f"{song}: {why}" for song, why in found.unusable.items())]:
+            logger.warning("%s", warning)
+        if len(found.unusable) == len(task.songs):
+            song, why = next(iter(found.unusable.items()))
+            raise KmdxError(f"none of {count} can be scored; {song}: {why}")
+        yield store, found
+
+
+def _of_task(task: Task, found: Survey) -> dict[str, Any]:
+    """What a run's description takes from the data and the options."""
+    return {
+        "data": task.data,
+        "split": task.songs[0].split,
+        "tracks": task.songs,
+        "stems": task.stems,
+        "metrics": task.metrics,
+        "data_warnings": found.warnings,
+    }
+
+
+def _names_apart(folders: Sequence[Path]) -> dict[Path, str]:
+    """A name for each folder: its own, with as many of those above as tell it from the others."""
+    whole = {folder: folder.resolve() for folder in folders}
+    if len({*whole.values()}) < len(folders):
+        raise KmdxError("--estimates names a folder twice")
+    depth, longest = 1, max(len(path.parts) for path in whole.values())
+    while True:
+        names = {folder: " - ".join(path.parts[1:][-depth:]) for folder, path in whole.items()}
+        if len({*names.values()}) == len(names) or depth >= longest:
+            return names
+        depth += 1
+
+
+def _out_of_reach(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path]:
+    """What no submission may see: the data set, also where links lead, and the run's folder."""
+    files = {path.resolve() for track in songs for path in track.paths}
+    return [data, folder, *{path.parent for path in files}, *files]
+
+
+def _named_weights(plan: Plan | None) -> list[Path]:
+    """Weight files that a plan names by their paths."""
+    weights = [use.weight.path for use in plan.networks.values()] if plan else []
+    return [Path(path) for path in weights if path is not None]
+
+
+def _of_process(made: Sequence[Submission], broken: SubmissionError | None) -> dict[str, Any]:
+    """What a run's page reports of the submission's process, also where no song was played."""
+    if not made:
+        return {}
+    submission = made[-1]
+    interpreter = submission.interpreter
+    return {
+        "interpreter": None if interpreter is None else asdict(interpreter),
+        "isolation": list(submission.isolation),
+        "failure": None if broken is None else str(broken),
+        "log_tail": submission.log_tail(),
+    }
 
 
 def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
@@ -175,9 +388,9 @@ def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
     KmdxError
         If no song has one that was asked for.
     """
-    known = tuple(dict.fromkeys(stem for track in songs for stem in track.stems))
     if text is None:
-        return known
+        return tuple(dict.fromkeys(stem for track in songs for stem in track.summands))
+    known = tuple(dict.fromkeys(stem for track in songs for stem in track.available))
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -217,20 +430,21 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
     return plan_file.load(ensemble)
 
 
-def _computation(plan: Plan | None, device: str | None, engine: str | None) -> tuple[str, str, str]:
+def _computation(plan: Plan | None, settings: Settings) -> tuple[str, str, str]:
     """Device, precision and engine in words: of this package's own submission what ``auto`` comes to."""
     if plan is None:
-        own = "the submission's own"
-        return device or own, own, engine or own
+        own = "as the submission chooses"
+        return settings.device or own, settings.precision or own, settings.engine or own
     import torch
 
     from kmdx import precision
     from kmdx.separator import choose_device
     from my_submission import user_config
 
-    chosen = choose_device(device or user_config.DEVICE)
+    chosen = choose_device(settings.device or user_config.DEVICE)
     name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
-    return name, precision.in_words(user_config.PRECISION, chosen), engine or user_config.ENGINE
+    in_words = precision.in_words(settings.precision or user_config.PRECISION, chosen)
+    return name, in_words, settings.engine or user_config.ENGINE
 
 
 def _log_to(path: Path, verbose: bool) -> None:
@@ -305,7 +519,7 @@ class _TimeLeft(ProgressColumn):
 
     bars: _Bars | None = None
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         shown = self.bars is not None and task.id == self.bars.whole
         return Text(f"{self.bars.time_left()} left" if self.bars and shown else "")
 
@@ -322,7 +536,9 @@ def _meter(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
     """Write the page; references are played from the data set where they are files of their own."""
     references = {
-        track.name: {stem: track.files[stem] for stem in track.stems} for track in songs if not track.lossy
+        track.name: {stem: track.files[stem] for stem in track.stems if track.is_one_file(stem)}
+        for track in songs
+        if not track.lossy
     }
     predictions = folder / "predictions"
     return report.write(content, folder, predictions if predictions.is_dir() else None, references)
@@ -332,7 +548,8 @@ def _print(content: dict[str, Any], page: Path) -> None:
     """Print the terminal's report."""
     run, summary = content["run"], content["summary"]
     scored = f"{summary['scored']} of {summary['songs']} songs scored"
-    out.print(f"[bold]{escape(run['ensemble'])}[/bold] on {run['device']}, {scored}")
+    on = "" if run["submission"] is None else f" on {run['device']}"
+    out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
     stems = run["stems"]
     table = Table("", "song", *stems, box=None, pad_edge=False, header_style="bold")
     for metric in metrics_table.named(run["metrics"]):
@@ -343,7 +560,7 @@ def _print(content: dict[str, Any], page: Path) -> None:
             )
     out.print(table)
     factor, memory = summary["real_time_factor"], summary["peak_memory"]
-    if summary["scored"]:
+    if summary["scored"] and factor["mean"] is not None:
         out.print(
             f"real-time factor: mean {factor['mean']:.2f}, worst {factor['max']:.2f} "
             f"(limit {run['time_limit_factor']:g}); peak host memory {memory / 1e9:.2f} GB "

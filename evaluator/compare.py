@@ -62,6 +62,15 @@ def command(
     if html is None and PAGE.exists() and not comparison_page.is_own(PAGE):
         raise KmdxError(f"{PAGE} exists and is no page of this command: name another file with --html")
     found = compare(load_all(runs), samples, seed, _names(metrics))
+    show_tables(found)
+    page = comparison_page.write(found, html or PAGE)
+    if output is not None:
+        write_json(output, {**content(found), "samples": samples, "seed": seed})
+    out.print(escape(f"page: {page}"))
+
+
+def show_tables(found: Comparison) -> None:
+    """Print a comparison: systems, warnings, and for each metric values and verdicts."""
     letters = [_letter(place) for place in range(len(found.systems))]
     for letter, system in zip(letters, found.systems, strict=True):
         out.print(escape(f"{letter}: {system.name}, {system.place}"))
@@ -77,10 +86,6 @@ def command(
     if len(found.tested) > 2:
         pairs = len(found.tested) * (len(found.tested) - 1) // 2
         out.print(f"p: corrected by Holm for {pairs} pairs")
-    page = comparison_page.write(found, html or PAGE)
-    if output is not None:
-        write_json(output, {**content(found), "samples": samples, "seed": seed})
-    out.print(escape(f"page: {page}"))
 
 
 def content(found: Comparison) -> dict[str, Any]:

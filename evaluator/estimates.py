@@ -17,6 +17,7 @@ vocals, if these are at least bass, drums and other. A song of MoisesDB may also
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from evaluator.dataset import ACCOMPANIMENT, Problem, Track
 from evaluator.layouts import MIXTURE, STEMS, key, safe_name, stem_named
 from evaluator.sources import Source
 from kmdx import audio
-from kmdx.errors import KmdxError, listed, shown
+from kmdx.errors import AudioError, KmdxError, listed, shown
+from kmdx.files import sha256 as file_sha256
 
 DEPTH = 5  # folders below the given one
 TAIL = 1152  # samples that a lossy file may be longer than its song: one frame of mp3, of which AAC has fewer
@@ -58,6 +60,26 @@ class Estimates:
     missing: Mapping[str, tuple[str, ...]]
     unknown: tuple[Path, ...]
     lossy: int
+
+    def digest(self) -> str:
+        """The sha256 over the names and contents of the files that are used.
+
+        Raises
+        ------
+        AudioError
+            If one cannot be read.
+        """
+        digest = hashlib.sha256()
+        for song, stems in sorted(self.files.items()):
+            for stem, paths in sorted(stems.items()):
+                for path in paths:
+                    try:
+                        digest.update(
+                            f"{song}\0{stem}\0{file_sha256(path)}\n".encode("utf-8", "surrogateescape")
+                        )
+                    except OSError as error:
+                        raise AudioError(f"{path}: cannot be read: {error.strerror}") from error
+        return digest.hexdigest()
 
     def problems(self) -> list[Problem]:
         """What the user should know: songs without estimates, missing stems, unknown and lossy files."""

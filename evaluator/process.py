@@ -1,4 +1,9 @@
-"""A submission in a process of its own: asked for songs, watched for time and memory, killed if need be."""
+"""A submission in a process of its own: asked for songs, watched for time and memory, killed if need be.
+
+Nothing that the submission controls is waited for without a limit, and nothing that it sends is trusted:
+times are the evaluator's own, replies are checked by :mod:`evaluator.replies`. :mod:`evaluator.sandbox` keeps
+it away from everything but its folder, its interpreter, the weights, the mixture and a place to write.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +11,40 @@ import contextlib
 import json
 import os
 import queue
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from evaluator import replies, sandbox, visible
+from evaluator.replies import BadReply, End, clean
 from kmdx.errors import KmdxError
 
 LOOK = 0.1  # seconds between two looks at the memory and the clock
-PATIENCE = 10.0  # seconds for the guard to end all that was started
+PATIENCE = 10.0  # seconds for killed processes to be gone
+START = 120.0  # seconds for an interpreter to start and list its packages
+BUSY = 0.02  # seconds of processor time between two looks that show that something goes on
+PROCESSES = 1000  # processes of a submission at once
+MANY = 100  # processes of which each one's share of memory is no longer found out
+FILE = 16 * 10**9  # bytes of one file that it writes
+FREE = 10**9  # bytes of the disk that it must leave free
+OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("worker.py")
+SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
-END = object()
+STEMS = ("bass", "drums", "other", "vocals")
+POINTER = b"version https://git-lfs.github.com/spec/v1"
+POINTER_SIZE = 1024  # bytes; pointers are shorter
+LOOKED_AT = 20_000  # files of a submission that are looked at for pointers
 
 
 class SubmissionError(KmdxError):
@@ -45,12 +65,21 @@ class Limits:
         Whether a song that takes more is killed; it is measured in any case.
     load_seconds : float
         What loading the model may take where limits are enforced.
+    longest : float
+        Seconds after which loading or a song is given up where limits are not enforced, or
+    longest_factor : float
+        this multiple of the song's duration where that is more.
+    stall : float
+        Seconds without progress and without processor time after which it is given up in any case.
     """
 
     time_factor: float = 1.57
     memory: int = 16 * 10**9
     enforced: bool = False
     load_seconds: float = 900.0
+    longest: float = 3600.0
+    longest_factor: float = 100.0
+    stall: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +89,11 @@ class Outcome:
     Attributes
     ----------
     seconds : float
-        Wall time.
+        Wall time, from the request to its reply.
     peak_memory : int
         Bytes of host memory at most.
     peak_gpu_memory : int or None
-        Bytes of GPU memory at most, where torch used one.
+        Bytes of GPU memory at most, where torch used one; by the submission's own account.
     failure : str or None
         What is wrong with it.
     ends_challenge : bool
@@ -77,6 +106,25 @@ class Outcome:
     peak_gpu_memory: int | None = None
     failure: str | None = None
     ends_challenge: bool = False
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The interpreter that a submission runs in, by its own account.
+
+    Attributes
+    ----------
+    executable, version : str
+    packages : dict of str to str
+        Versions of its packages.
+    device : str or None
+        Torch's GPU, or ``cpu``; None where the submission does not use torch.
+    """
+
+    executable: str
+    version: str
+    packages: dict[str, str]
+    device: str | None = None
 
 
 def check_submission(folder: Path) -> None:
@@ -102,9 +150,17 @@ class Submission:
         What ``AICROWD_DATASET_DIR`` and ``AICROWD_PUBLIC_SHARED_DIR`` name.
     limits : Limits
     log : Path
-        Where what it prints is appended.
+        Where what it prints is appended, up to :data:`evaluator.replies.LOG` bytes in all.
     ensemble, device, engine : str, optional
         Put in place of the submission's own settings.
+    python : Path, optional
+        The interpreter that runs it; this one by default.
+    readable : sequence of Path
+        Files and folders that it may read, too: weights that a plan names by their paths.
+    hidden : sequence of Path
+        Files and folders that it must not see even where they are in a folder that it may see.
+    stems : sequence of str
+        What the model must return.
 
     Attributes
     ----------
@@ -113,7 +169,9 @@ class Submission:
     load_peak_memory : int
         Bytes of host memory at most while it was made.
     isolation : list of str
-        What the submission is not kept from.
+        What it was not kept from, in words; empty where it was kept from everything.
+    interpreter : Interpreter or None
+        Known once it was started.
     """
 
     def __init__(
@@ -126,24 +184,34 @@ class Submission:
         ensemble: str | None = None,
         device: str | None = None,
         engine: str | None = None,
+        *,
+        precision: str | None = None,
+        python: Path | None = None,
+        readable: Sequence[Path] = (),
+        hidden: Sequence[Path] = (),
+        stems: Sequence[str] = STEMS,
     ) -> None:
-        self.folder = folder
-        self.environment = {
-            "AICROWD_DATASET_DIR": str(dataset),
-            "AICROWD_PUBLIC_SHARED_DIR": str(shared),
-            "PYTHONIOENCODING": "utf-8:backslashreplace",  # the log takes all that a submission prints
-        }
-        if models := os.environ.get("KMDX_MODELS"):  # the process has another current folder
-            self.environment["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
+        self.folder = folder.resolve()
+        self.dataset = dataset.absolute()
+        self.shared = shared.absolute()
         self.limits = limits
         self.log = log
-        self.options = {"ensemble": ensemble, "device": device, "engine": engine, "cut_network": True}
+        self.python = visible.find_python(python or sys.executable)
+        self.readable = [path.absolute() for path in readable]
+        self.hidden = [path.resolve() for path in hidden]
+        self.options: dict[str, Any] = {
+            "ensemble": ensemble,
+            "device": device,
+            "engine": engine,
+            "precision": precision,
+            "stems": list(stems),
+        }
         self.load_seconds = 0.0
         self.load_peak_memory = 0
         self.isolation: list[str] = []
-        self._process: subprocess.Popen[str] | None = None
-        self._worker = 0  # the process that the submission runs in: on Linux below _process, the guard
-        self._replies: queue.Queue[Any] = queue.Queue()
+        self.interpreter: Interpreter | None = None
+        self.without: list[str] = []  # namespaces that are not to be used: for tests
+        self._running: _Running | None = None
 
     def __enter__(self) -> Submission:
         return self
@@ -157,42 +225,56 @@ class Submission:
         Raises
         ------
         SubmissionError
-            If there is none, or it cannot be made, or not within the limits where they are enforced.
+            If there is none, or it cannot be made, or not within the limits.
         """
         check_submission(self.folder)
-        self._replies = queue.Queue()
-        with self.log.open("ab") as log:
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, str(WORKER)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self.folder,
-                    env={**os.environ, **self.environment},
-                    text=True,
-                    encoding="utf-8",
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise SubmissionError(
-                    f"the submission in {self.folder} cannot be started: {error}"
-                ) from error
-        self._worker = self._process.pid
-        threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True).start()
-        self._send(self.options)
-        seconds = self.limits.load_seconds
-        words = f"loading the model took more than {seconds:.0f} s"
-        reply, self.load_peak_memory, failure = self._wait(seconds, words, None)
+        try:
+            self._running = running = _Running(self)
+        except OSError as error:
+            raise SubmissionError(f"the submission in {self.folder} cannot be started: {error}") from error
+        self._start_interpreter(running)
+        limits = self.limits
+        limit = min(limits.load_seconds, limits.longest) if limits.enforced else limits.longest
+        words = f"loading the model took more than {limit:.0f} s"
+        token = secrets.token_hex(8)
+        request = {"make": token, "folder": str(self.folder), **self.options}
+        began = time.perf_counter()
+        reply, self.load_peak_memory, failure = self._ask(request, "made", limit, words)
         if failure is not None:
-            self.kill()
-            raise SubmissionError(f"the submission in {self.folder} cannot be made: {failure}")
-        self.load_seconds = reply["seconds"]
-        network = reply["network"]
-        self.isolation = [] if network == "cut" else [f"it could reach the network: {network}"]
+            raise SubmissionError(
+                f"the submission in {self.folder} cannot be made: {self._end(failure, reply)}"
+            )
+        self.load_seconds = time.perf_counter() - began
+        assert self.interpreter is not None
+        device = None if reply["device"] is None else clean(reply["device"], 100)
+        self.interpreter = Interpreter(**{**asdict(self.interpreter), "device": device})
+
+    def _start_interpreter(self, running: _Running) -> None:
+        """Wait for the sandbox, then for the interpreter in it."""
+        words = f"it took more than {START:.0f} s to start"
+        found, _, failure = self._ask(None, "isolation", START, words)
+        if failure is None:
+            self.isolation = list(found["isolation"])
+            running.know(found["contained"])
+            found, _, failure = self._ask({"hello": secrets.token_hex(8)}, "hello", START, words)
+        if failure is None:
+            running.find_worker()
+            packages = {clean(name, 60): clean(version, 40) for name, version in found["packages"].items()}
+            self.interpreter = Interpreter(clean(found["executable"]), clean(found["version"], 40), packages)
+            return
+        self.kill()
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        last = "".join(f"; it printed {line}" for line in self.log_tail(1))
+        raise SubmissionError(
+            f"{self.python} did not start as Python, {oldest} or newer: {failure}{last}; see {self.log.name}"
+        )
 
     def separate(
-        self, song: str, duration: float, progress: Callable[[float, float], None] | None = None
+        self,
+        song: str,
+        duration: float,
+        progress: Callable[[float, float], None] | None = None,
+        begin: Callable[[], object] | None = None,
     ) -> Outcome:
         """Have a song separated; starts the process where it is not running.
 
@@ -206,94 +288,280 @@ class Submission:
         duration : float
             Seconds, which the time limit is a multiple of.
         progress : callable, optional
-            Called with seconds of audio done and in all, where the submission tells.
+            Called with seconds of audio done and in all, where the submission reports them.
+        begin : callable, optional
+            Called when the time begins to count: puts the mixture where the submission sees it.
         """
-        if self._process is None:
+        if self._running is None:
             self.start()
-        assert self._process is not None
-        _reset_peak(self._worker)
+        assert self._running is not None
+        _reset_peak(self._running.worker)
+        if begin is not None:
+            begin()
+        limits = self.limits
+        longest = max(limits.longest, limits.longest_factor * duration)
+        words = f"it took more than {longest:.0f} s"
+        if limits.enforced and limits.time_factor * duration <= longest:
+            longest = limits.time_factor * duration
+            words = f"time limit: more than {limits.time_factor:g} × {duration:.1f} s"
+        token = secrets.token_hex(8)
         began = time.perf_counter()
-        self._send({"song": song})
-        limit = self.limits.time_factor * duration
-        words = f"time limit: more than {self.limits.time_factor:g} × {duration:.1f} s"
-        reply, peak, failure = self._wait(limit, words, progress)
-        seconds = reply.get("seconds", time.perf_counter() - began)
+        reply, peak, failure = self._ask({"song": song, "token": token}, "done", longest, words, progress)
+        seconds = time.perf_counter() - began
         if failure is not None:
-            self.kill()
-            return Outcome(seconds, peak, failure=failure, ends_challenge=True)
-        failure = "; ".join(reply["findings"]) or None
+            return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
+        failure = "; ".join(map(clean, reply["findings"])) or None
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, reply["ends_challenge"])
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        """The last lines of what it printed, fit to be shown."""
+        return replies.tail(self.log, lines)
 
     def kill(self) -> None:
         """End the process and all that it started, at once; does nothing where it is not running."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if self._worker != process.pid:
-            process.terminate()  # the guard ends all the others
+        running, self._running = self._running, None
+        if running is not None:
+            running.kill()
+
+    def _end(self, failure: str, reply: Mapping[str, Any]) -> str:
+        """End the process, and say where to read on about a failure."""
+        self.kill()
+        where = reply.get("where")
+        place = (
+            f"{clean(where, 200)}; the whole traceback is in {self.log.name}"
+            if where
+            else f"see {self.log.name}"
+        )
+        text = f"{clean(failure)} ({place})" if "failed" in reply else failure
+        if pointer := find_pointer(self.folder):
+            text += f"; {pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
+        elif link := find_way_out(self.folder):
+            text += f"; {link} is a link to what is not in its folder, which it cannot reach"
+        return text
+
+    def _ask(
+        self,
+        request: Mapping[str, Any] | None,
+        kind: str,
+        limit: float,
+        words: str,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> tuple[dict[str, Any], int, str | None]:
+        """Send a request and wait for its reply: it, the peak of memory in bytes, and what went wrong."""
+        assert self._running is not None
+        running = self._running
+        token = None if request is None else request.get("token", request.get(kind, request.get("make")))
+        if request is not None:
+            running.send(request)
+        watch = _Watch(running, self.limits, limit, words)
+        while True:
+            if failure := watch.look():
+                return {}, watch.peak, failure
+            try:
+                found, reply = running.reader.next(watch.until_next_look())
+            except queue.Empty:
+                continue
+            except End:
+                code = running.exit_code()
+                ending = (
+                    "closed its replies and did not end"
+                    if code is None
+                    else f"ended by itself ({_ending(code)})"
+                )
+                return {}, watch.peak, f"the process {ending}"
+            except BadReply as error:
+                return {}, watch.peak, f"the submission sent a reply that is {error}"
+            if found == "progress" and kind == "done":
+                watch.progressed()
+                if progress is not None:
+                    progress(*reply["progress"])
+            elif found == kind and (kind == "isolation" or reply[kind] == token):
+                return reply, watch.peak, watch.look(last=True)
+            elif found == "failed" and kind in ("made", "done") and reply["failed"] == token:
+                return (
+                    reply,
+                    watch.peak,
+                    watch.look(last=True) or reply["reason"] or "it failed without a reason",
+                )
+            elif found == "unstarted" and kind == "hello":
+                return {}, watch.peak, clean(reply["unstarted"])
+            else:
+                return {}, watch.peak, f"the submission sent a reply that nothing asked for ({found})"
+
+
+class _Running:
+    """The processes of a submission while they run: launcher, guard, worker, and what the worker starts."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.contained = False
+        self.worker = 0  # process ids, once they are known
+        self.guard: psutil.Process | None = None
+        self.scratch = Path(tempfile.mkdtemp(prefix=".private-", dir=submission.shared.parent))
+        for name in ("root", "tmp", "home"):
+            (self.scratch / name).mkdir()
+        spec = _spec(submission, self.scratch)
+        direct = os.name != "posix"
+        self._before = {process.pid for process in _tree(os.getpid())}
+        try:
+            self.process = subprocess.Popen(
+                spec.command if direct else [sys.executable, "-I", "-S", "-X", "utf8", str(SANDBOX)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=submission.folder,
+                env=spec.environment,
+                start_new_session=True,
+            )
+        except OSError:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise
+        RUNNING.add(self.process.pid)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.reader = replies.Reader(self.process.stdout.fileno())
+        self.writer = replies.LogWriter(self.process.stderr.fileno(), submission.log)
+        if direct:
+            self.reader.begin_with({"isolation": [UNKNOWN_SYSTEM], "contained": False})
+        else:
+            self.send(asdict(spec))
+
+    def send(self, content: Mapping[str, Any]) -> None:
+        """Send a line of JSON."""
+        assert self.process.stdin is not None
+        with _gone():  # it died: the wait that follows finds out
+            self.process.stdin.write(json.dumps(content).encode("ascii") + b"\n")
+            self.process.stdin.flush()
+
+    def know(self, contained: bool) -> None:
+        """Note whether the guard is the first process of a namespace of its own."""
+        self.contained = contained
+        self.guard = _first_child(self.process.pid)
+        if not contained:
+            sandbox.adopt_orphans()  # what the submission starts cannot leave this process's tree
+
+    def find_worker(self) -> None:
+        """Find the process that the submission runs in."""
+        worker = _first_child(self.guard.pid) if self.guard is not None else None
+        self.worker = worker.pid if worker is not None else self.process.pid
+
+    def below(self) -> list[psutil.Process]:
+        """The submission's own processes: all but the launcher and the guard."""
+        ours = {self.process.pid} if self.worker != self.process.pid else set()
+        if self.guard is not None:
+            ours.add(self.guard.pid)
+        return [process for process in self.all() if process.pid not in ours]
+
+    def all(self) -> list[psutil.Process]:
+        """All processes that were started for the submission, also those that left their parents.
+
+        A process can leave its session only for a new one, so what is below this process, in another session
+        than this one and not another submission's, can only come from here.
+        """
+        found = {process.pid: process for process in _tree(self.process.pid)}
+        if not self.contained and hasattr(os, "getsid"):
+            others = {each.pid for pid in RUNNING - {self.process.pid} for each in _tree(pid)}
+            for process in _tree(os.getpid())[1:]:
+                if process.pid in self._before | others | found.keys():
+                    continue
+                with contextlib.suppress(OSError):
+                    if os.getsid(process.pid) != os.getsid(0):
+                        found[process.pid] = process
+        return list(found.values())
+
+    def exit_code(self) -> int | None:
+        """How the launcher ended; None where it does not end though nothing can reply any more."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(PATIENCE)
+        return None
+
+    def kill(self) -> None:
+        """End all processes; returns when they are gone, or after a while where Linux cannot end one."""
+        if self.contained and self.guard is not None:
+            with _gone():
+                self.guard.kill()  # ends everything in its namespace; the launcher ends when that is done
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-        if process.poll() is None:
-            for each in reversed(_tree(process.pid)):
+                self.process.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            alive = [process for process in self.all() if not self._reap(process)]
+            if not alive:
+                break
+            for process in alive:
                 with _gone():
-                    each.kill()
-            process.wait()
-        for stream in (process.stdin, process.stdout):
+                    process.kill()
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(PATIENCE)
+        RUNNING.discard(self.process.pid)
+        for thread in (self.reader, self.writer):
+            thread.stop(PATIENCE)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with _gone():
                     stream.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _send(self, content: Mapping[str, Any]) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with _gone():  # it died: the wait that follows says so
-            self._process.stdin.write(json.dumps(content) + "\n")
-            self._process.stdin.flush()
+    def _reap(self, process: psutil.Process) -> bool:
+        """Whether a process has ended; what this process inherited is removed from the table."""
+        if process.pid == self.process.pid:
+            return self.process.poll() is not None
+        with contextlib.suppress(ChildProcessError):
+            if os.name == "posix" and os.waitpid(process.pid, os.WNOHANG)[0]:
+                return True
+        with _gone():
+            return process.status() == psutil.STATUS_ZOMBIE
+        return True
 
-    def _wait(
-        self, seconds: float, words: str, progress: Callable[[float, float], None] | None
-    ) -> tuple[dict[str, Any], int, str | None]:
-        """Wait for a reply: it, the peak of memory in bytes, and why the submission failed."""
-        assert self._process is not None
-        peak = 0
-        began = look = time.perf_counter()
-        while True:
-            now = time.perf_counter()
-            if now >= look:
-                peak, look = max(peak, self._memory()), now + LOOK
-            if failure := self._over(peak, now - began, seconds, words):
-                return {}, peak, failure
-            try:
-                reply = self._replies.get(timeout=max(0.0, look - time.perf_counter()))
-            except queue.Empty:
-                continue
-            if reply is END:
-                code = self._process.wait()
-                return {}, peak, f"the process ended by itself ({_ending(code)})"
-            if "pid" in reply:
-                self._worker = reply["pid"]
-            elif "progress" in reply:
-                if progress is not None:
-                    progress(*reply["progress"])
-            else:
-                peak = max(peak, _peak(self._worker))
-                over = self._over(peak, reply["seconds"], seconds, words)
-                return reply, peak, over or reply.get("failed")
 
-    def _over(self, peak: int, seconds: float, limit: float, words: str) -> str | None:
-        """Say which limit was passed, where limits are enforced."""
-        if self.limits.enforced and peak > self.limits.memory:
+RUNNING: set[int] = set()
+"""Process ids of the launchers of all submissions of this process."""
+UNKNOWN_SYSTEM = f"the submission could read and write other files: {sys.platform} has no namespaces"
+
+
+class _Watch:
+    """Looks at the clock, the memory and the processor time while a reply is waited for."""
+
+    def __init__(self, running: _Running, limits: Limits, limit: float, words: str) -> None:
+        self.running, self.limits, self.limit, self.words = running, limits, limit, words
+        self.peak = 0
+        self.began = self.next = self.active = time.perf_counter()
+        self.processor = 0.0
+        self.free = _free(running.scratch)
+
+    def until_next_look(self) -> float:
+        return max(0.0, min(self.next, self.began + self.limit) - time.perf_counter())
+
+    def progressed(self) -> None:
+        self.active = time.perf_counter()
+
+    def look(self, last: bool = False) -> str | None:
+        """Say which limit was passed, if one was."""
+        now = time.perf_counter()
+        count = 0
+        if last:
+            self.peak = max(self.peak, _peak(self.running.worker))
+        elif now >= self.next:
+            self.next = now + LOOK
+            processes = self.running.below()
+            count = len(processes)
+            if count > PROCESSES:  # to measure so many would take long, and there are soon more
+                return f"it started more than {PROCESSES} processes"
+            pids = [process.pid for process in processes]
+            # What forked processes share counts once; for one alone, and for many, that would be slow.
+            measure = _resident if count == 1 else _share if count <= MANY else _own
+            self.peak = max(self.peak, sum(map(measure, pids)))
+            processor = sum(map(_processor_time, processes))
+            if abs(processor - self.processor) > BUSY or any(map(_is_busy, processes)):
+                self.processor, self.active = processor, now
+        if self.limits.enforced and self.peak > self.limits.memory:
             return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
-        return words if self.limits.enforced and seconds > limit else None
-
-    def _memory(self) -> int:
-        """Bytes of host memory that the submission and all that it started hold now."""
-        assert self._process is not None
-        pids = [each.pid for each in _tree(self._process.pid)]
-        if self._worker != self._process.pid:
-            pids = pids[1:]  # the guard is ours
-        # What forked processes share counts once; for one alone, that would be a slow way to the same.
-        return sum(map(_share if len(pids) > 1 else _resident, pids))
+        if now - self.began > self.limit:
+            return self.words
+        if count and (free := _free(self.running.scratch)) < FREE and self.free - free > FREE:
+            return f"it filled the disk: {free / 1e9:.1f} GB are free"
+        if not last and now - self.active > self.limits.stall:
+            return f"stalled: no progress and no processor time in {self.limits.stall:.0f} s"
+        return None
 
 
 class _gone:
@@ -306,12 +574,74 @@ class _gone:
         return isinstance(error, (OSError, psutil.Error, ValueError))
 
 
-def _read(stream: Any, replies: queue.Queue[Any]) -> None:
-    """Pass lines of JSON on until there are no more."""
-    with _gone():  # the last line of a process that crashed may be cut short
-        for line in stream:
-            replies.put(json.loads(line))
-    replies.put(END)
+def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
+    """What the sandbox runs, and what it shows."""
+    python, folder = submission.python, submission.folder
+    home, temporary = scratch / "home", scratch / "tmp"
+    environment = {
+        **visible.environment(os.environ),
+        "AICROWD_DATASET_DIR": str(submission.dataset),
+        "AICROWD_PUBLIC_SHARED_DIR": str(submission.shared),
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+    }
+    readable = [
+        folder,
+        python,
+        *visible.interpreter_folders(python, os.environ),
+        *visible.weights(os.environ),
+    ]
+    readable += [WORKER.resolve(), submission.dataset, *submission.readable]
+    if (plan := submission.options["ensemble"]) and Path(plan).is_file():
+        readable.append(Path(plan).resolve())
+    return sandbox.Spec(
+        command=[str(python), str(WORKER.resolve())],
+        environment=environment,
+        folder=str(folder),
+        readable=[str(path) for path in dict.fromkeys(readable) if path.exists()],
+        hidden=[str(path) for path in dict.fromkeys(submission.hidden)],
+        writable=[str(submission.shared), str(home), str(temporary)],
+        scratch=str(scratch),
+        memory=submission.limits.memory,
+        file_size=FILE,
+        without=submission.without,
+    )
+
+
+def find_pointer(folder: Path) -> str | None:
+    """The first file in a folder that is a Git LFS pointer, by its path in the folder; None without any."""
+    for count, path in enumerate(_files(folder)):
+        if count >= LOOKED_AT:
+            break
+        with contextlib.suppress(OSError):
+            if not path.is_symlink() and path.is_file() and path.stat().st_size < POINTER_SIZE:
+                with path.open("rb") as file:
+                    if file.read(len(POINTER)) == POINTER:
+                        return clean(path.relative_to(folder).as_posix(), 200)
+    return None
+
+
+def find_way_out(folder: Path) -> str | None:
+    """The first link in a folder that leads out of it, by its path in the folder; None without any."""
+    real = folder.resolve()
+    for count, path in enumerate(_files(folder)):
+        if count >= LOOKED_AT:
+            break
+        with contextlib.suppress(OSError, RuntimeError):
+            if path.is_symlink() and not path.resolve().is_relative_to(real):
+                return clean(path.relative_to(folder).as_posix(), 200)
+    return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files and links in a folder, without version control and virtual environments."""
+    for place, folders, names in os.walk(folder):
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if name not in (".git", "node_modules"))
+        linked = [name for name in folders if Path(place, name).is_symlink()]
+        yield from (Path(place, name) for name in sorted([*names, *linked]))
 
 
 def _tree(pid: int) -> list[psutil.Process]:
@@ -322,10 +652,47 @@ def _tree(pid: int) -> list[psutil.Process]:
     return []
 
 
+def _first_child(pid: int) -> psutil.Process | None:
+    """The oldest child of a process."""
+    with _gone():
+        return min(psutil.Process(pid).children(), key=lambda child: child.create_time(), default=None)
+    return None
+
+
+def _processor_time(process: psutil.Process) -> float:
+    """Seconds of processor time of a process and of its children that have ended."""
+    with _gone():
+        times = process.cpu_times()
+        return sum(times[:4])
+    return 0.0
+
+
+def _is_busy(process: psutil.Process) -> bool:
+    """Whether a process waits for nothing but a processor or a disk: a busy system may leave it none."""
+    with _gone():
+        return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+    return False
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on a folder's disk."""
+    with _gone():
+        return shutil.disk_usage(folder).free
+    return 0
+
+
 def _resident(pid: int) -> int:
     """Bytes of host memory that a process holds, shared or not."""
     with _gone():
         return psutil.Process(pid).memory_info().rss
+    return 0
+
+
+def _own(pid: int) -> int:
+    """Bytes of host memory that a process holds and shares with no other, where the system tells."""
+    with _gone():
+        found = psutil.Process(pid).memory_info()
+        return found.rss - getattr(found, "shared", 0)
     return 0
 
 
@@ -337,7 +704,7 @@ def _share(pid: int) -> int:
 
 
 def _reset_peak(pid: int) -> None:
-    """Have Linux begin to measure the peak of a process anew."""
+    """Have Linux begin to measure the peak of a process again."""
     with _gone():
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
@@ -350,7 +717,7 @@ def _peak(pid: int) -> int:
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """Bytes that a line ``name 123 kB`` of a file of Linux tells."""
+    """Bytes in a line ``name 123 kB`` of a file of Linux."""
     for line in file.read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from evaluator import estimates
 from evaluator.dataset import Track, as_wav
+from evaluator.estimates import Estimates
 from evaluator.metrics import Metric, named, show
-from evaluator.process import Limits, Outcome, Submission, SubmissionError
+from evaluator.predictions import PREDICTIONS, Predictions
+from evaluator.process import Limits, Outcome, Submission
 from evaluator.records import RecordError, SongRecord, finite
 from evaluator.scorer import Scorer
 from evaluator.scoring import SongScore
@@ -85,24 +89,19 @@ def replay(
     predictions = store.folder / "predictions"
     for left_over in store.folder.glob(".work-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
-    # Songs lie here one at a time and without their stems: the submission sees what the server shows.
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=store.folder))
     try:
-        dataset, shared = work / "dataset", work / "shared"
-        for folder in (dataset, shared / "predictions"):
-            folder.mkdir(parents=True)
-        with make(dataset, shared) as submission:
+        desk = Desk(work)
+        with make(desk.dataset, desk.shared) as submission:
             for track in tracks:
                 record = stored(store, track.name)
                 if record is None:
                     meter.song(track)
                     reason = (unusable or {}).get(track.name)
                     if reason is None:
-                        record = _play(
-                            track, submission, dataset, shared / "predictions", scorer, meter, stems, metrics
-                        )
+                        record = _play(track, submission, desk, scorer, meter, stems, metrics)
                     else:
-                        record = _unplayed(track, f"its data: {reason}")
+                        record = unplayed(track, f"its data: {reason}")
                     record = replace(
                         record,
                         isolation=tuple(submission.isolation),
@@ -110,9 +109,8 @@ def replay(
                         load_peak_memory=submission.load_peak_memory,
                     )
                     if keep_stems and record.ok:
-                        _keep(shared / "predictions" / track.name, predictions / track.name)
+                        _keep(desk.taken, predictions / track.name)
                     store.add(record.to_json())
-                    shutil.rmtree(shared / "predictions" / track.name, ignore_errors=True)
                     logger.info("%s: %s", track.name, record.reason or headline(record, metrics[0]))
                 meter.finished(track, record)
                 yield record
@@ -120,6 +118,117 @@ def replay(
                     raise Stopped(f"{track.name}: {record.reason}; the challenge would have ended here")
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+class Desk:
+    """Where one song at a time is laid out.
+
+    Parameters
+    ----------
+    work : Path
+        An empty folder.
+
+    Attributes
+    ----------
+    dataset, shared : Path
+        All that the submission sees: the song's mixture, and where it writes its stems.
+    taken, references : Path
+        Stems that were taken from it, and decoded true stems; out of its reach.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.dataset, self.shared = work / "dataset", work / "shared"
+        own = work / secrets.token_hex(8)
+        self.taken, self.references, self._next = own / "taken", own / "references", own / "next"
+        trash = own / "trash"
+        for folder in (self.dataset, self.shared / PREDICTIONS, self.taken, self.references, trash):
+            folder.mkdir(parents=True)
+        self.predictions = Predictions(self.shared, trash)
+
+    def lay_out(self, track: Track) -> Callable[[], object]:
+        """Prepare a song's mixture; what is returned puts it where the submission sees it.
+
+        Raises
+        ------
+        KmdxError, OSError
+            If it cannot be read or written.
+        """
+        self.clear()
+        self._next.mkdir()
+        mixture = as_wav(track, "mixture", self._next)
+        if mixture != self._next / "mixture.wav":
+            shutil.copyfile(mixture, self._next / "mixture.wav")
+        return lambda: self._next.rename(self.dataset / track.name)
+
+    def clear(self) -> None:
+        """Remove everything of the last song."""
+        self.predictions.clear()
+        shutil.rmtree(self._next, ignore_errors=True)
+        for folder in (self.taken, self.references):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        for song in self.dataset.iterdir():  # the folder itself is what the submission sees
+            shutil.rmtree(song, ignore_errors=True)
+
+
+def score_existing(
+    tracks: Sequence[Track],
+    store: Store,
+    found: Estimates,
+    scorer: Scorer,
+    meter: Meter,
+    stems: Sequence[str],
+    metrics: Sequence[Metric],
+    *,
+    unusable: Mapping[str, str] | None = None,
+) -> Iterator[SongRecord]:
+    """Give each song's record, from the store where it is there, else by scoring stems that exist.
+
+    Parameters are those of :func:`replay`; ``found`` is the folder's stems by song.
+    """
+    for left_over in store.folder.glob(".work-*"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    for track in tracks:
+        record = stored(store, track.name)
+        if record is None:
+            meter.song(track)
+            reason = (unusable or {}).get(track.name)
+            if reason is None:
+                with tempfile.TemporaryDirectory(prefix=".work-", dir=store.folder) as work:
+                    record = _score_existing(track, found, scorer, Path(work), stems, metrics)
+            else:
+                record = unplayed(track, f"its data: {reason}")
+            store.add(record.to_json())
+            logger.info("%s: %s", track.name, record.reason or headline(record, metrics[0]))
+        meter.finished(track, record)
+        yield record
+
+
+def _score_existing(
+    track: Track,
+    found: Estimates,
+    scorer: Scorer,
+    work: Path,
+    stems: Sequence[str],
+    metrics: Sequence[Metric],
+) -> SongRecord:
+    """Score the stems of one song that exist."""
+    record = SongRecord(track.name, "ok", None, track.duration)
+    own = found.files.get(track.name, {})
+    scored = [stem for stem in stems if stem in track.available and stem in own]
+    missing = [stem for stem in stems if stem in track.available and stem not in own]
+    if not scored:
+        return unplayed(track, f"no stem of it in {found.folder}")
+    try:
+        (work / "references").mkdir()
+        (work / "estimates").mkdir()
+        references = {stem: as_wav(track, stem, work / "references") for stem in scored}
+        guesses = {stem: estimates.as_wav(found, track, stem, work / "estimates") for stem in scored}
+        record = with_scores(record, scorer.score(references, guesses, metrics))
+    except (KmdxError, OSError) as error:
+        return record.failed(str(error))
+    notes = [f"no estimate of {stem}" for stem in missing]
+    return replace(record, warnings=(*record.warnings, *notes))
 
 
 def stored(store: Store, song: str) -> SongRecord | None:
@@ -147,41 +256,32 @@ def headline(record: SongRecord, metric: Metric) -> str:
 def _play(
     track: Track,
     submission: Submission,
-    dataset: Path,
-    predictions: Path,
+    desk: Desk,
     scorer: Scorer,
     meter: Meter,
     stems: Sequence[str],
     metrics: Sequence[Metric],
 ) -> SongRecord:
     """Separate and score one song."""
-    song = dataset / track.name
     try:
-        song.mkdir()
-        mixture = as_wav(track, "mixture", song)
-        if mixture != song / "mixture.wav":
-            shutil.copyfile(mixture, song / "mixture.wav")
+        begin = desk.lay_out(track)
     except (KmdxError, OSError) as error:
-        shutil.rmtree(song, ignore_errors=True)
-        return _unplayed(track, f"its data: {error}")
-    try:
-        outcome = submission.separate(track.name, track.duration, meter.audio)
-        record = _measured(track, outcome, submission.limits)
-        if outcome.failure is None:
-            scored = [stem for stem in stems if stem in track.stems]
-            references = {stem: as_wav(track, stem, song) for stem in scored}
-            estimates = {stem: predictions / track.name / f"{stem}.wav" for stem in scored}
-            record = with_scores(record, scorer.score(references, estimates, metrics))
+        return unplayed(track, f"its data: {error}")
+    outcome = submission.separate(track.name, track.duration, meter.audio, begin)
+    record = _measured(track, outcome, submission.limits)
+    if outcome.failure is not None:
         return record
-    except SubmissionError:
-        raise
+    try:
+        # Before the true stems are decoded, and to where the submission cannot change them any more.
+        scored = [stem for stem in stems if stem in track.available]
+        estimates = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
+        references = {stem: as_wav(track, stem, desk.references) for stem in scored}
+        return with_scores(record, scorer.score(references, estimates, metrics))
     except KmdxError as error:
         return record.failed(str(error), ends_challenge=True)
-    finally:
-        shutil.rmtree(song, ignore_errors=True)
 
 
-def _unplayed(track: Track, reason: str) -> SongRecord:
+def unplayed(track: Track, reason: str) -> SongRecord:
     """The record of a song that was not played."""
     return SongRecord(track.name, "failed", reason, track.duration)
 

@@ -79,7 +79,9 @@ def describe_foreign(submission: Path) -> tuple[str, list[dict[str, Any]]]:
 
 def describe_run(
     *,
-    submission: Path,
+    name: str,
+    title: str,
+    submission: Path | None,
     code: str,
     plan: Plan | None,
     ensemble: str | None,
@@ -87,7 +89,7 @@ def describe_run(
     device: str,
     precision: str,
     engine: str,
-    limits: Limits,
+    limits: Limits | None,
     data: Path,
     split: str | None,
     tracks: Sequence[Track],
@@ -97,9 +99,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """Everything that a reader must know of a run, and that no song's record says."""
     return {
-        "ensemble": plan.name if plan else submission.name,
-        "title": plan.title if plan else f"the submission in {submission}",
-        "submission": str(submission),
+        "ensemble": name,
+        "title": title,
+        "submission": None if submission is None else str(submission),
         "submission_sha256": code,
         "ensemble_option": ensemble,
         "plan_sha256": plan.digest if plan else None,
@@ -111,12 +113,12 @@ def describe_run(
         "device": device,
         "precision": precision,
         "engine": engine,
-        "git_commit": _git_commit(submission),
+        "git_commit": None if submission is None else _git_commit(submission),
         "stems": list(stems),
         "metrics": [metric.name for metric in metrics],
-        "time_limit_factor": limits.time_factor,
-        "memory_limit": limits.memory,
-        "enforced": limits.enforced,
+        "time_limit_factor": limits.time_factor if limits else None,
+        "memory_limit": limits.memory if limits else None,
+        "enforced": limits.enforced if limits else None,
         "data": {
             "path": str(data),
             "split": split,
@@ -162,7 +164,11 @@ def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongR
     last = loads[-1] if loads else None
     whole = {
         **run,
-        "isolation": list(dict.fromkeys(line for record in records for line in record.isolation)),
+        "isolation": list(
+            dict.fromkeys(
+                [*run.get("isolation", ()), *(line for record in records for line in record.isolation)]
+            )
+        ),
         "load_seconds": last.load_seconds if last else None,
         "load_peak_memory": last.load_peak_memory if last else None,
     }
@@ -258,7 +264,9 @@ def code_digest(submission: Path) -> str:
 
 def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongRecord]) -> list[str]:
     """What a reader must know before the numbers."""
-    lines = list(run["data"]["warnings"])
+    lines = [f"the run failed: {run['failure']}"] if run.get("failure") else []
+    lines += run["isolation"]
+    lines += run["data"]["warnings"]
     if plan is not None:
         used = {use.weight.name: use.weight for use in plan.networks.values()}
         lines += [
@@ -282,7 +290,6 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongR
         lines.append(f"{_count(failed)} failed and counted in no mean: {_few(failed)}")
     if len(records) < run["data"]["songs"]:
         lines.append(f"unfinished: {len(records)} of {_count(run['data']['songs'])}")
-    lines += [f"not isolated: the submission ran where {line}" for line in run["isolation"]]
     return lines
 
 

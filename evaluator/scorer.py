@@ -11,8 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from evaluator.metrics import Metric
+from evaluator.sandbox import die_with_parent
 from evaluator.scoring import SongScore, score_song
-from evaluator.worker import die_with_parent
 from kmdx.errors import KmdxError
 
 

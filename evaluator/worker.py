@@ -1,82 +1,202 @@
-"""The process that a submission runs in: makes its wrapper once and separates the songs it is told.
+"""The process that a submission runs in: makes its wrapper once and separates the songs it is asked for.
 
-It is started as a script, so that nothing of this package stands in the way of a submission that brings
-modules of the same names, and it needs nothing but Python. Requests and replies are lines of JSON on
-what were standard input and output; what the submission itself prints goes to standard error.
+It is started as a script by the submission's own interpreter, which may be Python 3.8 and needs nothing but
+the standard library. Requests and replies are lines of JSON on what were standard input and output; what the
+submission itself prints goes to standard error. :mod:`evaluator.replies` documents the replies.
 
-Requests: first the options ``{"ensemble", "device", "engine", "cut_network"}``, then ``{"song": name}`` for
-each.
-Replies: ``{"pid"}`` and ``{"network", "seconds"}`` once, then for each song ``{"progress": [done, total]}``
-any number of times and one ``{"findings", "ends_challenge", "seconds", "peak_gpu_memory"}``. In place of
-the last of each, ``{"failed", "seconds"}`` says that the submission raised.
+Requests: ``{"hello": token}``, ``{"make": token, "folder", "ensemble", "device", "precision", "engine",
+"stems"}``, then
+``{"song": name, "token": token}`` for each song. A reply repeats the token of its request.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import importlib.machinery
+import importlib.util
 import inspect
 import json
 import os
-import signal
 import sys
-import time
+import sysconfig
+import threading
+import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-STEMS = {"bass", "drums", "other", "vocals"}
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+STEMS = ("bass", "drums", "other", "vocals")
+TEXT = 1000  # characters of a reason, as the evaluator shows at most
+TRACEBACK = 10**6  # bytes of a traceback in the log
+PACKAGES = 800  # names of packages that are reported
 
 
 def main() -> None:
     """Serve requests until there are no more."""
-    stand_guard()
+    sys.path.pop(0)  # this file's folder: nothing in it is for the submission
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull) as nothing:  # noqa: PTH123 (no path)
-        os.dup2(nothing.fileno(), 0)
+    replies = os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
+    output: Any = sys.stdout
+    with contextlib.suppress(AttributeError, ValueError):
+        output.reconfigure(line_buffering=True)  # what is printed before a kill is in the log
+    lock = threading.Lock()
 
     def reply(**content: Any) -> None:
-        replies.write(json.dumps(content) + "\n")
-        replies.flush()
+        line = (json.dumps(content) + "\n").encode("ascii")
+        with lock:
+            while line:
+                line = line[os.write(replies, line) :]
 
-    reply(pid=os.getpid())
+    hello = json.loads(requests.readline())["hello"]
+    reply(
+        hello=hello,
+        executable=sys.executable[:TEXT],
+        version=sys.version.split()[0][:TEXT],
+        packages=packages(),
+    )
     options = json.loads(requests.readline())
-    network = cut_network() if options["cut_network"] else "not cut: not asked for"
-    sys.path[0] = os.getcwd()  # noqa: PTH109 (a string is what belongs there)
+    folder = options["folder"]
     findings: dict[str, bool] = {}
-    began = time.perf_counter()
+    modules = OwnModules(folder)
     try:
+        modules.install()
         wrapper = make_wrapper(options)
-        watch(getattr(wrapper, "model", None), findings, lambda done, total: reply(progress=[done, total]))
+        modules.check()
+        model = getattr(wrapper, "model", None)
+        watch(model, findings, lambda done, total: reply(progress=[done, total]), options["stems"])
+        device = gpu()
     except BaseException as error:
-        reply(failed=describe(error), seconds=time.perf_counter() - began)
+        reply(failed=options["make"], **report(error, folder))
         return
-    reply(network=network, seconds=time.perf_counter() - began)
+    reply(made=options["make"], device=device)
 
     for line in requests:
+        request = json.loads(line)
         findings.clear()
         reset_gpu_peak()
-        began = time.perf_counter()
         try:
-            wrapper.separate_music_file(json.loads(line)["song"])
+            wrapper.separate_music_file(request["song"])
+            modules.check()
         except BaseException as error:
-            reply(failed="; ".join([*findings, describe(error)]), seconds=time.perf_counter() - began)
+            reply(failed=request["token"], **report(error, folder, findings))
         else:
             reply(
-                seconds=time.perf_counter() - began,
-                findings=list(findings),
+                done=request["token"],
+                findings=[finding[:TEXT] for finding in findings][:20],
                 ends_challenge=any(findings.values()),
                 peak_gpu_memory=gpu_peak(),
             )
 
 
+class OwnModules:
+    """Finds the submission's modules in its own folder, whatever else the interpreter's path holds.
+
+    First on ``sys.meta_path``. Modules and packages in the folder, and in further folders within it that the
+    submission puts on ``sys.path``, come before all others of the same name, also packages without an
+    ``__init__.py``, which Python itself would only take where no other package has that name.
+
+    Parameters
+    ----------
+    folder : str
+        The submission's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.real = os.path.realpath(folder)
+        self.standard = os.path.realpath(sysconfig.get_path("stdlib"))
+        self.judged = {}  # type: dict[tuple[str, str], bool]
+
+    def install(self) -> None:
+        """Put the folder first, and forget modules from elsewhere that were imported when Python started."""
+        sys.path[:] = [self.folder, *(entry for entry in sys.path if entry not in ("", self.folder))]
+        sys.meta_path.insert(0, self)
+        for name in [name for name, _ in self.foreign()]:
+            del sys.modules[name]
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Find a top-level module; what is in a package is found by the package's own path."""
+        if "." in name:
+            return None
+        entries = [entry for entry in sys.path if self.holds(entry) and "-packages" not in entry]
+        spec = importlib.machinery.PathFinder.find_spec(name, [*entries, self.folder])
+        if spec is None or spec.loader is not None:
+            return spec
+        places = [place for place in spec.submodule_search_locations or () if has_code(place)]
+        if not places:  # data, or another project's folder
+            return None
+        package = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        package.submodule_search_locations = places  # fixed: a path of Python's would grow with sys.path
+        return package
+
+    def holds(self, path: str) -> bool:
+        """Whether a path is in the submission's folder, as it is written or where its links lead."""
+        for way, folder in ((os.path.abspath(path), self.folder), (os.path.realpath(path), self.real)):
+            if way == folder or way.startswith(folder.rstrip(os.sep) + os.sep):
+                return True
+        return False
+
+    def foreign(self) -> list[tuple[str, str]]:
+        """Modules whose name the folder has, but that came from elsewhere: their names and files."""
+        found = []
+        for name, module in list(sys.modules.items()):
+            place = getattr(module, "__file__", None) or next(
+                iter(getattr(module, "__path__", None) or ()), None
+            )
+            if isinstance(place, str) and name != "__main__":
+                if (name, place) not in self.judged:
+                    self.judged[name, place] = self.is_foreign(name, place)
+                if self.judged[name, place]:
+                    found.append((name, place))
+        return found
+
+    def is_foreign(self, name: str, place: str) -> bool:
+        """Whether a module's file is elsewhere, though the folder has a module of that name."""
+        if self.holds(place):
+            return False
+        if os.path.realpath(place).startswith(self.standard + os.sep) and "-packages" not in place:
+            return False  # of the standard library, and imported before
+        return self.find_spec(name.partition(".")[0]) is not None
+
+    def check(self) -> None:
+        """See that the submission's code is the submission's.
+
+        Raises
+        ------
+        ImportError
+            If a module came from elsewhere though the folder has one of that name; gives both paths.
+        """
+        for name, place in self.foreign():
+            raise ImportError(f"{name} was imported from {place}, expected it from {self.folder}")
+        wrapper = sys.modules.get("my_submission.aicrowd_wrapper")
+        place = str(getattr(wrapper, "__file__", None))
+        if not self.holds(place):
+            raise ImportError(
+                f"my_submission.aicrowd_wrapper was imported from {place}, expected it from {self.folder}"
+            )
+
+
+def has_code(folder: str) -> bool:
+    """Whether a folder without ``__init__.py`` is a package: it has modules and is no project of its own."""
+    if any(
+        os.path.exists(os.path.join(folder, name)) for name in ("setup.py", "pyproject.toml", "setup.cfg")
+    ):
+        return False
+    suffixes = tuple(importlib.machinery.all_suffixes())
+    for count, (_, folders, files) in enumerate(os.walk(folder)):
+        if any(name.endswith(suffixes) for name in files):
+            return True
+        folders[:] = [name for name in folders if name.isidentifier()]
+        if count > 1000:
+            break
+    return False
+
+
 def make_wrapper(options: dict[str, Any]) -> Any:
     """Import the submission in the current folder and make its wrapper, which loads its model."""
-    for setting in ("ensemble", "device", "engine"):
+    for setting in ("ensemble", "device", "precision", "engine"):
         if options[setting] is not None:
             from my_submission import user_config
 
@@ -91,7 +211,12 @@ def make_wrapper(options: dict[str, Any]) -> Any:
     return AIcrowdWrapper()
 
 
-def watch(model: Any, findings: dict[str, bool], progress: Callable[[float, float], None]) -> None:
+def watch(
+    model: Any,
+    findings: dict[str, bool],
+    progress: Callable[[float, float], None],
+    wanted: Any = STEMS,
+) -> None:
     """Look at what the model returns before the wrapper does, where the model lets itself be wrapped.
 
     ``progress`` is only for a model that waits for one: its own is None. Methods and properties stay.
@@ -103,7 +228,7 @@ def watch(model: Any, findings: dict[str, bool], progress: Callable[[float, floa
     def watched(*arguments: Any, **named: Any) -> Any:
         result = separate(*arguments, **named)
         with contextlib.suppress(Exception):  # of another form: for the wrapper to judge
-            findings.update(look_at(result[0], [*arguments, *named.values()][0]))
+            findings.update(look_at(result[0], [*arguments, *named.values()][0], wanted))
         return result
 
     with contextlib.suppress(Exception):
@@ -113,13 +238,13 @@ def watch(model: Any, findings: dict[str, bool], progress: Callable[[float, floa
         model.separate_music_file = watched
 
 
-def look_at(stems: Mapping[str, Any], mixture: Any) -> dict[str, bool]:
+def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict[str, bool]:
     """What is wrong with returned stems, and whether the challenge would have ended at it.
 
     It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored.
     """
     wrong = {}
-    missing, extra = sorted(STEMS - set(stems)), sorted(map(str, set(stems) - STEMS))
+    missing, extra = sorted(set(wanted) - set(stems)), sorted(map(str, set(stems) - set(wanted)))
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
         wrong[f"wrong stems: {', '.join(names)}"] = True
@@ -138,100 +263,89 @@ def look_at(stems: Mapping[str, Any], mixture: Any) -> dict[str, bool]:
     return wrong
 
 
+def report(error: BaseException, folder: str, findings: Any = ()) -> dict[str, Any]:
+    """The reason and the place of an error for a reply; the whole traceback goes to the log."""
+    reason = "; ".join([*findings, describe(error)])
+    log(error)
+    return {"reason": reason[:TEXT], "where": where(error, folder)}
+
+
 def describe(error: BaseException) -> str:
     """The class and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    try:
+        lines = str(error)[: 4 * TEXT].strip().splitlines()
+    except BaseException:  # it cannot even be put in words
+        lines = []
+    return f"{type(error).__name__}: {lines[0][:TEXT]}" if lines else type(error).__name__
 
 
-def cut_network() -> str:
-    """Move this process into a network namespace with nothing in it; return ``cut``, or why it is not.
+def where(error: BaseException, folder: str) -> str | None:
+    """The line of the submission's own code that failed, such as ``my_submission/deep.py:10``."""
+    places = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno or 0))
+    start = folder.rstrip(os.sep) + os.sep
+    own = [
+        (name[len(start) :], number)
+        for name, number in places
+        if name.startswith(start) and "-packages" not in name and os.path.abspath(__file__) != name
+    ]
+    return "{}:{}".format(*own[-1])[:TEXT] if own else None
 
-    Linux only. The super-user needs nothing else; others get a user namespace with it, in which they stay
-    who they are.
-    """
-    if not sys.platform.startswith("linux"):
-        return f"not cut: {sys.platform} has no network namespaces"
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) == 0:
-        return "cut"
-    user, group = os.getuid(), os.getgid()
-    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        return f"not cut: the system refuses it ({os.strerror(ctypes.get_errno())})"
+
+def log(error: BaseException) -> None:
+    """Write the traceback to standard error, whatever the submission has made of ``sys.stderr``."""
+    try:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        text = "".join(line if len(line) < 20 * TEXT else line[: 20 * TEXT] + "…\n" for line in lines)
+    except BaseException:
+        text = f"{type(error).__name__}, whose traceback cannot be put in words\n"
+    content = text.encode("utf-8", "backslashreplace")[:TRACEBACK]
     with contextlib.suppress(OSError):
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-    return "cut"
+        while content:
+            content = content[os.write(2, content) :]
 
 
-def stand_guard() -> None:
-    """Go on in a child of this process, which stays behind and lets nothing outlive the child.
+def packages() -> dict[str, str]:
+    """Names and versions of the interpreter's packages."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(Exception):
+        from importlib.metadata import distributions
 
-    Linux only. Whatever the child starts falls to this process when its own parent ends, also what has
-    left the child's session. Once the child has ended, or SIGTERM comes (from the evaluator, or from Linux
-    when the evaluator dies), this process kills all that is left and exits with the child's exit code, or
-    128 + the signal that ended it.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    signals = {signal.SIGTERM, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # for sigwait
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    die_with_parent(signal.SIGTERM)
-    child = os.fork()
-    if child == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        die_with_parent()
-        os.setsid()  # so that a signal to its own group does not end the guard
-        return
-
-    ended: dict[int, int] = {}
-    while child not in ended and signal.sigwait(signals) == signal.SIGCHLD:
-        with contextlib.suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                ended[found[0]] = found[1]
-    while below := children():
-        for pid in below:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in below:
-            with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(ended.get(child, signal.SIGKILL))
-    os._exit(code if code >= 0 else 128 - code)
+        for each in distributions():
+            with contextlib.suppress(Exception):
+                name = each.metadata["Name"]
+                if isinstance(name, str) and len(found) < PACKAGES:
+                    found.setdefault(name[:40], str(each.version)[:24])
+    return dict(sorted(found.items()))
 
 
-def children() -> list[int]:
-    """Process ids of the children of this process."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # "pid (name) state parent …", where the name may hold anything
-            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
-                found.append(int(stat.parent.name))
-    return found
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask Linux to send this process a signal when its parent dies, however that happens."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+def gpu() -> str | None:
+    """The name of torch's GPU, where the submission has imported torch and there is one."""
+    torch = sys.modules.get("torch")
+    with contextlib.suppress(Exception):
+        if torch is not None and torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())[:TEXT]
+        if torch is not None:
+            return "cpu"
+    return None
 
 
 def reset_gpu_peak() -> None:
-    """Begin to measure torch's GPU memory anew, where the submission uses it."""
+    """Begin to measure torch's GPU memory again, where the submission uses it."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(Exception):
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
 
 
 def gpu_peak() -> int | None:
     """Bytes of GPU memory that torch had reserved at most since then."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return int(torch.cuda.max_memory_reserved())
+    with contextlib.suppress(Exception):
+        if torch is not None and torch.cuda.is_initialized():
+            return int(torch.cuda.max_memory_reserved())
+    return None
 
 
 if __name__ == "__main__":

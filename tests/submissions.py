@@ -64,24 +64,24 @@ for child in children:
 # A process in a session of its own whose parent has ended: below nobody in the tree of the submission.
 DAEMON = """
 import subprocess
-subprocess.run("setsid sleep 600 & echo $! > $DAEMON; setsid sleep 600 & echo $! >> $DAEMON", shell=True)
+subprocess.run("setsid sleep $KMDX_NAP & setsid sleep $KMDX_NAP & true", shell=True)
 """
 
 BODIES = {
     "works": "",
     "sleeps": "time.sleep(600)",
     "loops in native code": "sum(range(10**12))",
-    "takes memory": "self.hoard = np.ones(int(os.environ.get('HOARD', 2 * 10**9)) // 8)\ntime.sleep(600)",
+    "takes memory": "self.hoard = np.ones(int(os.environ.get('KMDX_HOARD', 2 * 10**9)) // 8)\ntime.sleep(600)",
     "raises": "raise RuntimeError('out of ideas\\nand out of luck')",
     "returns NaN": "stems['drums'][7] = np.nan",
     "returns infinity": "stems['drums'][7] = -np.inf\nstems['vocals'][8] = np.nan",
     "returns lists": "stems['drums'][7] = np.nan\nstems = {name: stem.tolist() for name, stem in stems.items()}",
     "takes a moment": "time.sleep(0.3)",
     "forks": "self.hoard = np.ones(3 * 10**8 // 8)\n" + FORKS,
-    "leaves processes behind": DAEMON + "time.sleep(float(os.environ['STAYS']))",
+    "leaves processes behind": DAEMON + "time.sleep(float(os.environ['KMDX_STAYS']))",
     "leaves processes behind and crashes": DAEMON + "os.abort()",
     "talks": "for i in range(50):\n    self.progress(i, 50)\n    time.sleep(0.01)",
-    "opens a socket": "import socket\nsocket.create_connection(('127.0.0.1', int(os.environ['PORT'])), timeout=5).close()",
+    "opens a socket": "import socket\nsocket.create_connection(('127.0.0.1', int(os.environ['KMDX_PORT'])), timeout=5).close()",
     "returns three stems": "del stems['bass']",
     "returns a wrong length": "stems['other'] = stems['other'][:-1]",
     "exits": "sys.exit(3)",

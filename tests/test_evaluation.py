@@ -199,7 +199,8 @@ def test_songs_that_fail_are_recorded_and_the_run_goes_on(evaluate, tmp_path: Pa
 def test_strict_ends_as_the_challenge_would(evaluate, tmp_path: Path) -> None:
     result = evaluate("--strict", what="fails at its second song")
     assert result.code == 1
-    assert f"{NAMES[1]}: AssertionError: no second song; the challenge would have ended here" in result.err
+    reason = r"AssertionError: no second song \(my_submission/user_config\.py:\d+; .* submission\.log\)"
+    assert re.search(f"{NAMES[1]}: {reason}; the challenge would have ended here", result.err)
     content = results(tmp_path / "run")
     assert [record["status"] for record in content["songs"]] == ["ok", "failed"]
     assert content["run"]["enforced"] is True
@@ -390,7 +391,7 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
         [sys.executable, str(ROOT / "local_evaluation.py"), *map(str, arguments)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    while len(started := below(process)) < 2:  # the submission's guard and the submission
+    while len(started := below(process)) < 3:  # the launcher, the guard and the submission
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)

@@ -1,0 +1,154 @@
+"""Takes stems out of a submission's hands: out of a folder that it can change at any moment.
+
+Nothing in that folder is trusted. Each step goes from an open folder to what is in it and follows no link, so
+that a name that becomes a link leads nowhere else, and each stem is copied to where the submission cannot
+reach it before anything reads its sound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kmdx.errors import KmdxError
+
+PREDICTIONS = "predictions"
+SAMPLE = 8  # bytes at most: float64
+SPARE = 10**6  # bytes of a file next to its samples
+BLOCK = 2**20  # bytes copied at a time
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+ONLY_FOLDERS = getattr(os, "O_DIRECTORY", 0)
+BY_FOLDER = os.open in os.supports_dir_fd  # not on Windows
+
+
+class PredictionError(KmdxError):
+    """A stem that is missing, or is no regular file of a possible size."""
+
+
+class Predictions:
+    """The folder that a submission writes its stems to.
+
+    Parameters
+    ----------
+    shared : Path
+        What ``AICROWD_PUBLIC_SHARED_DIR`` names; stems are in its ``predictions/<song>/<stem>.wav``.
+    trash : Path
+        A folder on the same disk that the submission cannot reach.
+    """
+
+    def __init__(self, shared: Path, trash: Path) -> None:
+        self.shared = shared
+        self.trash = trash
+
+    def clear(self) -> None:
+        """Leave an empty ``predictions``, whatever the submission put in its place."""
+        with _folder(self.shared, None) as shared:
+            with contextlib.suppress(FileNotFoundError):
+                self._throw_away(shared, PREDICTIONS)
+            os.mkdir(PREDICTIONS if shared is not None else self.shared / PREDICTIONS, dir_fd=shared)
+        for path in self.trash.iterdir():
+            shutil.rmtree(
+                path, ignore_errors=True
+            ) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def take(
+        self, song: str, stems: Sequence[str], samples: int, channels: int, target: Path
+    ) -> dict[str, Path]:
+        """Copy a song's stems into ``target``.
+
+        Parameters
+        ----------
+        song : str
+        stems : sequence of str
+        samples, channels : int
+            Of the mixture: no stem may have more bytes than these take in float64, and a megabyte.
+        target : Path
+            An existing folder.
+
+        Returns
+        -------
+        dict of str to Path
+
+        Raises
+        ------
+        PredictionError
+            If a stem is missing, is no regular file, has other names too, or is too big.
+        """
+        most = samples * channels * SAMPLE + SPARE
+        taken = {}
+        with contextlib.ExitStack() as stack:
+            folder: int | None = None
+            path = self.shared
+            for name in (None, PREDICTIONS, song):
+                path = path / name if name else path
+                try:
+                    folder = stack.enter_context(_folder(path, folder))
+                except OSError as error:
+                    raise PredictionError(
+                        f"no stems: {PREDICTIONS}/{song} is no folder ({error.strerror})"
+                    ) from error
+            for stem in stems:
+                taken[stem] = target / f"{stem}.wav"
+                _copy(path, folder, f"{stem}.wav", most, taken[stem])
+        return taken
+
+    def _throw_away(self, shared: int | None, name: str) -> None:
+        """Move what has a name out of the submission's reach."""
+        os.rename(
+            name if shared is not None else self.shared / name,
+            self.trash / secrets.token_hex(8),
+            src_dir_fd=shared,
+        )
+
+
+@contextlib.contextmanager
+def _folder(path: Path, parent: int | None) -> Iterator[int | None]:
+    """An open folder, by its name in an open parent; None where the system has no such thing."""
+    if not BY_FOLDER:
+        if path.is_symlink() or not path.is_dir():
+            raise NotADirectoryError(20, "Not a directory", str(path))
+        yield None
+        return
+    name = path if parent is None else path.name
+    opened = os.open(name, os.O_RDONLY | NO_LINKS | ONLY_FOLDERS, dir_fd=parent)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) -> None:
+    """Copy one stem, if it is what it must be."""
+    here = f"{name} of the submission"
+    flags = os.O_RDONLY | NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if folder is None and (path / name).is_symlink():
+            raise PredictionError(f"{here} is a link; a stem must be a regular file")
+        opened = os.open(name if folder is not None else path / name, flags, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise PredictionError(f"{name} is missing") from error
+    except OSError as error:
+        raise PredictionError(
+            f"{here} is no regular file, as a stem must be, or cannot be read ({error.strerror})"
+        ) from error
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(opened)
+        raise PredictionError(f"{here} is no regular file, as a stem must be")
+    with os.fdopen(opened, "rb") as file:
+        if found.st_nlink != 1:
+            raise PredictionError(
+                f"{here} has {found.st_nlink} names; a stem must be a file of its own, no link"
+            )
+        if found.st_size > most:
+            raise PredictionError(f"{here} has {found.st_size} bytes; the mixture's length allows {most}")
+        left = most
+        with target.open("xb") as copy:
+            while left > 0 and (block := file.read(min(BLOCK, left))):
+                copy.write(block)
+                left -= len(block)

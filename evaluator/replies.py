@@ -1,0 +1,246 @@
+"""What a submission sends back: bounded, parsed strictly, and never trusted.
+
+A reply is one line of JSON of at most 64 kB, of one of these forms (``token`` is what the request had):
+
+``{"isolation", "contained"}``
+    From the sandbox, before the interpreter starts: what it could not isolate, and whether one kill ends all.
+``{"unstarted"}``
+    From the sandbox: why the interpreter could not be started.
+``{"hello": token, "executable", "version", "packages"}``
+    The interpreter runs.
+``{"made": token, "device"}``
+    The wrapper is made.
+``{"progress": [done, total]}``
+    Seconds of audio, any number of times.
+``{"done": token, "findings", "ends_challenge", "peak_gpu_memory"}``
+    A song is separated.
+``{"failed": token, "reason", "where"}``
+    The submission raised an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+LINE = 64 * 1024  # bytes of a reply
+TEXT = 1000  # characters of a reason or another text
+LOG = 10 * 10**6  # bytes of a run's log
+WAITING = 100  # replies that wait to be looked at; then the submission waits
+TRUNCATED = b"\n[the log ends here: it may have %d MB]\n" % (LOG // 10**6)
+
+
+class BadReply(Exception):
+    """A reply of another form than those documented."""
+
+
+class End(Exception):
+    """There are no more replies: the process has ended or closed its side."""
+
+
+def clean(text: str, limit: int = TEXT) -> str:
+    """A text from a submission on one line, without control characters and lone surrogates, and bounded."""
+    text = text[: 2 * limit].encode("utf-8", "backslashreplace").decode("utf-8")
+    text = "".join(" " if letter in "\n\r\t" else letter for letter in text)
+    text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf", "Co", "Cn"))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_seconds(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 <= value < 1e9
+
+
+def _is_bytes(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**60)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_versions(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_seconds, value))
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "isolation": {"isolation": _is_texts, "contained": _is_truth},
+    "unstarted": {"unstarted": _is_text},
+    "hello": {"hello": _is_text, "executable": _is_text, "version": _is_text, "packages": _is_versions},
+    "made": {"made": _is_text, "device": _is_text_or_none},
+    "progress": {"progress": _is_pair},
+    "done": {
+        "done": _is_text,
+        "findings": _is_texts,
+        "ends_challenge": _is_truth,
+        "peak_gpu_memory": _is_bytes,
+    },
+    "failed": {"failed": _is_text, "reason": _is_text, "where": _is_text_or_none},
+}
+"""The kinds of replies: their keys, the first of which names the kind, and what each value must be."""
+
+
+def parse(line: bytes) -> tuple[str, dict[str, Any]]:
+    """The kind and the content of a reply.
+
+    Raises
+    ------
+    BadReply
+        If it is of no documented form.
+    """
+    try:
+        content = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise BadReply(f"no JSON: {shown(line)}") from error
+    kind = next(iter(content), None) if isinstance(content, dict) else None
+    form = FORMS.get(kind) if isinstance(kind, str) else None
+    if form is None or content.keys() != form.keys() or not all(form[k](v) for k, v in content.items()):
+        raise BadReply(f"of no known form: {shown(line)}")
+    assert kind is not None
+    return kind, content
+
+
+def shown(line: bytes) -> str:
+    """The beginning of a line, to show in a message."""
+    return clean(line[:400].decode("utf-8", "backslashreplace"), 80)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+class Reader:
+    """Reads replies from a pipe in a thread of its own, and keeps the first ones until they are asked for."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._found: queue.Queue[tuple[str, dict[str, Any]] | Exception] = queue.Queue(WAITING)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def begin_with(self, content: dict[str, Any]) -> None:
+        """Put a reply in front that no process sends: where there is no sandbox."""
+        self._found.put((next(iter(content)), content))
+
+    def next(self, timeout: float) -> tuple[str, dict[str, Any]]:
+        """The next reply.
+
+        Raises
+        ------
+        queue.Empty
+            If there is none within ``timeout`` seconds.
+        BadReply, End
+            If it has another form, or there are no more.
+        """
+        found = self._found.get(timeout=timeout)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def stop(self, timeout: float) -> None:
+        """Read no more; the process at the other end is dead."""
+        self._stopped.set()
+        self._thread.join(timeout)
+
+    def _read(self) -> None:
+        try:
+            held = b""
+            while part := os.read(self._pipe, LINE):
+                *lines, held = (held + part).split(b"\n")
+                for line in lines:
+                    if len(line) > LINE:
+                        raise BadReply(f"more than {LINE // 1024} kB: {shown(line)}")
+                    self._put(parse(line))
+                if len(held) > LINE:
+                    raise BadReply(f"more than {LINE // 1024} kB: {shown(held)}")
+            raise End
+        except OSError:
+            self._put(End())
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, found: tuple[str, dict[str, Any]] | Exception) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._found.put(found, timeout=0.1)
+            except queue.Full:
+                continue
+        return None
+
+
+class LogWriter:
+    """Appends what a process prints to a file, in a thread of its own, until the file has its full size."""
+
+    def __init__(self, pipe: int, path: Path) -> None:
+        self._pipe = pipe
+        self._path = path
+        self._thread = threading.Thread(target=self._copy, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Wait until all is copied; the process at the other end is dead."""
+        self._thread.join(timeout)
+
+    def _copy(self) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            while True:
+                try:
+                    part = os.read(self._pipe, LINE)
+                except OSError:
+                    return
+                if not part:
+                    return
+                if size < LOG:  # what comes later is read and dropped, so that nobody waits
+                    part = part[: LOG - size]
+                    size += len(part)
+                    try:
+                        file.write(part + TRUNCATED if size >= LOG else part)
+                    except OSError:  # the disk is full: the log is not worth the run
+                        size = LOG
+
+
+def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:
+    """The last lines of a log, fit to be shown; none where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2**17))
+            content = file.read().decode("utf-8", "backslashreplace")
+    except OSError:
+        return []
+    cleaned = [_printable(line, width) for line in content.splitlines()]
+    return [line for line in cleaned if line][-lines:]
+
+
+def _printable(line: str, width: int) -> str:
+    """A line with its indentation."""
+    body = line.lstrip(" ")
+    indent = len(line) - len(body)
+    return " " * min(indent, 40) + clean(body, width) if body.strip() else ""
+
+
+__all__ = ["BadReply", "End", "LogWriter", "Reader", "clean", "parse", "tail"]

@@ -1,0 +1,644 @@
+"""Starts a program in namespaces of its own, with a view of the disk in which only some folders exist.
+
+The evaluator runs this file as a script with its own interpreter (``python -I -S sandbox.py``), so it imports
+nothing but the standard library. Standard input begins with one line of JSON, a :class:`Spec`; all that
+follows is for the program. On standard output one line ``{"isolation": [...], "contained":
+...}`` comes before the program starts; all that follows is from the program.
+
+Three processes take part. The launcher makes the namespaces and waits. Its child, the guard, is process 1 of
+the PID namespace: it builds the view, starts the program and, when the program ends, ends everything that the
+program started. Where a PID namespace exists, killing the guard kills everything in it, and the program can
+neither see nor signal the launcher and the evaluator.
+
+References
+----------
+namespaces(7), user_namespaces(7), pid_namespaces(7), pivot_root(2), landlock(7), capabilities(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import select
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if os.name == "posix":
+    import resource
+
+LINUX = sys.platform.startswith("linux")
+LIBC: Any = ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+NEW_MOUNT, NEW_UTS, NEW_IPC = 0x00020000, 0x04000000, 0x08000000
+NEW_USER, NEW_PID, NEW_NET = 0x10000000, 0x20000000, 0x40000000
+NAMES = {NEW_MOUNT: "mount", NEW_PID: "PID", NEW_NET: "network", NEW_IPC: "IPC", NEW_UTS: "UTS"}
+
+READ_ONLY, NO_SUID, NO_DEVICES, NO_EXECUTION, REMOUNT = 1, 2, 4, 8, 32
+NO_ACCESS_TIME, NO_FOLDER_ACCESS_TIME, RELATIVE_ACCESS_TIME = 1024, 2048, 1 << 21
+BIND, RECURSIVE, PRIVATE, DETACH = 4096, 16384, 1 << 18, 2
+OPTIONS = {
+    "ro": READ_ONLY,
+    "nosuid": NO_SUID,
+    "nodev": NO_DEVICES,
+    "noexec": NO_EXECUTION,
+    "noatime": NO_ACCESS_TIME,
+    "nodiratime": NO_FOLDER_ACCESS_TIME,
+    "relatime": RELATIVE_ACCESS_TIME,
+}
+PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
+
+SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
+    1,
+    4,
+    24,
+    36,
+    38,
+)
+TASKS = 8192  # processes and threads at once
+OVERRIDE_PERMISSIONS = 1
+"""The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
+SETTINGS = (
+    "alternatives", "fonts", "group", "host.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "locale.alias", "localtime", "magic", "mime.types", "nsswitch.conf", "nvidia", "OpenCL",
+    "os-release", "passwd", "ssl", "timezone", "vulkan",
+)  # fmt: skip
+"""Names in ``/etc`` that programs and their libraries need."""
+DEVICES = ("null", "zero", "full", "random", "urandom")
+GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
+MACHINE = ("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/kernel/mm", "/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to run, and what it may see.
+
+    Attributes
+    ----------
+    command : list of str
+        The program, by its absolute path, and its arguments.
+    environment : dict of str to str
+    folder : str
+        Its current folder.
+    readable : list of str
+        Absolute paths of files and folders that it may read, next to the system's own.
+    hidden : list of str
+        Folders in those that do not exist for it.
+    writable : list of str
+        Absolute paths of folders that it may write to.
+    scratch : str
+        A folder with empty folders ``root``, where the view is put together, and ``tmp``, its ``/tmp``.
+    memory : int
+        Bytes that its ``/dev/shm`` may take.
+    file_size : int
+        Bytes that one file may have that it writes.
+    without : list of str
+        Names of namespaces, and ``Landlock``, that are not to be used: for tests.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: str
+    readable: list[str]
+    hidden: list[str]
+    writable: list[str]
+    scratch: str
+    memory: int
+    file_size: int
+    without: list[str]
+
+
+def main() -> None:
+    """Read what to run, and run it; exit with its exit code, or 128 + the signal that ended it."""
+    spec = Spec(**json.loads(_read_line()))
+    if LINUX:
+        die_with_parent()
+    notes: list[str] = []
+    made = enter_namespaces(spec.without, notes) if LINUX else set()
+    alive, hold = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(hold)
+        _guard(spec, made, notes, alive)
+        os._exit(1)  # not reached
+    for stream in (0, 1):
+        _replace_with_nothing(stream)
+    os.chdir("/")
+    _, status = os.waitpid(child, 0)
+    os._exit(_code(status))
+
+
+def enter_namespaces(without: Sequence[str], notes: list[str]) -> set[int]:
+    """Move this process into new namespaces, and the next child into a PID namespace.
+
+    Ordinary users get a user namespace with them, in which they stay who they are. What the system does not
+    allow is added to ``notes``. Returns the flags of what was made.
+    """
+    wanted = [flag for flag, name in NAMES.items() if name not in without]
+    failures = {flag: "not asked for" for flag in NAMES if flag not in wanted}
+    made: set[int] = set()
+
+    def enter() -> None:
+        for flag in wanted:
+            if flag not in made:
+                try:
+                    _call("unshare", flag)
+                    made.add(flag)
+                except OSError as error:
+                    failures[flag] = error.strerror or "unknown error"
+
+    enter()
+    if len(made) < len(wanted) and "user" not in without:
+        user, group = os.geteuid(), os.getegid()
+        try:
+            _call("unshare", NEW_USER)
+        except OSError as error:
+            failures = {flag: f"user namespaces: {error.strerror}" for flag in wanted if flag not in made} | {
+                flag: why for flag, why in failures.items() if flag not in wanted
+            }
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/setgroups").write_text("deny")
+                Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+                Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+            enter()
+    meaning_of = {
+        NEW_PID: "the submission could see and signal other processes",
+        NEW_NET: "the submission could reach the network",
+        NEW_IPC: "the submission could reach the shared memory of other programs",
+    }
+    for flag, meaning in meaning_of.items():
+        if flag not in made:
+            notes.append(f"{meaning}: {NAMES[flag]} namespaces are not allowed ({failures[flag]})")
+    if NEW_MOUNT not in made:
+        notes.insert(0, f"mount namespaces are not allowed ({failures[NEW_MOUNT]})")
+    return made
+
+
+def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
+    """Build the view, start the program, and end with it: the guard's whole life."""
+    contained = NEW_PID in made
+    if LINUX:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})  # for sigwait
+        die_with_parent(signal.SIGKILL if contained else signal.SIGTERM)
+        if select.select([alive], [], [], 0)[0]:  # the launcher died before it could be asked for
+            os._exit(1)
+        if not contained:
+            LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes the guard's child
+    if contained:
+        limit_processes()
+    landlock = _restrict_view(spec, made, notes)
+    line = {"isolation": notes, "contained": contained}
+    _write_all(1, json.dumps(line).encode() + b"\n")
+    child = os.fork()
+    if child == 0:
+        _become(spec, landlock)
+    if LINUX:
+        LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0)  # not for the program to look into
+        drop_privileges()
+    for stream in (0, 1):
+        _replace_with_nothing(stream)
+    code = _wait_for(child)
+    if not contained:
+        end_children()
+    os._exit(code)
+
+
+def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
+    """Leave only the folders of ``spec`` in view; returns a Landlock rule set where it must do that."""
+    if not LINUX:
+        notes[:] = [f"the submission could read and write other files: {sys.platform} has no namespaces"]
+        return None
+    if NEW_MOUNT in made and NEW_PID in made:
+        try:
+            notes += build_view(spec)
+            return None
+        except OSError as error:
+            notes.insert(0, f"the view of the disk could not be restricted ({error})")
+    elif NEW_MOUNT in made:
+        notes.insert(0, "mount namespaces need PID namespaces")
+    why = notes.pop(0)
+    try:
+        if "Landlock" in spec.without:
+            raise OSError(0, "not asked for")
+        rules = landlock_rules(spec)
+    except OSError as error:
+        notes.insert(
+            0,
+            f"the submission could read and write other files: {why}, nor is Landlock ({error.strerror})",
+        )
+        return None
+    notes.insert(
+        0, f"the submission could see the names of other files: {why}; Landlock kept it from reading them"
+    )
+    return rules
+
+
+def _become(spec: Spec, landlock: int | None) -> None:
+    """Turn this process into the program."""
+    try:
+        if LINUX:
+            die_with_parent()
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = spec.file_size if hard == resource.RLIM_INFINITY else min(spec.file_size, hard)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        os.chdir(spec.folder)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the program's own interpreter decides
+            signal.signal(number, signal.SIG_DFL)
+        if LINUX:
+            drop_privileges()
+            if landlock is not None:
+                _call("syscall", 446, landlock, 0)
+        os.closerange(3, 1024)
+        os.execve(spec.command[0], spec.command, spec.environment)
+    except (OSError, ValueError) as error:
+        _write_all(1, json.dumps({"unstarted": str(error)}).encode() + b"\n")
+    os._exit(127)
+
+
+def _wait_for(child: int) -> int:
+    """The child's exit code, once it has ended; SIGTERM ends the wait. Reaps whatever else ends."""
+    if not LINUX:
+        return _code(os.waitpid(child, 0)[1])
+    ended: dict[int, int] = {}
+    while child not in ended:
+        if signal.sigwait({signal.SIGTERM, signal.SIGCHLD}) == signal.SIGTERM:
+            return 128 + signal.SIGTERM
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                ended[found[0]] = found[1]
+    return _code(ended[child])
+
+
+def end_children() -> None:
+    """Kill and reap all children of this process, and what becomes its child by that."""
+    while below := children():
+        for pid in below:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in below:
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, 0)
+
+
+def children() -> list[int]:
+    """Process ids of the children of this process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # "pid (name) state parent …", where the name may hold anything
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask Linux to send this process a signal when its parent dies, however that happens."""
+    if LIBC is not None:
+        LIBC.prctl(SET_DEATH_SIGNAL, number, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Have processes below this one that lose their parent become its children (Linux)."""
+    if LIBC is not None:
+        LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)
+
+
+def limit_processes() -> None:
+    """Bound the processes and threads of this PID namespace, where Linux can (since 6.14)."""
+    numbers = os.uname().release.split("-")[0].split(".")
+    version = [int(number) for number in numbers[:2] if number.isdigit()]
+    if version >= [6, 14]:  # before, this would be the bound of the whole system
+        with contextlib.suppress(OSError):
+            Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
+
+
+def drop_privileges() -> None:
+    """Give up all capabilities, also those that a program could come by, and new privileges for good.
+
+    The super-user keeps the right to read others' files, without which a folder of another user is closed.
+    """
+    kept = 1 << OVERRIDE_PERMISSIONS if os.geteuid() == 0 else 0
+    for number in range(64):
+        if not kept >> number & 1:
+            LIBC.prctl(DROP_FROM_BOUNDING_SET, number, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)  # effective, permitted, inheritable; low and high
+    _call("capset", header, sets)
+    _call("prctl", SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+
+
+# The view of the disk
+
+
+def build_view(spec: Spec) -> list[str]:
+    """Make a new root in which only the folders of ``spec`` exist; returns what could not be isolated.
+
+    Raises
+    ------
+    OSError
+        If the system does not allow it; the old root is then still in place.
+    """
+    if platform.machine() not in PIVOT_ROOT:
+        raise OSError(0, f"no system call number for {platform.machine()}")
+    view = _View(os.path.join(spec.scratch, "root"))
+    view.begin()
+    notes = view.system_folders(spec)
+    for path, shown in _rules(spec):
+        if shown:
+            view.expose(path)
+        else:
+            view.hide(path)
+    for path in spec.writable:
+        view.expose(path, writable=True)
+    view.devices(spec.memory)
+    view.enter()
+    return notes
+
+
+def _rules(spec: Spec) -> list[tuple[str, bool]]:
+    """Paths and whether each is shown, folders before what is in them: the last rule for a path counts."""
+    rules = [(path, False) for path in spec.hidden] + [(path, True) for path in spec.readable]
+    return sorted(set(rules), key=lambda rule: (rule[0].split("/"), rule[1]))
+
+
+class _View:
+    """A root folder under construction; paths are those of the old root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.rules: list[tuple[str, bool]] = []  # paths that are shown, or hidden again
+
+    def begin(self) -> None:
+        _mount(None, "/", None, RECURSIVE | PRIVATE)
+        _mount("tmpfs", self.root, "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=16m")
+
+    def expose(self, path: str, *, writable: bool = False) -> None:
+        """Show a file or folder, with the symbolic links on the way to it."""
+        path = self._follow(path)
+        if not writable and next(
+            (shown for rule, shown in reversed(self.rules) if _is_below(path, rule)), False
+        ):
+            return
+        target = self.root + path
+        self._make(path)
+        _mount(path, target, None, BIND | RECURSIVE)
+        if writable:
+            self.remount(target, NO_SUID | NO_DEVICES)
+            return
+        for place, _ in list(_mounts(target)):
+            self.remount(place, READ_ONLY | NO_SUID)
+        self.rules.append((path, True))
+
+    def _follow(self, path: str) -> str:
+        """Repeat the symbolic links in a path in the new root, and give the path without them."""
+        done = ""
+        names = [name for name in path.split("/") if name]
+        for _ in range(1000):
+            if not names:
+                return done or "/"
+            name = names.pop(0)
+            if name == "..":
+                done = os.path.dirname(done).rstrip("/")
+            elif os.path.islink(here := f"{done}/{name}"):
+                link = os.readlink(here)
+                if not os.path.lexists(self.root + here):
+                    self._make(done or "/", folder=True)
+                    os.symlink(link, self.root + here)
+                if link.startswith("/"):
+                    done = ""
+                names = [part for part in link.split("/") if part not in ("", ".")] + names
+            else:
+                done = here
+        raise OSError(0, f"{path}: too many symbolic links")
+
+    def _make(self, path: str, *, folder: bool | None = None) -> None:
+        """Make the place of a file or folder."""
+        target = self.root + path
+        if os.path.exists(target):
+            return
+        if os.path.isdir(path) if folder is None else folder:
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644))
+
+    def system_folders(self, spec: Spec) -> list[str]:
+        """Show what every program needs: libraries, /proc, /sys and /tmp."""
+        notes = []
+        for path in (*SYSTEM, *(f"/etc/{name}" for name in SETTINGS)):
+            if os.path.exists(path):
+                self.expose(path)
+        for path in MACHINE:
+            if os.path.isdir(path):
+                with contextlib.suppress(OSError):  # not all systems allow it, and programs manage without
+                    self.expose(path)
+        os.mkdir(f"{self.root}/proc")
+        plain = NO_SUID | NO_DEVICES | NO_EXECUTION
+        try:
+            _mount("proc", f"{self.root}/proc", "proc", plain)
+        except OSError as error:
+            if os.geteuid() == 0:  # it could look into the evaluator's processes
+                raise
+            _mount("/proc", f"{self.root}/proc", None, BIND | RECURSIVE)
+            notes.append(
+                "the submission could see other processes' names and arguments: "
+                f"/proc cannot be mounted ({error.strerror})"
+            )
+        os.mkdir(f"{self.root}/tmp")
+        self.remount(f"{self.root}/proc", READ_ONLY | plain)
+        _mount(f"{spec.scratch}/tmp", f"{self.root}/tmp", None, BIND)
+        self.remount(f"{self.root}/tmp", NO_SUID | NO_DEVICES)
+        return notes
+
+    def devices(self, memory: int) -> None:
+        """Show the harmless devices and those of GPUs."""
+        folder = f"{self.root}/dev"
+        os.mkdir(folder)
+        names = [name for name in DEVICES if os.path.exists(f"/dev/{name}")]
+        names += [path.name for pattern in GPU_DEVICES for path in Path("/dev").glob(pattern)]
+        for name in names:
+            self._make(f"/dev/{name}")
+            _mount(f"/dev/{name}", f"{folder}/{name}", None, BIND | RECURSIVE)
+        os.mkdir(f"{folder}/shm")
+        _mount("tmpfs", f"{folder}/shm", "tmpfs", NO_SUID | NO_DEVICES, f"mode=1777,size={memory}")
+        for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+            os.symlink(f"/proc/self/fd{target}", f"{folder}/{name}")
+
+    def hide(self, path: str) -> None:
+        """Cover a folder with an empty one, and a file with nothing."""
+        target = self.root + path
+        if not os.path.lexists(target) or os.path.islink(target):
+            return
+        if os.path.isdir(target):
+            _mount("tmpfs", target, "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=1m")
+        else:
+            _mount("/dev/null", target, None, BIND)
+        self.rules.append((path, False))
+
+    def remount(self, place: str, flags: int) -> None:
+        """Add flags to those of a mount."""
+        kept = next((flags for found, flags in reversed(list(_mounts(place))) if found == place), 0)
+        _mount(None, place, None, BIND | REMOUNT | flags | kept)
+
+    def enter(self) -> None:
+        """Make this the root, and let go of the old one."""
+        for place in (*(path for path, shown in self.rules if not shown), ""):
+            self.remount(self.root + place, READ_ONLY | NO_SUID | NO_DEVICES)
+        os.chdir(self.root)
+        _call("syscall", PIVOT_ROOT[platform.machine()], b".", b".")
+        _call("umount2", b".", DETACH)
+        os.chdir("/")
+
+
+def _mounts(below: str) -> Iterator[tuple[str, int]]:
+    """Mount points at and below a path, with their flags."""
+    for line in Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape").splitlines():
+        fields = line.split(" ")
+        place = _unescape(fields[4])
+        if _is_below(place, below):
+            yield place, sum(OPTIONS.get(option, 0) for option in fields[5].split(","))
+
+
+def _unescape(text: str) -> str:
+    r"""A path of mountinfo, where ``\040`` is a space."""
+    for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, letter)
+    return text
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+# Landlock: where namespaces are not allowed
+
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_FOLDER = 1, 2, 4, 8
+
+
+def landlock_rules(spec: Spec) -> int:
+    """A rule set that allows only the folders of ``spec``: a file descriptor.
+
+    Raises
+    ------
+    OSError
+        If the system has no Landlock.
+    """
+    version = _call("syscall", 444, None, 0, 1)
+    every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # rights over files
+    fields = [every, 0b11 if version >= 4 else 0, 0b11 if version >= 6 else 0]  # files; TCP; signals, sockets
+    count = 1 + (version >= 4) + (version >= 6)
+    attributes = (ctypes.c_uint64 * count)(*fields[:count])
+    rules = _call("syscall", 444, attributes, ctypes.sizeof(attributes), 0)
+    read = EXECUTE | READ_FILE | READ_FOLDER
+    settings = (f"/etc/{name}" for name in SETTINGS)
+    readable = (*SYSTEM, *settings, "/proc", "/sys", *spec.readable)
+    for path in dict.fromkeys(map(os.path.realpath, readable)):
+        for part in _around(path, [each for each in spec.hidden if each != path]):
+            _allow(rules, part, read)
+    gpus = [str(path) for pattern in GPU_DEVICES for path in Path("/dev").glob(pattern)]
+    for path in (
+        *(f"/dev/{name}" for name in DEVICES),
+        *gpus,
+        "/dev/shm",
+        *spec.writable,
+        f"{spec.scratch}/tmp",
+    ):
+        _allow(rules, os.path.realpath(path), every)
+    return rules
+
+
+def _around(path: str, hidden: Sequence[str]) -> Iterator[str]:
+    """A path, or where something in it is hidden, all that is in it but for that."""
+    if path in hidden:
+        return
+    if not any(_is_below(each, path) for each in hidden):
+        yield path
+        return
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path):
+            yield from _around(os.path.join(path, name), hidden)
+
+
+def _allow(rules: int, path: str, rights: int) -> None:
+    """Allow rights over a path and what is below it; does nothing where it does not exist."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    if not os.path.isdir(path):
+        rights &= EXECUTE | WRITE_FILE | READ_FILE | 1 << 14  # 14: to truncate
+
+    class Rule(ctypes.Structure):
+        _pack_ = 1
+        _fields_ = (("rights", ctypes.c_uint64), ("place", ctypes.c_int32))
+
+    try:
+        _call("syscall", 445, rules, 1, ctypes.byref(Rule(rights, place)), 0)
+    finally:
+        os.close(place)
+
+
+# System calls and descriptors
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Call a function of the C library; raises OSError where it fails."""
+    values = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result = int(getattr(LIBC, name)(*values))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    try:
+        _call("mount", *texts[:3], flags, texts[3])
+    except OSError as error:
+        raise OSError(error.errno, f"mount of {target}: {error.strerror}") from error
+
+
+def _read_line() -> bytes:
+    """The first line of standard input, and not a byte more: the rest is the program's."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1)
+        if not part:
+            os._exit(1)
+        line += part
+    return bytes(line)
+
+
+def _write_all(stream: int, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while content:
+            content = content[os.write(stream, content) :]
+
+
+def _replace_with_nothing(stream: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, stream)
+    os.close(nothing)
+
+
+def _code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    main()

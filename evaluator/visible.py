@@ -1,0 +1,170 @@
+"""What a submission may see: its interpreter's folders, the weights, and a part of the environment."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from kmdx.errors import KmdxError
+from kmdx.weights import folder as weights_folder
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PASSED = (
+    "PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "LD_LIBRARY_PATH", "LIBRARY_PATH", "SSL_CERT_*",
+    "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHASHSEED", "PYTHONFAULTHANDLER", "PYTHONWARNINGS",
+    "KMDX_*", "AICROWD_*", "CUDA_*", "NVIDIA_*", "CUBLAS_*", "CUDNN_*", "NCCL_*", "ROCR_*", "HIP_*",
+    "HSA_*", "OMP_*", "KMP_*", "GOMP_*", "MKL_*", "OPENBLAS_*", "BLIS_*", "NUMEXPR_*", "VECLIB_*",
+    "ACCELERATE_*", "TORCH*", "PYTORCH_*", "ATEN_*", "TF_*", "XLA_*", "ONEDNN_*", "DNNL_*",
+    "TRITON_*", "NUMBA_*", "MALLOC_*", "SYSTEMROOT", "COMSPEC", "PATHEXT",
+)  # fmt: skip
+"""Variables that a submission gets, as patterns: paths, languages, and settings of GPUs and threads."""
+SECRETS = ("*KEY*", "*TOKEN*", "*SECRET*", "*PASSWORD*", "*CREDENTIAL*")
+"""Variables that it never gets."""
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The part of the evaluator's environment that a submission gets."""
+
+    def matches(name: str, patterns: Iterable[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
+
+    passed = {k: v for k, v in given.items() if matches(k, PASSED) and not matches(k, SECRETS)}
+    if models := given.get("KMDX_MODELS"):  # the submission has another current folder
+        passed["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
+    elif weights_folder.where().path.is_relative_to(Path.home()):  # it has another home, too
+        passed["KMDX_MODELS"] = str(weights_folder.where().path)
+    if kept := list(python_path(given)):
+        passed["PYTHONPATH"] = os.pathsep.join(map(str, kept))
+    if (user := Path.home() / ".local").is_dir():
+        passed["PYTHONUSERBASE"] = str(user)
+    passed.setdefault("TORCH_HOME", str(_torch_home(given)))
+    passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # the log takes all that a submission prints
+    return passed
+
+
+def python_path(given: Mapping[str, str]) -> Iterator[Path]:
+    """Folders of PYTHONPATH, without those where this project's own modules would be found."""
+    for entry in given.get("PYTHONPATH", "").split(os.pathsep):
+        path = Path(entry).absolute()
+        ours = (path / "evaluator" / "worker.py").is_file() or (path / "my_submission").is_dir()
+        if entry and path.is_dir() and not ours:
+            yield path
+
+
+def find_python(python: str | Path) -> Path:
+    """The absolute path of an interpreter, not resolved: a virtual environment is known by its link.
+
+    Raises
+    ------
+    KmdxError
+        If it does not exist, or is no file that can be executed.
+    """
+    path = Path(python).expanduser()
+    if not path.exists() and path.name == str(python) and (found := shutil.which(path.name)):
+        path = Path(found)
+    path = path.absolute()
+    if not path.exists():
+        raise KmdxError(f"--python {python}: no such file; expected the path of a Python interpreter")
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise KmdxError(
+            f"--python {python}: not an executable file; expected the path of a Python interpreter"
+        )
+    return path
+
+
+def interpreter_folders(python: Path, given: Mapping[str, str]) -> list[Path]:
+    """Folders that an interpreter needs: its own, that of the one it was made from, and its packages'.
+
+    Found without starting it, since it may belong to the submission.
+    """
+    found: list[Path] = []
+    for hop in _links(python):
+        found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts", "shims") else hop.parent)
+    for root in list(found):
+        if home := _home(root / "pyvenv.cfg"):
+            found += [hop.parent.parent for hop in _links(home / "python3")]
+    user = Path.home() / ".local" / "lib"
+    packages = [
+        path
+        for root in (*found, user.parent)
+        for path in root.glob("lib*/python3*/*-packages")
+        if path.is_dir()
+    ]
+    found += [path for path in packages if path.is_relative_to(user)]
+    for folder in packages:
+        found += _further_folders(folder)
+    found += python_path(given)
+    found += [Path(entry) for entry in given.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
+    return [part for path in dict.fromkeys(found) for part in _without_home(path) if part.exists()]
+
+
+def weights(given: Mapping[str, str]) -> list[Path]:
+    """Folders of weights: the models folder, what its links point to, and torch.hub's files."""
+    models = weights_folder.where().path.absolute()
+    linked = [path.resolve() for path in _entries(models) if path.is_symlink()]
+    hub = _torch_home(given) / "hub"
+    return [path for path in (models, weights_folder.shipped_folder(), hub, *linked) if path.exists()]
+
+
+def _without_home(folder: Path) -> list[Path]:
+    """A folder, or where that would show the user's home or the whole disk, an interpreter's parts of it."""
+    if not folder.is_absolute() or folder == Path("/"):
+        return []
+    if not Path.home().resolve().is_relative_to(folder.resolve()):
+        return [folder]
+    return [folder / name for name in ("bin", "lib", "lib64", "include", "share", "pyvenv.cfg")]
+
+
+def _torch_home(given: Mapping[str, str]) -> Path:
+    cache = given.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given.get("TORCH_HOME") or Path(cache, "torch")).expanduser().absolute()
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _links(path: Path) -> list[Path]:
+    """A path, and those that its links lead to one after the other."""
+    found = [path]
+    while path.is_symlink() and len(found) < 40:
+        path = Path(os.path.normpath(path.parent / path.readlink()))
+        found.append(path)
+    return [*found, path.resolve()] if path.exists() else found
+
+
+def _home(config: Path) -> Path | None:
+    """Where the interpreter is that a virtual environment was made from."""
+    if not config.is_file():
+        return None
+    for line in config.read_text("utf-8", "replace").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "home":
+            return Path(value.strip())
+    return None
+
+
+def _further_folders(packages: Path) -> Iterator[Path]:
+    """Folders that ``.pth`` files and editable installs add to a folder of packages."""
+    for file in packages.glob("*.pth"):
+        for line in file.read_text("utf-8", "replace").splitlines():
+            path = packages / line.strip()
+            if line.strip() and not line.startswith(("#", "import")) and path.is_dir():
+                yield path
+    for file in packages.glob("__editable___*_finder.py"):
+        for line in file.read_text("utf-8", "replace").splitlines():
+            if line.startswith("MAPPING"):
+                yield from _mapped(line.partition("=")[2])
+
+
+def _mapped(literal: str) -> Iterator[Path]:
+    """The paths in the mapping of an editable install."""
+    try:
+        mapping = ast.literal_eval(literal.strip())
+        yield from map(Path, mapping.values())
+    except (ValueError, SyntaxError, AttributeError, TypeError):
+        return

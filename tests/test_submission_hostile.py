@@ -1,0 +1,361 @@
+"""What a submission must not do: each is ended by name, and nothing outside of its hands changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+import soundfile
+import submissions
+from conftest import noise
+
+from evaluator import process, replies
+from evaluator.predictions import PredictionError, Predictions
+from evaluator.process import SANDBOX, Limits, Outcome, Submission
+from evaluator.replies import BadReply, clean, parse
+from evaluator.sandbox import Spec
+
+STEMS = ("bass", "drums", "other", "vocals")
+EVERYTHING = ["mount", "PID", "network", "IPC", "UTS", "user", "Landlock"]
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces and Landlock are Linux's")
+SAMPLES = 22_050
+SAY = """
+def say(line):
+    for descriptor in range(3, 64):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:"):
+                os.write(descriptor, line)
+        except OSError:
+            pass
+import gc
+token = next((o["token"] for o in gc.get_objects() if isinstance(o, dict) and set(o) == {"song", "token"}), "")
+done = b'{"done": "%s", "findings": [], "ends_challenge": false, "peak_gpu_memory": null}\\n'
+"""
+
+
+class Played(NamedTuple):
+    """What a song came to."""
+
+    outcome: Outcome
+    submission: Submission
+    folder: Path
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Played]]:
+    """Play one song through a submission that runs this code, next to a data set that it must not see."""
+    for folder in ("dataset/song", "shared/predictions", "truth/test/song", "run/songs"):
+        (tmp_path / folder).mkdir(parents=True)
+    soundfile.write(tmp_path / "dataset/song/mixture.wav", noise(SAMPLES), 44100)
+    (tmp_path / "truth/test/song/vocals.wav").write_text("the truth")
+    (tmp_path / "run/songs/earlier.json").write_text("{}")
+    made: list[Submission] = []
+
+    def play(body: str, without: list[str] = [], **limits: float) -> Played:  # noqa: B006
+        monkeypatch.setitem(submissions.BODIES, "is hostile", SAY + body)
+        chosen = Limits(**{"time_factor": 120, "stall": 5, "longest": 30, "longest_factor": 1, **limits})
+        submission = Submission(
+            submissions.write(tmp_path / "submission", "is hostile"),
+            tmp_path / "dataset", tmp_path / "shared", chosen, tmp_path / "submission.log",
+        )  # fmt: skip
+        submission.without = without
+        made.append(submission)
+        return Played(submission.separate("song", 0.5), submission, tmp_path)
+
+    yield play
+    for submission in made:
+        submission.kill()
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("say(b'not json\\n')\ntime.sleep(600)", "no JSON: not json"),
+        ("say(b'5\\n')\ntime.sleep(600)", "of no known form: 5"),
+        ("say(b'{}\\n')\ntime.sleep(600)", "of no known form: {}"),
+        ("say(b'{\"progress\": [NaN, null]}\\n')\ntime.sleep(600)", "no JSON"),
+        ("while True: say(b'x' * 65536)", "more than 64 kB"),
+        ("say(done % b'other')\ntime.sleep(600)", "nothing asked for (done)"),
+        ("say(b'{\"hello\": \"\", \"executable\": \"\", \"version\": \"\", \"packages\": {}}\\n')\ntime.sleep(9)", "nothing asked for (hello)"),
+        ("while True: say(b'{\"progress\": [1, 2]}\\n')", "it took more than 3 s"),
+        ("while True: pass", "it took more than 3 s"),
+        ("while True: os.write(2, b'x' * 65536)", "it took more than 3 s"),
+        ("import signal\nos.kill(os.getpid(), signal.SIGSTOP)", "stalled: no progress and no processor time in 2 s"),
+        ("time.sleep(600)", "stalled: no progress and no processor time in 2 s"),
+        ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process ended by itself (exit code 4)"),
+        ("raise RuntimeError('x' * 50_000_000)", "RuntimeError: xxx"),
+        ("raise RuntimeError('\\udcff is no letter \\x1b[2J')", "RuntimeError: \\udcff is no letter [2J ("),
+        ("class Wordless(Exception):\n    def __str__(self): raise self\nraise Wordless", "Wordless ("),
+    ],
+)  # fmt: skip
+def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> None:
+    played = play(body, longest=3, stall=2)
+    assert played.outcome.failure is not None
+    assert reason in played.outcome.failure
+    assert len(played.outcome.failure) < 1500
+    assert played.outcome.ends_challenge
+    assert (played.folder / "submission.log").stat().st_size <= replies.LOG + 100
+    assert not list(played.folder.glob(".private-*"))
+
+
+@LINUX
+def test_a_fork_bomb_is_ended_when_it_is_small(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PROCESSES", 20)
+    body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
+    assert "it started more than 20 processes" in str(play(body).outcome.failure)
+
+
+@LINUX
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("without", [[], EVERYTHING], ids=["contained", "not contained"])
+def test_a_guard_that_is_killed_or_frozen_ends_the_song_and_all_processes(
+    play, without: list[str], number: str
+) -> None:
+    body = f"""
+import ctypes, signal
+ctypes.CDLL(None).prctl(1, 0)
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(600)
+os.kill(os.getppid(), signal.{number})
+time.sleep(600)
+"""
+    seen: set[psutil.Process] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        below = process._Running.below
+        patch.setattr(process._Running, "below", lambda running: seen.update(running.all()) or below(running))
+        outcome = play(body, without, stall=2).outcome
+    assert outcome.failure is not None
+    assert len(seen) >= 4, "the launcher, the guard, the submission and what it started"
+    assert not [each for each in seen if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+LANDLOCK = [name for name in EVERYTHING if name != "Landlock"]
+
+
+@LINUX
+@pytest.mark.parametrize("without", [[], LANDLOCK], ids=["namespaces", "Landlock"])
+def test_nothing_but_its_own_folders_can_be_read_or_changed(play, tmp_path: Path, without: list[str]) -> None:
+    body = f"""
+here = {str(tmp_path)!r}
+for path in (here + '/truth/test/song/vocals.wav', here + '/run/songs/earlier.json', '/proc/1/root' + here + '/truth/test/song/vocals.wav'):
+    for mode in ('r', 'a'):
+        try:
+            open(path, mode)
+            raise SystemExit(f'opened {{path}}')
+        except OSError:
+            pass
+for folder in (os.getcwd(), os.environ['AICROWD_DATASET_DIR'], '/usr', sys.prefix, '/'):
+    try:
+        open(folder + '/hostile', 'w')
+        raise SystemExit(f'wrote to {{folder}}')
+    except OSError:
+        pass
+for path in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger'):
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+        raise SystemExit(f'opened {{path}}')
+    except OSError:
+        pass
+for folder in (os.environ['AICROWD_PUBLIC_SHARED_DIR'], os.environ['HOME'], os.environ['TMPDIR'], '/dev/shm'):
+    open(folder + '/own', 'w').close()
+    os.unlink(folder + '/own')
+"""
+    played = play(body, without)
+    if any("nor is Landlock" in note for note in played.submission.isolation):
+        pytest.skip(f"this system isolates nothing: {played.submission.isolation}")
+    assert played.outcome.failure is None
+    assert (tmp_path / "truth/test/song/vocals.wav").read_text() == "the truth"
+
+
+@LINUX
+def test_what_is_hidden_in_a_folder_in_view_does_not_exist(play, tmp_path: Path) -> None:
+    body = "raise SystemExit(repr(sorted(os.listdir('data'))) + repr(os.path.exists('song.wav') and os.stat('song.wav').st_size))"
+    (tmp_path / "submission/data").mkdir(parents=True)
+    (tmp_path / "submission/data/vocals.wav").write_text("the truth")
+    (tmp_path / "submission/song.wav").write_text("the truth")
+    before = Submission.__init__
+
+    def hide(self, *arguments, **options) -> None:
+        before(
+            self,
+            *arguments,
+            **options,
+            hidden=[tmp_path / "submission/data", tmp_path / "submission/song.wav"],
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Submission, "__init__", hide)
+        played = play(body)
+    if played.submission.isolation:
+        pytest.skip(f"this system does not isolate: {played.submission.isolation}")
+    assert "SystemExit: []0" in str(played.outcome.failure)
+
+
+@LINUX
+def test_what_the_system_does_not_isolate_is_listed(play) -> None:
+    played = play("", EVERYTHING)
+    assert played.outcome.failure is None
+    first, *others = played.submission.isolation
+    assert first.startswith(
+        "the submission could read and write other files: mount namespaces are not allowed"
+    )
+    assert any("processes: PID" in note for note in others)
+    assert any("network: network" in note for note in others)
+    assert played.submission.network.startswith("not cut")
+
+
+@LINUX
+def test_the_environment_has_no_secrets(play, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AICROWD_API_KEY", "HF_TOKEN", "KMDX_PASSWORD", "EDITOR"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    body = "raise SystemExit('secret' in repr(os.environ) or os.environ['OMP_NUM_THREADS'] != '1')"
+    assert "SystemExit: False" in str(play(body).outcome.failure)
+
+
+@LINUX
+def test_a_second_reply_is_no_reply_to_the_next_song(play) -> None:
+    played = play(
+        "threading = __import__('threading')\nthreading.Timer(0.5, lambda t=token: say(done % t.encode())).start()"
+    )
+    assert played.outcome.failure is None
+    time.sleep(1)
+    assert "nothing asked for" in str(played.submission.separate("song", 0.5).failure)
+
+
+@LINUX
+def test_times_are_the_evaluators_own(play) -> None:
+    body = "time.sleep(1)\nfor clock in ('perf_counter', 'monotonic', 'time'):\n    setattr(time, clock, lambda: 0.0)"
+    assert 1 <= play(body).outcome.seconds < 30
+
+
+def test_the_time_of_a_song_begins_when_its_mixture_appears(play, tmp_path: Path) -> None:
+    submission = play("").submission
+    (tmp_path / "dataset/song").rename(tmp_path / "hidden")
+    outcome = submission.separate(
+        "song", 0.5, begin=lambda: (tmp_path / "hidden").rename(tmp_path / "dataset/song")
+    )
+    assert outcome.failure is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"5", b"null", b"[]", b"{}", b'"progress"', b"\xff", b"[" * 60_000, b'{"progress": [1e999, 2]}',
+        b'{"progress": [true, 2]}', b'{"progress": [-1, 2]}', b'{"progress": [1, 2, 3]}', b'{"progress": {"0": 1}}',
+        b'{"progress": [' + b"1" * 50_000 + b", 2]}", b'{"made": "x"}', b'{"made": "x", "device": 5}',
+        b'{"failed": "x", "reason": null, "where": null}', b'{"isolation": "none", "network": "", "contained": 1}',
+        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": -1}',
+        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": 1e3}',
+        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": null, "seconds": 1}',
+    ],
+)  # fmt: skip
+def test_replies_of_other_forms_are_refused(line: bytes) -> None:
+    with pytest.raises(BadReply) as caught:
+        parse(line)
+    assert len(str(caught.value)) < 200
+
+
+def test_texts_become_one_short_line() -> None:
+    assert clean("a\nb\tc\x1b[2J\x00\u202e\udcff") == "a b c[2J\\udcff"
+    assert len(clean("x" * 10**7)) == 1000
+
+
+@pytest.fixture
+def hands(tmp_path: Path) -> Predictions:
+    """A submission's predictions of one song, whole and good."""
+    for folder in ("shared/predictions/song", "trash", "taken", "truth/song"):
+        (tmp_path / folder).mkdir(parents=True)
+    for stem in STEMS:
+        soundfile.write(tmp_path / "shared/predictions/song" / f"{stem}.wav", noise(1000), 44100, "DOUBLE")
+        (tmp_path / "truth/song" / f"{stem}.wav").write_text("the truth")
+    return Predictions(tmp_path / "shared", tmp_path / "trash")
+
+
+def test_stems_are_copied_out_of_the_submissions_hands(hands: Predictions, tmp_path: Path) -> None:
+    taken = hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+    own = tmp_path / "shared/predictions/song"
+    (own / "vocals.wav").write_text("changed")
+    assert soundfile.info(taken["vocals"]).frames == 1000
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav of the submission is no regular file"),
+        (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 names"),
+        (os.mkfifo, "no regular file"),
+        (lambda path: path.mkdir(), "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.open("wb").truncate(10**10), "has 10000000000 bytes; the mixture's length allows 1016000"),
+        (lambda path: None, "bass.wav is missing"),
+    ],
+    ids=["link", "hard link", "FIFO", "folder", "device", "giant", "missing"],
+)  # fmt: skip
+def test_a_stem_is_a_regular_file(hands: Predictions, tmp_path: Path, make, reason: str) -> None:
+    replace(tmp_path / "shared/predictions/song/bass.wav", make)
+    with pytest.raises(PredictionError, match=reason):
+        hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are POSIX's")
+@pytest.mark.parametrize("name", ["shared/predictions", "shared/predictions/song"])
+def test_a_folder_that_became_a_link_leads_nowhere_and_deletes_nothing(
+    hands: Predictions, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).rename(tmp_path / "aside")
+    (tmp_path / name).symlink_to(tmp_path / "truth" / ("song" if name.endswith("song") else ""))
+    with pytest.raises(PredictionError, match="is no folder"):
+        hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+    hands.clear()
+    assert list((tmp_path / "shared/predictions").iterdir()) == []
+    assert not (tmp_path / "shared/predictions").is_symlink()
+    assert len(list((tmp_path / "truth/song").iterdir())) == 4
+    assert not list((tmp_path / "trash").iterdir())
+
+
+@LINUX
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the super-user can become another"
+)
+def test_an_ordinary_user_is_isolated_as_well() -> None:
+    program = Path("/usr/bin/python3")
+    if not program.exists():
+        pytest.skip("no interpreter that all users may run")
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        scratch = Path(folder)
+        for each in (scratch, scratch / "root", scratch / "tmp"):
+            each.mkdir(exist_ok=True)
+            os.chown(each, 65534, 65534)
+        spec = Spec(
+            ["/bin/sh", "-c", "id -u; ls /; cat /etc/hostname; kill -9 1"], {"PATH": "/usr/bin:/bin"}, "/",
+            [], [], [], folder, 10**7, 10**7, [],
+        )  # fmt: skip
+        done = subprocess.run(
+            [program, "-I", "-S", "-c", SANDBOX.read_text("utf-8")], input=json.dumps(asdict(spec)) + "\n",
+            user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    first, *others = done.stdout.splitlines()
+    if notes := json.loads(first)["isolation"]:
+        pytest.skip(f"this system does not isolate: {notes}")
+    assert others[0] == "65534"
+    assert "home" not in others
+    assert "/etc/hostname" in done.stderr
