@@ -241,10 +241,12 @@ def watch(
 def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict[str, bool]:
     """What is wrong with returned stems, and whether the challenge would have ended at it.
 
-    It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored.
+    It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored. The four
+    stems of the challenge may be there where fewer are wanted.
     """
     wrong = {}
-    missing, extra = sorted(set(wanted) - set(stems)), sorted(map(str, set(stems) - set(wanted)))
+    extra = sorted(map(str, set(stems) - set(wanted) - STEMS))
+    missing = sorted(set(wanted) - set(stems))
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
         wrong[f"wrong stems: {', '.join(names)}"] = True
