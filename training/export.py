@@ -76,6 +76,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     network = fitting.trained(run, checkpoint)
     if half:
         _round(network)
+    start = run.data().get("start") if run.data_file.is_file() else None
     partials = [folder / f".{file.name}.{os.getpid()}" for file in (state, graph)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,8 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
             file=state.name,
             architecture={**config.network.architecture(config.source), "gflops": _gflops(config)},
             trained=date.today().isoformat(),
+            started_from=None if start is None else {key: start[key] for key in ("path", "sha256")},
+            trained_with=None if start is None else start["trained_with"],
         )
         run.note_export(state)
     except OSError as error:

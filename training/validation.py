@@ -9,7 +9,7 @@ import numpy as np
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluator.metrics import global_sdr
 from kmdx import chunking, memory
@@ -113,9 +113,10 @@ def _through(
 ) -> NDArray[np.float32]:
     """A network's estimate; one in training computes as in inference."""
     made = np.empty_like(signal)
-    training = getattr(network, "training", False)
-    if training:
-        network.eval()  # type: ignore[attr-defined]
+    modules = [*network.modules()] if isinstance(network, nn.Module) else []
+    training = [module for module in modules if module.training]  # not those that are frozen
+    for module in training:
+        module.training = False
     try:
         estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
@@ -123,6 +124,6 @@ def _through(
         with torch.autocast(device.type, enabled=False):
             chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
     finally:
-        if training:
-            network.train()  # type: ignore[attr-defined]
+        for module in training:
+            module.training = True
     return made
