@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
@@ -29,6 +37,11 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the first value must not be above the second")
     return values
+
+
+def _listed(value: Any) -> Any:
+    """A single pattern as a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 class TrainingError(KmdxError):
@@ -233,7 +246,7 @@ class Config(Section):
     checkpointing: bool = False
     compile: bool = False
     nan: Literal["skip", "stop"] = "skip"
-    freeze: tuple[str, ...] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kmdx import weights
+from kmdx import files, weights
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
 from training import budget, fitting
@@ -77,18 +76,17 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     if half:
         _round(network)
     start = run.data().get("start") if run.data_file.is_file() else None
-    partials = [folder / f".{file.name}.{os.getpid()}" for file in (state, graph)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(author_state(network, half), partials[0])
-        write_graph(network, partials[1])
-        difference = compare(network, partials[1])
-        if not difference <= TOLERANCE:  # also where it is no number
-            raise TrainingError(
-                f"the exported graph differs from the network by {difference:.1e} of its peak"
-            )
-        for partial, file in zip(partials, (state, graph), strict=True):
-            partial.replace(file)
+        with files.atomic(graph) as graph_partial, files.atomic(state) as state_partial:
+            torch.save(author_state(network, half), state_partial)
+            write_graph(network, graph_partial)
+            difference = compare(network, graph_partial)
+            if not difference <= TOLERANCE:  # also where it is no number
+                raise TrainingError(
+                    f"the exported graph differs from the network by {difference:.1e} of its peak; "
+                    f"expected at most {TOLERANCE:.0e}"
+                )
         weights.register(
             folder,
             name,
@@ -102,9 +100,6 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
         run.note_export(state)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror or error}") from error
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
     return Exported(state, graph, difference, name, checkpoint["global_step"], score, run.ended())
 
 

@@ -182,14 +182,15 @@ def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> l
     for number, song in enumerate(with_source[:EXCERPTS]):
         part = _loudest(windows.read(song.stems[config.source], 0, song.samples))
         found = validation.excerpt(config, network, vocals, song, part, device)
-        files = {}
+        written = {}
         for what, signal in zip(
             ("heard", "true", "estimated"), (found.heard, found.truth, found.estimate), strict=True
         ):
             path = folder / f"{number} {what}.flac"
-            sf.write(path, np.clip(signal.T, -1, 1), RATE)
-            files[what] = path.relative_to(run.folder).as_posix()
-        made.append({"song": song.name, "files": files})
+            with files.atomic(path) as partial:
+                sf.write(partial, np.clip(signal.T, -1, 1), RATE, format="FLAC")
+            written[what] = path.relative_to(run.folder).as_posix()
+        made.append({"song": song.name, "files": written})
     return made
 
 

@@ -126,8 +126,8 @@ class Run:
             outcome = (
                 f"the weights are those of a run begun with {steps}"
                 if config.optimizer.schedule == "constant"
-                else f"the learning rate continues on the cosine of {steps}, and the weights differ from those "
-                f"of a run begun with {steps}"
+                else f"the learning rate continues on the cosine of {steps}, so the weights differ from "
+                f"those of a run begun with {steps}"
             )
             lines.append(f"step {done} of {steps} instead of {extension['before']}: {outcome}")
         return lines

@@ -196,7 +196,10 @@ def _same_sizes(architecture: Mapping[str, Any], config: Config) -> None:
     given = {key: architecture[key] for key in expected if key in architecture and key not in FREE}
     differing = [key for key, value in given.items() if value != expected[key]]
     if differing:
-        one, other = (", ".join(f"{key} {quoted(of[key])}" for key in differing) for of in (given, expected))
+        one, other = (
+            ", ".join(f"{key} {'null' if of[key] is None else quoted(of[key])}" for key in differing)
+            for of in (given, expected)
+        )
         raise TrainingError(f"another network's weights: {one}; the config has {other}")
 
 

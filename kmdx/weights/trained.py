@@ -134,7 +134,7 @@ def _weight(folder: Path, name: str, entry: Any) -> Weight:
         raise WeightsError(f"{where}: {error}") from error
     trained_with = entry.get("trained_with")
     start = entry.get("started_from")
-    origin = f", from {shown(start.get('path', 'other weights'))}" if isinstance(start, dict) else ""
+    origin = f", from {shown(Path(str(start.get('path'))).name)}" if isinstance(start, dict) else ""
     return replace(
         weight,
         name=name,
