@@ -20,7 +20,6 @@ from training.losses import LOSSES
 from training.module import Unmixing
 from training.run import Run
 
-STEPS = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
 VALIDATION = ("step", "song", "sdr")
 EVERY = 10  # steps between two rows
 
@@ -101,7 +100,8 @@ class Journal(Callback):
         self.began = self.since = time.perf_counter()
         self.first = self.last = self.noted = self.reported = trainer.global_step
         self.validated: set[str] = set()  # names that are logged in validation, and remain with steps
-        self.steps = Table(self.run.steps, STEPS, self.first)
+        columns = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
+        self.steps = Table(self.run.steps, columns, self.first)
         self.validation = Table(self.run.validation, VALIDATION, self.first)
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
         self.bar.start()
