@@ -114,13 +114,13 @@ def measure(config: Config) -> Budget:
         with kept.counting(config), FlopCounterMode(display=False) as counter:
             network.unet(spectrum)
     moments = 2 if config.optimizer.kind == "adamw" else 1
-    copies = 1 + (config.average is not None)  # of all parameters, and of those that are trained:
-    own = 1 + moments  # their gradient and the optimizer's state
+    everywhere = 1 + (config.average is not None)  # numbers for each parameter
+    trained = 1 + moments  # and for each one that is trained: its gradient and the optimizer's state
     again = _largest_block(config) if config.checkpointing else 0
     forward = counter.get_total_flops() / 1e9
     return Budget(
         parameters=sizes.total,
-        fixed=4 * (copies * sizes.total + own * sizes.trained),
+        fixed=4 * (everywhere * sizes.total + trained * sizes.trained),
         window=sum(kept.sizes.values()) + 2 * max(kept.sizes.values()) + again,
         forward=forward,
         gflop=(4 if config.checkpointing else 3) * forward,

@@ -148,7 +148,7 @@ class Loss(Section):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]]
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
 
     windows: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (
         4096,
