@@ -109,8 +109,9 @@ def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth:
     scale = math.log10 if logarithmic else float
     heights = [scale(value) for _, value in thinned]
     low, high = min(heights), max(heights)
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+    if high - low <= 1e-12 * abs(high):
+        margin = 0.5 * abs(high) or 0.5
+        low, high = low - margin, high + margin
     first, end = thinned[0][0], thinned[-1][0]
 
     def x(step: float) -> float:
