@@ -178,7 +178,7 @@ def epoch_on_t4(config: Config, needed: Budget) -> float:
 
 
 def step(config: Config) -> Step:
-    """Take two steps on noise, windows going together as :func:`at_once` says; the second is timed."""
+    """Take two steps on noise, as many windows together as :func:`at_once` gives; the second is timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]

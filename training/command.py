@@ -168,7 +168,7 @@ def variants(
     speed: Annotated[float, typer.Option(help="0.5 is twice as long and an octave lower.")] = 0.5,
     every: Annotated[int, typer.Option(help="Only one song in so many of each folder.")] = 1,
 ) -> None:
-    """Write songs at another speed, pitch and tempo together, to train with beside the songs as they are."""
+    """Write songs at another speed, pitch and tempo together, to train with next to the songs as they are."""
     from training import variants as writing
 
     count = sum(1 for _ in writing.write(output, data, speed, every))

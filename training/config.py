@@ -98,7 +98,7 @@ class Network(Section):
 
 
 class Rest(Section):
-    """Where the estimated vocals come from that are taken out of what the network hears.
+    """Where the estimated vocals come from that are subtracted from the network's input.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Data(Section):
     silence : float
         Share of windows without the source that is to be estimated.
     weights : mapping of str to float
-        How much oftener than others songs are drawn, by name or pattern; the first that fits counts.
+        How much more often than others songs are drawn, by name or pattern; the first match counts.
     """
 
     mixing: Share = 0.7
@@ -294,7 +294,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     Raises
     ------
     TrainingError
-        If there is no such config, or it says something that cannot be; the key is named.
+        If there is no such config, or a value is wrong; the key is named.
     """
     path = Path(name)
     if not path.is_file():

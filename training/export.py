@@ -27,7 +27,7 @@ class Exported(NamedTuple):
     """An exported network: its files, how far the graph is from the network, and its name in plans.
 
     ``step`` and ``score`` (dB; None where nothing was validated yet) are those of its checkpoint, and
-    ``ended`` says whether the run can still find a better one.
+    ``ended`` is whether the run has no steps left.
     """
 
     state: Path
@@ -58,7 +58,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     ------
     TrainingError
         If the name cannot be one or is another run's, the folder cannot be written to, a weight is too
-        large for float16, or the graph does not say what the network says.
+        large for float16, or the graph does not agree with the network.
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")

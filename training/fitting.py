@@ -28,7 +28,7 @@ from training.run import Run
 from training.songs import RATE, Songs, contents, find
 from training.starting import Start
 
-KILLED = ("exited unexpectedly", "is killed by signal")  # what torch says of a process that reads songs
+KILLED = ("exited unexpectedly", "is killed by signal")  # torch's message about a process that reads songs
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -332,7 +332,7 @@ def _trainer(
                 "sdr",
                 mode="max",
                 patience=config.patience,
-                check_finite=False,  # the module says which song it is
+                check_finite=False,  # the module names the song
                 check_on_train_epoch_end=False,
             )
         )

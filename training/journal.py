@@ -65,7 +65,7 @@ class Table:
             return [name for name in reader.fieldnames or [] if name], list(reader)
 
     def _open(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Write the file anew with these rows, and open it for more."""
+        """Write the file again with these rows, and open it for more."""
         with files.atomic(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()

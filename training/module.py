@@ -35,7 +35,7 @@ class Unmixing(lightning.LightningModule):
     songs : Songs
         Decoded.
     vocals : Network, optional
-        Whose estimate is taken out of what the network hears.
+        Whose estimate is subtracted from the network's input.
     at_once : int
         Windows that go through the network together.
     workers : int
@@ -86,7 +86,7 @@ class Unmixing(lightning.LightningModule):
 
     @property
     def vocals(self) -> Network | None:
-        """The network whose estimate is taken out of what this one hears."""
+        """The network whose estimate is subtracted from this one's input."""
         return self._vocals[0]
 
     def train(self, mode: bool = True) -> Unmixing:

@@ -33,7 +33,7 @@ SMOOTHING = 0.95  # what is left of a value's weight in the running mean one poi
 NOT_DRAWN = ("step", "skipped", "seconds")  # columns of steps.csv
 TITLES = {"gradient": "norm of the gradient"}  # of other columns, where the name with spaces will not do
 VALIDATED = "validation SDR in dB"
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 64, 12, 32  # pixels of a diagram, and of its margins
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 84, 12, 32  # pixels of a diagram, and of its margins
 
 
 class Curve(NamedTuple):

@@ -228,7 +228,7 @@ class Run:
                 f"{self.folder}: begun with {key} {before.get(key)}, not {now[key]}; "
                 "take another folder, or the config it was begun with"
             )
-        settled = noted.pop("at_once")
+        chosen = noted.pop("at_once")
         other = _difference(noted, data)
         if other:
             raise TrainingError(f"{self.folder}: cannot go on: {other}")
@@ -237,7 +237,7 @@ class Run:
             extensions.append({"done": self.done(), "before": before["steps"], "steps": config.steps})
         if extensions:
             data = {**data, "extensions": extensions}
-        self._note(config, {**data, "at_once": settled if config.at_once == "auto" else at_once()})
+        self._note(config, {**data, "at_once": chosen if config.at_once == "auto" else at_once()})
 
     def _start(self, given: dict[str, Any] | None) -> dict[str, Any] | None:
         """What the run started from, which may be left out once there is a checkpoint.

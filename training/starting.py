@@ -1,7 +1,7 @@
 """What a run starts from: weights in a file, or another run's best.
 
 Only weights are taken over, and from a run its optimizer's state where that is asked for. Steps, the
-learning rate's schedule, the average of weights and the windows begin anew.
+learning rate's schedule, the average of weights and the windows start again.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ BLOCK = 2**16  # samples read at a time
 
 
 class Estimated(NamedTuple):
-    """What a network heard of a song, its estimate and the true stem: float32 ``(2, samples)`` each."""
+    """A network's input, its estimate and the true stem: float32 ``(2, samples)`` each."""
 
     heard: NDArray[np.float32]
     estimate: NDArray[np.float32]
@@ -79,10 +79,10 @@ def estimate(
 def excerpt(
     config: Config, network: TfcTdf, vocals: Network | None, song: Song, part: slice, device: torch.device
 ) -> Estimated:
-    """What :func:`estimate` says of a part of a song, from the chunks around it."""
+    """What :func:`estimate` gives for a part of a song, from the chunks around it."""
     sizes = config.network
     keep = sizes.chunk - 2 * sizes.trim
-    depth = 1 if vocals is None else 2  # networks, each of which hears more than it speaks of
+    depth = 1 if vocals is None else 2  # networks, each of which has more input than output
     begin = max(0, part.start // keep - depth) * keep  # where a chunk of the whole song begins, too
     around = slice(begin, part.stop + depth * sizes.chunk)
     stems = windows.whole(song)
@@ -99,7 +99,7 @@ def excerpt(
 def _heard(
     config: Config, vocals: Network | None, stems: Mapping[str, NDArray[np.float32]], device: torch.device
 ) -> NDArray[np.float32]:
-    """What the network hears: all stems, or what is left without vocals that are estimated."""
+    """The network's input: all stems, or what is left without vocals that are estimated."""
     mixture: NDArray[np.float32] = np.sum([*stems.values()], axis=0)
     if config.hears != "rest":
         return mixture

@@ -1,7 +1,7 @@
 """The windows that a network learns from, drawn across songs and stems.
 
 Each window is drawn from a generator of its own, keyed by the run's seed and the window's number. So what a
-step hears depends on nothing else: not on workers, processes, or where a run was interrupted.
+step learns from depends on nothing else: not on workers, processes, or where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Generator = np.random.Generator
 
 
 class Window(NamedTuple):
-    """What the network hears, and the source in it: float32 ``(2, T)`` each."""
+    """The network's input, and the source in it: float32 ``(2, T)`` each."""
 
     heard: Tensor
     target: Tensor
 
 
 class _Drawn:
-    """Songs to draw from, some oftener than others."""
+    """Songs to draw from, some more often than others."""
 
     def __init__(self, songs: Sequence[Song], weights: Mapping[str, float]) -> None:
         self.songs = songs
