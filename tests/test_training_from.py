@@ -53,12 +53,12 @@ def module(config: Config, start: starting.Start | None = None) -> Unmixing:
     return Unmixing(config, songs.Songs((), ()), start=start)
 
 
-def author_file(path: Path, network: dict[str, object] = cases.NETWORK, **wrapped: object) -> TfcTdf:
+def author_file(path: Path, prefix: str = "", **wrapped: object) -> TfcTdf:
     """A published weight file of a network with random weights."""
-    config = cases.small(network=network)
+    config = cases.small()
     torch.manual_seed(7)
     made = TfcTdf(config.network.unet(), "vocals")
-    state = export.author_state(made)
+    state = {prefix + name: tensor for name, tensor in export.author_state(made).items()}
     torch.save({**wrapped, "state_dict": state} if wrapped else state, path)
     return made
 
@@ -73,9 +73,10 @@ def refused(source: object, **changes: object) -> str:
 # What a run starts from
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
 @pytest.mark.parametrize("wrapped", [{}, {"epoch": 3}])
-def test_a_run_starts_from_a_weight_file(tmp_path: Path, wrapped: dict[str, Any]) -> None:
-    network = author_file(tmp_path / "published.pt", **wrapped)
+def test_a_run_starts_from_a_weight_file(tmp_path: Path, wrapped: dict[str, Any], prefix: str) -> None:
+    network = author_file(tmp_path / "published.pt", prefix=prefix, **wrapped)
     config = cases.small()
     made = module(config, starting.read(str(tmp_path / "published.pt"), config))
     assert cases.same(dict(made.network.state_dict()), dict(network.state_dict()))

@@ -76,7 +76,7 @@ def fit(
     run = Run(output)
     first = is_first()
     if config.rest.vocals is not None and config.hears != "rest":
-        raise TrainingError(f"rest.vocals: the input of {config.title} is the mixture; it needs hears: rest")
+        raise TrainingError(f"rest.vocals: {config.title} hears the mixture; it needs hears: rest")
     config = config.absolute()
     accelerator = accelerator_of(device, devices)
     _check_shares(config, devices)
