@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kmdx import weights
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import command, export, fitting, freezing, songs, starting
+from training import budget, command, export, fitting, freezing, songs, starting, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
@@ -272,8 +272,6 @@ def test_validation_leaves_frozen_modules_as_they_were(data: Path) -> None:
     config = cases.small(network=NORMS, freeze=["first_conv"])
     made = module(config).train()
     song = cases.found(data, config).validation[0]
-    from training import validation
-
     validation.estimate(config, made.network, None, song, torch.device("cpu"))
     assert not made.network.first_conv.training
     assert made.network.final_conv.training
@@ -302,6 +300,15 @@ def test_the_start_of_a_run_reports_how_much_is_trained(fit: Callable[..., Run],
     frozen = sum(parameter.numel() for parameter in network.encoding_blocks.parameters())
     assert f"training {total - frozen:,} of {total:,} parameters" in (tmp_path / "printed").read_text()
     assert freezing.freeze(network, []) == freezing.Trained(total, total)
+
+
+def test_what_is_frozen_takes_less_memory() -> None:
+    whole, part = (budget.measure(cases.small(freeze=patterns)) for patterns in ([], ["encoding_blocks"]))
+    frozen = sum(
+        parameter.numel() for parameter in module(cases.small()).network.encoding_blocks.parameters()
+    )
+    assert whole.parameters == part.parameters
+    assert whole.fixed - part.fixed == 4 * 3 * frozen  # a gradient and two moments each
 
 
 # Runs that are extended
