@@ -367,6 +367,7 @@ def test_more_patience_extends_a_run_that_ended_early(fit: Callable[..., Run]) -
 # Warnings about songs
 
 
+@pytest.mark.filterwarnings("always::kmdx.errors.KmdxWarning")
 def test_warnings_about_songs_are_in_the_runs_page(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
