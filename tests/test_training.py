@@ -372,7 +372,7 @@ def test_a_step_hears_the_same_windows_however_they_are_shared(data: Path) -> No
     config = small(batch=4, steps=5, epoch=3)
 
     def numbers(epoch: int, at_once: int, ranks: int) -> list[set[int]]:
-        shares = [list(windows._numbers(config, epoch, at_once, rank, ranks)) for rank in range(ranks)]
+        shares = [list(windows._numbers(config, 3 * epoch, at_once, rank, ranks)) for rank in range(ranks)]
         per_step = len(shares[0]) // (min(5, 3 * (epoch + 1)) - 3 * epoch)
         return [
             {number for share in shares for part in share[begin : begin + per_step] for number in part}
@@ -439,7 +439,7 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     assert validated == pytest.approx(score, abs=1e-4), "what is exported is what was validated"
     written = page.write(run, found(data, run.config()))
     text = written.read_text("utf-8")
-    assert text.count("<polyline") == 6
+    assert text.count("<polyline") == 8
     assert "song 0" in text
     for file in re.findall(r'src="([^"]+)"', text):
         sound, rate = soundfile.read(run.folder / file.replace("%20", " "))

@@ -89,3 +89,7 @@ def test_control_c_while_the_page_is_made_is_one_line(
         command.main()
     assert caught.value.code == 130
     assert capsys.readouterr().err.startswith("stopped; the same command goes on")
+
+
+def test_the_axis_of_a_constant_positive_curve_has_no_negative_numbers() -> None:
+    assert ">-" not in page.diagram(page.Curve([1, 2], [0.01, 0.01]))

@@ -87,7 +87,7 @@ def test_where_there_is_no_bar_every_epoch_has_a_line(
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 0}
     fitting.fit(config, [data], tmp_path / "run", console=console, **options)
     lines = re.findall(
-        r"step (\d+) of 8: (SDR \S+ dB on 1 songs, )?loss \S+, \d+:\d\d:\d\d left", written.getvalue()
+        r"step (\d+) of 8: (SDR \S+ dB on 1 song, )?loss \S+, \d+:\d\d:\d\d left", written.getvalue()
     )
     assert [(int(step), bool(score)) for step, score in lines] == [
         (step, step % 4 == 0) for step in (2, 4, 6, 8) if not terminal or step % 4 == 0

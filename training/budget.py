@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kmdx import precision
 from kmdx.benchmark import machine
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
+from training import freezing
 from training.config import Config, TrainingError
 from training.module import Unmixing, recompute
 from training.songs import Songs
@@ -48,7 +49,8 @@ class Budget:
     parameters : int
         Of the network.
     fixed : int
-        Bytes that do not grow with the batch: weights, gradients, the optimizer's moments, the average.
+        Bytes that do not grow with the batch: weights and their average, and of what is trained gradients
+        and the optimizer's moments.
     window : int
         Bytes for each window: what autograd keeps, and as much again as its largest part while computing.
     forward, gflop : float
@@ -107,17 +109,18 @@ def measure(config: Config) -> Budget:
                 if isinstance(module, nn.GroupNorm):
                     module.__class__ = _FullNorm
         kept = _Kept([*network.parameters(), *network.buffers()])
-        parameters = sum(parameter.numel() for parameter in network.parameters())
+        sizes = freezing.freeze(network, config.freeze)
         spectrum = torch.randn(1, SPECTRUM_CHANNELS, config.network.bins, config.network.frames)
         with kept.counting(config), FlopCounterMode(display=False) as counter:
             network.unet(spectrum)
     moments = 2 if config.optimizer.kind == "adamw" else 1
-    copies = 2 + moments + (config.average is not None)
+    everywhere = 1 + (config.average is not None)  # numbers for each parameter
+    trained = 1 + moments  # and for each one that is trained: its gradient and the optimizer's state
     again = _largest_block(config) if config.checkpointing else 0
     forward = counter.get_total_flops() / 1e9
     return Budget(
-        parameters=parameters,
-        fixed=4 * copies * parameters,
+        parameters=sizes.total,
+        fixed=4 * (everywhere * sizes.total + trained * sizes.trained),
         window=sum(kept.sizes.values()) + 2 * max(kept.sizes.values()) + again,
         forward=forward,
         gflop=(4 if config.checkpointing else 3) * forward,
@@ -175,7 +178,7 @@ def epoch_on_t4(config: Config, needed: Budget) -> float:
 
 
 def step(config: Config) -> Step:
-    """Take two steps on noise, windows going together as :func:`at_once` says; the second is timed."""
+    """Take two steps on noise, as many windows together as :func:`at_once` gives; the second is timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]

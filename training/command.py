@@ -25,7 +25,7 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="In place of the config's, such as batch=4."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the config, such as batch=4."),
 ]
 
 
@@ -45,7 +45,9 @@ def run(
     data: Annotated[
         list[Path], typer.Option("--data", metavar="DIR", help="Songs; may be given several times.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="The same folder goes on.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; a run in it goes on.")
+    ],
     variants: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="The same songs at another pitch or tempo.")
     ] = None,
@@ -53,23 +55,34 @@ def run(
         list[str] | None, typer.Option(metavar="GLOB", help="Songs to validate with.")
     ] = None,
     decoded: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where decoded flac and Ogg lie.")
+        Path | None, typer.Option(metavar="DIR", help="Where decoded flac and Ogg are kept.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU.")] = 1,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read songs; half the cores if not given.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="PATH", help="Weights to start from: a file, a run, or a name."),
+    ] = None,
+    with_optimizer: Annotated[
+        bool,
+        typer.Option("--with-optimizer", help="With --from RUN: also its optimizer's state."),
+    ] = False,
     change: Changes = None,
 ) -> None:
     """Train a network, or go on where it was interrupted: bit for bit, on the same machine.
 
     Checks everything first. A checkpoint is written after each epoch, and at the end the page of curves and
-    excerpts.
+    excerpts. With --from the network starts from existing weights. A larger --set steps=N extends a run that
+    has ended.
     """
-    from training import fitting, page, songs
+    from training import fitting, page, songs, starting
 
     chosen = _config(config, change, validation)
+    if with_optimizer and start is None:
+        raise TrainingError("--with-optimizer needs --from RUN: the run whose optimizer is meant")
     try:
         made = fitting.fit(
             chosen,
@@ -81,6 +94,7 @@ def run(
             device=device,
             devices=devices,
             workers=workers,
+            start=None if start is None else starting.read(start, chosen, with_optimizer),
         )
         if fitting.is_first():
             with warnings.catch_warnings():  # given when the run began
@@ -97,7 +111,7 @@ def run(
 
 @app.command()
 def report(folder: RunFolder) -> None:
-    """Write the page of curves and excerpts anew, also while the run goes on."""
+    """Write the page of curves and excerpts again, also while the run goes on."""
     from training import page, songs
     from training.run import Run
 
@@ -154,7 +168,7 @@ def variants(
     speed: Annotated[float, typer.Option(help="0.5 is twice as long and an octave lower.")] = 0.5,
     every: Annotated[int, typer.Option(help="Only one song in so many of each folder.")] = 1,
 ) -> None:
-    """Write songs at another speed, pitch and tempo together, to train with beside the songs as they are."""
+    """Write songs at another speed, pitch and tempo together, to train with next to the songs as they are."""
     from training import variants as writing
 
     count = sum(1 for _ in writing.write(output, data, speed, every))

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdfConfig
+from training.losses import LOSSES
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -28,6 +37,11 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the first value must not be above the second")
     return values
+
+
+def _listed(value: Any) -> Any:
+    """A single pattern as a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 class TrainingError(KmdxError):
@@ -84,7 +98,7 @@ class Network(Section):
 
 
 class Rest(Section):
-    """Where the estimated vocals come from that are taken out of what the network hears.
+    """Where the estimated vocals come from that are subtracted from the network's input.
 
     Attributes
     ----------
@@ -113,7 +127,7 @@ class Data(Section):
     silence : float
         Share of windows without the source that is to be estimated.
     weights : mapping of str to float
-        How much oftener than others songs are drawn, by name or pattern; the first that fits counts.
+        How much more often than others songs are drawn, by name or pattern; the first match counts.
     """
 
     mixing: Share = 0.7
@@ -125,21 +139,17 @@ class Data(Section):
 
 
 class Loss(Section):
-    """Weights of the terms; 0 leaves one out.
+    """A weight for each term of :data:`training.losses.LOSSES`, by its name; 0 leaves a term out.
 
     Attributes
     ----------
-    mse, l1 : float
-        Mean squared and mean absolute difference of the waveforms.
-    spectral : float
-        Mean absolute difference of complex spectra, over ``windows``.
     windows : tuple of int
-        Samples of their windows; the hop is a quarter.
+        Samples of the windows of terms that compare spectra; the hop is a quarter.
     """
 
-    mse: Annotated[float, Field(ge=0)] = 0.0
-    l1: Annotated[float, Field(ge=0)] = 1.0
-    spectral: Annotated[float, Field(ge=0)] = 0.0
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
+
     windows: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (
         4096,
         2048,
@@ -148,9 +158,25 @@ class Loss(Section):
         256,
     )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term, by name."""
+        return {name: self.__pydantic_extra__[name] for name in LOSSES}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        unknown = [name for name in given if name not in LOSSES and name not in cls.model_fields]
+        if unknown:
+            known = ", ".join((*LOSSES, *cls.model_fields))
+            raise ValueError(f"unknown term {quoted(unknown[0])}; available: {known}")
+        return {**{name: term.weight for name, term in LOSSES.items()}, **given}
+
     @model_validator(mode="after")
     def _something(self) -> Loss:
-        if not self.mse + self.l1 + self.spectral:
+        if not any(self.weights.values()):
             raise ValueError("every term has the weight 0")
         return self
 
@@ -197,6 +223,8 @@ class Config(Section):
         torch.compile the U-Net.
     nan : str
         ``skip`` a step whose loss or gradient is not finite, or ``stop``.
+    freeze : tuple of str
+        Parameters that stay as they are, by name or pattern: see :mod:`training.freezing`.
     """
 
     title: str
@@ -218,6 +246,7 @@ class Config(Section):
     checkpointing: bool = False
     compile: bool = False
     nan: Literal["skip", "stop"] = "skip"
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 
@@ -226,7 +255,8 @@ class Config(Section):
         if self.hears == "rest" and self.source == "vocals":
             raise ValueError("what is left without vocals has none to estimate")
         kept = self.network.chunk - 2 * self.network.trim
-        if self.loss.spectral and max(self.loss.windows) > kept:
+        windowed = any(weight and LOSSES[name].uses_windows for name, weight in self.loss.weights.items())
+        if windowed and max(self.loss.windows) > kept:
             raise ValueError(
                 f"loss.windows: {max(self.loss.windows)} samples are more than the {kept} that are kept"
             )
@@ -264,7 +294,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     Raises
     ------
     TrainingError
-        If there is no such config, or it says something that cannot be; the key is named.
+        If there is no such config, or a value is wrong; the key is named.
     """
     path = Path(name)
     if not path.is_file():

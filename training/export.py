@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kmdx import weights
+from kmdx import files, weights
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
 from training import budget, fitting
@@ -28,7 +27,7 @@ class Exported(NamedTuple):
     """An exported network: its files, how far the graph is from the network, and its name in plans.
 
     ``step`` and ``score`` (dB; None where nothing was validated yet) are those of its checkpoint, and
-    ``ended`` says whether the run can still find a better one.
+    ``ended`` is whether the run has no steps left.
     """
 
     state: Path
@@ -59,7 +58,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     ------
     TrainingError
         If the name cannot be one or is another run's, the folder cannot be written to, a weight is too
-        large for float16, or the graph does not say what the network says.
+        large for float16, or the graph does not agree with the network.
     """
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
@@ -76,18 +75,18 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     network = fitting.trained(run, checkpoint)
     if half:
         _round(network)
-    partials = [folder / f".{file.name}.{os.getpid()}" for file in (state, graph)]
+    start = run.data().get("start") if run.data_file.is_file() else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(author_state(network, half), partials[0])
-        write_graph(network, partials[1])
-        difference = compare(network, partials[1])
-        if not difference <= TOLERANCE:  # also where it is no number
-            raise TrainingError(
-                f"the exported graph differs from the network by {difference:.1e} of its peak"
-            )
-        for partial, file in zip(partials, (state, graph), strict=True):
-            partial.replace(file)
+        with files.atomic(graph) as graph_partial, files.atomic(state) as state_partial:
+            torch.save(author_state(network, half), state_partial)
+            write_graph(network, graph_partial)
+            difference = compare(network, graph_partial)
+            if not difference <= TOLERANCE:  # also where it is no number
+                raise TrainingError(
+                    f"the exported graph differs from the network by {difference:.1e} of its peak; "
+                    f"expected at most {TOLERANCE:.0e}"
+                )
         weights.register(
             folder,
             name,
@@ -95,13 +94,12 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
             file=state.name,
             architecture={**config.network.architecture(config.source), "gflops": _gflops(config)},
             trained=date.today().isoformat(),
+            started_from=None if start is None else {key: start[key] for key in ("path", "sha256")},
+            trained_with=None if start is None else start["trained_with"],
         )
         run.note_export(state)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror or error}") from error
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
     return Exported(state, graph, difference, name, checkpoint["global_step"], score, run.ended())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,17 +17,18 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
 from kmdx import files, limits, loading, memory, weights
-from kmdx.errors import first_line
+from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse, TrimAndJoin
-from training import budget, decoding, journal, validation
+from training import budget, decoding, freezing, journal, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
 from training.songs import RATE, Songs, contents, find
+from training.starting import Start
 
-KILLED = ("exited unexpectedly", "is killed by signal")  # what torch says of a process that reads songs
+KILLED = ("exited unexpectedly", "is killed by signal")  # torch's message about a process that reads songs
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -41,8 +43,9 @@ def fit(
     device: str = "auto",
     devices: int = 1,
     workers: int | None = None,
+    start: Start | None = None,
 ) -> Run:
-    """Train a network, or go on where an earlier process ended.
+    """Train a network, or go on where an earlier process ended, also with more steps than it had.
 
     Parameters
     ----------
@@ -54,13 +57,15 @@ def fit(
     console : Console
         Where progress goes.
     decoded : Path, optional
-        Where decoded stems lie; the user's cache if not given.
+        Where decoded stems are kept; the user's cache if not given.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     devices : int
         How many GPUs, or processes on the CPU.
     workers : int, optional
         Processes that read windows, for each device; half the cores if not given.
+    start : Start, optional
+        What a new run starts from in place of random weights; a run that goes on must have begun with it.
 
     Raises
     ------
@@ -78,7 +83,11 @@ def fit(
     reading = _workers(workers, devices)
     if accelerator == "cpu" and config.precision == "fp16":
         raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
-    songs = find(folders, config.source, config.network.chunk, config.validation, variants)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        songs = find(folders, config.source, config.network.chunk, config.validation, variants)
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=2)
     validation.check(config, songs)
     with run.locked() if first else nullcontext():
         vocals = vocals_network(config)
@@ -91,13 +100,12 @@ def fit(
                 "stems": contents((*songs.training, *songs.validation)),
                 "vocals": _weights_of_vocals(config),
                 "devices": devices,
+                "start": None if start is None else start.record(),
+                "warnings": [str(each.message) for each in caught if issubclass(each.category, KmdxWarning)],
             }
             with torch.device("meta"):
-                size = sum(
-                    parameter.numel()
-                    for parameter in TfcTdf(config.network.unet(), config.source).parameters()
-                )
-            run.begin(config, data, size, lambda: budget.at_once(config, accelerator, devices))
+                size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
+            run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
         songs = _decoded(songs, decoded or decoding.usual_folder(), console)
         if accelerator == "cpu":
             limits.cap_threads()
@@ -108,8 +116,12 @@ def fit(
             vocals,
             run.at_once(),
             reading,
+            None if run.last.is_file() else start,
         )
         journal.quiet()
+        if first:
+            for line in run.opening(module.parameters_trained):
+                console.print(line, highlight=False, markup=False)
         if run.stopped_early():
             return run
         watching: list[Callback] = [journal.Journal(run, console)] if first else []
@@ -140,7 +152,7 @@ def fit(
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there: written beside their place, then given their name."""
+    """Checkpoints that are complete or absent: written under another name first."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint."""
@@ -148,6 +160,19 @@ class WholeCheckpoints(TorchCheckpointIO):
         place.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic(place) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+
+class Patience(EarlyStopping):
+    """Lightning's, which goes on counting with the config's patience, whatever it was before."""
+
+    @property
+    def state_key(self) -> str:
+        """As of lightning's own class, so that checkpoints of earlier runs are understood."""
+        return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and the count of validations since."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class Checkpoints(ModelCheckpoint):
@@ -190,7 +215,7 @@ def _of_worker(error: TrainingError) -> TrainingError:
 
 
 def is_first() -> bool:
-    """Whether this is the process that the others, on more devices, were started by and imitate."""
+    """Whether this is the process that started those of the other devices."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
@@ -200,7 +225,7 @@ def vocals_network(config: Config) -> Network | None:
     Raises
     ------
     TrainingError
-        If it hears windows of another length than the one that is trained.
+        If its windows have another length than those of the network that is trained.
     """
     name = config.rest.vocals
     if config.hears != "rest" or name is None:
@@ -303,11 +328,11 @@ def _trainer(
     ]
     if config.patience is not None:
         callbacks.append(
-            EarlyStopping(
+            Patience(
                 "sdr",
                 mode="max",
                 patience=config.patience,
-                check_finite=False,  # the module says which song it is
+                check_finite=False,  # the module names the song
                 check_on_train_epoch_end=False,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,62 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from kmdx import files
+from training.losses import LOSSES
 from training.module import Unmixing
 from training.run import Run
 
-STEPS = ("step", "loss", "mse", "l1", "spectral", "learning_rate", "gradient", "skipped", "seconds")
 VALIDATION = ("step", "song", "sdr")
 EVERY = 10  # steps between two rows
 
 
 class Table:
-    """A CSV file that rows are added to; those of steps done again are dropped when a run goes on."""
+    """A CSV file that rows are added to; those of steps that are done again are dropped when a run goes on.
 
-    def __init__(self, path: Path, columns: tuple[str, ...], after: int) -> None:
-        rows = []
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if _number(row.get("step")) <= after]
-        with files.atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        self.columns = columns
-        self.file = path.open("a", encoding="utf-8", newline="")
-        self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")
+    A row may have a column that the file lacks. It is added, and is empty in the rows before.
+
+    Parameters
+    ----------
+    path : Path
+    columns : sequence of str
+        Columns to begin with; those of a file that exists stay.
+    after : int
+        The last step whose rows are kept.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], after: int) -> None:
+        self.path = path
+        found, rows = self._read()
+        self.columns = [*dict.fromkeys((*found, *columns))]
+        self._open([row for row in rows if _number(row.get("step")) <= after])
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row, numbers to six digits."""
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.file.close()
+            self.columns += new
+            self._open(self._read()[1])
         self.writer.writerow(
             {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
         )
         self.file.flush()
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns and rows of the file."""
+        if not self.path.is_file():
+            return [], []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            return [name for name in reader.fieldnames or [] if name], list(reader)
+
+    def _open(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write the file again with these rows, and open it for more."""
+        with files.atomic(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        self.file = self.path.open("a", encoding="utf-8", newline="")
+        self.writer = csv.DictWriter(self.file, self.columns)
 
 
 def _number(text: str | None) -> float:
@@ -72,8 +98,10 @@ class Journal(Callback):
         """Open the tables where the run goes on."""
         assert isinstance(module, Unmixing)
         self.began = self.since = time.perf_counter()
-        self.first = self.last = self.noted = self.told = trainer.global_step
-        self.steps = Table(self.run.steps, STEPS, self.first)
+        self.first = self.last = self.noted = self.reported = trainer.global_step
+        self.validated: set[str] = set()  # names that are logged in validation, and remain with steps
+        columns = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
+        self.steps = Table(self.run.steps, columns, self.first)
         self.validation = Table(self.run.validation, VALIDATION, self.first)
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
         self.bar.start()
@@ -91,10 +119,11 @@ class Journal(Callback):
         assert isinstance(module, Unmixing)
         step = trainer.global_step
         if step == self.last:
-            return  # gradients are still being gathered
+            return  # gradients are still accumulated
         if step % EVERY == 0 or step == module.config.steps:
             now = time.perf_counter()
-            values = {name: float(value) for name, value in trainer.logged_metrics.items() if name in STEPS}
+            logged = trainer.logged_metrics.items()
+            values = {name: float(value) for name, value in logged if name not in self.validated}
             values["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
             values["seconds"] = (now - self.since) / (step - self.noted)
             self.since, self.noted = now, step
@@ -114,6 +143,7 @@ class Journal(Callback):
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Stop the clock of the steps."""
         self.paused = time.perf_counter()
+        self.before = {*trainer.logged_metrics} - self.validated
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Note the scores."""
@@ -121,20 +151,23 @@ class Journal(Callback):
         step = trainer.global_step
         for song, score in sorted(module.scores.items()):
             self.validation.add({"step": step, "song": song, "sdr": score})
-        mean = float(trainer.callback_metrics["sdr"])
-        self.board.add_scalar("sdr", mean, step)
-        self.tell(trainer, module, f"SDR {mean:.3f} dB on {len(module.scores)} songs")
+        self.validated = {*trainer.logged_metrics} - self.before
+        for name in self.validated:
+            self.board.add_scalar(name, float(trainer.logged_metrics[name]), step)
+        count = len(module.scores)
+        mean = f"SDR {float(trainer.callback_metrics['sdr']):.3f} dB"
+        self.report(trainer, module, f"{mean} on {count} {'song' if count == 1 else 'songs'}")
         self.since += time.perf_counter() - self.paused
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Say where the run stands after an epoch without validation, where there is no bar that does."""
+        """Report after an epoch without validation, unless a progress bar does."""
         assert isinstance(module, Unmixing)
-        if not self.console.is_terminal and self.told != trainer.global_step:
-            self.tell(trainer, module)
+        if not self.console.is_terminal and self.reported != trainer.global_step:
+            self.report(trainer, module)
 
-    def tell(self, trainer: lightning.Trainer, module: Unmixing, *what: str) -> None:
-        """Print a line: the step, what there is to say of it, loss and time left."""
-        step = self.told = trainer.global_step
+    def report(self, trainer: lightning.Trainer, module: Unmixing, *what: str) -> None:
+        """Print a line: the step, the score if there is one, loss and time left."""
+        step = self.reported = trainer.global_step
         parts = [*what]
         loss = trainer.callback_metrics.get("loss")
         if loss is not None:
@@ -157,7 +190,7 @@ class Journal(Callback):
 
 
 def quiet() -> None:
-    """Keep lightning's own remarks off the terminal: they speak of its API."""
+    """Keep lightning's own remarks off the terminal: they are about its API."""
     import logging
     import warnings
 

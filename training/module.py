@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import Block, TfcTdf
-from training import losses, validation, windows
+from training import freezing, losses, validation, windows
 from training.config import Config, TrainingError
 from training.songs import Songs
+from training.starting import Start
 from training.windows import Window, Windows
 
 MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
@@ -34,15 +35,33 @@ class Unmixing(lightning.LightningModule):
     songs : Songs
         Decoded.
     vocals : Network, optional
-        Whose estimate is taken out of what the network hears.
+        Whose estimate is subtracted from the network's input.
     at_once : int
         Windows that go through the network together.
     workers : int
         Processes that read windows.
+    start : Start, optional
+        What the network starts from in place of random weights.
+
+    Attributes
+    ----------
+    parameters_trained : Trained
+        How many of the network's parameters are trained.
+
+    Raises
+    ------
+    TrainingError
+        If the config freezes all of the network, or something that it does not have.
     """
 
     def __init__(
-        self, config: Config, songs: Songs, vocals: Network | None = None, at_once: int = 1, workers: int = 0
+        self,
+        config: Config,
+        songs: Songs,
+        vocals: Network | None = None,
+        at_once: int = 1,
+        workers: int = 0,
+        start: Start | None = None,
     ) -> None:
         super().__init__()
         torch.manual_seed(config.seed)
@@ -51,6 +70,10 @@ class Unmixing(lightning.LightningModule):
         self.at_once = at_once
         self.workers = workers
         self.network = TfcTdf(config.network.unet(), config.source)
+        self._moments = start.moments if start is not None else {}
+        if start is not None:
+            self.network.load(start.state)
+        self.parameters_trained = freezing.freeze(self.network, config.freeze)
         if config.checkpointing:
             recompute(self.network)
         self.unet: Callable[[Tensor], Tensor] = self.network.unet
@@ -63,8 +86,14 @@ class Unmixing(lightning.LightningModule):
 
     @property
     def vocals(self) -> Network | None:
-        """The network whose estimate is taken out of what this one hears."""
+        """The network whose estimate is subtracted from this one's input."""
         return self._vocals[0]
+
+    def train(self, mode: bool = True) -> Unmixing:
+        """Set the mode; modules that are frozen stay as in inference."""
+        super().train(mode)
+        freezing.hold_statistics(self.network)
+        return self
 
     def estimate(self, heard: Tensor) -> Tensor:
         """The source in windows ``(B, 2, T)``; transforms in float32, whatever the U-Net computes in."""
@@ -134,14 +163,34 @@ class Unmixing(lightning.LightningModule):
         checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting, and in the epoch that was cut short where a run of fewer steps ended."""
         self.skipped = checkpoint["skipped"]
+        done = checkpoint["global_step"]
+        if done % self.config.epoch and done < self.config.steps:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts.update({name: count - 1 for name, count in counts.items()})
+
+    def on_train_start(self) -> None:
+        """Set the learning rate, which is another one where the run was extended."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        for group, base in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+            group["lr"] = base * self.rate(schedule.last_epoch)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning rate by step."""
         chosen = self.config.optimizer
         kind = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[chosen.kind]
-        optimizer = kind(self.network.parameters(), lr=chosen.rate, weight_decay=chosen.weight_decay)
+        trained = {
+            name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad
+        }
+        optimizer = kind(trained.values(), lr=chosen.rate, weight_decay=chosen.weight_decay)
+        for name in trained.keys() & self._moments.keys():
+            optimizer.state[trained[name]] = {
+                key: value.clone().to(trained[name].device if value.ndim else "cpu")
+                for key, value in self._moments[name].items()
+            }
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -161,7 +210,7 @@ class Unmixing(lightning.LightningModule):
         return windows.loader(
             self.config,
             Windows(self.config, self.songs.training),
-            trainer.current_epoch,
+            trainer.global_step,
             self.at_once,
             self.workers,
             trainer.global_rank,
@@ -253,6 +302,7 @@ class Averaging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             share = min(decay, (1 + int(count)) / (10 + int(count)))
-            return averaged + (1 - share) * (current - averaged)  # exactly what it was, where nothing changes
+            moved = averaged + (1 - share) * (current - averaged)
+            return torch.where(current == averaged, averaged, moved.to(averaged.dtype))  # -0.0 stays -0.0
 
         super().__init__(avg_fn=average)

@@ -1,4 +1,4 @@
-"""The page to read of a run: its curves, its scores, and what the network says of songs it never heard."""
+"""The page of a run: its curves, its scores, and excerpts of the songs for validation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from kmdx import files
 from training import config as configs
 from training import fitting, validation, windows
 from training.config import Config
+from training.losses import LOSSES
 from training.run import Run
 from training.songs import RATE, Songs
 
@@ -29,7 +30,10 @@ EXCERPTS = 3  # songs
 SECONDS = 10.0  # of each, where its true stem is loudest
 POINTS = 400  # of a curve at most
 SMOOTHING = 0.95  # what is left of a value's weight in the running mean one point later
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 64, 12, 32  # pixels of a diagram, and of its margins
+NOT_DRAWN = ("step", "skipped", "seconds")  # columns of steps.csv
+TITLES = {"gradient": "norm of the gradient"}  # of other columns, where the name with spaces will not do
+VALIDATED = "validation SDR in dB"
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 84, 12, 32  # pixels of a diagram, and of its margins
 
 
 class Curve(NamedTuple):
@@ -49,12 +53,8 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
         by_step[float(row["step"])].append(float(row["sdr"]))
         last[row["song"]] = row["sdr"]
     means = {step: sum(values) / len(values) for step, values in by_step.items()}
-    diagrams = {
-        "loss": diagram(_curve(steps, "loss"), logarithmic=True, smooth=True),
-        "learning rate": diagram(_curve(steps, "learning_rate")),
-        "norm of the gradient": diagram(_curve(steps, "gradient"), logarithmic=True, smooth=True),
-        "validation SDR in dB": diagram(Curve([*means], [*means.values()]), dots=True),
-    }
+    diagrams = {**_of_steps(steps), VALIDATED: diagram(Curve([*means], [*means.values()]), dots=True)}
+    data = run.data() if run.data_file.is_file() else {}
     best = max(means.items(), key=lambda entry: entry[1]) if means else None
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     text = environment.get_template(TEMPLATE).render(
@@ -68,9 +68,27 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
         scores=sorted(last.items()),
         songs={"training": len(songs.training), "validation": len(songs.validation)},
         excerpts=_excerpts(run, config, songs, torch.device(device)),
+        start=data.get("start"),
+        extensions=data.get("extensions", []),
+        warnings=data.get("warnings", []),
     )
     files.write_text(run.page, text)
     return run.page
+
+
+def _of_steps(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """A diagram for each column of ``steps.csv`` that has values, by its title."""
+    columns = dict.fromkeys(column for row in rows for column in row if column)
+    diagrams = {}
+    for column in columns:
+        if column in NOT_DRAWN:
+            continue
+        curve = _curve(rows, column)
+        title = LOSSES[column].title if column in LOSSES else TITLES.get(column, column.replace("_", " "))
+        plain = column == "learning_rate"
+        positive = all(value > 0 for value in curve.values if math.isfinite(value))
+        diagrams[title] = diagram(curve, logarithmic=positive and not plain, smooth=not plain)
+    return diagrams
 
 
 def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth: bool = False) -> str:
@@ -91,8 +109,9 @@ def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth:
     scale = math.log10 if logarithmic else float
     heights = [scale(value) for _, value in thinned]
     low, high = min(heights), max(heights)
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+    if high - low <= 1e-12 * abs(high):
+        margin = 0.5 * abs(high) or 0.5
+        low, high = low - margin, high + margin
     first, end = thinned[0][0], thinned[-1][0]
 
     def x(step: float) -> float:
@@ -153,7 +172,7 @@ def _pace(rows: Sequence[dict[str, str]]) -> float | None:
 
 
 def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> list[dict[str, Any]]:
-    """Write the loudest seconds of some songs; what was heard, the true stem and the estimate of each."""
+    """Write the loudest seconds of some songs: the network's input, the true stem and the estimate."""
     network, vocals = fitting.trained(run).to(device), fitting.vocals_network(config)
     if isinstance(vocals, torch.nn.Module):
         vocals.to(device)
@@ -164,14 +183,15 @@ def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> l
     for number, song in enumerate(with_source[:EXCERPTS]):
         part = _loudest(windows.read(song.stems[config.source], 0, song.samples))
         found = validation.excerpt(config, network, vocals, song, part, device)
-        files = {}
+        written = {}
         for what, signal in zip(
             ("heard", "true", "estimated"), (found.heard, found.truth, found.estimate), strict=True
         ):
             path = folder / f"{number} {what}.flac"
-            sf.write(path, np.clip(signal.T, -1, 1), RATE)
-            files[what] = path.relative_to(run.folder).as_posix()
-        made.append({"song": song.name, "files": files})
+            with files.atomic(path) as partial:
+                sf.write(partial, np.clip(signal.T, -1, 1), RATE, format="FLAC")
+            written[what] = path.relative_to(run.folder).as_posix()
+        made.append({"song": song.name, "files": written})
     return made
 
 

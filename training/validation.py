@@ -9,7 +9,7 @@ import numpy as np
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluator.metrics import global_sdr
 from kmdx import chunking, memory
@@ -24,7 +24,7 @@ BLOCK = 2**16  # samples read at a time
 
 
 class Estimated(NamedTuple):
-    """What a network heard of a song, its estimate and the true stem: float32 ``(2, samples)`` each."""
+    """A network's input, its estimate and the true stem: float32 ``(2, samples)`` each."""
 
     heard: NDArray[np.float32]
     estimate: NDArray[np.float32]
@@ -81,10 +81,10 @@ def estimate(
 def excerpt(
     config: Config, network: TfcTdf, vocals: Network | None, song: Song, part: slice, device: torch.device
 ) -> Estimated:
-    """What :func:`estimate` says of a part of a song, from the chunks around it."""
+    """What :func:`estimate` gives for a part of a song, from the chunks around it."""
     sizes = config.network
     keep = sizes.chunk - 2 * sizes.trim
-    depth = 1 if vocals is None else 2  # networks, each of which hears more than it speaks of
+    depth = 1 if vocals is None else 2  # networks, each of which has more input than output
     begin = max(0, part.start // keep - depth) * keep  # where a chunk of the whole song begins, too
     around = slice(begin, part.stop + depth * sizes.chunk)
     stems = windows.whole(song)
@@ -101,7 +101,7 @@ def excerpt(
 def _heard(
     config: Config, vocals: Network | None, stems: Mapping[str, NDArray[np.float32]], device: torch.device
 ) -> NDArray[np.float32]:
-    """What the network hears: all stems, or what is left without vocals that are estimated."""
+    """The network's input: all stems, or what is left without vocals that are estimated."""
     mixture: NDArray[np.float32] = np.sum([*stems.values()], axis=0)
     if config.hears != "rest":
         return mixture
@@ -115,9 +115,10 @@ def _through(
 ) -> NDArray[np.float32]:
     """A network's estimate; one in training computes as in inference."""
     made = np.empty_like(signal)
-    training = getattr(network, "training", False)
-    if training:
-        network.eval()  # type: ignore[attr-defined]
+    modules = [*network.modules()] if isinstance(network, nn.Module) else []
+    training = [module for module in modules if module.training]  # not those that are frozen
+    for module in training:
+        module.training = False
     try:
         estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
@@ -125,6 +126,6 @@ def _through(
         with torch.autocast(device.type, enabled=False):
             chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
     finally:
-        if training:
-            network.train()  # type: ignore[attr-defined]
+        for module in training:
+            module.training = True
     return made

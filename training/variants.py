@@ -16,9 +16,9 @@ SLOWEST, FASTEST = 0.25, 4.0
 
 
 def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -> Iterator[str]:
-    """Write variants of songs as ``OUTPUT/<song>/<stem>.wav``, 16 bit; yields the name of each that is there.
+    """Write variants of songs as ``OUTPUT/<song>/<stem>.wav``, 16 bit; yields the name of each that exists.
 
-    A song that lies there whole and at this speed is not written again.
+    A song that exists there, complete and at this speed, is not written again.
 
     Parameters
     ----------

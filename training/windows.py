@@ -1,7 +1,7 @@
 """The windows that a network learns from, drawn across songs and stems.
 
 Each window is drawn from a generator of its own, keyed by the run's seed and the window's number. So what a
-step hears depends on nothing else: not on workers, processes, or where a run was interrupted.
+step learns from depends on nothing else: not on workers, processes, or where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Generator = np.random.Generator
 
 
 class Window(NamedTuple):
-    """What the network hears, and the source in it: float32 ``(2, T)`` each."""
+    """The network's input, and the source in it: float32 ``(2, T)`` each."""
 
     heard: Tensor
     target: Tensor
 
 
 class _Drawn:
-    """Songs to draw from, some oftener than others."""
+    """Songs to draw from, some more often than others."""
 
     def __init__(self, songs: Sequence[Song], weights: Mapping[str, float]) -> None:
         self.songs = songs
@@ -132,10 +132,13 @@ def read(stem: Stem | None, start: int, length: int) -> NDArray[np.float32]:
 
 
 def loader(
-    config: Config, windows: Windows, epoch: int, at_once: int, workers: int, rank: int, ranks: int
+    config: Config, windows: Windows, done: int, at_once: int, workers: int, rank: int, ranks: int
 ) -> DataLoader:
-    """The windows of one epoch that one of ``ranks`` processes learns from, ``at_once`` together."""
-    numbers = list(_numbers(config, epoch, at_once, rank, ranks))
+    """The windows that one of ``ranks`` processes learns from, ``at_once`` together.
+
+    They are those from the step after ``done`` to the end of its epoch.
+    """
+    numbers = list(_numbers(config, done, at_once, rank, ranks))
     return DataLoader(
         windows,
         batch_sampler=numbers,
@@ -145,10 +148,10 @@ def loader(
     )
 
 
-def _numbers(config: Config, epoch: int, at_once: int, rank: int, ranks: int) -> Iterator[list[int]]:
+def _numbers(config: Config, done: int, at_once: int, rank: int, ranks: int) -> Iterator[list[int]]:
     """Numbers of the windows that go together: those of a step are the same, however they are divided."""
-    first, last = epoch * config.epoch, min((epoch + 1) * config.epoch, config.steps)
-    for step in range(first, last):
+    epoch = done // config.epoch
+    for step in range(done, min((epoch + 1) * config.epoch, config.steps)):
         own = range(step * config.batch + rank, (step + 1) * config.batch, ranks)
         for begin in range(0, len(own), at_once):
             yield [*own[begin : begin + at_once]]

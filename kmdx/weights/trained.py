@@ -73,7 +73,15 @@ def known() -> Mapping[str, Weight]:
 
 
 def register(
-    folder: Path, name: str, *, title: str, file: str, architecture: Mapping[str, Any], trained: str
+    folder: Path,
+    name: str,
+    *,
+    title: str,
+    file: str,
+    architecture: Mapping[str, Any],
+    trained: str,
+    started_from: Mapping[str, Any] | None = None,
+    trained_with: str | None = None,
 ) -> None:
     """Record a trained weight in a models folder, replacing one of the same name, in one step.
 
@@ -89,6 +97,10 @@ def register(
         As in a plan.
     trained : str
         The date.
+    started_from : mapping, optional
+        The path and the sha256 of the weights that its training started from.
+    trained_with : str, optional
+        As in :class:`Weight`: also what those weights were trained with.
 
     Raises
     ------
@@ -97,7 +109,12 @@ def register(
     """
     import yaml
 
-    entry = {"title": title, "file": file, "trained": trained, "architecture": dict(architecture)}
+    entry: dict[str, Any] = {"title": title, "file": file, "trained": trained}
+    if started_from is not None:
+        entry["started_from"] = dict(started_from)
+    if trained_with is not None:
+        entry["trained_with"] = trained_with
+    entry["architecture"] = dict(architecture)
     with rewriting(folder / _NAME) as write:
         write(yaml.safe_dump({**_entries(folder), name: entry}, sort_keys=False, allow_unicode=True))
 
@@ -115,11 +132,15 @@ def _weight(folder: Path, name: str, entry: Any) -> Weight:
         weight = own(folder / check_path(entry["file"]), entry["architecture"])
     except WeightsError as error:
         raise WeightsError(f"{where}: {error}") from error
+    trained_with = entry.get("trained_with")
+    start = entry.get("started_from")
+    origin = f", from {shown(Path(str(start.get('path'))).name)}" if isinstance(start, dict) else ""
     return replace(
         weight,
         name=name,
         title=shown(entry.get("title", weight.title)),
-        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown day'))}.",
+        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown day'))}{origin}.",
+        trained_with=None if trained_with is None else shown(trained_with),
     )
 
 

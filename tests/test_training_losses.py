@@ -1,0 +1,128 @@
+"""A loss is one entry in a table, and what is logged appears by itself."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_training as cases
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from training import config as configs
+from training import losses, page
+from training.config import Config, Loss, TrainingError
+from training.journal import Table
+from training.losses import LOSSES, Term
+from training.module import Unmixing
+from training.run import Run
+
+data, fit = cases.data, cases.fit
+
+
+def cubic(estimate: Tensor, target: Tensor, config: Loss) -> Tensor:
+    return (estimate - target).abs().pow(3).mean()
+
+
+def scalars(run: Run) -> set[str]:
+    """Names of what TensorBoard shows of a run."""
+    board = EventAccumulator(str(run.folder / "tensorboard"))
+    board.Reload()
+    return {*board.Tags()["scalars"]}
+
+
+def test_one_entry_puts_a_loss_into_config_steps_tensorboard_and_page(
+    fit: Callable[..., Run], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, "cubic", Term("mean cubed difference", cubic))
+    assert "cubic: 0.0" in configs.dump(cases.small())
+    run = fit(steps=10, epoch=10, loss={"cubic": 2, "l1": 1})
+    assert "cubic: 2.0" in run.config_file.read_text("utf-8")
+    (row,) = cases.rows(run.steps)
+    assert float(row["loss"]) == pytest.approx(float(row["l1"]) + 2 * float(row["cubic"]), rel=1e-4)
+    assert "cubic" in scalars(run)
+    text = page.write(run, cases.found(data, run.config())).read_text("utf-8")
+    assert "<figcaption>mean cubed difference</figcaption>" in text
+    alone = fit("alone", steps=10, epoch=10, loss={"cubic": 1, "l1": 0})
+    (row,) = cases.rows(alone.steps)
+    assert (row["l1"], row["cubic"]) == ("", row["loss"])
+
+
+def test_what_the_module_logs_is_a_column_a_scalar_and_a_curve(
+    fit: Callable[..., Run], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, end = Unmixing.configure_gradient_clipping, Unmixing.on_validation_epoch_end
+
+    def more_of_a_step(self: Unmixing, *arguments: Any, **options: Any) -> None:
+        self.log("weight_norm", next(self.network.parameters()).norm(), on_step=True, on_epoch=False)
+        clip(self, *arguments, **options)
+
+    def more_of_a_validation(self: Unmixing) -> None:
+        self.log("worst_song", min(self.scores.values()))
+        end(self)
+
+    monkeypatch.setattr(Unmixing, "configure_gradient_clipping", more_of_a_step)
+    monkeypatch.setattr(Unmixing, "on_validation_epoch_end", more_of_a_validation)
+    run = fit(steps=20, epoch=10)
+    rows = cases.rows(run.steps)
+    assert all(float(row["weight_norm"]) > 0 for row in rows)
+    assert not {"sdr", "worst_song"} & rows[1].keys(), "a score of a validation is none of a step"
+    assert {"weight_norm", "worst_song", "sdr"} <= scalars(run)
+    text = page.write(run, cases.found(data, run.config())).read_text("utf-8")
+    assert "<figcaption>weight norm</figcaption>" in text
+
+
+def test_a_run_that_goes_on_with_another_column_keeps_its_rows(
+    fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(steps=10, epoch=10)
+    monkeypatch.setitem(LOSSES, "cubic", Term("mean cubed difference", cubic))
+    first, second = cases.rows(fit(steps=20, epoch=10).steps)
+    assert (first["step"], first["cubic"], second["step"]) == ("10", "", "20")
+    assert float(first["l1"]) > 0
+
+
+def test_a_column_that_comes_late_is_empty_before(tmp_path: Path) -> None:
+    table = Table(tmp_path / "x.csv", ("step", "loss"), 0)
+    table.add({"step": 1, "loss": 0.5})
+    table.add({"step": 2, "loss": 0.25, "new": 3})
+    table.add({"step": 3, "loss": 0.125})
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = [[row["step"], row["loss"], row["new"]] for row in csv.DictReader(file)]
+    assert rows == [["1", "0.5", ""], ["2", "0.25", "3"], ["3", "0.125", ""]]
+    later = Table(tmp_path / "x.csv", ("step",), 2)
+    assert later.columns == ["step", "loss", "new"]
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"l3": 1}, "loss: unknown term 'l3'; available: mse, l1, spectral, windows"),
+        ({"l1": -1}, "loss.l1: input should be greater than or equal to 0, not -1"),
+        ({"l1": "much"}, "loss.l1: input should be a valid number"),
+    ],
+)
+def test_a_wrong_loss_is_one_line(given: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        cases.small(loss=given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_term_with_windows_needs_signals_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "cubic", Term("mean cubed difference", cubic, uses_windows=True))
+    network = {**cases.NETWORK, "trim": 3000}
+    assert isinstance(cases.small(network=network, loss={"l1": 1}), Config)
+    with pytest.raises(TrainingError, match="4096 samples are more than the 1936"):
+        cases.small(network=network, loss={"cubic": 1})
+
+
+def test_a_term_without_a_weight_is_not_computed() -> None:
+    signal = torch.ones(1, 2, 5000)
+    assert losses.terms(Loss(l1=0, mse=1), signal, signal).keys() == {"mse"}

@@ -1,0 +1,81 @@
+"""Parts of a network that are not trained, chosen by the config's ``freeze``.
+
+A pattern is compared with the names of parameters, such as ``encoding_blocks.0.tfc.H.0.0.weight``, and with
+those of the modules that they belong to: ``encoding_blocks``, ``encoding_blocks.*`` and ``*.bias`` are
+patterns. What is frozen has no gradient and no state in the optimizer. A module whose parameters are all
+frozen runs as in inference, so that the statistics of batch norms stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from kmdx.errors import listed, shown
+from training.config import TrainingError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many parameters of a network are trained, and how many it has."""
+
+    trained: int
+    total: int
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
+    """Freeze the parameters of a network that match a pattern.
+
+    Raises
+    ------
+    TrainingError
+        If a pattern matches nothing, or if nothing is left to train.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    frozen = matching(names, patterns)
+    if len(frozen) == len(names):
+        raise TrainingError(
+            f"freeze: all {len(names)} tensors of parameters are frozen; expected patterns that leave some "
+            f"of {listed(_top_level(names))} to train"
+        )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    hold_statistics(network)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return Trained(sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))
+
+
+def matching(names: Collection[str], patterns: Sequence[str]) -> set[str]:
+    """The names of parameters that match a pattern; raises :class:`TrainingError` for one without any."""
+    found: set[str] = set()
+    for pattern in patterns:
+        own = {name for name in names if any(fnmatchcase(part, pattern) for part in _parts(name))}
+        if not own:
+            raise TrainingError(
+                f"freeze: no parameter matches {shown(pattern)}; their names begin with "
+                f"{listed(_top_level(names))}"
+            )
+        found |= own
+    return found
+
+
+def hold_statistics(network: nn.Module) -> None:
+    """Let modules whose parameters are all frozen run as in inference."""
+    for module in network.modules():
+        parameters = [*module.parameters()]
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _parts(name: str) -> Iterator[str]:
+    """A parameter's name, and those of the modules that it belongs to."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _top_level(names: Collection[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))

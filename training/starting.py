@@ -1,0 +1,235 @@
+"""What a run starts from: weights in a file, or another run's best.
+
+Only weights are taken over, and from a run its optimizer's state where that is asked for. Steps, the
+learning rate's schedule, the average of weights and the windows start again.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kmdx import weights
+from kmdx.errors import KmdxError, quoted, shown
+from kmdx.networks.state import NoInitialization
+from kmdx.networks.tfc_tdf import TfcTdf
+from training import freezing
+from training.config import Config, TrainingError
+from training.run import Run
+
+PREFIX = "network."  # before the names in a run's checkpoint
+FREE = ("type", "sources", "gflops")  # of an architecture: what weights of one shape may differ in
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from.
+
+    Attributes
+    ----------
+    path : Path
+        The weight file, or the run's folder.
+    sha256 : str
+        Of the weight file, or of the run's checkpoint.
+    state : mapping of str to Tensor
+        State dict of the network, float32.
+    moments : mapping
+        State of the optimizer by the parameter's name; empty where it is not taken over.
+    step : int, optional
+        Steps that the run had done.
+    trained_with : str, optional
+        What the weights were trained with that people also score on.
+    """
+
+    path: Path
+    sha256: str
+    state: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    step: int | None = None
+    trained_with: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a run notes of it."""
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "optimizer": bool(self.moments),
+            "step": self.step,
+            "trained_with": self.trained_with,
+        }
+
+
+def read(name: str, config: Config, with_optimizer: bool = False) -> Start:
+    """Read weights to start from.
+
+    Parameters
+    ----------
+    name : str
+        A weight file (``.pt``, ``.ckpt``, ``.safetensors``, ``.onnx``), the folder of a run, or a weight's
+        name in the registry or the models folder.
+    config : Config
+        Of the run that starts; its network must have the same sizes.
+    with_optimizer : bool
+        Take over the optimizer's state too, which only a run has.
+
+    Raises
+    ------
+    TrainingError
+        If there is no such file, run or weight, it cannot be read, or it does not fit the config.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            return _of_run(path, config, with_optimizer)
+        if with_optimizer:
+            raise TrainingError("a weight file has no optimizer's state: leave --with-optimizer out")
+        if path.is_file():
+            return _of_file(path, config, None)
+        if len(path.parts) == 1 and name in weights.known():
+            weight = weights.get(name)
+            return _of_file(weights.find(weight).path, config, weight)
+    except KmdxError as error:
+        raise TrainingError(f"--from {shown(name)}: {error}") from error
+    raise TrainingError(
+        f"--from {shown(name)}: not found; expected a weight file, the folder of a run, or a weight's name"
+    )
+
+
+def _of_run(folder: Path, config: Config, with_optimizer: bool) -> Start:
+    run = Run.existing(folder)
+    other = run.config()
+    _same_sizes(other.network.architecture(other.source), config)
+    checkpoint = _checkpoint(run)
+    state = _fitted(_without_prefix(weights.load(run.weights).state or {}), config)
+    moments = _moments(checkpoint, other, config) if with_optimizer else {}
+    earlier = run.data().get("start") or {}
+    return Start(
+        folder.resolve(),
+        weights.file_sha256(run.weights),
+        state,
+        moments,
+        checkpoint["global_step"],
+        earlier.get("trained_with"),
+    )
+
+
+def _checkpoint(run: Run) -> dict[str, Any]:
+    try:
+        return run.checkpoint()[0]
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{run.weights}: damaged or cut off; train that run again") from error
+
+
+def _moments(
+    checkpoint: Mapping[str, Any], other: Config, config: Config
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """The optimizer's state by the names of the parameters that it belongs to."""
+    if other.optimizer.kind != config.optimizer.kind:
+        raise TrainingError(
+            f"its optimizer is {other.optimizer.kind}, not {config.optimizer.kind}: leave --with-optimizer "
+            f"out, or set optimizer.kind={other.optimizer.kind}"
+        )
+    names = [name for name, _ in _network(config).named_parameters()]
+    there, here = (freezing.matching(names, each.freeze) for each in (other, config))
+    states = checkpoint["optimizer_states"][0]["state"]
+    trained = enumerate(name for name in names if name not in there)
+    found = {name: states[number] for number, name in trained if number in states and name not in here}
+    if not found:
+        raise TrainingError(
+            "its optimizer has no state of a parameter that is trained here: leave --with-optimizer out"
+        )
+    return found
+
+
+def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start:
+    checkpoint = weights.load(path)
+    if checkpoint.klass is not None:
+        raise TrainingError(f"it holds a network of class {checkpoint.klass}, expected a TFC-TDF U-Net")
+    weight = weight or _trained_here(path)
+    if weight is not None and weight.architecture["type"] == "tfc_tdf":
+        _same_sizes(weight.architecture, config)
+    digest = weights.file_sha256(path)
+    if checkpoint.state is None:
+        sizes = config.network
+        graph = _graph(path, (sizes.bins, sizes.frames))
+        _same_sizes({"bins": graph.bins, "frames": graph.frames, **graph.sizes}, config)
+        state = _fitted(graph.state, config)
+    else:
+        state = _fitted(_without_prefix(checkpoint.state), config)
+    weight = weight or _published(digest)
+    return Start(path.resolve(), digest, state, trained_with=weight.trained_with if weight else None)
+
+
+def _graph(path: Path, spectrum: tuple[int, int]) -> weights.UnetGraph:
+    try:
+        return weights.unet(path, spectrum)
+    except KmdxError as error:
+        other = path.with_suffix(".pt")
+        hint = f"; use {other.name} next to it" if other.is_file() else ""
+        raise TrainingError(f"{error}{hint}") from error
+
+
+def _trained_here(path: Path) -> weights.Weight | None:
+    """The entry of a file in the ``trained.yaml`` next to it; a graph has the sizes of its weights."""
+    for weight in weights.trained(path.parent).values():
+        if weight.path is not None and weight.path.with_suffix(path.suffix).resolve() == path.resolve():
+            return weight
+    return None
+
+
+def _published(digest: str) -> weights.Weight | None:
+    """The published weight with this content."""
+    for weight in weights.registry().values():
+        if any(source.sha256 == digest for source in weight.contents):
+            return weight
+    return None
+
+
+def _same_sizes(architecture: Mapping[str, Any], config: Config) -> None:
+    """Compare the sizes of a network with those of the config's."""
+    expected = config.network.architecture(config.source)
+    given = {key: architecture[key] for key in expected if key in architecture and key not in FREE}
+    differing = [key for key, value in given.items() if value != expected[key]]
+    if differing:
+        one, other = (
+            ", ".join(f"{key} {'null' if of[key] is None else quoted(of[key])}" for key in differing)
+            for of in (given, expected)
+        )
+        raise TrainingError(f"another network's weights: {one}; the config has {other}")
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict of the network in a run's checkpoint, or the state dict as it is."""
+    if not all(name.startswith(PREFIX) for name in state):
+        return state
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+
+
+def _network(config: Config) -> TfcTdf:
+    with NoInitialization():
+        return TfcTdf(config.network.unet(), config.source)
+
+
+def _fitted(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:
+    """The tensors of a state dict under the network's own names, as float32."""
+    network = _network(config)
+    try:
+        network.load(state)
+    except ValueError as error:
+        raise TrainingError(f"{error}{_first_difference(state, network)}") from error
+    return network.state_dict()
+
+
+def _first_difference(state: Mapping[str, Tensor], network: TfcTdf) -> str:
+    """The sizes of the first tensor that has others than the network's."""
+    for name, own in network.state_dict().items():
+        for given, tensor in state.items():
+            same = given == name or given.endswith(f".{name}")
+            if same and tensor.shape != own.shape:
+                return f"; {shown(given)} has the sizes {tuple(tensor.shape)}, expected {tuple(own.shape)}"
+    return ""
