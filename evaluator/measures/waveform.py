@@ -124,7 +124,8 @@ def ear_filter(rate: int) -> NDArray[np.float64]:
     size = 2 * round(DESIGN_SIZE / 2 * rate / DESIGN_RATE)
     half = round(HALF * rate / DESIGN_RATE)
     design = np.fft.rfftfreq(DESIGN_SIZE, 1 / DESIGN_RATE)
-    target = _magnitude(design)
+    # The published filter was sampled at 4097 points up to, but without, half the rate.
+    target = _magnitude(design * (len(design) - 1) / len(design))
     frequencies = np.fft.rfftfreq(size, 1 / rate)
     response = np.interp(frequencies, design, target, right=0.0)
     taps = np.fft.fftshift(np.fft.irfft(response, size))
