@@ -69,7 +69,7 @@ def filtered(signal: Samples, taps: torch.Tensor) -> Source:
 def magnitudes(source: Source, samples: int, transform: Transform) -> Iterator[torch.Tensor]:
     """Compute the magnitude spectrum block by block, ``(channels, bins, frames)`` float32."""
     size, hop = transform.size, transform.hop
-    window = torch.hann_window(size) if transform.window else None
+    window = torch.hann_window(size) if transform.window else torch.ones(size)
     frames = 1 + samples // hop
     step = max(1, VALUES // (size // 2 + 1))
     for first in range(0, frames, step):

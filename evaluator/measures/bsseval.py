@@ -93,30 +93,45 @@ def bsseval(
     size = _fast_size(frame + taps - 1)
     own = [list(references).index(stem) for stem in estimates]
     to_all, to_own = _filters(_correlations(truths, guesses, taps), own, channels, size)
-    doubled = torch.full((size // 2 + 1, 1), 2.0, dtype=torch.float64)
-    doubled[[0, -1]] = 1  # Parseval: these two bins have no mirror image
-
     for number in heard:
         here = slice(number * frame, (number + 1) * frame)
         true = _spectrum([signal[here] for signal in truths], size)  # (bins, references * channels)
         guess = _spectrum([signal[here] for signal in guesses], size)  # (bins, estimates * channels)
-        projected = (true[:, None, :] @ to_all)[:, 0]  # (bins, estimates * channels)
+        projected = _project(true, to_all)  # as guess
         for index, stem in enumerate(estimates):
             columns = slice(index * channels, (index + 1) * channels)
             source = true[:, own[index] * channels : (own[index] + 1) * channels]
-            filtered = (source[:, None, :] @ to_own[index])[:, 0]
-
-            def energy(spectrum: torch.Tensor) -> float:
-                return float((doubled * (spectrum.real.square() + spectrum.imag.square())).sum())
-
-            everything = projected[:, columns]
-            scores[stem]["museval_isr"][number] = _decibels(energy(source), energy(filtered - source))
-            if len(truths) > 1:
-                interference = energy(everything - filtered)
-                scores[stem]["museval_sir"][number] = _decibels(energy(filtered), interference)
-            artifacts = energy(guess[:, columns] - everything)
-            scores[stem]["museval_sar"][number] = _decibels(energy(everything), artifacts)
+            ratios = _ratios(
+                source, _project(source, to_own[index]), projected[:, columns], guess[:, columns]
+            )
+            for metric, value in zip(METRICS, ratios, strict=True):
+                if metric != "museval_sir" or len(truths) > 1:
+                    scores[stem][metric][number] = value
     return scores
+
+
+def _ratios(
+    source: torch.Tensor, filtered: torch.Tensor, projected: torch.Tensor, estimate: torch.Tensor
+) -> tuple[float, float, float]:
+    """ISR, SIR and SAR in dB from spectra ``(bins, channels)``: the true stem, the estimate's projections
+    on it and on all stems, and the estimate.
+    """
+    return (
+        _decibels(_energy(source), _energy(filtered - source)),
+        _decibels(_energy(filtered), _energy(projected - filtered)),
+        _decibels(_energy(projected), _energy(estimate - projected)),
+    )
+
+
+def _energy(spectrum: torch.Tensor) -> float:
+    """Energy of a signal, times a constant, from its spectrum of an even size (Parseval)."""
+    powers = (spectrum.real.square() + spectrum.imag.square()).sum(dim=1)
+    return float(2 * powers.sum() - powers[0] - powers[-1])  # the first and last bin have no mirror image
+
+
+def _project(signals: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """Filter ``(bins, inputs)`` by ``(bins, inputs, outputs)``: ``(bins, outputs)``."""
+    return (signals[:, :, None] * filters).sum(dim=1)
 
 
 def _check(references: Mapping[str, Samples], estimates: Mapping[str, Samples]) -> None:
@@ -166,7 +181,7 @@ def _filters(
     to_own : list of Tensor
         ``(bins, channels, channels)`` per estimate: projects it on its own reference.
     """
-    taps, rows, columns = lags.shape
+    taps, rows, _ = lags.shape
     gram = np.empty((rows, taps, rows, taps))  # inner products of the delayed references
     delay = np.arange(taps)[:, None] - np.arange(taps) + taps - 1
     for i in range(rows):

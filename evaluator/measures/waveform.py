@@ -7,6 +7,7 @@ needs less than 50 MB besides the arrays, however long a song is.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -164,7 +165,9 @@ def _magnitude(frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
     return product
 
 
-def _weighted(signal: Samples, less: Samples | None, taps: NDArray[np.float64]):
+def _weighted(
+    signal: Samples, less: Samples | None, taps: NDArray[np.float64]
+) -> Iterator[NDArray[np.float64]]:
     """Filter ``signal - less`` block by block, ``(samples, channels)``, aligned with the signal."""
     step = EAR_FFT - len(taps) + 1
     before = len(taps) - 1 - (len(taps) - 1) // 2  # samples that a block needs from before it
