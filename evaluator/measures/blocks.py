@@ -17,7 +17,7 @@ Samples = NDArray[np.float32]
 Source = Callable[[int, int], torch.Tensor]
 """``source(begin, end)`` gives samples of a signal, ``(channels, end - begin)`` float32."""
 
-VALUES = 1 << 21  # spectrum values of a block and channel: 16 MB
+VALUES = 1 << 20  # spectrum values of a block and channel: 8 MB
 
 
 @dataclass(frozen=True)
