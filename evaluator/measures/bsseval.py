@@ -12,8 +12,13 @@ ratios are taken in frames of 1 s:
     SIR = |true + spatial|² / |interference|²
     SAR = |true + spatial + interference|² / |artifacts|²
 
+Where the references nearly depend on each other (a stem whose two channels are equal but for rounding,
+or an almost silent stem), museval's filters grow without bound. At the edges of frames they turn rounding
+errors into artifacts, so SAR comes out near 0 dB and SIR far below it. Here a ridge bounds the filters, so
+values of such songs are meaningful but are not museval's. Everywhere else they are the same.
+
 museval itself is not called: it takes more than 10 GB for a song of 10 minutes, and where references
-depend on each other (a stem with two equal channels) it calls a function that numpy 2.4 no longer has.
+depend on each other exactly it calls a function that numpy 2.4 no longer has.
 
 References
 ----------
@@ -37,6 +42,7 @@ TAPS = 512  # of a distortion filter
 FRAME = 1.0  # seconds: museval's window, and its hop
 FFT = 1 << 14  # of one block of the correlations
 BLOCKS = 8  # blocks at a time
+MOST_GAIN = 3e4  # of distortion filters, in energy
 METRICS = ("museval_isr", "museval_sir", "museval_sar")
 
 
@@ -203,16 +209,25 @@ def _filters(
 
 
 def _solve(gram: NDArray[np.float64], right: NDArray[np.float64]) -> torch.Tensor:
-    """Solve ``gram @ x = right``, with a ridge just large enough where references depend on each other."""
+    """Solve ``gram @ x = right``, with a ridge where references nearly depend on each other.
+
+    The ridge is relative to each channel's energy, and just large enough that rounding errors cannot
+    matter: the energy of the filters stays below :data:`MOST_GAIN` times that of the projection.
+    """
     matrix, targets = torch.from_numpy(gram), torch.from_numpy(np.ascontiguousarray(right))
-    scale = float(matrix.diagonal().max())
+    energies = matrix.diagonal().clone()
+    energies.clamp_(min=float(energies.max()) * np.finfo(float).eps)  # of silent channels
     for ridge in (0.0, *(10.0**power for power in range(-15, -5))):
         loaded = matrix.clone()
-        loaded.diagonal().add_(ridge * scale)
+        loaded.diagonal().add_(ridge * energies)
         factor, failed = torch.linalg.cholesky_ex(loaded)
-        if not failed:
-            return torch.cholesky_solve(targets, factor)
-    raise ValueError("the references hold NaN or infinity")
+        if failed:
+            continue
+        solution = torch.cholesky_solve(targets, factor)
+        gains = (solution.square() * energies[:, None]).sum(dim=0)
+        if bool((gains <= MOST_GAIN * (solution * targets).sum(dim=0).abs()).all()):
+            return solution
+    raise ValueError("no distortion filters can be fitted: expected samples of full scale ±1, without NaN")
 
 
 def _spectrum(signals: list[Samples], size: int) -> torch.Tensor:
