@@ -105,19 +105,13 @@ def test_references_that_depend_on_each_other_have_values(kind: str) -> None:
         assert measured == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["nearly equal channels", "an almost silent stem"])
-def test_references_that_nearly_depend_on_each_other_have_meaningful_values(kind: str) -> None:
+def test_references_that_nearly_depend_on_each_other_score_as_if_they_did() -> None:
     """The filters of museval grow so much there that artifacts of frames are as loud as the song."""
     truths, guesses = song(4.0)
-    if kind == "nearly equal channels":
-        truths["vocals"][:, 1] = truths["vocals"][:, 0] * np.float32(1 + 1e-7)
-    else:
-        truths["vocals"] *= np.float32(1e-9)
-    scores = bsseval(truths, guesses, RATE, TAPS)
-    for stem in ("bass", "drums"):
-        expected = [np.median(frames) for frames in bsseval(*song(4.0), RATE, TAPS)[stem].values()]
-        measured = [np.median(frames) for frames in scores[stem].values()]
-        assert measured == pytest.approx(expected, abs=1.5)
+    truths["vocals"][:, 1] = truths["vocals"][:, 0]
+    expected = values(bsseval(truths, guesses, RATE, TAPS))
+    truths["vocals"][:, 1] *= np.float32(1 + 1e-7)
+    np.testing.assert_allclose(values(bsseval(truths, guesses, RATE, TAPS)), expected, rtol=0, atol=0.05)
 
 
 def test_stems_without_an_estimate_count_as_interference() -> None:
