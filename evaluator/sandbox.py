@@ -61,7 +61,7 @@ SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NE
     36,
     38,
 )
-TASKS = 8192  # processes and threads at once
+TASKS = 1024 + 16 * (os.cpu_count() or 1)  # processes and threads at once: more would starve the evaluator
 OVERRIDE_PERMISSIONS = 1
 """The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
 
