@@ -6,6 +6,7 @@ float32 ``(samples, channels)`` at full scale ±1.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +21,7 @@ DELTA = 1e-7
 
 Samples = NDArray[np.float32]
 Frames = dict[str, dict[str, list[float]]]
-"""Values of frames by metric and stem."""
+"""Values of frames by stem and metric."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Metric:
         ``dB``, or empty for a pure number.
     higher_is_better : bool
     function : callable, optional
-        The value of ``(reference, estimate)``, or of ``(reference, estimate, rate)`` where ``uses_rate`` is
-        set.
-    uses_rate : bool
+        The value of ``(reference, estimate)``; the mixture follows where ``uses_mixture`` is set, and the
+        rate in Hz where ``uses_rate`` is.
+    uses_mixture, uses_rate : bool
     together : callable, optional
         Instead of ``function``, for a metric that needs all stems of a song:
-        ``(references, estimates, rate)``, both arrays by stem, to its values of frames by name and stem.
+        ``(references, estimates, rate)``, both arrays by stem, to the values of frames by stem and name.
         Metrics with the same callable share one call. A metric with neither is found while files are read
         in blocks, see :mod:`evaluator.scoring`.
     frames : bool
@@ -51,6 +52,10 @@ class Metric:
         The statistic over songs that people quote, and that a comparison decides by.
     source : str
         Where it is defined.
+    checked : str
+        The independent implementation that its values agree with.
+    seconds : float
+        CPU time for a minute of a stereo stem, roughly.
     """
 
     name: str
@@ -58,21 +63,36 @@ class Metric:
     unit: str
     higher_is_better: bool
     function: Callable[..., float] | None = None
+    uses_mixture: bool = False
     uses_rate: bool = False
     together: Callable[..., Frames] | None = None
     frames: bool = False
     over_songs: Literal["mean", "median"] = "mean"
     source: str = ""
+    checked: str = ""
+    seconds: float = 0.01
 
     @property
     def label(self) -> str:
         """Title and unit."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
-    def compute(self, reference: Samples, estimate: Samples, rate: int) -> float:
+    def compute(self, reference: Samples, estimate: Samples, mixture: Samples | None, rate: int) -> float:
         """The value of one stem, from arrays ``(samples, channels)`` at ``rate`` Hz."""
         assert self.function is not None
-        return float(self.function(reference, estimate, *([rate] if self.uses_rate else [])))
+        more = [*([mixture] if self.uses_mixture else []), *([rate] if self.uses_rate else [])]
+        return float(self.function(reference, estimate, *more))
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function of a module that is imported when it is first called: some bring torch."""
+
+    module: str
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"evaluator.measures.{self.module}"), self.name)(*arguments)
 
 
 def global_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
@@ -106,15 +126,58 @@ def energy_ratio(signal: float, distortion: float) -> float:
     return float(10 * np.log10((signal + DELTA) / (distortion + DELTA)))
 
 
-MUSEVAL = "BSSEval v4 as in museval: Stöter, Liutkus and Ito 2018, arXiv 1804.06267"
+MUSEVAL = "BSSEval v4: Stöter, Liutkus and Ito 2018, arXiv 1804.06267"
+MSST = "Solovyev's Music-Source-Separation-Training, utils/metrics.py"
+BSSEVAL = Later("bsseval", "bsseval")
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("global_sdr", "global SDR", "dB", True, global_sdr, source="Fabbro et al. 2023"),
-        Metric("museval_sdr", "museval SDR", "dB", True, frames=True, over_songs="median", source=MUSEVAL),
+        Metric(
+            "global_sdr", "global SDR", "dB", True, global_sdr,
+            source="Fabbro et al. 2023, arXiv 2308.06979", checked="the formula in whole numbers",
+        ),
+        Metric(
+            "museval_sdr", "museval SDR", "dB", True, frames=True, over_songs="median",
+            source=MUSEVAL, checked="museval 0.4.1, each frame",
+        ),
+        *(
+            Metric(
+                f"museval_{ratio.lower()}", f"museval {ratio}", "dB", True, together=BSSEVAL, frames=True,
+                over_songs="median", source=MUSEVAL, checked="museval 0.4.1, each frame", seconds=2.7,
+            )
+            for ratio in ("ISR", "SIR", "SAR")
+        ),
+        Metric(
+            "si_sdr", "SI-SDR", "dB", True, Later("waveform", "si_sdr"),
+            source="Le Roux et al. 2019, arXiv 1811.02508", checked="torchmetrics 1.9.0, MSST", seconds=0.05,
+        ),
+        Metric(
+            "log_wmse", "log-WMSE", "", True, Later("waveform", "log_wmse"),
+            uses_mixture=True, uses_rate=True,
+            source="Jordal 2023, log-wmse-audio-quality", checked="torch-log-wmse 0.3.1", seconds=0.5,
+        ),
+        Metric(
+            "l1_freq", "L1 frequency", "%", True, Later("spectral", "l1_freq"),
+            source=MSST, checked="MSST's code", seconds=0.8,
+        ),
+        Metric(
+            "aura_stft", "aura STFT", "%", True, Later("spectral", "aura_stft"),
+            source=MSST, checked="auraloss 0.4.0", seconds=1.0,
+        ),
+        Metric(
+            "aura_mrstft", "aura MR-STFT", "%", True, Later("spectral", "aura_mrstft"), uses_rate=True,
+            source=MSST, checked="auraloss 0.4.0 with librosa 0.11.0", seconds=5.3,
+        ),
+        *(
+            Metric(
+                name, name, "%", True, Later("spectral", name), uses_rate=True,
+                source=MSST, checked="MSST's code with librosa 0.11.0", seconds=2.2,
+            )
+            for name in ("bleedless", "fullness")
+        ),
     )
-}
+}  # fmt: skip
 """Every metric, by name, in the order in which they are shown."""
 
 DEFAULT = ("global_sdr", "museval_sdr")

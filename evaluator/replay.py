@@ -204,6 +204,18 @@ def score_existing(
         yield record
 
 
+def _score(
+    track: Track, guesses: Mapping[str, Path], folder: Path, scorer: Scorer, metrics: Sequence[Metric]
+) -> SongScore:
+    """Score a song's estimates; true stems are decoded into a folder where they must be."""
+    # What else is in the song can leak into an estimate.
+    whole = any(metric.together for metric in metrics) and {*guesses} <= {*track.summands}
+    references = {stem: as_wav(track, stem, folder) for stem in (track.summands if whole else guesses)}
+    uses_mixture = any(metric.uses_mixture for metric in metrics)
+    mixture = as_wav(track, "mixture", folder) if uses_mixture else None
+    return scorer.score(references, guesses, metrics, mixture)
+
+
 def _score_existing(
     track: Track,
     found: Estimates,
@@ -222,9 +234,8 @@ def _score_existing(
     try:
         (work / "references").mkdir()
         (work / "estimates").mkdir()
-        references = {stem: as_wav(track, stem, work / "references") for stem in scored}
         guesses = {stem: estimates.as_wav(found, track, stem, work / "estimates") for stem in scored}
-        record = with_scores(record, scorer.score(references, guesses, metrics))
+        record = with_scores(record, _score(track, guesses, work / "references", scorer, metrics))
     except (KmdxError, OSError) as error:
         return record.failed(str(error))
     notes = [f"no estimate of {stem}" for stem in missing]
@@ -275,8 +286,7 @@ def _play(
         # Before the true stems are decoded, and to where the submission cannot change them any more.
         scored = [stem for stem in stems if stem in track.available]
         estimates = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
-        references = {stem: as_wav(track, stem, desk.references) for stem in scored}
-        return with_scores(record, scorer.score(references, estimates, metrics))
+        return with_scores(record, _score(track, estimates, desk.references, scorer, metrics))
     except KmdxError as error:
         return record.failed(str(error), ends_challenge=True)
 

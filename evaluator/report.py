@@ -106,6 +106,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         unit=unit,
         size=lambda count: _size(count, unit),
         versions=_versions(run),
+        interpreter_packages=_packages(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
         data=embedded_json(_data(run, songs, media or {}, unit)),
@@ -312,6 +313,16 @@ def _date(text: str) -> str:
     except ValueError:
         return text
     return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".rstrip()
+
+
+SHOWN = ("torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "tensorflow", "jax")
+"""Packages of a submission's interpreter that the page names; results.json has all of them."""
+
+
+def _packages(run: Mapping[str, Any]) -> str:
+    packages = (run.get("interpreter") or {}).get("packages") or {}
+    shown = [f"{name} {packages[name]}" for name in SHOWN if name in packages]
+    return ", ".join([*shown, f"{len(packages)} packages"])
 
 
 def _versions(run: Mapping[str, Any]) -> str:

@@ -152,6 +152,7 @@ def identity(run: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[st
     """What must be the same for two sets of records to belong to one run."""
     return {
         **{key: run[key] for key in IDENTITY},
+        **({"interpreter": run["interpreter_path"]} if "interpreter_path" in run else {}),
         "weights": {weight["name"]: weight["sha256"] for weight in run["weights"]},
         "songs": dict(fingerprints),
     }

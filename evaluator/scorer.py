@@ -33,7 +33,11 @@ class Scorer:
         self._pool.shutdown(cancel_futures=True)
 
     def score(
-        self, references: Mapping[str, Path], estimates: Mapping[str, Path], metrics: Sequence[Metric]
+        self,
+        references: Mapping[str, Path],
+        estimates: Mapping[str, Path],
+        metrics: Sequence[Metric],
+        mixture: Path | None = None,
     ) -> SongScore:
         """Score a song's files; see :func:`evaluator.scoring.score_song`.
 
@@ -44,7 +48,7 @@ class Scorer:
         """
         for _ in range(2):
             try:
-                return self._pool.submit(score_song, references, estimates, metrics).result()
+                return self._pool.submit(score_song, references, estimates, metrics, mixture).result()
             except BrokenProcessPool:
                 self._pool = _pool()
         raise ScoringError("the scoring process was killed twice: the system may be short of memory")

@@ -48,6 +48,7 @@ def score_song(
     references: Mapping[str, Path],
     estimates: Mapping[str, Path],
     metrics: Sequence[Metric] | None = None,
+    mixture: Path | None = None,
     block: float = 4.0,
 ) -> SongScore:
     """Score a song's stems from their files.
@@ -55,9 +56,12 @@ def score_song(
     Parameters
     ----------
     references, estimates : mapping of str to Path
-        The true and the estimated file of each stem: wav or flac.
+        The true and the estimated file of each stem: wav or flac. References of further stems only count
+        as possible interference.
     metrics : sequence of Metric, optional
         What to compute; if nothing else is said :data:`evaluator.metrics.DEFAULT`.
+    mixture : Path, optional
+        The song's, for metrics that use it.
     block : float
         Seconds to read at a time; whole frames are read.
 
@@ -73,13 +77,13 @@ def score_song(
     AudioError
         If a file cannot be read or holds NaN or infinity, or if rates, channels or lengths differ.
     ValueError
-        If the two mappings have other stems.
+        If an estimate has no reference.
     """
-    if references.keys() != estimates.keys():
+    if not references.keys() >= estimates.keys():
         raise ValueError(f"references of {sorted(references)} and estimates of {sorted(estimates)}")
     metrics = metrics_table.choose(None) if metrics is None else metrics
     form = same_form([*references.values(), *estimates.values()])
-    tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in references}
+    tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in estimates}
     silent = np.any([tally.silent for tally in tallies.values()], axis=(0, 1))  # (frames,)
 
     scores: dict[str, dict[str, float]] = {metric.name: {} for metric in metrics}
@@ -90,7 +94,7 @@ def score_song(
                 scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
         elif metric.function is None and metric.together is None:
             frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
-    _whole_stems(references, estimates, metrics, form.rate, scores)
+    _whole_stems(references, estimates, mixture, metrics, form.rate, scores)
     _whole_songs(references, estimates, metrics, form.rate, frames)
     for name, values in frames.items():
         scores[name] = {stem: median(series) for stem, series in values.items()}
@@ -124,6 +128,7 @@ def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_fram
 def _whole_stems(
     references: Mapping[str, Path],
     estimates: Mapping[str, Path],
+    mixture: Path | None,
     metrics: Sequence[Metric],
     rate: int,
     scores: dict[str, dict[str, float]],
@@ -132,10 +137,12 @@ def _whole_stems(
     chosen = [metric for metric in metrics if metric.function not in (None, metrics_table.global_sdr)]
     if not chosen:
         return
-    for stem in references:
-        truth, guess = read_whole(references[stem]), read_whole(estimates[stem])
+    whole = read_whole(mixture) if mixture and any(metric.uses_mixture for metric in chosen) else None
+    for stem, path in estimates.items():
+        truth, guess = read_whole(references[stem]), read_whole(path)
         for metric in chosen:
-            scores[metric.name][stem] = metric.compute(truth, guess, rate)
+            if whole is not None or not metric.uses_mixture:
+                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate)
 
 
 def _whole_songs(
@@ -156,7 +163,7 @@ def _whole_songs(
         found = together(truths, guesses, rate)
         for metric in chosen:
             if metric.together is together:
-                frames[metric.name] = found[metric.name]
+                frames[metric.name] = {stem: values[metric.name] for stem, values in found.items()}
 
 
 def median(values: Sequence[float]) -> float:

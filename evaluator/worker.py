@@ -245,7 +245,7 @@ def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict
     stems of the challenge may be there where fewer are wanted.
     """
     wrong = {}
-    extra = sorted(map(str, set(stems) - set(wanted) - STEMS))
+    extra = sorted(map(str, set(stems) - set(wanted) - set(STEMS)))
     missing = sorted(set(wanted) - set(stems))
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
