@@ -42,7 +42,8 @@ TAPS = 512  # of a distortion filter
 FRAME = 1.0  # seconds: museval's window, and its hop
 FFT = 1 << 14  # of one block of the correlations
 BLOCKS = 8  # blocks at a time
-MOST_GAIN = 3e4  # of distortion filters, in energy
+TRUSTED_GAIN = 1e6  # of distortion filters, in energy: up to here museval's values are reproducible
+MOST_GAIN = 3e4  # of filters with a ridge
 METRICS = ("museval_isr", "museval_sir", "museval_sar")
 
 
@@ -211,8 +212,9 @@ def _filters(
 def _solve(gram: NDArray[np.float64], right: NDArray[np.float64]) -> torch.Tensor:
     """Solve ``gram @ x = right``, with a ridge where references nearly depend on each other.
 
-    The ridge is relative to each channel's energy, and just large enough that rounding errors cannot
-    matter: the energy of the filters stays below :data:`MOST_GAIN` times that of the projection.
+    A solution is taken as it is while the energy of its filters is at most :data:`TRUSTED_GAIN` times that
+    of the projection. Beyond, rounding errors decide, and the smallest ridge (relative to each channel's
+    energy) is added that brings the gain down to :data:`MOST_GAIN`.
     """
     matrix, targets = torch.from_numpy(gram), torch.from_numpy(np.ascontiguousarray(right))
     energies = matrix.diagonal().clone()
@@ -225,7 +227,8 @@ def _solve(gram: NDArray[np.float64], right: NDArray[np.float64]) -> torch.Tenso
             continue
         solution = torch.cholesky_solve(targets, factor)
         gains = (solution.square() * energies[:, None]).sum(dim=0)
-        if bool((gains <= MOST_GAIN * (solution * targets).sum(dim=0).abs()).all()):
+        limit = MOST_GAIN if ridge else TRUSTED_GAIN
+        if bool((gains <= limit * (solution * targets).sum(dim=0).abs()).all()):
             return solution
     raise ValueError("no distortion filters can be fitted: expected samples of full scale ±1, without NaN")
 
