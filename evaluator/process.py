@@ -376,13 +376,11 @@ class Submission:
                 if progress is not None:
                     progress(*reply["progress"])
             elif found == kind and (kind == "isolation" or reply[kind] == token):
-                return reply, watch.peak, watch.look(last=True)
+                failure = watch.look(last=True)  # before its peak is taken
+                return reply, watch.peak, failure
             elif found == "failed" and kind in ("made", "done") and reply["failed"] == token:
-                return (
-                    reply,
-                    watch.peak,
-                    watch.look(last=True) or reply["reason"] or "it failed without a reason",
-                )
+                failure = watch.look(last=True) or reply["reason"] or "it failed without a reason"
+                return reply, watch.peak, failure
             elif found == "unstarted" and kind == "hello":
                 return {}, watch.peak, clean(reply["unstarted"])
             else:

@@ -87,7 +87,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         What lies beside the page, by song and stem.
     """
     results = finite(results)
-    run = results["run"]
+    run = {"failure": None, "log_tail": [], "interpreter": None, "isolation": [], **results["run"]}
     songs = [SongRecord.from_json(content) for content in results["songs"]]
     unit = "GiB" if run["memory_limit"] and run["memory_limit"] % 2**30 == 0 else "GB"
     metrics = named(run["metrics"])
