@@ -213,7 +213,6 @@ def test_what_the_system_does_not_isolate_is_listed(play) -> None:
     )
     assert any("processes: PID" in note for note in others)
     assert any("network: network" in note for note in others)
-    assert played.submission.network.startswith("not cut")
 
 
 @LINUX
