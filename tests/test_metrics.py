@@ -14,7 +14,7 @@ import pytest
 import soundfile as sf
 from conftest import noise, shared
 
-from evaluator.metrics import DELTA, global_sdr
+from evaluator.metrics import DELTA, METRICS, global_sdr
 from evaluator.scoring import BINS, SongScore, score_song
 from kmdx.errors import KmdxError
 
@@ -315,3 +315,11 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_the_manual_lists_every_metric() -> None:
+    manual = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text("utf-8")
+    for metric in METRICS.values():
+        facts = (f"`{metric.name}`", metric.title, metric.unit or "none", metric.over_songs, metric.source)
+        assert f"| {' | '.join(facts)} | {metric.checked} | {metric.seconds:g} |" in manual
+        assert metric.higher_is_better, "the manual claims it of all"
