@@ -36,6 +36,7 @@ UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold 
 UNKNOWN_64 = 2**63 - 2**13
 AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
 WRAP = 2**32
+WINDOW = 2**18  # bytes that are read at a time
 
 
 class View(io.RawIOBase):
@@ -129,6 +130,24 @@ class View(io.RawIOBase):
             return b""
 
 
+class Window:
+    """Bytes of a file at any position, read in large blocks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start, self._data = 0, b""
+        self._ended = False  # whether the file ends with these bytes
+
+    def __call__(self, position: int, count: int) -> bytes:
+        inside = position - self._start
+        if inside < 0 or (inside + count > len(self._data) and not self._ended):
+            self._file.seek(position)
+            wanted = max(WINDOW, count)
+            self._start, self._data, inside = position, self._file.read(wanted), 0
+            self._ended = len(self._data) < wanted
+        return self._data[inside : inside + count]
+
+
 @dataclass(frozen=True)
 class Part:
     """A stretch of a file that is decoded from beginning to end, and what the file declares about it.
@@ -196,8 +215,8 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     Raises
     ------
     AudioError
-        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if a
-        chained Ogg file has too many links. The message does not name the file.
+        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if an
+        Ogg file has too many links or pages. The message does not name the file.
     OSError
         If it cannot be read.
     """

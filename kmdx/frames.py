@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from .containers import Part, View
+from .containers import WINDOW, Part, View, Window
 
 CHAIN = 3  # frames in a row that make a beginning
 LONG_CHAIN = 16  # where something else comes before: other kinds of files hold a few frames in a row
 NO_SOUND = "after its last frame there is something that is no sound, perhaps its end is damaged"
 FEW = 0.1  # of a frame
 LEAD = 2**16  # bytes before the first frame that may be something else
-WINDOW = 2**18  # bytes that are read at a time
 MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
 SEARCHED = 2**14  # bytes that are searched for a frame at a time
 
@@ -87,7 +86,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
     padded : bool
         Whether zeros before and after the frames are padding.
     """
-    window = _Window(file)
+    window = Window(file)
     start = _skip_zeros(window, begin)
     if searched and (after := _after_other(window, start)) != start:
         begin = start = after
@@ -105,7 +104,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
 
 
 def _search(
-    window: _Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
+    window: Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
 ) -> tuple[int, _Header | None]:
     """Where a long chain of frames begins, and the header of the first."""
     begin = position
@@ -122,7 +121,7 @@ def _search(
     return begin, None
 
 
-def _part(file: BinaryIO, window: _Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
+def _part(file: BinaryIO, window: Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
     good = frames.good
     declared = _declared(window, good[0]) if family == "mp3" else None
     is_declared = declared is not None
@@ -163,7 +162,7 @@ def _part(file: BinaryIO, window: _Window, inside: range, family: str, frames: _
 
 
 def _missing(
-    window: _Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
+    window: Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
 ) -> tuple[int, tuple[str, ...]]:
     """How many frames are missing at the end, and what the user should know of it."""
     tail = frames.tail
@@ -185,7 +184,7 @@ def _missing(
     return missing, ()
 
 
-def _is_end_damaged(window: _Window, frames: _Frames, padded: bool) -> bool:
+def _is_end_damaged(window: Window, frames: _Frames, padded: bool) -> bool:
     """Whether what follows the last good frame was sound: it is no tag, and no padding with zeros.
 
     Where an end was overwritten with zeros, they begin in the middle of a frame.
@@ -228,29 +227,14 @@ def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, in
     return {index: count for index, count in shares.items() if count}
 
 
-class _Window:
-    """Bytes of a file at any position, read in large blocks."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._start, self._data = 0, b""
-
-    def __call__(self, position: int, count: int) -> bytes:
-        inside = position - self._start
-        if inside < 0 or inside + count > len(self._data):
-            self._file.seek(position)
-            self._start, self._data, inside = position, self._file.read(max(WINDOW, count)), 0
-        return self._data[inside : inside + count]
-
-
-def _skip_zeros(window: _Window, position: int) -> int:
+def _skip_zeros(window: Window, position: int) -> int:
     """The first byte that is not zero: some writers pad a tag beyond its size."""
     data = window(position, WINDOW)
     return position + len(data) - len(data.lstrip(b"\0"))
 
 
 def _chain(
-    window: _Window,
+    window: Window,
     position: int,
     size: int,
     parse: _Parse,
@@ -270,7 +254,7 @@ def _chain(
 
 
 def _count(
-    window: _Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
+    window: Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
 ) -> _Frames:
     """Find all frames of a file whose first is at `position`."""
     frames = _Frames(first.samples)
@@ -298,7 +282,7 @@ def _count(
     return frames
 
 
-def _after_other(window: _Window, position: int) -> int:
+def _after_other(window: Window, position: int) -> int:
     """The position after a tag: ID3, APE or Lyrics3, in the middle of joined files or at the end."""
     data = window(position, 32)
     if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
@@ -315,7 +299,7 @@ def _after_other(window: _Window, position: int) -> int:
 
 
 def _resync(
-    window: _Window,
+    window: Window,
     position: int,
     size: int,
     parse: _Parse,
@@ -399,7 +383,7 @@ KINDS = (
 )
 
 
-def _declared(window: _Window, frame: range) -> int | None:
+def _declared(window: Window, frame: range) -> int | None:
     """The number of frames that the first one declares (Xing, Info or VBRI), without itself."""
     data = window(frame.start, min(len(frame), 200))
     if data[36:40] == b"VBRI" and len(data) >= 54:

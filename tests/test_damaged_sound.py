@@ -575,3 +575,16 @@ def test_alac_in_caf_of_whole_blocks_has_its_holes_noticed(tmp_path):
     assert "replaced by silence: at 4." in told[0]
     path.write_bytes(content[: len(content) // 2] + content[len(content) // 2 + 700 :])
     assert "cut short or damaged" in refusal(path)
+
+
+HOSTILE = {
+    "names.ogg": b"OggS" * 250_000,
+    "names-behind-a-page.ogg": b"OggS" + bytes(23) + b"OggS" * 250_000,
+    "pages.ogg": (b"OggS" + bytes(23)) * 600_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_of_nothing_but_headers_is_refused_after_a_bounded_search(tmp_path, name):
+    (tmp_path / name).write_bytes(HOSTILE[name])
+    assert name in refusal(tmp_path / name)
