@@ -54,7 +54,9 @@ class View(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
         self.name = ""
-        self.calls_left: float = math.inf  # of a library, from now on; then the file seems to end
+        # What a library may still ask for; then the file seems to end.
+        self.calls_left: float = math.inf
+        self.bytes_left: float = math.inf
         self._file = file
         self._pieces = [piece for piece in pieces if len(piece)]
         self._starts = [0]
@@ -67,6 +69,10 @@ class View(io.RawIOBase):
     def size(self) -> int:
         """Bytes in all."""
         return self._starts[-1]
+
+    def limit(self, calls: float, count: float = math.inf) -> None:
+        """Let a library make that many calls, and read that many bytes, from now on."""
+        self.calls_left, self.bytes_left = calls, count
 
     def replaced(self, changes: Mapping[int, bytes]) -> View:
         """The same view, with other bytes at some positions of the file, which do not overlap."""
@@ -83,6 +89,20 @@ class View(io.RawIOBase):
                 pieces += [range(begin, at), changes[at]]
                 begin = at + len(changes[at])
             pieces.append(range(begin, piece.stop))
+        return View(self._file, pieces)
+
+    def without(self, others: Sequence[range]) -> View:
+        """The same view without some ranges of the file, which are in order."""
+        pieces: list[range | bytes] = []
+        for piece in self._pieces:
+            if isinstance(piece, range):
+                begin = piece.start
+                for other in others:
+                    if begin <= other.start and other.stop <= piece.stop:
+                        pieces.append(range(begin, other.start))
+                        begin = other.stop
+                piece = range(begin, piece.stop)
+            pieces.append(piece)
         return View(self._file, pieces)
 
     def readable(self) -> bool:
@@ -107,6 +127,7 @@ class View(io.RawIOBase):
             target[filled : filled + len(data)] = data
             filled += len(data)
             self._position += len(data)
+            self.bytes_left -= len(data)
         return filled
 
     def raise_failure(self) -> None:
@@ -116,6 +137,8 @@ class View(io.RawIOBase):
 
     def _read_piece(self, count: int) -> bytes:
         self.calls_left -= 1
+        if self.bytes_left <= 0:
+            self.calls_left = -1
         if self.calls_left < 0 or self._position >= self.size:
             return b""
         number = bisect.bisect_right(self._starts, self._position) - 1
@@ -215,8 +238,8 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     Raises
     ------
     AudioError
-        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if an
-        Ogg file has too many links or pages. The message does not name the file.
+        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if it
+        has too many tags, or too many links or pages of Ogg. The message does not name the file.
     OSError
         If it cannot be read.
     """

@@ -101,7 +101,7 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     if part.family not in SNDFILE or request.stream:
         return None
     part.view.seek(0)
-    part.view.calls_left = math.inf
+    part.view.limit(math.inf)
     try:
         sound = sf.SoundFile(part.view)
     except sf.LibsndfileError:

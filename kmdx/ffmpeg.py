@@ -27,6 +27,9 @@ from .holes import Song, changed, time_text
 PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
 OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
 PACKET_CALLS = 4000  # and until it has found the next packet
+MAX_OPENING = 2**26  # bytes that it reads to open a file: no cover and no index is as long
+MAX_PACKET = 2**25  # bytes that it reads for a packet of sound, where there is no video between
+MAX_DAMAGED = 10_000  # packets of a file that cannot be decoded: minutes of sound
 LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
@@ -75,7 +78,7 @@ def decode(song: Song, part: Part, channels: int) -> Generator[np.ndarray, None,
 def _open_ffmpeg(view: View, path: Path) -> Any:
     view.seek(0)
     view.name = str(path)  # some formats are known by their names only
-    view.calls_left = OPENING_CALLS
+    view.limit(OPENING_CALLS, MAX_OPENING)
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
     return av.open(view, "r", options=options, **ANY_TAGS)
 
@@ -123,6 +126,7 @@ class _Decoder:
         self.overlaps = False  # the next packet begins before the last one ends
         self.last = -math.inf  # seconds at which the last packet of any stream ends
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
+        self.damaged_packets = 0  # in all
         self.lost_bytes = False  # bytes were passed over since the last good packet
         self.covered = part.begin  # position in the file up to which there were packets
         self.first_packet: float | None = None  # timestamp, in samples
@@ -179,10 +183,22 @@ class _Decoder:
                 self.error = error
                 if packet.size:
                     self.damaged += self._samples(packet.duration) if packet.duration else self.usual or 1
+                    self._check_damaged()
                 continue
             finally:
                 before.append(bytes(packet))
             yield from frames
+
+    def _check_damaged(self) -> None:
+        """Do not go on to the end of a file in which there is no more sound."""
+        self.damaged_packets += 1
+        if self.channels:
+            self.song.check_missing(round(self.damaged))
+        if self.damaged_packets > MAX_DAMAGED:
+            raise AudioError(
+                f"{self.song.path}: damaged: more than {MAX_DAMAGED} of its packets cannot be decoded:"
+                f" {reason(self.error)}: copy or export it again"  # type: ignore[arg-type]
+            )
 
     def _packets(self) -> Iterator[tuple[Any, bool]]:
         """Packets of the stream, up to the end or to the first that cannot be read.
@@ -192,10 +208,11 @@ class _Decoder:
         lost_bytes = False
         everything = self._declared_duration() is not None or self.part.family == "matroska"
         view = self.part.view
-        view.calls_left = PACKET_CALLS
+        limit = MAX_PACKET if len(self.container.streams) == 1 else math.inf
+        view.limit(PACKET_CALLS, limit)
         try:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
-                view.calls_left = PACKET_CALLS
+                view.limit(PACKET_CALLS, limit)
                 if packet.pts is not None:
                     ended = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self.last = max(self.last, ended)

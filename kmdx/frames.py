@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from .containers import WINDOW, Part, View, Window
+from .errors import AudioError
 
 CHAIN = 3  # frames in a row that make a beginning
 LONG_CHAIN = 16  # where something else comes before: other kinds of files hold a few frames in a row
 NO_SOUND = "after its last frame there is something that is no sound, perhaps its end is damaged"
 FEW = 0.1  # of a frame
 LEAD = 2**16  # bytes before the first frame that may be something else
+MAX_TAGS = 100  # before the first frame
+MAX_FRAMES = 1_000_000  # of a file: some hours
+MAX_OTHERS = 5000  # tags and damaged places among the frames; files that were joined have some each
 MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
 SEARCHED = 2**14  # bytes that are searched for a frame at a time
 
@@ -60,14 +64,21 @@ class _Frames:
 
 
 def after_tags(file: BinaryIO, position: int) -> int:
-    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`."""
-    while True:
+    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`.
+
+    Raises
+    ------
+    AudioError
+        If there are more than :data:`MAX_TAGS`.
+    """
+    for _ in range(MAX_TAGS):
         file.seek(position)
         header = file.read(10)
         if len(header) < 10 or not header.startswith(b"ID3") or max(header[6:10]) > 127:
             return position
         size = sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
         position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
+    raise AudioError(f"more than {MAX_TAGS} ID3 tags before its sound: copy or export it again")
 
 
 def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool = True) -> Part | None:
@@ -258,7 +269,7 @@ def _count(
 ) -> _Frames:
     """Find all frames of a file whose first is at `position`."""
     frames = _Frames(first.samples)
-    attempts = iter(range(MAX_ATTEMPTS))
+    attempts, others = iter(range(MAX_ATTEMPTS)), 0
     while position < size:
         header = parse(window(position, 10))
         if header is not None and header.kind == first.kind:
@@ -266,8 +277,13 @@ def _count(
             frames.cut, frames.tail = end > size, range(0)
             if not frames.cut:
                 frames.good.append(range(position, end))
+                if len(frames.good) > MAX_FRAMES:
+                    raise AudioError(f"more than {MAX_FRAMES} frames in it: cut it into several files")
             position = end
             continue
+        others += 1
+        if others > MAX_OTHERS:
+            raise AudioError(f"damaged: something that is no sound in more than {MAX_OTHERS} places")
         after = _after_other(window, position)
         if after == position:
             other = _chain(window, position, size, parse, None)
@@ -290,7 +306,7 @@ def _after_other(window: Window, position: int) -> int:
     if data.startswith(b"TAG"):
         return position + 128
     if data.startswith(b"LYRICSBEGIN"):
-        found = re.search(rb"LYRICS200|LYRICSEND", window(position, WINDOW))
+        found = re.search(rb"LYRICS200|LYRICSEND", window(position, LEAD))
         return position + (found.end() if found else 0)
     if data.startswith(b"APETAGEX") and len(data) == 32:
         size, _, flags = struct.unpack_from("<III", data, 12)

@@ -103,6 +103,19 @@ class Song:
         for begin in range(0, len(wanted), scratch.BLOCK):
             yield np.zeros((min(scratch.BLOCK, len(wanted) - begin), channels), np.float32)
 
+    def check_missing(self, count: int) -> None:
+        """Find out whether the song may lack the next `count` samples, before they are known exactly.
+
+        Raises
+        ------
+        AudioError
+            If too much is missing.
+        """
+        begin, end = max(self.position, self.first), int(min(self.position + count, self.end()))
+        if sum(map(len, self.holes)) + max(0, end - begin) > MAX_HOLES * self.rate:
+            self.holes.append(range(begin, max(begin, end)))
+            raise self._too_damaged()
+
     def mark(self) -> None:
         """Something is damaged here, and nothing is missing."""
         if self.first <= self.position <= self.end():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from .containers import Part, View, Window
@@ -19,6 +19,7 @@ MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
 MAX_PAGES = 500_000  # of a file: more than two hours where each has one packet
 HEADER = struct.Struct("<4sBBqIIIB")
 BEGINS, ENDS = 2, 4  # flags of a page
+MAX_OTHER = 2**16  # bytes between two pages that a decoder may search
 SEARCHED = 2**14  # bytes that are searched at a time for the next page
 PAGE = b"OggS\0"  # how a page begins: its name, and the version
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -59,8 +60,11 @@ def links(file: BinaryIO, size: int) -> list[Part]:
     streams: dict[int, _Stream] = {}
     begin, sound = 0, False  # of the current link
     expected = 0  # where a page should begin
+    others: list[range] = []  # what is no page
     headers = 0  # first pages of streams
     for page in _pages(file, size):
+        if page.position > expected + MAX_OTHER:
+            others.append(range(expected, page.position))
         skipped, expected = page.position > expected, page.end
         if page.flags & BEGINS:
             headers += 1
@@ -75,8 +79,12 @@ def links(file: BinaryIO, size: int) -> list[Part]:
         sound = True
         if (stream := streams.get(page.serial)) is not None:
             _follow(file, size, stream, page, skipped)
+    if not expected:
+        raise AudioError("no page of Ogg in it, expected a sound file")
+    if size > expected + MAX_OTHER:
+        others.append(range(expected, size))
     parts.append(_part(file, begin, size, size, streams))
-    return parts
+    return [replace(part, view=part.view.without(others)) for part in parts] if others else parts
 
 
 def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _Stream]) -> Part:

@@ -12,7 +12,7 @@ import pytest
 import soundfile as sf
 
 from evaluator.metrics import form_of
-from kmdx import audio
+from kmdx import audio, ffmpeg, frames, ogg
 from kmdx.errors import AudioError, KmdxWarning
 
 RATE = 44100
@@ -580,11 +580,35 @@ def test_alac_in_caf_of_whole_blocks_has_its_holes_noticed(tmp_path):
 HOSTILE = {
     "names.ogg": b"OggS" * 250_000,
     "names-behind-a-page.ogg": b"OggS" + bytes(23) + b"OggS" * 250_000,
-    "pages.ogg": (b"OggS" + bytes(23)) * 600_000,
+    "pages.ogg": (b"OggS" + bytes(23)) * 2000,
+    "tags.mp3": (b"ID3\4" + bytes(6)) * 200_000,
+    "tags-behind-frames.mp3": (b"\xff\xfb\x90\0" + bytes(413)) * 5 + b"TAG" * 1_000_000,
+    "lyrics.mp3": (b"\xff\xfb\x90\0" + bytes(413)) * 5 + b"LYRICSBEGIN" * 100_000,
+    "frames.aac": b"\xff\xf1\x50\x80\x01\x1f\xfc\0" * 50_000,
+    "not-decodable.mp3": b"\xff\xfb\x90" * 2_000_000,
+    "zeros.mp3": b"\xff\xfb\x90\0" + bytes(20_000_000),
+    "zeros.flv": b"FLV\1\5\0\0\0\x09" + bytes(20_000_000),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_of_nothing_but_headers_is_refused_after_a_bounded_search(tmp_path, name):
+def test_a_file_of_nothing_but_headers_is_refused_after_a_bounded_search(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(ogg, "MAX_PAGES", 1000)
+    monkeypatch.setattr(frames, "MAX_FRAMES", 20_000)
+    monkeypatch.setattr(frames, "MAX_OTHERS", 500)
+    monkeypatch.setattr(ffmpeg, "MAX_DAMAGED", 500)
     (tmp_path / name).write_bytes(HOSTILE[name])
     assert name in refusal(tmp_path / name)
+
+
+def test_only_the_damaged_packets_of_the_wanted_part_count(tmp_path):
+    path, _ = make(tmp_path, "a.mka", 20.0)
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as file:
+        packets = [(packet.pos, packet.size, packet.pts) for packet in file.demux() if packet.size]
+    for at, size, time in packets:
+        if 6000 < time < 13_000:
+            content[at + 12 : at + size] = bytes(size - 12)
+    path.write_bytes(content)
+    assert "the first at 6.0" in refusal(path)
+    assert len(read(path, 15.0, 1.0)[0]) == RATE
