@@ -181,7 +181,7 @@ class Part:
     view: View
     family: str = ""
     """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
-    "matroska", "mp4", "fragments" (of an mp4 file), "avi", or "" for another."""
+    "matroska", "mp4", "fragments" (of an mp4 file), "avi", "asf", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
     duration: float | None = None  # seconds at which the longest stream ends
@@ -215,6 +215,9 @@ class _Chunks:
 
 
 _BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip"}
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
@@ -267,6 +270,8 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [Part(whole, share=_share(_walk(file, size, _SVX), {b"BODY"}, size))]
     if magic[:16] == b"Creative Voice F":
         return [Part(whole, share=_share(_voice_blocks(file, size), {1, 2, 9}, size))]
+    if magic == _ASF_HEADER:
+        return [_asf(file, size)]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
     if (packet := _packet_size(file)) and (size - begin) % packet:
@@ -526,6 +531,32 @@ def _indexed(file: BinaryIO, movie: range, index: bytes) -> list[_Indexed]:
         if chunks and sum(chunk.damaged for chunk in chunks) <= len(chunks) * MAX_DAMAGED:
             return chunks
     return []
+
+
+def _asf(file: BinaryIO, size: int) -> Part:
+    """An asf file (wma, wmv): the duration and the size that its properties declare.
+
+    A decoder derives the duration from the size of the file. In a stream that was recorded as it was sent,
+    neither is known.
+    """
+    whole = View(file, [range(size)])
+    length, count = struct.unpack("<QI", _at(file, 16, 12).ljust(12, b"\0"))
+    position, duration, is_sent = 30, None, False
+    for _ in range(min(count, MAX_CHUNKS)):
+        header = _at(file, position, 24).ljust(24, b"\0")
+        (inside,) = struct.unpack_from("<Q", header, 16)
+        if header[:16] == _ASF_PROPERTIES:
+            ticks, _, preroll, flags = struct.unpack("<QQQI", _at(file, position + 64, 28).ljust(28, b"\0"))
+            is_sent = bool(flags & 1)
+            duration = ticks / 1e7 - preroll / 1e3
+        if inside < 24 or position + inside >= length:
+            break
+        position += inside
+    header = _at(file, length, 24).ljust(24, b"\0")
+    (inside,) = struct.unpack_from("<Q", header, 16)
+    is_known = not is_sent and duration is not None and duration > 0
+    cut = not is_sent and header[:16] == _ASF_DATA and length + inside > size
+    return Part(whole, "asf", duration=duration if is_known else None, cut=cut)
 
 
 def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:

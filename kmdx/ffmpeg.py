@@ -34,8 +34,9 @@ LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
 # Codecs in whose packets a long run of zeros means nothing, or damage.
-ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float"}
+ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float", "mp2", "mp2float", "wmav1", "wmav2"}
 ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
+LONGER = 0.25  # seconds that an undamaged asf file may declare beyond its sound
 LONG_TAIL = 0.5  # seconds: that no stream reaches the declared end is more than its rounding
 MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
 
@@ -50,7 +51,7 @@ CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
 # FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
 # fall short of it in an undamaged file.
 DECLARING = {
-    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002, "asf": 0.25,
+    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002,
     "avi": 0.25, "rm": 0.25, "flv": 0.02,
 }  # fmt: skip
 
@@ -445,6 +446,8 @@ class _Decoder:
             return (2 * self.usual if is_trimmed else self._delay()) + 2 * self.tick
         if self.part.family == "fragments" and not self.part.notes:
             return 2 * self.usual + 2 * self.tick
+        if self.part.family == "asf" and not self.part.cut:
+            return LONGER * self.stream.rate
         name = self.container.format.name.split(",")[0]
         return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
 

@@ -460,6 +460,8 @@ OTHERS = {
     "aac.flv": ("aac", "flv", {}, True),
     "mp3.flv": ("libmp3lame", "flv", {}, True),
     "a.wma": ("wmav2", "asf", {}, True),
+    "mp3.asf": ("libmp3lame", "asf", {}, True),
+    "pcm.asf": ("pcm_s16le", "asf", {}, True),
     "mp3.avi": ("libmp3lame", "avi", {}, True),
     "mp2.avi": ("mp2", "avi", {}, True),
     "aac.avi": ("aac", "avi", {}, True),
@@ -511,7 +513,7 @@ def test_other_containers_are_read_silently_and_a_cut_is_noticed(tmp_path, name)
 
 
 # Timestamps of these follow from what is declared or indexed, so that one packet may be lost.
-IN_TIME = [name for name in OTHERS if not name.endswith(("mka", "wv", "caf"))]
+IN_TIME = [name for name in OTHERS if not name.endswith(("mka", "wv", "caf", ".asf"))]
 
 
 @pytest.mark.parametrize("name", IN_TIME)
@@ -612,3 +614,35 @@ def test_only_the_damaged_packets_of_the_wanted_part_count(tmp_path):
     path.write_bytes(content)
     assert "the first at 6.0" in refusal(path)
     assert len(read(path, 15.0, 1.0)[0]) == RATE
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_an_asf_file_that_was_recorded_as_it_was_sent_declares_nothing(tmp_path, share):
+    path, _ = other(tmp_path, "a.wma", 4.0)
+    content = bytearray(path.read_bytes())
+    properties = content.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    path.write_bytes(content[: int(len(content) * share)])
+    assert "missing, the first at " in refusal(path)
+    content[properties + 88] |= 1
+    path.write_bytes(content)
+    assert read(path, accept_holes=False)[1] == []
+    path.write_bytes(content[: int(len(content) * share)])
+    assert abs(len(read(path)[0]) / 48000 - 4.0 * share) < 0.2
+
+
+@pytest.mark.parametrize("name", ["a.wma", "mp2.avi", "mp2.mpg"])
+def test_quiet_sound_is_no_damage(tmp_path, name):
+    codec, container, options, _ = OTHERS[name]
+    seconds = np.arange(2 * 48000)[:, None] / 48000
+    for samples in (0 * seconds, 2**-15 * np.sin(9999 * seconds), song(2.0, 48000) * (seconds % 1 > 0.5)):
+        stereo = np.repeat(samples[:, :1], 2, axis=1).astype(np.float32)
+        encode(tmp_path / name, codec, stereo, 48000, container, **options)
+        assert read(tmp_path / name, accept_holes=False)[1] == []
+
+
+def test_zeros_in_mp2_that_decode_without_an_error_are_a_hole(tmp_path):
+    path, _ = other(tmp_path, "mp2.avi", 9.0)
+    with av.open(str(path)) as file:
+        packet = next(packet for packet in file.demux() if packet.pts and packet.pts > 100)
+    overwrite(path, packet.pos + 8 + packet.size // 2, bytes(180))
+    assert "replaced by silence: at 2." in read(path)[1][0]
