@@ -246,7 +246,7 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     OSError
         If it cannot be read.
     """
-    from . import frames, ogg  # they import this module
+    from . import frames, ogg, rare  # they import this module
 
     begin = frames.after_tags(file, 0)
     magic = _at(file, begin, 16)
@@ -274,6 +274,8 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [_asf(file, size)]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
+    if (found := rare.inspect(file, size)) is not None:
+        return [found]
     if (packet := _packet_size(file)) and (size - begin) % packet:
         return [Part(whole, notes=(INCOMPLETE,))]
     if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
