@@ -36,6 +36,7 @@ UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold 
 UNKNOWN_64 = 2**63 - 2**13
 AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
 WRAP = 2**32
+MAX_LAST = 2**20  # bytes at the end of a wav of unknown size in which other chunks are looked for
 WINDOW = 2**18  # bytes that are read at a time
 
 
@@ -214,6 +215,7 @@ class _Chunks:
         return self.name + struct.calcsize(self.size)
 
 
+_LAST_CHUNKS = re.compile(rb"(?s)(?:LIST|id3 |ID3 |bext|iXML|_PMX|axml|cue |smpl|PEAK|fact|acid|JUNK)....")
 _BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip"}
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -386,6 +388,8 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     held = max(0, size - position)
     if declared == 0 and _chunk_follows(file, position, size, kind):
         unknown = False  # there is no sound
+    if unknown and kind is _WAV and (declared == 0 or declared > held):
+        held = _without_last_chunks(file, position, size) - position
     length, share, notes = _length(file, kind, position, declared, held, unknown and declared != held)
     end = position + length
     needed = range(size) if kind is _CAF or not form else range(end)  # a caf may need what follows the sound
@@ -461,6 +465,18 @@ def _chunk_follows(file: BinaryIO, position: int, size: int, kind: _Chunks) -> b
     (length,) = struct.unpack_from(kind.size, header, kind.name)
     printable = all(32 <= byte < 127 for byte in header[:4])
     return printable and length <= size - position - (0 if kind.includes_header else kind.header)
+
+
+def _without_last_chunks(file: BinaryIO, position: int, size: int) -> int:
+    """Where the sound of unknown size that begins at `position` ends: before the chunks that end the file."""
+    begin = max(position, size - MAX_LAST)
+    data = _at(file, begin, size - begin)
+    end = len(data)
+    for found in reversed([*_LAST_CHUNKS.finditer(data)]):
+        (length,) = struct.unpack_from("<I", found[0], 4)
+        if end - found.end() in (length, length + length % 2):
+            end = found.start()
+    return begin + end
 
 
 def _rf64(form: bytes, length: int) -> bytes:

@@ -684,3 +684,17 @@ def test_rare_formats_are_read_as_libsndfile_does_and_a_cut_is_noticed(
     for share in (0.6, 0.95) if container != "XI" else ():  # whose header declares nothing
         path.write_bytes(content[: int(len(content) * share)])
         assert "a.bin" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("count", [0, 1000])
+@pytest.mark.parametrize("name", [b"LIST", b"id3 ", b"bext"])
+def test_a_chunk_behind_sound_of_unknown_size_is_not_read_as_sound(tmp_path, name, count, size):
+    chunks = name + struct.pack("<I", 5) + b"INFO1\0" + name + struct.pack("<I", 4) + b"more"
+    (tmp_path / "a.wav").write_bytes(riff(bytes(4 * count) + chunks, size))
+    if count:
+        samples, told = read(tmp_path / "a.wav", accept_holes=False)
+        assert len(samples) == count
+        assert told == []
+    else:
+        assert "no samples" in refusal(tmp_path / "a.wav")
