@@ -184,7 +184,7 @@ class Part:
     """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
     "matroska", "mp4", "fragments" (of an mp4 file), "avi", "asf", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
-    ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks (avi: seconds)
     duration: float | None = None  # seconds at which the longest stream ends
     delays: tuple[float, ...] = ()  # seconds that a Matroska file's durations count before each stream
     begin: int = 0  # position of what follows the headers, in a Matroska file
@@ -501,7 +501,10 @@ def _avi(file: BinaryIO, size: int) -> Part:
 
     (length,) = struct.unpack("<4xI", _at(file, 0, 8))
     movie = index = None
+    ends: tuple[float | None, ...] = ()
     for name, position, declared in _walk(file, size, _AVI):
+        if name == b"LIST" and _at(file, position, 4) == b"hdrl":
+            ends = tuple(_declared_streams(_at(file, position + 4, min(declared, 2**20))))
         if name == b"LIST" and _at(file, position, 4) == _AVI.sound:
             movie = range(position, position + declared)
         elif name == b"idx1" and movie:
@@ -512,8 +515,8 @@ def _avi(file: BinaryIO, size: int) -> Part:
     share = min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0
     view = View(file, [range(size)])
     if movie is None or not index:
-        return Part(view, "avi", share)
-    chunks = _indexed(file, movie, index)
+        return Part(view, "avi", ends=ends, cut=share < 1)
+    chunks, is_damaged = _indexed(file, movie, index)
     complete = bool(chunks) and len(chunks) == len(index) // 16 and movie.stop - chunks[-1].end < BETWEEN
     sound = [chunk for chunk in chunks if chunk.header[2:4] == b"wb"]
     if complete and len({chunk.header[:2] for chunk in sound}) == 1:
@@ -521,7 +524,18 @@ def _avi(file: BinaryIO, size: int) -> Part:
         found = frames.scan(io.BufferedReader(together), 0, together.size)
         if found is not None:
             return replace(found, share=share)
-    return Part(view.replaced({chunk.at: chunk.header for chunk in chunks if chunk.damaged}), "avi", share)
+    headers = {chunk.at: chunk.header for chunk in chunks if chunk.damaged}
+    notes = ("its index is damaged, perhaps some sound is missing",) if is_damaged else ()
+    return Part(view.replaced(headers), "avi", ends=ends, cut=share < 1, notes=notes)
+
+
+def _declared_streams(headers: bytes) -> Iterator[float | None]:
+    """The seconds that an avi file declares for each audio stream, None where it does not."""
+    for found in re.finditer(b"strh", headers):
+        if headers[found.end() + 4 : found.end() + 8] != b"auds" or len(headers) < found.end() + 40:
+            continue
+        scale, rate, begin, length = struct.unpack_from("<4I", headers, found.end() + 24)
+        yield (begin + length) * scale / rate if rate and 0 < length < UNKNOWN_32 else None
 
 
 class _Indexed(NamedTuple):
@@ -533,22 +547,24 @@ class _Indexed(NamedTuple):
     damaged: bool  # another header is in the file
 
 
-def _indexed(file: BinaryIO, movie: range, index: bytes) -> list[_Indexed]:
-    """The chunks of an avi file; none where the index is of another kind."""
+def _indexed(file: BinaryIO, movie: range, index: bytes) -> tuple[list[_Indexed], bool]:
+    """The chunks of an avi file, none where the index is of another kind; and whether it is damaged."""
     entries = [*struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])]
     if not entries:
-        return []
+        return [], False
     for base in (movie.start, 0):  # offsets count from the list, or from the beginning of the file
-        chunks = []
+        chunks, wrong = [], 0
         ends = [base + offset for _, _, offset, _ in entries[1:]] + [movie.stop]
         for (name, _, offset, length), next_at in zip(entries, ends, strict=True):
             at, header = base + offset, name + struct.pack("<I", length)
             end = at + 8 + length
             if at in movie and end <= next_at <= end + BETWEEN:
                 chunks.append(_Indexed(header, at, end, _at(file, at, 8) != header))
+            else:
+                wrong += at not in movie or _at(file, at, 8) != header
         if chunks and sum(chunk.damaged for chunk in chunks) <= len(chunks) * MAX_DAMAGED:
-            return chunks
-    return []
+            return chunks, 0 < wrong < len(entries) / 2
+    return [], False
 
 
 def _asf(file: BinaryIO, size: int) -> Part:

@@ -426,7 +426,8 @@ class _Decoder:
             end = declared * self.stream.rate if only or is_cut else None
         elif self.part.ends:
             end = self.part.ends[number] if number < len(self.part.ends) else None
-            end = None if end is None else self._samples(end)
+            scale = self.stream.rate if self.part.family == "avi" else self.tick
+            end = None if end is None else end * scale
         elif name in DECLARING and self.stream.duration:
             end = self._samples((self.stream.start_time or 0) + self.stream.duration)
         else:
