@@ -22,7 +22,7 @@ import numpy as np
 
 from .containers import Part, View
 from .errors import AudioError, reason
-from .holes import Song, changed, time_text
+from .holes import MAX_HOLES, Song, changed, time_text
 
 PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
 OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
@@ -315,6 +315,8 @@ class _Decoder:
         """Silence for what is missing before a frame."""
         at = None if frame.pts is None else frame.pts * self.frame_tick - self.excess
         self.excess = 0.0
+        if at is not None and self._is_absurd(at):
+            at = None
         if self.overlaps and self.expected is not None and not self.damaged and not self.lost_bytes:
             at = self.expected
         if self.expected is None:
@@ -339,6 +341,13 @@ class _Decoder:
         self.expected = (self.expected or 0.0) + frame.samples if at is None else at + frame.samples
         self.usual, self.last_frame = usual, frame.samples
         self.decoded += frame.samples
+
+    def _is_absurd(self, at: float) -> bool:
+        """Whether a timestamp is damaged: it is far beyond the end that the file declares."""
+        if self.expected is None or at - self.expected < MAX_HOLES * self.song.rate:
+            return False
+        end = self._declared_end()
+        return end is not None and at > end + MAX_HOLES * self.song.rate
 
     def _missing_lead(self, at: float | None) -> float:
         """Samples missing before the first frame; a stream may well begin later than at 0."""

@@ -19,6 +19,7 @@ from . import scratch
 from .errors import AudioError, KmdxWarning
 
 MAX_HOLES = 5.0  # seconds of a song that may be missing
+ABSURD = 3600.0  # seconds: a longer hole is a damaged time
 MAX_SHARE = 0.02  # of a song that may be missing
 
 
@@ -168,8 +169,13 @@ class Song:
             if self.request.accept_holes
             else "none may be missing here"
         )
+        lost = (
+            f"at least {total:.3g} s of sound are"
+            if total < ABSURD
+            else "much of its sound or of its times is"
+        )
         return AudioError(
-            f"{self.path}: cut short or damaged: at least {total:.3g} s of sound are missing, the first at"
+            f"{self.path}: cut short or damaged: {lost} missing, the first at"
             f" {first}; {limit}: copy or export it again, or read a part that is whole"
         )
 

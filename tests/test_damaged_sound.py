@@ -724,3 +724,14 @@ def test_an_avi_file_with_less_sound_than_its_stream_declares_is_refused(tmp_pat
     content[at + 4 : at + 8] = struct.pack("<I", 2 * struct.unpack_from("<I", content, at + 4)[0])
     path.write_bytes(content)
     assert "missing, the first at 4." in refusal(path)
+
+
+def test_a_damaged_timestamp_gives_no_absurd_duration(tmp_path):
+    path = encode(tmp_path / "a.rm", "ac3", song(10.0, 48000), 48000, "rm")
+    whole, content = read(path, accept_holes=False)[0], path.read_bytes()
+    for share in (0.15, 0.5, 0.8):
+        path.write_bytes(content)
+        overwrite(path, share, b"\xff" * 200)
+        samples, told = read(path)
+        assert len(told) == 1
+        assert abs(len(samples) - len(whole)) <= 1536
