@@ -36,6 +36,8 @@ UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold 
 UNKNOWN_64 = 2**63 - 2**13
 AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
 WRAP = 2**32
+MAX_LAST = 2**20  # bytes at the end of a wav of unknown size in which other chunks are looked for
+WINDOW = 2**18  # bytes that are read at a time
 
 
 class View(io.RawIOBase):
@@ -53,7 +55,9 @@ class View(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
         self.name = ""
-        self.calls_left: float = math.inf  # of a library, from now on; then the file seems to end
+        # What a library may still ask for; then the file seems to end.
+        self.calls_left: float = math.inf
+        self.bytes_left: float = math.inf
         self._file = file
         self._pieces = [piece for piece in pieces if len(piece)]
         self._starts = [0]
@@ -66,6 +70,10 @@ class View(io.RawIOBase):
     def size(self) -> int:
         """Bytes in all."""
         return self._starts[-1]
+
+    def limit(self, calls: float, count: float = math.inf) -> None:
+        """Let a library make that many calls, and read that many bytes, from now on."""
+        self.calls_left, self.bytes_left = calls, count
 
     def replaced(self, changes: Mapping[int, bytes]) -> View:
         """The same view, with other bytes at some positions of the file, which do not overlap."""
@@ -82,6 +90,20 @@ class View(io.RawIOBase):
                 pieces += [range(begin, at), changes[at]]
                 begin = at + len(changes[at])
             pieces.append(range(begin, piece.stop))
+        return View(self._file, pieces)
+
+    def without(self, others: Sequence[range]) -> View:
+        """The same view without some ranges of the file, which are in order."""
+        pieces: list[range | bytes] = []
+        for piece in self._pieces:
+            if isinstance(piece, range):
+                begin = piece.start
+                for other in others:
+                    if begin <= other.start and other.stop <= piece.stop:
+                        pieces.append(range(begin, other.start))
+                        begin = other.stop
+                piece = range(begin, piece.stop)
+            pieces.append(piece)
         return View(self._file, pieces)
 
     def readable(self) -> bool:
@@ -106,6 +128,7 @@ class View(io.RawIOBase):
             target[filled : filled + len(data)] = data
             filled += len(data)
             self._position += len(data)
+            self.bytes_left -= len(data)
         return filled
 
     def raise_failure(self) -> None:
@@ -115,6 +138,8 @@ class View(io.RawIOBase):
 
     def _read_piece(self, count: int) -> bytes:
         self.calls_left -= 1
+        if self.bytes_left <= 0:
+            self.calls_left = -1
         if self.calls_left < 0 or self._position >= self.size:
             return b""
         number = bisect.bisect_right(self._starts, self._position) - 1
@@ -129,6 +154,24 @@ class View(io.RawIOBase):
             return b""
 
 
+class Window:
+    """Bytes of a file at any position, read in large blocks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._start, self._data = 0, b""
+        self._ended = False  # whether the file ends with these bytes
+
+    def __call__(self, position: int, count: int) -> bytes:
+        inside = position - self._start
+        if inside < 0 or (inside + count > len(self._data) and not self._ended):
+            self._file.seek(position)
+            wanted = max(WINDOW, count)
+            self._start, self._data, inside = position, self._file.read(wanted), 0
+            self._ended = len(self._data) < wanted
+        return self._data[inside : inside + count]
+
+
 @dataclass(frozen=True)
 class Part:
     """A stretch of a file that is decoded from beginning to end, and what the file declares about it.
@@ -139,9 +182,9 @@ class Part:
     view: View
     family: str = ""
     """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
-    "matroska", "mp4", "fragments" (of an mp4 file), "avi", or "" for another."""
+    "matroska", "mp4", "fragments" (of an mp4 file), "avi", "asf", or "" for another."""
     share: float = 1.0  # of the declared bytes of sound, how many the file holds
-    ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks
+    ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks (avi: seconds)
     duration: float | None = None  # seconds at which the longest stream ends
     delays: tuple[float, ...] = ()  # seconds that a Matroska file's durations count before each stream
     begin: int = 0  # position of what follows the headers, in a Matroska file
@@ -172,7 +215,11 @@ class _Chunks:
         return self.name + struct.calcsize(self.size)
 
 
+_LAST_CHUNKS = re.compile(rb"(?s)(?:LIST|id3 |ID3 |bext|iXML|_PMX|axml|cue |smpl|PEAK|fact|acid|JUNK)....")
 _BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip"}
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
@@ -196,12 +243,12 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     Raises
     ------
     AudioError
-        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if a
-        chained Ogg file has too many links. The message does not name the file.
+        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if it
+        has too many tags, or too many links or pages of Ogg. The message does not name the file.
     OSError
         If it cannot be read.
     """
-    from . import frames, ogg  # they import this module
+    from . import frames, ogg, rare  # they import this module
 
     begin = frames.after_tags(file, 0)
     magic = _at(file, begin, 16)
@@ -225,8 +272,12 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
         return [Part(whole, share=_share(_walk(file, size, _SVX), {b"BODY"}, size))]
     if magic[:16] == b"Creative Voice F":
         return [Part(whole, share=_share(_voice_blocks(file, size), {1, 2, 9}, size))]
+    if magic == _ASF_HEADER:
+        return [_asf(file, size)]
     if magic[4:8] in _BOXES:
         return [_mp4(file, size)]
+    if (found := rare.inspect(file, size)) is not None:
+        return [found]
     if (packet := _packet_size(file)) and (size - begin) % packet:
         return [Part(whole, notes=(INCOMPLETE,))]
     if magic[:4] != b"\0\0\1\xba":  # an MPEG program stream has many frames in each of its packets
@@ -337,6 +388,8 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
     held = max(0, size - position)
     if declared == 0 and _chunk_follows(file, position, size, kind):
         unknown = False  # there is no sound
+    if unknown and kind is _WAV and (declared == 0 or declared > held):
+        held = _without_last_chunks(file, position, size) - position
     length, share, notes = _length(file, kind, position, declared, held, unknown and declared != held)
     end = position + length
     needed = range(size) if kind is _CAF or not form else range(end)  # a caf may need what follows the sound
@@ -414,6 +467,18 @@ def _chunk_follows(file: BinaryIO, position: int, size: int, kind: _Chunks) -> b
     return printable and length <= size - position - (0 if kind.includes_header else kind.header)
 
 
+def _without_last_chunks(file: BinaryIO, position: int, size: int) -> int:
+    """Where the sound of unknown size that begins at `position` ends: before the chunks that end the file."""
+    begin = max(position, size - MAX_LAST)
+    data = _at(file, begin, size - begin)
+    end = len(data)
+    for found in reversed([*_LAST_CHUNKS.finditer(data)]):
+        (length,) = struct.unpack_from("<I", found[0], 4)
+        if end - found.end() in (length, length + length % 2):
+            end = found.start()
+    return begin + end
+
+
 def _rf64(form: bytes, length: int) -> bytes:
     """The header of a wav file of any length, up to its first sample."""
     form_chunk = b"fmt " + struct.pack("<I", len(form)) + form + b"\0" * (len(form) % 2)
@@ -436,7 +501,10 @@ def _avi(file: BinaryIO, size: int) -> Part:
 
     (length,) = struct.unpack("<4xI", _at(file, 0, 8))
     movie = index = None
+    ends: tuple[float | None, ...] = ()
     for name, position, declared in _walk(file, size, _AVI):
+        if name == b"LIST" and _at(file, position, 4) == b"hdrl":
+            ends = tuple(_declared_streams(_at(file, position + 4, min(declared, 2**20))))
         if name == b"LIST" and _at(file, position, 4) == _AVI.sound:
             movie = range(position, position + declared)
         elif name == b"idx1" and movie:
@@ -447,8 +515,8 @@ def _avi(file: BinaryIO, size: int) -> Part:
     share = min(1.0, size / (8 + length)) if length < UNKNOWN_32 else 1.0
     view = View(file, [range(size)])
     if movie is None or not index:
-        return Part(view, "avi", share)
-    chunks = _indexed(file, movie, index)
+        return Part(view, "avi", ends=ends, cut=share < 1)
+    chunks, is_damaged = _indexed(file, movie, index)
     complete = bool(chunks) and len(chunks) == len(index) // 16 and movie.stop - chunks[-1].end < BETWEEN
     sound = [chunk for chunk in chunks if chunk.header[2:4] == b"wb"]
     if complete and len({chunk.header[:2] for chunk in sound}) == 1:
@@ -456,7 +524,18 @@ def _avi(file: BinaryIO, size: int) -> Part:
         found = frames.scan(io.BufferedReader(together), 0, together.size)
         if found is not None:
             return replace(found, share=share)
-    return Part(view.replaced({chunk.at: chunk.header for chunk in chunks if chunk.damaged}), "avi", share)
+    headers = {chunk.at: chunk.header for chunk in chunks if chunk.damaged}
+    notes = ("its index is damaged, perhaps some sound is missing",) if is_damaged else ()
+    return Part(view.replaced(headers), "avi", ends=ends, cut=share < 1, notes=notes)
+
+
+def _declared_streams(headers: bytes) -> Iterator[float | None]:
+    """The seconds that an avi file declares for each audio stream, None where it does not."""
+    for found in re.finditer(b"strh", headers):
+        if headers[found.end() + 4 : found.end() + 8] != b"auds" or len(headers) < found.end() + 40:
+            continue
+        scale, rate, begin, length = struct.unpack_from("<4I", headers, found.end() + 24)
+        yield (begin + length) * scale / rate if rate and 0 < length < UNKNOWN_32 else None
 
 
 class _Indexed(NamedTuple):
@@ -468,22 +547,50 @@ class _Indexed(NamedTuple):
     damaged: bool  # another header is in the file
 
 
-def _indexed(file: BinaryIO, movie: range, index: bytes) -> list[_Indexed]:
-    """The chunks of an avi file; none where the index is of another kind."""
+def _indexed(file: BinaryIO, movie: range, index: bytes) -> tuple[list[_Indexed], bool]:
+    """The chunks of an avi file, none where the index is of another kind; and whether it is damaged."""
     entries = [*struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])]
     if not entries:
-        return []
+        return [], False
     for base in (movie.start, 0):  # offsets count from the list, or from the beginning of the file
-        chunks = []
+        chunks, wrong = [], 0
         ends = [base + offset for _, _, offset, _ in entries[1:]] + [movie.stop]
         for (name, _, offset, length), next_at in zip(entries, ends, strict=True):
             at, header = base + offset, name + struct.pack("<I", length)
             end = at + 8 + length
             if at in movie and end <= next_at <= end + BETWEEN:
                 chunks.append(_Indexed(header, at, end, _at(file, at, 8) != header))
+            else:
+                wrong += at not in movie or _at(file, at, 8) != header
         if chunks and sum(chunk.damaged for chunk in chunks) <= len(chunks) * MAX_DAMAGED:
-            return chunks
-    return []
+            return chunks, 0 < wrong < len(entries) / 2
+    return [], False
+
+
+def _asf(file: BinaryIO, size: int) -> Part:
+    """An asf file (wma, wmv): the duration and the size that its properties declare.
+
+    A decoder derives the duration from the size of the file. In a stream that was recorded as it was sent,
+    neither is known.
+    """
+    whole = View(file, [range(size)])
+    length, count = struct.unpack("<QI", _at(file, 16, 12).ljust(12, b"\0"))
+    position, duration, is_sent = 30, None, False
+    for _ in range(min(count, MAX_CHUNKS)):
+        header = _at(file, position, 24).ljust(24, b"\0")
+        (inside,) = struct.unpack_from("<Q", header, 16)
+        if header[:16] == _ASF_PROPERTIES:
+            ticks, _, preroll, flags = struct.unpack("<QQQI", _at(file, position + 64, 28).ljust(28, b"\0"))
+            is_sent = bool(flags & 1)
+            duration = ticks / 1e7 - preroll / 1e3
+        if inside < 24 or position + inside >= length:
+            break
+        position += inside
+    header = _at(file, length, 24).ljust(24, b"\0")
+    (inside,) = struct.unpack_from("<Q", header, 16)
+    is_known = not is_sent and duration is not None and duration > 0
+    cut = not is_sent and header[:16] == _ASF_DATA and length + inside > size
+    return Part(whole, "asf", duration=duration if is_known else None, cut=cut)
 
 
 def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:

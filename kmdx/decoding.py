@@ -101,13 +101,14 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     if part.family not in SNDFILE or request.stream:
         return None
     part.view.seek(0)
-    part.view.calls_left = math.inf
+    part.view.limit(math.inf)
     try:
         sound = sf.SoundFile(part.view)
     except sf.LibsndfileError:
         return None
     length_known = 0 < sound.frames < 2**62  # not so in a flac that was written to a pipe
-    if sound.channels > 2 or sound.subtype in INEXACT or not length_known:
+    inexact = sound.subtype in INEXACT and (sound.format, sound.subtype) != ("AIFF", "GSM610")
+    if sound.channels > 2 or inexact or not length_known:
         sound.close()
         return None
     return sound
@@ -121,7 +122,7 @@ def _decode_sndfile(song: Song, part: Part, sound: sf.SoundFile) -> Iterator[np.
     if song.first >= song.declared:
         song.position = song.declared
         return
-    song.position = min(song.first, held)
+    song.position = min(song.first, held) if sound.seekable() else 0
     last = int(min(song.end(), held))
     yield from _flac(song, part, sound, last) if part.family == "flac" else _pcm(song, sound, last)
     if song.complete or song.position >= song.declared:
@@ -137,7 +138,8 @@ def _decode_sndfile(song: Song, part: Part, sound: sf.SoundFile) -> Iterator[np.
 def _pcm(song: Song, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
     """The samples up to the last, or fewer where a file ends before its time."""
     try:
-        sound.seek(song.position)
+        if song.position:
+            sound.seek(song.position)
         while song.position < last:
             block = sound.read(min(last - song.position, DECODED), dtype="float32", always_2d=True)
             yield from song.add(block)

@@ -22,17 +22,21 @@ import numpy as np
 
 from .containers import Part, View
 from .errors import AudioError, reason
-from .holes import Song, changed, time_text
+from .holes import MAX_HOLES, Song, changed, time_text
 
 PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
 OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
 PACKET_CALLS = 4000  # and until it has found the next packet
+MAX_OPENING = 2**26  # bytes that it reads to open a file: no cover and no index is as long
+MAX_PACKET = 2**25  # bytes that it reads for a packet of sound, where there is no video between
+MAX_DAMAGED = 10_000  # packets of a file that cannot be decoded: minutes of sound
 LONGEST_FRAME = 2**14  # samples
 BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
 
 # Codecs in whose packets a long run of zeros means nothing, or damage.
-ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float"}
+ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float", "mp2", "mp2float", "wmav1", "wmav2"}
 ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
+LONGER = 0.25  # seconds that an undamaged asf file may declare beyond its sound
 LONG_TAIL = 0.5  # seconds: that no stream reaches the declared end is more than its rounding
 MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
 
@@ -47,7 +51,7 @@ CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
 # FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
 # fall short of it in an undamaged file.
 DECLARING = {
-    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002, "asf": 0.25,
+    "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002,
     "avi": 0.25, "rm": 0.25, "flv": 0.02,
 }  # fmt: skip
 
@@ -75,7 +79,7 @@ def decode(song: Song, part: Part, channels: int) -> Generator[np.ndarray, None,
 def _open_ffmpeg(view: View, path: Path) -> Any:
     view.seek(0)
     view.name = str(path)  # some formats are known by their names only
-    view.calls_left = OPENING_CALLS
+    view.limit(OPENING_CALLS, MAX_OPENING)
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
     return av.open(view, "r", options=options, **ANY_TAGS)
 
@@ -123,6 +127,7 @@ class _Decoder:
         self.overlaps = False  # the next packet begins before the last one ends
         self.last = -math.inf  # seconds at which the last packet of any stream ends
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
+        self.damaged_packets = 0  # in all
         self.lost_bytes = False  # bytes were passed over since the last good packet
         self.covered = part.begin  # position in the file up to which there were packets
         self.first_packet: float | None = None  # timestamp, in samples
@@ -179,10 +184,22 @@ class _Decoder:
                 self.error = error
                 if packet.size:
                     self.damaged += self._samples(packet.duration) if packet.duration else self.usual or 1
+                    self._check_damaged()
                 continue
             finally:
                 before.append(bytes(packet))
             yield from frames
+
+    def _check_damaged(self) -> None:
+        """Do not go on to the end of a file in which there is no more sound."""
+        self.damaged_packets += 1
+        if self.channels:
+            self.song.check_missing(round(self.damaged))
+        if self.damaged_packets > MAX_DAMAGED:
+            raise AudioError(
+                f"{self.song.path}: damaged: more than {MAX_DAMAGED} of its packets cannot be decoded:"
+                f" {reason(self.error)}: copy or export it again"  # type: ignore[arg-type]
+            )
 
     def _packets(self) -> Iterator[tuple[Any, bool]]:
         """Packets of the stream, up to the end or to the first that cannot be read.
@@ -192,10 +209,11 @@ class _Decoder:
         lost_bytes = False
         everything = self._declared_duration() is not None or self.part.family == "matroska"
         view = self.part.view
-        view.calls_left = PACKET_CALLS
+        limit = MAX_PACKET if len(self.container.streams) == 1 else math.inf
+        view.limit(PACKET_CALLS, limit)
         try:
             for packet in self.container.demux() if everything else self.container.demux(self.stream):
-                view.calls_left = PACKET_CALLS
+                view.limit(PACKET_CALLS, limit)
                 if packet.pts is not None:
                     ended = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self.last = max(self.last, ended)
@@ -297,6 +315,8 @@ class _Decoder:
         """Silence for what is missing before a frame."""
         at = None if frame.pts is None else frame.pts * self.frame_tick - self.excess
         self.excess = 0.0
+        if at is not None and self._is_absurd(at):
+            at = None
         if self.overlaps and self.expected is not None and not self.damaged and not self.lost_bytes:
             at = self.expected
         if self.expected is None:
@@ -321,6 +341,13 @@ class _Decoder:
         self.expected = (self.expected or 0.0) + frame.samples if at is None else at + frame.samples
         self.usual, self.last_frame = usual, frame.samples
         self.decoded += frame.samples
+
+    def _is_absurd(self, at: float) -> bool:
+        """Whether a timestamp is damaged: it is far beyond the end that the file declares."""
+        if self.expected is None or at - self.expected < MAX_HOLES * self.song.rate:
+            return False
+        end = self._declared_end()
+        return end is not None and at > end + MAX_HOLES * self.song.rate
 
     def _missing_lead(self, at: float | None) -> float:
         """Samples missing before the first frame; a stream may well begin later than at 0."""
@@ -408,7 +435,8 @@ class _Decoder:
             end = declared * self.stream.rate if only or is_cut else None
         elif self.part.ends:
             end = self.part.ends[number] if number < len(self.part.ends) else None
-            end = None if end is None else self._samples(end)
+            scale = self.stream.rate if self.part.family == "avi" else self.tick
+            end = None if end is None else end * scale
         elif name in DECLARING and self.stream.duration:
             end = self._samples((self.stream.start_time or 0) + self.stream.duration)
         else:
@@ -428,6 +456,8 @@ class _Decoder:
             return (2 * self.usual if is_trimmed else self._delay()) + 2 * self.tick
         if self.part.family == "fragments" and not self.part.notes:
             return 2 * self.usual + 2 * self.tick
+        if self.part.family == "asf" and not self.part.cut:
+            return LONGER * self.stream.rate
         name = self.container.format.name.split(",")[0]
         return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
 

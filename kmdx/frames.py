@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from .containers import Part, View
+from .containers import WINDOW, Part, View, Window
+from .errors import AudioError
 
 CHAIN = 3  # frames in a row that make a beginning
 LONG_CHAIN = 16  # where something else comes before: other kinds of files hold a few frames in a row
 NO_SOUND = "after its last frame there is something that is no sound, perhaps its end is damaged"
 FEW = 0.1  # of a frame
 LEAD = 2**16  # bytes before the first frame that may be something else
-WINDOW = 2**18  # bytes that are read at a time
+MAX_TAGS = 100  # before the first frame
+MAX_FRAMES = 1_000_000  # of a file: some hours
+MAX_OTHERS = 5000  # tags and damaged places among the frames; files that were joined have some each
 MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
 SEARCHED = 2**14  # bytes that are searched for a frame at a time
 
@@ -61,14 +64,21 @@ class _Frames:
 
 
 def after_tags(file: BinaryIO, position: int) -> int:
-    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`."""
-    while True:
+    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`.
+
+    Raises
+    ------
+    AudioError
+        If there are more than :data:`MAX_TAGS`.
+    """
+    for _ in range(MAX_TAGS):
         file.seek(position)
         header = file.read(10)
         if len(header) < 10 or not header.startswith(b"ID3") or max(header[6:10]) > 127:
             return position
         size = sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
         position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
+    raise AudioError(f"more than {MAX_TAGS} ID3 tags before its sound: copy or export it again")
 
 
 def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool = True) -> Part | None:
@@ -87,7 +97,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
     padded : bool
         Whether zeros before and after the frames are padding.
     """
-    window = _Window(file)
+    window = Window(file)
     start = _skip_zeros(window, begin)
     if searched and (after := _after_other(window, start)) != start:
         begin = start = after
@@ -105,7 +115,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
 
 
 def _search(
-    window: _Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
+    window: Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
 ) -> tuple[int, _Header | None]:
     """Where a long chain of frames begins, and the header of the first."""
     begin = position
@@ -122,7 +132,7 @@ def _search(
     return begin, None
 
 
-def _part(file: BinaryIO, window: _Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
+def _part(file: BinaryIO, window: Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
     good = frames.good
     declared = _declared(window, good[0]) if family == "mp3" else None
     is_declared = declared is not None
@@ -163,7 +173,7 @@ def _part(file: BinaryIO, window: _Window, inside: range, family: str, frames: _
 
 
 def _missing(
-    window: _Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
+    window: Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
 ) -> tuple[int, tuple[str, ...]]:
     """How many frames are missing at the end, and what the user should know of it."""
     tail = frames.tail
@@ -185,7 +195,7 @@ def _missing(
     return missing, ()
 
 
-def _is_end_damaged(window: _Window, frames: _Frames, padded: bool) -> bool:
+def _is_end_damaged(window: Window, frames: _Frames, padded: bool) -> bool:
     """Whether what follows the last good frame was sound: it is no tag, and no padding with zeros.
 
     Where an end was overwritten with zeros, they begin in the middle of a frame.
@@ -228,29 +238,14 @@ def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, in
     return {index: count for index, count in shares.items() if count}
 
 
-class _Window:
-    """Bytes of a file at any position, read in large blocks."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._start, self._data = 0, b""
-
-    def __call__(self, position: int, count: int) -> bytes:
-        inside = position - self._start
-        if inside < 0 or inside + count > len(self._data):
-            self._file.seek(position)
-            self._start, self._data, inside = position, self._file.read(max(WINDOW, count)), 0
-        return self._data[inside : inside + count]
-
-
-def _skip_zeros(window: _Window, position: int) -> int:
+def _skip_zeros(window: Window, position: int) -> int:
     """The first byte that is not zero: some writers pad a tag beyond its size."""
     data = window(position, WINDOW)
     return position + len(data) - len(data.lstrip(b"\0"))
 
 
 def _chain(
-    window: _Window,
+    window: Window,
     position: int,
     size: int,
     parse: _Parse,
@@ -270,11 +265,11 @@ def _chain(
 
 
 def _count(
-    window: _Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
+    window: Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
 ) -> _Frames:
     """Find all frames of a file whose first is at `position`."""
     frames = _Frames(first.samples)
-    attempts = iter(range(MAX_ATTEMPTS))
+    attempts, others = iter(range(MAX_ATTEMPTS)), 0
     while position < size:
         header = parse(window(position, 10))
         if header is not None and header.kind == first.kind:
@@ -282,8 +277,13 @@ def _count(
             frames.cut, frames.tail = end > size, range(0)
             if not frames.cut:
                 frames.good.append(range(position, end))
+                if len(frames.good) > MAX_FRAMES:
+                    raise AudioError(f"more than {MAX_FRAMES} frames in it: cut it into several files")
             position = end
             continue
+        others += 1
+        if others > MAX_OTHERS:
+            raise AudioError(f"damaged: something that is no sound in more than {MAX_OTHERS} places")
         after = _after_other(window, position)
         if after == position:
             other = _chain(window, position, size, parse, None)
@@ -298,7 +298,7 @@ def _count(
     return frames
 
 
-def _after_other(window: _Window, position: int) -> int:
+def _after_other(window: Window, position: int) -> int:
     """The position after a tag: ID3, APE or Lyrics3, in the middle of joined files or at the end."""
     data = window(position, 32)
     if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
@@ -306,7 +306,7 @@ def _after_other(window: _Window, position: int) -> int:
     if data.startswith(b"TAG"):
         return position + 128
     if data.startswith(b"LYRICSBEGIN"):
-        found = re.search(rb"LYRICS200|LYRICSEND", window(position, WINDOW))
+        found = re.search(rb"LYRICS200|LYRICSEND", window(position, LEAD))
         return position + (found.end() if found else 0)
     if data.startswith(b"APETAGEX") and len(data) == 32:
         size, _, flags = struct.unpack_from("<III", data, 12)
@@ -315,7 +315,7 @@ def _after_other(window: _Window, position: int) -> int:
 
 
 def _resync(
-    window: _Window,
+    window: Window,
     position: int,
     size: int,
     parse: _Parse,
@@ -399,7 +399,7 @@ KINDS = (
 )
 
 
-def _declared(window: _Window, frame: range) -> int | None:
+def _declared(window: Window, frame: range) -> int | None:
     """The number of frames that the first one declares (Xing, Info or VBRI), without itself."""
     data = window(frame.start, min(len(frame), 200))
     if data[36:40] == b"VBRI" and len(data) >= 54:

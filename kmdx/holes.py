@@ -19,6 +19,7 @@ from . import scratch
 from .errors import AudioError, KmdxWarning
 
 MAX_HOLES = 5.0  # seconds of a song that may be missing
+ABSURD = 3600.0  # seconds: a longer hole is a damaged time
 MAX_SHARE = 0.02  # of a song that may be missing
 
 
@@ -103,6 +104,19 @@ class Song:
         for begin in range(0, len(wanted), scratch.BLOCK):
             yield np.zeros((min(scratch.BLOCK, len(wanted) - begin), channels), np.float32)
 
+    def check_missing(self, count: int) -> None:
+        """Find out whether the song may lack the next `count` samples, before they are known exactly.
+
+        Raises
+        ------
+        AudioError
+            If too much is missing.
+        """
+        begin, end = max(self.position, self.first), int(min(self.position + count, self.end()))
+        if sum(map(len, self.holes)) + max(0, end - begin) > MAX_HOLES * self.rate:
+            self.holes.append(range(begin, max(begin, end)))
+            raise self._too_damaged()
+
     def mark(self) -> None:
         """Something is damaged here, and nothing is missing."""
         if self.first <= self.position <= self.end():
@@ -155,8 +169,13 @@ class Song:
             if self.request.accept_holes
             else "none may be missing here"
         )
+        lost = (
+            f"at least {total:.3g} s of sound are"
+            if total < ABSURD
+            else "much of its sound or of its times is"
+        )
         return AudioError(
-            f"{self.path}: cut short or damaged: at least {total:.3g} s of sound are missing, the first at"
+            f"{self.path}: cut short or damaged: {lost} missing, the first at"
             f" {first}; {limit}: copy or export it again, or read a part that is whole"
         )
 

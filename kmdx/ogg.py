@@ -9,16 +9,19 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from .containers import Part, View
+from .containers import Part, View, Window
 from .errors import AudioError
 
 MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
+MAX_PAGES = 500_000  # of a file: more than two hours where each has one packet
 HEADER = struct.Struct("<4sBBqIIIB")
 BEGINS, ENDS = 2, 4  # flags of a page
-SEARCHED = 2**20  # bytes that are searched at a time for the next page
+MAX_OTHER = 2**16  # bytes between two pages that a decoder may search
+SEARCHED = 2**14  # bytes that are searched at a time for the next page
+PAGE = b"OggS\0"  # how a page begins: its name, and the version
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -51,14 +54,17 @@ def links(file: BinaryIO, size: int) -> list[Part]:
     Raises
     ------
     AudioError
-        If there are more than :data:`MAX_STREAMS` streams.
+        If there are more than :data:`MAX_STREAMS` streams, or :data:`MAX_PAGES` pages.
     """
     parts: list[Part] = []
     streams: dict[int, _Stream] = {}
     begin, sound = 0, False  # of the current link
     expected = 0  # where a page should begin
+    others: list[range] = []  # what is no page
     headers = 0  # first pages of streams
     for page in _pages(file, size):
+        if page.position > expected + MAX_OTHER:
+            others.append(range(expected, page.position))
         skipped, expected = page.position > expected, page.end
         if page.flags & BEGINS:
             headers += 1
@@ -73,8 +79,12 @@ def links(file: BinaryIO, size: int) -> list[Part]:
         sound = True
         if (stream := streams.get(page.serial)) is not None:
             _follow(file, size, stream, page, skipped)
+    if not expected:
+        raise AudioError("no page of Ogg in it, expected a sound file")
+    if size > expected + MAX_OTHER:
+        others.append(range(expected, size))
     parts.append(_part(file, begin, size, size, streams))
-    return parts
+    return [replace(part, view=part.view.without(others)) for part in parts] if others else parts
 
 
 def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _Stream]) -> Part:
@@ -112,33 +122,39 @@ def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bo
 
 
 def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
+    """The pages of a file, wherever they are between other bytes.
+
+    Raises
+    ------
+    AudioError
+        If there are more than :data:`MAX_PAGES`.
+    """
+    window = Window(file)
     position = 0
-    while (position := _find(file, position, size)) < size:
-        file.seek(position)
-        header = file.read(HEADER.size)
+    for _ in range(MAX_PAGES):
+        position = _find(window, position, size)
+        header = window(position, HEADER.size)
         if len(header) < HEADER.size:
             return
-        _, version, flags, granule, serial, _, _, count = HEADER.unpack(header)
-        lacing = file.read(count)
-        if version != 0 or len(lacing) < count:
+        _, _, flags, granule, serial, _, _, count = HEADER.unpack(header)
+        body = position + HEADER.size + count
+        lacing = window(position + HEADER.size, count)
+        if len(lacing) < count:
             position += 1
             continue
-        body = position + HEADER.size + count
         yield _Page(position, flags, granule, serial, body, body + sum(lacing))
         position = body + sum(lacing)
+    raise AudioError(f"more than {MAX_PAGES} Ogg pages in it: cut it into several files")
 
 
-def _find(file: BinaryIO, position: int, size: int) -> int:
-    """Where the next page begins, `size` if there is none."""
-    file.seek(position)
-    if file.read(4) == b"OggS":
-        return position
+def _find(window: Window, position: int, size: int) -> int:
+    """Where the next page begins, `size` if there is none: a page has version 0."""
     while position < size:
-        file.seek(position)
-        found = file.read(SEARCHED).find(b"OggS")
+        data = window(position, min(SEARCHED, size - position))
+        found = data.find(PAGE)
         if found >= 0:
             return position + found
-        position += SEARCHED - 3
+        position += max(1, len(data) - len(PAGE) + 1)
     return size
 
 
