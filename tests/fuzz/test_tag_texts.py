@@ -57,7 +57,7 @@ def test_damaged_tags_are_reported_and_never_raise(
         content[place % len(content)] = value
     path = tmp_path / "damaged"
     path.write_bytes(content[:cut])
-    report = json.loads(json.dumps(tags._report(str(path))))
+    report = json.loads(json.dumps(tags.report(str(path))))
     assert set(report) in (KEYS, {"problem"})
     if "problem" not in report:
         Tags(**report["texts"], cover_type=report["cover_type"])
