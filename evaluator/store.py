@@ -84,7 +84,8 @@ class Store:
         path = self.folder / "run.json"
         content = json.loads(json.dumps(identity))
         if path.exists() and any(self.songs.glob("*.json")):
-            old = {**BEFORE_SCHEMA_2, **read_json(path)}
+            before = {key: value for key, value in BEFORE_SCHEMA_2.items() if key in content}
+            old = {**before, **read_json(path)}
             started = str(old.pop("started", ""))
             differences = list(_differences(old, content))
             if differences:

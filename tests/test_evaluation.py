@@ -510,3 +510,23 @@ def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None
         result = evaluate()
     assert result.code == 2
     assert "another process is writing to" in result.err
+
+
+def test_a_run_from_before_the_table_of_metrics_goes_on(evaluate, tmp_path: Path) -> None:
+    """Its run.json names neither metrics nor stems, and its records have their scores at the top."""
+    evaluate()
+    run = tmp_path / "run"
+    identity = json.loads((run / "run.json").read_text("utf-8"))
+    del identity["metrics"], identity["stems"]
+    (run / "run.json").write_text(json.dumps(identity), "utf-8")
+    first = scores(run)
+    for path in (run / "songs").iterdir():
+        record = json.loads(path.read_text("utf-8"))
+        old = {key: record[key] for key in record.keys() - {"schema", "scores", "frames", "means", "stems"}}
+        old |= {name: record["scores"][name] for name in ("global_sdr", "museval_sdr")}
+        old |= {"museval_frames": record["frames"]["museval_sdr"], "network": "cut"}
+        path.write_text(json.dumps(old), "utf-8")
+    times = {path.name: path.stat().st_mtime_ns for path in (run / "songs").iterdir()}
+    assert evaluate().code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "songs").iterdir()} == times
+    assert scores(run) == first
