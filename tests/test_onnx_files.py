@@ -325,7 +325,7 @@ SQUARES = [node("MatMul", f"c{i}", "c", gives=f"c{i + 1}") for i in range(30)]
         ([node("Div", "n", "m", gives="d"), node("Cast", "d", to=1, gives="c"), node("Add", "x", "c")], {"n": [LOWEST], "m": [-1]}, "it crashes|Integer overflow"),
         ([node("ConstantOfShape", "n", gives="c"), node("Identity", "c", gives="c0"), *SQUARES, node("ReduceMax", "c30", keepdims=0, gives="m"), node("Add", "x", "m")], {"n": [3000, 3000]}, r"takes longer than the \d+ s"),
         ([node("Expand", "x", "n", gives="b"), *(node("MatMul", "b" if not i else f"m{i - 1}", "w", gives=f"m{i}") for i in range(2000)), node("ReduceMean", "m1999", axes=[0], keepdims=1)], {"n": [2000, *SHAPE]}, r"multiplies 1\.0e\+12 times|multiplies \S+ times for one window"),
-        ([node("CumSum", "x", "n")], {"n": [10**9]}, "its graph cannot be run: Fail.* not in valid range"),
+        ([node("CumSum", "x", "n")], {"n": [10**9]}, "its graph cannot be run: Fail.* running CumSum node"),
     ],
     ids=["crash", "endless", "work", "invalid"],
 )  # fmt: skip
@@ -343,7 +343,7 @@ def test_a_graph_that_native_code_cannot_run_is_refused(
     [
         ([node("ReduceSum", "x", keepdims=0)], r"its outputs have the shapes \[\[\]\], not \[\[1, 4, 128, 32\]\]"),
         ([node("Transpose", "x", perm=[0, 1, 3, 2])], r"\[\[1, 4, 32, 128\]\], not"),
-        ([node("NonZero", "x")], "the size of y, from its operator NonZero, cannot be known"),
+        ([node("NonZero", "x", gives="places"), node("Cast", "places", to=1)], "the size of places, from its operator NonZero, cannot be known"),
         ([node("Identity", "z")], "it is not right: .*'z' is not a graph input"),
         ([node("Identity", "x", "x")], "it is not right: "),
         ([node("GatherND", "x", "i", batch_dims=-2)], "it crashes|its graph cannot be run|it is not right: "),
