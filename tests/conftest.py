@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ settings.load_profile("short")
 for setting in ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS",
                 "COLUMNS", "LINES", "TERMINAL_WIDTH", "PYTHONIOENCODING", "PYTHONWARNINGS"):  # fmt: skip
     os.environ.pop(setting, None)
+
+# A shell that starts a job behind its back has it ignore Ctrl-C, and so would what tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = ("test_golden_long.py", "test_golden_stages.py")
 
