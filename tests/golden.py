@@ -38,14 +38,15 @@ def check(separator: Separator, mixture: np.ndarray, rate: int, published: Mappi
     """
     sources = ["A.drums", "A.vocals"]
     signals = separator.signals(mixture, rate, [*published, *sources])
-    with mock.patch("demucs.hdemucs.spectro", _exact_spectro):
-        exact = separator.signals(mixture, rate, sources)
     deviation = mixture.mean(1).std(ddof=1)
+    exact: Mapping[str, np.ndarray] = {}
     for name, expected in published.items():
         asked = float(ASKED)
-        if name in EXTRA:
+        reached = decibels(expected, signals[name])
+        if reached <= asked and name in EXTRA:
             weight, source = EXTRA[name]
+            with mock.patch("demucs.hdemucs.spectro", _exact_spectro):
+                exact = exact or separator.signals(mixture, rate, sources)
             rounding = weight * deviation * (exact[source] - signals[source])
             asked = min(asked, decibels(expected, expected + rounding) - MARGIN)
-        reached = decibels(expected, signals[name])
         assert reached > asked, f"{name}: {reached:.1f} dB, asked {asked:.1f} dB"
