@@ -43,7 +43,14 @@ for setting in ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_I
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST_FIRST = ("test_golden_long.py", "test_golden_stages.py")
+LONGEST_FIRST = (
+    "test_golden_long.py",
+    "test_golden_stages.py",
+    "test_real.py",
+    "test_blend_search.py",
+    "test_training.py",
+    "test_mini.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

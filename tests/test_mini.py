@@ -106,7 +106,7 @@ def test_it_has_learned() -> None:
 
 @pytest.mark.parametrize(("precision", "change"), [("fp16", 0.01), ("bf16", 0)])
 def test_half_precision_changes_next_to_nothing(precision: str, change: float) -> None:
-    stems = song()
+    stems = {stem: truth[: len(truth) // 3] for stem, truth in song().items()}  # fp16 is slow in software
     mixture = sum(stems.values())
     exact = Separator("mini", device="cpu", precision="fp32").separate(mixture, RATE)
     separator = Separator("mini", device="cpu", precision=precision)
