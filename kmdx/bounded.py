@@ -52,8 +52,10 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: int, memory: in
     Failed
         If the process cannot be started, crashes, exceeds a limit, or the function raises anything.
     """
-    given = json.dumps([function.__module__, function.__name__, arguments, seconds, memory])
     try:
+        given = json.dumps(
+            [function.__module__, function.__name__, arguments, seconds, memory, str(Path.cwd())]
+        )
         done = subprocess.run(
             [sys.executable, "-m", __name__, given],
             cwd=Path(__file__).parents[1],
@@ -99,9 +101,11 @@ def _limit(seconds: int, memory: int) -> None:
 
 
 def _main(given: str) -> None:
-    module, name, arguments, seconds, memory = json.loads(given)
+    module, name, arguments, seconds, memory, folder = json.loads(given)
     _limit(seconds, memory)
-    print(json.dumps(getattr(import_module(module), name)(*arguments)))
+    called = getattr(import_module(module), name)
+    os.chdir(folder)  # relative paths are the caller's; it began where the package is found
+    print(json.dumps(called(*arguments)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +74,13 @@ def test_a_process_that_waits_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bounded.subprocess, "run", run)
     with pytest.raises(bounded.Failed, match="takes longer"):
         bounded.call(echo, seconds=SECONDS, memory=MEMORY)
+
+
+def read_text(path: str) -> str:
+    return Path(path).read_text("utf-8")
+
+
+def test_relative_paths_are_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("here", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert bounded.call(read_text, "a.txt", seconds=SECONDS, memory=MEMORY) == "here"
