@@ -15,7 +15,7 @@ from evaluator.caveats import count
 from evaluator.comparison import AVERAGE, SONG, Comparison, Difference
 from evaluator.metrics import show
 from evaluator.records import finite
-from evaluator.report import embedded_json
+from evaluator.report import embedded_json, environment
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.store import write_text
 from evaluator.systems import System, matching
@@ -82,14 +82,7 @@ def page(comparison: Comparison) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("comparison.html.jinja")
+    return environment().get_template("comparison.html.jinja")
 
 
 def _facts(system: System) -> dict[str, Any]:

@@ -298,8 +298,7 @@ def as_wav(track: Track, stem: str, folder: Path) -> Path:
     Returns
     -------
     Path
-        The song's own file if it is wav; else ``folder/<stem>.wav``, float32, written anew, whole or
-        not at all.
+        The song's own file if it is wav; else ``folder/<stem>.wav``, float32, written whole or not at all.
 
     Raises
     ------

@@ -277,7 +277,7 @@ def _named(folder: Path) -> SongFiles | None:
 
 @dataclass
 class _Moises:
-    """What ``data.json`` and the folders beside it give."""
+    """What ``data.json`` and the folders next to it give."""
 
     sources: dict[str, tuple[Source, ...]] = field(default_factory=dict)
     problems: list[tuple[bool, str]] = field(default_factory=list)

@@ -542,7 +542,7 @@ class _Watch:
             self.next = now + LOOK
             processes = self.running.below()
             count = len(processes)
-            if count > PROCESSES:  # to measure so many would take long, and there are soon more
+            if count > PROCESSES:  # measuring so many takes long, and more follow
                 return f"it started more than {PROCESSES} processes"
             pids = [process.pid for process in processes]
             # What forked processes share counts once; for one alone, and for many, that would be slow.

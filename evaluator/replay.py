@@ -87,8 +87,7 @@ def replay(
         If the submission cannot be made.
     """
     predictions = store.folder / "predictions"
-    for left_over in store.folder.glob(".work-*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    _remove_left_overs(store)
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=store.folder))
     try:
         desk = Desk(work)
@@ -186,8 +185,7 @@ def score_existing(
 
     Parameters are those of :func:`replay`; ``found`` is the folder's stems by song.
     """
-    for left_over in store.folder.glob(".work-*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    _remove_left_overs(store)
     for track in tracks:
         record = stored(store, track.name)
         if record is None:
@@ -214,6 +212,12 @@ def _score(
     uses_mixture = any(metric.uses_mixture for metric in metrics)
     mixture = as_wav(track, "mixture", folder) if uses_mixture else None
     return scorer.score(references, guesses, metrics, mixture)
+
+
+def _remove_left_overs(store: Store) -> None:
+    """Remove the working folders of processes that were killed."""
+    for folder in store.folder.glob(".work-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _score_existing(

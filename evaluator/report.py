@@ -113,17 +113,22 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
     )
 
 
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """How pages are filled in: what comes from a run is escaped, and what is missing is an error."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": _value, "factor": _factor, "clock": _clock, "pad": _padded}
-    return environment.get_template("report.html.jinja")
+
+
+@cache
+def _template() -> jinja2.Template:
+    pages = environment()
+    pages.filters |= {"value": _value, "factor": _factor, "clock": _clock, "pad": _padded}
+    return pages.get_template("report.html.jinja")
 
 
 def _row(song: SongRecord, metric: str, stems: Sequence[str]) -> dict[str, Any]:

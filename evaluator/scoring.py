@@ -206,7 +206,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
         for side, samples in enumerate((truth, guess)):
             np.abs(samples, out=work)
             highs = np.maximum.reduceat(work.ravel(), edges)
-            peaks[side, bins] = np.maximum(peaks[side, bins], highs)  # a bin may lie in two blocks
+            peaks[side, bins] = np.maximum(peaks[side, bins], highs)  # a bin may be in two blocks
             if samples is guess and highs.max() >= FULL_SCALE:
                 clipped += int(np.count_nonzero(work >= FULL_SCALE))
             silent[side, here] = [
