@@ -546,8 +546,8 @@ def landlock_rules(spec: Spec) -> int:
     settings = (f"/etc/{name}" for name in SETTINGS)
     readable = (*SYSTEM, *settings, "/proc", "/sys", *spec.readable)
     for path in dict.fromkeys(map(os.path.realpath, readable)):
-        for part in _around(path, [each for each in spec.hidden if each != path]):
-            _allow(rules, part, read)
+        for part, whole in _around(path, [each for each in spec.hidden if each != path]):
+            _allow(rules, part, read if whole else READ_FOLDER)
     gpus = [str(path) for pattern in GPU_DEVICES for path in Path("/dev").glob(pattern)]
     for path in (
         *(f"/dev/{name}" for name in DEVICES),
@@ -560,12 +560,16 @@ def landlock_rules(spec: Spec) -> int:
     return rules
 
 
-def _around(path: str, hidden: Sequence[str]) -> Iterator[str]:
-    """A path, or where something in it is hidden, all that is in it but for that."""
+def _around(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """A path and True, or where something in it is hidden, the path and False and all in it but for that.
+
+    A folder that is not allowed as a whole must still be listed, or Python finds no module in it.
+    """
     if path in hidden:
         return
-    if not any(_is_below(each, path) for each in hidden):
-        yield path
+    whole = not any(_is_below(each, path) for each in hidden)
+    yield path, whole
+    if whole:
         return
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
