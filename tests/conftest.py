@@ -44,9 +44,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
-    "test_golden_long.py",
     "test_golden_stages.py",
-    "test_real.py",
+    "test_real.py",  # while the first process writes the weights that both golden tests need
+    "test_golden_long.py",
     "test_blend_search.py",
     "test_training.py",
     "test_mini.py",

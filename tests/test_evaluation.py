@@ -332,7 +332,7 @@ def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
-def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     songs = tmp_path / "data"
     for number in range(6):
         shutil.copytree(data / "test" / NAMES[number % 3], songs / f"song {number}")
@@ -359,7 +359,7 @@ def test_ten_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytes
     moments = random.Random(7)
     done = []
     started: list[psutil.Process] = []
-    for _ in range(10):
+    for _ in range(5):
         process = start("killed")
         time.sleep(moments.random() * takes)
         started += below(process)

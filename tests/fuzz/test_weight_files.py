@@ -17,7 +17,7 @@ import tiny
 import torch
 import yaml
 from demucs.htdemucs import HTDemucs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto
 from safetensors.torch import save_file
@@ -212,6 +212,7 @@ def test_arguments_of_every_kind(files: Files, options: dict[str, Any], args: An
     files.loads("d.safetensors")
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each starts a process
 @given(data=st.data())
 def test_graphs_of_every_kind(files: Files, data: st.DataObject) -> None:
     model = onnx.load_model_from_string(files.whole["u.onnx"])
