@@ -38,6 +38,7 @@ AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the 
 WRAP = 2**32
 MAX_LAST = 2**20  # bytes at the end of a wav of unknown size in which other chunks are looked for
 WINDOW = 2**18  # bytes that are read at a time
+FARTHEST = 2**43  # bytes: beyond, file systems refuse to be asked
 
 
 class View(io.RawIOBase):
@@ -337,6 +338,9 @@ def _kind(magic: bytes) -> _Chunks | None:
 
 
 def _at(file: BinaryIO, position: int, count: int) -> bytes:
+    """Bytes at a position, which is the file's own account and may be anywhere."""
+    if not 0 <= position <= FARTHEST or count <= 0:
+        return b""
     file.seek(position)
     return file.read(count)
 

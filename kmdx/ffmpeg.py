@@ -268,13 +268,19 @@ class _Decoder:
         return 2 * self.tick < late < 2 * self._samples(packet.duration)
 
     def _trial(self, packets: list[bytes]) -> np.ndarray:
-        """What a new decoder makes of packets; those that cannot be decoded are left out."""
+        """What a new decoder makes of packets; those that cannot be decoded are left out.
+
+        A damaged packet may declare dozens of channels. PyAV reads beyond the planes of a frame that has
+        eight or more, so frames are packed before they are read.
+        """
         context = av.CodecContext.create(self.stream.codec_context.name, "r")
         context.extradata = self.stream.codec_context.extradata
         decoded = [np.zeros(0, np.float32)]
         for data in packets:
             with suppress(av.FFmpegError):
-                decoded += [frame.to_ndarray().ravel() for frame in context.decode(av.Packet(data))]
+                for frame in context.decode(av.Packet(data)):
+                    packed = av.AudioResampler("flt").resample(frame)
+                    decoded += [block.to_ndarray().ravel() for block in packed]
         return np.concatenate(decoded)
 
     def _passes_over(self, packet: Any) -> bool:

@@ -1,5 +1,6 @@
 """Sound files that do not hold what they declare: cut, damaged, of unknown size, chained, hostile."""
 
+import contextlib
 import struct
 import subprocess
 import sys
@@ -141,6 +142,24 @@ def test_zeros_inside_a_packet_that_decodes_without_an_error_are_a_hole(tmp_path
     samples, told = read(path)
     assert len(samples) == 4 * 48000
     assert "0.02 s of it replaced by silence: at 2.0" in told[0]
+
+
+def test_zeros_inside_a_packet_of_many_channels_are_a_hole(tmp_path):
+    path = tmp_path / "7.1.aac"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", RATE, layout="7.1")
+        noise = 0.1 * np.random.default_rng(0).standard_normal((8, 43 * 1024)).astype(np.float32)
+        for begin in range(0, noise.shape[1], 1024):
+            frame = av.AudioFrame("fltp", "7.1", 1024)
+            for channel in range(8):
+                frame.planes[channel].update(noise[channel, begin : begin + 1024])
+            frame.sample_rate, frame.pts = RATE, begin
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    whole = audio.read(path, downmix=True).samples
+    overwrite(path, 0.5, bytes(300))
+    assert "the first at 0.5" in refusal(path, downmix=True)
+    assert len(audio.read(path, 0.7, 0.2, downmix=True).samples) == round(0.2 * RATE) < len(whole)
 
 
 @pytest.mark.parametrize("name", ["a.ogg", "a.opus", "flac.oga"])
@@ -603,6 +622,19 @@ def test_a_file_of_nothing_but_headers_is_refused_after_a_bounded_search(tmp_pat
     monkeypatch.setattr(ffmpeg, "MAX_DAMAGED", 500)
     (tmp_path / name).write_bytes(HOSTILE[name])
     assert name in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.w64", "a.caf", "rf64.wav", "a.m4a", "a.wma"])
+@pytest.mark.parametrize("number", [2**64 - 1, 2**62])
+def test_a_position_that_no_file_has_is_read_as_nothing(tmp_path, name, number):
+    path = other(tmp_path, name, 0.3)[0] if name in OTHERS else make(tmp_path, name, 0.3)[0]
+    content = path.read_bytes()
+    order = ">" if name in ("a.caf", "a.m4a") else "<"
+    for at in range(4, 140, 4):
+        path.write_bytes(content[:at] + struct.pack(order + "Q", number) + content[at + 8 :])
+        with warnings.catch_warnings(), contextlib.suppress(AudioError):
+            warnings.simplefilter("ignore", KmdxWarning)
+            audio.read(path)
 
 
 def test_only_the_damaged_packets_of_the_wanted_part_count(tmp_path):

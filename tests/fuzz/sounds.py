@@ -32,6 +32,7 @@ FFMPEG = {
     "mp3": ("mp3", "libmp3lame"),
     "mp3 in wav": ("wav", "libmp3lame"),
     "adts": ("adts", "aac"),
+    "adts 7.1": ("adts", "aac"),
     "m4a": ("ipod", "aac"),
     "mov": ("mov", "pcm_s16le"),
     "alac": ("ipod", "alac"),
@@ -74,13 +75,14 @@ def sound(name: str) -> bytes:
         return target.getvalue()
     container, codec = FFMPEG[name]
     rate = {"libopus": 48000, "ac3": 48000}.get(codec, RATE)
+    layout = "7.1" if name.endswith("7.1") else "mono"
     with av.open(target, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="mono", bit_rate=64_000)
+        stream = file.add_stream(codec, rate=rate, layout=layout, bit_rate=64_000)
         stream.codec_context.open()
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(song().T), format="fltp", layout="mono")
         frame.sample_rate, frame.pts = RATE, 0
         size = stream.codec_context.frame_size or None
-        resampler = av.AudioResampler(stream.codec_context.format.name, "mono", rate, size)
+        resampler = av.AudioResampler(stream.codec_context.format.name, layout, rate, size)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(part))
         file.mux(stream.encode(None))

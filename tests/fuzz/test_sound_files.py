@@ -43,7 +43,7 @@ def reader(pipe: Any, errors: str) -> None:
     while path := pipe.recv():
         begin = time.process_time()
         try:
-            audio.read(path)
+            audio.read(path, downmix=True)
             problem = ""
         except AudioError as error:
             problem = "" if "\n" not in str(error) else f"a message of several lines: {error}"
