@@ -154,7 +154,7 @@ def test_the_published_configs_are_the_published_networks() -> None:
         (
             {"validate_every": 2},
             "6 steps are 3 epochs of 2, and validate_every: 2 would leave the last without a validation; "
-            "expected a multiple of 4 steps, or another validate_every",
+            "try a multiple of 4 steps, or another validate_every",
         ),
         ({"network": {**NETWORK, "trim": 4000}}, "network: two trims of 4000 leave nothing of 7936 samples"),
     ],

@@ -263,7 +263,7 @@ class Config(Section):
         if self.epochs % self.validate_every:
             raise ValueError(
                 f"{self.steps} steps are {self.epochs} epochs of {self.epoch}, and validate_every: "
-                f"{self.validate_every} would leave the last without a validation; expected a multiple of "
+                f"{self.validate_every} would leave the last without a validation; try a multiple of "
                 f"{self.epoch * self.validate_every} steps, or another validate_every"
             )
         if self.at_once != "auto" and self.batch % self.at_once:
