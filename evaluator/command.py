@@ -43,8 +43,12 @@ from kmdx.terminal import err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+LEAST_MEMORY = 10**6
 
 logger = logging.getLogger("evaluator")
+OF_SUBMISSIONS = ("submission", "python", "ensemble", "device", "precision", "engine", "time_limit_factor",
+                  "memory_limit", "enforce_limits", "strict", "keep_stems")  # fmt: skip
+"""Options that do nothing where existing stems are scored."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -55,6 +59,7 @@ def main() -> None:
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="Songs with their stems: MUSDB18-HQ or any other data set.")
     ],
@@ -113,6 +118,8 @@ def evaluate(
     """
     if not 0 < time_limit_factor < math.inf:
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
+    if estimates:
+        _refuse_of_submissions(context)
     settings = Settings(ensemble, device, precision, engine)
     settings.check()
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
@@ -130,6 +137,15 @@ def evaluate(
         raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
+
+
+def _refuse_of_submissions(context: typer.Context) -> None:
+    """Raise KmdxError where an option was given that would do nothing without a submission."""
+    for name in OF_SUBMISSIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise KmdxError(f"{option}: --estimates runs no submission; leave out one of the two")
 
 
 @dataclass(frozen=True)
@@ -414,7 +430,7 @@ def parse_size(text: str) -> int:
         size = float(number.removesuffix(unit)) * UNITS.get(unit, 1)
     except ValueError:
         size = 0
-    if not 1 <= size < 2**63:
+    if not LEAST_MEMORY <= size < 2**63:  # a number without a unit is bytes, and hardly meant
         raise KmdxError(f"--memory-limit {text}: expected a size such as 16GB or 8GiB")
     return int(size)
 
@@ -488,7 +504,7 @@ class _Bars:
         self.bar.update(self.whole, completed=self.before + done)
 
     def finished(self, track: Track, record: SongRecord) -> None:
-        if self.began is not None and record.seconds is not None:
+        if self.began is not None and (record.ok or record.seconds is not None):  # stems take no seconds
             self.played += track.duration
             self.took += time.monotonic() - self.began
         fresh, self.began, self.current = self.began is not None, None, 0.0
@@ -498,7 +514,7 @@ class _Bars:
         self.bar.update(self.one, visible=False)
         if fresh:
             result = headline(record, self.metric) if record.ok else f"failed: {record.reason}"
-            left = f", {self.time_left()} left" if self.number < self.count else ""
+            left = f", {self.time_left()} left" if self.number < self.count and self.played else ""
             audio = f"{record.duration:.0f} s of audio{left}"
             err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"))
 

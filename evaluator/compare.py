@@ -33,7 +33,7 @@ PAGE = Path("compare.html")
 MANY = 4
 """Systems of which the terminal still shows every pair's stems; the page always does."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})

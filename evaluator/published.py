@@ -120,12 +120,12 @@ def find(name: str) -> tuple[Table, Row]:
         If there is none.
     """
     known = {row.id: (table, row) for table in tables() for row in table.rows}
-    if name not in known:
+    if name.lower() not in known:
         available = ", ".join(known)
         raise KmdxError(
             f"unknown published results {shown(name)}; available: {available}{suggest(name, known)}"
         )
-    return known[name]
+    return known[name.lower()]
 
 
 FACTS = ("id", "name", "average", "source", "training", "tested", "ours")

@@ -173,5 +173,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"

@@ -39,8 +39,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If the file cannot be written.
+        If the file cannot be written, or is a device or a pipe: a new file would replace it.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a device or a pipe, not a file", str(path))
     partial = partial_name(path)
     try:
         yield partial

@@ -432,6 +432,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # lists every kind of device that torch has ever had
+        raise DeviceError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error).split(":")[0]

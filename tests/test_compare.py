@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import unicodedata
@@ -336,6 +337,19 @@ def test_mistakes_are_one_line(command: Command, tmp_path: Path) -> None:
         assert (code, err.count("\n")) == (2, 1), arguments
         assert err.startswith("error: ")
         assert words in err, out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes among its files")
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(
+    command: Command, tmp_path: Path, option: str
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    run = write_run(tmp_path / "a", {"one": 1.0})
+    code, _, err = command(run, run, option, pipe)
+    assert (code, err) == (2, f"error: {pipe} cannot be written: a device or a pipe, not a file\n")
+    assert pipe.is_fifo()
 
 
 def test_a_file_that_is_no_page_is_not_overwritten(command: Command, tmp_path: Path) -> None:

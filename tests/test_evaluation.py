@@ -240,6 +240,7 @@ def test_a_finished_run_is_not_done_again(evaluate, tmp_path: Path) -> None:
         (["--time-limit-factor", "2"], "time_limit_factor was 60.0, is 2.0"),
         (["--memory-limit", "8GB"], "memory_limit was 16000000000, is 8000000000"),
         (["--enforce-limits"], "enforced was False, is True"),
+        (["--metrics", "global_sdr"], "metrics was global_sdr, museval_sdr, is global_sdr;"),
         (["--tracks", "c"], "songs.A"),
     ],
 )
@@ -283,6 +284,8 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
     ("options", "message"),
     [
         (["--memory-limit", "lots"], "expected a size such as 16GB"),
+        (["--memory-limit", "16"], "--memory-limit 16: expected a size such as 16GB"),
+        (["--estimates", "stems"], "--submission: --estimates runs no submission; leave out one of the two"),
         (["--time-limit-factor", "0"], "expected a number above 0"),
         (["--time-limit-factor", "inf"], "expected a number above 0"),
         (["--submission", "/nowhere"], "holds no my_submission/aicrowd_wrapper.py"),
@@ -500,6 +503,28 @@ def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.Monk
     assert bars.time_left() == "0:05:50", "a song that tells nothing goes on at the same pace"
     bars.audio(50.0, 100.0)
     assert bars.time_left() == "0:04:10"
+
+
+def test_the_time_left_is_only_shown_where_a_pace_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.progress import Progress
+
+    from evaluator.dataset import Track
+
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abc"]
+    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    unread = SongRecord("a", "failed", "no stem of it", duration=100.0)
+    existing = SongRecord("b", "ok", duration=100.0)  # stems that exist take no seconds of a submission
+    for track, record in zip(tracks, (unread, existing), strict=False):
+        bars.song(track)
+        now[0] += 7.0
+        bars.finished(track, record)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("no stem of it (100 s of audio)")
+    assert second.endswith("(100 s of audio, 0:00:07 left)")
 
 
 def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:

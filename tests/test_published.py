@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,14 @@ def test_every_row_has_its_source_and_a_likely_average(row: published.Row) -> No
     assert row.tested
     if row.scores:
         assert row.average == pytest.approx(statistics.fmean(row.scores.values()), abs=0.01)
+
+
+def test_names_in_the_readme_are_known_in_any_case() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    names = re.findall(r"published:(\w+)", readme)
+    assert names
+    for name in names:
+        assert published.find(name.upper()) == published.find(name)
 
 
 def test_every_table_is_of_a_metric_and_every_row_has_a_name_of_its_own() -> None:

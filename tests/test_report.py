@@ -532,3 +532,9 @@ def shades(path: Path) -> int:
         packed += png[start + 8 : start + 8 + length] if png[start + 4 : start + 8] == b"IDAT" else b""
         start += 12 + length
     return len(set(zlib.decompress(packed)))
+
+
+def test_a_number_and_its_unit_stay_on_one_line() -> None:
+    rng = np.random.default_rng(0)
+    html = report.page(fake_results([fake_song("one", rng, duration=5.0)]))
+    assert "<h3>museval SDR, median over 1\u00a0s frames, median over songs</h3>" in html

@@ -171,7 +171,7 @@ def test_a_part_of_a_file(separator: Separator, tmp_path: Path) -> None:
 
 
 def test_devices() -> None:
-    with pytest.raises(DeviceError, match="no device 'toaster' here"):
+    with pytest.raises(DeviceError, match="^no device 'toaster' here; use auto, cpu, cuda or cuda:N$"):
         Separator("htdemucs", device="toaster")
     with pytest.raises(DeviceError, match="no device 'meta' here"):
         Separator("htdemucs", device="meta")

@@ -151,7 +151,11 @@ def test_the_published_configs_are_the_published_networks() -> None:
             {"loss": {"spectral": 1}, "network": {**NETWORK, "trim": 3000}},
             "4096 samples are more than the 1936",
         ),
-        ({"validate_every": 2}, "3 epochs do not end with a validation, which is every 2"),
+        (
+            {"validate_every": 2},
+            "6 steps are 3 epochs of 2, and validate_every: 2 would leave the last without a validation; "
+            "try a multiple of 4 steps, or another validate_every",
+        ),
         ({"network": {**NETWORK, "trim": 4000}}, "network: two trims of 4000 leave nothing of 7936 samples"),
     ],
 )

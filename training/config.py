@@ -262,7 +262,9 @@ class Config(Section):
             )
         if self.epochs % self.validate_every:
             raise ValueError(
-                f"{self.epochs} epochs do not end with a validation, which is every {self.validate_every}"
+                f"{self.steps} steps are {self.epochs} epochs of {self.epoch}, and validate_every: "
+                f"{self.validate_every} would leave the last without a validation; try a multiple of "
+                f"{self.epoch * self.validate_every} steps, or another validate_every"
             )
         if self.at_once != "auto" and self.batch % self.at_once:
             raise ValueError(f"a batch of {self.batch} cannot go through by {self.at_once}")
