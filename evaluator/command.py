@@ -23,7 +23,7 @@ from rich.text import Text
 from evaluator import comparison_page, dataset, report, results, visible
 from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
-from evaluator.compare import show_tables
+from evaluator.comparison_command import show_tables
 from evaluator.comparison import compare
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
@@ -488,7 +488,7 @@ class _Bars:
         self.bar.update(self.whole, completed=self.before + done)
 
     def finished(self, track: Track, record: SongRecord) -> None:
-        if self.began is not None and record.seconds is not None:
+        if self.began is not None and (record.ok or record.seconds is not None):
             self.played += track.duration
             self.took += time.monotonic() - self.began
         fresh, self.began, self.current = self.began is not None, None, 0.0

@@ -29,7 +29,7 @@ from evaluator.layouts import (
     key,
 )
 from evaluator.mixture_check import KNOWN_SUMS
-from evaluator.sounds import Form
+from evaluator.sound_files import Form
 from evaluator.sources import BLOCK, STREAMS, Source
 from kmdx import audio
 from kmdx.errors import LISTED, AudioError, KmdxError, listed

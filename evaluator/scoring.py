@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import metrics as metrics_table
 from evaluator.metrics import Metric, energy_ratio
-from evaluator.sounds import FRAME, Form, read_together, read_whole, same_form
+from evaluator.sound_files import FRAME, Form, read_together, read_whole, same_form
 from kmdx.errors import AudioError
 
 BINS = 300  # of an envelope
@@ -140,9 +141,10 @@ def _whole_stems(
     whole = read_whole(mixture) if mixture and any(metric.uses_mixture for metric in chosen) else None
     for stem, path in estimates.items():
         truth, guess = read_whole(references[stem]), read_whole(path)
+        found: dict[Any, Any] = {}
         for metric in chosen:
             if whole is not None or not metric.uses_mixture:
-                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate)
+                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate, found)
 
 
 def _whole_songs(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sisec2018 import VOCALS
 
-from evaluator import compare as comparing
+from evaluator import comparison_command as comparing
 from evaluator import metrics, published
 from evaluator.comparison import Comparison, Difference, compare
 from evaluator.records import SongRecord

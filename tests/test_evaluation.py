@@ -25,7 +25,7 @@ import submissions
 from conftest import noise
 
 from evaluator import command, metrics
-from evaluator.compare import compare, load
+from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 from evaluator.records import SongRecord
 
