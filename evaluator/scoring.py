@@ -216,7 +216,8 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
             ]
 
         for energies, samples in ((signal, truth), (distortion, np.subtract(truth, guess, out=guess))):
-            np.square(samples, out=work)
+            with np.errstate(over="ignore"):  # reported below
+                np.square(samples, out=work)
             parts = work[:whole].reshape(-1, frame * form.channels)
             energies[here] = parts.sum(axis=1, dtype=np.float64)
             energies[here.stop] += work[whole:].sum(dtype=np.float64)
@@ -224,7 +225,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
 
     for path, energies in ((reference, signal), (estimate, distortion)):
         if not np.isfinite(energies).all():
-            raise AudioError(f"{path}: NaN or infinity in it")
+            raise AudioError(f"{path}: NaN or infinity in it, or samples too large to be squared")
     return _Tally(signal, distortion, silent, peaks, clipped / (form.samples * form.channels))
 
 

@@ -291,6 +291,9 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         "cannot be read": {"bass": tmp_path / "text.wav"},
         "no samples": write(tmp_path / "empty", {"bass": np.zeros((0, 2))}),
         "NaN or infinity": write(tmp_path / "nan", {"bass": np.full((4000, 2), np.nan)}, subtype="FLOAT"),
+        "too large to be squared": write(
+            tmp_path / "large", {"bass": np.full((4000, 2), 1e25)}, subtype="FLOAT"
+        ),
         "flac: ": write(tmp_path / "flac", {"bass": noise(4000)}, extension="flac"),
     }
     (tmp_path / "text.wav").write_text("no sound")
