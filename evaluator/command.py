@@ -23,8 +23,8 @@ from rich.text import Text
 from evaluator import comparison_page, dataset, report, results, visible
 from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
-from evaluator.compare import show_tables
 from evaluator.comparison import compare
+from evaluator.comparison_command import show_tables
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
 from evaluator.metrics import Metric

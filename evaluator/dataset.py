@@ -29,7 +29,7 @@ from evaluator.layouts import (
     key,
 )
 from evaluator.mixture_check import KNOWN_SUMS
-from evaluator.sounds import Form
+from evaluator.sound_files import Form
 from evaluator.sources import BLOCK, STREAMS, Source
 from kmdx import audio
 from kmdx.errors import LISTED, AudioError, KmdxError, listed
@@ -328,7 +328,7 @@ def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, li
     if split == EVERY_SPLIT:
         return dict(found.splits)
     if split is not None:
-        if not named and key(data.resolve().name) == key(split):  # DATA is that split
+        if not named and key(layouts.folder_name(data)) == key(split):  # DATA is that split
             return dict(found.splits)
     else:
         if None in found.splits:
@@ -373,6 +373,9 @@ def _track(song: SongFiles, split: str | None, strays: tuple[Path, ...]) -> Trac
 
 def _nothing(data: Path, found: Scan) -> str:
     """Why a data set has no songs."""
+    description = described.file_of(data)
+    if description is not None:
+        return f"{description}: no songs: no file matches the pattern of a stem"
     if data.is_file():
         return f"{data}: expected a folder, a file <song>{STEM_FILE} or a {described.FILE}"
     sounds = layouts.sounds_below(data)
@@ -400,7 +403,8 @@ def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
         yield Problem(None, False, f"{count}, where MUSDB18-HQ's test set has {MUSDB_SONGS}")
     lossy = [track for track in tracks if track.lossy]
     if lossy:
-        endings = sorted({path.suffix.lower()[1:] for track in lossy for path in track.paths} - {"wav"})
+        paths = {path for track in lossy for path in track.paths}
+        endings = sorted({path.suffix.lower()[1:] for path in paths if sources.is_lossy(path)})
         streams = any(part.stream is not None for track in lossy for part in track.sources_of(MIXTURE))
         kind = "AAC" if streams else ", ".join(endings)
         be = "is" if len(tracks) == 1 else "are"

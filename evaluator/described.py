@@ -111,7 +111,7 @@ def scan(description: Description) -> Scan:
     if not description.root.is_dir():
         raise KmdxError(f"{description.path}: root: {description.root} is not a folder")
     found = layouts.scan(description.root, lambda path: song(description, path))
-    if not description.splits:
+    if not description.splits or not found.splits:
         return found
     songs = [each for group in found.splits.values() for each in group]
     return replace(found, splits=_split(description, songs))
@@ -159,7 +159,7 @@ def song(description: Description, folder: Path) -> SongFiles | None:
         names = " and ".join(shown(source.path.name) for source in sources[MIXTURE][:2])
         problems.append((True, f"two files match mixture in {description.path.name}: {names}"))
     return SongFiles(
-        folder.resolve().name,
+        layouts.folder_name(folder),
         folder,
         sources,
         tuple(sorted(extra)),

@@ -138,6 +138,11 @@ def stem_named(name: str) -> str | None:
     return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
 
 
+def folder_name(folder: Path) -> str:
+    """A folder's name, also of ``.``; a link to a folder has its own name."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in a folder, in order of name, without hidden files such as macOS puts next to others."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -265,7 +270,7 @@ def _named(folder: Path) -> SongFiles | None:
     if not chosen:
         return None
     order = [stem for stem in NAMES if stem in chosen]
-    name = folder.resolve().name  # also of "."
+    name = folder_name(folder)
     below = [path for each in entries(folder) if each.is_dir() for path in sounds_below(each)]
     return SongFiles(
         name,
@@ -301,7 +306,7 @@ def _moisesdb(folder: Path) -> SongFiles | None:
         found.problems.append((True, "data.json: no stem has a track"))
     names = [content.get(part) if isinstance(content, dict) else None for part in ("artist", "song")]
     title = " - ".join(text for text in names if isinstance(text, str) and text.strip())
-    name = safe_name(title) if title else folder.resolve().name
+    name = safe_name(title) if title else folder_name(folder)
     used = {source.path for sources in found.sources.values() for source in sources}
     mixtures = [path for path in entries(folder) if is_sound(path) and stem_named(path.stem) == MIXTURE]
     if mixtures:
@@ -313,7 +318,7 @@ def _moisesdb(folder: Path) -> SongFiles | None:
         found.sources,
         extra,
         tuple(found.problems),
-        aliases=(folder.resolve().name, *(text for text in names[1:] if isinstance(text, str))),
+        aliases=(folder_name(folder), *(text for text in names[1:] if isinstance(text, str))),
         multitrack=True,
         uneven=MOISESDB_UNEVEN,
     )

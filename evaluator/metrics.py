@@ -7,7 +7,7 @@ float32 ``(samples, channels)`` at full scale ±1.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,7 +39,8 @@ class Metric:
     higher_is_better : bool
     function : callable, optional
         The value of ``(reference, estimate)``; the mixture follows where ``uses_mixture`` is set, and the
-        rate in Hz where ``uses_rate`` is.
+        rate in Hz where ``uses_rate`` is. One that finds several metrics in one pass gives their values by
+        name; metrics with the same callable share one call.
     uses_mixture, uses_rate : bool
     together : callable, optional
         Instead of ``function``, for a metric that needs all stems of a song:
@@ -62,7 +63,7 @@ class Metric:
     title: str
     unit: str
     higher_is_better: bool
-    function: Callable[..., float] | None = None
+    function: Callable[..., float | Mapping[str, float]] | None = None
     uses_mixture: bool = False
     uses_rate: bool = False
     together: Callable[..., Frames] | None = None
@@ -77,11 +78,25 @@ class Metric:
         """Title and unit."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
-    def compute(self, reference: Samples, estimate: Samples, mixture: Samples | None, rate: int) -> float:
-        """The value of one stem, from arrays ``(samples, channels)`` at ``rate`` Hz."""
+    def compute(
+        self,
+        reference: Samples,
+        estimate: Samples,
+        mixture: Samples | None,
+        rate: int,
+        found: dict[Any, Any] | None = None,
+    ) -> float:
+        """The value of one stem, from arrays ``(samples, channels)`` at ``rate`` Hz.
+
+        ``found`` keeps what functions gave for the stem, for other metrics that share them.
+        """
         assert self.function is not None
-        more = [*([mixture] if self.uses_mixture else []), *([rate] if self.uses_rate else [])]
-        return float(self.function(reference, estimate, *more))
+        found = {} if found is None else found
+        if self.function not in found:
+            more = [*([mixture] if self.uses_mixture else []), *([rate] if self.uses_rate else [])]
+            found[self.function] = self.function(reference, estimate, *more)
+        value = found[self.function]
+        return float(value[self.name] if isinstance(value, Mapping) else value)
 
 
 @dataclass(frozen=True)
@@ -171,7 +186,7 @@ METRICS = {
         ),
         *(
             Metric(
-                name, name, "%", True, Later("spectral", name), uses_rate=True,
+                name, name, "%", True, Later("spectral", "bleedless_and_fullness"), uses_rate=True,
                 source=MSST, checked="MSST's code with librosa 0.11.0", seconds=2.2,
             )
             for name in ("bleedless", "fullness")

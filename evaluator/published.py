@@ -112,7 +112,7 @@ def tables() -> tuple[Table, ...]:
 
 
 def find(name: str) -> tuple[Table, Row]:
-    """The row of that identifier, and its table.
+    """The row of that identifier, in capital letters or not, and its table.
 
     Raises
     ------
@@ -120,12 +120,13 @@ def find(name: str) -> tuple[Table, Row]:
         If there is none.
     """
     known = {row.id: (table, row) for table in tables() for row in table.rows}
-    if name.lower() not in known:
+    identifier = name.strip().casefold()
+    if identifier not in known:
         available = ", ".join(known)
         raise KmdxError(
-            f"unknown published results {shown(name)}; available: {available}{suggest(name, known)}"
+            f"unknown published results {shown(name)}; available: {available}{suggest(identifier, known)}"
         )
-    return known[name.lower()]
+    return known[identifier]
 
 
 FACTS = ("id", "name", "average", "source", "training", "tested", "ours")

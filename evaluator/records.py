@@ -119,17 +119,17 @@ class SongRecord:
         schema = content.get("schema", 1)
         if schema not in (1, SCHEMA):
             raise RecordError(f"a record of schema {quoted(schema)}, which this version does not know")
-        content = _upgraded(content) if schema == 1 else content
+        content = finite(_upgraded(content) if schema == 1 else content)
         known = {each.name for each in fields(cls)}
         try:
             record = cls(**{key: _frozen(value) for key, value in content.items() if key in known})
             record._check()
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(f"a damaged record: {quoted(content)}") from error
         return record
 
     def _check(self) -> None:
-        """Raise ValueError where a value is of another type than the calculations expect."""
+        """Raise ValueError where a value is of another type or size than the calculations expect."""
         numbers: list[Any] = [self.seconds, self.real_time_factor, self.peak_memory, self.peak_gpu_memory]
         for values in self.scores.values():
             numbers += values.values()
@@ -141,7 +141,10 @@ class SongRecord:
             and self.status in ("ok", "failed")
             and isinstance(self.duration, int | float)
             and all(isinstance(stem, str) for stem in self.stems)
-            and all(number is None or isinstance(number, int | float) for number in numbers)
+            and all(
+                number is None or (type(number) in (int, float) and float(number) == number)
+                for number in numbers
+            )
             and (self.status != "ok" or all(self.scores.values()))
         )
         if not whole:

@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import metrics as metrics_table
 from evaluator.metrics import Metric, energy_ratio
-from evaluator.sounds import FRAME, Form, read_together, read_whole, same_form
+from evaluator.sound_files import FRAME, Form, read_together, read_whole, same_form
 from kmdx.errors import AudioError
 
 BINS = 300  # of an envelope
@@ -140,9 +141,10 @@ def _whole_stems(
     whole = read_whole(mixture) if mixture and any(metric.uses_mixture for metric in chosen) else None
     for stem, path in estimates.items():
         truth, guess = read_whole(references[stem]), read_whole(path)
+        found: dict[Any, Any] = {}
         for metric in chosen:
             if whole is not None or not metric.uses_mixture:
-                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate)
+                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate, found)
 
 
 def _whole_songs(
@@ -214,7 +216,8 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
             ]
 
         for energies, samples in ((signal, truth), (distortion, np.subtract(truth, guess, out=guess))):
-            np.square(samples, out=work)
+            with np.errstate(over="ignore"):  # reported below
+                np.square(samples, out=work)
             parts = work[:whole].reshape(-1, frame * form.channels)
             energies[here] = parts.sum(axis=1, dtype=np.float64)
             energies[here.stop] += work[whole:].sum(dtype=np.float64)
@@ -222,7 +225,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
 
     for path, energies in ((reference, signal), (estimate, distortion)):
         if not np.isfinite(energies).all():
-            raise AudioError(f"{path}: NaN or infinity in it")
+            raise AudioError(f"{path}: NaN or infinity in it, or samples too large to be squared")
     return _Tally(signal, distortion, silent, peaks, clipped / (form.samples * form.channels))
 
 

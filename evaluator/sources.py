@@ -17,7 +17,7 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-from evaluator.sounds import Form, form_of, read_together
+from evaluator.sound_files import Form, form_of, read_together
 from kmdx import audio, decoding, ffmpeg, scratch
 from kmdx.errors import AudioError, reason
 from kmdx.inputs import COMPRESSED, EXTENSIONS

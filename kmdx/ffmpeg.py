@@ -275,7 +275,7 @@ class _Decoder:
         """
         context = av.CodecContext.create(self.stream.codec_context.name, "r")
         context.extradata = self.stream.codec_context.extradata
-        decoded = [np.zeros(0, np.float32)]
+        decoded: list[np.ndarray] = [np.zeros(0, np.float32)]
         for data in packets:
             with suppress(av.FFmpegError):
                 for frame in context.decode(av.Packet(data)):

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from sisec2018 import VOCALS
 
-from evaluator import compare as comparing
+from evaluator import comparison_command as comparing
 from evaluator import metrics, published
 from evaluator.comparison import Comparison, Difference, compare
 from evaluator.records import SongRecord
-from evaluator.systems import System
+from evaluator.systems import System, load
 from kmdx.errors import KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -321,6 +321,26 @@ def test_the_command_shows_a_run_next_to_published_results(
     assert code == 0
     assert line in [each.split()[: len(line)] for each in out.splitlines()]
     assert command(*others, "published:htdemucs")[0] == 0
+
+
+@pytest.mark.parametrize("number", ["1" + 400 * "0", "1e999", "-Infinity", "NaN", "true", '"1"'])
+def test_a_number_that_nothing_can_be_computed_from_is_no_score(tmp_path: Path, number: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "results.json").write_text(
+        '{"songs": [{"schema": 2, "song": "a", "status": "ok", "stems": ["bass"], '
+        f'"scores": {{"global_sdr": {{"bass": {number}}}}}}}]}}'
+    )
+    (tmp_path / "a.json").write_text(
+        '{"targets": [{"name": "bass", "frames": '
+        f'[{{"time": 0, "duration": 1, "metrics": {{"SDR": {number}}}}}]}}]}}'
+    )
+    for place, metric in ((run, "global_sdr"), (tmp_path, "museval_sdr")):
+        if number in ("1e999", "-Infinity", "NaN"):
+            assert load(place).songs["a"].scores == {metric: {"bass": None}}
+        else:
+            with pytest.raises(KmdxError, match="is damaged|is not a file of museval"):
+                load(place)
 
 
 def test_mistakes_are_one_line(command: Command, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from evaluator.sounds import form_of
+from evaluator.sound_files import form_of
 from kmdx import audio, ffmpeg, frames, ogg
 from kmdx.errors import AudioError, KmdxWarning
 

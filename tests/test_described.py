@@ -125,3 +125,20 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(data: Path, text:
 def test_without_a_description_the_error_tells_of_one(data: Path) -> None:
     with pytest.raises(KmdxError, match=r"found One/01_Kick.wav, .* and 7 more: describe .*dataset.yaml"):
         find_tracks(data)
+
+
+@pytest.mark.parametrize("more", ["", "splits: {test: '*'}", "ignore: '*'"])
+def test_a_description_that_nothing_matches_is_blamed_itself(data: Path, more: str) -> None:
+    describe(data, f"stems: {{drums: '*Timpani*'}}\n{more}")
+    for place in (data, data / "dataset.yaml"):
+        with pytest.raises(
+            KmdxError, match=r"dataset\.yaml: no songs: no file matches the pattern of a stem$"
+        ):
+            find_tracks(place)
+
+
+def test_a_song_that_is_a_link_has_the_links_name(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "Mine").symlink_to(data / "One")
+    (tmp_path / "links" / "dataset.yaml").write_text("stems: {drums: '*kick*'}")
+    assert [track.name for track in find_tracks(tmp_path / "links")] == ["Mine"]

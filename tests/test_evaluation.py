@@ -25,7 +25,7 @@ import submissions
 from conftest import noise
 
 from evaluator import command, metrics
-from evaluator.compare import compare, load
+from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 from evaluator.records import SongRecord
 
@@ -480,7 +480,17 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
         assert scorer.score(files, files, metrics.choose(None)) == first
 
 
-def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "record",
+    [
+        SongRecord("a", "failed", "x", duration=100.0, seconds=1.0),
+        SongRecord("a", "ok", duration=100.0, stems=("bass",), scores={"global_sdr": {"bass": 1.0}}),
+    ],
+    ids=["played", "existing stems"],
+)
+def test_the_time_left_is_by_the_songs_that_were_done(
+    record: SongRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rich.progress import Progress
 
     from evaluator.dataset import Track
@@ -489,7 +499,6 @@ def test_the_time_left_is_by_the_songs_that_were_played(monkeypatch: pytest.Monk
     monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abcd"]
     bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
-    record = SongRecord("a", "failed", "x", duration=100.0, seconds=1.0)
     bars.finished(tracks[0], record)
     assert bars.time_left() == "-:--:--", "a song that was done before tells no pace"
     bars.song(tracks[1])

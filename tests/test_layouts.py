@@ -73,6 +73,22 @@ def test_names_are_compared_without_case(tmp_path: Path) -> None:
     assert np.array_equal(read(track, "drums").samples, stems["drums"].astype(np.float32))
 
 
+def test_only_lossy_formats_are_called_lossy(tmp_path: Path) -> None:
+    stems = whole(stems_of())
+    put(tmp_path / "song", {stem: stems[stem] for stem in ("bass", "drums", MIXTURE)}, "flac")
+    put(tmp_path / "song", {stem: stems[stem] for stem in ("other", "vocals")}, "ogg")
+    assert said(tmp_path) == ["1 of 1 song is lossy (ogg): scores are not those against the originals"]
+
+
+def test_a_song_that_is_a_link_has_the_links_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "store" / "0123", whole(stems_of()))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "Song").symlink_to(tmp_path / "store" / "0123")
+    assert one(tmp_path / "set").name == "Song"
+    monkeypatch.chdir(tmp_path / "store" / "0123")
+    assert one(Path()).name == "0123"
+
+
 @pytest.mark.parametrize(
     ("ending", "lossy"), [("flac", False), ("ogg", True), ("mp3", True), ("aiff", False)]
 )

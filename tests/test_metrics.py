@@ -291,6 +291,9 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         "cannot be read": {"bass": tmp_path / "text.wav"},
         "no samples": write(tmp_path / "empty", {"bass": np.zeros((0, 2))}),
         "NaN or infinity": write(tmp_path / "nan", {"bass": np.full((4000, 2), np.nan)}, subtype="FLOAT"),
+        "too large to be squared": write(
+            tmp_path / "large", {"bass": np.full((4000, 2), 1e25)}, subtype="FLOAT"
+        ),
         "flac: ": write(tmp_path / "flac", {"bass": noise(4000)}, extension="flac"),
     }
     (tmp_path / "text.wav").write_text("no sound")
@@ -303,6 +306,22 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         assert guess["bass"].name in str(caught.value)
     with pytest.raises(ValueError, match="drums"):
         score_song(truth, {"drums": truth["bass"]})
+
+
+def test_metrics_of_one_function_share_its_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evaluator.measures import spectral
+
+    calls: list[int] = []
+
+    def both(reference: np.ndarray, estimate: np.ndarray, rate: int) -> dict[str, float]:
+        calls.append(len(reference))
+        return {"bleedless": 1.0, "fullness": 2.0}
+
+    monkeypatch.setattr(spectral, "bleedless_and_fullness", both)
+    stems = write(tmp_path, {"bass": integers(noise(900)), "drums": integers(noise(900, seed=1))})
+    found = score_song(stems, stems, [METRICS["bleedless"], METRICS["fullness"]]).scores
+    assert found == {"bleedless": {"bass": 1, "drums": 1}, "fullness": {"bass": 2, "drums": 2}}
+    assert calls == [900, 900]
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:

@@ -106,3 +106,7 @@ def test_a_single_stem_is_shown_without_an_average() -> None:
     assert "BS-RoFormer" not in [row.name for row in same.rows]
     results["run"]["stems"] = ["piano"]
     assert published_next_to(results["summary"], results["run"], list(VOCALS)) == []
+
+
+def test_capital_letters_make_no_difference_to_a_published_name() -> None:
+    assert published.find("TAK1") == published.find("tak1")

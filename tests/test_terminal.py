@@ -285,6 +285,24 @@ def test_every_command_runs_through_the_terminal(name: str, monkeypatch: pytest.
     assert callable(started[0])
 
 
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("local_evaluation", "psutil", "evaluator"),
+        ("evaluator.compare", "jinja2", "evaluator"),
+        ("training", "pydantic", "training"),
+    ],
+)
+def test_a_command_without_its_extra_names_it_in_one_line(command: str, package: str, extra: str) -> None:
+    code = (
+        f"import runpy, sys; sys.modules[{package!r}] = None; "
+        f"runpy.run_module({command!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {package} is missing; install it with: pip install '.[{extra}]'\n"
+
+
 def test_there_are_commands_to_check() -> None:
     assert {"kmdx.cli", "local_evaluation", "evaluator.compare", "training", "demo"} <= {*commands()}
     assert len(commands()) >= 19

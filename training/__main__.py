@@ -1,6 +1,6 @@
 """``python -m training``: see :mod:`training.command`."""
 
-from training.command import main
+from evaluator.extra import start
 
 if __name__ == "__main__":
-    main()
+    start("training.command", "training")

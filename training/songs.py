@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from evaluator import dataset, described, layouts, sources
 from evaluator.dataset import ACCOMPANIMENT, MIXTURE, STEMS
 from evaluator.layouts import SongFiles, key
-from evaluator.sounds import Form
+from evaluator.sound_files import Form
 from evaluator.sources import Source
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import soxr
 
-from evaluator.sounds import form_of
+from evaluator.sound_files import form_of
 from kmdx import audio
 from training.config import TrainingError
 from training.songs import RATE, Stem, to_train_with, whole

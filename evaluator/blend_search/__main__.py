@@ -1,6 +1,6 @@
 """``python -m evaluator.blend_search``: see :mod:`evaluator.blend_search.command`."""
 
-from evaluator.blend_search.command import main
+from evaluator.extra import start
 
 if __name__ == "__main__":
-    main()
+    start("evaluator.blend_search.command", "evaluator")

@@ -104,17 +104,7 @@ def aura_mrstft(reference: Samples, estimate: Samples, rate: int) -> float:
     return 100 / (1 + 10 * sum(losses) / len(losses))
 
 
-def bleedless(reference: Samples, estimate: Samples, rate: int) -> float:
-    """How little the estimate has that the reference has not, in %: see :func:`bleedless_and_fullness`."""
-    return bleedless_and_fullness(reference, estimate, rate)[0]
-
-
-def fullness(reference: Samples, estimate: Samples, rate: int) -> float:
-    """How little of the reference the estimate lacks, in %: see :func:`bleedless_and_fullness`."""
-    return bleedless_and_fullness(reference, estimate, rate)[1]
-
-
-def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> tuple[float, float]:
+def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> dict[str, float]:
     """Compare mel spectra in dB, separately where the estimate is louder and where it is quieter.
 
     Both are ``100 / (1 + mean difference)`` in %. Bleedless takes the mean in dB over the values where
@@ -152,7 +142,7 @@ def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> 
             sums[side] += float(part.clamp(min=0).sum(dtype=torch.float64))
             counts[side] += int(torch.count_nonzero(part > 0))
     louder, quieter = (total / count if count else 0.0 for total, count in zip(sums, counts, strict=True))
-    return 100 / (1 + louder), 100 / (1 + quieter)
+    return {"bleedless": 100 / (1 + louder), "fullness": 100 / (1 + quieter)}
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,191 @@
+"""The command ``python -m evaluator.compare RUN…``: which of several runs is better, song by song.
+
+See :mod:`evaluator.systems` for what can be compared, and :mod:`evaluator.comparison` for how it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from evaluator import comparison_page
+from evaluator.bootstrap import COVERAGE
+from evaluator.caveats import count
+from evaluator.comparison import AVERAGE, Comparison, Difference, compare
+from evaluator.metrics import Metric, show
+from evaluator.results import statistic_title
+from evaluator.store import write_json
+from evaluator.systems import load, load_all
+from kmdx import terminal
+from kmdx.errors import KmdxError, listed
+from kmdx.terminal import out
+
+__all__ = ["compare", "load", "load_all"]
+
+PAGE = Path("compare.html")
+MANY = 4
+"""Systems of which the terminal still shows every pair's stems; the page always does."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+def command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs, folders of museval's JSON files such as SiSEC 2018's METHOD/test, or "
+            "published:NAME for results in evaluator/published.yaml.",
+            show_default=False,
+        ),
+    ],
+    metrics: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these metrics, with commas between them.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Times that the songs are drawn again.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
+    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="The page to write.", show_default=str(PAGE)),
+    ] = None,
+) -> None:
+    """Compare runs song by song: which one is better, and whether chance alone could explain it."""
+    if html is None and PAGE.exists() and not comparison_page.is_own(PAGE):
+        raise KmdxError(f"{PAGE} exists and is no page of this command: name another file with --html")
+    found = compare(load_all(runs), samples, seed, _names(metrics))
+    show_tables(found)
+    page = comparison_page.write(found, html or PAGE)
+    if output is not None:
+        write_json(output, {**content(found), "samples": samples, "seed": seed})
+    out.print(escape(f"page: {page}"))
+
+
+def show_tables(found: Comparison) -> None:
+    """Print a comparison: systems, warnings, and for each metric values and verdicts."""
+    letters = [_letter(place) for place in range(len(found.systems))]
+    for letter, system in zip(letters, found.systems, strict=True):
+        out.print(escape(f"{letter}: {system.name}, {system.place}"))
+    for warning in found.warnings:
+        out.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
+    for name, songs in found.alone.items():
+        out.print(escape(f"not in all runs: {count(len(songs), 'song')} of {name}: {listed(songs)}"))
+    for metric in found.metrics:
+        if len(found.systems) > 2 or len(found.tested) < 2:
+            out.print(_values(found, metric, letters))
+        if len(found.tested) > 1:
+            out.print(_differences(found, metric, letters))
+    if len(found.tested) > 2:
+        pairs = len(found.tested) * (len(found.tested) - 1) // 2
+        out.print(f"p: corrected by Holm for {pairs} pairs")
+
+
+def content(found: Comparison) -> dict[str, Any]:
+    """A comparison as JSON has it."""
+    return {
+        "systems": [
+            {"name": system.name, "place": system.place, "kind": system.kind, "songs": len(system.songs)}
+            for system in found.systems
+        ],
+        "songs": list(found.songs),
+        "stems": list(found.stems),
+        "mean_stems": list(found.mean_stems),
+        "values": found.values,
+        "differences": [
+            {
+                **asdict(each),
+                "a": found.names[each.a],
+                "b": found.names[each.b],
+                "verdict": each.verdict(found.names),
+            }
+            for each in found.differences
+        ],
+        "alone": {name: list(songs) for name, songs in found.alone.items()},
+        "warnings": list(found.warnings),
+    }
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _letter(place: int) -> str:
+    """A, B, …, Z, AA, AB, …."""
+    before = place // len(ascii_uppercase)
+    return (_letter(before - 1) if before else "") + ascii_uppercase[place % len(ascii_uppercase)]
+
+
+def _title(metric: Metric) -> str:
+    direction = "" if metric.higher_is_better else "; lower is better"
+    return f"{metric.label}, {statistic_title(metric, metric.over_songs)}{direction}"
+
+
+def _values(found: Comparison, metric: Metric, letters: Sequence[str]) -> Table:
+    """Every system's value of each stem, over the songs that all have."""
+    over = f" that all have: {len(found.songs)}" if found.songs and len(found.tested) > 1 else ""
+    table = Table(title=f"{_title(metric)}{over}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    columns = (AVERAGE, *found.stems)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for letter, name, values in zip(
+        letters, found.names, found.values[metric.name][metric.over_songs], strict=True
+    ):
+        if any(value is not None for value in values.values()):
+            table.add_row(escape(f"{letter} {name}"), *(show(metric, values[column]) for column in columns))
+    return table
+
+
+def _differences(found: Comparison, metric: Metric, letters: Sequence[str]) -> Table:
+    """The verdict of each pair and stem."""
+    two = len(found.tested) == 2
+    table = Table(title=_title(metric), title_justify="left", box=None, pad_edge=False)
+    table.add_column("stem" if two else "pair, stem")
+    a, b = (letters[place] for place in found.tested[:2]) if two else ("first", "second")
+    for heading in (
+        a,
+        b,
+        f"{b} − {a}",
+        f"{COVERAGE:.0%} interval",
+        "p",
+        f"{b} wins",
+        "loses",
+        "ties",
+        "songs",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    rows = found.rows if len(found.tested) <= MANY else found.rows[:1]
+    for each in found.differences:
+        if each.metric == metric.name and each.stem in rows:
+            pair = "" if two else f"{letters[each.a]} {letters[each.b]}, "
+            table.add_row(f"{pair}{escape(each.stem)}", *_cells(each, metric, letters))
+    return table
+
+
+def _cells(each: Difference, metric: Metric, letters: Sequence[str]) -> list[str]:
+    def signed(value: float | None) -> str:
+        return "" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+    interval = "" if each.low is None else f"{signed(each.low)} … {signed(each.high)}"
+    return [
+        *("" if value is None else show(metric, value) for value in (each.value_a, each.value_b)),
+        signed(each.difference),
+        interval,
+        "" if each.corrected is None else f"{each.corrected:.2g}",
+        *map(str, (each.wins, each.losses, each.ties, len(each.songs))),
+        each.verdict(letters),
+    ]
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line and exit code 2."""
+    terminal.run(app)

@@ -1,0 +1,26 @@
+"""Starts a command whose packages may not be installed. This module needs none of them."""
+
+import importlib
+import sys
+
+OWN = ("evaluator", "kmdx", "my_submission", "training")
+
+
+def start(module: str, extra: str) -> None:
+    """Run a module's ``main``; without the extra that it needs, print one line that names it.
+
+    Parameters
+    ----------
+    module : str
+    extra : str
+        The optional dependencies in ``pyproject.toml`` that the module needs.
+    """
+    try:
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OWN:
+            raise
+        print(f"error: {package} is missing; install it with: pip install '.[{extra}]'", file=sys.stderr)
+        sys.exit(2)
+    command.main()
