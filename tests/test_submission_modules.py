@@ -62,21 +62,28 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
         submission.kill()
 
 
+def printed(submission: Submission) -> str:
+    """What a submission printed, all of it: it is ended first."""
+    submission.kill()
+    return submission.log.read_text("utf-8")
+
+
 def test_a_submission_without_init_files_is_imported_from_its_own_folder(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    start({})
-    assert f"made by {tmp_path / 'submission'}/my_submission" in (tmp_path / "submission.log").read_text()
+    assert f"made by {tmp_path / 'submission'}/my_submission" in printed(start({}))
 
 
 def test_modules_called_kmdx_and_evaluator_are_the_submissions_own(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     files = {"kmdx/limits.py": "", "evaluator/__init__.py": "", "evaluator/metrics.py": "", "training.py": ""}
-    start(files, "import kmdx.limits, evaluator.metrics, training", "print(kmdx.__path__, training.__file__)")
-    assert str(ROOT) not in (tmp_path / "submission.log").read_text()
+    imports = "import kmdx.limits, evaluator.metrics, training"
+    log = printed(start(files, imports, "print(kmdx.__path__, training.__file__)"))
+    assert "training.py" in log
+    assert str(ROOT) not in log
 
 
 def test_code_from_elsewhere_is_refused_with_both_paths(start, tmp_path: Path) -> None:
@@ -110,10 +117,10 @@ def test_a_regular_package_elsewhere_does_not_win_over_one_without_an_init_file(
     assert finder.find_spec("thing.part") is None, "a package finds what is in it"
 
 
-def test_paths_that_a_submission_adds_itself_count(start, tmp_path: Path) -> None:
+def test_paths_that_a_submission_adds_itself_count(start) -> None:
     add = "import sys\nsys.path.insert(0, str(Path(__file__).parents[1] / 'deep'))\nimport utils"
-    start({"deep/utils.py": "print('deep utils')", "utils/__init__.py": "print('shallow utils')"}, add)
-    assert "deep utils" in (tmp_path / "submission.log").read_text()
+    files = {"deep/utils.py": "print('deep utils')", "utils/__init__.py": "print('shallow utils')"}
+    assert "deep utils" in printed(start(files, add))
 
 
 @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs a second interpreter")
