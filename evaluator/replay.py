@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 import shutil
 import tempfile
@@ -159,6 +160,12 @@ class Desk:
             shutil.copyfile(mixture, self._next / "mixture.wav")
         return lambda: self._next.rename(self.dataset / track.name)
 
+    def without_paths(self, text: str) -> str:
+        """A message that says whose its files are, and not where these lie for the moment."""
+        for folder, whose in ((self.taken, "the submission's"), (self.references, "the data set's")):
+            text = text.replace(f"{folder}{os.sep}", f"{whose} ")
+        return text
+
     def clear(self) -> None:
         """Remove everything of the last song."""
         self.predictions.clear()
@@ -292,7 +299,7 @@ def _play(
         estimates = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
         return with_scores(record, _score(track, estimates, desk.references, scorer, metrics))
     except KmdxError as error:
-        return record.failed(str(error), ends_challenge=True)
+        return record.failed(desk.without_paths(str(error)), ends_challenge=True)
 
 
 def unplayed(track: Track, reason: str) -> SongRecord:

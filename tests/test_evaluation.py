@@ -28,6 +28,9 @@ from evaluator import command, metrics
 from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 from evaluator.records import SongRecord
+from evaluator.replay import Desk
+from evaluator.scoring import score_song
+from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
@@ -449,6 +452,20 @@ def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path
     assert evaluate("--strict", what="returns NaN").code == 1
     records = results(tmp_path / "run")["songs"]
     assert [record["reason"] for record in records] == ["NaN in drums"] * 3
+
+
+def test_a_reason_says_whose_file_it_is_and_not_where_it_lay(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    for folder in (desk.taken, desk.references):
+        soundfile.write(folder / "bass.wav", np.full((9, 2), np.nan), 44100, "FLOAT")
+    soundfile.write(desk.references / "short.wav", np.zeros((8, 2)), 44100)
+    for truth, reason in (
+        ("bass", "the data set's bass.wav: NaN or infinity"),
+        ("short", "the submission's bass.wav: 9 samples .*, but the data set's short.wav: 8 samples"),
+    ):
+        with pytest.raises(KmdxError) as caught:
+            score_song({"bass": desk.references / f"{truth}.wav"}, {"bass": desk.taken / "bass.wav"})
+        assert re.match(reason, desk.without_paths(str(caught.value)))
 
 
 def test_any_file_of_an_entrants_folder_counts(evaluate, tmp_path: Path) -> None:
