@@ -297,7 +297,7 @@ def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose
     with _begun(task, output, verbose) as (store, found):
         run = results.describe_run(
             name=name,
-            title=f"the stems in {stems.folder}",
+            title=f"Stems in {stems.folder}",
             submission=None,
             code=stems.digest(),
             plan=None,

@@ -91,7 +91,7 @@ def _facts(system: System) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if system.kind == "run":
         keys = ("title", "device", "precision", "engine", "cpu")
-        facts = {key: run[key] for key in keys if run.get(key)}
+        facts = {key: run[key] for key in keys if run.get(key) not in (None, "", "not known")}
         data = run.get("data")
         if isinstance(data, dict) and data.get("path"):
             facts["data"] = data["path"]

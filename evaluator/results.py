@@ -36,7 +36,7 @@ IGNORED = {
 
 
 def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, Any]]:
-    """Name, file, sha256 of each weight that a plan uses, and whether it is a published one.
+    """Name, file, sha256 of each weight that a plan uses, and whether it is published or ships here.
 
     ``folder`` is where weight files lie, if not in the usual place.
 
@@ -50,12 +50,13 @@ def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, A
     for weight in needed.values():
         path = weights.find(weight, folder).path
         (status,) = weights.verify(folder, [weight])
+        comes_along = path.is_relative_to(weights.shipped_folder())
         described.append(
             {
                 "name": weight.name,
                 "file": path.name,
                 "sha256": weights.file_sha256(path),
-                "known": status.known,
+                "known": status.known or comes_along,
             }
         )
     return described

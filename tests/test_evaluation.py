@@ -29,7 +29,9 @@ from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 from evaluator.records import SongRecord
 from evaluator.replay import Desk
+from evaluator.results import describe_weights
 from evaluator.scoring import score_song
+from kmdx import plan_file
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
@@ -452,6 +454,10 @@ def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path
     assert evaluate("--strict", what="returns NaN").code == 1
     records = results(tmp_path / "run")["songs"]
     assert [record["reason"] for record in records] == ["NaN in drums"] * 3
+
+
+def test_weights_that_came_with_the_package_are_known() -> None:
+    assert [weight["known"] for weight in describe_weights(plan_file.load("mini"))] == 4 * [True]
 
 
 def test_a_reason_says_whose_file_it_is_and_not_where_it_lay(tmp_path: Path) -> None:
