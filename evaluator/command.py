@@ -27,6 +27,7 @@ from evaluator.comparison import compare
 from evaluator.comparison_command import show_tables
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
+from evaluator.layouts import ACCOMPANIMENT, parts_of_accompaniment
 from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, check_submission
 from evaluator.records import SongRecord
@@ -202,6 +203,8 @@ def _run_submission(
         python = visible.find_python(python)
     replaced = settings.for_process()
     plan = _plan(submission, replaced["ensemble"])
+    if plan is not None:
+        _check_stems(plan, task)
     made: list[Submission] = []
     with _begun(task, output, verbose) as (store, found):
         code, used_weights = (
@@ -444,6 +447,16 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
 
         ensemble = user_config.ENSEMBLE
     return plan_file.load(ensemble)
+
+
+def _check_stems(plan: Plan, task: Task) -> None:
+    """Raise KmdxError where a plan cannot give what would be scored."""
+    given = {*plan.stems, *([ACCOMPANIMENT] if parts_of_accompaniment(plan.stems) else [])}
+    lacking = [stem for stem in task.stems if stem not in given]
+    if lacking:
+        common = ",".join(stem for stem in task.stems if stem in given)
+        advice = f"; use --stems {common}" if common else ""
+        raise KmdxError(f"{shown(plan.name)} does not separate {', '.join(lacking)}{advice}")
 
 
 def _computation(plan: Plan | None, settings: Settings) -> tuple[str, str, str]:

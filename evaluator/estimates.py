@@ -27,7 +27,7 @@ import numpy as np
 
 from evaluator import layouts, sources
 from evaluator.dataset import ACCOMPANIMENT, Problem, Track
-from evaluator.layouts import MIXTURE, STEMS, key, safe_name, stem_named
+from evaluator.layouts import key, parts_of_accompaniment, safe_name, stem_named
 from evaluator.sources import Source
 from kmdx import audio
 from kmdx.errors import AudioError, KmdxError, listed, shown
@@ -165,13 +165,23 @@ def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:
     paths = estimates.files.get(track.name, {}).get(stem)
     if not paths:
         raise KmdxError(f"{track.name}: no {stem} in {estimates.folder}")
+    return sum_as_wav(paths, track, folder / f"{stem}.wav")
+
+
+def sum_as_wav(paths: Sequence[Path], track: Track, target: Path) -> Path:
+    """Give the sum of files of a song as a wav file; the file itself if it is one, and such a wav.
+
+    Raises
+    ------
+    KmdxError
+        If one cannot be read, or has another rate, number of channels or length than the song.
+    """
     whole = [_checked(path, track) for path in paths]
     if len(paths) == 1 and whole == [True] and paths[0].suffix.lower() == ".wav":
         return paths[0]
     total = np.zeros((track.samples, track.channels), np.float64)
     for path in paths:
         total += audio.read(path, accept_holes=False).samples[: track.samples]
-    target = folder / f"{stem}.wav"
     audio.write(target, total.astype(np.float32), track.rate, "float32")
     return target
 
@@ -240,8 +250,7 @@ def _chosen(
     for stem in wanted:
         if stem in own:
             chosen[stem] = (_only(folder, track, stem, own[stem]),)
-    parts = [stem for stem in own if stem not in (MIXTURE, ACCOMPANIMENT, "vocals")]
-    if ACCOMPANIMENT in wanted and ACCOMPANIMENT not in own and {*STEMS} - {"vocals"} <= {*parts}:
+    if ACCOMPANIMENT in wanted and ACCOMPANIMENT not in own and (parts := parts_of_accompaniment(own)):
         chosen[ACCOMPANIMENT] = tuple(_only(folder, track, stem, own[stem]) for stem in parts)
     return chosen
 

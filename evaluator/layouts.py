@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,12 @@ def key(name: str) -> str:
 def stem_named(name: str) -> str | None:
     """The stem, or the mixture, that a file or folder of this name holds; ``None`` for no known one."""
     return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
+
+
+def parts_of_accompaniment(stems: Iterable[str]) -> tuple[str, ...]:
+    """The stems that sum to the accompaniment: all but vocals, if bass, drums and other are among them."""
+    parts = tuple(stem for stem in stems if stem not in (MIXTURE, ACCOMPANIMENT, "vocals"))
+    return parts if set(STEMS) - {"vocals"} <= set(parts) else ()
 
 
 def folder_name(folder: Path) -> str:

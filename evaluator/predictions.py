@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from evaluator.layouts import ACCOMPANIMENT, NAMES, parts_of_accompaniment
 from kmdx.errors import KmdxError
 
 PREDICTIONS = "predictions"
@@ -74,6 +75,8 @@ class Predictions:
         -------
         dict of str to Path
 
+            An accompaniment that is not among the submission's files is not among these, but its parts are.
+
         Raises
         ------
         PredictionError
@@ -92,7 +95,7 @@ class Predictions:
                     raise PredictionError(
                         f"no stems: {PREDICTIONS}/{song} is no folder ({error.strerror})"
                     ) from error
-            for stem in stems:
+            for stem in _with_parts(stems, path, folder):
                 taken[stem] = target / f"{stem}.wav"
                 _copy(path, folder, f"{stem}.wav", most, taken[stem])
         return taken
@@ -120,6 +123,25 @@ def _folder(path: Path, parent: int | None) -> Iterator[int | None]:
         yield opened
     finally:
         os.close(opened)
+
+
+def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[str]:
+    """The stems to take: in place of an accompaniment that is not in the folder, what sums to it."""
+    if ACCOMPANIMENT not in stems or _exists(ACCOMPANIMENT, path, folder):
+        return [*stems]
+    parts = parts_of_accompaniment([name for name in NAMES if _exists(name, path, folder)])
+    names = [stem for stem in stems if stem != ACCOMPANIMENT or not parts]
+    return [*dict.fromkeys([*names, *parts])]
+
+
+def _exists(stem: str, path: Path, folder: int | None) -> bool:
+    """Whether there is anything of a stem's name in an open folder."""
+    name = f"{stem}.wav"
+    try:
+        os.stat(name if folder is not None else path / name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) -> None:

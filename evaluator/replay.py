@@ -17,6 +17,7 @@ from typing import Protocol
 from evaluator import estimates
 from evaluator.dataset import Track, as_wav
 from evaluator.estimates import Estimates
+from evaluator.layouts import ACCOMPANIMENT, parts_of_accompaniment
 from evaluator.metrics import Metric, named, show
 from evaluator.predictions import PREDICTIONS, Predictions
 from evaluator.process import Limits, Outcome, Submission
@@ -296,8 +297,12 @@ def _play(
     try:
         # Before the true stems are decoded, and to where the submission cannot change them any more.
         scored = [stem for stem in stems if stem in track.available]
-        estimates = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
-        return with_scores(record, _score(track, estimates, desk.references, scorer, metrics))
+        taken = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
+        if ACCOMPANIMENT in scored and ACCOMPANIMENT not in taken:
+            parts = [taken[stem] for stem in parts_of_accompaniment(taken)]
+            taken[ACCOMPANIMENT] = estimates.sum_as_wav(parts, track, desk.taken / f"{ACCOMPANIMENT}.wav")
+        guesses = {stem: taken[stem] for stem in scored}
+        return with_scores(record, _score(track, guesses, desk.references, scorer, metrics))
     except KmdxError as error:
         return record.failed(desk.without_paths(str(error)), ends_challenge=True)
 

@@ -241,12 +241,14 @@ def watch(
 def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict[str, bool]:
     """What is wrong with returned stems, and whether the challenge would have ended at it.
 
-    It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored. The four
-    stems of the challenge may be there where fewer are wanted.
+    It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored. Where
+    other stems than the challenge's four are wanted, more may be there, and the evaluator sums up a missing
+    accompaniment.
     """
     wrong = {}
-    extra = sorted(map(str, set(stems) - set(wanted) - set(STEMS)))
-    missing = sorted(set(wanted) - set(stems))
+    extra = sorted(map(str, set(stems) - set(STEMS))) if set(wanted) == set(STEMS) else []
+    summed = {"accompaniment"} if set(STEMS) - {"vocals"} <= set(stems) else set()
+    missing = sorted(set(wanted) - set(stems) - summed)
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
         wrong[f"wrong stems: {', '.join(names)}"] = True

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from kmdx import Separator
 from kmdx.ensemble import Progress
 
-INSTRUMENTS = ("bass", "drums", "other", "vocals")
-
 
 class MusicSeparationModel:
     """Separates one song after the other; weights are loaded when it is made.
@@ -40,15 +38,13 @@ class MusicSeparationModel:
         precision: str = "auto",
         engine: str = "tuned",
     ) -> None:
-        self.separator = Separator(
-            ensemble, device=device, stems=INSTRUMENTS, folder=folder, precision=precision, engine=engine
-        )
+        self.separator = Separator(ensemble, device=device, folder=folder, precision=precision, engine=engine)
         self.progress: Progress | None = None
 
     @property
     def instruments(self) -> list[str]:
-        """Names of the four stems."""
-        return list(INSTRUMENTS)
+        """Names of the ensemble's stems: bass, drums, other, vocals as the challenge asks, or others."""
+        return sorted(self.separator.stems)
 
     def raise_aicrowd_error(self, msg: str) -> None:
         """Raise an error whose text the challenge shows to the entrant.

@@ -172,6 +172,71 @@ def test_one_entry_in_the_table_shows_a_metric_everywhere(
     assert ("loudness", "vocals") in {(each.metric, each.stem) for each in differences}
 
 
+@pytest.fixture
+def two_stems(data: Path, tmp_path: Path) -> Path:
+    """The first song with vocals and accompaniment."""
+    source, song = data / "test" / NAMES[0], tmp_path / "two" / NAMES[0]
+    song.mkdir(parents=True)
+    for name in ("vocals", "mixture"):
+        shutil.copy(source / f"{name}.wav", song)
+    rest = sum(soundfile.read(source / f"{name}.wav")[0] for name in ("bass", "drums", "other"))
+    soundfile.write(song / "accompaniment.wav", rest, 44100)
+    return tmp_path / "two"
+
+
+def test_four_stems_are_scored_as_vocals_and_accompaniment(evaluate, two_stems: Path, tmp_path: Path) -> None:
+    result = evaluate(data=two_stems)
+    assert result.code == 0, result.err
+    song = two_stems / NAMES[0]
+    truth, mixture = (soundfile.read(song / f"{name}.wav")[0] for name in ("accompaniment", "mixture"))
+    (record,) = results(tmp_path / "run")["songs"]
+    assert set(record["scores"]["global_sdr"]) == {"vocals", "accompaniment"}
+    expected = global_sdr(truth, (0.1 + 0.2 + 0.3) * mixture)
+    assert record["scores"]["global_sdr"]["accompaniment"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_part_of_the_accompaniment_of_another_length_fails_the_song(
+    evaluate, two_stems: Path, tmp_path: Path
+) -> None:
+    result = evaluate(data=two_stems, what="returns a wrong length")
+    assert result.code == 1
+    (record,) = results(tmp_path / "run")["songs"]
+    assert "wrong length: other has 44099 samples" in record["reason"]
+
+
+def test_more_stems_than_the_wanted_ones_matter_only_in_the_challenge(
+    evaluate, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(submissions.BODIES, "adds a guitar", "stems['guitar'] = stems['bass']")
+    assert evaluate(what="adds a guitar").code == 1
+    (first, *_) = results(tmp_path / "run")["songs"]
+    assert first["reason"] == "wrong stems: guitar is extra"
+    assert evaluate("--stems", "vocals", what="adds a guitar", output=tmp_path / "vocals").code == 0
+
+
+@pytest.fixture(scope="module")
+def vocals_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "vocals_only.yaml"
+    path.write_text(
+        "sample_rate: 44100\n"
+        "networks: {v: {weights: mini_vocals, trim_and_join: {chunk: 130048, trim: 2048}}}\n"
+        "signals: {V: {network: v, hears: mixture}}\n"
+        "stems: {vocals: {sum: {V.vocals: 1}}}\n"
+    )
+    return path
+
+
+def test_a_plan_of_one_stem_is_scored_by_that_stem(evaluate, vocals_plan: Path, tmp_path: Path) -> None:
+    options = ("--submission", ROOT, "--ensemble", vocals_plan, "--device", "cpu", "--tracks", NAMES[0])
+    refused = evaluate(*options)
+    assert refused.code == 2
+    assert "vocals_only does not separate bass, drums, other; use --stems vocals" in refused.err
+    result = evaluate(*options, "--stems", "vocals", output=tmp_path / "vocals")
+    assert result.code == 0, result.err
+    (record,) = results(tmp_path / "vocals")["songs"]
+    assert list(record["scores"]["global_sdr"]) == ["vocals"]
+
+
 def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
     assert evaluate().code == 0
     assert not (tmp_path / "run" / "predictions").exists()

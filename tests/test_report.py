@@ -442,7 +442,7 @@ def test_the_table_works_with_the_keyboard(page: Any) -> None:
     assert page.locator("#place").inner_text() == "2 of 50"
     page.keyboard.press("Escape")
     assert not page.locator("#panel").is_visible()
-    page.wait_for_function("document.activeElement.closest('tr')?.rowIndex === 2")  # the event follows
+    wait_for(page, "document.activeElement.closest('tr')?.rowIndex === 2")  # the event follows
 
     dots = page.locator("#spread g.drums circle")
     assert dots.count() == 48

@@ -291,6 +291,33 @@ def test_stems_are_copied_out_of_the_submissions_hands(hands: Predictions, tmp_p
     assert soundfile.info(taken["vocals"]).frames == 1000
 
 
+def test_the_parts_of_a_missing_accompaniment_are_taken(hands: Predictions, tmp_path: Path) -> None:
+    song = tmp_path / "shared/predictions/song"
+    soundfile.write(song / "guitar.wav", noise(1000), 44100)
+    taken = hands.take("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
+    assert set(taken) == {*STEMS, "guitar"}
+    (song / "guitar.wav").rename(song / "accompaniment.wav")
+    for path in (tmp_path / "taken").iterdir():
+        path.unlink()
+    assert set(hands.take("song", ["accompaniment"], 1000, 2, tmp_path / "taken")) == {"accompaniment"}
+
+
+def test_without_all_of_its_parts_the_accompaniment_is_missing(hands: Predictions, tmp_path: Path) -> None:
+    (tmp_path / "shared/predictions/song/drums.wav").unlink()
+    with pytest.raises(PredictionError, match=r"accompaniment\.wav is missing"):
+        hands.take("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are POSIX's")
+def test_a_part_of_the_accompaniment_that_is_a_link_is_refused(hands: Predictions, tmp_path: Path) -> None:
+    replace(
+        tmp_path / "shared/predictions/song/drums.wav",
+        lambda path: path.symlink_to("../../../truth/song/drums.wav"),
+    )
+    with pytest.raises(PredictionError, match=r"drums\.wav of the submission is no regular file"):
+        hands.take("song", ["accompaniment"], 1000, 2, tmp_path / "taken")
+
+
 def replace(path: Path, make: Callable[[Path], object]) -> None:
     path.unlink()
     make(path)
