@@ -802,7 +802,7 @@ def test_published_networks_train_on_a_t4(stem: str) -> None:
     ("arguments", "message"),
     [
         (["run", "nothing", "--data", "x", "-o", "y"], "no config 'nothing'"),
-        (["run", "mini/vocals", "--data", "nowhere", "-o", "y"], "nowhere: no such folder"),
+        (["run", "vocals", "--data", "nowhere", "-o", "y"], "nowhere: no such folder"),
         (["run", "vocals", "--data", "x", "-o", "y", "--set", "batch"], "--set batch: expected KEY=VALUE"),
         (
             ["run", "vocals", "--data", "x", "-o", "y", "--set", "batch=many"],

@@ -14,8 +14,8 @@ from rich.markup import escape
 from kmdx import limits, terminal
 from kmdx.errors import KmdxError
 from kmdx.terminal import err
-from training.synthetic import requirements
-from training.synthetic import songs as data
+from recipes.mini.synthesizer import requirements
+from recipes.mini.synthesizer import songs as data
 
 TEST_PART = 6  # one song in so many is for testing
 
@@ -50,7 +50,7 @@ def synthesise(
     planned = data.plan(seed, songs, songs // TEST_PART if test_songs is None else test_songs, seconds)
     requirements.check()
     _check_folder(output)
-    from training.synthetic.song import make  # imports what was just looked for
+    from recipes.mini.synthesizer.song import make  # imports what was just looked for
 
     left = data.missing(output, planned)
     if len(left) < len(planned):

@@ -14,9 +14,9 @@ import yaml
 from evaluator import dataset
 from evaluator.dataset import MIXTURE, RATE, STEMS
 from kmdx.errors import KmdxError
-from training.synthetic import command, mixing, requirements, songs, voice
-from training.synthetic.score import SCALES, Score, compose
-from training.synthetic.songs import Song
+from recipes.mini.synthesizer import command, mixing, requirements, songs, voice
+from recipes.mini.synthesizer.score import SCALES, Score, compose
+from recipes.mini.synthesizer.songs import Song
 
 
 def composed(seed: int, **drawn) -> Score:
@@ -123,7 +123,7 @@ def test_an_envelope_stretched_keeps_its_shape():
 
 def test_parts_go_by_what_they_play():
     pytest.importorskip("mido")
-    from training.synthetic.accompaniment import Part
+    from recipes.mini.synthesizer.accompaniment import Part
 
     def part(name, channel, program, *pitches):
         return Part(name, channel, program, tuple((0, 96, pitch, 90) for pitch in pitches))
@@ -137,7 +137,7 @@ def test_parts_go_by_what_they_play():
 
 def test_drums_that_drive():
     pytest.importorskip("mido")
-    from training.synthetic.accompaniment import TICKS, Part, drives
+    from recipes.mini.synthesizer.accompaniment import TICKS, Part, drives
 
     score = composed(0)
     bar, bars = score.beats * TICKS, len(score.chords)
@@ -155,7 +155,7 @@ def test_drums_that_drive():
 
 def test_a_midi_file_keeps_its_parts():
     mido = pytest.importorskip("mido")
-    from training.synthetic.accompaniment import Part, _part, midi
+    from recipes.mini.synthesizer.accompaniment import Part, _part, midi
 
     notes = ((0, 96, 60, 90), (96, 192, 60, 80), (192, 400, 64, 70))
     file = midi([(Part("Chord", 3, 27, notes), 5, 100, 20)], composed(0))
@@ -168,7 +168,7 @@ def test_a_midi_file_keeps_its_parts():
 
 def test_the_library_leaves_out_what_is_no_song(tmp_path):
     pytest.importorskip("mido")
-    from training.synthetic.accompaniment import Style, library
+    from recipes.mini.synthesizer.accompaniment import Style, library
 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "rock.mma").write_text(
@@ -347,7 +347,8 @@ def test_what_is_missing_is_named_with_its_package(tmp_path, monkeypatch, capsys
     assert f"not installed: mma, fluidsynth, {tmp_path / 'drums.sf2'}" in printed
     assert "Python's pysinsy_that_is_not_there" in printed
     assert (
-        "apt-get install avldrums.lv2-soundfont fluidsynth mma; pip install 'kmdx-net[synthetic]'" in printed
+        "apt-get install avldrums.lv2-soundfont fluidsynth mma; pip install -r recipes/mini/requirements.txt"
+        in printed
     )
     assert not (tmp_path / "out").exists()
 
@@ -378,7 +379,7 @@ def rendered(tmp_path_factory) -> Path:
     """Two songs, one in each split."""
     output = tmp_path_factory.mktemp("synthetic") / "out"
     options = ["--songs", "2", "--test-songs", "1", "--seconds", "12", "--jobs", "1"]
-    subprocess.run([sys.executable, "-m", "training.synthetic", str(output), *options], check=True)
+    subprocess.run([sys.executable, "-m", "recipes.mini.synthesizer", str(output), *options], check=True)
     return output
 
 
@@ -406,7 +407,7 @@ def test_a_song_made_again_is_the_same_to_the_byte(rendered, tmp_path):
     again = shutil.copytree(rendered, tmp_path / "again")
     shutil.rmtree(again / "train")
     options = ["--songs", "2", "--test-songs", "1", "--seconds", "12"]
-    subprocess.run([sys.executable, "-m", "training.synthetic", str(again), *options], check=True)
+    subprocess.run([sys.executable, "-m", "recipes.mini.synthesizer", str(again), *options], check=True)
     names = [f"{name}.wav" for name in (MIXTURE, *STEMS)] + ["song.yaml"]
     same, different, lost = filecmp.cmpfiles(folder, again / "train" / "synthetic 001", names, shallow=False)
     assert (sorted(same), different, lost) == (sorted(names), [], [])
@@ -415,9 +416,9 @@ def test_a_song_made_again_is_the_same_to_the_byte(rendered, tmp_path):
 @real
 @pytest.mark.parametrize("font", ["FLUID", "TIM", "BLACK_PEARL", "RED_ZEPPELIN"])
 def test_each_font_plays_drums_on_its_own_channel(tmp_path, font):
-    from training.synthetic.accompaniment import DRUM_CHANNEL, Part, midi
-    from training.synthetic.rendering import render
-    from training.synthetic.song import KIT_FONTS
+    from recipes.mini.synthesizer.accompaniment import DRUM_CHANNEL, Part, midi
+    from recipes.mini.synthesizer.rendering import render
+    from recipes.mini.synthesizer.song import KIT_FONTS
 
     path = getattr(requirements, font)
     channel = 0 if path in KIT_FONTS else DRUM_CHANNEL

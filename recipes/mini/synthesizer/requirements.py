@@ -46,7 +46,7 @@ def check() -> None:
     if packages:
         ways.append(f"apt-get install {' '.join(packages)}")
     if modules:
-        ways.append("pip install 'kmdx-net[synthetic]'")
+        ways.append("pip install -r recipes/mini/requirements.txt")
     missing = ", ".join([*programs, *map(str, files), *(f"Python's {name}" for name in modules)])
     raise KmdxError(f"not installed: {missing}; install with: {'; '.join(ways)}")
 

@@ -1,6 +1,6 @@
 """Songs from nothing: four-stem songs in MUSDB18-HQ's layout, rendered from packages by name.
 
-``python -m training.synthetic OUT --songs 60``. A song is drawn as a score (:mod:`.score`); MMA plays
+``python -m recipes.mini.synthesizer OUT --songs 60``. A song is drawn as a score (:mod:`.score`); MMA plays
 its accompaniment in one of its styles (:mod:`.accompaniment`), FluidSynth renders that with
 General MIDI soundfonts (:mod:`.rendering`), Sinsy sings its melody and WORLD gives the singer's
 register and timbre (:mod:`.voice`); effects and levels are those of a rock or pop record

@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter1d
 from evaluator.dataset import RATE
 from kmdx import audio
 from kmdx.errors import KmdxError
-from training.synthetic.score import STEPS, Note, Score
+from recipes.mini.synthesizer.score import STEPS, Note, Score
 
 FRAME = 5e-3  # seconds between WORLD's frames
 SUNG = (64, 74)  # MIDI pitches that Sinsy's voice was trained on
@@ -247,7 +247,9 @@ def _specification(package: str) -> Any:
     """Where a package lies, without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise KmdxError(f"Python's {package}: not installed; install with: pip install 'kmdx-net[synthetic]'")
+        raise KmdxError(
+            f"Python's {package}: not installed; install with: pip install -r recipes/mini/requirements.txt"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """Renders a data set of four-stem songs: see ``--help``."""
 
-from training.synthetic.command import main
+from recipes.mini.synthesizer.command import main
 
 if __name__ == "__main__":
     main()

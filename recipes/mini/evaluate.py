@@ -1,4 +1,4 @@
-"""What the small ensemble is worth: ``python -m benchmarks.mini NAME=SONGS… [-o scores.csv]``.
+"""What the small ensemble is worth: ``python -m recipes.mini.evaluate NAME=SONGS… [-o scores.csv]``.
 
 SONGS are folders with songs' stems at any depth, ``<song>/{bass,drums,other,vocals}.*``; their sum is the
 mixture. A song without vocals is left out, and a stem that is missing or silent is not scored. For each

@@ -21,7 +21,7 @@ from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, KmdxError
 
 if TYPE_CHECKING:
-    from training.synthetic.song import Record
+    from recipes.mini.synthesizer.song import Record
 
 SPLITS = ("train", "test")
 DESCRIPTION = "song.yaml"

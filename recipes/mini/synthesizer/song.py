@@ -11,12 +11,12 @@ import numpy as np
 
 from evaluator.dataset import RATE, STEMS
 from kmdx.errors import KmdxError
-from training.synthetic import accompaniment, effects, mixing, requirements, voice
-from training.synthetic.accompaniment import Part
-from training.synthetic.rendering import render
-from training.synthetic.requirements import BLACK_PEARL, FLUID, RED_ZEPPELIN, TIM
-from training.synthetic.score import NAMES, Score, compose
-from training.synthetic.songs import SPLITS, Song
+from recipes.mini.synthesizer import accompaniment, effects, mixing, requirements, voice
+from recipes.mini.synthesizer.accompaniment import Part
+from recipes.mini.synthesizer.rendering import render
+from recipes.mini.synthesizer.requirements import BLACK_PEARL, FLUID, RED_ZEPPELIN, TIM
+from recipes.mini.synthesizer.score import NAMES, Score, compose
+from recipes.mini.synthesizer.songs import SPLITS, Song
 
 ATTEMPTS = 20  # grooves to try until no stem is silent
 TAIL = 2.0  # seconds after the last bar, in which the room dies away

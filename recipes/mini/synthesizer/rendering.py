@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluator.dataset import RATE
 from kmdx import audio
-from training.synthetic import requirements
+from recipes.mini.synthesizer import requirements
 
 
 def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.ndarray:

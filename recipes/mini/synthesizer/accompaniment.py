@@ -16,9 +16,9 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from training.synthetic import requirements
-from training.synthetic.requirements import LIBRARY
-from training.synthetic.score import STEPS, Score
+from recipes.mini.synthesizer import requirements
+from recipes.mini.synthesizer.requirements import LIBRARY
+from recipes.mini.synthesizer.score import STEPS, Score
 
 DRUM_CHANNEL = 9  # counted from 0; General MIDI says 10
 TICKS = 192  # to a beat, MMA's own

@@ -1,0 +1,1 @@
+"""Recipes: how weights that come with the package were made."""

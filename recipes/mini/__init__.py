@@ -1,0 +1,1 @@
+"""How the small ensemble was made: songs, configurations, training logs and scores."""
