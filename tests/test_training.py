@@ -433,7 +433,6 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     assert [int(row["step"]) for row in scores] == [10, 20, 30, 40]
     assert float(scores[-1]["sdr"]) > float(scores[0]["sdr"])
     assert float(steps[-1]["learning_rate"]) < 0.01
-    assert list((run.folder / "tensorboard").iterdir())
     best = torch.load(run.best, weights_only=True)
     score, step = max((float(row["sdr"]), int(row["step"])) for row in scores)
     assert best["global_step"] == step
@@ -802,7 +801,10 @@ def test_published_networks_train_on_a_t4(stem: str) -> None:
     ("arguments", "message"),
     [
         (["run", "nothing", "--data", "x", "-o", "y"], "no config 'nothing'"),
-        (["run", "vocals", "--data", "nowhere", "-o", "y"], "nowhere: no such folder"),
+        (
+            ["run", "vocals", "--data", "nowhere", "-o", "y", "--set", "precision=fp32"],
+            "nowhere: no such folder",
+        ),
         (["run", "vocals", "--data", "x", "-o", "y", "--set", "batch"], "--set batch: expected KEY=VALUE"),
         (
             ["run", "vocals", "--data", "x", "-o", "y", "--set", "batch=many"],

@@ -1,4 +1,4 @@
-"""What happens in a run, as it happens: CSV files, TensorBoard, and lines on the terminal."""
+"""What happens in a run, as it happens: CSV files, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from kmdx import files
 from training.losses import LOSSES
@@ -103,7 +102,6 @@ class Journal(Callback):
         columns = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
         self.steps = Table(self.run.steps, columns, self.first)
         self.validation = Table(self.run.validation, VALIDATION, self.first)
-        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.first + 1)
         self.bar.start()
         self.task = self.bar.add_task("steps", total=module.config.steps, completed=self.first, text="")
 
@@ -128,8 +126,6 @@ class Journal(Callback):
             values["seconds"] = (now - self.since) / (step - self.noted)
             self.since, self.noted = now, step
             self.steps.add({"step": step, **values, "skipped": module.skipped})
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
             self.bar.update(
                 self.task, completed=step, text=f"{step} of {module.config.steps}, {self.left(module, step)}"
             )
@@ -149,11 +145,10 @@ class Journal(Callback):
         """Note the scores."""
         assert isinstance(module, Unmixing)
         step = trainer.global_step
-        for song, score in sorted(module.scores.items()):
-            self.validation.add({"step": step, "song": song, "sdr": score})
         self.validated = {*trainer.logged_metrics} - self.before
-        for name in self.validated:
-            self.board.add_scalar(name, float(trainer.logged_metrics[name]), step)
+        whole = {name: float(trainer.logged_metrics[name]) for name in sorted(self.validated - {"sdr"})}
+        for song, score in sorted(module.scores.items()):
+            self.validation.add({"step": step, "song": song, "sdr": score, **whole})
         count = len(module.scores)
         mean = f"SDR {float(trainer.callback_metrics['sdr']):.3f} dB"
         self.report(trainer, module, f"{mean} on {count} {'song' if count == 1 else 'songs'}")
@@ -178,9 +173,8 @@ class Journal(Callback):
         self.console.print(f"step {step} of {module.config.steps}: {', '.join(parts)}", highlight=False)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Close everything."""
+        """Remove the progress bar."""
         self.bar.stop()
-        self.board.close()
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, error: BaseException

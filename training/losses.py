@@ -1,7 +1,7 @@
 """The terms of the loss: how far an estimated waveform is from the true one.
 
 One entry in :data:`LOSSES` is all that a new term takes. Its name becomes a key of the config's section
-``loss``, a column of ``steps.csv``, a scalar in TensorBoard and a curve on the page.
+``loss``, a column of ``steps.csv`` and a curve on the page.
 """
 
 from __future__ import annotations

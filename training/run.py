@@ -2,7 +2,7 @@
 
 ``config.yaml`` what the run does, ``data.yaml`` its songs and the weights that it started from,
 ``checkpoints/last.ckpt`` where it goes on, ``checkpoints/best.ckpt`` what is exported, ``steps.csv`` and
-``validation.csv`` losses and scores, ``tensorboard/`` the same for TensorBoard, ``report.html`` the page to
+``validation.csv`` losses and scores, ``report.html`` the page to
 read, ``exports.txt`` digests of what was exported.
 """
 
