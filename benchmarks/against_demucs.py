@@ -27,9 +27,8 @@ import torch
 from demucs.apply import apply_model
 from demucs.htdemucs import HTDemucs
 
-from benchmarks.baseline import SECONDS, song_of
+from benchmarks.baseline import SECONDS, decibels, song_of
 from kmdx import terminal, weights
-from kmdx.benchmark.measuring import decibels
 from kmdx.errors import KmdxError
 from kmdx.separator import Separator
 

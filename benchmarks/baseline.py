@@ -1,28 +1,162 @@
-"""The engine against the plainest form of an ensemble, on one song in one run.
+"""The engine against an ensemble as it was published: times, their ratio, and the difference of the results.
 
-``python -m benchmarks.baseline song.wav --ensemble leaderboard_c --seconds 12``; without a song on a
-synthetic one. What the baseline is stands in :mod:`kmdx.benchmark.baseline`.
+``python -m benchmarks.baseline [song.wav] --ensemble leaderboard_c --seconds 12 [--json benchmarks/results]``
+runs on a synthetic song if none is given. ``--json`` writes the report of :func:`kmdx.benchmark.measure` with
+the comparison added; ``benchmarks/results/README.md`` documents the file. A ratio is the published form's
+time over the engine's, measured in turns. A difference is the energy of the published signal over that of the
+difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from kmdx import audio, plan_file, terminal
-from kmdx.benchmark import measuring, synthetic
-from kmdx.benchmark.plain import Plain
-from kmdx.separator import DEFAULT_ENSEMBLE
+from benchmarks.plain_ensemble import Published, free
+from kmdx import audio, benchmark, files, host, plan_file, stand_in, synthetic, terminal
+from kmdx import device as devices
+from kmdx.benchmark import TimedNetwork, timed
+from kmdx.networks import product
+from kmdx.precision import DTYPES, fast_halves
+from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 SECONDS = 12.0
+LIMIT = 1.57  # seconds of work per second of song that the challenge allows
+EQUAL = 200.0  # dB: no difference at all
+CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose product is timed
+PRODUCTS = 4  # timed: the first one is a warm-up
+
+
+def compare_song(
+    separator: Separator, published: Published, song: NDArray[np.float32]
+) -> tuple[dict[str, Any], Stems]:
+    """Run a song ``(n, 2)`` through the engine, the published form, and the engine again.
+
+    Returns
+    -------
+    dict
+        ``plan`` of the JSON file; ``seconds`` is the mean of the engine's two runs.
+    dict of str to ndarray
+        The engine's stems.
+    """
+    device, rate = separator.device, separator.plan.sample_rate
+    run: Callable[[], Stems] = lambda: separator.separate(song, rate)  # noqa: E731
+    if device.type == "cuda":
+        run()  # loads the kernels
+    host.reset_peak_memory()
+    devices.reset_peak_memory(device)
+    first, stems = timed(run, device)
+    peaks = {"peak_memory": host.peak_memory(), "peak_device_memory": devices.peak_memory(device)}
+    theirs, signals = published.song(song.T.copy())
+    free(device)
+    again, _ = timed(run, device)
+    seconds, took = len(song) / rate, (first + again) / 2
+    return {
+        "song_seconds": seconds,
+        "seconds": took,
+        "factor": took / seconds,
+        **peaks,
+        "baseline_seconds": theirs,
+        "ratio": theirs / took,
+        "difference": {stem: decibels(signals[stem].T, stems[stem]) for stem in stems},
+    }, stems
+
+
+def compare_network(
+    separator: Separator, published: Published, name: str, peaks: dict[str, float]
+) -> dict[str, Any]:
+    """An entry of the JSON file's ``networks``: windows through the published network and ours, in turns."""
+    with benchmark.warm(separator.device):
+        network = TimedNetwork(separator, name)
+        window = network.window.cpu().numpy()
+        difference = decibels(published.window(name, network.sources, window)[1], network.estimate.numpy())
+        pairs = benchmark.repeated(
+            lambda: (published.window(name, network.sources, window)[0], network.seconds())
+        )
+    theirs, ours = zip(*pairs, strict=True)
+    speed = benchmark.speed_of(separator, name, network.at_once, statistics.median(ours))
+    peak = peaks.get(speed.precision)
+    return {
+        **asdict(speed),
+        "peak_share": None if speed.gflops is None or peak is None else speed.gflops / peak,
+        "baseline_seconds": statistics.median(theirs),
+        "ratio": statistics.median(other / own for other, own in pairs),
+        "difference": difference,
+    }
+
+
+def peak_gflops(device: torch.device) -> dict[str, float]:
+    """Matrix products of a device in GFLOP/s, by the precisions that it is fast at; takes about a second."""
+    size = CUDA_SIZE if device.type == "cuda" else CPU_SIZE
+    names = ["fp32", *(name for name, dtype in DTYPES.items() if dtype in fast_halves(device))]
+    return {name: _product_gflops(device, DTYPES[name], size) for name in names}
+
+
+def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """The best of some products of two square matrices, by the faster of torch's libraries."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(PRODUCTS):
+            devices.synchronize(device)
+            began = time.perf_counter()
+            product.linear(left, right)
+            devices.synchronize(device)
+            best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best / 1e9
+
+
+def decibels(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
+    """10·log10 of the reference's energy over the difference's, from −200 (also for NaN) to 200 dB."""
+    truth = np.asarray(reference, np.float64)
+    error = float(np.square(truth - estimate).sum())
+    if error == 0:
+        return EQUAL
+    with np.errstate(divide="ignore"):
+        ratio = float(10 * np.log10(np.square(truth).sum() / error))
+    return float(np.clip(ratio, -EQUAL, EQUAL)) if not np.isnan(ratio) else -EQUAL
+
+
+def compare(
+    separator: Separator, published: Published, report: benchmark.Report, song: NDArray[np.float32]
+) -> dict[str, Any]:
+    """A report of the engine, extended by the comparison: the JSON file."""
+    peaks = peak_gflops(separator.device)
+    plan, _ = compare_song(separator, published, song)
+    networks = {name: compare_network(separator, published, name, peaks) for name in report.networks}
+    ours = {
+        name: replace(speed, seconds=networks[name]["seconds"]) for name, speed in report.networks.items()
+    }
+    theirs = {
+        name: replace(speed, seconds=networks[name]["baseline_seconds"]) for name, speed in ours.items()
+    }
+    long, other = benchmark.predict(separator.plan, ours), benchmark.predict(published.plan, theirs)
+    prediction = {
+        **asdict(long),
+        "limit": LIMIT,
+        "passes": long.factor < LIMIT,
+        "baseline_seconds": other.seconds,
+        "ratio": other.seconds / long.seconds,
+    }
+    extended = {"peak_gflops": peaks, "networks": networks, "plan": plan, "prediction": prediction}
+    return {**asdict(report), **extended}
 
 
 def song_of(path: Path | None, seconds: float, rate: int) -> np.ndarray:
     """Up to so many seconds of a song as ``(n, 2)`` at that rate, or of a synthetic one."""
     if path is None:
-        measuring.check_seconds(seconds)
+        benchmark.check_seconds(seconds)
         return synthetic.song(seconds, rate)
     sound = audio.read(path, 0.0, seconds, downmix=True)
     samples = audio.resample(sound.samples, sound.rate, rate)
@@ -34,27 +168,37 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("song", nargs="?", type=Path)
     parser.add_argument("--ensemble", default=DEFAULT_ENSEMBLE)
-    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    parser.add_argument("--folder", type=Path, help="where weight files are")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--speed", default="leaderboard")
     parser.add_argument("--engine", default="tuned")
+    parser.add_argument("--stand-in", action="store_true", help="random weights in place of the ensemble's")
+    parser.add_argument("--json", type=Path, help="also compare every network, and write all to this folder")
     options = parser.parse_args(arguments)
+    settings = {name: getattr(options, name) for name in ("device", "precision", "speed", "engine")}
     plan = plan_file.load(options.ensemble)
     song = song_of(options.song, options.seconds, plan.sample_rate)
-    engine = measuring.Engine(
-        options.ensemble, options.device, options.precision, options.speed, options.folder, options.engine
-    )
-    with Plain(options.ensemble, engine.device, options.folder) as plain:
-        speed, _ = measuring.compare_plan(engine, plain, song)
-    assert speed.ratio is not None
-    assert speed.difference is not None
+    with ExitStack() as stack:
+        ensemble = options.ensemble
+        if options.stand_in:
+            ensemble = stand_in.write(ensemble, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        separator = Separator(ensemble, folder=options.folder, **settings)
+        published = stack.enter_context(Published(ensemble, separator.device, options.folder))
+        if options.json is None:
+            speed, _ = compare_song(separator, published, song)
+        else:
+            report = benchmark.measure(ensemble, **settings, seconds=len(song) / plan.sample_rate)
+            report = replace(report, digest=plan.digest[:16], stand_in=options.stand_in)
+            content = compare(separator, published, report, song)
+            speed = content["plan"]
+            files.write_text(options.json / report.file_name, benchmark.as_json(content))
     print(
-        f"{plan.name} on {engine.device}, {options.precision}, {speed.song_seconds:.1f} s of song: "
-        f"engine {speed.seconds:.2f} s, baseline {speed.baseline_seconds:.2f} s, {speed.ratio:.2f} ×"
+        f"{plan.name} on {separator.device}, {options.precision}, {speed['song_seconds']:.1f} s of song: "
+        f"engine {speed['seconds']:.2f} s, baseline {speed['baseline_seconds']:.2f} s, {speed['ratio']:.2f} ×"
     )
-    for stem, difference in speed.difference.items():
+    for stem, difference in speed["difference"].items():
         print(f"  {stem:8} {difference:6.1f} dB")
 
 

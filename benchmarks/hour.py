@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import length
-from kmdx import Separator, terminal
-from kmdx.benchmark import synthetic
+from kmdx import Separator, synthetic, terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Hear, Node, Normalize, OverlapAdd, Plan, Sum
 

@@ -27,9 +27,8 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from kmdx import files, limits, processor, terminal
-from kmdx.benchmark import machine
-from kmdx.memory import warm_heap
+from kmdx import benchmark, files, host, terminal
+from kmdx.host import warm_heap
 from kmdx.networks import attention, convolution, product
 
 WORTH = 1.1  # times faster that a kernel must be
@@ -141,10 +140,10 @@ def measure_all(threads: list[int], rounds: int) -> dict[str, Any]:
 
 def entry(found: dict[str, Any]) -> dict[str, Any]:
     """The entry of the table that follows from what was measured."""
-    here = processor.here()
+    here = host.processor()
     facts = {"architecture": here.architecture, "vendor": here.vendor, "family": here.family}
     return {
-        "name": machine.cpu_name(),
+        "name": host.cpu_name(),
         **{key: value for key, value in facts.items() if value is not None},
         "features": sorted(here.features & {"avx2", "avx512_f", "avx512_bf16", "amx_bf16"}),
         "products": found.get("products", {}).get("pays", False),
@@ -162,7 +161,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write all of it into this folder")
     arguments = parser.parse_args()
-    threads = sorted({1, limits.usable_cores()})
+    threads = sorted({1, host.usable_cores()})
     before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with warm_heap():
         found = measure_all(threads, arguments.rounds)
@@ -174,7 +173,7 @@ def main() -> None:
     print(f"load of the machine when it began: {before}")
     print(yaml.safe_dump([entry(found)], sort_keys=False))
     if arguments.json:
-        here = machine.describe()
+        here = benchmark.describe()
         report = {"machine": vars(here), "load": before, "rounds": arguments.rounds, "kernels": found}
         file = arguments.json / (re.sub(r"[^a-z0-9]+", "-", here.name.lower()).strip("-") + ".json")
         files.write_text(file, json.dumps(report, indent=2) + "\n")

@@ -23,8 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from kmdx import terminal
-from kmdx.benchmark import synthetic
+from kmdx import synthetic, terminal
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +65,7 @@ class Cost(NamedTuple):
 
 def measure(lengths: Sequence[float]) -> list[Cost]:
     """Separate a song of each length, each in a process of its own."""
-    from kmdx.benchmark import stand_in
+    from kmdx import stand_in
 
     costs = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -92,8 +91,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
 
 def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float, int]:
     """Do as the command does, on the CPU; returns seconds, and the process's peak of memory in bytes."""
-    from kmdx import cli
-    from kmdx.benchmark import machine
+    from kmdx import cli, host
 
     sys.argv = ["kmdx", "separate", str(song), "-e", plan, "-o", str(output), "--device", "cpu", *options]
     began = time.perf_counter()
@@ -102,7 +100,7 @@ def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float,
     except SystemExit as stop:
         if stop.code:
             raise
-    return time.perf_counter() - began, machine.peak_memory() or 0
+    return time.perf_counter() - began, host.peak_memory() or 0
 
 
 def child(song: Path, plan: str) -> None:

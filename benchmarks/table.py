@@ -1,6 +1,6 @@
 """Print the README's table of measured machines: ``python -m benchmarks.table [--networks] [FOLDER]``.
 
-It is made of the files that ``kmdx benchmark --json benchmarks/results`` wrote.
+It is made of the files that ``python -m benchmarks.baseline --json benchmarks/results`` wrote.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baseline import LIMIT
 from kmdx import terminal
-from kmdx.benchmark.machine import Machine
-from kmdx.benchmark.report import LIMIT
+from kmdx.benchmark import Machine
 from kmdx.errors import KmdxError
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,14 +30,14 @@ def load(folder: Path) -> list[Report]:
     """
     files = sorted(folder.glob("*.json"))
     if not files:
-        raise KmdxError(f"no reports in {folder}: `kmdx benchmark --json {folder}` writes one")
+        raise KmdxError(f"no reports in {folder}: `python -m benchmarks.baseline --json {folder}` writes one")
     reports = []
     for file in files:
         try:
             report = json.loads(file.read_text("utf-8"))
             Machine(**report["machine"]), report["networks"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise KmdxError(f"{file} is no report of `kmdx benchmark`: {error}") from error
+            raise KmdxError(f"{file} is no report of `python -m benchmarks.baseline`: {error}") from error
         reports.append(report)
     return sorted(reports, key=lambda report: (name(report), report["ensemble"]))
 

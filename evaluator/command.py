@@ -466,11 +466,11 @@ def _computation(plan: Plan | None, settings: Settings) -> tuple[str, str, str]:
         return settings.device or own, settings.precision or own, settings.engine or own
     import torch
 
+    from kmdx import device as devices
     from kmdx import precision
-    from kmdx.separator import choose_device
     from my_submission import user_config
 
-    chosen = choose_device(settings.device or user_config.DEVICE)
+    chosen = devices.choose(settings.device or user_config.DEVICE)
     name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
     in_words = precision.in_words(settings.precision or user_config.PRECISION, chosen)
     return name, in_words, settings.engine or user_config.ENGINE

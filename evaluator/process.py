@@ -27,6 +27,7 @@ import psutil
 
 from evaluator import replies, sandbox, visible
 from evaluator.replies import BadReply, End, clean
+from kmdx import host
 from kmdx.errors import KmdxError
 
 LOOK = 0.1  # seconds between two looks at the memory and the clock
@@ -295,7 +296,7 @@ class Submission:
         if self._running is None:
             self.start()
         assert self._running is not None
-        _reset_peak(self._running.worker)
+        host.reset_peak_memory(self._running.worker)
         if begin is not None:
             begin()
         limits = self.limits
@@ -537,7 +538,7 @@ class _Watch:
         now = time.perf_counter()
         count = 0
         if last:
-            self.peak = max(self.peak, _peak(self.running.worker))
+            self.peak = max(self.peak, host.peak_memory(self.running.worker) or 0)
         elif now >= self.next:
             self.next = now + LOOK
             processes = self.running.below()
@@ -695,31 +696,9 @@ def _own(pid: int) -> int:
 
 
 def _share(pid: int) -> int:
-    """Bytes of host memory that a process holds, with its share of what it shares where Linux tells."""
-    with _gone():
-        return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
-    return _resident(pid)
-
-
-def _reset_peak(pid: int) -> None:
-    """Have Linux begin to measure the peak of a process again."""
-    with _gone():
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def _peak(pid: int) -> int:
-    """Bytes that Linux saw a process hold at most since then; 0 elsewhere."""
-    with _gone():
-        return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:")
-    return 0
-
-
-def _kilobytes(file: Path, name: str) -> int:
-    """Bytes in a line ``name 123 kB`` of a file of Linux."""
-    for line in file.read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"{file} has no {name}")
+    """Bytes of host memory that a process holds, with its share of what it shares where Linux reports it."""
+    share = host.kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+    return _resident(pid) if share is None else share
 
 
 def _ending(code: int) -> str:

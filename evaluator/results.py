@@ -18,7 +18,7 @@ from evaluator.metrics import Metric
 from evaluator.process import Limits
 from evaluator.records import SCHEMA, SongRecord
 from evaluator.store import write_json, write_text
-from kmdx import limits, weights
+from kmdx import host, weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
@@ -341,12 +341,7 @@ def _versions() -> dict[str, str]:
 
 def _cpu() -> str:
     """Model and number of the processors that may be used."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return f"{model}, {limits.usable_cores()} cores"
+    return f"{host.cpu_name()}, {host.usable_cores()} cores"
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kmdx import scratch
-from kmdx.runner import Runner
+from kmdx.device import Runner
 
 SPAN = 2**22  # samples on the device at a time: 95 s at 44.1 kHz
 

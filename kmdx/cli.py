@@ -223,9 +223,6 @@ def benchmark(
     network: Annotated[
         list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
     ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Also run the published form, to compare.")
-    ] = True,
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Random weights: the arithmetic is the same, the sound is not.")
     ] = False,
@@ -233,14 +230,8 @@ def benchmark(
         Path | None, typer.Option(help="Also write all of it to this file, or to one in this folder.")
     ] = None,
 ) -> None:
-    """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole.
-
-    Both are compared with the ensemble as it was published, one window at a time in float32 by torch's own
-    operations. A ratio is its time over that of the engine; a difference is the distance between the two
-    results, in dB.
-    """
-    from kmdx.benchmark.measuring import measure
-    from kmdx.benchmark.report import tables
+    """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole."""
+    from kmdx.benchmark import as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
         raise KmdxError(f"{json} cannot be written: there is no folder {json.parent}")
@@ -253,9 +244,8 @@ def benchmark(
             engine=engine.value,
             seconds=seconds,
             networks=network or (),
-            with_baseline=baseline,
             with_stand_in=stand_in,
-            tell=lambda message: err.print(escape(f"{message} …")),
+            on_step=lambda message: err.print(escape(f"{message} …")),
         )
     except weights.MissingWeights as error:
         raise KmdxError(f"{error}; --stand-in measures without them") from error
@@ -264,7 +254,7 @@ def benchmark(
     if json is not None:
         file = json / report.file_name if json.is_dir() else json
         try:
-            files.write_text(file, report.json())
+            files.write_text(file, as_json(report))
         except OSError as error:
             raise KmdxError(f"{file} cannot be written: {error.strerror}") from error
         out.print(f"written: {escape(str(file))}")
@@ -408,11 +398,11 @@ class Task(NamedTuple):
 
 def _settings(loaded: plan.Plan, options: Options) -> Callable[[str], manifest.Settings | None]:
     """What each stem of the plan would be made with now."""
+    from kmdx import device as devices
     from kmdx import precision as precisions
-    from kmdx.separator import choose_device
 
     found = weights.find_all(use.weight for use in loaded.networks.values())
-    halves = precisions.candidates(options.precision, choose_device(options.device), options.speed)
+    halves = precisions.candidates(options.precision, devices.choose(options.device), options.speed)
 
     @cache
     def settings(stem: str) -> manifest.Settings | None:

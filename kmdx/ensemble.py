@@ -18,10 +18,9 @@ from torch import Tensor
 
 from kmdx import chunking, scratch
 from kmdx.chunking import Advance
+from kmdx.device import SIGNALS_SHARE, NetworkCache, Runner
 from kmdx.errors import AudioError
 from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum
-from kmdx.residency import SIGNALS_SHARE, Residents
-from kmdx.runner import Runner
 
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""
@@ -52,7 +51,7 @@ class Level:
 @torch.inference_mode()
 def run(
     plan: Plan,
-    residents: Residents,
+    cache: NetworkCache,
     mixture: Tensor,
     wanted: Collection[str],
     progress: Progress | None = None,
@@ -63,7 +62,7 @@ def run(
     Parameters
     ----------
     plan : Plan
-    residents : Residents
+    cache : NetworkCache
         At least the networks that ``wanted`` need.
     mixture : Tensor
         Float32 ``(2, samples)`` at the plan's rate, on the CPU.
@@ -93,7 +92,7 @@ def run(
     known = known or {}
     plan.check_wanted(wanted)
     plan.check_known(known)
-    home = _Home(mixture, residents.device, residents.budget)
+    home = _Home(mixture, cache.device, cache.budget)
     if home.is_silent(mixture):
         return {name: home.zeros() for name in wanted}
 
@@ -111,7 +110,7 @@ def run(
             case Hear(network, signal):
                 estimates = {f"{name}.{source}": home.empty() for source in used[name]}
                 use = plan.networks[network]
-                runner = residents.runner(network, used[name], use.chunking.length)
+                runner = cache.runner(network, used[name], use.chunking.length)
                 _hear(runner, use, signals[signal], [*estimates.values()], meter(network))
                 if not all(map(home.is_finite, estimates.values())):
                     raise NotFinite(network)

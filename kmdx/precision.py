@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kmdx import processor
+from kmdx import host
 from kmdx import speed as speeds
 from kmdx.errors import DeviceError, KmdxWarning
 
@@ -85,7 +85,7 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
 
 def cpu_has_bf16() -> bool:
     """Tell whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
-    return not processor.features().isdisjoint({"avx512_bf16", "amx_bf16"})
+    return not host.features().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 def choose(

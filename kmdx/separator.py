@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, limits, memory, plan, plan_file, scratch, weights
+from kmdx import audio, ensemble, host, plan, plan_file, scratch, weights
+from kmdx import device as devices
 from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
+from kmdx.device import NetworkCache
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
 from kmdx.loading import load_for_inference
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.residency import Residents
 
 Stems = dict[str, NDArray[np.float32]]
 
 DEFAULT_ENSEMBLE = "leaderboard_c"
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 OVERFLOW = (
     "half precision overflowed in this song; it is done again in fp32, which --precision fp32 does at once"
 )
@@ -107,10 +107,10 @@ class Separator:
         chosen = ensemble if isinstance(ensemble, plan.Plan) else plan_file.load(str(ensemble))
         self.plan = chosen.capped(level.overlap)
         self.stems = self.plan.check_stems(stems)
-        self.device = choose_device(device)
+        self.device = devices.choose(device)
         precisions.warn_if_slow(precision, self.device)
         if self.device.type == "cpu":
-            limits.cap_threads()
+            host.cap_threads()
         uses = {
             name: self.plan.networks[name]
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))
@@ -118,7 +118,7 @@ class Separator:
         check_weights(self.plan, uses, folder)
         self.folder = folder
         self._load = partial(self._loaded, uses)
-        self.residents = Residents(self._load(precision), self.device)
+        self.cache = NetworkCache(self._load(precision), self.device)
 
     def _loaded(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
         """The networks by the plan's names, each weight once."""
@@ -154,7 +154,7 @@ class Separator:
     @property
     def networks(self) -> Mapping[str, Network]:
         """The networks by the plan's names."""
-        return self.residents.networks
+        return self.cache.networks
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -321,13 +321,13 @@ class Separator:
             name: torch.from_numpy(_stereo(audio.resample(signal, rate, self.plan.sample_rate)))
             for name, signal in (known or {}).items()
         }
-        self.residents.settle()
-        heap = memory.warm_heap() if self.device.type == "cpu" else nullcontext()
+        self.cache.refresh_budget()
+        heap = host.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
-            with heap, memory.limited(self.device, self.residents.limit), precisions.exact():
+            with heap, devices.limited(self.device, self.cache.limit), precisions.exact():
                 signals = self._run(mixture, names, progress, given)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not devices.is_out_of_memory(error):
                 raise
             seconds = count / rate
             said = f" ({first_line(error)})" if str(error).strip() else ""
@@ -351,20 +351,20 @@ class Separator:
     ) -> dict[str, torch.Tensor]:
         """Run the plan, once more in fp32 if half precision overflows; the next song is in half again."""
         try:
-            return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
+            return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
         except ensemble.NotFinite as error:
             failed = error.network
         # Here the error is gone, and with it the signals that its frames held.
         if any(network.dtype != torch.float32 for network in self.networks.values()):
             warnings.warn(OVERFLOW, KmdxWarning, stacklevel=4)
-            half = self.residents.networks
-            self.residents.replace(self._load("fp32"))
+            half = self.cache.networks
+            self.cache.replace(self._load("fp32"))
             try:
-                return ensemble.run(self.plan, self.residents, mixture, names, progress, known)
+                return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
             except ensemble.NotFinite as error:
                 failed = error.network
             finally:
-                self.residents.replace(half)
+                self.cache.replace(half)
         raise self._not_finite(failed, mixture)
 
     def _not_finite(self, name: str, mixture: torch.Tensor) -> NetworkError:
@@ -404,44 +404,6 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
             f"{weights.models_folder(folder)}: {', '.join(errors)}; "
             f"`kmdx models pull {pull}` gets them (about {size / 1e6:.0f} MB)"
         )
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
-
-    A CUDA device without a number is the current one, and gets its number. Warns where ``"auto"`` comes
-    to the CPU of a machine with an NVIDIA driver.
-
-    Raises
-    ------
-    DeviceError
-        If torch knows no such device or this machine does not have it.
-    """
-    if not isinstance(name, str):
-        raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        if NVIDIA_DRIVER.exists():
-            warnings.warn(
-                f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use CUDA: all "
-                "runs on the CPU, many times slower; install torch's CUDA build",
-                KmdxWarning,
-                stacklevel=2,
-            )
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:  # lists every kind of device that torch has ever had
-        raise DeviceError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error).split(":")[0]
-        raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,10 +14,10 @@ from demucs.apply import apply_model
 
 from kmdx import chunking, scratch
 from kmdx.chunking import overlap_add, trim_and_join
+from kmdx.device import BatchProfile, Runner
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.plan import OverlapAdd, TrimAndJoin
-from kmdx.runner import Experience, Runner
 
 CPU = torch.device("cpu")
 
@@ -61,7 +61,7 @@ def through(
     advance: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Estimates ``(sources, 2, samples)`` of a signal, so many windows at once."""
-    runner = Runner(network, CPU, Experience(sizes=dict.fromkeys(range(1, sizes[0] + 1), together)))
+    runner = Runner(network, CPU, BatchProfile(sizes=dict.fromkeys(range(1, sizes[0] + 1), together)))
     estimates = [torch.full_like(signal, torch.nan) for _ in network.sources]
     method(runner, signal, estimates, *sizes, advance)
     return torch.stack(estimates)

@@ -10,7 +10,7 @@ import torch
 from conftest import decibels, noise
 
 from kmdx import Separator
-from kmdx.residency import WEIGHTS_SHARE, Residents, _bytes
+from kmdx.device import WEIGHTS_SHARE, NetworkCache, _bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
@@ -46,7 +46,7 @@ def test_half_precision_changes_the_stems_a_little(small: Path) -> None:
 def test_networks_take_turns_where_one_fits(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
     separator = Separator(leaderboard, device="cuda", precision="fp32")
     largest = max(map(_bytes, separator.networks.values()))
-    separator.residents = Residents(separator.networks, separator.device, int(largest / WEIGHTS_SHARE))
+    separator.cache = NetworkCache(separator.networks, separator.device, int(largest / WEIGHTS_SHARE))
     for _ in range(2):
         assert least(expected, separator.separate(SONG, RATE)) >= 80
     on_the_gpu = [
@@ -61,8 +61,8 @@ def test_memory_that_gets_short_in_the_middle_of_a_song(small: Path) -> None:
     separator = Separator(small, device="cuda", precision="fp32", stems=["vocals"])
     device, length = separator.device, separator.networks["htdemucs"].length
     expected = separator.separate(MANY, RATE)
-    separator.residents = Residents(separator.networks, device)  # which knows nothing of windows yet
-    experience = separator.residents.runner("htdemucs", ["vocals"]).experience
+    separator.cache = NetworkCache(separator.networks, device)  # which knows nothing of windows yet
+    profile = separator.cache.runner("htdemucs", ["vocals"]).profile
     calls: list[float] = []
 
     def shorten(done: float, total: float) -> None:
@@ -70,16 +70,16 @@ def test_memory_that_gets_short_in_the_middle_of_a_song(small: Path) -> None:
         calls.append(done)
         if len(calls) == 1:
             torch.cuda.empty_cache()
-            room = 4 * experience.cost * length + 2**26
+            room = 4 * profile.cost * length + 2**26
             allowed = torch.cuda.memory_reserved(device) + room
             whole = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / whole), device)
 
     found = separator.separate(MANY, RATE, progress=shorten)
     assert least(expected, found) >= 80
-    assert experience.sizes[length] < 32, "memory did not run out"
+    assert profile.sizes[length] < 32, "memory did not run out"
     assert least(expected, separator.separate(MANY, RATE)) >= 80
-    assert not experience.sizes, "the limit is what it was before the song"
+    assert not profile.sizes, "the limit is what it was before the song"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

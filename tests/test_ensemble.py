@@ -14,15 +14,15 @@ from conftest import decibels, is_scratch, noise
 from torch import Tensor
 
 from kmdx import chunking, ensemble, scratch
+from kmdx.device import NetworkCache
 from kmdx.errors import PlanError
 from kmdx.loading import load_network
 from kmdx.networks.network import Network
 from kmdx.plan import OverlapAdd, Plan, Sum
 from kmdx.plan_file import load
-from kmdx.residency import Residents
 
 CPU = torch.device("cpu")
-NOTHING = Residents({}, CPU)
+NOTHING = NetworkCache({}, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def networks(plan: Plan) -> dict[str, Network]:
 
 
 @pytest.fixture
-def residents(networks: dict[str, Network]) -> Residents:
-    return Residents(networks, CPU)
+def cache(networks: dict[str, Network]) -> NetworkCache:
+    return NetworkCache(networks, CPU)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ class Spy:
     def __init__(self, networks: dict[str, Network]) -> None:
         self.asked: dict[str, tuple[str, ...]] = {}
         self.networks = {name: self._spied(name, network) for name, network in networks.items()}
-        self.residents = Residents(self.networks, CPU)
+        self.cache = NetworkCache(self.networks, CPU)
 
     def _spied(self, name: str, network: Network):
         spy = self
@@ -84,7 +84,7 @@ def open_files() -> int:
 
 
 def test_every_signal_is_that_of_the_plain_reading(
-    plan: Plan, networks: dict[str, Network], residents: Residents
+    plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(30_000)
     demucs = {
@@ -102,7 +102,7 @@ def test_every_signal_is_that_of_the_plain_reading(
         plan.networks["mdx_bass"].chunking.chunk,
         mixture,
     )
-    signals = ensemble.run(plan, residents, mixture, list(expected))
+    signals = ensemble.run(plan, cache, mixture, list(expected))
     assert set(signals) == set(expected)
     for name, signal in expected.items():
         assert signal.std() > 1e-3, "a signal too quiet to tell anything"
@@ -110,13 +110,13 @@ def test_every_signal_is_that_of_the_plain_reading(
 
 
 def test_pruned_runs_give_the_same_and_ask_for_no_more(
-    plan: Plan, networks: dict[str, Network], residents: Residents
+    plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(8_000)
-    everything = ensemble.run(plan, residents, mixture, plan.stems)
+    everything = ensemble.run(plan, cache, mixture, plan.stems)
     for stem in plan.stems:
         spy = Spy(networks)
-        alone = ensemble.run(plan, spy.residents, mixture, [stem])
+        alone = ensemble.run(plan, spy.cache, mixture, [stem])
         assert decibels(everything[stem], alone[stem]) > 110
         assert set(spy.asked) == set(plan.networks_used([stem]))
         if stem == "vocals":
@@ -137,7 +137,7 @@ def test_silence_gives_silence_and_runs_nothing(plan: Plan, either: str) -> None
 
 @pytest.mark.parametrize("kind", ["channels that cancel", "a constant", "one loud sample"])
 def test_signals_whose_mono_sum_has_no_deviation_stay_finite(
-    plan: Plan, residents: Residents, kind: str, either: str
+    plan: Plan, cache: NetworkCache, kind: str, either: str
 ) -> None:
     mixture = torch.zeros(2, 3_000)
     if kind == "channels that cancel":
@@ -147,7 +147,7 @@ def test_signals_whose_mono_sum_has_no_deviation_stay_finite(
         mixture += 0.25
     else:
         mixture[0, 7] = 0.5
-    for signal in ensemble.run(plan, residents, mixture, plan.stems).values():
+    for signal in ensemble.run(plan, cache, mixture, plan.stems).values():
         assert signal.isfinite().all()
 
 
@@ -173,11 +173,9 @@ def test_levels(plan: Plan, kind: str, block: int, either: str, monkeypatch: pyt
     assert (normalized - expected).abs().max() < 1e-6 * max(1.0, mixture.abs().max() / deviation)
 
 
-def test_progress_grows_to_the_songs_duration(plan: Plan, residents: Residents, either: str) -> None:
+def test_progress_grows_to_the_songs_duration(plan: Plan, cache: NetworkCache, either: str) -> None:
     steps: list[tuple[float, float]] = []
-    ensemble.run(
-        plan, residents, torch.ones(2, 4410), ["bass"], lambda done, total: steps.append((done, total))
-    )
+    ensemble.run(plan, cache, torch.ones(2, 4410), ["bass"], lambda done, total: steps.append((done, total)))
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert done[-1] == pytest.approx(0.1)
@@ -186,27 +184,27 @@ def test_progress_grows_to_the_songs_duration(plan: Plan, residents: Residents, 
     assert len(steps) == windows
 
 
-def test_an_unknown_signal_is_refused(plan: Plan, residents: Residents) -> None:
+def test_an_unknown_signal_is_refused(plan: Plan, cache: NetworkCache) -> None:
     with pytest.raises(PlanError, match="did you mean"):
-        ensemble.run(plan, residents, torch.ones(2, 100), ["demucs_vocal"])
+        ensemble.run(plan, cache, torch.ones(2, 100), ["demucs_vocal"])
 
 
 # Long songs
 
 
 def test_a_long_song_gives_the_same_samples(
-    plan: Plan, residents: Residents, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    plan: Plan, cache: NetworkCache, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ensemble, "BLOCK", 5000)
     mixture = song(12_000)
     wanted = [*plan.stems, "mdx_bass", "x1", "M.vocals", "mixture"]
-    expected = ensemble.run(plan, residents, mixture, wanted)
+    expected = ensemble.run(plan, cache, mixture, wanted)
     assert not any(is_scratch(signal.numpy()) for signal in expected.values())
 
     long()
     before = open_files()
     monkeypatch.setattr(chunking, "SPAN", 5000)
-    signals = ensemble.run(plan, residents, mixture, wanted)
+    signals = ensemble.run(plan, cache, mixture, wanted)
     assert list(signals) == wanted
     for name, signal in signals.items():
         assert torch.equal(signal, expected[name]), name
@@ -236,7 +234,7 @@ def test_signals_are_let_go_after_the_last_node_that_needs_them(
 
 
 def test_signals_are_let_go_when_an_error_ends_a_long_song(
-    plan: Plan, residents: Residents, long: Callable[[], None]
+    plan: Plan, cache: NetworkCache, long: Callable[[], None]
 ) -> None:
     long()
     before = open_files()
@@ -248,14 +246,14 @@ def test_signals_are_let_go_when_an_error_ends_a_long_song(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensemble.run(plan, residents, song(5_000), plan.stems, progress)
+        ensemble.run(plan, cache, song(5_000), plan.stems, progress)
     assert in_use[0] > 3
     assert open_files() == before
 
 
-def test_the_mixture_is_not_changed(plan: Plan, residents: Residents, either: str) -> None:
+def test_the_mixture_is_not_changed(plan: Plan, cache: NetworkCache, either: str) -> None:
     mixture = song(3_000)
     before = mixture.clone()
-    signals = ensemble.run(plan, residents, mixture, [*plan.stems, "x", "x1", "x2", "x3"])
+    signals = ensemble.run(plan, cache, mixture, [*plan.stems, "x", "x1", "x2", "x3"])
     assert torch.equal(mixture, before)
     assert all(signal.data_ptr() != mixture.data_ptr() for signal in signals.values())

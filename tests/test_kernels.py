@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -15,9 +14,9 @@ import soundfile
 import torch
 from conftest import noise
 
-from kmdx import Separator, processor
+from kmdx import Separator
+from kmdx.host import Processor
 from kmdx.networks import attention, convolution, kernels, product
-from kmdx.processor import Processor
 
 AVX512 = frozenset({"avx2", "avx512_f", "avx512_bf16"})
 AVX2 = frozenset({"avx2"})
@@ -71,71 +70,6 @@ def test_a_kernel_of_the_table_runs_only_where_torch_has_it(monkeypatch: pytest.
     monkeypatch.setattr(convolution, "winograd_works", lambda: pytest.fail("it was tried"))
     assert not product.onednn_is_used.__wrapped__()
     assert not convolution.winograd_is_used.__wrapped__()
-
-
-# Facts about the processor
-
-CPUINFO = """processor	: 0
-vendor_id	: {}
-cpu family	: {}
-model name	: a name: with a colon
-"""
-
-
-@pytest.mark.parametrize(
-    ("machine", "cpuinfo", "described", "system", "expected"),
-    [
-        ("x86_64", ("AuthenticAMD", "25"), "", "linux", ("x86_64", "amd", 25)),
-        ("x86_64", ("GenuineIntel", "6"), "", "linux", ("x86_64", "intel", 6)),
-        ("x86_64", ("HygonGenuine", "24"), "", "linux", ("x86_64", "amd", 24)),
-        ("x86_64", ("Shanghai", "7"), "", "linux", ("x86_64", None, 7)),
-        ("aarch64", None, "", "linux", ("arm64", None, None)),
-        (
-            "AMD64",
-            None,
-            "AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD",
-            "win32",
-            ("x86_64", "amd", 26),
-        ),
-        (
-            "AMD64",
-            None,
-            "Intel64 Family 6 Model 158 Stepping 10, GenuineIntel",
-            "win32",
-            ("x86_64", "intel", 6),
-        ),
-        ("AMD64", None, "", "win32", ("x86_64", None, None)),
-        ("x86_64", None, "i386", "darwin", ("x86_64", "intel", None)),
-        ("arm64", None, "arm", "darwin", ("arm64", None, None)),
-        ("", None, "", "linux", ("", None, None)),
-    ],
-)
-def test_the_facts_on_every_system(
-    machine: str,
-    cpuinfo: tuple[str, str] | None,
-    described: str,
-    system: str,
-    expected: tuple,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if cpuinfo:
-        (tmp_path / "cpuinfo").write_text(CPUINFO.format(*cpuinfo))
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(platform, "processor", lambda: described)
-    monkeypatch.setattr(sys, "platform", system)
-    found = processor.here()
-    assert (found.architecture, found.vendor, found.family) == expected
-    kernels.choose(found)
-
-
-def test_a_field_is_the_first_of_its_name(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(CPUINFO.format("x", "1") + CPUINFO.format("y", "2"))
-    assert processor.field(tmp_path / "cpuinfo", "vendor_id") == "x"
-    assert processor.field(tmp_path / "cpuinfo", "model name") == "a name: with a colon"
-    assert processor.field(tmp_path / "cpuinfo", "cpu") is None
-    assert processor.field(tmp_path / "nothing", "vendor_id") is None
 
 
 # The same command gives the same bits

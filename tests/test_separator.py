@@ -18,7 +18,9 @@ import yaml
 from conftest import decibels, is_scratch, noise
 
 import kmdx
-from kmdx import Separator, audio, chunking, ensemble, memory, plan_file, precision, runner, scratch
+from kmdx import Separator, audio, chunking, ensemble, host, plan_file, precision, scratch
+from kmdx import device as devices
+from kmdx.device import NetworkCache
 from kmdx.errors import (
     AudioError,
     DeviceError,
@@ -32,8 +34,6 @@ from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.fast import FAST
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import OverlapAdd, Plan
-from kmdx.residency import Residents
-from kmdx.separator import choose_device
 
 CPU = torch.device("cpu")
 
@@ -180,15 +180,6 @@ def test_devices() -> None:
             Separator("htdemucs", device="cuda:0")
 
 
-@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
-def test_a_gpu_always_has_its_number(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = torch.zeros
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
-    assert choose_device(name) == torch.device("cuda", index)
-
-
 def test_missing_weights_are_named_with_what_gets_them_and_their_size(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         Separator("leaderboard_c", folder=tmp_path)
@@ -259,10 +250,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[i
 def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
     separator: Separator, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(separator, "residents", Residents(separator.networks, CPU))
+    monkeypatch.setattr(separator, "cache", NetworkCache(separator.networks, CPU))
     song = noise(75_000)  # five windows
     expected = separator.separate(song, 44100, stems=["vocals"])["vocals"]
-    monkeypatch.setattr(runner, "CPU_BATCH", 2)
+    monkeypatch.setattr(devices, "CPU_BATCH", 2)
     sizes = failing(monkeypatch, error, lambda call: call == 2)
     assert decibels(expected, separator.separate(song, 44100, stems=["vocals"])["vocals"]) > 110
     assert sizes == [2, 2, 1, 1, 1], (
@@ -310,13 +301,13 @@ def test_the_heap_is_warm_while_the_cpu_computes(
         finally:
             events.append("cold")
 
-    def run(plan: Plan, residents: Residents, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
+    def run(plan: Plan, cache: NetworkCache, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
         events.append("run")
         if fails:
             raise RuntimeError("the matrices do not fit each other")
         return dict.fromkeys(names, mixture)
 
-    monkeypatch.setattr(memory, "warm_heap", warm_heap)
+    monkeypatch.setattr(host, "warm_heap", warm_heap)
     monkeypatch.setattr(ensemble, "run", run)
     with pytest.raises(RuntimeError) if fails else nullcontext():
         separator.separate(noise(1000), 44_100)
@@ -334,14 +325,14 @@ def test_a_song_runs_in_exact_float32_and_within_the_devices_limit(
         yield
         limits.clear()
 
-    def run(plan: Plan, residents: Residents, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
+    def run(plan: Plan, cache: NetworkCache, mixture: torch.Tensor, names: list[str], *_: object) -> dict:
         assert limits == [(CPU, 7)]
         assert not torch.backends.cudnn.allow_tf32
         return dict.fromkeys(names, mixture)
 
-    monkeypatch.setattr(memory, "device_limit", lambda device, own: 7)  # now, not when it was made
-    monkeypatch.setattr(memory, "device_budget", lambda device, own: None)
-    monkeypatch.setattr(memory, "limited", limited)
+    monkeypatch.setattr(devices, "memory_limit", lambda device, own: 7)  # now, not when it was made
+    monkeypatch.setattr(devices, "memory_budget", lambda device, own: None)
+    monkeypatch.setattr(devices, "limited", limited)
     monkeypatch.setattr(ensemble, "run", run)
     assert torch.backends.cudnn.allow_tf32
     separator.separate(noise(1000), 44_100)
@@ -521,16 +512,6 @@ def test_a_song_of_eight_times_full_scale_and_any_integers_are_no_warning(
     separator.separate(np.full((9000, 1), -8.0), 44100, stems=["vocals"])
     separator.separate(np.full((9000, 1), -(2**15), np.int16), 44100, stems=["vocals"])
     assert not recwarn.list
-
-
-def test_a_driver_without_cuda_is_a_loud_warning(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("torch can use CUDA here")
-    monkeypatch.setattr("kmdx.separator.NVIDIA_DRIVER", tmp_path)
-    with pytest.warns(KmdxWarning, match="has an NVIDIA driver, but torch .* cannot use CUDA"):
-        Separator(small)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])

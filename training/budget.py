@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kmdx import precision
-from kmdx.benchmark import machine
+from kmdx import device as devices
+from kmdx import host, precision
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
 from training import freezing
 from training.config import Config, TrainingError
@@ -185,9 +185,10 @@ def step(config: Config) -> Step:
     size = at_once(config, device.type, 1)
     dtype = precision.DTYPES[config.precision]
     noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1
-    machine.reset_peaks(device)
+    host.reset_peak_memory()
+    devices.reset_peak_memory(device)
     for _ in range(2):
-        machine.synchronize(device)
+        devices.synchronize(device)
         began = time.perf_counter()
         for _ in range(config.batch // size):
             with torch.autocast(device.type, dtype, enabled=config.precision != "fp32"):
@@ -195,6 +196,6 @@ def step(config: Config) -> Step:
             (estimate - noise).abs().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        machine.synchronize(device)
+        devices.synchronize(device)
         seconds = time.perf_counter() - began
-    return Step(seconds, machine.peak_device_memory(device) or machine.peak_memory() or 0)
+    return Step(seconds, devices.peak_memory(device) or host.peak_memory() or 0)

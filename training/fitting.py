@@ -16,7 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from kmdx import files, limits, loading, memory, weights
+from kmdx import files, host, loading, weights
+from kmdx.device import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
@@ -108,7 +109,7 @@ def fit(
             run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
         songs = _decoded(songs, decoded or decoding.usual_folder(), console)
         if accelerator == "cpu":
-            limits.cap_threads()
+            host.cap_threads()
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
         module = Unmixing(
             config,
@@ -136,7 +137,7 @@ def fit(
                     "a process that reads songs was killed: too little memory, or, in Docker, too little "
                     "/dev/shm; set --workers lower, or start Docker with --shm-size=2g"
                 ) from error
-            if memory.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise TrainingError(
                     f"out of memory with {module.at_once} windows at once: set at_once lower, "
                     f"or checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
@@ -306,7 +307,7 @@ def _check_shares(config: Config, devices: int) -> None:
 def _workers(asked: int | None, devices: int) -> int:
     if asked is not None and asked < 0:
         raise TrainingError(f"--workers {asked}: expected 0 or more")
-    return max(1, limits.usable_cores() // 2 // devices) if asked is None else asked
+    return max(1, host.usable_cores() // 2 // devices) if asked is None else asked
 
 
 def _trainer(

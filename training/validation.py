@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evaluator.metrics import global_sdr
-from kmdx import chunking, memory
+from kmdx import chunking
+from kmdx.device import Runner, memory_budget
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
-from kmdx.runner import Runner
 from training import windows
 from training.config import Config, TrainingError
 from training.songs import Song, Songs, Stem, blocks
@@ -122,7 +122,7 @@ def _through(
     try:
         estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
-        runner = Runner(network, device, room=memory.device_budget(device))
+        runner = Runner(network, device, room=memory_budget(device))
         with torch.autocast(device.type, enabled=False):
             chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
     finally:

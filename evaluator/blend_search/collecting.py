@@ -21,10 +21,11 @@ from evaluator.results import describe_weights
 from evaluator.store import Store, write_text
 from evaluator.survey import Survey
 from kmdx import audio, plan_file
+from kmdx import device as devices
 from kmdx import engine as engines
 from kmdx.errors import KmdxError
 from kmdx.precision import in_words
-from kmdx.separator import Separator, Stems, choose_device
+from kmdx.separator import Separator, Stems
 
 logger = logging.getLogger("evaluator")
 
@@ -105,7 +106,7 @@ def collect(
     """
     weights = describe_weights(flat.plan, running.folder)  # before the networks: it names all that is missing
     path = store.folder / PLAN
-    device = choose_device(running.device)
+    device = devices.choose(running.device)
     identity = {
         "form": FORM,
         "ensemble": flat.plan.name,

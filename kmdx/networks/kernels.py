@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from kmdx import processor
-from kmdx.processor import Processor
+from kmdx import host
+from kmdx.host import Processor
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Kernels:
     measured : str
         What this is based on.
     architecture, vendor, family
-        What a processor must be, if given; see :class:`kmdx.processor.Processor`.
+        What a processor must be, if given; see :class:`kmdx.host.Processor`.
     features : tuple of str
         Instruction sets that it must have.
     """
@@ -78,7 +78,7 @@ def choose(found: Processor, entries: Collection[Kernels] | None = None) -> Kern
 @cache
 def here() -> Kernels:
     """The entry of the processor that this process runs on."""
-    return choose(processor.here())
+    return choose(host.processor())
 
 
 def _frozen(value: Any) -> Any:

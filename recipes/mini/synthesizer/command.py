@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from kmdx import limits, terminal
+from kmdx import host, terminal
 from kmdx.errors import KmdxError
 from kmdx.terminal import err
 from recipes.mini.synthesizer import requirements
@@ -58,7 +58,7 @@ def synthesise(
     began = time.monotonic()
     try:
         for done, song in enumerate(
-            data.render(output, left, min(jobs or limits.usable_cores(), len(left) or 1), make), 1
+            data.render(output, left, min(jobs or host.usable_cores(), len(left) or 1), make), 1
         ):
             pace = (time.monotonic() - began) / done
             remaining = timedelta(seconds=round(pace * (len(left) - done)))

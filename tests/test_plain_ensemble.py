@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx.benchmark import baseline
+from benchmarks import plain_ensemble
 from kmdx.loading import load_network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.plan import OverlapAdd, Plan
@@ -50,7 +50,7 @@ def test_every_signal_is_that_of_the_plain_reading(
     monkeypatch.setattr(
         OnnxNetwork, "__init__", lambda self, *given: (sessions.append(given), opened(self, *given))[1]
     )
-    signals = baseline.run(plan, networks, mixture, CPU)
+    signals = plain_ensemble.run(plan, networks, mixture, CPU)
     assert len(sessions) == 1, "an ONNX session for each song"
     assert {"x1", "x2", "x3", "mdx_rest", *plan.stems} <= set(signals), "every sum"
     for name, signal in expected.items():
@@ -65,7 +65,7 @@ def test_nodes_that_nothing_needs_run_too_and_all_their_sources(small: Path) -> 
     networks = networks_of(plan)
     shapes = []
     networks["htdemucs"].model.register_forward_hook(lambda _, given, made: shapes.append(made.shape))
-    baseline.run(plan, networks, mixture_of(10_000), CPU)
+    plain_ensemble.run(plan, networks, mixture_of(10_000), CPU)
     assert [shape[:2] for shape in shapes] == [(1, 4)] * 4
 
 
@@ -100,4 +100,4 @@ def test_networks_of_fixed_length_can_be_overlapped_too(tmp_path: Path) -> None:
             estimate = networks["unet"](heard[None])[0, 0, :, before : before + end - start]
         total[:, start:end] += window[: end - start] * estimate
         weight[start:end] += window[: end - start]
-    assert decibels(total / weight, baseline.run(plan, networks, mixture, CPU)["vocals"]) > 110
+    assert decibels(total / weight, plain_ensemble.run(plan, networks, mixture, CPU)["vocals"]) > 110

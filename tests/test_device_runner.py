@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kmdx import chunking, runner
-from kmdx.runner import Experience, Runner
+from kmdx import chunking
+from kmdx import device as devices
+from kmdx.device import BatchProfile, Runner
 
 CPU = torch.device("cpu")
 LENGTH = 10  # samples of a window
@@ -69,25 +70,25 @@ def song(run: Runner, count: int = 24) -> None:
 @ERRORS
 def test_a_song_is_finished_with_half_as_many_windows_at_once(error: Exception) -> None:
     network = Network(lambda call, size: call == 2, error)  # in the middle
-    experience = Experience(sizes={LENGTH: 8})
-    song(Runner(network, CPU, experience))
+    profile = BatchProfile(sizes={LENGTH: 8})
+    song(Runner(network, CPU, profile))
     # The second batch fails, its eight windows are done again by fours, and the last eight go so, too.
     assert network.sizes == [8, 8, 4, 4, 4, 4]
-    assert experience.sizes == {LENGTH: 4}
+    assert profile.sizes == {LENGTH: 4}
 
 
 @ERRORS
 @pytest.mark.parametrize(("size", "fits", "end"), [(8, 1, 1), (8, 2, 2), (7, 3, 3), (5, 1, 1), (3, 2, 1)])
 def test_batches_are_halved_until_they_fit(error: Exception, size: int, fits: int, end: int) -> None:
     network = Network(lambda call, size: size > fits, error)
-    run = Runner(network, CPU, Experience(sizes={LENGTH: size}))
+    run = Runner(network, CPU, BatchProfile(sizes={LENGTH: size}))
     song(run)
     assert run.size(LENGTH) == end
     assert len(network.sizes) < 2 * 24 + 2 * size, "tries that cannot succeed"
 
 
 def test_windows_of_another_length_keep_their_number() -> None:
-    run = Runner(Network(lambda call, size: call == 1), CPU, Experience(sizes={LENGTH: 4, 7: 6}))
+    run = Runner(Network(lambda call, size: call == 1), CPU, BatchProfile(sizes={LENGTH: 4, 7: 6}))
     run(windows(4))
     assert (run.size(LENGTH), run.size(7), run.size(8)) == (2, 6, 1)
 
@@ -96,19 +97,19 @@ def test_windows_of_another_length_keep_their_number() -> None:
 def test_a_window_that_does_not_fit_is_tried_again_where_room_can_be_made(error: Exception) -> None:
     made: list[bool] = []
 
-    def make_room() -> bool:
+    def evict() -> bool:
         made.append(not made)
         return made[-1]
 
     network = Network(lambda call, size: call == 3, error)
-    song(Runner(network, CPU, make_room=make_room))
+    song(Runner(network, CPU, evict=evict))
     assert made == [True]
     assert network.sizes == [1] * 25
 
     made.clear()
     network = Network(lambda call, size: True, error)
     with pytest.raises(type(error)) as caught:
-        Runner(network, CPU, make_room=make_room)(windows(1))
+        Runner(network, CPU, evict=evict)(windows(1))
     assert caught.value is error
     assert made == [True, False]
     assert network.sizes == [1, 1]
@@ -118,7 +119,7 @@ def test_a_window_that_does_not_fit_is_tried_again_where_room_can_be_made(error:
 def test_a_window_that_does_not_fit_anywhere_is_an_error(error: Exception) -> None:
     network = Network(lambda call, size: True, error)
     with pytest.raises(type(error)) as caught:
-        Runner(network, CPU, Experience(sizes={LENGTH: 4}))(windows(4))
+        Runner(network, CPU, BatchProfile(sizes={LENGTH: 4}))(windows(4))
     assert caught.value is error
     assert network.sizes == [4, 2, 1]
 
@@ -127,8 +128,8 @@ def test_room_is_made_only_for_a_single_window() -> None:
     run = Runner(
         Network(lambda call, size: size > 1),
         CPU,
-        Experience(sizes={LENGTH: 4}),
-        make_room=lambda: pytest.fail("room was made"),
+        BatchProfile(sizes={LENGTH: 4}),
+        evict=lambda: pytest.fail("room was made"),
     )
     song(run)
 
@@ -144,7 +145,7 @@ def test_room_is_made_only_for_a_single_window() -> None:
 )
 def test_other_errors_pass_through(error: Exception) -> None:
     network = Network(lambda call, size: True, error)
-    run = Runner(network, CPU, Experience(sizes={LENGTH: 4}), make_room=lambda: pytest.fail("room was made"))
+    run = Runner(network, CPU, BatchProfile(sizes={LENGTH: 4}), evict=lambda: pytest.fail("room was made"))
     with pytest.raises(type(error)) as caught:
         run(windows(4))
     assert caught.value is error
@@ -163,7 +164,9 @@ def test_what_a_failed_batch_held_is_free_before_it_is_tried_again() -> None:
             return super().forward(batch)
 
     network = Hoarder(lambda call, size: call == 1)
-    assert torch.equal(Runner(network, CPU, Experience(sizes={LENGTH: 4}))(windows(4))[:, 0], 2 * windows(4))
+    assert torch.equal(
+        Runner(network, CPU, BatchProfile(sizes={LENGTH: 4}))(windows(4))[:, 0], 2 * windows(4)
+    )
     assert len(held) == 3
 
 
@@ -192,7 +195,7 @@ class Gpu:
         (801, 1000, 1),
         (5000, 1000, 1),
         (50, 0, 1),  # weights and signals leave nothing
-        (1, 10**9, runner.MOST),
+        (1, 10**9, devices.MAX_BATCH),
     ],
 )
 def test_as_many_windows_go_together_as_there_is_room_for(
@@ -209,10 +212,10 @@ def test_as_many_windows_go_together_as_there_is_room_for(
 
 def test_songs_are_grouped_alike_whatever_came_before_and_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 100, 50)
-    network, experience = Network(), Experience()
+    network, profile = Network(), BatchProfile()
     for allocated in (100, 600, 0):
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, bytes=allocated: bytes)
-        song(Runner(network, CPU, experience, room=300))
+        song(Runner(network, CPU, profile, room=300))
     assert network.sizes == [1, *[4] * 18]
 
 

@@ -1,17 +1,16 @@
-"""Errors of memory told from others, the budget of a device, and a heap that keeps its blocks."""
+"""Which device it is, errors of memory, and the budget of a GPU."""
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-import sys
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kmdx import memory
+from kmdx import device as devices
+from kmdx.errors import KmdxWarning
 
 GIB = 2**30
 
@@ -19,7 +18,7 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (torch.OutOfMemoryError("CUDA out of devices."), True),
         (MemoryError(), True),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
@@ -42,13 +41,13 @@ GIB = 2**30
     ],
 )
 def test_errors_of_memory(error: Exception, expected: bool) -> None:
-    assert memory.is_out_of_memory(error) is expected
+    assert devices.is_out_of_memory(error) is expected
 
 
 def test_torchs_own_error_of_memory_is_one() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert memory.is_out_of_memory(caught.value)
+    assert devices.is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +71,10 @@ def test_the_budget_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used * GIB)
     gpu = torch.device("cuda:0")
-    assert memory.device_budget(gpu) == int(budget * GIB)
-    assert memory.device_budget(gpu, used * GIB) >= memory.device_budget(gpu)
-    assert memory.device_limit(gpu) == memory.DEVICE_BUDGET + used * GIB
-    assert memory.device_limit(gpu, used * GIB) == memory.DEVICE_BUDGET
+    assert devices.memory_budget(gpu) == int(budget * GIB)
+    assert devices.memory_budget(gpu, used * GIB) >= devices.memory_budget(gpu)
+    assert devices.memory_limit(gpu) == devices.DEVICE_BUDGET + used * GIB
+    assert devices.memory_limit(gpu, used * GIB) == devices.DEVICE_BUDGET
 
 
 @pytest.mark.parametrize(
@@ -101,129 +100,43 @@ def test_torch_is_held_to_a_gpus_limit_for_a_while(
         monkeypatch.delattr(torch.cuda, tell, raising=False)
     else:
         monkeypatch.setattr(torch.cuda, tell, lambda device: fractions[-1], raising=False)
-    with suppress(MemoryError), memory.limited(gpu, 11 * GIB):
+    with suppress(MemoryError), devices.limited(gpu, 11 * GIB):
         assert fractions[1:] == [inside]
         raise MemoryError
     assert fractions[1:] == [inside, fractions[0]]
 
 
 def test_other_devices_have_no_limit() -> None:
-    assert memory.device_limit(torch.device("cpu")) is None
-    with memory.limited(torch.device("cpu"), None):
+    assert devices.memory_limit(torch.device("cpu")) is None
+    with devices.limited(torch.device("cpu"), None):
         pass
 
 
 @pytest.mark.parametrize("name", ["cpu", "mps", "meta"])
 def test_other_devices_have_no_budget(name: str) -> None:
-    assert memory.device_budget(torch.device(name)) is None
+    assert devices.memory_budget(torch.device(name)) is None
 
 
 @pytest.mark.parametrize(("name", "times"), [("cuda:0", 1), ("cpu", 0)])
 def test_only_a_gpu_has_a_cache_to_empty(name: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(name))
-    memory.empty_cache(torch.device(name))
+    devices.empty_cache(torch.device(name))
     assert len(calls) == times
 
 
-# The heap
+@pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_gpu_always_has_its_number(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: zeros(size))
+    assert devices.choose(name) == torch.device("cuda", index)
 
 
-class Libc:
-    """Notes what malloc is told."""
-
-    def __init__(self) -> None:
-        self.options: dict[int, int] = {}
-        self.trims: list[dict[int, int]] = []
-
-    def gnu_get_libc_version(self) -> bytes:
-        return b"2.36"
-
-    def mallopt(self, option: int, value: int) -> int:
-        self.options[option] = value
-        return 1
-
-    def malloc_trim(self, pad: int) -> int:
-        self.trims.append(dict(self.options))
-        return 1
-
-
-KEPT = {-1: 2**31 - 1, -3: 2**31 - 1}  # trim and mmap thresholds
-DEFAULT = {
-    memory.M_MMAP_THRESHOLD: 32 * 2**20,
-    memory.M_TRIM_THRESHOLD: 64 * 2**20,
-}  # what malloc adapts itself to
-
-
-@pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt()], ids=repr)
-def test_the_heap_keeps_its_blocks_for_a_while_only(
-    error: BaseException | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    libc = Libc()
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
-
-    def work() -> None:
-        with memory.warm_heap():
-            assert libc.options == KEPT
-            assert not libc.trims
-            if error is not None:
-                raise error
-
-    if error is None:
-        work()
-    else:
-        with pytest.raises(type(error)) as caught:
-            work()
-        assert caught.value is error
-    assert libc.options == DEFAULT
-    assert libc.trims == [DEFAULT], "given back once, when blocks are no longer kept"
-
-
-@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    musl = SimpleNamespace(malloc_trim=calls.append, mallopt=lambda *_: calls.append(_))
-    monkeypatch.setattr(sys, "platform", platform)
-    if platform == "linux":
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: musl)
-    else:
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("there is none"))
-    with memory.warm_heap():
-        pass
-    assert not calls
-    with pytest.raises(RuntimeError, match="passed on"), memory.warm_heap():
-        raise RuntimeError("passed on")
-
-
-MALLOC = """
-import ctypes
-from kmdx import memory
-
-libc = memory._glibc()
-if libc is None or not libc.mallopt(memory.M_MMAP_THRESHOLD, memory.KEEP):
-    raise SystemExit("no glibc, or one that takes no such threshold")
-libc.mallopt(memory.M_MMAP_THRESHOLD, 128 * 1024)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
-
-def is_mapping(size):
-    block = libc.malloc(size)
-    # A bit before the block tells whether the system was asked for fresh pages.
-    before = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
-    libc.free(block)
-    return bool(before & 2)
-
-print(is_mapping(2**26))
-with memory.warm_heap():
-    print(is_mapping(2**26))
-print(is_mapping(2**26), is_mapping(2**24))
-"""
-
-
-def test_glibc_does_as_it_is_told() -> None:
-    """In a process of its own: after an error of memory, malloc turns away from the heap for good."""
-    run = subprocess.run([sys.executable, "-c", MALLOC], capture_output=True, text=True)
-    if "no glibc" in run.stderr:
-        pytest.skip(run.stderr.strip())
-    assert run.stdout.split() == ["True", "False", "True", "False"], run.stderr
+def test_a_driver_without_cuda_is_a_loud_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("torch can use CUDA here")
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", tmp_path)
+    with pytest.warns(KmdxWarning, match="has an NVIDIA driver, but torch .* cannot use CUDA"):
+        assert devices.choose("auto") == torch.device("cpu")

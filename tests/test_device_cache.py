@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kmdx import memory
-from kmdx.residency import SIGNALS_SHARE, WEIGHTS_SHARE, Residents
-from kmdx.runner import Experience
+from kmdx import device as devices
+from kmdx.device import SIGNALS_SHARE, WEIGHTS_SHARE, BatchProfile, NetworkCache
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")  # nothing here computes on it
 SHARE = 100  # bytes for weights
@@ -48,14 +47,14 @@ class Fleet:
     def __init__(self, device: torch.device = GPU, budget: int | None = BUDGET, **sizes: int) -> None:
         self.log: list[str] = []
         self.networks = {name: Network(name, self.log, size) for name, size in sizes.items()}
-        self.residents = Residents(self.networks, device, budget)
+        self.cache = NetworkCache(self.networks, device, budget)
 
     def moves(self, asked: str) -> list[str]:
         """What is moved when these networks are asked for, one after the other."""
         self.log.clear()
         with torch.inference_mode():
             for name in asked:
-                self.residents.runner(name, ["vocals"])
+                self.cache.runner(name, ["vocals"])
         return [entry for entry in self.log if not entry.endswith("narrowed")]
 
 
@@ -102,7 +101,7 @@ def test_a_network_of_several_names_is_moved_once() -> None:
 
 def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
     fleet = Fleet(a=40, b=40, c=40)
-    runner = fleet.residents.runner
+    runner = fleet.cache.runner
     first = runner("a", ["vocals"])
     assert first.network == ("a", "vocals")
     assert first.device == GPU
@@ -121,7 +120,7 @@ def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
 
 def test_on_other_devices_what_was_moved_in_stays() -> None:
     fleet = Fleet(torch.device("meta"), budget=None, a=10**6, b=10**6)
-    asked = fleet.residents.runner("a", ["vocals"])
+    asked = fleet.cache.runner("a", ["vocals"])
     assert asked.room is None
     assert fleet.moves("abab") == ["b in"], "and a before"
 
@@ -151,71 +150,71 @@ def test_on_the_cpu_nothing_is_moved() -> None:
     fleet = Fleet(CPU, budget=None, a=10**6, b=10**6)
     assert fleet.moves("abab") == []
     assert fleet.log == ["a narrowed", "b narrowed"]
-    runner = fleet.residents.runner("a", ["vocals"])
+    runner = fleet.cache.runner("a", ["vocals"])
     assert runner.room is None
-    assert not runner.make_room()
+    assert not runner.evict()
 
 
 def test_the_budget_is_that_of_the_device_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(memory, "device_limit", lambda device, own: 90 - own)
-    monkeypatch.setattr(memory, "device_budget", lambda device, own: asked.append((device, own)) or 80)
+    monkeypatch.setattr(devices, "memory_limit", lambda device, own: 90 - own)
+    monkeypatch.setattr(devices, "memory_budget", lambda device, own: asked.append((device, own)) or 80)
     fleet = Fleet(budget=None, a=30, b=30)
     assert asked == [(GPU, 0)]
     assert fleet.moves("ab") == ["a in", "a out", "b in"]
-    fleet.residents.settle()
+    fleet.cache.refresh_budget()
     assert asked[1:] == [(GPU, 30)], "its own weights are not what others use"
-    assert fleet.residents.limit == 60
+    assert fleet.cache.limit == 60
 
 
 def test_room_is_made_by_moving_out_all_others() -> None:
     fleet = Fleet(a=30, b=30, c=30)
     fleet.moves("abc")
-    runner = fleet.residents.runner("b", ["vocals"])
+    runner = fleet.cache.runner("b", ["vocals"])
     fleet.log.clear()
-    assert runner.make_room()
+    assert runner.evict()
     assert fleet.log == ["a out", "c out"]
-    assert not runner.make_room(), "there is nothing left to move"
+    assert not runner.evict(), "there is nothing left to move"
     assert fleet.log == ["a out", "c out"]
     assert fleet.moves("bac") == ["a in", "c in"]
-    assert fleet.residents.runner("b", ["vocals"]).network is runner.network
+    assert fleet.cache.runner("b", ["vocals"]).network is runner.network
 
 
 def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(a=60, b=60)
-    monkeypatch.setattr(memory, "empty_cache", lambda device: fleet.log.append(f"{device} emptied"))
-    fleet.residents.runner("a", ["vocals"])
-    fleet.residents.runner("b", ["vocals"])
+    monkeypatch.setattr(devices, "empty_cache", lambda device: fleet.log.append(f"{device} emptied"))
+    fleet.cache.runner("a", ["vocals"])
+    fleet.cache.runner("b", ["vocals"])
     assert fleet.log == ["a in", "a narrowed", "a out", "cuda:0 emptied", "b in", "b narrowed"]
 
 
 def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> None:
-    residents = Fleet(a=60, b=60).residents
-    first = residents.runner("a", ["vocals"])
-    first.experience.cost, first.experience.sizes[100] = 7.0, 1
-    for others in (residents.runner("a", ["drums"]), residents.runner("b", ["vocals"])):  # a is moved out
-        assert others.experience == Experience()
-    assert residents.runner("a", ("vocals",)).experience == Experience(7.0, {100: 1})
-    residents.settle()
-    assert residents.runner("a", ["vocals"]).experience == Experience(7.0), "the next song tries it again"
+    cache = Fleet(a=60, b=60).cache
+    first = cache.runner("a", ["vocals"])
+    first.profile.cost, first.profile.sizes[100] = 7.0, 1
+    for others in (cache.runner("a", ["drums"]), cache.runner("b", ["vocals"])):  # a is moved out
+        assert others.profile == BatchProfile()
+    assert cache.runner("a", ("vocals",)).profile == BatchProfile(7.0, {100: 1})
+    cache.refresh_budget()
+    assert cache.runner("a", ["vocals"]).profile == BatchProfile(7.0), "the next song tries it again"
 
 
 def test_the_room_for_windows_does_not_depend_on_which_networks_are_there() -> None:
     fleet = Fleet(a=30, b=40, c=20)
     fleet.networks["twin"] = fleet.networks["a"]
-    room = fleet.residents.room
+    room = fleet.cache.room
     assert room == int((1 - SIGNALS_SHARE) * BUDGET - 90)
     fleet.moves("abc")
-    assert fleet.residents.room == room
-    assert Fleet(a=30, b=80).residents.room == int((1 - SIGNALS_SHARE) * BUDGET - SHARE)
+    assert fleet.cache.room == room
+    assert Fleet(a=30, b=80).cache.room == int((1 - SIGNALS_SHARE) * BUDGET - SHARE)
 
 
 def test_other_networks_take_the_place_of_those_that_there_were() -> None:
     fleet = Fleet(a=30, b=30)
-    fleet.residents.runner("a", ["vocals"]).experience.sizes[100] = 1
+    fleet.cache.runner("a", ["vocals"]).profile.sizes[100] = 1
     fleet.log.clear()
-    fleet.residents.replace({"a": Network("other a", fleet.log, 30)})
+    fleet.cache.replace({"a": Network("other a", fleet.log, 30)})
     assert fleet.log == ["a out"]
-    runner = fleet.residents.runner("a", ["vocals"])
+    runner = fleet.cache.runner("a", ["vocals"])
     assert fleet.log[1:] == ["other a in", "other a narrowed"]
-    assert runner.experience == Experience()
+    assert runner.profile == BatchProfile()

@@ -1,0 +1,418 @@
+"""How long an ensemble takes on this machine: each network on full windows, and a song as a whole.
+
+Times are wall-clock seconds. A *factor* is seconds of work per second of song. GFLOP/s count the published
+network's arithmetic, whatever is really computed, so a method with fewer operations can exceed the hardware's
+peak.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from kmdx import device as devices
+from kmdx import engine as engines
+from kmdx import host, plan_file, stand_in, synthetic
+from kmdx.errors import KmdxError, PlanError
+from kmdx.plan import Hear, Plan, suggest
+from kmdx.precision import exact
+from kmdx.separator import DEFAULT_ENSEMBLE, Separator
+
+LONG_SONG = 240.0  # seconds of the song whose time is estimated
+SHORTEST, LONGEST = 0.1, 3600.0  # seconds of a synthetic song
+FEWEST, MOST, BUDGET = 2, 5, 20.0  # runs of a network: at least, at most, and seconds for them
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What speed depends on; sizes are in bytes, and ``None`` is what the system does not report."""
+
+    cpu: str
+    cores: int
+    """Cores that this process may use."""
+    threads: int
+    """Threads that torch uses."""
+    memory: int | None
+    features: tuple[str, ...]
+    """Instruction sets for arithmetic, the widest last."""
+    gpu: str | None
+    gpu_memory: int | None
+    compute_capability: str | None
+    system: str
+    python: str
+    torch: str
+    onnxruntime: str | None
+
+    @property
+    def name(self) -> str:
+        """The GPU's name, or the CPU's with its widest instruction set and its cores."""
+        widest = f" ({self.features[-1]})" if self.features else ""
+        return self.gpu or f"{self.cpu}{widest}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class NetworkSpeed:
+    """One network on full windows."""
+
+    precision: str
+    window_seconds: float
+    windows_at_once: int
+    seconds: float
+    """For one window, the median."""
+    throughput: float
+    """Seconds of signal per second."""
+    gflops: float | None
+    """GFLOP/s; ``None`` where the weights' entry does not state the arithmetic."""
+
+
+@dataclass(frozen=True)
+class SongSpeed:
+    """A whole song; ``peak_memory`` is that of the process, ``peak_device_memory`` of a GPU by torch."""
+
+    song_seconds: float
+    seconds: float
+    factor: float
+    peak_memory: int | None = None
+    peak_device_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured; ``plan`` and ``prediction`` only where the whole ensemble was."""
+
+    kmdx: str
+    date: str
+    ensemble: str
+    digest: str
+    stand_in: bool
+    device: str
+    precision: str
+    speed: str
+    engine: str
+    machine: Machine
+    load_seconds: float
+    networks: Mapping[str, NetworkSpeed]
+    plan: SongSpeed | None
+    prediction: SongSpeed | None
+
+    @property
+    def file_name(self) -> str:
+        """A name that distinguishes machines, ensembles and settings."""
+        settings = (self.precision, self.speed, self.engine)
+        parts = [self.machine.name, self.ensemble]
+        parts += [part for part in settings if part not in ("auto", "leaderboard", "tuned")]
+        return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts) + ".json"
+
+
+def as_json(report: Any) -> str:
+    """A report, or a dict of one, as JSON, numbers to four digits."""
+    content = report if isinstance(report, dict) else asdict(report)
+    return json.dumps(_rounded(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def describe(device: torch.device | str = "cpu") -> Machine:
+    """The machine that this process runs on, with its GPU where ``device`` is one."""
+    device = torch.device(device)
+    gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return Machine(
+        cpu=host.cpu_name(),
+        cores=host.usable_cores(),
+        threads=torch.get_num_threads(),
+        memory=host.memory(),
+        features=host.arithmetic(),
+        gpu=gpu and gpu.name,
+        gpu_memory=gpu and gpu.total_memory,
+        compute_capability=gpu and f"{gpu.major}.{gpu.minor}",
+        system=platform.platform(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        onnxruntime=_version("onnxruntime-gpu") or _version("onnxruntime"),
+    )
+
+
+def measure(
+    ensemble: str | Path = DEFAULT_ENSEMBLE,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    speed: str = "leaderboard",
+    engine: str = engines.DEFAULT,
+    seconds: float = 12.0,
+    networks: Collection[str] = (),
+    with_stand_in: bool = False,
+    on_step: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Measure an ensemble on this machine.
+
+    Parameters
+    ----------
+    ensemble, device, precision, speed, engine
+        As for :class:`kmdx.separator.Separator`.
+    seconds : float
+        Length of the synthetic song.
+    networks : collection of str
+        Measure only these networks of the plan, and no song.
+    with_stand_in : bool
+        Use random weights instead of the ensemble's own.
+    on_step : callable
+        Called with a line about what is measured next.
+
+    Raises
+    ------
+    KmdxError
+        If there is no such ensemble, network, engine, weight file or device, or no song can be that long.
+    """
+    published = plan_file.load(ensemble)
+    names = check_networks(published, networks)
+    check_seconds(seconds)
+    engines.check(engine)
+    with ExitStack() as stack:
+        if with_stand_in:
+            on_step("making stand-in weights")
+            temporary = tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True)
+            ensemble = stand_in.write(ensemble, Path(stack.enter_context(temporary)))
+        on_step("loading the weights")
+        began = time.perf_counter()
+        separator = Separator(ensemble, device=device, precision=precision, speed=speed, engine=engine)
+        devices.synchronize(separator.device)
+        loaded = time.perf_counter() - began
+        whole = None
+        if not networks:
+            on_step(f"a song of {seconds:.1f} s")
+            whole = time_song(separator, seconds)
+        measured = {}
+        for name in names:
+            on_step(f"network {name}")
+            measured[name] = _time_network(separator, name)
+        return Report(
+            kmdx=version("kmdx-net"),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            ensemble=published.name,
+            digest=published.digest[:16],
+            stand_in=with_stand_in,
+            device=str(separator.device),
+            precision=precision,
+            speed=speed,
+            engine=engine,
+            machine=describe(separator.device),
+            load_seconds=loaded,
+            networks=measured,
+            plan=whole,
+            prediction=None if networks else predict(separator.plan, measured),
+        )
+
+
+def check_networks(plan: Plan, wanted: Collection[str]) -> list[str]:
+    """The networks to measure, in the order in which they run; all of the plan's if none is named.
+
+    Raises
+    ------
+    PlanError
+        If the plan has no such network.
+    """
+    known = plan.networks_used(plan.stems)
+    for name in wanted:
+        if name not in known:
+            hint = suggest(name, known)
+            raise PlanError(f"no network {name!r} in {plan.name}{hint}; available: {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise :class:`KmdxError` if a synthetic song cannot be that long."""
+    if not SHORTEST <= seconds <= LONGEST:
+        raise KmdxError(f"a song of {seconds:g} s: expected {SHORTEST:g} to {LONGEST:g} s")
+
+
+def time_song(separator: Separator, seconds: float) -> SongSpeed:
+    """Separate a synthetic song of so many seconds; on a GPU once before it counts, to load the kernels."""
+    rate, device = separator.plan.sample_rate, separator.device
+    song = synthetic.song(seconds, rate)
+    if device.type == "cuda":
+        separator.separate(song, rate)
+    host.reset_peak_memory()
+    devices.reset_peak_memory(device)
+    took, _ = timed(lambda: separator.separate(song, rate), device)
+    seconds = len(song) / rate
+    return SongSpeed(seconds, took, took / seconds, host.peak_memory(), devices.peak_memory(device))
+
+
+class TimedNetwork:
+    """A network of a separator, ready to run as many full windows of a synthetic song at once as it takes.
+
+    Attributes
+    ----------
+    sources : tuple of str
+        Sources that the plan uses.
+    window, estimate : Tensor
+        One window ``(1, 2, T)``, and the network's estimate of it ``(1, sources, 2, T)`` on the CPU.
+    at_once : int
+        Windows that go together.
+    """
+
+    def __init__(self, separator: Separator, name: str) -> None:
+        plan = separator.plan
+        length, rate = plan.networks[name].chunking.length, plan.sample_rate
+        self.device = separator.device
+        self.sources = next(
+            used
+            for node, used in plan.sources_used(plan.stems).items()
+            if isinstance(hear := plan.nodes[node], Hear) and hear.network == name
+        )
+        self._runner = separator.cache.runner(name, self.sources, length)
+        self.window = _windows(1, length, rate).to(self.device)
+        self.estimate = self._run(self.window).cpu()  # the first run decides how many windows go together
+        self.at_once = self._runner.size(length)
+        self._windows = _windows(self.at_once, length, rate).to(self.device)
+        if self.at_once > 1:
+            self._run(self._windows)
+
+    def seconds(self) -> float:
+        """Run once; returns the seconds per window."""
+        return timed(lambda: self._run(self._windows), self.device)[0] / self.at_once
+
+    @torch.inference_mode()
+    def _run(self, windows: Tensor) -> Tensor:
+        with exact():
+            return self._runner(windows)
+
+
+def repeated(run: Callable[[], Any]) -> list[Any]:
+    """Results of :data:`FEWEST` runs, and of up to :data:`MOST` while they take less than :data:`BUDGET`."""
+    results: list[Any] = []
+    began = time.perf_counter()
+    while len(results) < FEWEST or (len(results) < MOST and time.perf_counter() - began < BUDGET):
+        results.append(run())
+    return results
+
+
+def warm(device: torch.device) -> Any:
+    """A heap as it is in the middle of a song, on the CPU."""
+    return host.warm_heap() if device.type == "cpu" else nullcontext()
+
+
+def speed_of(separator: Separator, name: str, at_once: int, seconds: float) -> NetworkSpeed:
+    """What a network's seconds per window amount to."""
+    use = separator.plan.networks[name]
+    window = use.chunking.length / separator.plan.sample_rate
+    arithmetic = use.weight.architecture.get("gflops")
+    gflops = None if arithmetic is None else arithmetic * window / seconds
+    return NetworkSpeed(separator.precisions[name], window, at_once, seconds, window / seconds, gflops)
+
+
+def _time_network(separator: Separator, name: str) -> NetworkSpeed:
+    with warm(separator.device):
+        network = TimedNetwork(separator, name)
+        times = repeated(network.seconds)
+    return speed_of(separator, name, network.at_once, statistics.median(times))
+
+
+def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = LONG_SONG) -> SongSpeed:
+    """Estimate the time of a long song from the time of a window.
+
+    A short song's own factor is not a long one's: its last segments reach beyond its end, and a network that
+    accepts any length gets it in one short window.
+    """
+    samples = int(seconds * plan.sample_rate)
+    nodes = [plan.nodes[name] for name in plan.order(plan.stems)]
+    used = [node.network for node in nodes if isinstance(node, Hear)]
+    total = sum(networks[name].seconds * plan.networks[name].chunking.windows(samples) for name in used)
+    return SongSpeed(seconds, total, total / seconds)
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Run it; returns the seconds it took, and its result."""
+    devices.synchronize(device)
+    began = time.perf_counter()
+    result = work()
+    devices.synchronize(device)
+    return time.perf_counter() - began, result
+
+
+def tables(report: Report) -> Iterator[RenderableType]:
+    """The report for people, one thing to print after the other."""
+    here = report.machine
+    gigabytes = "" if here.memory is None else f", {here.memory / 1e9:.0f} GB"
+    yield escape(f"{here.name}{gigabytes}; torch {here.torch}, {here.threads} threads")
+    weights = "stand-in weights" if report.stand_in else "weights"
+    yield escape(
+        f"{report.ensemble} on {report.device}, precision {report.precision}, speed {report.speed}, "
+        f"engine {report.engine}; {weights} loaded in {report.load_seconds:.1f} s"
+    )
+    yield ""
+    table = Table("network", "in", box=None, pad_edge=False, header_style="bold")
+    for column in ("window", "at once", "takes", "signal/s", "GFLOP/s"):
+        table.add_column(column, justify="right")
+    for name, speed in report.networks.items():
+        table.add_row(
+            escape(name),
+            speed.precision,
+            f"{speed.window_seconds:.1f} s",
+            str(speed.windows_at_once),
+            duration(speed.seconds),
+            f"{speed.throughput:.2f} s",
+            "" if speed.gflops is None else f"{speed.gflops:.0f}",
+        )
+    yield table
+    yield ""
+    if whole := report.plan:
+        seconds = f"{whole.song_seconds:.1f} s of song"
+        yield f"{seconds} in {duration(whole.seconds)}, {whole.factor:.2f} × its duration"
+        peaks = {"host": whole.peak_memory, "device": whole.peak_device_memory}
+        shown = [
+            f"{size / 1e9:.2f} GB of {where} memory" for where, size in peaks.items() if size is not None
+        ]
+        if shown:
+            yield f"at most {' and '.join(shown)}"
+    if long := report.prediction:
+        yield (
+            f"a song of {long.song_seconds / 60:.0f} minutes: about {duration(long.seconds)}, "
+            f"{long.factor:.2f} × its duration"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or milliseconds, to print."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _windows(count: int, length: int, rate: int) -> Tensor:
+    """Windows ``(count, 2, length)``: one of a synthetic song, shifted differently in each."""
+    song = synthetic.song((length + 1) / rate, rate)[:length]
+    window = torch.from_numpy(song.T.copy())
+    return torch.stack([window.roll(number * length // count, -1) for number in range(count)])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, in lists and mappings too."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return value
