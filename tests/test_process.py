@@ -105,7 +105,7 @@ def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
 
 
 def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
-    outcome = start("takes memory", Limits(60, memory=5 * 10**8, enforced=True)).separate("one", SECONDS)
+    outcome = start("takes memory", Limits(600, memory=5 * 10**8, enforced=True)).separate("one", SECONDS)
     assert outcome.failure == "memory limit: more than 0.5 GB of host memory"
     assert outcome.peak_memory > 5 * 10**8
 
@@ -113,7 +113,7 @@ def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
 def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KMDX_HOARD", str(3 * 10**8))
     monkeypatch.setitem(submissions.BODIES, "takes memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
-    submission = start("takes memory", Limits(60, memory=10**8))
+    submission = start("takes memory", Limits(600, memory=10**8))
     outcome = submission.separate("one", SECONDS)
     assert outcome.failure is None
     assert outcome.peak_memory > 3 * 10**8, "also a peak between two looks"
@@ -124,7 +124,7 @@ def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest
     [
         (Limits(0.5, enforced=True), "takes a moment", "time limit: more than 0.5 × 0.5 s"),
         (
-            Limits(60, 2 * 10**8, enforced=True),
+            Limits(600, 2 * 10**8, enforced=True),
             "forgets memory",
             "memory limit: more than 0.2 GB of host memory",
         ),
@@ -161,7 +161,7 @@ def test_loading_has_a_peak_and_a_limit(start) -> None:
     assert 3 * 10**8 < submission.load_peak_memory < 5 * 10**8
     assert submission.separate("one", SECONDS).peak_memory < 2 * 10**8
     submission.kill()
-    submission.limits = Limits(60, 2 * 10**8, enforced=True)
+    submission.limits = Limits(600, 2 * 10**8, enforced=True)
     with pytest.raises(SubmissionError, match="memory limit: more than 0.2 GB of host memory"):
         submission.start()
     assert submission.load_peak_memory > 2 * 10**8

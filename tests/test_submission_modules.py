@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
                 folder,
                 tmp_path / "dataset",
                 tmp_path / "shared",
-                Limits(60),
+                Limits(600),
                 tmp_path / "submission.log",
                 **options,
             )
