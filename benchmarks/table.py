@@ -1,4 +1,4 @@
-"""Print the README's table of measured machines: ``python -m benchmarks.table [--networks] [FOLDER]``.
+"""Print the table of measured machines in docs/speed.md: ``python -m benchmarks.table [--networks] [FOLDER]``.
 
 It is made of the files that ``python -m benchmarks.baseline --json benchmarks/results`` wrote.
 """
@@ -60,7 +60,7 @@ def plans(reports: Iterable[Report]) -> Iterator[str]:
             continue
         settings = "" if report["speed"] == "leaderboard" else f" ({report['speed']})"
         precisions = dict.fromkeys(network["precision"] for network in report["networks"].values())
-        ratio = "" if prediction["ratio"] is None else f"{prediction['ratio']:.2f} × sooner"
+        ratio = "" if prediction["ratio"] is None else f"{prediction['ratio']:.2f} × faster"
         least = "" if plan["difference"] is None else f"{min(plan['difference'].values()):.0f} dB"
         gpu = plan["peak_device_memory"]
         memory = [] if plan["peak_memory"] is None else [f"{plan['peak_memory'] / 1e9:.1f} GB"]
@@ -88,7 +88,7 @@ def networks(report: Report) -> Iterator[str]:
             f"{speed['throughput']:.3g} s",
             "" if speed["gflops"] is None else f"{speed['gflops']:.0f}",
             "" if speed["peak_share"] is None else f"{speed['peak_share']:.0%}",
-            "" if speed["ratio"] is None else f"{speed['ratio']:.2g} × sooner",
+            "" if speed["ratio"] is None else f"{speed['ratio']:.2g} × faster",
             "" if speed["difference"] is None else f"{speed['difference']:.0f} dB",
         )
 

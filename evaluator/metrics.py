@@ -55,8 +55,6 @@ class Metric:
         Where it is defined.
     checked : str
         The independent implementation that its values agree with.
-    seconds : float
-        CPU time for a minute of a stereo stem, roughly.
     """
 
     name: str
@@ -71,7 +69,6 @@ class Metric:
     over_songs: Literal["mean", "median"] = "mean"
     source: str = ""
     checked: str = ""
-    seconds: float = 0.01
 
     @property
     def label(self) -> str:
@@ -159,35 +156,35 @@ METRICS = {
         *(
             Metric(
                 f"museval_{ratio.lower()}", f"museval {ratio}", "dB", True, together=BSSEVAL, frames=True,
-                over_songs="median", source=MUSEVAL, checked="museval 0.4.1, each frame", seconds=2.7,
+                over_songs="median", source=MUSEVAL, checked="museval 0.4.1, each frame",
             )
             for ratio in ("ISR", "SIR", "SAR")
         ),
         Metric(
             "si_sdr", "SI-SDR", "dB", True, Later("waveform", "si_sdr"),
-            source="Le Roux et al. 2019, arXiv 1811.02508", checked="torchmetrics 1.9.0, MSST", seconds=0.05,
+            source="Le Roux et al. 2019, arXiv 1811.02508", checked="torchmetrics 1.9.0, MSST",
         ),
         Metric(
             "log_wmse", "log-WMSE", "", True, Later("waveform", "log_wmse"),
             uses_mixture=True, uses_rate=True,
-            source="Jordal 2023, log-wmse-audio-quality", checked="torch-log-wmse 0.3.1", seconds=0.5,
+            source="Jordal 2023, log-wmse-audio-quality", checked="torch-log-wmse 0.3.1",
         ),
         Metric(
             "l1_freq", "L1 frequency", "%", True, Later("spectral", "l1_freq"),
-            source=MSST, checked="MSST's code", seconds=0.8,
+            source=MSST, checked="MSST's code",
         ),
         Metric(
             "aura_stft", "aura STFT", "%", True, Later("spectral", "aura_stft"),
-            source=MSST, checked="auraloss 0.4.0", seconds=1.0,
+            source=MSST, checked="auraloss 0.4.0",
         ),
         Metric(
             "aura_mrstft", "aura MR-STFT", "%", True, Later("spectral", "aura_mrstft"), uses_rate=True,
-            source=MSST, checked="auraloss 0.4.0 with librosa 0.11.0", seconds=5.3,
+            source=MSST, checked="auraloss 0.4.0 with librosa 0.11.0",
         ),
         *(
             Metric(
                 name, name, "%", True, Later("spectral", "bleedless_and_fullness"), uses_rate=True,
-                source=MSST, checked="MSST's code with librosa 0.11.0", seconds=2.2,
+                source=MSST, checked="MSST's code with librosa 0.11.0",
             )
             for name in ("bleedless", "fullness")
         ),

@@ -147,9 +147,9 @@ def test_the_table_says_what_is_no_report(tmp_path: Path) -> None:
         table.load(tmp_path)
 
 
-def test_the_committed_results_stand_in_the_readme() -> None:
+def test_the_committed_results_are_in_the_documentation() -> None:
     rows = [*table.plans(table.load(table.RESULTS))]
-    shown = Path(table.__file__).parents[1].joinpath("README.md").read_text("utf-8").splitlines()
+    shown = Path(table.__file__).parents[1].joinpath("docs", "speed.md").read_text("utf-8").splitlines()
     assert len(rows) > 2
     assert [row for row in rows if row not in shown] == []
 
@@ -213,3 +213,13 @@ def test_the_script_for_speed_levels(small: Path, tmp_path: Path, capsys: pytest
     assert (written.nodes, written.stems) == (published.nodes, published.stems)
     with pytest.raises(KmdxError, match="no song folders"):
         levels.measure(small, tmp_path / "song" / "none", None)
+
+
+def test_the_readme_lists_every_ensemble_with_its_size_and_arithmetic() -> None:
+    readme = Path(table.__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    for name in plan_file.names():
+        loaded = plan_file.load(name)
+        size = sum({use.weight.name: use.weight.bytes or 0 for use in loaded.networks.values()}.values())
+        download = f"{size / 1e6:.0f} MB" if size else "none"
+        row = f"| {len(loaded.networks)} | {download} | {loaded.gflops(loaded.stems):.0f} |"
+        assert any(line.startswith(f"| `{name}`") and row in line for line in readme.splitlines()), name

@@ -177,6 +177,20 @@ def epoch_on_t4(config: Config, needed: Budget) -> float:
     return config.epoch * config.batch * needed.gflop / T4_GFLOPS[config.precision]
 
 
+def row(config: Config, needed: Budget) -> list[str]:
+    """What a config needs, as cells of a table."""
+    size = divisor(config.batch, needed.most(SPARE * (T4 - OVERHEAD)))
+    return [
+        f"{needed.parameters / 1e6:.2f} M",
+        f"{needed.gflop * config.batch:.0f}",
+        f"{needed.fixed / 1e9:.2f} GB",
+        f"{needed.window / 1e9:.2f} GB",
+        f"{size} of {config.batch}",
+        f"{(needed.memory(size) + OVERHEAD) / 1e9:.1f} GB" if size else "does not fit",
+        f"{epoch_on_t4(config, needed) / 60:.1f}",
+    ]
+
+
 def step(config: Config) -> Step:
     """Take two steps on noise, as many windows together as :func:`at_once` gives; the second is timed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -206,17 +206,7 @@ def budget(
     for name in names or sorted(configs.names()):
         chosen = _config(name, change, None)
         needed = budgets.measure(chosen)
-        size = budgets.divisor(chosen.batch, needed.most(budgets.SPARE * (budgets.T4 - budgets.OVERHEAD)))
-        row = [
-            name,
-            f"{needed.parameters / 1e6:.2f} M",
-            f"{needed.gflop * chosen.batch:.0f}",
-            f"{needed.fixed / 1e9:.2f} GB",
-            f"{needed.window / 1e9:.2f} GB",
-            f"{size} of {chosen.batch}",
-            f"{(needed.memory(size) + budgets.OVERHEAD) / 1e9:.1f} GB" if size else "does not fit",
-            f"{budgets.epoch_on_t4(chosen, needed) / 60:.1f}",
-        ]
+        row = [name, *budgets.row(chosen, needed)]
         if measured:
             step = budgets.step(chosen)
             row += [
