@@ -1,4 +1,4 @@
-"""Print the table of measured machines in docs/speed.md: ``python -m benchmarks.table [--networks] [FOLDER]``.
+"""Print the table of machines in docs/speed.md: ``python -m benchmarks.table [--networks] [FOLDER]``.
 
 It is made of the files that ``python -m benchmarks.baseline --json benchmarks/results`` wrote.
 """
