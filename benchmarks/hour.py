@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from benchmarks import length
 from kmdx import Separator, synthetic, terminal
 from kmdx.errors import KmdxError
-from kmdx.plan import Hear, Node, Normalize, OverlapAdd, Plan, Sum
+from kmdx.nodes import Estimate, Node, Normalize, Sum
+from kmdx.plan import Plan
+from kmdx.windows import OverlapAdd
 
 RATE = 44100
 BLOCK = 2**20  # samples of a file that are read at a time
@@ -79,7 +81,7 @@ def pieces(plan: Plan, samples: int) -> list[Piece]:
     (chunking,) = {use.chunking for use in plan.networks.values()}
     if not isinstance(chunking, OverlapAdd):
         raise KmdxError(f"{plan.name}: its networks do not overlap and add")
-    stages = sum(isinstance(node, Hear) for node in plan.nodes.values())
+    stages = sum(isinstance(node, Estimate) for node in plan.nodes.values())
     margin = stages * chunking.length  # at most: each stage hears what the one before is right about
     stride, windows = chunking.stride, chunking.windows(samples)
     found = []

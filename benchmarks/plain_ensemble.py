@@ -34,8 +34,10 @@ from kmdx.loading import load_network
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, Plan, Sum, TrimAndJoin
+from kmdx.nodes import Estimate, Normalize, Sum
+from kmdx.plan import MIXTURE, NetworkUse, Plan
 from kmdx.precision import exact
+from kmdx.windows import OverlapAdd, TrimAndJoin
 
 Result = TypeVar("Result")
 Samples = NDArray[np.float32]
@@ -75,7 +77,7 @@ def run(
     with exact():
         for name in plan.order(plan.nodes):
             match plan.nodes[name]:
-                case Hear(network, signal):
+                case Estimate(network, signal):
                     use, plain = plan.networks[network], networks[network]
                     if isinstance(plain, OnnxNetwork):
                         plain = _session_for_this_song(plain, use, device, folder)
@@ -107,6 +109,7 @@ def _hear(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device:
         if isinstance(network, DemucsNetwork)
         else _AsDemucs(network, how.length, plan.sample_rate)
     )
+    assert isinstance(how, OverlapAdd)
     return apply_model(model, signal[None], shifts=0, split=True, overlap=how.overlap, device=device)[0]
 
 
@@ -204,7 +207,7 @@ def _song(
     ensemble: str, device: str, folder: Path | None, mixture: Samples
 ) -> tuple[float, dict[str, Samples]]:
     plan, where = plan_file.load(ensemble), torch.device(device)
-    names = {node.network for node in plan.nodes.values() if isinstance(node, Hear)}
+    names = {node.network for node in plan.nodes.values() if isinstance(node, Estimate)}
     networks = {name: load_network(plan.networks[name], plan.sample_rate, where, folder) for name in names}
     signal = torch.from_numpy(mixture)
     if where.type == "cuda":  # its kernels are loaded, and chosen, when they first run

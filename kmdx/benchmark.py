@@ -31,7 +31,7 @@ from kmdx import device as devices
 from kmdx import engine as engines
 from kmdx import host, plan_file, stand_in, synthetic
 from kmdx.errors import KmdxError, PlanError
-from kmdx.plan import Hear, Plan, suggest
+from kmdx.plan import Plan, suggest
 from kmdx.precision import exact
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator
 
@@ -271,11 +271,9 @@ class TimedNetwork:
         plan = separator.plan
         length, rate = plan.networks[name].chunking.length, plan.sample_rate
         self.device = separator.device
-        self.sources = next(
-            used
-            for node, used in plan.sources_used(plan.stems).items()
-            if isinstance(hear := plan.nodes[node], Hear) and hear.network == name
-        )
+        runs = plan.runs(plan.stems)
+        used = plan.sources_used(plan.stems)
+        self.sources = next(used[node] for node, network in runs.items() if network == name)
         self._runner = separator.cache.runner(name, self.sources, length)
         self.window = _windows(1, length, rate).to(self.device)
         self.estimate = self._run(self.window).cpu()  # the first run decides how many windows go together
@@ -331,9 +329,8 @@ def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = L
     accepts any length gets it in one short window.
     """
     samples = int(seconds * plan.sample_rate)
-    nodes = [plan.nodes[name] for name in plan.order(plan.stems)]
-    used = [node.network for node in nodes if isinstance(node, Hear)]
-    total = sum(networks[name].seconds * plan.networks[name].chunking.windows(samples) for name in used)
+    runs = plan.runs(plan.stems).values()
+    total = sum(networks[name].seconds * plan.networks[name].chunking.windows(samples) for name in runs)
     return SongSpeed(seconds, total, total / seconds)
 
 

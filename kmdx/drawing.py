@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from rich.markup import escape as escape_markup
 from rich.tree import Tree
 
-from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, node_of
+from kmdx.plan import MIXTURE, Plan, node_of
 
 DEEPEST = 25  # levels of a tree, so that it fits a line
 
@@ -16,13 +16,13 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
     """Say of each network that runs: stage, what it hears and gives, weights, licence, arithmetic, how."""
     used = plan.sources_used(plan.signals_of(wanted))
     for name in sorted(used, key=plan.stage):
-        node = plan.nodes[name]
-        assert isinstance(node, Hear)
-        use = plan.networks[node.network]
+        network = plan.runs([name])[name]
+        (heard,) = plan.nodes[name].inputs
+        use = plan.networks[network]
         gives = ", ".join(f"{name}.{source}" for source in used[name])
         cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
-            f"stage {plan.stage(name)}: {node.network} hears {node.signal}, gives {gives}; "
+            f"stage {plan.stage(name)}: {network} hears {heard}, gives {gives}; "
             f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
         )
 
@@ -32,23 +32,6 @@ def gflops(value: float | None) -> str:
     if value is None:
         return "not stated"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def formula(node: Node) -> str:
-    """A node as a formula: ``x − 0.8·V.vocals − 0.2·M.vocals``."""
-    if isinstance(node, Hear):
-        return f"{node.network}({node.signal})"
-    if isinstance(node, Normalize):
-        return f"({node.signal} − mean) / std"
-    parts: list[str] = []
-    for reference, weight in node.terms.items():
-        sign = " − " if weight < 0 else " + " if parts else ""
-        factor = "" if abs(weight) == 1 else f"{abs(weight):g}·"
-        parts.append(f"{sign}{factor}{reference}")
-    text = "".join(parts).strip()
-    if node.denormalize is None:
-        return text
-    return f"{text if len(parts) == 1 else f'({text})'} · std + mean"
 
 
 def tree(plan: Plan, wanted: Collection[str]) -> Tree:
@@ -64,8 +47,8 @@ def tree(plan: Plan, wanted: Collection[str]) -> Tree:
         node = plan.nodes[name]
         last = max(map(node_of, node.inputs), key=lambda reference: depth[reference])
         depth[name] = (plan.stage(name), position)
-        style = "bold cyan" if isinstance(node, Hear) else "bold green" if name in plan.stems else "none"
-        label = f"[{style}]{escape_markup(name)}[/{style}] = {escape_markup(formula(node))}"
+        style = "bold cyan" if node.network else "bold green" if name in plan.stems else "none"
+        label = f"[{style}]{escape_markup(name)}[/{style}] = {escape_markup(node.formula())}"
         branch, above, level = branches[last]
         parent = branch if level < DEEPEST else above
         branches[name] = (parent.add(label), parent, min(level + 1, DEEPEST))

@@ -1,4 +1,4 @@
-"""Runs a plan: each network on the signal it hears, residuals and blends between them.
+"""Runs a plan: each network on its input, residuals and blends between them.
 
 Signals are float32 ``(2, samples)``. Those of most songs lie on the device; longer ones are worked on
 block by block and lie in scratch files, and only what is being worked on is in memory. A node runs when
@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kmdx import chunking, scratch
-from kmdx.chunking import Advance
-from kmdx.device import SIGNALS_SHARE, NetworkCache, Runner
+from kmdx import scratch
+from kmdx.device import SIGNALS_SHARE, NetworkCache
 from kmdx.errors import AudioError
-from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum
+from kmdx.plan import MIXTURE, Plan
 
 Progress = Callable[[float, float], None]
 """Called with seconds of audio done and seconds in all."""
@@ -97,64 +95,70 @@ def run(
         return {name: home.zeros() for name in wanted}
 
     order = plan.order(wanted, known)
-    used = plan.sources_used(wanted, known)
     pending = Counter(reference for name in order for reference in plan.nodes[name].inputs)
     pending.update(wanted)
     meter = _Meter(plan, order, mixture.shape[-1], progress)
-    signals: dict[str, Tensor] = {MIXTURE: home.bring(mixture)}
-    signals.update({name: home.bring(signal) for name, signal in known.items() if pending[name]})
-    levels: dict[str, Level] = {}
+    song = Song(plan, cache, home, plan.sources_used(wanted, known), meter)
+    song.signals[MIXTURE] = home.bring(mixture)
+    song.signals.update({name: home.bring(signal) for name, signal in known.items() if pending[name]})
 
     for name in order:
-        match plan.nodes[name]:
-            case Hear(network, signal):
-                estimates = {f"{name}.{source}": home.empty() for source in used[name]}
-                use = plan.networks[network]
-                runner = cache.runner(network, used[name], use.chunking.length)
-                _hear(runner, use, signals[signal], [*estimates.values()], meter(network))
-                if not all(map(home.is_finite, estimates.values())):
-                    raise NotFinite(network)
-                signals.update(estimates)
-            case Normalize(signal):
-                level = levels[name] = home.level(signals[signal])
-                signals[name] = home.make(partial(_normalize, level), [signals[signal]])
-            case Sum(terms, denormalize):
-                back = None if denormalize is None else levels[denormalize]
-                blend = partial(_blend, [*terms.values()], back)
-                signals[name] = home.make(blend, [signals[reference] for reference in terms])
-        if name in signals and not home.is_finite(signals[name]):
+        node = plan.nodes[name]
+        made = node.run(name, song)
+        if not all(map(home.is_finite, made.values())):
+            if node.network is not None:
+                raise NotFinite(node.network)
             raise AudioError(
                 f"{name} of {plan.name} is not finite: the song is too loud, or the plan's weights are too "
                 f"large; the song peaks at {home.peak(mixture):.3g}, expected about 1"
             )
-        pending.subtract(plan.nodes[name].inputs)
-        for reference in plan.nodes[name].inputs:
+        song.signals.update(made)
+        pending.subtract(node.inputs)
+        for reference in node.inputs:
             if not pending[reference]:
-                signals.pop(reference, None)
-    return {name: signals[name] for name in wanted}
+                song.signals.pop(reference, None)
+    return {name: song.signals[name] for name in wanted}
 
 
-def _hear(runner: Runner, use: NetworkUse, signal: Tensor, estimates: list[Tensor], advance: Advance) -> None:
-    """Send a signal through a network in the plan's way."""
-    how = use.chunking
-    if isinstance(how, OverlapAdd):
-        chunking.overlap_add(runner, signal, estimates, how.length, how.stride, advance)
-    else:
-        chunking.trim_and_join(runner, signal, estimates, how.chunk, how.trim, advance)
+@dataclass
+class Song:
+    """The signals of a song while a plan runs, and what nodes compute them with.
 
+    Attributes
+    ----------
+    signals : dict of str to Tensor
+        ``(2, samples)`` by reference; those that no later node needs are gone.
+    levels : dict of str to Level
+        Of normalized signals, by node.
+    """
 
-def _normalize(level: Level, target: Tensor, signal: Tensor) -> None:
-    torch.sub(signal, level.mean, out=target)
-    # A tensor on the device, since CUDA would multiply by a number's reciprocal, which gives other bits.
-    target.div_(torch.tensor(level.std, dtype=signal.dtype, device=signal.device))
+    plan: Plan
+    cache: NetworkCache
+    home: _Home
+    used: Mapping[str, Sequence[str]]
+    meter: _Meter
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    levels: dict[str, Level] = field(default_factory=dict)
 
+    def estimate(self, name: str, network: str, reference: str) -> dict[str, Tensor]:
+        """A network's estimates of the sources that something uses, by reference."""
+        window = self.plan.networks[network].chunking
+        runner = self.cache.runner(network, self.used[name], window.length)
+        estimates = {f"{name}.{source}": self.home.empty() for source in self.used[name]}
+        window.run(runner, self.signals[reference], [*estimates.values()], self.meter(network))
+        return estimates
 
-def _blend(weights: Sequence[float], back: Level | None, target: Tensor, *signals: Tensor) -> None:
-    torch.mul(signals[0], weights[0], out=target)
-    for weight, signal in zip(weights[1:], signals[1:], strict=True):
-        target.add_(signal, alpha=weight)
-    if back is not None:
-        target.mul_(back.std).add_(back.mean)
+    def measure(self, name: str, reference: str) -> Level:
+        """The level of a signal, kept under the node's name."""
+        self.levels[name] = self.home.level(self.signals[reference])
+        return self.levels[name]
+
+    def make(self, function: Callable[..., None], references: Sequence[str]) -> Tensor:
+        """A signal whose samples depend on the same samples of others.
+
+        ``function`` fills blocks: it gets one of the new signal, and those of the others.
+        """
+        return self.home.make(function, [self.signals[reference] for reference in references])
 
 
 class _Home:
@@ -251,10 +255,10 @@ class _Meter:
         self.progress = progress
         self.seconds = samples / plan.sample_rate
         self.done = 0.0
-        hears = [node.network for node in map(plan.nodes.__getitem__, order) if isinstance(node, Hear)]
-        known = [cost for name in hears if (cost := plan.networks[name].gflops) is not None]
+        runs = [name for node in order if (name := plan.nodes[node].network) is not None]
+        known = [cost for name in runs if (cost := plan.networks[name].gflops) is not None]
         self.usual = sum(known) / len(known) if known else 1.0
-        self.total = sum(self.cost(name) for name in hears)
+        self.total = sum(map(self.cost, runs))
 
     def cost(self, network: str) -> float:
         """Arithmetic of a network in any one unit; the others' mean where it is not stated."""

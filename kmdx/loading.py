@@ -17,7 +17,7 @@ from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
-from kmdx.plan import NetworkUse, OverlapAdd
+from kmdx.plan import NetworkUse
 from kmdx.weights import Found
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
@@ -136,8 +136,7 @@ def _build(use: NetworkUse, found: Found, device: torch.device) -> Built:
     if checkpoint.klass is not None and checkpoint.klass != kind:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
     own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
-    segment = use.chunking.segment if isinstance(use.chunking, OverlapAdd) else None
-    return demucs.build(kind, checkpoint.kwargs or own, segment, checkpoint.state)
+    return demucs.build(kind, checkpoint.kwargs or own, use.chunking.segment, checkpoint.state)
 
 
 def _spectrogram(architecture: dict) -> SpectrogramConfig:

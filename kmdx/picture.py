@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from kmdx.drawing import formula
-from kmdx.plan import MIXTURE, Hear, Plan, Sum, node_of
+from kmdx.plan import MIXTURE, Plan, node_of
 
 BOX_WIDTH = 240  # pixels, as all sizes here
 COLUMN = 300  # from one column's left side to the next one's
@@ -71,7 +70,7 @@ def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int
     for name, users in _users(inputs).items():
         if not users:
             rank[name] = last
-        elif stems.issuperset(users) and isinstance(plan.nodes.get(name), Sum):
+        elif name != MIXTURE and stems.issuperset(users) and plan.nodes[name].terms is not None:
             rank[name] = last - 1
     numbers = {level: number for number, level in enumerate(sorted(set(rank.values())))}
     return {name: numbers[level] for name, level in rank.items()}
@@ -90,10 +89,10 @@ def _box(plan: Plan, name: str) -> Box:
     if name == MIXTURE:
         return Box("song", (MIXTURE,))
     node = plan.nodes[name]
-    if isinstance(node, Hear):
+    if node.network is not None:
         use = plan.networks[node.network]
-        return Box("network", (name, formula(node), use.weight.name, str(use.chunking)))
-    return Box("stem" if name in plan.stems else "sum", (name, *_wrapped(formula(node))))
+        return Box("network", (name, node.formula(), use.weight.name, str(use.chunking)))
+    return Box("stem" if name in plan.stems else "sum", (name, *_wrapped(node.formula())))
 
 
 def _wrapped(text: str, width: int = 32) -> Iterator[str]:

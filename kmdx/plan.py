@@ -1,22 +1,23 @@
-"""An ensemble as data: which network hears which signal, what is subtracted and what is blended.
+"""An ensemble as data: which network has which input, what is subtracted and what is blended.
 
-Networks have weights and a way for a signal of any length to go through them; nodes form a graph that
-begins at the mixture; some of its sums are the stems. :mod:`kmdx.plan_file` reads one from YAML. Nothing
-here needs torch.
+Networks have weights and a window (:mod:`kmdx.windows`). Nodes (:mod:`kmdx.nodes`) form a graph that begins
+at the mixture; some of its sums are the stems. :mod:`kmdx.plan_file` reads one from YAML. Nothing here needs
+torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 from kmdx.errors import PlanError, listed, quoted, suggest
+from kmdx.nodes import Node
 from kmdx.weights import Weight
+from kmdx.windows import Window
 
 MIXTURE = "mixture"
 ACCOMPANIMENT = "accompaniment"
@@ -24,93 +25,11 @@ ACCOMPANIMENT = "accompaniment"
 
 
 @dataclass(frozen=True)
-class OverlapAdd:
-    """Overlapping segments, added up under a triangular window, as Demucs does it.
-
-    Attributes
-    ----------
-    overlap : float
-        Share of a segment that the next one repeats, in [0, 1).
-    segment : float
-        Seconds of one segment.
-    length : int
-        Samples of one segment.
-    """
-
-    overlap: float
-    segment: float
-    length: int
-
-    @property
-    def stride(self) -> int:
-        """Samples between the starts of two segments, in the float arithmetic of the published run."""
-        return int((1 - self.overlap) * self.length)
-
-    def per_second(self, rate: int) -> float:
-        """Segments of a second of audio."""
-        return rate / self.stride
-
-    def windows(self, samples: int) -> int:
-        """How many segments a signal of so many samples takes."""
-        return math.ceil(samples / self.stride)
-
-    @property
-    def load(self) -> float:
-        """Seconds of signal that the network works through for each second of a long song."""
-        return self.length / self.stride
-
-    def __str__(self) -> str:
-        return f"segments of {self.segment:g} s, overlap {self.overlap:g}"
-
-
-@dataclass(frozen=True)
-class TrimAndJoin:
-    """Chunks that lose both their ends and are joined, as MDX-Net does it.
-
-    Attributes
-    ----------
-    chunk : int
-        Samples of one chunk.
-    trim : int
-        Samples dropped at both its ends.
-    """
-
-    chunk: int
-    trim: int
-
-    @property
-    def length(self) -> int:
-        """Samples that the network hears at once."""
-        return self.chunk
-
-    @property
-    def keep(self) -> int:
-        """Samples of a chunk that reach the result."""
-        return self.chunk - 2 * self.trim
-
-    def per_second(self, rate: int) -> float:
-        """Chunks of a second of audio."""
-        return rate / self.keep
-
-    def windows(self, samples: int) -> int:
-        """How many chunks a signal of so many samples takes; one more when they divide evenly."""
-        return samples // self.keep + 1
-
-    @property
-    def load(self) -> float:
-        """Seconds of signal that the network works through for each second of a long song."""
-        return self.chunk / self.keep
-
-    def __str__(self) -> str:
-        return f"chunks of {self.chunk} samples, trim {self.trim}"
-
-
-@dataclass(frozen=True)
 class NetworkUse:
     """A network of the plan: its weights and how signals go through it."""
 
     weight: Weight
-    chunking: OverlapAdd | TrimAndJoin
+    chunking: Window
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -122,47 +41,6 @@ class NetworkUse:
         """Arithmetic in GFLOP per second of audio, where the weights' entry states it."""
         per_second = self.weight.architecture.get("gflops")
         return None if per_second is None else per_second * self.chunking.load
-
-
-@dataclass(frozen=True)
-class Hear:
-    """``network`` hears ``signal``; gives one signal ``NODE.SOURCE`` for each of its sources."""
-
-    network: str
-    signal: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """References to the signals it needs."""
-        return (self.signal,)
-
-
-@dataclass(frozen=True)
-class Sum:
-    """A weighted sum of signals; with ``denormalize`` then brought back to that signal's level."""
-
-    terms: Mapping[str, float]
-    denormalize: str | None = None
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """References to the signals it needs."""
-        return (*self.terms, *([self.denormalize] if self.denormalize else []))
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """``(signal − mean) / std``, mean and unbiased std being those of its mono sum."""
-
-    signal: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """References to the signals it needs."""
-        return (self.signal,)
-
-
-Node = Hear | Sum | Normalize
 
 
 def node_of(reference: str) -> str:
@@ -227,20 +105,24 @@ class Plan:
     def sources_used(
         self, wanted: Collection[str], known: Collection[str] = ()
     ) -> dict[str, tuple[str, ...]]:
-        """For each :class:`Hear` node that ``wanted`` need, the sources that anything uses, in order."""
+        """For each node with a network that ``wanted`` need, the sources that anything uses, in order."""
         references = self.needed(wanted, known).difference(known)
         used = {}
         for name in self.order(wanted, known):
-            node = self.nodes[name]
-            if isinstance(node, Hear):
-                sources = self.networks[node.network].sources
+            network = self.nodes[name].network
+            if network is not None:
+                sources = self.networks[network].sources
                 used[name] = tuple(source for source in sources if f"{name}.{source}" in references)
         return used
 
     def networks_used(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the networks that ``wanted`` need, in the order in which they run first."""
-        nodes = (self.nodes[name] for name in self.order(wanted, known))
-        return list(dict.fromkeys(node.network for node in nodes if isinstance(node, Hear)))
+        return list(dict.fromkeys(self.runs(wanted, known).values()))
+
+    def runs(self, wanted: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
+        """For each node with a network that ``wanted`` need, that network, in the order in which they run."""
+        networks = {name: self.nodes[name].network for name in self.order(wanted, known)}
+        return {name: network for name, network in networks.items() if network is not None}
 
     def stage(self, reference: str) -> int:
         """How many networks lie one behind the other on the longest way to a signal; the mixture is 0."""
@@ -252,7 +134,7 @@ class Plan:
         for name in self.order(self.nodes):
             node = self.nodes[name]
             below = max((stages[node_of(reference)] for reference in node.inputs), default=0)
-            stages[name] = below + isinstance(node, Hear)
+            stages[name] = below + (node.network is not None)
         return stages
 
     def held(self, wanted: Collection[str]) -> int:
@@ -270,18 +152,16 @@ class Plan:
 
     def windows_per_second(self, wanted: Iterable[str]) -> float:
         """How many windows all networks together take for a second of audio."""
-        runs = [node for node in map(self.nodes.__getitem__, self.order(wanted)) if isinstance(node, Hear)]
-        return sum(self.networks[run.network].chunking.per_second(self.sample_rate) for run in runs)
+        runs = self.runs(wanted).values()
+        return sum(self.networks[network].chunking.per_second(self.sample_rate) for network in runs)
 
     def load(self, wanted: Iterable[str]) -> float:
         """Seconds of signal that all networks together work through for each second of a long song."""
-        runs = [node for node in map(self.nodes.__getitem__, self.order(wanted)) if isinstance(node, Hear)]
-        return sum(self.networks[run.network].chunking.load for run in runs)
+        return sum(self.networks[network].chunking.load for network in self.runs(wanted).values())
 
     def gflops(self, wanted: Iterable[str]) -> float | None:
         """Arithmetic of ``wanted`` in GFLOP per second of audio; ``None`` where a network states none."""
-        nodes = (self.nodes[name] for name in self.order(wanted))
-        costs = [self.networks[node.network].gflops for node in nodes if isinstance(node, Hear)]
+        costs = [self.networks[network].gflops for network in self.runs(wanted).values()]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
 
@@ -291,7 +171,7 @@ class Plan:
         uses = {name: self.networks[name] for name in self.networks_used(wanted)}
         parts = {
             "sample_rate": self.sample_rate,
-            "nodes": [(name, type(self.nodes[name]).__name__, asdict(self.nodes[name])) for name in order],
+            "nodes": [(name, self.nodes[name].kind, asdict(self.nodes[name])) for name in order],
             "networks": {
                 name: (use.weight.architecture, type(use.chunking).__name__, asdict(use.chunking))
                 for name, use in uses.items()
@@ -301,14 +181,10 @@ class Plan:
 
     def capped(self, overlap: float) -> Plan:
         """Return the same plan with no network's segments overlapping more than this share of them."""
-
-        def cap(use: NetworkUse) -> NetworkUse:
-            how = use.chunking
-            if not isinstance(how, OverlapAdd) or how.overlap <= overlap:
-                return use
-            return replace(use, chunking=replace(how, overlap=overlap))
-
-        return replace(self, networks={name: cap(use) for name, use in self.networks.items()})
+        networks = {
+            name: replace(use, chunking=use.chunking.capped(overlap)) for name, use in self.networks.items()
+        }
+        return replace(self, networks=networks)
 
     def check_stems(
         self, stems: Iterable[str] | None, allowed: Collection[str] | None = None
@@ -353,12 +229,9 @@ class Plan:
         known = list(known)
         self.check_wanted(known)
         for reference in known:
-            if reference == MIXTURE or isinstance(self.nodes[node_of(reference)], Normalize):
+            if reference == MIXTURE or not self.nodes[node_of(reference)].can_be_given:
                 raise PlanError(f"{self.name}: {quoted(reference)} cannot be given, only sums and estimates")
 
     def _references(self) -> Iterator[str]:
         for name, node in self.nodes.items():
-            if isinstance(node, Hear):
-                yield from (f"{name}.{source}" for source in self.networks[node.network].sources)
-            else:
-                yield name
+            yield from node.outputs(name, self.networks)

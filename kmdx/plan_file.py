@@ -1,7 +1,7 @@
 """Reads a plan from its YAML file and says what is wrong with it; writes one as YAML.
 
 ``networks`` names each network with its weights and with how a signal of any length goes through it;
-``signals`` is a graph of three kinds of node; ``stems`` says which weighted sums are the result::
+``signals`` is a graph of nodes; ``stems`` says which weighted sums are the result::
 
     networks:
       first: {weights: htdemucs, overlap_add: {overlap: 0.25}}
@@ -34,26 +34,15 @@ import yaml
 from kmdx import documents, weights
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
-from kmdx.plan import (
-    ACCOMPANIMENT,
-    MIXTURE,
-    Hear,
-    NetworkUse,
-    Node,
-    Normalize,
-    OverlapAdd,
-    Plan,
-    Sum,
-    TrimAndJoin,
-    node_of,
-)
+from kmdx.nodes import KINDS, Node
+from kmdx.plan import ACCOMPANIMENT, MIXTURE, NetworkUse, Plan, node_of
 from kmdx.weights import Weight
+from kmdx.windows import WINDOWS
 
 RATES = (1000, 384_001)  # Hz
 MAX_KEY = 2 * architectures.MAX_NAME + 1  # bytes of NODE.SOURCE
 MAX_WINDOWS = 200  # of one network for a second of audio, and ten times as many of all networks
 MAX_LOAD = 200.0  # times that each sample goes through one network: an overlap of 0.995
-MAX_WEIGHT = 1e6  # of a signal in a sum
 MAX_HELD = 200  # signals in memory at once; leaderboard C holds 16
 
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -115,7 +104,7 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
         raise PlanError(f"{shown(name)}: {error}") from error
     if root is None:
         raise PlanError(f"{shown(name)}: the file is empty")
-    return _Parser(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
+    return Reader(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
 
 
 def dump(plan: Plan, folder: Path | None = None) -> str:
@@ -137,34 +126,21 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
         return {"file": str(file), "architecture": json.loads(json.dumps(dict(use.weight.architecture)))}
 
     def network(use: NetworkUse) -> dict[str, Any]:
-        how = use.chunking
-        if isinstance(how, OverlapAdd):
-            return {
-                "weights": weight(use),
-                "overlap_add": {"segment": how.segment, "overlap": how.overlap},
-            }
-        return {"weights": weight(use), "trim_and_join": {"chunk": how.chunk, "trim": how.trim}}
+        return {"weights": weight(use), use.chunking.key: use.chunking.settings()}
 
-    def node(value: Node) -> dict[str, Any]:
-        if isinstance(value, Hear):
-            return {"network": value.network, "hears": value.signal}
-        if isinstance(value, Normalize):
-            return {"normalize": value.signal}
-        back = {} if value.denormalize is None else {"denormalize": value.denormalize}
-        return {"sum": dict(value.terms), **back}
-
+    signals = {name: node.settings() for name, node in plan.nodes.items()}
     content = {
         "title": plan.title,
         "description": plan.description,
         "sample_rate": plan.sample_rate,
         "networks": {name: network(use) for name, use in plan.networks.items()},
-        "signals": {name: node(value) for name, value in plan.nodes.items() if name not in plan.stems},
-        "stems": {name: node(plan.nodes[name]) for name in plan.stems},
+        "signals": {name: node for name, node in signals.items() if name not in plan.stems},
+        "stems": {name: signals[name] for name in plan.stems},
     }
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
-class _Parser:
+class Reader:
     """Turns YAML nodes into a plan; every complaint carries the line and the dotted key."""
 
     def __init__(self, name: str, folder: Path | None) -> None:
@@ -201,7 +177,7 @@ class _Parser:
         self.check_names(places, signals, stems)
         nodes = {name: self.node(node, key, networks) for name, (node, key) in places.items()}
         for name in stems:
-            if not isinstance(nodes[name], Sum):
+            if nodes[name].terms is None:
                 raise self.fail(stems[name], f"stems.{name}", "a stem must be a sum of signals")
 
         self.check_references(places, nodes, networks)
@@ -220,18 +196,14 @@ class _Parser:
         return plan
 
     def network(self, node: yaml.Node, key: str, rate: int) -> NetworkUse:
-        entries = self.mapping(node, key, {"weights", "overlap_add", "trim_and_join"})
+        entries = self.mapping(node, key, {"weights", *WINDOWS})
         if "weights" not in entries:
             raise self.fail(node, key, "the key 'weights' is missing")
         weight = self.weight(entries["weights"], f"{key}.weights")
         if len(entries) != 2:
-            raise self.fail(node, key, "give either 'overlap_add' or 'trim_and_join'")
-        if "overlap_add" in entries:
-            chunking: OverlapAdd | TrimAndJoin = self.overlap_add(
-                entries["overlap_add"], f"{key}.overlap_add", weight, rate
-            )
-        else:
-            chunking = self.trim_and_join(entries["trim_and_join"], f"{key}.trim_and_join", weight)
+            raise self.fail(node, key, f"give either {' or '.join(map(repr, WINDOWS))}")
+        ((way, settings),) = (entry for entry in entries.items() if entry[0] != "weights")
+        chunking = WINDOWS[way].read(self, settings, f"{key}.{way}", weight, rate)
         try:
             architectures.check_window(weight.architecture, chunking.length)
         except ValueError as error:
@@ -239,47 +211,6 @@ class _Parser:
         if cost := _excess(chunking.per_second(rate), chunking.load, MAX_WINDOWS, MAX_LOAD):
             raise self.fail(node, key, f"{chunking}: {cost}")
         return NetworkUse(weight, chunking)
-
-    def overlap_add(self, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
-        entries = self.mapping(node, key, {"overlap", "segment"})
-        if "overlap" not in entries:
-            raise self.fail(node, key, "the key 'overlap' is missing")
-        overlap = self.number(entries["overlap"], f"{key}.overlap", 0, 1)
-        fixed = _chunk(weight)
-        own = weight.architecture.get("segment")
-        if "segment" in entries:
-            segment = self.number(entries["segment"], f"{key}.segment", 0, 3600)
-        elif fixed is not None:
-            segment = fixed / rate
-        elif own is not None:
-            segment = float(own)
-        else:
-            raise self.fail(node, key, "the key 'segment' is missing, and the network has none of its own")
-        if fixed is not None and abs(segment * rate - fixed) >= 1:
-            raise self.fail(node, key, f"{weight.name} hears {fixed} samples at once; leave 'segment' out")
-        chunking = OverlapAdd(overlap, segment, int(segment * rate) if fixed is None else fixed)
-        if chunking.length < 2 or chunking.stride < 1:
-            raise self.fail(node, key, f"an overlap of {overlap:g} of {segment:g} s leaves no stride")
-        return chunking
-
-    def trim_and_join(self, node: yaml.Node, key: str, weight: Weight) -> TrimAndJoin:
-        entries = self.mapping(node, key, {"chunk", "trim"})
-        for name in ("chunk", "trim"):
-            if name not in entries:
-                raise self.fail(node, key, f"the key {name!r} is missing")
-        most = architectures.MAX_LENGTH
-        chunk = int(self.number(entries["chunk"], f"{key}.chunk", 1, most + 1, whole=True))
-        trim = int(self.number(entries["trim"], f"{key}.trim", 0, most, whole=True))
-        if 2 * trim >= chunk:
-            raise self.fail(
-                entries["trim"], f"{key}.trim", f"two trims of {trim} leave nothing of {chunk} samples"
-            )
-        fixed = _chunk(weight)
-        if fixed is not None and chunk != fixed:
-            raise self.fail(
-                entries["chunk"], f"{key}.chunk", f"{weight.name} hears {fixed} samples at once, not {chunk}"
-            )
-        return TrimAndJoin(chunk, trim)
 
     def weight(self, node: yaml.Node, key: str) -> Weight:
         if isinstance(node, yaml.ScalarNode):
@@ -300,33 +231,14 @@ class _Parser:
             raise self.fail(entries["architecture"], f"{key}.architecture", str(error)) from error
 
     def node(self, node: yaml.Node, key: str, networks: Mapping[str, NetworkUse]) -> Node:
-        entries = self.mapping(node, key, {"network", "hears", "sum", "denormalize", "normalize"})
-        match set(entries):
-            case keys if keys == {"network", "hears"}:
-                network = self.text(entries["network"], f"{key}.network")
-                if network not in networks:
-                    raise self.fail(
-                        entries["network"],
-                        f"{key}.network",
-                        f"no network {quoted(network)}{suggest(network, networks)}",
-                    )
-                return Hear(network, self.text(entries["hears"], f"{key}.hears"))
-            case keys if keys == {"normalize"}:
-                return Normalize(self.text(entries["normalize"], f"{key}.normalize"))
-            case keys if keys in ({"sum"}, {"sum", "denormalize"}):
-                terms = {
-                    name: self.number(value, f"{key}.sum.{name}", -MAX_WEIGHT, MAX_WEIGHT)
-                    for name, value in self.mapping(entries["sum"], f"{key}.sum").items()
-                }
-                if not terms:
-                    raise self.fail(entries["sum"], f"{key}.sum", "a sum needs at least one signal")
-                back = entries.get("denormalize")
-                return Sum(terms, None if back is None else self.text(back, f"{key}.denormalize"))
+        forms = {frozenset(form): (form, kind) for kind in KINDS for form in kind.forms}
+        entries = self.mapping(node, key, {name for form in forms for name in form})
+        given = frozenset(entries)
+        if given in forms:
+            return forms[given][1].read(self, entries, key, networks)
+        expected = [f"{{{', '.join(form)}}}" for form, _ in forms.values()]
         raise self.fail(
-            node,
-            key,
-            "expected {network, hears}, {sum}, {sum, denormalize} or {normalize}, "
-            f"not {{{listed(entries)}}}",
+            node, key, f"expected {', '.join(expected[:-1])} or {expected[-1]}, not {{{listed(entries)}}}"
         )
 
     def check_names(
@@ -358,24 +270,18 @@ class _Parser:
     ) -> None:
         known = {MIXTURE: None}
         for name, node in nodes.items():
-            if isinstance(node, Hear):
-                known.update((f"{name}.{source}", None) for source in networks[node.network].sources)
-            else:
-                known[name] = None
+            known.update(dict.fromkeys(node.outputs(name, networks)))
         for name, node in nodes.items():
             place, key = places[name]
             for reference in node.inputs:
                 if reference not in known:
-                    owner = nodes.get(reference)
-                    if isinstance(owner, Hear):
-                        sources = networks[owner.network].sources
-                        hint = f"; say which source: {listed([f'{reference}.{name}' for name in sources])}"
+                    if owner := nodes.get(reference):
+                        hint = f"; say which source: {listed(owner.outputs(reference, networks))}"
                     else:
                         hint = suggest(reference, known)
                     raise self.fail(place, key, f"no signal {quoted(reference)}{hint}")
-            back = node.denormalize if isinstance(node, Sum) else None
-            if back is not None and not isinstance(nodes.get(back), Normalize):
-                raise self.fail(place, f"{key}.denormalize", f"{quoted(back)} is not a normalized signal")
+            if fault := node.fault(nodes):
+                raise self.fail(place, f"{key}.{fault[0]}", fault[1])
 
     def check_cycles(self, places: Mapping[str, tuple[yaml.Node, str]], nodes: Mapping[str, Node]) -> None:
         graph = {name: map(node_of, node.inputs) for name, node in nodes.items()}
@@ -466,12 +372,6 @@ class _Parser:
             kind = f"a {'whole ' if whole else ''}number from {low:.9g} and below {high:.9g}"
             raise self.fail(node, key, f"expected {kind}, not {value:.9g}")
         return value
-
-
-def _chunk(weight: Weight) -> int | None:
-    """Samples of the only chunk that a network between spectrograms of fixed size hears."""
-    sizes = weight.architecture
-    return sizes["hop"] * (sizes["frames"] - 1) if "frames" in sizes else None
 
 
 def _excess(windows: float, load: float, most_windows: float, most_load: float) -> str | None:

@@ -43,7 +43,7 @@ from evaluator.metrics import global_sdr
 from evaluator.scoring import score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError, PlanError
-from kmdx.plan import Sum
+from kmdx.nodes import Sum
 
 STEMS = ("bass", "drums", "other", "vocals")
 FREE, SUM, POSITIVE, SIMPLEX = (Constraints(*flags) for flags in ((0, 0), (1, 0), (0, 1), (1, 1)))
@@ -447,12 +447,13 @@ def test_collinear_signals_are_noted(tmp_path: Path) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The weight files of networks that run, in their order."""
     files: list[str] = []
-    hear = ensemble._hear
-    monkeypatch.setattr(
-        ensemble,
-        "_hear",
-        lambda runner, use, *rest: (files.append(use.weight.path.stem), hear(runner, use, *rest)),
-    )
+    estimate = ensemble.Song.estimate
+
+    def noted(song: ensemble.Song, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
+        files.append(song.plan.networks[network].weight.path.stem)
+        return estimate(song, name, network, reference)
+
+    monkeypatch.setattr(ensemble.Song, "estimate", noted)
     return files
 
 
@@ -913,13 +914,14 @@ def test_a_song_with_nan_is_named_and_left_out(
 def test_a_network_that_gives_nan_fails_the_song(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear = ensemble._hear
+    estimate = ensemble.Song.estimate
 
-    def spoilt(runner: Any, use: Any, signal: Any, estimates: Any, advance: Any) -> None:
-        hear(runner, use, signal, estimates, advance)
-        estimates[0][0, 5] = math.nan
+    def spoilt(song: ensemble.Song, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
+        estimates = estimate(song, name, network, reference)
+        next(iter(estimates.values()))[0, 5] = math.nan
+        return estimates
 
-    monkeypatch.setattr(ensemble, "_hear", spoilt)
+    monkeypatch.setattr(ensemble.Song, "estimate", spoilt)
     done = run("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT, "--tracks", "a")
     assert done.code == 1
     assert "NaN" in done.err

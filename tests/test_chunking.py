@@ -17,7 +17,7 @@ from kmdx.chunking import overlap_add, trim_and_join
 from kmdx.device import BatchProfile, Runner
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
-from kmdx.plan import OverlapAdd, TrimAndJoin
+from kmdx.windows import OverlapAdd, TrimAndJoin
 
 CPU = torch.device("cpu")
 

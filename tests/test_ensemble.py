@@ -18,8 +18,10 @@ from kmdx.device import NetworkCache
 from kmdx.errors import PlanError
 from kmdx.loading import load_network
 from kmdx.networks.network import Network
-from kmdx.plan import OverlapAdd, Plan, Sum
+from kmdx.nodes import Sum
+from kmdx.plan import Plan
 from kmdx.plan_file import load
+from kmdx.windows import OverlapAdd
 
 CPU = torch.device("cpu")
 NOTHING = NetworkCache({}, CPU)

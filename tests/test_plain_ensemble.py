@@ -14,8 +14,9 @@ from conftest import decibels, noise
 from benchmarks import plain_ensemble
 from kmdx.loading import load_network
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.plan import OverlapAdd, Plan
+from kmdx.plan import Plan
 from kmdx.plan_file import load, parse
+from kmdx.windows import OverlapAdd
 
 CPU = torch.device("cpu")
 

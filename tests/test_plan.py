@@ -15,7 +15,9 @@ from rich.console import Console
 from kmdx import documents, drawing, picture, plan_file
 from kmdx.errors import PlanError
 from kmdx.networks import architecture
-from kmdx.plan import Hear, NetworkUse, Normalize, OverlapAdd, Sum, TrimAndJoin
+from kmdx.nodes import Estimate, Normalize, Sum
+from kmdx.plan import NetworkUse
+from kmdx.windows import OverlapAdd, TrimAndJoin
 
 SMALL = """\
 networks:
@@ -91,10 +93,10 @@ def test_each_network_has_its_own_weights(name: str, weights: dict[str, str]) ->
 
 def test_htdemucs_ft_is_the_same_staging_with_four_networks() -> None:
     nodes = plan_file.load("htdemucs_ft").nodes
-    assert nodes["V"] == Hear("ft_vocals", "x")
-    assert nodes["D"] == Hear("ft_drums", "x1")
-    assert nodes["B"] == Hear("ft_bass", "x2")
-    assert nodes["O"] == Hear("ft_other", "x")
+    assert nodes["V"] == Estimate("ft_vocals", "x")
+    assert nodes["D"] == Estimate("ft_drums", "x1")
+    assert nodes["B"] == Estimate("ft_bass", "x2")
+    assert nodes["O"] == Estimate("ft_other", "x")
     assert nodes["x3"] == Sum({"x2": 1, "B.bass": -1})
     assert nodes["other"] == Sum({"x3": 0.71, "O.other": 0.29}, "x")
 
@@ -169,7 +171,7 @@ def test_a_plan_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
     loaded = plan_file.load(path)
     assert loaded.name == "mine"
     assert loaded.nodes["x"] == Normalize("mixture")
-    assert loaded.nodes["V"] == Hear("net", "x")
+    assert loaded.nodes["V"] == Estimate("net", "x")
     assert loaded.networks["net"].chunking == OverlapAdd(0.25, 7.8, 343980), "the network's own segment"
     assert loaded.digest != plan_file.parse(SMALL + "\n", "mine").digest
 

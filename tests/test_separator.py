@@ -33,7 +33,8 @@ from kmdx.errors import (
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.fast import FAST
 from kmdx.networks.tfc_tdf import TfcTdf
-from kmdx.plan import OverlapAdd, Plan
+from kmdx.plan import Plan
+from kmdx.windows import OverlapAdd
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import pytest
 
 from kmdx import plan_file, speed
 from kmdx.errors import PlanError
-from kmdx.plan import OverlapAdd
 from kmdx.speed import Speed
+from kmdx.windows import OverlapAdd
 
 
 def test_the_levels_get_faster_one_by_one() -> None:

@@ -21,7 +21,8 @@ from kmdx.device import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
-from kmdx.plan import NetworkUse, TrimAndJoin
+from kmdx.plan import NetworkUse
+from kmdx.windows import TrimAndJoin
 from training import budget, decoding, freezing, journal, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing

@@ -19,7 +19,8 @@ from evaluator.dataset import CHANNELS, RATE, STEMS
 from evaluator.store import read_json
 from kmdx import plan_file
 from kmdx.errors import KmdxError
-from kmdx.plan import Plan, Sum
+from kmdx.nodes import Sum
+from kmdx.plan import Plan
 
 AGREE = 0.01  # dB between a score as rendered and as foretold, beyond which it is told
 

@@ -34,7 +34,8 @@ from evaluator.blend_search.validation import (
 )
 from evaluator.blend_search.writing import reweighted
 from kmdx.errors import KmdxError
-from kmdx.plan import Hear, Plan
+from kmdx.nodes import Estimate
+from kmdx.plan import Plan
 
 MOST = 12  # members of which all sets are tried
 CANCELLED = 0.1  # sum of weights, as a share of the sum of their sizes, below which they all but cancel
@@ -243,7 +244,7 @@ def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
     members: dict[str, set[str]] = {}
     for run in runs(plan, plan.stems):
         node = plan.nodes[run]
-        assert isinstance(node, Hear)
+        assert isinstance(node, Estimate)
         members.setdefault(run if by_run else node.network, set()).add(run)
     return {name: frozenset(owned) for name, owned in members.items()}
 

@@ -18,7 +18,8 @@ import numpy as np
 from evaluator.blend_search.signals import published, runs, source_of
 from evaluator.dataset import CHANNELS, RATE, STEMS, Track
 from kmdx.errors import KmdxError
-from kmdx.plan import Hear, Plan, Sum
+from kmdx.nodes import Estimate, Sum
+from kmdx.plan import Plan
 
 TRIES = 2  # of each move in a round: up and down, or twice in the direction that helps
 DIGITS = 6  # of a weight
@@ -216,5 +217,5 @@ def weight(plan: Plan, name: str, reference: str) -> float:
 
 def _network(plan: Plan, run: str) -> str:
     node = plan.nodes[run]
-    assert isinstance(node, Hear)
+    assert isinstance(node, Estimate)
     return node.network

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from evaluator.dataset import STEMS
 from kmdx.errors import PlanError
-from kmdx.plan import MIXTURE, Hear, Node, Normalize, Plan, Sum, node_of
+from kmdx.nodes import Node, Sum
+from kmdx.plan import MIXTURE, Plan, node_of
 
 MOST_TERMS = 100_000  # of a blend that is written out
 
@@ -62,7 +63,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     for stem in scored:
         own[stem] = _free(f"published_{stem}", {*plan.nodes, *own.values()})
     # What other nodes use of a stem is the stem as it was.
-    nodes: dict[str, Node] = {own.get(name, name): _renamed(node, own) for name, node in plan.nodes.items()}
+    nodes: dict[str, Node] = {own.get(name, name): node.renamed(own) for name, node in plan.nodes.items()}
     base = replace(plan, nodes=nodes)
 
     names: dict[Signal, str] = {}
@@ -120,15 +121,15 @@ def estimates(plan: Plan, source: str) -> Iterator[Signal]:
     """Every estimate of a source by a network run, where its level can be told."""
     levels = _levels(plan)
     for name, node in plan.nodes.items():
-        if isinstance(node, Hear) and source in plan.networks[node.network].sources:
-            (level, *others) = levels[node_of(node.signal)]
+        if node.network is not None and f"{name}.{source}" in node.outputs(name, plan.networks):
+            (level, *others) = levels[node_of(node.inputs[0])]
             if not others:
                 yield Signal(f"{name}.{source}", level)
 
 
 def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
     """Names of the network runs that signals need, in their order."""
-    return tuple(name for name in plan.order(wanted) if isinstance(plan.nodes[name], Hear))
+    return tuple(plan.runs(wanted))
 
 
 def source_of(plan: Plan, reference: str) -> str | None:
@@ -147,7 +148,7 @@ def _sources(plan: Plan) -> dict[str, str | None]:
     sources: dict[str, str | None] = {MIXTURE: None}
     for name in plan.order(plan.nodes):
         node = plan.nodes[name]
-        found = {_source(term, sources) for term in node.terms} if isinstance(node, Sum) else {None}
+        found = {_source(term, sources) for term in node.terms or [MIXTURE]}
         sources[name] = found.pop() if len(found) == 1 else None
     return sources
 
@@ -167,22 +168,8 @@ def _levels(plan: Plan) -> dict[str, set[str | None]]:
     for name in plan.order(plan.nodes):
         node = plan.nodes[name]
         below = set().union(*(levels[node_of(taken)] for taken in node.inputs))
-        if isinstance(node, Normalize):
-            levels[name] = {name, *below - {None}}
-        elif isinstance(node, Sum) and node.denormalize is not None:
-            levels[name] = {None}
-        else:
-            levels[name] = below
+        levels[name] = node.level(name, below)
     return levels
-
-
-def _renamed(node: Node, names: Mapping[str, str]) -> Node:
-    """A node that refers to others by their new names."""
-    if isinstance(node, Sum):
-        return Sum({names.get(term, term): weight for term, weight in node.terms.items()}, node.denormalize)
-    if isinstance(node, Hear):
-        return Hear(node.network, names.get(node.signal, node.signal))
-    return Normalize(names.get(node.signal, node.signal))
 
 
 def _node_name(signal: Signal, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:

@@ -11,7 +11,8 @@ from evaluator.blend_search.signals import pruned
 from evaluator.store import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError
-from kmdx.plan import Plan, Sum
+from kmdx.nodes import Sum
+from kmdx.plan import Plan
 
 MARK = "Written by evaluator.blend_search."
 """The first line of its plans, by which it knows them."""

@@ -27,7 +27,8 @@ from evaluator.dataset import STEMS
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, terminal
 from kmdx.errors import KmdxError
-from kmdx.plan import MIXTURE, Hear, Plan
+from kmdx.nodes import Estimate
+from kmdx.plan import MIXTURE, Plan
 from kmdx.terminal import out
 
 WAYS = ("mixture", "alone", "staged", "plan")
@@ -35,9 +36,9 @@ WAYS = ("mixture", "alone", "staged", "plan")
 
 def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
     """Add a run of each network that hears the mixture; also says which signal is which, by stem and way."""
-    hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Hear)}
+    hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Estimate)}
     runs = {plan.networks[node.network].sources[0]: name for name, node in hears.items()}
-    alone = {f"{name}_alone": Hear(hears[name].network, MIXTURE) for name in runs.values()}
+    alone = {f"{name}_alone": Estimate(hears[name].network, MIXTURE) for name in runs.values()}
     ways = {
         stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
         for stem in STEMS

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from kmdx import plan_file
 from kmdx.errors import PlanError
-from kmdx.plan import MIXTURE, Hear, NetworkUse, Normalize, OverlapAdd, Plan, Sum, node_of
+from kmdx.nodes import Estimate, Normalize, Sum
+from kmdx.plan import MIXTURE, NetworkUse, Plan, node_of
+from kmdx.windows import OverlapAdd
 
 SECONDS = 5  # far more than any plan needs
 CHARACTERS = 700  # of a message
@@ -189,9 +191,9 @@ def graphs(draw: st.DrawFn) -> Plan:
             f"s{number}",
             draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True)),
         )
-        kind = draw(st.sampled_from([Hear, Normalize, Sum]))
-        if kind is Hear:
-            nodes[name] = Hear("net", taken[0])
+        kind = draw(st.sampled_from([Estimate, Normalize, Sum]))
+        if kind is Estimate:
+            nodes[name] = Estimate("net", taken[0])
             known += [f"{name}.{source}" for source in USE.sources]
         else:
             nodes[name] = Normalize(taken[0]) if kind is Normalize else Sum(dict.fromkeys(taken, 1.0))
@@ -219,7 +221,7 @@ def test_nodes_come_in_the_order_of_the_definition(plan: Plan, data: st.DataObje
     depth = {MIXTURE: 0}
     for name in ordered(plan, list(plan.nodes), []):
         node = plan.nodes[name]
-        depth[name] = max(depth[node_of(taken)] for taken in node.inputs) + isinstance(node, Hear)
+        depth[name] = max(depth[node_of(taken)] for taken in node.inputs) + isinstance(node, Estimate)
         assert plan.stage(name) == depth[name]
 
 
@@ -228,7 +230,7 @@ def test_signals_held_at_once_are_counted_as_they_are_made_and_dropped(
     plan: Plan, data: st.DataObject
 ) -> None:
     wanted = data.draw(st.lists(st.sampled_from(list(plan.nodes)), min_size=1, max_size=3, unique=True))
-    wanted = [name if not isinstance(plan.nodes[name], Hear) else f"{name}.vocals" for name in wanted]
+    wanted = [name if not isinstance(plan.nodes[name], Estimate) else f"{name}.vocals" for name in wanted]
     order, used = plan.order(wanted), plan.sources_used(wanted)
     held, most = {MIXTURE}, 1
     for position, name in enumerate(order):
