@@ -16,7 +16,7 @@ import numpy as np
 
 from evaluator.blend_search.gram import InnerProducts
 from evaluator.blend_search.solving import Constraints, best
-from evaluator.blend_search.validation import Problem, validate
+from evaluator.blend_search.validation import BlendProblem, validate
 from kmdx import terminal
 
 SONGS, STEMS, SIGNALS = 150, 4, 10
@@ -31,7 +31,7 @@ CONSTRAINTS = {
 }
 
 
-def simulate(seed: int) -> Problem:
+def simulate(seed: int) -> BlendProblem:
     """Inner products of a stem's signals, with levels and qualities about those of real ones."""
     rng = np.random.default_rng(seed)
     own = rng.uniform(0.15, 0.4, SIGNALS)
@@ -42,17 +42,17 @@ def simulate(seed: int) -> Problem:
     errors = hardness * (np.diag(own**2) + common @ common.T)
     gram = energy[:, None, None] * (heard[:, :, None] * heard[:, None, :] + errors)
     products = InnerProducts(energy, energy, energy[:, None] * heard, gram)
-    return Problem(products, np.full(SIGNALS, 1 / SIGNALS), np.arange(SONGS))
+    return BlendProblem(products, np.full(SIGNALS, 1 / SIGNALS), np.arange(SONGS))
 
 
-def solve(problems: Sequence[Problem], constraints: Constraints) -> None:
+def solve(problems: Sequence[BlendProblem], constraints: Constraints) -> None:
     """Weights of all stems."""
     for problem in problems:
         best(problem.products, problem.published, constraints)
 
 
 def cross_validate(
-    problems: Sequence[Problem], constraints: Constraints, folds: int, prior: float | None
+    problems: Sequence[BlendProblem], constraints: Constraints, folds: int, prior: float | None
 ) -> None:
     """Scores of all stems on songs held out."""
     for problem in problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evaluator.published import Table
+from evaluator.published import PublishedTable
 from evaluator.records import SongRecord
 from evaluator.systems import MUSEVAL, System, matching
 from kmdx.errors import listed
@@ -125,7 +125,7 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
         )
 
 
-def _other_songs(system: System, table: Table, tested: Sequence[System]) -> Iterator[str]:
+def _other_songs(system: System, table: PublishedTable, tested: Sequence[System]) -> Iterator[str]:
     """Which runs are not on the songs that published results are on."""
     shared = {run.name: table.shared(run.songs) for run in tested}
     total = len(table.songs)

@@ -121,7 +121,7 @@ def evaluate(
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
     if estimates:
         _refuse_of_submissions(context)
-    settings = Settings(ensemble, device, precision, engine)
+    settings = SubmissionSettings(ensemble, device, precision, engine)
     settings.check()
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     songs = dataset.find_tracks(data, split, tracks)
@@ -161,7 +161,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SubmissionSettings:
     """What replaces a submission's own settings; None leaves one as it is."""
 
     ensemble: str | None
@@ -190,7 +190,7 @@ def _run_submission(
     task: Task,
     submission: Path,
     python: Path | None,
-    settings: Settings,
+    settings: SubmissionSettings,
     limits: Limits,
     output: Path,
     strict: bool,
@@ -459,7 +459,7 @@ def _check_stems(plan: Plan, task: Task) -> None:
         raise KmdxError(f"{shown(plan.name)} does not separate {', '.join(lacking)}{advice}")
 
 
-def _computation(plan: Plan | None, settings: Settings) -> tuple[str, str, str]:
+def _computation(plan: Plan | None, settings: SubmissionSettings) -> tuple[str, str, str]:
     """Device, precision and engine in words: of this package's own submission what ``auto`` comes to."""
     if plan is None:
         own = "as the submission chooses"

@@ -30,7 +30,7 @@ from evaluator.layouts import (
 )
 from evaluator.mixture_check import KNOWN_SUMS
 from evaluator.sound_files import Form
-from evaluator.sources import BLOCK, STREAMS, Source
+from evaluator.sources import BLOCK, STREAMS, AudioSource
 from kmdx import audio
 from kmdx.errors import LISTED, AudioError, KmdxError, listed
 
@@ -70,7 +70,7 @@ class Track:
     ----------
     name : str
         Its folder's name, its file's without ``.stem.mp4``, or its artist and title.
-    sources : mapping of str to tuple of Source
+    sources : mapping of str to tuple of AudioSource
         Where the sound of each stem is, and of the mixture where the song has one.
     split : str or None
         The split that it is in, such as ``test``.
@@ -87,7 +87,7 @@ class Track:
     """
 
     name: str
-    sources: Mapping[str, tuple[Source, ...]]
+    sources: Mapping[str, tuple[AudioSource, ...]]
     split: str | None
     extra: tuple[Path, ...]
     lossy: bool
@@ -137,7 +137,7 @@ class Track:
         """All its files, each once."""
         return tuple(dict.fromkeys(part.path for parts in self.sources.values() for part in parts))
 
-    def sources_of(self, stem: str) -> tuple[Source, ...]:
+    def sources_of(self, stem: str) -> tuple[AudioSource, ...]:
         """What a stem or the mixture is the sum of.
 
         Raises

@@ -34,7 +34,7 @@ import yaml
 
 from evaluator import layouts
 from evaluator.layouts import MIXTURE, Scan, SongFiles, is_stem_name, key, stem_named
-from evaluator.sources import SOUNDS, Source
+from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
 from kmdx.errors import DocumentError, KmdxError, quoted, shown, suggest
 
@@ -153,7 +153,7 @@ def song(description: Description, folder: Path) -> SongFiles | None:
         files, copies = _without_copies(matched.get(name, []))
         extra += copies
         if files:
-            sources[name] = tuple(map(Source, files))
+            sources[name] = tuple(map(AudioSource, files))
     problems = []
     if len(sources.get(MIXTURE, ())) > 1:
         names = " and ".join(shown(source.path.name) for source in sources[MIXTURE][:2])

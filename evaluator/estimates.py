@@ -28,7 +28,7 @@ import numpy as np
 from evaluator import layouts, sources
 from evaluator.dataset import ACCOMPANIMENT, Problem, Track
 from evaluator.layouts import key, parts_of_accompaniment, safe_name, stem_named
-from evaluator.sources import Source
+from evaluator.sources import AudioSource
 from kmdx import audio
 from kmdx.errors import AudioError, KmdxError, listed, shown
 from kmdx.files import sha256 as file_sha256
@@ -271,7 +271,7 @@ def _only(folder: Path, track: Track, stem: str, paths: Sequence[Path]) -> Path:
 
 def _checked(path: Path, track: Track) -> bool:
     """Check a file's form; returns whether it is exactly its song's."""
-    form = sources.form(Source(path))
+    form = sources.form(AudioSource(path))
     if form.rate != track.rate:
         raise KmdxError(f"{path}: {form.rate} Hz, the song has {track.rate} Hz: resample it")
     if form.channels != track.channels:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator.sources import SOUNDS, STREAMS, Source, is_sound
+from evaluator.sources import SOUNDS, STREAMS, AudioSource, is_sound
 from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 
@@ -82,7 +82,7 @@ class SongFiles:
     name : str
     place : Path
         Its folder, or its one file.
-    sources : mapping of str to tuple of Source
+    sources : mapping of str to tuple of AudioSource
         Of each stem, and of the mixture where there is one; several are to be summed.
     extra : tuple of Path
         Sound files that are none of them.
@@ -100,7 +100,7 @@ class SongFiles:
 
     name: str
     place: Path
-    sources: Mapping[str, tuple[Source, ...]]
+    sources: Mapping[str, tuple[AudioSource, ...]]
     extra: tuple[Path, ...] = ()
     problems: tuple[tuple[bool, str], ...] = ()
     aliases: tuple[str, ...] = ()
@@ -177,7 +177,7 @@ def song(path: Path) -> SongFiles | None:
         if not path.name.lower().endswith(STEM_FILE) or not path.is_file():
             return None
         name = path.name[: -len(STEM_FILE)]
-        streams = {stem: (Source(path, number),) for number, stem in enumerate(STREAMS)}
+        streams = {stem: (AudioSource(path, number),) for number, stem in enumerate(STREAMS)}
         return SongFiles(name, path, streams, aliases=(f"{name}.stem",))
     if (path / "data.json").is_file():
         found = _moisesdb(path)
@@ -281,7 +281,7 @@ def _named(folder: Path) -> SongFiles | None:
     return SongFiles(
         name,
         folder,
-        {stem: (Source(chosen[stem]),) for stem in order},
+        {stem: (AudioSource(chosen[stem]),) for stem in order},
         (*sorted(extra, key=sounds.index), *below),
     )
 
@@ -290,7 +290,7 @@ def _named(folder: Path) -> SongFiles | None:
 class _Moises:
     """What ``data.json`` and the folders next to it give."""
 
-    sources: dict[str, tuple[Source, ...]] = field(default_factory=dict)
+    sources: dict[str, tuple[AudioSource, ...]] = field(default_factory=dict)
     problems: list[tuple[bool, str]] = field(default_factory=list)
 
 
@@ -316,7 +316,7 @@ def _moisesdb(folder: Path) -> SongFiles | None:
     used = {source.path for sources in found.sources.values() for source in sources}
     mixtures = [path for path in entries(folder) if is_sound(path) and stem_named(path.stem) == MIXTURE]
     if mixtures:
-        found.sources = {MIXTURE: (Source(mixtures[0]),), **found.sources}
+        found.sources = {MIXTURE: (AudioSource(mixtures[0]),), **found.sources}
     extra = tuple(path for path in sounds_below(folder) if path not in used and path not in mixtures[:1])
     return SongFiles(
         name,
@@ -343,7 +343,7 @@ def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
             raise DocumentError(f"{where}.tracks[{number}]: {quoted(identity)} cannot be the name of a file")
         path = folder / name / f"{identity}.{ending}"
         if path.is_file():
-            sources.append(Source(path))
+            sources.append(AudioSource(path))
         else:
             found.problems.append((True, f"{shown(f'{name}/{path.name}')} is in data.json but not a file"))
     if sources:

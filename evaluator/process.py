@@ -417,7 +417,7 @@ class _Running:
         RUNNING.add(self.process.pid)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
-        self.reader = replies.Reader(self.process.stdout.fileno())
+        self.reader = replies.ReplyReader(self.process.stdout.fileno())
         self.writer = replies.LogWriter(self.process.stderr.fileno(), submission.log)
         if direct:
             self.reader.begin_with({"isolation": [UNKNOWN_SYSTEM], "contained": False})

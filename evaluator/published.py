@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PublishedTable:
     """Published results that compare with each other.
 
     Attributes
@@ -94,12 +94,12 @@ def name_key(name: str) -> str:
 
 
 @cache
-def tables() -> tuple[Table, ...]:
+def tables() -> tuple[PublishedTable, ...]:
     """Every table of ``published.yaml``."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     songs = {key: frozenset(map(name_key, names)) for key, names in content["songs"].items()}
     return tuple(
-        Table(
+        PublishedTable(
             each["title"],
             each["metric"],
             each["statistic"],
@@ -111,7 +111,7 @@ def tables() -> tuple[Table, ...]:
     )
 
 
-def find(name: str) -> tuple[Table, Row]:
+def find(name: str) -> tuple[PublishedTable, Row]:
     """The row of that identifier, in capital letters or not, and its table.
 
     Raises

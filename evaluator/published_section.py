@@ -10,7 +10,7 @@ from typing import Any
 from evaluator import published
 from evaluator.comparison import AVERAGE
 from evaluator.metrics import Metric, named
-from evaluator.published import Row, Table
+from evaluator.published import PublishedTable, Row
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ SAME_SONGS = "on the same songs"
 
 
 def _shown(
-    table: Table, summary: Mapping[str, Any], run: Mapping[str, Any], songs: Sequence[str]
+    table: PublishedTable, summary: Mapping[str, Any], run: Mapping[str, Any], songs: Sequence[str]
 ) -> ShownTable | None:
     known = {stem for row in table.rows for stem in row.scores}
     stems = [stem for stem in run["stems"] if stem in known]
@@ -117,7 +117,7 @@ def _row(row: Row, columns: Sequence[str]) -> ShownRow:
     return ShownRow(row.name, facts, row.ours, values)
 
 
-def _songs(table: Table, songs: Sequence[str]) -> tuple[str, str, str]:
+def _songs(table: PublishedTable, songs: Sequence[str]) -> tuple[str, str, str]:
     """What the published songs are, whether they compare, and what the run's songs are."""
     lead = f"The published rows were measured on {table.tested}."
     total, shared = len(table.songs), table.shared(songs)

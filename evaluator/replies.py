@@ -131,7 +131,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
-class Reader:
+class ReplyReader:
     """Reads replies from a pipe in a thread of its own, and keeps the first ones until they are asked for."""
 
     def __init__(self, pipe: int) -> None:
@@ -243,4 +243,4 @@ def _printable(line: str, width: int) -> str:
     return " " * min(indent, 40) + clean(body, width) if body.strip() else ""
 
 
-__all__ = ["BadReply", "End", "LogWriter", "Reader", "clean", "parse", "tail"]
+__all__ = ["BadReply", "End", "LogWriter", "ReplyReader", "clean", "parse", "tail"]

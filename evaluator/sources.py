@@ -35,7 +35,7 @@ BLOCK = 4 * 44100  # samples read at a time
 
 
 @dataclass(frozen=True)
-class Source:
+class AudioSource:
     """A file, or one audio stream of a file that has several.
 
     Attributes
@@ -65,7 +65,7 @@ def is_lossy(path: Path) -> bool:
         return True
 
 
-def form(source: Source) -> Form:
+def form(source: AudioSource) -> Form:
     """Length, rate and channels of a source: from its header, or by decoding it where that does not tell.
 
     Raises
@@ -84,12 +84,12 @@ def form(source: Source) -> Form:
     return _decoded_form(source.path, stat.st_size, stat.st_mtime_ns)
 
 
-def blocks(sources: Sequence[Source], target: Form, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
+def blocks(sources: Sequence[AudioSource], target: Form, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
     """Read the sum of sources, ``size`` samples at a time.
 
     Parameters
     ----------
-    sources : sequence of Source
+    sources : sequence of AudioSource
         One or more at the target's rate, none longer than it.
     target : Form
         What the blocks have together: mono is doubled, and silence follows a source that ends earlier.
@@ -115,7 +115,7 @@ def blocks(sources: Sequence[Source], target: Form, size: int = BLOCK) -> Iterat
         yield total.astype(np.float32)
 
 
-def read(sources: Sequence[Source], target: Form, what: str) -> NDArray[np.float32]:
+def read(sources: Sequence[AudioSource], target: Form, what: str) -> NDArray[np.float32]:
     """Read the sum of sources whole, float32 ``(samples, channels)``; parameters as for :func:`blocks`.
 
     Raises
@@ -135,7 +135,7 @@ def read(sources: Sequence[Source], target: Form, what: str) -> NDArray[np.float
     return audio.check(total, what, target.rate)
 
 
-def _fitted(source: Source, target: Form, size: int) -> Iterator[NDArray[np.float32]]:
+def _fitted(source: AudioSource, target: Form, size: int) -> Iterator[NDArray[np.float32]]:
     """Blocks of one source, in the target's channels and length."""
     position = 0
     for block in _own_blocks(source, size):
@@ -152,7 +152,7 @@ def _fitted(source: Source, target: Form, size: int) -> Iterator[NDArray[np.floa
         yield np.zeros((length, target.channels), np.float32)
 
 
-def _own_blocks(source: Source, size: int) -> Iterator[NDArray[np.float32]]:
+def _own_blocks(source: AudioSource, size: int) -> Iterator[NDArray[np.float32]]:
     if source.stream is None and _has_exact_header(source.path):
         for (block,) in read_together([source.path], size):
             yield block

@@ -68,7 +68,7 @@ class System:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
     row: published.Row | None = None
-    table: published.Table | None = None
+    table: published.PublishedTable | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -49,7 +49,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
 
 
-class Format(str, Enum):
+class FormatName(str, Enum):
     """Formats of written stems."""
 
     wav16 = "wav16"
@@ -68,7 +68,7 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
-class Speed(str, Enum):
+class SpeedName(str, Enum):
     """How much work is put into a song."""
 
     leaderboard = "leaderboard"
@@ -96,7 +96,7 @@ PrecisionOption = Annotated[
     ),
 ]
 SpeedOption = Annotated[
-    Speed,
+    SpeedName,
     typer.Option(
         case_sensitive=False,
         help="leaderboard is the ensemble as published; balanced and fast overlap less.",
@@ -148,13 +148,13 @@ def separate(
         bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")
     ] = False,
     device: DeviceOption = "auto",
-    speed: SpeedOption = Speed.leaderboard,
+    speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
     format: Annotated[
-        Format,
+        FormatName,
         typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
-    ] = Format.wav16,
+    ] = FormatName.wav16,
     start: Annotated[float, typer.Option(help="Begin this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
     downmix: Annotated[
@@ -176,7 +176,7 @@ def separate(
     """
     from kmdx import audio, inputs
 
-    options = Options(
+    options = SeparateOptions(
         ensemble=ensemble,
         device=device,
         speed=speed.value,
@@ -199,7 +199,7 @@ def separate(
     inputs.refuse_shared_folders(batch.songs, output, names.values())
     settings = _settings(loaded, options)
     tasks = [
-        Task(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
+        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
         for song in batch.songs
     ]
     todo, failed = _check_folders(tasks)
@@ -216,7 +216,7 @@ def separate(
 def benchmark(
     ensemble: EnsembleOption = "leaderboard_c",
     device: DeviceOption = "auto",
-    speed: SpeedOption = Speed.leaderboard,
+    speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
     seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
@@ -374,7 +374,7 @@ def ensembles_show(
 
 
 @dataclass(frozen=True)
-class Options:
+class SeparateOptions:
     """How the songs of one command are separated and written; the command's own options."""
 
     ensemble: str
@@ -389,14 +389,14 @@ class Options:
     overwrite: bool
 
 
-class Task(NamedTuple):
+class SongTask(NamedTuple):
     """A song to separate, and its stems."""
 
-    song: inputs.Song
+    song: inputs.InputSong
     wanted: manifest.Wanted
 
 
-def _settings(loaded: plan.Plan, options: Options) -> Callable[[str], manifest.Settings | None]:
+def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], manifest.StemSettings | None]:
     """What each stem of the plan would be made with now."""
     from kmdx import device as devices
     from kmdx import precision as precisions
@@ -405,13 +405,13 @@ def _settings(loaded: plan.Plan, options: Options) -> Callable[[str], manifest.S
     halves = precisions.candidates(options.precision, devices.choose(options.device), options.speed)
 
     @cache
-    def settings(stem: str) -> manifest.Settings | None:
+    def settings(stem: str) -> manifest.StemSettings | None:
         if stem not in loaded.stems and stem != plan.ACCOMPANIMENT:
             return None
         signals = loaded.signals_of([stem])
         names = [loaded.networks[name].weight.name for name in loaded.networks_used(signals)]
         held = {name: found[name] for name in names}
-        return manifest.Settings(
+        return manifest.StemSettings(
             ensemble=loaded.name,
             plan=loaded.checksum(signals),
             weights={name: weights.file_sha256(file.path) if file else None for name, file in held.items()},
@@ -427,7 +427,7 @@ def _settings(loaded: plan.Plan, options: Options) -> Callable[[str], manifest.S
     return settings
 
 
-def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
+def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
     """Report what is in the songs' folders; return the songs to separate, and how many cannot be."""
     from kmdx import audio
 
@@ -449,7 +449,7 @@ def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
             )
             failed += 1
         elif status.missing:
-            todo.append(Task(task.song, task.wanted.only(status.missing)))
+            todo.append(SongTask(task.song, task.wanted.only(status.missing)))
         else:
             err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
         for name in status.unknown:
@@ -462,7 +462,7 @@ def _check_folders(tasks: list[Task]) -> tuple[list[Task], int]:
     return todo, failed
 
 
-def _separator(loaded: plan.Plan, options: Options, stems: tuple[str, ...]) -> Separator:
+def _separator(loaded: plan.Plan, options: SeparateOptions, stems: tuple[str, ...]) -> Separator:
     """Load the networks."""
     from kmdx.separator import Separator
 
@@ -481,14 +481,14 @@ def _separator(loaded: plan.Plan, options: Options, stems: tuple[str, ...]) -> S
         raise KmdxError(f"{error}{hint}") from error
 
 
-def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> int:
+def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions) -> int:
     """Separate songs, report each, and return how many could not be."""
     from kmdx import audio, pipeline, tags
 
-    failed: list[Task] = []
+    failed: list[SongTask] = []
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
-    def read(task: Task) -> tuple[audio.Audio, manifest.Source]:
+    def read(task: SongTask) -> tuple[audio.Audio, manifest.SourceFile]:
         path = task.song.path
         try:
             source = manifest.identify(path)
@@ -499,7 +499,9 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
             raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
         return sound, source
 
-    def separate(task: Task, song: tuple[audio.Audio, manifest.Source]) -> tuple[Stems, int, manifest.Source]:
+    def separate(
+        task: SongTask, song: tuple[audio.Audio, manifest.SourceFile]
+    ) -> tuple[Stems, int, manifest.SourceFile]:
         sound, source = song
         places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
         audio.check_writable(places, sound.rate, options.format)
@@ -514,7 +516,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
             )
         return stems, sound.rate, source
 
-    def write(task: Task, separation: tuple[Stems, int, manifest.Source]) -> None:
+    def write(task: SongTask, separation: tuple[Stems, int, manifest.SourceFile]) -> None:
         stems, rate, source = separation
         paths = task.wanted.paths
         is_tagged = audio.FORMATS[options.format].tagged
@@ -532,7 +534,7 @@ def _separate_all(tasks: list[Task], separator: Separator, options: Options) -> 
             if peak > 1 and audio.FORMATS[options.format].integer:
                 terminal.warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
 
-    def fail(task: Task, error: KmdxError) -> None:
+    def fail(task: SongTask, error: KmdxError) -> None:
         terminal.complain(str(error))
         failed.append(task)
 
@@ -568,7 +570,7 @@ def _weights_of(names: list[str]) -> list[Any]:
     return list(found.values())
 
 
-def _shortcomings(statuses: list[weights.Status]) -> str | None:
+def _shortcomings(statuses: list[weights.WeightStatus]) -> str | None:
     """Which weights are missing or cannot be used, and how to get them, in a line; None if all are well."""
     missing = [status.weight for status in statuses if status.path is None]
     unusable = [status.weight for status in statuses if status.path is not None and not status.ok]

@@ -155,7 +155,7 @@ class View(io.RawIOBase):
             return b""
 
 
-class Window:
+class FileWindow:
     """Bytes of a file at any position, read in large blocks."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -19,7 +19,7 @@ import soundfile as sf
 from . import containers, ffmpeg, scratch
 from .containers import Part
 from .errors import AudioError, reason
-from .holes import Request, Song, changed
+from .holes import DecodedSong, Request, changed
 
 SHORT_WAV = 0.1  # seconds: a wav that is shorter than declared by no more is only a little shorter
 DECODED = 2**20  # samples that libsndfile decodes at a time
@@ -55,7 +55,7 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
     OSError
         If the file cannot be read.
     """
-    song = Song(request)
+    song = DecodedSong(request)
     try:
         parts = containers.inspect(file, size)
     except AudioError as error:
@@ -114,7 +114,7 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
     return sound
 
 
-def _decode_sndfile(song: Song, part: Part, sound: sf.SoundFile) -> Iterator[np.ndarray]:
+def _decode_sndfile(song: DecodedSong, part: Part, sound: sf.SoundFile) -> Iterator[np.ndarray]:
     song.rate = sound.samplerate
     song.notes += part.notes
     held = sound.frames
@@ -135,7 +135,7 @@ def _decode_sndfile(song: Song, part: Part, sound: sf.SoundFile) -> Iterator[np.
         yield from song.silence(missing, sound.channels)
 
 
-def _pcm(song: Song, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
+def _pcm(song: DecodedSong, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
     """The samples up to the last, or fewer where a file ends before its time."""
     try:
         if song.position:
@@ -149,7 +149,9 @@ def _pcm(song: Song, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
         raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
 
 
-def _flac(song: Song, part: Part, sound: sf.SoundFile, last: int, begin: int = 0) -> Iterator[np.ndarray]:
+def _flac(
+    song: DecodedSong, part: Part, sound: sf.SoundFile, last: int, begin: int = 0
+) -> Iterator[np.ndarray]:
     """The samples up to the last of a flac file that begins at `begin` in the song.
 
     libsndfile stops at a damaged frame: it is opened again behind it.
@@ -191,7 +193,7 @@ def _sought(part: Part, position: int, sound: sf.SoundFile | None = None) -> sf.
     return sound
 
 
-def _decode_parts(song: Song, parts: list[Part]) -> Iterator[np.ndarray]:
+def _decode_parts(song: DecodedSong, parts: list[Part]) -> Iterator[np.ndarray]:
     """The wanted samples of a file of several parts, or of one that FFmpeg decodes."""
     channels = 0
     for part in parts:
@@ -213,7 +215,7 @@ def _decode_parts(song: Song, parts: list[Part]) -> Iterator[np.ndarray]:
             return
 
 
-def _next_sndfile(song: Song, sound: sf.SoundFile) -> Iterator[np.ndarray]:
+def _next_sndfile(song: DecodedSong, sound: sf.SoundFile) -> Iterator[np.ndarray]:
     """The samples of one of several parts, which follows what was decoded."""
     try:
         while len(block := sound.read(DECODED, dtype="float32", always_2d=True)):

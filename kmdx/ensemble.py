@@ -98,7 +98,7 @@ def run(
     pending = Counter(reference for name in order for reference in plan.nodes[name].inputs)
     pending.update(wanted)
     meter = _Meter(plan, order, mixture.shape[-1], progress)
-    song = Song(plan, cache, home, plan.sources_used(wanted, known), meter)
+    song = SongSignals(plan, cache, home, plan.sources_used(wanted, known), meter)
     song.signals[MIXTURE] = home.bring(mixture)
     song.signals.update({name: home.bring(signal) for name, signal in known.items() if pending[name]})
 
@@ -121,7 +121,7 @@ def run(
 
 
 @dataclass
-class Song:
+class SongSignals:
     """The signals of a song while a plan runs, and what nodes compute them with.
 
     Attributes

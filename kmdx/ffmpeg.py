@@ -22,7 +22,7 @@ import numpy as np
 
 from .containers import Part, View
 from .errors import AudioError, reason
-from .holes import MAX_HOLES, Song, changed, time_text
+from .holes import MAX_HOLES, DecodedSong, changed, time_text
 
 PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
 OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
@@ -59,7 +59,7 @@ DECLARING = {
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
-def decode(song: Song, part: Part, channels: int) -> Generator[np.ndarray, None, int]:
+def decode(song: DecodedSong, part: Part, channels: int) -> Generator[np.ndarray, None, int]:
     """The wanted samples of a part that FFmpeg decodes, from its beginning: FFmpeg's seeks are not exact.
 
     It returns how many channels there are, which must be those that came before.
@@ -84,7 +84,7 @@ def _open_ffmpeg(view: View, path: Path) -> Any:
     return av.open(view, "r", options=options, **ANY_TAGS)
 
 
-def _stream(container: Any, song: Song) -> Any:
+def _stream(container: Any, song: DecodedSong) -> Any:
     """The wanted audio stream."""
     streams, wanted = container.streams.audio, song.request.stream
     if not streams:
@@ -112,7 +112,7 @@ class _Form:
 class _Decoder:
     """Decodes one part of a file, and finds its holes by the timestamps of what was decoded."""
 
-    def __init__(self, song: Song, part: Part, container: Any, stream: Any) -> None:
+    def __init__(self, song: DecodedSong, part: Part, container: Any, stream: Any) -> None:
         self.song, self.part, self.container, self.stream = song, part, container, stream
         self.form: _Form | None = None
         self.tick = float(stream.time_base * (stream.rate or 1))  # samples: how exact timestamps are

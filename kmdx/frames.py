@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from .containers import WINDOW, Part, View, Window
+from .containers import WINDOW, FileWindow, Part, View
 from .errors import AudioError
 
 CHAIN = 3  # frames in a row that make a beginning
@@ -97,7 +97,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
     padded : bool
         Whether zeros before and after the frames are padding.
     """
-    window = Window(file)
+    window = FileWindow(file)
     start = _skip_zeros(window, begin)
     if searched and (after := _after_other(window, start)) != start:
         begin = start = after
@@ -115,7 +115,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
 
 
 def _search(
-    window: Window, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
+    window: FileWindow, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
 ) -> tuple[int, _Header | None]:
     """Where a long chain of frames begins, and the header of the first."""
     begin = position
@@ -132,7 +132,9 @@ def _search(
     return begin, None
 
 
-def _part(file: BinaryIO, window: Window, inside: range, family: str, frames: _Frames, padded: bool) -> Part:
+def _part(
+    file: BinaryIO, window: FileWindow, inside: range, family: str, frames: _Frames, padded: bool
+) -> Part:
     good = frames.good
     declared = _declared(window, good[0]) if family == "mp3" else None
     is_declared = declared is not None
@@ -173,7 +175,7 @@ def _part(file: BinaryIO, window: Window, inside: range, family: str, frames: _F
 
 
 def _missing(
-    window: Window, frames: _Frames, declared: int | None, total: int, damaged_end: bool
+    window: FileWindow, frames: _Frames, declared: int | None, total: int, damaged_end: bool
 ) -> tuple[int, tuple[str, ...]]:
     """How many frames are missing at the end, and what the user should know of it."""
     tail = frames.tail
@@ -195,7 +197,7 @@ def _missing(
     return missing, ()
 
 
-def _is_end_damaged(window: Window, frames: _Frames, padded: bool) -> bool:
+def _is_end_damaged(window: FileWindow, frames: _Frames, padded: bool) -> bool:
     """Whether what follows the last good frame was sound: it is no tag, and no padding with zeros.
 
     Where an end was overwritten with zeros, they begin in the middle of a frame.
@@ -238,14 +240,14 @@ def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, in
     return {index: count for index, count in shares.items() if count}
 
 
-def _skip_zeros(window: Window, position: int) -> int:
+def _skip_zeros(window: FileWindow, position: int) -> int:
     """The first byte that is not zero: some writers pad a tag beyond its size."""
     data = window(position, WINDOW)
     return position + len(data) - len(data.lstrip(b"\0"))
 
 
 def _chain(
-    window: Window,
+    window: FileWindow,
     position: int,
     size: int,
     parse: _Parse,
@@ -265,7 +267,7 @@ def _chain(
 
 
 def _count(
-    window: Window, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
+    window: FileWindow, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
 ) -> _Frames:
     """Find all frames of a file whose first is at `position`."""
     frames = _Frames(first.samples)
@@ -298,7 +300,7 @@ def _count(
     return frames
 
 
-def _after_other(window: Window, position: int) -> int:
+def _after_other(window: FileWindow, position: int) -> int:
     """The position after a tag: ID3, APE or Lyrics3, in the middle of joined files or at the end."""
     data = window(position, 32)
     if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
@@ -315,7 +317,7 @@ def _after_other(window: Window, position: int) -> int:
 
 
 def _resync(
-    window: Window,
+    window: FileWindow,
     position: int,
     size: int,
     parse: _Parse,
@@ -399,7 +401,7 @@ KINDS = (
 )
 
 
-def _declared(window: Window, frame: range) -> int | None:
+def _declared(window: FileWindow, frame: range) -> int | None:
     """The number of frames that the first one declares (Xing, Info or VBRI), without itself."""
     data = window(frame.start, min(len(frame), 200))
     if data[36:40] == b"VBRI" and len(data) >= 54:

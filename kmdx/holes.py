@@ -35,7 +35,7 @@ class Request:
     accept_holes: bool = True
 
 
-class Song:
+class DecodedSong:
     """Where the decoded blocks go: the wanted part of the song, and its holes.
 
     Positions are samples from the beginning of the song, whatever part of it is wanted.
@@ -186,7 +186,7 @@ def time_text(seconds: float) -> str:
     return f"{seconds:.3f} s{minutes}"
 
 
-def changed(song: Song) -> AudioError:
+def changed(song: DecodedSong) -> AudioError:
     """The error where what follows has another rate or other channels."""
     where = time_text(song.seconds(song.position))
     return AudioError(

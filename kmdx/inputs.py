@@ -38,7 +38,7 @@ Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Song:
+class InputSong:
     """A file to separate, and the folder of its stems, relative to OUTPUT and with ``/``."""
 
     path: Path
@@ -53,7 +53,7 @@ class Song:
 class Batch:
     """What a command line's arguments mean: songs, and a line for each argument that means none."""
 
-    songs: list[Song]
+    songs: list[InputSong]
     problems: list[str]
 
 
@@ -86,15 +86,15 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
         for placing in placings:
             found.setdefault(placing.path.resolve(), placing)
     placings = _assign_places([*found.values()], output, problems)
-    return Batch([Song(placing.path, "/".join(placing.place)) for placing in placings], problems)
+    return Batch([InputSong(placing.path, "/".join(placing.place)) for placing in placings], problems)
 
 
-def refuse_shared_folders(songs: Iterable[Song], output: Path, names: Collection[str]) -> None:
+def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Collection[str]) -> None:
     """Check that no two songs write to the same place; links in OUTPUT may lead two names to one folder.
 
     Parameters
     ----------
-    songs : iterable of Song
+    songs : iterable of InputSong
     output : Path
     names : collection of str
         Names of the files that are written into each song's folder.
@@ -105,7 +105,7 @@ def refuse_shared_folders(songs: Iterable[Song], output: Path, names: Collection
         If two songs share a folder, or the folder of one has the path of another's file.
     """
     songs = list(songs)
-    owners: dict[Key, Song] = {}
+    owners: dict[Key, InputSong] = {}
     for song in songs:
         folder = _key(song.folder(output).resolve().parts)
         if other := owners.get(folder):
@@ -221,7 +221,7 @@ def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) 
     """Give each song a place of its own; return the songs but for those whose files cannot be compared."""
     listing = _Listing(output)
     taken: dict[Key, _Placing] = {}
-    for is_same_song in (manifest.Source.is_at, manifest.Source.is_content_of):
+    for is_same_song in (manifest.SourceFile.is_at, manifest.SourceFile.is_content_of):
         for placing in [placing for placing in placings if placing.kept is None]:
             try:
                 _keep(placing, listing, taken, is_same_song)
@@ -239,7 +239,7 @@ def _keep(
     placing: _Placing,
     listing: _Listing,
     taken: dict[Key, _Placing],
-    is_same_song: Callable[[manifest.Source, Path], bool],
+    is_same_song: Callable[[manifest.SourceFile, Path], bool],
 ) -> None:
     """Leave a song where it has stems already, unless another song of this run is there."""
     for folder in placing.earlier(listing):

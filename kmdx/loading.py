@@ -18,7 +18,7 @@ from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse
-from kmdx.weights import Found
+from kmdx.weights import FoundWeight
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
 UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
@@ -79,7 +79,7 @@ def load_for_inference(
     return network
 
 
-def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[Found], Built]) -> Built:
+def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[FoundWeight], Built]) -> Built:
     """Build a network from its weights' file, and see that it works at the plan's rate and length."""
     found = weights.find(use.weight, folder)
     try:
@@ -116,7 +116,7 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
-def _build(use: NetworkUse, found: Found, device: torch.device) -> Built:
+def _build(use: NetworkUse, found: FoundWeight, device: torch.device) -> Built:
     path, architecture = found.path, dict(use.weight.architecture)
     kind = architecture["type"]
     if kind == "onnx":

@@ -40,7 +40,7 @@ _REPORTED = 1.0  # after which the wait is reported
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """The file that a song was read from: where it was, its size, two times in ns, and its checksum.
 
     Programs may set ``modified``, also to the same in two songs; ``changed`` is the system's own.
@@ -67,7 +67,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Settings:
+class StemSettings:
     """Everything besides the song that changes how a stem sounds, or the file that it is in.
 
     Attributes
@@ -100,7 +100,7 @@ class Settings:
     downmix: bool
     format: str
 
-    def difference(self, other: Settings, ignored: Collection[str] = ()) -> str | None:
+    def difference(self, other: StemSettings, ignored: Collection[str] = ()) -> str | None:
         """In what another's differ from these, such as ``speed fast, not balanced``; None if in nothing."""
         found = []
         for name in (field.name for field in fields(self)):
@@ -119,7 +119,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Record:
+class StemRecord:
     """What is known of one stem file.
 
     Attributes
@@ -129,8 +129,8 @@ class Record:
     bytes : int
     sha256 : str
         Of the file's content.
-    song : Source
-    settings : Settings
+    song : SourceFile
+    settings : StemSettings
     program : str
         Which version wrote it.
     """
@@ -139,11 +139,13 @@ class Record:
     stem: str
     bytes: int
     sha256: str
-    song: Source
-    settings: Settings
+    song: SourceFile
+    settings: StemSettings
     program: str
 
-    def difference(self, song: Path, wanted: Settings | None, ignored: Collection[str] = ()) -> str | None:
+    def difference(
+        self, song: Path, wanted: StemSettings | None, ignored: Collection[str] = ()
+    ) -> str | None:
         """Why the file is not what would be made of a song now; None if it is."""
         if wanted is None:
             return f"ensemble {self.settings.ensemble}, which has a stem {self.stem}"
@@ -172,7 +174,7 @@ class Wanted:
     song: Path
     folder: Path
     files: Mapping[str, str]
-    settings: Callable[[str], Settings | None]
+    settings: Callable[[str], StemSettings | None]
     overwrite: bool = False
 
     def only(self, stems: Collection[str]) -> Wanted:
@@ -186,7 +188,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Status:
+class FolderStatus:
     """What is in a song's folder already.
 
     Attributes
@@ -207,13 +209,15 @@ class Status:
     unknown: list[str]
 
 
-def identify(song: Path) -> Source:
+def identify(song: Path) -> SourceFile:
     """Return what a song's file is now; raises :class:`OSError` if it cannot be read."""
     stat = song.stat()
-    return Source(str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song), stat.st_ctime_ns)
+    return SourceFile(
+        str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song), stat.st_ctime_ns
+    )
 
 
-def owner(folder: Path) -> Source | None:
+def owner(folder: Path) -> SourceFile | None:
     """Return the song whose stems are in a folder, by their records; None where there are none."""
     return next((record.song for record in _records(folder).values()), None)
 
@@ -223,7 +227,7 @@ def recorded(folder: Path) -> set[str]:
     return {*_records(folder)}
 
 
-def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
+def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     """Compare the files in a song's folder with what is wanted.
 
     Parameters
@@ -260,7 +264,7 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> Status:
         if not (name in records or name in targets) and wanted.settings(Path(name).stem) is not None
     ]
     unknown = [name for name in there if name in targets and name not in finished]
-    return Status(missing, conflicts, stale, [] if conflicts else unknown)
+    return FolderStatus(missing, conflicts, stale, [] if conflicts else unknown)
 
 
 def clean(folder: Path) -> None:
@@ -272,7 +276,7 @@ def clean(folder: Path) -> None:
 
 
 @contextmanager
-def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Path]], None]]:
+def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path, Path]], None]]:
     """Hold a song's folder while its stems are written.
 
     Yields what to call when all of them are complete under their hidden names, before they get their own:
@@ -289,7 +293,7 @@ def writing(wanted: Wanted, song: Source) -> Iterator[Callable[[Mapping[Path, Pa
             partial = partials[wanted.folder / name]
             settings = wanted.settings(stem)
             assert settings is not None, "what is written is what the plan has"
-            record = Record(
+            record = StemRecord(
                 file=name,
                 stem=stem,
                 bytes=partial.stat().st_size,
@@ -367,9 +371,9 @@ def _recover(folder: Path) -> None:
     files.sync_folder(folder / FOLDER)
 
 
-def _records(folder: Path) -> dict[str, Record]:
+def _records(folder: Path) -> dict[str, StemRecord]:
     """The record of each file in a folder that has one and exists; of two, the one that its content is of."""
-    found: dict[str, Record] = {}
+    found: dict[str, StemRecord] = {}
     for place in _records_in(folder, _RECORD):
         record = _read(place)
         if record is not None and (folder / record.file).is_file():
@@ -385,13 +389,13 @@ def _records(folder: Path) -> dict[str, Record]:
     return found
 
 
-def _has_size(folder: Path, record: Record) -> bool:
+def _has_size(folder: Path, record: StemRecord) -> bool:
     """Whether the file of a record is there with its size."""
     path = folder / record.file
     return path.is_file() and path.stat().st_size == record.bytes
 
 
-def _has_content(folder: Path, record: Record) -> bool:
+def _has_content(folder: Path, record: StemRecord) -> bool:
     """Whether the file of a record is there with the content that the record is of."""
     return _has_size(folder, record) and files.sha256(folder / record.file) == record.sha256
 
@@ -419,7 +423,7 @@ def _begins_with(whole: Path, part: Path) -> bool:
     return True
 
 
-def _write_new(folder: Path, record: Record) -> None:
+def _write_new(folder: Path, record: StemRecord) -> None:
     """Write a record that counts from when its file has its own name."""
     with (folder / FOLDER / f".{record.file}{_NEW}").open("w", encoding="utf-8") as file:
         json.dump(asdict(record), file, indent=1)
@@ -428,19 +432,19 @@ def _write_new(folder: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> StemRecord | None:
     """Read a record; None if the file is none, or was cut off."""
     try:
         content = documents.read_json(path)
-        song, settings = Source(**content["song"]), Settings(**content["settings"])
-        record = Record(**{**content, "song": song, "settings": settings})
+        song, settings = SourceFile(**content["song"]), StemSettings(**content["settings"])
+        record = StemRecord(**{**content, "song": song, "settings": settings})
     except (DocumentError, TypeError, KeyError):  # no JSON, or other values than a record has
         return None
     is_usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
     return record if is_usable else None
 
 
-def _is_of_types(record: Record) -> bool:
+def _is_of_types(record: StemRecord) -> bool:
     """Whether a record's values are what they are declared to be, as far as its readers need it."""
     song, settings = record.song, record.settings
     texts: list[Any] = [record.file, record.stem, record.sha256, song.path, song.sha256, settings.ensemble]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import yaml
     from torch import Tensor
 
-    from kmdx.ensemble import Song
+    from kmdx.ensemble import SongSignals
     from kmdx.plan import NetworkUse
-    from kmdx.plan_file import Reader
+    from kmdx.plan_file import PlanReader
 
 MAX_WEIGHT = 1e6  # of a signal in a sum
 
@@ -57,7 +57,11 @@ class Node(ABC):
     @classmethod
     @abstractmethod
     def read(
-        cls, reader: Reader, entries: Mapping[str, yaml.Node], key: str, networks: Mapping[str, NetworkUse]
+        cls,
+        reader: PlanReader,
+        entries: Mapping[str, yaml.Node],
+        key: str,
+        networks: Mapping[str, NetworkUse],
     ) -> Node:
         """Read one from the entries of a plan; ``key`` is its place, for messages.
 
@@ -85,7 +89,7 @@ class Node(ABC):
         """The same node with new names for some references."""
 
     @abstractmethod
-    def run(self, name: str, song: Song) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
         """Compute its signals ``(2, samples)``, by reference."""
 
     def outputs(self, name: str, networks: Mapping[str, NetworkUse]) -> tuple[str, ...]:
@@ -112,7 +116,11 @@ class Estimate(Node):
 
     @classmethod
     def read(
-        cls, reader: Reader, entries: Mapping[str, yaml.Node], key: str, networks: Mapping[str, NetworkUse]
+        cls,
+        reader: PlanReader,
+        entries: Mapping[str, yaml.Node],
+        key: str,
+        networks: Mapping[str, NetworkUse],
     ) -> Estimate:
         """Read the names of the network and of its input."""
         network = reader.text(entries["network"], f"{key}.network")
@@ -142,7 +150,7 @@ class Estimate(Node):
         """One per source of the network."""
         return tuple(f"{name}.{source}" for source in networks[self.network].sources)
 
-    def run(self, name: str, song: Song) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
         """Run the network."""
         return song.estimate(name, self.network, self.signal)
 
@@ -158,7 +166,11 @@ class Sum(Node):
 
     @classmethod
     def read(
-        cls, reader: Reader, entries: Mapping[str, yaml.Node], key: str, networks: Mapping[str, NetworkUse]
+        cls,
+        reader: PlanReader,
+        entries: Mapping[str, yaml.Node],
+        key: str,
+        networks: Mapping[str, NetworkUse],
     ) -> Sum:
         """Read the weights, and the normalized signal."""
         terms = {
@@ -206,7 +218,7 @@ class Sum(Node):
         """The mixture's, where it is restored."""
         return below if self.denormalize is None else {None}
 
-    def run(self, name: str, song: Song) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
         """Add up, and restore the level."""
         first, *others = self.terms.values()
         level = None if self.denormalize is None else song.levels[self.denormalize]
@@ -232,7 +244,11 @@ class Normalize(Node):
 
     @classmethod
     def read(
-        cls, reader: Reader, entries: Mapping[str, yaml.Node], key: str, networks: Mapping[str, NetworkUse]
+        cls,
+        reader: PlanReader,
+        entries: Mapping[str, yaml.Node],
+        key: str,
+        networks: Mapping[str, NetworkUse],
     ) -> Normalize:
         """Read the name of the signal."""
         return cls(reader.text(entries["normalize"], f"{key}.normalize"))
@@ -258,7 +274,7 @@ class Normalize(Node):
         """Its own."""
         return {name, *below - {None}}
 
-    def run(self, name: str, song: Song) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
         """Measure the level, and remove it."""
         level = song.measure(name, self.signal)
 

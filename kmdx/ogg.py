@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from .containers import Part, View, Window
+from .containers import FileWindow, Part, View
 from .errors import AudioError
 
 MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
@@ -129,7 +129,7 @@ def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
     AudioError
         If there are more than :data:`MAX_PAGES`.
     """
-    window = Window(file)
+    window = FileWindow(file)
     position = 0
     for _ in range(MAX_PAGES):
         position = _find(window, position, size)
@@ -147,7 +147,7 @@ def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
     raise AudioError(f"more than {MAX_PAGES} Ogg pages in it: cut it into several files")
 
 
-def _find(window: Window, position: int, size: int) -> int:
+def _find(window: FileWindow, position: int, size: int) -> int:
     """Where the next page begins, `size` if there is none: a page has version 0."""
     while position < size:
         data = window(position, min(SEARCHED, size - position))

@@ -104,7 +104,7 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
         raise PlanError(f"{shown(name)}: {error}") from error
     if root is None:
         raise PlanError(f"{shown(name)}: the file is empty")
-    return Reader(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
+    return PlanReader(name, folder).plan(root, hashlib.sha256(text.encode()).hexdigest())
 
 
 def dump(plan: Plan, folder: Path | None = None) -> str:
@@ -140,7 +140,7 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
-class Reader:
+class PlanReader:
     """Turns YAML nodes into a plan; every complaint carries the line and the dotted key."""
 
     def __init__(self, name: str, folder: Path | None) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kmdx.device import Runner
-    from kmdx.plan_file import Reader
+    from kmdx.plan_file import PlanReader
     from kmdx.weights import Weight
 
 WINDOWS: dict[str, type[Window]] = {}
@@ -49,7 +49,7 @@ class Window(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, reader: Reader, node: yaml.Node, key: str, weight: Weight, rate: int) -> Window:
+    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> Window:
         """Read one from a plan; ``key`` is its place, for messages.
 
         Raises
@@ -111,7 +111,7 @@ class OverlapAdd(Window):
     length: int = field()
 
     @classmethod
-    def read(cls, reader: Reader, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
+    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
         """Read the share of overlap, and the segment where the network has none of its own."""
         entries = reader.mapping(node, key, {"overlap", "segment"})
         if "overlap" not in entries:
@@ -180,7 +180,7 @@ class TrimAndJoin(Window):
     trim: int
 
     @classmethod
-    def read(cls, reader: Reader, node: yaml.Node, key: str, weight: Weight, rate: int) -> TrimAndJoin:
+    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> TrimAndJoin:
         """Read the samples of a chunk and of a trim."""
         entries = reader.mapping(node, key, {"chunk", "trim"})
         for name in ("chunk", "trim"):

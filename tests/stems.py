@@ -11,7 +11,7 @@ import numpy as np
 
 from kmdx import audio, manifest
 
-SETTINGS = manifest.Settings(
+SETTINGS = manifest.StemSettings(
     ensemble="e",
     plan="0" * 64,
     weights={"w": "1" * 64},

@@ -23,15 +23,15 @@ import yaml
 from conftest import decibels, noise
 
 from evaluator.blend_search import collecting, command, gram, moves, stages, writing
-from evaluator.blend_search.collection import Collection, Stem, load
+from evaluator.blend_search.collection import Collection, StemProducts, load
 from evaluator.blend_search.gram import InnerProducts
 from evaluator.blend_search.members import Ensemble, share, within
-from evaluator.blend_search.search import Options, search
+from evaluator.blend_search.search import SearchOptions, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
 from evaluator.blend_search.validation import (
     UNCHOSEN,
-    Problem,
+    BlendProblem,
     can_choose,
     choose,
     deal,
@@ -221,7 +221,7 @@ def test_a_silent_signal_keeps_its_weight() -> None:
 
 def test_held_out_songs_are_scored_with_weights_found_without_them() -> None:
     products, published = simulated(6, 3), np.full(3, 1 / 3)
-    problem = Problem(products, published, np.arange(6))
+    problem = BlendProblem(products, published, np.arange(6))
     values = held_out(problem, deal([problem], 3)[0], FREE, [0.0])[0]
     for fold in range(3):
         inside = np.arange(6) % 3 == fold
@@ -232,10 +232,10 @@ def test_held_out_songs_are_scored_with_weights_found_without_them() -> None:
 
 def test_the_prior_of_a_held_out_songs_weights_is_chosen_without_it() -> None:
     products, published = simulated(7, 4), np.full(4, 0.25)
-    validation = validate([Problem(products, published, np.arange(7))], 7, FREE, None)
+    validation = validate([BlendProblem(products, published, np.arange(7))], 7, FREE, None)
     for song in range(7):
         others = np.arange(7) != song
-        rest = Problem(products.of_songs(others), published, np.arange(6))
+        rest = BlendProblem(products.of_songs(others), published, np.arange(6))
         prior = choose([rest], FREE)
         weights = best(rest.products, published, FREE, prior)
         expected = products.of_songs(~others).sdr(weights)
@@ -264,7 +264,7 @@ def test_what_is_validated_is_what_is_taken(
     whole = pretended(tmp_path, bass=products)
     published = np.eye(products.cross.shape[1])[0]
     whole = replace(whole, stems=(replace(whole.stems[0], published=published),))
-    (found,) = search(whole, Options(constraints, prior)).found
+    (found,) = search(whole, SearchOptions(constraints, prior)).found
     for song in range(6):
         others = np.arange(6) != song
         rest = replace(
@@ -272,7 +272,7 @@ def test_what_is_validated_is_what_is_taken(
             songs=whole.songs[1:],
             stems=(replace(whole.stems[0], products=products.of_songs(others), values=np.full(5, 600.0)),),
         )
-        (taken,) = search(rest, Options(constraints, prior, folds=2)).found
+        (taken,) = search(rest, SearchOptions(constraints, prior, folds=2)).found
         expected = best(products.of_songs(others), published, constraints, taken.prior)
         assert taken.weights == pytest.approx(expected, abs=1e-6)
         assert found.validated[song] == pytest.approx(products.of_songs(~others).sdr(expected)[0], abs=1e-6)
@@ -280,7 +280,7 @@ def test_what_is_validated_is_what_is_taken(
 
 def test_climbs_from_one_start_alone_would_be_another_estimate() -> None:
     products, published = two_maxima(), np.array([1.0, 0.0])
-    problem = Problem(products, published, np.arange(6))
+    problem = BlendProblem(products, published, np.arange(6))
     stuck = best(products, published, SIMPLEX, 0.0, [published])
     assert problem.weights(SIMPLEX, 0.0) != pytest.approx(stuck, abs=0.5)
 
@@ -291,7 +291,7 @@ def test_signals_that_are_all_zero_keep_their_weights(
     signals: int, constraints: Constraints, tmp_path: Path
 ) -> None:
     silent = stacked([(np.ones(50), np.zeros((signals, 50)))] * 4)
-    (found,) = search(pretended(tmp_path, bass=silent), Options(constraints)).found
+    (found,) = search(pretended(tmp_path, bass=silent), SearchOptions(constraints)).found
     assert found.weights == pytest.approx(found.stem.published, abs=1e-6)
     assert not found.recommended
     assert any("collinear" in note for note in found.notes)
@@ -304,12 +304,12 @@ def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
         values[1::2] = 0
     for joint in (False, True):
         bass, vocals = search(
-            pretended(tmp_path, bass=halved, vocals=simulated(10, 3)), Options(folds=2, joint=joint)
+            pretended(tmp_path, bass=halved, vocals=simulated(10, 3)), SearchOptions(folds=2, joint=joint)
         ).found
         assert len(bass.validated) == 5
         assert len(vocals.validated) == 10
         assert list(bass.problem.songs) == [0, 2, 4, 6, 8]
-    one, all_ten = (Problem(simulated(n, 2), np.full(2, 0.5), np.arange(10 - n, 10)) for n in (5, 10))
+    one, all_ten = (BlendProblem(simulated(n, 2), np.full(2, 0.5), np.arange(10 - n, 10)) for n in (5, 10))
     alone, both = deal([one], 2), deal([one, all_ten], 2)
     assert list(alone[0]) == [0, 1, 0, 1, 0]
     assert np.array_equal(both[0], both[1][5:]), "a song is in one fold for all stems"
@@ -318,23 +318,23 @@ def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
 
 def test_of_two_songs_no_prior_is_chosen_inside_or_outside(tmp_path: Path) -> None:
     products = simulated(2, 3, bias=0.4)
-    (found,) = search(pretended(tmp_path, bass=products), Options()).found
-    (given,) = search(pretended(tmp_path, bass=products), Options(prior=UNCHOSEN)).found
+    (found,) = search(pretended(tmp_path, bass=products), SearchOptions()).found
+    (given,) = search(pretended(tmp_path, bass=products), SearchOptions(prior=UNCHOSEN)).found
     assert found.prior == UNCHOSEN
     assert found.validated == pytest.approx(given.validated)
     assert np.array_equal(found.weights, given.weights)
     assert any("too few songs to choose the prior" in note for note in found.notes)
     assert not any("prior" in note for note in given.notes)
-    (three,) = search(pretended(tmp_path, bass=simulated(3, 3)), Options()).found
+    (three,) = search(pretended(tmp_path, bass=simulated(3, 3)), SearchOptions()).found
     assert not any("prior" in note for note in three.notes)
 
 
 def test_the_prior_that_does_best_on_held_out_songs_is_chosen() -> None:
     far, published = simulated(40, 3, bias=0.5), np.full(3, 1 / 3)
-    assert validate([Problem(far, published, np.arange(40))], 10, FREE, None).prior <= 1
+    assert validate([BlendProblem(far, published, np.arange(40))], 10, FREE, None).prior <= 1
     few = simulated(4, 3, seed=1)
     right = best(simulated(400, 3, seed=1), published)
-    strict = validate([Problem(few, right, np.arange(4))], 4, FREE, None).prior
+    strict = validate([BlendProblem(few, right, np.arange(4))], 4, FREE, None).prior
     assert strict >= 10, "four songs do not beat weights that four hundred gave"
 
 
@@ -342,7 +342,7 @@ def test_folds_of_another_number_than_songs_allow_are_refused(tmp_path: Path) ->
     whole = pretended(tmp_path, bass=simulated(3, 3))
     for folds in (1, 4):
         with pytest.raises(KmdxError, match=f"--folds {folds}: expected 2 to 3"):
-            search(whole, Options(folds=folds))
+            search(whole, SearchOptions(folds=folds))
 
 
 def pretended(folder: Path, published: float | None = None, **products: InnerProducts) -> Collection:
@@ -352,14 +352,16 @@ def pretended(folder: Path, published: float | None = None, **products: InnerPro
         count = each.cross.shape[1]
         weights = np.full(count, 1 / count if published is None else published)
         values = np.full(len(each.energy), 600.0)
-        stems.append(Stem(name, tuple(f"{name}_{number}" for number in range(count)), weights, each, values))
+        stems.append(
+            StemProducts(name, tuple(f"{name}_{number}" for number in range(count)), weights, each, values)
+        )
     songs = tuple(f"song {number}" for number in range(len(stems[0].products.energy)))
     return Collection(folder, plan_file.load("htdemucs"), songs, tuple(stems), {}, (), {})
 
 
 def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: Path) -> None:
     gaining, idle = simulated(12, 3, bias=0.6), known_best(np.full(3, 1 / 3), 12)
-    result = search(pretended(tmp_path, bass=gaining, drums=idle), Options())
+    result = search(pretended(tmp_path, bass=gaining, drums=idle), SearchOptions())
     bass, drums = result.found
     assert bass.recommended
     assert bass.gains.mean() > 1
@@ -369,15 +371,15 @@ def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: 
     assert drums.gains.mean() <= 0
     assert np.array_equal(drums.taken, drums.stem.published)
     assert drums.expected == drums.published_sdr.mean()
-    overridden = search(pretended(tmp_path, bass=gaining, drums=idle), Options(prior=0, anyway=True))
+    overridden = search(pretended(tmp_path, bass=gaining, drums=idle), SearchOptions(prior=0, anyway=True))
     assert all(each.recommended for each in overridden.found)
     assert np.array_equal(overridden.found[1].taken, overridden.found[1].weights)
 
 
 def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
     gaining, losing = simulated(12, 3, bias=0.6), simulated(12, 3, 1)
-    apart = search(pretended(tmp_path, bass=gaining, drums=losing), Options())
-    jointly = search(pretended(tmp_path, bass=gaining, drums=losing), Options(joint=True))
+    apart = search(pretended(tmp_path, bass=gaining, drums=losing), SearchOptions())
+    jointly = search(pretended(tmp_path, bass=gaining, drums=losing), SearchOptions(joint=True))
     assert apart.found[0].prior != apart.found[1].prior
     assert jointly.found[0].prior == jointly.found[1].prior
     assert {each.recommended for each in jointly.found} == {jointly.song_gains.mean() > 0}
@@ -388,7 +390,7 @@ def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
 def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path: Path) -> None:
     products = simulated(6, 3, bias=0.4)
     products.energy[2], products.constant[2], products.cross[2] = 0, 0, 0
-    (found,) = search(pretended(tmp_path, vocals=products), Options(prior=0)).found
+    (found,) = search(pretended(tmp_path, vocals=products), SearchOptions(prior=0)).found
     without = products.of_songs(np.arange(6) != 2)
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights != pytest.approx(best(products, found.stem.published), abs=1e-4)
@@ -398,11 +400,11 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path:
     silent = InnerProducts(
         *(0 * value for value in (products.energy, products.energy, products.cross)), products.gram
     )
-    both = search(pretended(tmp_path, vocals=silent, bass=simulated(6, 2)), Options())
+    both = search(pretended(tmp_path, vocals=silent, bass=simulated(6, 2)), SearchOptions())
     assert both.silent == ("vocals",)
     assert [each.stem.name for each in both.found] == ["bass"]
     with pytest.raises(KmdxError, match="every true stem is silent"):
-        search(pretended(tmp_path, vocals=silent), Options())
+        search(pretended(tmp_path, vocals=silent), SearchOptions())
 
 
 def test_dither_alone_is_silence(tmp_path: Path) -> None:
@@ -411,21 +413,21 @@ def test_dither_alone_is_silence(tmp_path: Path) -> None:
     dithered = products.of_songs(np.arange(6))
     energy = 600 * gram.STEP**2
     dithered.energy[2], dithered.constant[2], dithered.cross[2] = energy, energy, 0
-    (found,) = search(pretended(tmp_path, vocals=dithered), Options(prior=0)).found
+    (found,) = search(pretended(tmp_path, vocals=dithered), SearchOptions(prior=0)).found
     without = products.of_songs(np.arange(6) != 2)
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights.sum() > 0.5
     assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
     dithered.energy[2] *= 16
-    (found,) = search(pretended(tmp_path, vocals=dithered), Options(prior=0)).found
+    (found,) = search(pretended(tmp_path, vocals=dithered), SearchOptions(prior=0)).found
     assert len(found.validated) == 6
 
 
 def test_one_song_is_refused_unless_it_is_to_be_taken_anyway(tmp_path: Path) -> None:
     alone = pretended(tmp_path, bass=simulated(1, 3, bias=0.5))
     with pytest.raises(KmdxError, match="has one song.*--anyway"):
-        search(alone, Options())
-    (found,) = search(alone, Options(anyway=True)).found
+        search(alone, SearchOptions())
+    (found,) = search(alone, SearchOptions(anyway=True)).found
     assert found.validated is None
     assert found.expected is None
     assert found.fitted_sdr > found.published_sdr
@@ -434,8 +436,10 @@ def test_one_song_is_refused_unless_it_is_to_be_taken_anyway(tmp_path: Path) -> 
 
 def test_collinear_signals_are_noted(tmp_path: Path) -> None:
     products = simulated(5, 3)
-    (plain,) = search(pretended(tmp_path, bass=products), Options()).found
-    (doubled,) = search(pretended(tmp_path, bass=products.of_signals(np.array([0, 1, 1]))), Options()).found
+    (plain,) = search(pretended(tmp_path, bass=products), SearchOptions()).found
+    (doubled,) = search(
+        pretended(tmp_path, bass=products.of_signals(np.array([0, 1, 1]))), SearchOptions()
+    ).found
     assert not plain.notes
     assert any("collinear" in note for note in doubled.notes)
 
@@ -447,13 +451,13 @@ def test_collinear_signals_are_noted(tmp_path: Path) -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The weight files of networks that run, in their order."""
     files: list[str] = []
-    estimate = ensemble.Song.estimate
+    estimate = ensemble.SongSignals.estimate
 
-    def noted(song: ensemble.Song, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
+    def noted(song: ensemble.SongSignals, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
         files.append(song.plan.networks[network].weight.path.stem)
         return estimate(song, name, network, reference)
 
-    monkeypatch.setattr(ensemble.Song, "estimate", noted)
+    monkeypatch.setattr(ensemble.SongSignals, "estimate", noted)
     return files
 
 
@@ -914,14 +918,16 @@ def test_a_song_with_nan_is_named_and_left_out(
 def test_a_network_that_gives_nan_fails_the_song(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimate = ensemble.Song.estimate
+    estimate = ensemble.SongSignals.estimate
 
-    def spoilt(song: ensemble.Song, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
+    def spoilt(
+        song: ensemble.SongSignals, name: str, network: str, reference: str
+    ) -> dict[str, torch.Tensor]:
         estimates = estimate(song, name, network, reference)
         next(iter(estimates.values()))[0, 5] = math.nan
         return estimates
 
-    monkeypatch.setattr(ensemble.Song, "estimate", spoilt)
+    monkeypatch.setattr(ensemble.SongSignals, "estimate", spoilt)
     done = run("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT, "--tracks", "a")
     assert done.code == 1
     assert "NaN" in done.err
@@ -1097,7 +1103,7 @@ def test_songs_are_dealt_so_that_every_stem_has_some_in_two_folds() -> None:
         for _ in range(int(rng.integers(1, 5))):
             own = np.flatnonzero(rng.random(songs) < 0.6)
             if len(own) > 1:
-                problems.append(Problem(simulated(len(own), 2), np.full(2, 0.5), own))
+                problems.append(BlendProblem(simulated(len(own), 2), np.full(2, 0.5), own))
         folds = int(rng.integers(2, 6))
         if not problems:
             continue
@@ -1123,7 +1129,7 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
 
 def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collected: Path) -> None:
     whole = load(collected)
-    ensemble = Ensemble(whole, Options(folds=2), by_run=True)
+    ensemble = Ensemble(whole, SearchOptions(folds=2), by_run=True)
     assert set(ensemble.members) == {"V", "W", "D"}
     left = ensemble.without("D")
     assert left is not None
@@ -1134,14 +1140,14 @@ def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collec
         published = stem.published[kept]
         scale = stem.published.sum() / published.sum() if published.sum() else 0
         published = published * scale if scale else np.full(len(kept), stem.published.sum() / len(kept))
-        problem = Problem(stem.products.of_songs(stem.counted).of_signals(kept), published, stem.counted)
+        problem = BlendProblem(stem.products.of_songs(stem.counted).of_signals(kept), published, stem.counted)
         (fold_of,) = deal([problem], 2)
         prior = choose([problem], FREE) if can_choose([problem], 2) else UNCHOSEN
         expected = held_out(problem, fold_of, FREE, [prior]).mean()
         assert left.sdr[stem.name] == pytest.approx(expected), stem.name
     assert left.real_time_factor == pytest.approx(whole.costs["V"] + whole.costs["W"])
     assert ensemble.whole.real_time_factor == pytest.approx(sum(whole.costs.values()))
-    by_network = Ensemble(whole, Options(folds=2))
+    by_network = Ensemble(whole, SearchOptions(folds=2))
     assert by_network.members == {"one": {"V"}, "two": {"W", "D"}}
     without = by_network.without("two")
     assert without is not None
@@ -1153,7 +1159,7 @@ def test_a_member_that_a_stem_cannot_do_without_is_needed(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
 ) -> None:
     assert run("collect", plan_of_two, data, "-o", tmp_path / "own", *COLLECT[1:]).code == 0
-    ensemble = Ensemble(load(tmp_path / "own"), Options(), by_run=True)
+    ensemble = Ensemble(load(tmp_path / "own"), SearchOptions(), by_run=True)
     assert ensemble.without("V") is None, "without --all-estimates, bass has no other signal"
     done = run("members", tmp_path / "own", "--runs")
     assert done.code == 0, done.err
@@ -1193,7 +1199,7 @@ def test_sets_with_a_stem_that_is_not_scored_are_all_tried(tmp_path: Path) -> No
     stem = replace(pretended(tmp_path, vocals=simulated(6, 2)).stems[0], signals=("ONE_vocals", "TWO_vocals"))
     costs = {"ONE": 1.0, "TWO": 2.0, "KEYS": 0.5}
     whole = Collection(tmp_path, plan, tuple("abcdef"), (stem,), {}, (), costs)
-    sets = [*Ensemble(whole, Options(prior=1)).sets()]
+    sets = [*Ensemble(whole, SearchOptions(prior=1)).sets()]
     assert {each.members for each in sets} == {
         frozenset({"one", "keys"}),
         frozenset({"two", "keys"}),
@@ -1208,7 +1214,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     run: Callable[..., Done], collected: Path, data: Path, tmp_path: Path
 ) -> None:
     whole = load(collected)
-    ensemble = Ensemble(whole, Options(folds=2), by_run=True)
+    ensemble = Ensemble(whole, SearchOptions(folds=2), by_run=True)
     sets = {each.members: each for each in ensemble.sets()}
     assert len(sets) == 5, "D hears what V leaves"
     budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
@@ -1253,11 +1259,11 @@ def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_publishe
     run: Callable[..., Done], collected: Path, tmp_path: Path
 ) -> None:
     whole = load(collected)
-    ensemble = Ensemble(whole, Options(prior=0.1), by_run=True)
+    ensemble = Ensemble(whole, SearchOptions(prior=0.1), by_run=True)
     part, result = ensemble.validated(ensemble.without("D"))
     for stem, each in zip(part.stems, result.found, strict=True):
         assert not any("D" in signal for signal in stem.signals)
-        problem = Problem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
+        problem = BlendProblem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
         (expected,) = validate([problem], 4, FREE, 0.1).sdr
         assert each.validated == pytest.approx(expected)
         assert each.published_sdr == pytest.approx(problem.products.sdr(stem.published))

@@ -94,8 +94,8 @@ def files_in(folder: Path) -> list[str]:
 
 def test_choices_are_those_of_the_library() -> None:
     assert [choice.value for choice in cli.Precision] == list(precision.PRECISIONS)
-    assert [choice.value for choice in cli.Speed] == list(speed.levels())
-    assert cli.Speed.leaderboard.value == speed.DEFAULT
+    assert [choice.value for choice in cli.SpeedName] == list(speed.levels())
+    assert cli.SpeedName.leaderboard.value == speed.DEFAULT
     assert [choice.value for choice in cli.Engine] == [*engine.ENGINES]
     assert cli.Engine.tuned.value == engine.DEFAULT
 
@@ -385,7 +385,7 @@ def test_a_song_that_cannot_be_read_does_not_stop_the_rest(
 ) -> None:
     identify = manifest.identify
 
-    def refused(path: Path) -> manifest.Source:
+    def refused(path: Path) -> manifest.SourceFile:
         if path.name == "b.wav":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return identify(path)

@@ -32,7 +32,7 @@ def is_sound(name: str) -> bool:
     return name.endswith((".wav", ".flac", ".mp3"))
 
 
-def status(*stems: str, **settings: Any) -> manifest.Status:
+def status(*stems: str, **settings: Any) -> manifest.FolderStatus:
     return manifest.status(wanted(FOLDER, SONG, *stems, **settings), is_sound)
 
 
@@ -50,7 +50,7 @@ def hidden(folder: Path = FOLDER) -> list[str]:
 def test_a_stem_is_finished_when_it_was_written_with_these_settings() -> None:
     assert status().missing == ["vocals"]
     finish(FOLDER, SONG)
-    assert status() == manifest.Status([], [], [], [])
+    assert status() == manifest.FolderStatus([], [], [], [])
     assert status(overwrite=True).missing == ["vocals"]
 
 
@@ -151,7 +151,7 @@ def test_a_stem_of_another_size_than_its_record_is_made_again(cut: int) -> None:
     finish(FOLDER, SONG)
     path = FOLDER / "vocals.wav"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert status() == manifest.Status(["vocals"], [], [], ["vocals.wav"])
+    assert status() == manifest.FolderStatus(["vocals"], [], [], ["vocals.wav"])
     finish(FOLDER, SONG)
     assert level() == pytest.approx(0.5, abs=1e-4)
     assert not list(FOLDER.glob("*.bak"))
@@ -166,14 +166,14 @@ def test_a_damaged_stem_of_other_settings_is_not_replaced() -> None:
 def test_a_stem_that_was_removed_is_made_again() -> None:
     finish(FOLDER, SONG, speed="fast")
     (FOLDER / "vocals.wav").unlink()
-    assert status() == manifest.Status(["vocals"], [], [], [])
+    assert status() == manifest.FolderStatus(["vocals"], [], [], [])
 
 
 def test_a_file_without_a_record_is_kept_under_another_name() -> None:
     FOLDER.mkdir(parents=True)
     for number in range(2):
         (FOLDER / "vocals.wav").write_text(f"mine {number}")
-        assert status() == manifest.Status(["vocals"], [], [], ["vocals.wav"])
+        assert status() == manifest.FolderStatus(["vocals"], [], [], ["vocals.wav"])
         finish(FOLDER, SONG)
         shutil.rmtree(FOLDER / manifest.FOLDER)
         assert level() == pytest.approx(0.5, abs=1e-4)
@@ -192,7 +192,7 @@ def test_a_stem_that_was_replaced_by_another_file_is_kept(overwrite: bool) -> No
 
 def test_a_folder_in_the_place_of_a_stem_is_an_error() -> None:
     (FOLDER / "vocals.wav").mkdir(parents=True)
-    assert status() == manifest.Status(["vocals"], [], [], [])
+    assert status() == manifest.FolderStatus(["vocals"], [], [], [])
     with pytest.raises(AudioError, match="is a folder"):
         finish(FOLDER, SONG)
 

@@ -342,7 +342,7 @@ def test_songs_are_drawn_as_often_as_they_weigh(
     one, two = (song for song in found(data, config).training if song.name != "song 0")
     read: list[Path] = []
 
-    def note(stem: songs.Stem | None, start: int, length: int) -> np.ndarray:
+    def note(stem: songs.TrainingStem | None, start: int, length: int) -> np.ndarray:
         read.extend([] if stem is None else [stem.path])
         return np.zeros((2, length), np.float32)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from training import config as configs
 from training import losses, page
 from training.config import Config, Loss, TrainingError
-from training.journal import Table
+from training.journal import CsvTable
 from training.losses import LOSSES, Term
 from training.module import Unmixing
 from training.run import Run
@@ -80,14 +80,14 @@ def test_a_run_that_goes_on_with_another_column_keeps_its_rows(
 
 
 def test_a_column_that_comes_late_is_empty_before(tmp_path: Path) -> None:
-    table = Table(tmp_path / "x.csv", ("step", "loss"), 0)
+    table = CsvTable(tmp_path / "x.csv", ("step", "loss"), 0)
     table.add({"step": 1, "loss": 0.5})
     table.add({"step": 2, "loss": 0.25, "new": 3})
     table.add({"step": 3, "loss": 0.125})
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = [[row["step"], row["loss"], row["new"]] for row in csv.DictReader(file)]
     assert rows == [["1", "0.5", ""], ["2", "0.25", "3"], ["3", "0.125", ""]]
-    later = Table(tmp_path / "x.csv", ("step",), 2)
+    later = CsvTable(tmp_path / "x.csv", ("step",), 2)
     assert later.columns == ["step", "loss", "new"]
     with (tmp_path / "x.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]

@@ -22,7 +22,7 @@ data = cases.data
 
 
 @pytest.fixture
-def long(tmp_path: Path) -> songs.Song:
+def long(tmp_path: Path) -> songs.TrainingSong:
     """A song of 24 s, whose vocals are loudest from 9 s to 19 s."""
     folder = tmp_path / "long"
     folder.mkdir()
@@ -31,13 +31,13 @@ def long(tmp_path: Path) -> songs.Song:
         if stem == "vocals":
             sound[9 * RATE : 19 * RATE] *= 10
         soundfile.write(folder / f"{stem}.wav", sound, RATE, subtype="FLOAT")
-    return songs.Song("long", songs._stems(folder))
+    return songs.TrainingSong("long", songs._stems(folder))
 
 
 @pytest.mark.parametrize("seconds", [(0, 3), (9, 19), (21, 24)])
 @pytest.mark.parametrize("hears", ["mixture", "rest", "rest of a network"])
 def test_an_excerpt_is_what_the_whole_song_has_there(
-    hears: str, seconds: tuple[int, int], long: songs.Song
+    hears: str, seconds: tuple[int, int], long: songs.TrainingSong
 ) -> None:
     config = cases.small(hears=hears.partition(" ")[0], source="vocals" if hears == "mixture" else "drums")
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_an_excerpt_is_what_the_whole_song_has_there(
 
 
 def test_excerpts_are_the_loudest_seconds_and_nothing_else_is_estimated(
-    long: songs.Song, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    long: songs.TrainingSong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = cases.small()
     network = TfcTdf(config.network.unet(), "vocals").eval()

@@ -18,7 +18,7 @@ from training import losses, module, songs, validation, windows
 from training.config import TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
-from training.windows import Window
+from training.windows import Example
 
 data, fit = cases.data, cases.fit
 
@@ -32,9 +32,9 @@ def unmixing(vocals: nn.Module | None = None, **changes: object) -> Unmixing:
     return made
 
 
-def batch(seed: int = 0) -> Window:
+def batch(seed: int = 0) -> Example:
     generator = torch.Generator().manual_seed(seed)
-    return Window(*(0.1 * torch.randn(2, 2, 2, cases.CHUNK, generator=generator)))
+    return Example(*(0.1 * torch.randn(2, 2, 2, cases.CHUNK, generator=generator)))
 
 
 class HalfOfIt(nn.Module):

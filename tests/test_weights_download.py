@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from kmdx.weights.download import Limits, SourceError, Unreachable, check_redirect, download, head
+from kmdx.weights.download import DownloadLimits, SourceError, Unreachable, check_redirect, download, head
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Limits(retries=0, silence=20, answer=20)
+QUICK = DownloadLimits(retries=0, silence=20, answer=20)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -243,7 +243,7 @@ def test_a_download_is_too_slow_below_the_least_rate_over_a_window(server: Serve
 
 def test_a_slow_download_above_the_least_rate_is_let_be(server: Server, tmp_path: Path) -> None:
     ticks = itertools.count(step=70)
-    limits = Limits(retries=0, slowest=0.01)
+    limits = DownloadLimits(retries=0, slowest=0.01)
     assert get(server, tmp_path, clock=lambda: next(ticks), limits=limits) == SHA256
 
 
@@ -280,7 +280,7 @@ def test_a_server_that_stays_silent_or_completes_nothing_is_left(
 ) -> None:
     answers = []
     server.answer = lambda handler: answers.append(send) or send(handler)
-    limits = Limits(retries=3, silence=0.2, answer=0.3)
+    limits = DownloadLimits(retries=3, silence=0.2, answer=0.3)
     assert "127.0.0.1 sent nothing for 0." in reason(server, tmp_path, limits=limits)
     assert len(answers) == 1, "it was tried again, though nothing had come"
 
@@ -292,7 +292,7 @@ def test_trailers_without_end_are_left(server: Server, tmp_path: Path) -> None:
             handler.wfile.write(b"X-Trailer: more\r\n")
 
     server.answer = send
-    limits = Limits(retries=0, silence=0.3, answer=20)
+    limits = DownloadLimits(retries=0, silence=0.3, answer=20)
     assert "sent nothing for 0.3 s" in reason(server, tmp_path, limits=limits)
 
 
@@ -445,7 +445,7 @@ def test_a_connection_that_breaks_is_made_again_where_it_broke(server: Server, t
             whole(handler)
 
     server.answer = send
-    assert get(server, tmp_path, limits=Limits(retries=2, pause=0)) == SHA256
+    assert get(server, tmp_path, limits=DownloadLimits(retries=2, pause=0)) == SHA256
     assert [headers.get("Range") for _, _, headers in server.asked] == [None, "bytes=1000-", "bytes=2000-"]
 
 
@@ -458,7 +458,7 @@ def test_silence_in_the_middle_is_resumed_from(server: Server, tmp_path: Path) -
             whole(handler)
 
     server.answer = send
-    assert get(server, tmp_path, limits=Limits(retries=1, pause=0, silence=0.5, answer=20)) == SHA256
+    assert get(server, tmp_path, limits=DownloadLimits(retries=1, pause=0, silence=0.5, answer=20)) == SHA256
 
 
 @pytest.mark.parametrize(

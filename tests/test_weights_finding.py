@@ -16,7 +16,7 @@ from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights import Weight, finding, verifying
 from kmdx.weights import registry as real_registry
 from kmdx.weights.folder import where
-from kmdx.weights.records import Record, add_record, records
+from kmdx.weights.records import PulledFile, add_record, records
 from kmdx.weights.registry import HttpSource, HubSource
 
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}
@@ -231,7 +231,7 @@ def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:
 # ---- verify
 
 
-def status_of(name: str, folder: Path, small_registry: dict) -> weights.Status:
+def status_of(name: str, folder: Path, small_registry: dict) -> weights.WeightStatus:
     (status,) = weights.verify(folder, [small_registry[name]])
     return status
 
@@ -282,7 +282,7 @@ def test_verify_compares_a_pulled_file_without_published_checksum_with_its_recor
     torch.save(STATE, path)
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    record = Record("mdx_bass", sha256, len(content), "the folder", "2024-01-02", known=False)
+    record = PulledFile("mdx_bass", sha256, len(content), "the folder", "2024-01-02", known=False)
     add_record(folder, "TFC_TDF_UNet_MDX21/bass.pt", record)
     assert status_of("mdx_bass", folder, small_registry).message.endswith("as pulled on 2024-01-02")
     path.write_bytes(content + b"!")
@@ -293,7 +293,7 @@ def test_verify_compares_a_pulled_file_without_published_checksum_with_its_recor
 
 def test_a_pulled_and_proven_file_is_known_under_any_name(folder: Path, small_registry: dict) -> None:
     content = b"of the hub"
-    record = Record(
+    record = PulledFile(
         "hdemucs_mmi", hashlib.sha256(content).hexdigest(), len(content), "hub", "2024-01-02", True
     )
     add_record(folder, "75fc33f5.safetensors", record)

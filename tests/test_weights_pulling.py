@@ -33,8 +33,8 @@ from kmdx.errors import DownloadError, KmdxWarning, WeightsError
 from kmdx.weights import Weight, download, fetching
 from kmdx.weights import folder as folder_module
 from kmdx.weights.folder import locked
-from kmdx.weights.records import Record, add_record, records
-from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source
+from kmdx.weights.records import PulledFile, add_record, records
+from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -116,12 +116,12 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second attempts, no proxies, nothing remembered from another test."""
-    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=0))
+    monkeypatch.setattr(download, "LIMITS", download.DownloadLimits(retries=0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     fetching._drive_listing.cache_clear()
 
 
-def weight_from(*sources: Source, **fields: Any) -> Weight:
+def weight_from(*sources: DownloadSource, **fields: Any) -> Weight:
     return dataclasses.replace(weights.get("htdemucs_ft_bass"), sources=sources, **fields)
 
 
@@ -188,7 +188,7 @@ def test_a_pull_that_was_cut_off_goes_on_where_it_stopped(
 def test_a_connection_that_breaks_is_taken_up_at_once(
     published: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "LIMITS", download.Limits(retries=1, pause=0))
+    monkeypatch.setattr(download, "LIMITS", download.DownloadLimits(retries=1, pause=0))
     server.cut[f"/{SHA256[:8]}.th"] = 1_000_000
     assert weights.pull(published, tmp_path).read_bytes() == CONTENT
     assert [asked[2] for asked in server.asked] == [None, "bytes=1000000-"]
@@ -456,7 +456,7 @@ def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
     def write(thread: int) -> None:
         for number in range(4):
             name = f"{thread}-{number}"
-            add_record(tmp_path, name, Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+            add_record(tmp_path, name, PulledFile("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
             weights.register(tmp_path, name, title="", file=name, architecture=TRAINED, trained="today")
 
     threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
@@ -480,7 +480,7 @@ def test_who_waits_to_write_a_record_is_told(tmp_path: Path, monkeypatch: pytest
             other.kill()
 
         monkeypatch.setattr(warnings, "showwarning", show)
-        add_record(tmp_path, "a", Record("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
+        add_record(tmp_path, "a", PulledFile("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
     assert told == [f"waiting for another process that writes {tmp_path / 'pulled.json'}"]
     assert list(records(tmp_path)) == ["a"]
 

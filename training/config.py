@@ -54,7 +54,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Network(Section):
+class NetworkConfig(Section):
     """Sizes of the network, as in :class:`~kmdx.networks.tfc_tdf.TfcTdfConfig`, and its trim in samples."""
 
     n_fft: Count
@@ -74,7 +74,7 @@ class Network(Section):
         return self.hop * (self.frames - 1)
 
     @model_validator(mode="after")
-    def _fits(self) -> Network:
+    def _fits(self) -> NetworkConfig:
         if self.hop >= self.n_fft:
             raise ValueError(f"a hop of {self.hop} leaves gaps between windows of {self.n_fft} samples")
         config = self.unet()
@@ -230,7 +230,7 @@ class Config(Section):
     title: str
     source: Literal["bass", "drums", "other", "vocals"]
     hears: Literal["mixture", "rest"] = "mixture"
-    network: Network
+    network: NetworkConfig
     rest: Rest = Rest()
     data: Data = Data()
     loss: Loss = Loss()

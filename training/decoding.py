@@ -18,10 +18,10 @@ from pathlib import Path
 import platformdirs
 import soundfile as sf
 
-from evaluator.sources import Source
+from evaluator.sources import AudioSource
 from kmdx import files
 from training.config import TrainingError
-from training.songs import RATE, Song, Songs, Stem, blocks
+from training.songs import RATE, Songs, TrainingSong, TrainingStem, blocks
 
 BLOCK = 2**18  # samples decoded at a time
 WIDTH = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}  # bytes of a sample; 4 in any other format
@@ -72,13 +72,13 @@ def decode(songs: Songs, folder: Path, tell: Callable[[int, int], None] = lambda
             ):
                 tell(done, len(missing))
 
-    def readable(version: dict[str, Stem]) -> dict[str, Stem]:
+    def readable(version: dict[str, TrainingStem]) -> dict[str, TrainingStem]:
         return {
             name: replace(stem, path=targets[stem.sources], parts=()) if stem.sources in targets else stem
             for name, stem in version.items()
         }
 
-    def all_of(group: Sequence[Song]) -> tuple[Song, ...]:
+    def all_of(group: Sequence[TrainingSong]) -> tuple[TrainingSong, ...]:
         return tuple(
             replace(
                 song,
@@ -98,7 +98,7 @@ def _make(folder: Path) -> None:
         raise TrainingError(f"{folder}: cannot be made: {error.strerror}") from error
 
 
-def _name(parts: Sequence[Source]) -> str:
+def _name(parts: Sequence[AudioSource]) -> str:
     """A name that changes with the files that are decoded."""
     places = []
     for part in parts:
@@ -111,11 +111,11 @@ def _name(parts: Sequence[Source]) -> str:
     return f"{hashlib.sha256(chr(10).join(places).encode()).hexdigest()[:32]}.wav"
 
 
-def _width(stem: Stem) -> int:
+def _width(stem: TrainingStem) -> int:
     return 4 if stem.parts else WIDTH.get(sf.info(stem.path).subtype, 4)
 
 
-def _decode(stem: Stem, target: Path) -> None:
+def _decode(stem: TrainingStem, target: Path) -> None:
     """Write a stem's wav, whole or not at all."""
     try:
         with files.atomic(target) as partial:
@@ -127,7 +127,7 @@ def _decode(stem: Stem, target: Path) -> None:
         raise TrainingError(f"{stem.path}: cannot be decoded into {target.parent}: {error}") from error
 
 
-def _sum(stem: Stem, target: Path) -> None:
+def _sum(stem: TrainingStem, target: Path) -> None:
     """Write the sum of a stem's parts as 32-bit floats."""
     with sf.SoundFile(target, "w", RATE, stem.channels, "FLOAT", format="WAV") as sound:
         for block in blocks(stem):

@@ -23,7 +23,7 @@ VALIDATION = ("step", "song", "sdr")
 EVERY = 10  # steps between two rows
 
 
-class Table:
+class CsvTable:
     """A CSV file that rows are added to; those of steps that are done again are dropped when a run goes on.
 
     A row may have a column that the file lacks. It is added, and is empty in the rows before.
@@ -100,8 +100,8 @@ class Journal(Callback):
         self.first = self.last = self.noted = self.reported = trainer.global_step
         self.validated: set[str] = set()  # names that are logged in validation, and remain with steps
         columns = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
-        self.steps = Table(self.run.steps, columns, self.first)
-        self.validation = Table(self.run.validation, VALIDATION, self.first)
+        self.steps = CsvTable(self.run.steps, columns, self.first)
+        self.validation = CsvTable(self.run.validation, VALIDATION, self.first)
         self.bar.start()
         self.task = self.bar.add_task("steps", total=module.config.steps, completed=self.first, text="")
 

@@ -20,7 +20,7 @@ from training import freezing, losses, validation, windows
 from training.config import Config, TrainingError
 from training.songs import Songs
 from training.starting import Start
-from training.windows import Window, Windows
+from training.windows import Example, Windows
 
 MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
 SETTLING = 20  # steps in a row that fp16 may need to find a scale, from 2^16 down, where nan is "stop"
@@ -105,7 +105,7 @@ class Unmixing(lightning.LightningModule):
             wave: Tensor = spectrogram.inverse(estimate.float())
         return wave
 
-    def training_step(self, batch: Window, index: int) -> Tensor:
+    def training_step(self, batch: Example, index: int) -> Tensor:
         """Loss of the windows, over the samples that inference keeps."""
         if not self._losses:
             self._statistics = [buffer.clone() for buffer in self.network.buffers()]

@@ -25,7 +25,7 @@ from evaluator import dataset, described, layouts, sources
 from evaluator.dataset import ACCOMPANIMENT, MIXTURE, STEMS
 from evaluator.layouts import SongFiles, key
 from evaluator.sound_files import Form
-from evaluator.sources import Source
+from evaluator.sources import AudioSource
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed
 from training.config import TrainingError
@@ -40,7 +40,7 @@ MUSDB18 = Path(__file__).with_name("musdb18.yaml")
 
 
 @dataclass(frozen=True)
-class Stem:
+class TrainingStem:
     """A stem's file, or what it is the sum of, with one or two channels at :data:`RATE`.
 
     Attributes
@@ -48,19 +48,19 @@ class Stem:
     path : Path
         The file, or the first of several.
     samples, channels : int
-    parts : tuple of Source
+    parts : tuple of AudioSource
         Streams or files to decode and sum; empty where ``path`` is all and can be read in part.
     """
 
     path: Path
     samples: int
     channels: int
-    parts: tuple[Source, ...] = ()
+    parts: tuple[AudioSource, ...] = ()
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[AudioSource, ...]:
         """What it is the sum of, one file or more."""
-        return self.parts or (Source(self.path),)
+        return self.parts or (AudioSource(self.path),)
 
     @property
     def form(self) -> Form:
@@ -69,13 +69,13 @@ class Stem:
 
 
 @dataclass(frozen=True)
-class Song:
+class TrainingSong:
     """A song: its stems by name, silent ones left out.
 
     Attributes
     ----------
     name : str
-    stems : mapping of str to Stem
+    stems : mapping of str to TrainingStem
     variants : tuple of mapping
         The same at other pitches or tempos.
     accompanied : bool
@@ -83,8 +83,8 @@ class Song:
     """
 
     name: str
-    stems: Mapping[str, Stem]
-    variants: tuple[Mapping[str, Stem], ...] = field(default=())
+    stems: Mapping[str, TrainingStem]
+    variants: tuple[Mapping[str, TrainingStem], ...] = field(default=())
     accompanied: bool = False
 
     @property
@@ -93,7 +93,7 @@ class Song:
         return _samples(self.stems)
 
     @property
-    def versions(self) -> tuple[Mapping[str, Stem], ...]:
+    def versions(self) -> tuple[Mapping[str, TrainingStem], ...]:
         """The song as it is, and its variants."""
         return (self.stems, *self.variants)
 
@@ -102,8 +102,8 @@ class Song:
 class Songs:
     """Songs to learn from and songs to validate with, no song in both."""
 
-    training: tuple[Song, ...]
-    validation: tuple[Song, ...]
+    training: tuple[TrainingSong, ...]
+    validation: tuple[TrainingSong, ...]
 
 
 def find(
@@ -135,8 +135,8 @@ def find(
         If a folder is missing or holds no songs, a stem cannot be read or has another rate, a song or a
         variant of one is too short, or there is nothing to train or to validate with.
     """
-    found: dict[str, Song] = {}
-    held: dict[str, Song] = {}
+    found: dict[str, TrainingSong] = {}
+    held: dict[str, TrainingSong] = {}
     for folder in folders:
         own, reserved = _of_folder(folder)
         for song in (*own, *reserved):
@@ -187,7 +187,7 @@ def find(
     return Songs(tuple(training), tuple(held.values()))
 
 
-def to_train_with(folder: Path) -> list[Song]:
+def to_train_with(folder: Path) -> list[TrainingSong]:
     """Songs of a data set that are not set apart; raises :class:`TrainingError` if there are none."""
     own, _ = _of_folder(folder)
     if not own:
@@ -195,7 +195,7 @@ def to_train_with(folder: Path) -> list[Song]:
     return own
 
 
-def contents(songs: Sequence[Song]) -> dict[str, list[dict[str, str]]]:
+def contents(songs: Sequence[TrainingSong]) -> dict[str, list[dict[str, str]]]:
     """Lengths of the stems and sizes of their files, of each song's versions, to know them again by."""
     return {
         song.name: [
@@ -206,7 +206,7 @@ def contents(songs: Sequence[Song]) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def blocks(stem: Stem) -> Iterator[NDArray[np.float32]]:
+def blocks(stem: TrainingStem) -> Iterator[NDArray[np.float32]]:
     """Read a stem from its beginning to its end, float32 ``(samples, channels)``.
 
     Raises
@@ -220,12 +220,12 @@ def blocks(stem: Stem) -> Iterator[NDArray[np.float32]]:
         raise TrainingError(str(error)) from error
 
 
-def whole(stem: Stem) -> NDArray[np.float32]:
+def whole(stem: TrainingStem) -> NDArray[np.float32]:
     """A stem's samples, float32 ``(samples, channels)``; raises :class:`AudioError` if it cannot be read."""
     return sources.read(stem.sources, stem.form, str(stem.path))
 
 
-def _size(stem: Stem) -> int:
+def _size(stem: TrainingStem) -> int:
     """Bytes of a stem's files."""
     path = stem.path
     try:
@@ -234,11 +234,11 @@ def _size(stem: Stem) -> int:
         raise TrainingError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
-def _samples(stems: Mapping[str, Stem]) -> int:
+def _samples(stems: Mapping[str, TrainingStem]) -> int:
     return max(stem.samples for stem in stems.values())
 
 
-def _long_enough(name: str, stems: Mapping[str, Stem], shortest: int) -> None:
+def _long_enough(name: str, stems: Mapping[str, TrainingStem], shortest: int) -> None:
     if _samples(stems) < shortest:
         raise TrainingError(
             f"{name} is shorter than a window: {_samples(stems) / RATE:.1f} s of "
@@ -246,7 +246,7 @@ def _long_enough(name: str, stems: Mapping[str, Stem], shortest: int) -> None:
         )
 
 
-def _of_folder(folder: Path) -> tuple[list[Song], list[Song]]:
+def _of_folder(folder: Path) -> tuple[list[TrainingSong], list[TrainingSong]]:
     """Songs of a data set to train with, and those that it sets apart."""
     if not folder.exists():
         raise TrainingError(f"{folder}: no such folder")
@@ -291,12 +291,12 @@ def _warn_of_files(folder: Path, songs: Sequence[SongFiles], strays: Sequence[Pa
         warnings.warn(f"{folder}: added to other: {counts}", KmdxWarning, stacklevel=2)
 
 
-def _versions(folder: Path) -> dict[str, Mapping[str, Stem]]:
+def _versions(folder: Path) -> dict[str, Mapping[str, TrainingStem]]:
     own, reserved = _of_folder(folder)
     return {song.name: song.stems for song in (*own, *reserved)}
 
 
-def _songs(found: Sequence[SongFiles]) -> list[Song]:
+def _songs(found: Sequence[SongFiles]) -> list[TrainingSong]:
     songs = []
     for files in sorted(found, key=lambda song: song.name):
         for fatal, message in files.problems:
@@ -304,7 +304,7 @@ def _songs(found: Sequence[SongFiles]) -> list[Song]:
                 raise TrainingError(f"{files.name}: {message}")
         stems = _stems_of(files)
         if stems:
-            songs.append(Song(files.name, stems, accompanied=_is_accompanied(files)))
+            songs.append(TrainingSong(files.name, stems, accompanied=_is_accompanied(files)))
     return songs
 
 
@@ -321,13 +321,13 @@ def _others(files: SongFiles) -> tuple[str, ...]:
     return tuple(name for name in files.sources if name not in named)
 
 
-def _stems(folder: Path) -> dict[str, Stem]:
+def _stems(folder: Path) -> dict[str, TrainingStem]:
     """The four stems of a song's folder."""
     files = layouts.song(folder)
     return {} if files is None else _stems_of(files)
 
 
-def _stems_of(files: SongFiles) -> dict[str, Stem]:
+def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
     """The four stems of a song, silent ones left out."""
     kept = ("vocals",) if _is_accompanied(files) else ("bass", "drums", "vocals")
     parts = {name: files.sources[name] for name in kept if name in files.sources}
@@ -350,13 +350,13 @@ def _stems_of(files: SongFiles) -> dict[str, Stem]:
     return stems
 
 
-def _stem(*parts: Source | Path) -> Stem:
+def _stem(*parts: AudioSource | Path) -> TrainingStem:
     """A stem by what it is the sum of."""
-    summed = tuple(part if isinstance(part, Source) else Source(part) for part in parts)
+    summed = tuple(part if isinstance(part, AudioSource) else AudioSource(part) for part in parts)
     forms = [_form(part) for part in summed]
     first = summed[0]
     is_file = len(summed) == 1 and first.stream is None and first.path.suffix.lower() in IN_PLACE
-    return Stem(
+    return TrainingStem(
         first.path,
         max(form.samples for form in forms),
         max(form.channels for form in forms),
@@ -364,7 +364,7 @@ def _stem(*parts: Source | Path) -> Stem:
     )
 
 
-def _form(part: Source) -> Form:
+def _form(part: AudioSource) -> Form:
     try:
         form = sources.form(part)
     except AudioError as error:
@@ -376,6 +376,6 @@ def _form(part: Source) -> Form:
     return form
 
 
-def _some(names: Mapping[str, Song]) -> str:
+def _some(names: Mapping[str, TrainingSong]) -> str:
     listed = list(names)
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -18,7 +18,7 @@ from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from training import windows
 from training.config import Config, TrainingError
-from training.songs import Song, Songs, Stem, blocks
+from training.songs import Songs, TrainingSong, TrainingStem, blocks
 
 BLOCK = 2**16  # samples read at a time
 
@@ -44,7 +44,7 @@ def check(config: Config, songs: Songs) -> None:
             raise TrainingError(f"{config.source} is silent in every song to {what} with")
 
 
-def _sounds(stem: Stem) -> bool:
+def _sounds(stem: TrainingStem) -> bool:
     """Whether there is anything in a stem but zeros; it is read until then."""
     if stem.parts:
         return any(block.any() for block in blocks(stem))
@@ -56,7 +56,7 @@ def _sounds(stem: Stem) -> bool:
 
 
 def score(
-    config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
+    config: Config, network: TfcTdf, vocals: Network | None, song: TrainingSong, device: torch.device
 ) -> float | None:
     """Global SDR in dB; ``None`` where the true stem is silent."""
     if config.source not in song.stems:
@@ -69,7 +69,7 @@ def score(
 
 @torch.inference_mode()
 def estimate(
-    config: Config, network: TfcTdf, vocals: Network | None, song: Song, device: torch.device
+    config: Config, network: TfcTdf, vocals: Network | None, song: TrainingSong, device: torch.device
 ) -> Estimated:
     """Run a network over a song, in chunks that are trimmed and joined."""
     stems = windows.whole(song)
@@ -79,7 +79,12 @@ def estimate(
 
 @torch.inference_mode()
 def excerpt(
-    config: Config, network: TfcTdf, vocals: Network | None, song: Song, part: slice, device: torch.device
+    config: Config,
+    network: TfcTdf,
+    vocals: Network | None,
+    song: TrainingSong,
+    part: slice,
+    device: torch.device,
 ) -> Estimated:
     """What :func:`estimate` gives for a part of a song, from the chunks around it."""
     sizes = config.network

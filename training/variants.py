@@ -10,7 +10,7 @@ import soxr
 from evaluator.sound_files import form_of
 from kmdx import audio
 from training.config import TrainingError
-from training.songs import RATE, Stem, to_train_with, whole
+from training.songs import RATE, TrainingStem, to_train_with, whole
 
 SLOWEST, FASTEST = 0.25, 4.0
 
@@ -58,7 +58,7 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
         yield song.name
 
 
-def _written(stems: Mapping[str, Stem], files: Mapping[str, Path], speed: float) -> bool:
+def _written(stems: Mapping[str, TrainingStem], files: Mapping[str, Path], speed: float) -> bool:
     """Whether all stems have a variant of the length that they have at this speed."""
     return all(
         files[name].is_file() and abs(form_of(files[name]).samples - stem.samples / speed) < 2

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 from evaluator.dataset import STEMS
 from kmdx.errors import KmdxWarning
 from training.config import Config, TrainingError
-from training.songs import Song, Stem
+from training.songs import TrainingSong, TrainingStem
 
 Generator = np.random.Generator
 
 
-class Window(NamedTuple):
+class Example(NamedTuple):
     """The network's input, and the source in it: float32 ``(2, T)`` each."""
 
     heard: Tensor
@@ -39,11 +39,11 @@ class Window(NamedTuple):
 class _Drawn:
     """Songs to draw from, some more often than others."""
 
-    def __init__(self, songs: Sequence[Song], weights: Mapping[str, float]) -> None:
+    def __init__(self, songs: Sequence[TrainingSong], weights: Mapping[str, float]) -> None:
         self.songs = songs
         self.ends = list(accumulate(_weight(song.name, weights) for song in songs))
 
-    def one(self, generator: Generator) -> Song:
+    def one(self, generator: Generator) -> TrainingSong:
         return self.songs[bisect_right(self.ends, generator.random() * self.ends[-1])]
 
 
@@ -51,17 +51,17 @@ def _weight(name: str, weights: Mapping[str, float]) -> float:
     return next((weight for pattern, weight in weights.items() if fnmatchcase(name, pattern)), 1.0)
 
 
-class Windows(Dataset[Window]):
+class Windows(Dataset[Example]):
     """Windows by their number, without end.
 
     Parameters
     ----------
     config : Config
-    songs : sequence of Song
+    songs : sequence of TrainingSong
         To learn from, decoded.
     """
 
-    def __init__(self, config: Config, songs: Sequence[Song]) -> None:
+    def __init__(self, config: Config, songs: Sequence[TrainingSong]) -> None:
         self.config = config
         self.songs = songs
         for pattern in config.data.weights:
@@ -73,7 +73,7 @@ class Windows(Dataset[Window]):
         }
         self.any = _Drawn(songs, config.data.weights)
 
-    def __getitem__(self, number: int) -> Window:
+    def __getitem__(self, number: int) -> Example:
         """Draw the window of that number."""
         generator = np.random.Generator(np.random.Philox(key=[self.config.seed, number]))
         stems = self._stems(generator)
@@ -85,7 +85,7 @@ class Windows(Dataset[Window]):
         heard = np.sum([*stems.values()], axis=0)
         if self.config.hears == "rest" and self.config.rest.vocals is None:
             heard = heard - estimated(stems["vocals"], heard, generator.uniform(*self.config.rest.error))
-        return Window(torch.from_numpy(heard), torch.from_numpy(stems[self.config.source]))
+        return Example(torch.from_numpy(heard), torch.from_numpy(stems[self.config.source]))
 
     def _stems(self, generator: Generator) -> dict[str, NDArray[np.float32]]:
         length = self.config.network.chunk
@@ -107,7 +107,7 @@ class Windows(Dataset[Window]):
         return stems
 
 
-def read(stem: Stem | None, start: int, length: int) -> NDArray[np.float32]:
+def read(stem: TrainingStem | None, start: int, length: int) -> NDArray[np.float32]:
     """Samples ``(2, length)`` of a stem from ``start``; zeros beyond its end, and of a silent one.
 
     Raises
@@ -182,6 +182,6 @@ def estimated(vocals: NDArray[np.float32], mixture: NDArray[np.float32], error: 
     return np.float32(1 - level * math.sqrt(0.5)) * vocals + np.float32(leak) * rest
 
 
-def whole(song: Song, names: Sequence[str] = STEMS) -> Mapping[str, NDArray[np.float32]]:
+def whole(song: TrainingSong, names: Sequence[str] = STEMS) -> Mapping[str, NDArray[np.float32]]:
     """Stems ``(2, samples)`` of a song, from its beginning to its end."""
     return {name: read(song.stems.get(name), 0, song.samples) for name in names}

@@ -26,7 +26,7 @@ AGREE = 0.01  # dB between a score as rendered and as foretold, beyond which it 
 
 
 @dataclass(frozen=True)
-class Stem:
+class StemProducts:
     """A stem's signals and their inner products in all songs.
 
     Attributes
@@ -68,7 +68,7 @@ class Collection:
     plan : Plan
         Its stems are flat sums, with the published weights; named as the ensemble is.
     songs : tuple of str
-    stems : tuple of Stem
+    stems : tuple of StemProducts
     failed : mapping of str to str
         Songs that are left out, and why.
     warnings : tuple of str
@@ -79,7 +79,7 @@ class Collection:
     folder: Path
     plan: Plan
     songs: tuple[str, ...]
-    stems: tuple[Stem, ...]
+    stems: tuple[StemProducts, ...]
     failed: Mapping[str, str]
     warnings: tuple[str, ...]
     costs: Mapping[str, float]
@@ -146,17 +146,19 @@ def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
         raise KmdxError(f"{path} is damaged ({error}); delete it and collect again") from error
 
 
-def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> Stem:
+def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> StemProducts:
     node = plan.nodes[name]
     assert isinstance(node, Sum)
     found = [record["stems"][name] for record in records]
     names = [field.name for field in fields(InnerProducts)]
     products = InnerProducts(**{name: np.array([each[name] for each in found]) for name in names})
     values = np.array([round(record["duration"] * RATE) * CHANNELS for record in records], np.float64)
-    return Stem(name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products, values)
+    return StemProducts(
+        name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products, values
+    )
 
 
-def _warnings(stems: Sequence[Stem], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _warnings(stems: Sequence[StemProducts], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Songs in which what was rendered is not what inner products foretell."""
     for stem in stems:
         sdr = stem.products.sdr(stem.published)

@@ -48,7 +48,7 @@ from evaluator.blend_search.console import (
     write_plan,
 )
 from evaluator.blend_search.members import Ensemble, within
-from evaluator.blend_search.search import Options, search, taken_weights
+from evaluator.blend_search.search import SearchOptions, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
 from evaluator.store import Store, write_json, write_text
@@ -153,7 +153,7 @@ def solve(
     A stem whose cross-validated gain is not above 0 keeps the published weights in the plan. Exit code: 0,
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
     """
-    options = Options(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
+    options = SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
     writing.check_distinct(output, json)
     if json is not None:
         writing.check_report(json, folder)
@@ -217,7 +217,7 @@ def members(
     if output is not None:
         writing.check_plan(output, found.plan.digest, folder, force)
     ensemble = Ensemble(
-        found, Options(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
+        found, SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
     with err.status("leaving out one member after another"):
         without = {name: ensemble.without(name) for name in ensemble.members}

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from evaluator.blend_search.collection import Collection, Stem
+from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.gram import Weights
-from evaluator.blend_search.search import DIGITS, Options, Result, search
+from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
 from evaluator.blend_search.signals import runs
 from evaluator.blend_search.validation import (
     UNCHOSEN,
-    Problem,
+    BlendProblem,
     can_choose,
     can_validate,
     check_folds,
@@ -81,7 +81,7 @@ class Ensemble:
     Parameters
     ----------
     collection : Collection
-    options : Options
+    options : SearchOptions
         Of which constraints, prior and folds count.
     by_run : bool
         Whether members are network runs, not networks.
@@ -99,7 +99,7 @@ class Ensemble:
         If no stem has songs to hold out.
     """
 
-    def __init__(self, collection: Collection, options: Options, by_run: bool = False) -> None:
+    def __init__(self, collection: Collection, options: SearchOptions, by_run: bool = False) -> None:
         self.collection = collection
         self.options = options
         self.folds = check_folds(options.folds, len(collection.songs))
@@ -197,18 +197,18 @@ class Ensemble:
         left = frozenset[str]().union(*(self.members[name] for name in members))
         return (signal for signal, needed in self._needs.items() if needed <= left)
 
-    def _blend(self, stem: Stem, kept: tuple[int, ...]) -> tuple[Weights, float | None]:
+    def _blend(self, stem: StemProducts, kept: tuple[int, ...]) -> tuple[Weights, float | None]:
         """Weights of some of a stem's signals, and their cross-validated score where there is one."""
         key = stem.name, kept
         if key not in self._found:
             signals = np.array(kept)
             published = share(stem.published, signals)
             songs = stem.counted
-            problem = Problem(stem.products.of_songs(songs).of_signals(signals), published, songs)
+            problem = BlendProblem(stem.products.of_songs(songs).of_signals(signals), published, songs)
             self._found[key] = self._solved(problem)
         return self._found[key]
 
-    def _solved(self, problem: Problem) -> tuple[Weights, float | None]:
+    def _solved(self, problem: BlendProblem) -> tuple[Weights, float | None]:
         constraints, prior = self.options.constraints, self.options.prior
         (fold_of,) = deal([problem], self.folds)
         if not can_validate(fold_of):

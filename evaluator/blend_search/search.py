@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from evaluator.blend_search.collection import Collection, Stem
+from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.gram import Weights
 from evaluator.blend_search.solving import Constraints, flat_ridge
-from evaluator.blend_search.validation import Problem, Validation, check_folds, validate
+from evaluator.blend_search.validation import BlendProblem, Validation, check_folds, validate
 from kmdx.errors import KmdxError
 
 DIGITS = 6  # of a weight in a plan
@@ -18,7 +18,7 @@ NOTHING = 1e-6  # dB: a gain that is not above it is none, but what rounding lea
 
 
 @dataclass(frozen=True)
-class Options:
+class SearchOptions:
     """How weights are sought.
 
     Attributes
@@ -43,13 +43,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
+class Solution:
     """What was found for a stem. Scores are dB, means over the songs that count.
 
     Attributes
     ----------
-    stem : Stem
-    problem : Problem
+    stem : StemProducts
+    problem : BlendProblem
         Its songs that count.
     prior : float
         The strength with which the weights were found.
@@ -61,8 +61,8 @@ class Found:
     notes : tuple of str
     """
 
-    stem: Stem
-    problem: Problem
+    stem: StemProducts
+    problem: BlendProblem
     prior: float
     weights: Weights
     validated: np.ndarray | None
@@ -103,16 +103,16 @@ class Result:
 
     Attributes
     ----------
-    found : tuple of Found
+    found : tuple of Solution
     folds : int
-    options : Options
+    options : SearchOptions
     silent : tuple of str
         Stems that are silent in every song, for which nothing is sought.
     """
 
-    found: tuple[Found, ...]
+    found: tuple[Solution, ...]
     folds: int
-    options: Options
+    options: SearchOptions
     silent: tuple[str, ...] = ()
 
     @property
@@ -126,7 +126,7 @@ class Result:
         return np.array([np.mean(gains[song]) for song in sorted(gains)])
 
 
-def search(collection: Collection, options: Options) -> Result:
+def search(collection: Collection, options: SearchOptions) -> Result:
     """Find the weights of all stems.
 
     Raises
@@ -145,7 +145,7 @@ def search(collection: Collection, options: Options) -> Result:
     if not stems:
         raise KmdxError(f"{collection.folder}: every true stem is silent in all of its songs")
     problems = {
-        stem.name: Problem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
+        stem.name: BlendProblem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
         for stem in stems
     }
     groups = [list(problems)] if options.joint else [[name] for name in problems]
@@ -177,13 +177,13 @@ def taken_weights(collection: Collection, result: Result) -> dict[str, dict[str,
 
 
 def _found(
-    stem: Stem,
-    problem: Problem,
+    stem: StemProducts,
+    problem: BlendProblem,
     validation: Validation,
     validated: np.ndarray | None,
     songs: Sequence[str],
-    options: Options,
-) -> Found:
+    options: SearchOptions,
+) -> Solution:
     weights = problem.weights(options.constraints, validation.prior)
     gain = None if validated is None else float((validated - problem.products.sdr(stem.published)).mean())
     notes = [*_notes(stem, problem, songs)]
@@ -193,7 +193,7 @@ def _found(
         )
     if validation.unchosen:
         notes.append(f"{stem.name}: too few songs to choose the prior by; it is {validation.prior:g}")
-    return Found(
+    return Solution(
         stem=stem,
         problem=problem,
         prior=validation.prior,
@@ -204,7 +204,7 @@ def _found(
     )
 
 
-def _notes(stem: Stem, problem: Problem, songs: Sequence[str]) -> Iterator[str]:
+def _notes(stem: StemProducts, problem: BlendProblem, songs: Sequence[str]) -> Iterator[str]:
     silent = [songs[number] for number in stem.silent.tolist()]
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from evaluator import bootstrap
 from evaluator.blend_search.collection import Collection
-from evaluator.blend_search.search import NOTHING, Found, Options, Result
+from evaluator.blend_search.search import NOTHING, Result, SearchOptions, Solution
 from evaluator.bootstrap import COVERAGE
 
 
@@ -72,7 +72,7 @@ def weights(result: Result) -> Table:
     return table
 
 
-def verdict(found: Found, options: Options) -> str:
+def verdict(found: Solution, options: SearchOptions) -> str:
     """Whether a stem's weights are taken, in words."""
     gains = found.gains
     if gains is None:
@@ -144,7 +144,7 @@ def as_json(collection: Collection, result: Result) -> dict[str, Any]:
     }
 
 
-def _stem(found: Found, songs: Sequence[str], options: Options) -> dict[str, Any]:
+def _stem(found: Solution, songs: Sequence[str], options: SearchOptions) -> dict[str, Any]:
     names = [songs[number] for number in found.problem.songs]
 
     def by_song(values: np.ndarray | None) -> Mapping[str, float] | None:

@@ -34,7 +34,7 @@ CHOOSING = 5  # folds at most that a prior is chosen with, among the songs outsi
 
 
 @dataclass(frozen=True)
-class Problem:
+class BlendProblem:
     """A stem whose weights are sought.
 
     Attributes
@@ -51,7 +51,7 @@ class Problem:
     published: Weights
     songs: NDArray[np.intp]
 
-    def of(self, chosen: NDArray[np.bool_]) -> Problem:
+    def of(self, chosen: NDArray[np.bool_]) -> BlendProblem:
         """The same with some of its songs."""
         return replace(self, products=self.products.of_songs(chosen), songs=self.songs[chosen])
 
@@ -95,7 +95,7 @@ def check_folds(number: int | None, songs: int) -> int:
     return number
 
 
-def deal(problems: Sequence[Problem], folds: int) -> list[NDArray[np.intp]]:
+def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]:
     """The fold of each song of each problem, ``(songs,)``; a song is in the same one for all.
 
     The songs of the problem that has the fewest come first; each goes where the fewest songs of its
@@ -116,13 +116,13 @@ def deal(problems: Sequence[Problem], folds: int) -> list[NDArray[np.intp]]:
 
 
 def validate(
-    problems: Sequence[Problem], folds: int, constraints: Constraints, prior: float | None
+    problems: Sequence[BlendProblem], folds: int, constraints: Constraints, prior: float | None
 ) -> Validation:
     """Cross-validate the weights of stems that share one strength of the prior.
 
     Parameters
     ----------
-    problems : sequence of Problem
+    problems : sequence of BlendProblem
     folds : int
     constraints : Constraints
     prior : float or None
@@ -151,7 +151,7 @@ def can_validate(fold_of: NDArray[np.intp]) -> bool:
     return len(np.unique(fold_of)) > 1
 
 
-def can_choose(problems: Sequence[Problem], folds: int) -> bool:
+def can_choose(problems: Sequence[BlendProblem], folds: int) -> bool:
     """Whether there are songs enough outside each of so many folds to choose a prior by them."""
     dealt = deal(problems, folds)
     for fold in np.unique(np.concatenate(dealt)):
@@ -161,12 +161,12 @@ def can_choose(problems: Sequence[Problem], folds: int) -> bool:
     return True
 
 
-def choose(problems: Sequence[Problem], constraints: Constraints) -> float:
+def choose(problems: Sequence[BlendProblem], constraints: Constraints) -> float:
     """The prior with the best cross-validated score, a mean over stems; of equal ones the greatest.
 
     Parameters
     ----------
-    problems : sequence of Problem
+    problems : sequence of BlendProblem
         One at least with two songs.
     constraints : Constraints
     """
@@ -179,13 +179,13 @@ def choose(problems: Sequence[Problem], constraints: Constraints) -> float:
 
 
 def held_out(
-    problem: Problem, fold_of: NDArray[np.intp], constraints: Constraints, priors: Sequence[float]
+    problem: BlendProblem, fold_of: NDArray[np.intp], constraints: Constraints, priors: Sequence[float]
 ) -> NDArray[np.float64]:
     """SDR in dB of each song with the weights found on other folds: ``(priors, songs)``.
 
     Parameters
     ----------
-    problem : Problem
+    problem : BlendProblem
     fold_of : ndarray
         ``(songs,)``, as :func:`deal` gives it.
     constraints : Constraints

@@ -6,26 +6,26 @@ the place in a plan that names it. Sizes are in bytes, checksums are sha256 in h
 
 from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.download import Progress
-from kmdx.weights.finding import Found, MissingWeights, find, find_all
+from kmdx.weights.finding import FoundWeight, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, check_graph, load
 from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull, pull_all
-from kmdx.weights.registry import Source, Weight, check_path, own, registry
+from kmdx.weights.registry import DownloadSource, Weight, check_path, own, registry
 from kmdx.weights.trained import get, known, register, shipped, trained
 from kmdx.weights.unet_graph import UnetGraph, unet
-from kmdx.weights.verifying import Status, verify
+from kmdx.weights.verifying import WeightStatus, verify
 
 __all__ = [
     "Checkpoint",
-    "Found",
+    "DownloadSource",
+    "FoundWeight",
     "MissingWeights",
     "ModelsFolder",
     "Progress",
-    "Source",
-    "Status",
     "UnetGraph",
     "Weight",
+    "WeightStatus",
     "check_graph",
     "check_path",
     "file_sha256",

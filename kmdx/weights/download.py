@@ -36,7 +36,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """How long and how far a download may go.
 
     Attributes
@@ -68,7 +68,7 @@ class Limits:
     pause: float = 1
 
 
-LIMITS = Limits()
+LIMITS = DownloadLimits()
 
 
 class Fetched(NamedTuple):
@@ -116,7 +116,7 @@ class _Request(NamedTuple):
 
     url: str
     headers: Mapping[str, str]
-    limits: Limits
+    limits: DownloadLimits
     bytes: int | None = None
     largest: int = LARGEST
     clock: Callable[[], float] = time.monotonic
@@ -135,7 +135,7 @@ def download(
     sha256: str | None = None,
     largest: int = LARGEST,
     headers: Mapping[str, str] | None = None,
-    limits: Limits | None = None,
+    limits: DownloadLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Download a URL to a file, resuming where an earlier attempt was cut off.
@@ -155,7 +155,7 @@ def download(
         The most bytes to accept where no size is published.
     headers : mapping, optional
         Sent with the request; ``Authorization`` never goes to another host.
-    limits : Limits, optional
+    limits : DownloadLimits, optional
         ``LIMITS`` if not given.
     clock : callable
         The time in seconds, for the rate.
@@ -188,7 +188,7 @@ def download(
     return actual
 
 
-def head(url: str, headers: Mapping[str, str], limits: Limits | None = None) -> Mapping[str, str]:
+def head(url: str, headers: Mapping[str, str], limits: DownloadLimits | None = None) -> Mapping[str, str]:
     """The headers of a file without the file; redirects are followed only within the host.
 
     Raises
@@ -205,7 +205,7 @@ def head(url: str, headers: Mapping[str, str], limits: Limits | None = None) -> 
 
 
 def in_time(
-    steps: Generator[T, None, None], host: str, limits: Limits | None = None
+    steps: Generator[T, None, None], host: str, limits: DownloadLimits | None = None
 ) -> Generator[T, None, None]:
     """What ``steps`` yields, worked out in a thread of its own, so that no step can last forever.
 
@@ -251,7 +251,7 @@ def in_time(
         wanted.put(False)
 
 
-def _network_error(error: BaseException, host: str, limits: Limits) -> BaseException:
+def _network_error(error: BaseException, host: str, limits: DownloadLimits) -> BaseException:
     """An error of the network libraries as a :class:`SourceError`; any other as it is."""
     from requests import exceptions as of_requests
     from urllib3 import exceptions as of_urllib3

@@ -21,12 +21,12 @@ from kmdx.weights.download import (
     one_line,
 )
 from kmdx.weights.loading import load
-from kmdx.weights.registry import DriveSource, HttpSource, HubSource, NpmSource, Source, Weight
+from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource, Weight
 
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
-def fetch(weight: Weight, source: Source, workspace: Path, progress: Progress) -> Fetched:
+def fetch(weight: Weight, source: DownloadSource, workspace: Path, progress: Progress) -> Fetched:
     """Get a weight's file from a source into the workspace, checked.
 
     Where nobody states a checksum, the file is read from end to end: that is the only check there is.
@@ -136,7 +136,7 @@ def _drive_listing(folder: str) -> Mapping[str, str]:
     return {PurePath(file.path).as_posix(): file.id for file in files}
 
 
-_FETCH: Mapping[type[Source], Callable[..., Fetched]] = {
+_FETCH: Mapping[type[DownloadSource], Callable[..., Fetched]] = {
     HubSource: _from_hub,
     HttpSource: _from_http,
     DriveSource: _from_drive,

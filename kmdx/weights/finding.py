@@ -36,7 +36,7 @@ class MissingWeights(WeightsError):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeight:
     """The file that plays a role.
 
     Attributes
@@ -53,7 +53,7 @@ class Found:
     how: str
 
 
-def find(weight: Weight, folder: Path | None = None) -> Found:
+def find(weight: Weight, folder: Path | None = None) -> FoundWeight:
     """The file that holds a weight; it is not opened, except to take its checksum.
 
     Warns once for each folder that holds files of unknown content under the author's names.
@@ -76,23 +76,23 @@ def find(weight: Weight, folder: Path | None = None) -> Found:
     return found
 
 
-def find_quietly(weight: Weight, folder: Path) -> Found | None:
+def find_quietly(weight: Weight, folder: Path) -> FoundWeight | None:
     """What :func:`find` finds, but None where that is nothing, and without a warning."""
     if weight.path:
-        return Found(weight.path, known=False, how="plan") if weight.path.is_file() else None
+        return FoundWeight(weight.path, known=False, how="plan") if weight.path.is_file() else None
     known = _known_contents(weight, folder)
     named = dict(_named(weight, folder))
     wanted = {content: name for content, name in known.items() if name == weight.name}
     for path in (*named, *_weight_files(weight, folder)):
         if _content(path, wanted):
-            return Found(path, known=True, how="content")
+            return FoundWeight(path, known=True, how="content")
     for path, how in named.items():
         if _content(path, known) is None:
-            return Found(path, known=False, how=how)
+            return FoundWeight(path, known=False, how=how)
     return None
 
 
-def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[str, Found | None]:
+def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[str, FoundWeight | None]:
     """What plays the role of each weight, None where nothing does; nothing is warned of or raised."""
     folder = models_folder(folder)
     return {weight.name: find_quietly(weight, folder) for weight in wanted}
@@ -118,7 +118,7 @@ def missing_message(weight: Weight, folder: Path) -> str:
     )
 
 
-def contradiction(weight: Weight, found: Found, folder: Path) -> str | None:
+def contradiction(weight: Weight, found: FoundWeight, folder: Path) -> str | None:
     """What is wrong with a file that is not what its name or its record says; None if nothing is."""
     if found.known or weight.path:
         return None

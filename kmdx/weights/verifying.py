@@ -8,15 +8,15 @@ from pathlib import Path
 
 from kmdx.errors import WeightsError
 from kmdx.weights.checksum import file_sha256, state_sha256
-from kmdx.weights.finding import Found, contradiction, find_quietly, missing_message
+from kmdx.weights.finding import FoundWeight, contradiction, find_quietly, missing_message
 from kmdx.weights.folder import models_folder
 from kmdx.weights.loading import Checkpoint, load
-from kmdx.weights.records import Record, record_of
+from kmdx.weights.records import PulledFile, record_of
 from kmdx.weights.registry import Weight, registry
 
 
 @dataclass(frozen=True)
-class Status:
+class WeightStatus:
     """What is known of the file that plays a role.
 
     Attributes
@@ -48,13 +48,13 @@ class Status:
         return self.intact and not self.mismatch
 
 
-def verify(folder: Path | None = None, weights: Iterable[Weight] | None = None) -> list[Status]:
+def verify(folder: Path | None = None, weights: Iterable[Weight] | None = None) -> list[WeightStatus]:
     """The status of each weight (of the whole registry, if none are given)."""
     chosen = registry().values() if weights is None else weights
     return [status(weight, folder) for weight in chosen]
 
 
-def status(weight: Weight, folder: Path | None = None) -> Status:
+def status(weight: Weight, folder: Path | None = None) -> WeightStatus:
     """The status of one weight; a file of unknown content is read from end to end."""
     folder = models_folder(folder)
     found = find_quietly(weight, folder)
@@ -73,7 +73,7 @@ def status(weight: Weight, folder: Path | None = None) -> Status:
     return _status_of_unknown(weight, found, checkpoint)
 
 
-def _status_of_unknown(weight: Weight, found: Found, checkpoint: Checkpoint) -> Status:
+def _status_of_unknown(weight: Weight, found: FoundWeight, checkpoint: Checkpoint) -> WeightStatus:
     if checkpoint.state and weight.state_sha256 and state_sha256(checkpoint.state) == weight.state_sha256:
         return _status(weight, found, "known tensors, intact", known=True, intact=True)
     other = _owner_of(checkpoint)
@@ -101,7 +101,7 @@ def _owner_of(checkpoint: Checkpoint) -> Weight | None:
     return known.get(state_sha256(checkpoint.state)) if checkpoint.state else None
 
 
-def _status_by_record(weight: Weight, found: Found, record: Record) -> Status:
+def _status_by_record(weight: Weight, found: FoundWeight, record: PulledFile) -> WeightStatus:
     """The status of a file that was pulled though nobody publishes its checksum, or changed since."""
     if file_sha256(found.path) == record.sha256:
         return _status(weight, found, f"unknown content, intact: as pulled on {record.date}", intact=True)
@@ -110,11 +110,11 @@ def _status_by_record(weight: Weight, found: Found, record: Record) -> Status:
 
 def _status(
     weight: Weight,
-    found: Found | None,
+    found: FoundWeight | None,
     message: str,
     *,
     known: bool = False,
     intact: bool = False,
     mismatch: bool = False,
-) -> Status:
-    return Status(weight, found.path if found else None, known, intact, mismatch, message)
+) -> WeightStatus:
+    return WeightStatus(weight, found.path if found else None, known, intact, mismatch, message)
