@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from evaluator.blend_search.gram import InnerProducts
+from evaluator.blend_search.inner_products import InnerProducts
 from evaluator.blend_search.solving import Constraints, best
 from evaluator.blend_search.validation import BlendProblem, validate
 from kmdx import terminal

@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_map
 
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file, terminal
+from kmdx.build import load_for_inference
 from kmdx.host import warm_heap
-from kmdx.loading import load_for_inference
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from kmdx import device as devices
 from kmdx import plan_file, weights
 from kmdx.benchmark import timed
-from kmdx.loading import load_network
+from kmdx.build import load_network
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
@@ -57,7 +57,7 @@ def run(
     ----------
     plan : Plan
     networks : mapping of str to Network
-        Those of :func:`kmdx.loading.load_network`, on ``device``; all that the plan's nodes name.
+        Those of :func:`kmdx.build.load_network`, on ``device``; all that the plan's nodes name.
     mixture : Tensor
         Float32 ``(2, samples)`` at the plan's rate. Silence gives NaN, as it did.
     device : torch.device

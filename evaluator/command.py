@@ -25,16 +25,16 @@ from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
 from evaluator.comparison import compare
 from evaluator.comparison_command import show_tables
+from evaluator.data_check import Survey, survey
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
 from evaluator.layouts import ACCOMPANIMENT, parts_of_accompaniment
 from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, check_submission
+from evaluator.protocol import Stopped, headline, replay, score_existing
 from evaluator.records import SongRecord
-from evaluator.replay import Stopped, headline, replay, score_existing
-from evaluator.scorer import Scorer
-from evaluator.store import Store
-from evaluator.survey import Survey, survey
+from evaluator.run_folder import Store
+from evaluator.scoring_process import Scorer
 from evaluator.systems import load_all
 from kmdx import engine as engines
 from kmdx import plan_file, terminal

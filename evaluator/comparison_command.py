@@ -21,7 +21,7 @@ from evaluator.caveats import count
 from evaluator.comparison import AVERAGE, Comparison, Difference, compare
 from evaluator.metrics import Metric, show
 from evaluator.results import statistic_title
-from evaluator.store import write_json
+from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
 from kmdx import terminal
 from kmdx.errors import KmdxError, listed

@@ -17,7 +17,7 @@ from evaluator.metrics import show
 from evaluator.records import finite
 from evaluator.report import embedded_json, environment
 from evaluator.results import STATISTICS, statistic_title
-from evaluator.store import write_text
+from evaluator.run_folder import write_text
 from evaluator.systems import System, matching
 from kmdx.errors import listed
 

@@ -17,7 +17,7 @@ from evaluator.dataset import Track
 from evaluator.metrics import Metric
 from evaluator.process import Limits
 from evaluator.records import SCHEMA, SongRecord
-from evaluator.store import write_json, write_text
+from evaluator.run_folder import write_json, write_text
 from kmdx import host, weights
 from kmdx.plan import Plan
 

@@ -20,7 +20,7 @@ import numpy as np
 from evaluator import metrics, published
 from evaluator.metrics import METRICS, Metric
 from evaluator.records import RecordError, SongRecord
-from evaluator.store import RunError, read_json
+from evaluator.run_folder import RunError, read_json
 from kmdx import documents
 from kmdx.errors import DocumentError, KmdxError, listed, quoted, shown
 

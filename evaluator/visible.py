@@ -50,7 +50,7 @@ def python_path(given: Mapping[str, str]) -> Iterator[Path]:
     """Folders of PYTHONPATH, without those where this project's own modules would be found."""
     for entry in given.get("PYTHONPATH", "").split(os.pathsep):
         path = Path(entry).absolute()
-        ours = (path / "evaluator" / "worker.py").is_file() or (path / "my_submission").is_dir()
+        ours = (path / "evaluator" / "submission_worker.py").is_file() or (path / "my_submission").is_dir()
         if entry and path.is_dir() and not ours:
             yield path
 

@@ -19,10 +19,10 @@ from kmdx import device as devices
 from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
+from kmdx.build import load_for_inference
 from kmdx.device import NetworkCache
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
-from kmdx.loading import load_for_inference
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 

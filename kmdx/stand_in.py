@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from kmdx import plan_file
+from kmdx.build import TRANSFORM, UNET
 from kmdx.errors import KmdxError
-from kmdx.loading import TRANSFORM, UNET
 from kmdx.networks import demucs
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig

@@ -21,7 +21,7 @@ from demucs.htdemucs import HTDemucs
 
 from kmdx import benchmark, cli, host, plan_file, stand_in, synthetic
 from kmdx.benchmark import NetworkSpeed
-from kmdx.loading import load_network
+from kmdx.build import load_network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.separator import Separator
 

@@ -18,8 +18,8 @@ from demucs.htdemucs import HTDemucs
 from benchmarks import against_demucs, baseline, hour, length, levels, plain_ensemble, table
 from benchmarks.baseline import EQUAL
 from kmdx import benchmark, host, plan_file
+from kmdx.build import load_network
 from kmdx.errors import KmdxError
-from kmdx.loading import load_network
 from kmdx.separator import Separator
 
 CPU = torch.device("cpu")

@@ -22,10 +22,10 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from evaluator.blend_search import collecting, command, gram, moves, stages, writing
+from evaluator.blend_search import collecting, command, inner_products, plan_writer, stage_moves, stage_search
+from evaluator.blend_search.ablation import Ensemble, share, within
 from evaluator.blend_search.collection import Collection, StemProducts, load
-from evaluator.blend_search.gram import InnerProducts
-from evaluator.blend_search.members import Ensemble, share, within
+from evaluator.blend_search.inner_products import InnerProducts
 from evaluator.blend_search.search import SearchOptions, search
 from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
@@ -411,7 +411,7 @@ def test_dither_alone_is_silence(tmp_path: Path) -> None:
     """A step of 16 bits up and down: not a zero, but any estimate of it is all error."""
     products = simulated(6, 3, bias=0.4)
     dithered = products.of_songs(np.arange(6))
-    energy = 600 * gram.STEP**2
+    energy = 600 * inner_products.STEP**2
     dithered.energy[2], dithered.constant[2], dithered.cross[2] = energy, energy, 0
     (found,) = search(pretended(tmp_path, vocals=dithered), SearchOptions(prior=0)).found
     without = products.of_songs(np.arange(6) != 2)
@@ -525,7 +525,7 @@ def test_flat_plans_give_the_same_stems(plan_of_two: Path, tmp_path: Path) -> No
 
 
 def test_a_flat_plan_is_flat_already(plan_of_two: Path) -> None:
-    once = writing.reweighted(flatten(plan_file.load(plan_of_two)).plan, {})
+    once = plan_writer.reweighted(flatten(plan_file.load(plan_of_two)).plan, {})
     twice = flatten(once).plan
     for stem in STEMS:
         assert twice.nodes[stem] == once.nodes[stem]
@@ -748,11 +748,11 @@ def test_what_is_foretold_is_what_the_evaluator_measures_on_16_bit_files(
 def test_what_16_bits_do_to_a_very_quiet_stem_is_foretold(offset: float, tmp_path: Path) -> None:
     """Also where the true stem was itself rounded down, so that half a step is no error."""
     truth, error = noise(40_000, level=1e-3), noise(40_000, seed=1, level=1e-4)
-    truth += np.float32(offset * gram.STEP)
-    estimate = truth + error - np.float32(offset * gram.STEP)
+    truth += np.float32(offset * inner_products.STEP)
+    estimate = truth + error - np.float32(offset * inner_products.STEP)
     audio.write(tmp_path / "estimate.wav", estimate, 44100)
     scored = global_sdr(truth, soundfile.read(tmp_path / "estimate.wav", dtype="float32")[0])
-    (foretold,) = gram.measure(truth, [estimate]).sdr(np.ones(1))
+    (foretold,) = inner_products.measure(truth, [estimate]).sdr(np.ones(1))
     assert foretold == pytest.approx(scored, abs=0.01)
     assert abs(global_sdr(truth, estimate) - scored) > 0.02
 
@@ -771,15 +771,15 @@ def test_inner_products_are_those_of_whole_signals(
     number = whole.songs.index("d")
     assert stem.products.gram[number] == pytest.approx(exact @ exact.T, rel=1e-5, abs=1e-7)
     assert stem.products.cross[number] == pytest.approx(
-        exact @ (truth.astype(float).ravel() + gram.STEP / 2), rel=1e-4, abs=1e-6
+        exact @ (truth.astype(float).ravel() + inner_products.STEP / 2), rel=1e-4, abs=1e-6
     )
     assert stem.products.energy[number] == pytest.approx(np.square(truth.astype(float)).sum())
     assert stem.published == pytest.approx([0.6, 0.2, 0.2])
     assert whole.costs.keys() == {"V", "W", "D"}
     assert all(cost > 0 for cost in whole.costs.values())
-    monkeypatch.setattr(gram.scratch, "BLOCK", 1000)
+    monkeypatch.setattr(inner_products.scratch, "BLOCK", 1000)
     rows = [truth, *(found[name] for name in stem.signals)]
-    for name, value in vars(gram.measure(rows[0], rows[1:])).items():
+    for name, value in vars(inner_products.measure(rows[0], rows[1:])).items():
         assert value[0] == pytest.approx(getattr(stem.products, name)[number], rel=1e-6, abs=1e-9), name
 
 
@@ -1289,18 +1289,18 @@ def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_publishe
 
 def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
     plan = plan_file.load("leaderboard_c")
-    found = moves.moves(plan)
+    found = stage_moves.moves(plan)
     assert {move.node for move in found} == {"mdx_rest", "x1", "x2", "x3"}
     of_x1 = [dict(move.changes) for move in found if move.node == "x1"]
     assert of_x1 == [{"V.vocals": 1}, {"M.vocals": 1}, {"V.vocals": 1, "M.vocals": -1}]
     changed = found[-1].applied(plan, -0.1)
     assert changed.nodes["x3"].terms == {"x2": 1, "B.bass": -1.1}
-    search = moves.Search(plan, [], [], found)
+    search = stage_moves.Search(plan, [], [], found)
     assert search.behind(next(move for move in found if move.node == "x1")) == ["D", "B"]
     assert search.behind(next(move for move in found if move.node == "x3")) == []
-    assert {move.node for move in moves.moves(plan, ["x2"])} == {"x2"}
+    assert {move.node for move in stage_moves.moves(plan, ["x2"])} == {"x2"}
     with pytest.raises(KmdxError, match="'x9' is no sum that stages hear; there are"):
-        moves.moves(plan, ["x9"])
+        stage_moves.moves(plan, ["x9"])
 
 
 @pytest.fixture(scope="module")
@@ -1359,7 +1359,7 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
         assert said_gain == pytest.approx(said_after - said_before, abs=2e-3)
         assert after > before
     for name, node in published.nodes.items():
-        if name not in {move.node for move in moves.moves(published)}:
+        if name not in {move.node for move in stage_moves.moves(published)}:
             assert found.nodes[name] == node, "only sums that stages hear, or residuals, are moved"
 
 
@@ -1369,7 +1369,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
     arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
     most = 0
-    play = stages._Song.play
+    play = stage_search._Song.play
 
     def watched(self: Any, *rest: Any) -> float:
         nonlocal most
@@ -1377,12 +1377,12 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
         most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*.npy")))
         return score
 
-    monkeypatch.setattr(stages._Song, "play", watched)
+    monkeypatch.setattr(stage_search._Song, "play", watched)
     done = run(*arguments)
     assert done.code in (0, 1), done.err
     tracks = find_tracks(data, "test", "[ad]")
     published = plan_file.load(staged)
-    search = moves.Search(published, tracks[:1], tracks[1:], moves.moves(published, ["x1"]))
+    search = stage_moves.Search(published, tracks[:1], tracks[1:], stage_moves.moves(published, ["x1"]))
     assert 0.5 * search.cost().disk < most <= search.cost().disk + 128 * 20, "a file's head on top"
     assert "GB of disk" in done.out
     assert not [*tmp_path.iterdir()]
@@ -1390,11 +1390,11 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stages.np, "save", full)
+    monkeypatch.setattr(stage_search.np, "save", full)
     done = run(*arguments)
     assert done.code == 2
     assert "estimates cannot be written there (No space left on device)" in done.err
-    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(stage_search.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     done = run(*arguments)
     assert done.code == 2
     assert "only 0.00 GB are free; name another folder with --scratch" in done.err

@@ -14,9 +14,9 @@ from conftest import decibels, is_scratch, noise
 from torch import Tensor
 
 from kmdx import chunking, ensemble, scratch
+from kmdx.build import load_network
 from kmdx.device import NetworkCache
 from kmdx.errors import PlanError
-from kmdx.loading import load_network
 from kmdx.networks.network import Network
 from kmdx.nodes import Sum
 from kmdx.plan import Plan

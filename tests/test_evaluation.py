@@ -27,8 +27,8 @@ from conftest import noise
 from evaluator import command, metrics
 from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
+from evaluator.protocol import Desk
 from evaluator.records import SongRecord
-from evaluator.replay import Desk
 from evaluator.results import describe_weights
 from evaluator.scoring import score_song
 from kmdx import plan_file
@@ -557,7 +557,7 @@ def test_data_are_read_once(evaluate, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
-    from evaluator.scorer import Scorer
+    from evaluator.scoring_process import Scorer
 
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
     with Scorer() as scorer:
@@ -625,7 +625,7 @@ def test_the_time_left_is_only_shown_where_a_pace_is_known(
 
 
 def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:
-    from evaluator.store import Store
+    from evaluator.run_folder import Store
 
     evaluate()
     with Store(tmp_path / "run").locked():

@@ -12,7 +12,7 @@ import yaml
 from conftest import decibels, noise
 
 from benchmarks import plain_ensemble
-from kmdx.loading import load_network
+from kmdx.build import load_network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.plan import Plan
 from kmdx.plan_file import load, parse

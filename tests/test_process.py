@@ -19,7 +19,7 @@ import submissions
 import torch
 from conftest import noise
 
-from evaluator import process, worker
+from evaluator import process, submission_worker
 from evaluator.process import Limits, Submission, SubmissionError, check_submission
 
 SECONDS = 0.5
@@ -318,7 +318,7 @@ class HasValue:
 def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
     model, before = kind(), dict(vars(kind))
     model.separate_music_file = lambda samples, rate: ({}, {})
-    worker.watch(model, {}, print)
+    submission_worker.watch(model, {}, print)
     assert vars(model).get("progress") is (print if kind is Waits else None)
     assert "asked" not in vars(model)
     assert dict(vars(kind)) == before
@@ -327,7 +327,7 @@ def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
 def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
     model = types.SimpleNamespace(separate_music_file=lambda mixed, rate: ({"bass": mixed[1:]}, {}))
     findings: dict[str, bool] = {}
-    worker.watch(model, findings, print)
+    submission_worker.watch(model, findings, print)
     model.separate_music_file(mixed=noise(8), rate=44100)
     assert "wrong length: bass has 7 samples, the mixture 8" in findings
 
@@ -346,7 +346,7 @@ def test_each_check_of_stems_is_on_its_own() -> None:
         7: np.zeros((4, 2), np.int16),
         "vocals": torch.full((4, 2), -torch.inf),
     }
-    assert worker.look_at(stems, mixture) == {
+    assert submission_worker.look_at(stems, mixture) == {
         "wrong stems: 7 is extra": True,
         "wrong length: bass has 3 samples, the mixture 4": True,
         "NaN in drums": False,

@@ -12,7 +12,7 @@ import pytest
 
 from evaluator import replies, visible
 from evaluator.process import Limits, Submission, SubmissionError, find_pointer
-from evaluator.worker import OwnModules, has_code
+from evaluator.submission_worker import OwnModules, has_code
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
@@ -182,10 +182,10 @@ def test_the_end_of_the_log_is_fit_to_be_shown(tmp_path: Path) -> None:
 def test_the_worker_needs_only_python_3_8() -> None:
     import ast
 
-    ast.parse((ROOT / "evaluator" / "worker.py").read_text("utf-8"), feature_version=(3, 8))
+    ast.parse((ROOT / "evaluator" / "submission_worker.py").read_text("utf-8"), feature_version=(3, 8))
     code = "import sys, runpy; sys.path[:] = [p for p in sys.path if 'packages' not in p]; runpy.run_path(sys.argv[1])"
     subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(ROOT / "evaluator" / "worker.py")], check=True
+        [sys.executable, "-I", "-S", "-c", code, str(ROOT / "evaluator" / "submission_worker.py")], check=True
     )
 
 

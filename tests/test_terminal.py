@@ -254,7 +254,7 @@ def test_songs_are_separated_where_nothing_can_be_printed(tmp_path: Path) -> Non
 
 
 # Children of commands, whose pipes are their protocol.
-NO_COMMAND = {"evaluator/sandbox.py", "evaluator/worker.py", "kmdx/bounded.py"}
+NO_COMMAND = {"evaluator/sandbox.py", "evaluator/submission_worker.py", "kmdx/bounded.py"}
 
 
 def sources() -> list[Path]:

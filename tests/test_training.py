@@ -28,20 +28,20 @@ from kmdx.networks.tfc_tdf import TfcTdf
 from training import (
     budget,
     command,
-    decoding,
+    decoded_songs,
     export,
-    fitting,
     losses,
     module,
-    page,
+    run_report,
+    sampling,
     songs,
+    trainer,
     validation,
-    windows,
 )
 from training import config as configs
 from training.config import Config, Loss, TrainingError
 from training.run import Run
-from training.windows import Windows
+from training.sampling import Windows
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
@@ -87,7 +87,7 @@ def fit(data: Path, tmp_path: Path) -> Callable[..., Run]:
         config = small(**changes)
         console = Console(stderr=True)
         output = tmp_path / name
-        return fitting.fit(
+        return trainer.fit(
             config, [folder], output, console=console, decoded=tmp_path / "decoded", device="cpu", workers=0
         )
 
@@ -264,22 +264,22 @@ def test_compressed_stems_are_decoded_once_and_alike(data: Path, tmp_path: Path)
     config = small()
     before = found(data, config)
     told: list[tuple[int, int]] = []
-    after = decoding.decode(before, tmp_path / "decoded", lambda *count: told.append(count))
+    after = decoded_songs.decode(before, tmp_path / "decoded", lambda *count: told.append(count))
     assert told[-1] == (7, 7)
     assert after.validation[0].stems["bass"].path == data / "song 0" / "bass.wav", "wav is read in place"
     for song, other in zip(before.training, after.training, strict=True):
         for name, stem in song.stems.items():
             assert other.stems[name].path.suffix == ".wav"
-            assert np.array_equal(windows.read(stem, 0, 88_200), windows.read(other.stems[name], 0, 88_200))
+            assert np.array_equal(sampling.read(stem, 0, 88_200), sampling.read(other.stems[name], 0, 88_200))
     told.clear()
-    assert decoding.decode(before, tmp_path / "decoded", lambda *count: told.append(count)) == after
+    assert decoded_songs.decode(before, tmp_path / "decoded", lambda *count: told.append(count)) == after
     assert not told
 
 
 def test_decoding_asks_for_room_first(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(TrainingError, match="are needed for 7 decoded stems, and 0.00 GB are free"):
-        decoding.decode(found(data, small()), tmp_path / "decoded")
+        decoded_songs.decode(found(data, small()), tmp_path / "decoded")
     assert not list((tmp_path / "decoded").iterdir())
 
 
@@ -303,7 +303,7 @@ def test_an_unmixed_window_is_a_place_in_a_song(data: Path) -> None:
     window = Windows(config, training)[3]
     matches = []
     for song in training:
-        stems = windows.whole(song)
+        stems = sampling.whole(song)
         mixture = sum(stems.values())
         place = np.flatnonzero(np.abs(stems["vocals"][0] - window.target[0, 0].numpy()) < 1e-9)
         matches += [
@@ -346,7 +346,7 @@ def test_songs_are_drawn_as_often_as_they_weigh(
         read.extend([] if stem is None else [stem.path])
         return np.zeros((2, length), np.float32)
 
-    monkeypatch.setattr(windows, "read", note)
+    monkeypatch.setattr(sampling, "read", note)
     drawn = Windows(config, [one, two])
     for number in range(500):
         drawn[number]
@@ -376,7 +376,7 @@ def test_a_step_hears_the_same_windows_however_they_are_shared(data: Path) -> No
     config = small(batch=4, steps=5, epoch=3)
 
     def numbers(epoch: int, at_once: int, ranks: int) -> list[set[int]]:
-        shares = [list(windows._numbers(config, 3 * epoch, at_once, rank, ranks)) for rank in range(ranks)]
+        shares = [list(sampling._numbers(config, 3 * epoch, at_once, rank, ranks)) for rank in range(ranks)]
         per_step = len(shares[0]) // (min(5, 3 * (epoch + 1)) - 3 * epoch)
         return [
             {number for share in shares for part in share[begin : begin + per_step] for number in part}
@@ -437,10 +437,10 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
     score, step = max((float(row["sdr"]), int(row["step"])) for row in scores)
     assert best["global_step"] == step
     validated = validation.score(
-        run.config(), fitting.trained(run), None, found(data, run.config()).validation[0], torch.device("cpu")
+        run.config(), trainer.trained(run), None, found(data, run.config()).validation[0], torch.device("cpu")
     )
     assert validated == pytest.approx(score, abs=1e-4), "what is exported is what was validated"
-    written = page.write(run, found(data, run.config()))
+    written = run_report.write(run, found(data, run.config()))
     text = written.read_text("utf-8")
     assert text.count("<polyline") == 8
     assert "song 0" in text
@@ -451,8 +451,8 @@ def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: P
 
 
 def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
-    curve = page.Curve([*range(100)], [1.0, 3.0] * 50)
-    drawn = page.diagram(curve, smooth=True)
+    curve = run_report.Curve([*range(100)], [1.0, 3.0] * 50)
+    drawn = run_report.diagram(curve, smooth=True)
     heights = {
         kind: np.array([float(point.split(",")[1]) for point in points.split()])
         for kind, points in re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn)
@@ -461,7 +461,7 @@ def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
     middle = heights["faint"].mean()
     assert np.abs(heights["faint"] - middle).min() > 50
     assert np.abs(heights["curve"][20:] - middle).max() < 10
-    assert page.diagram(curve).count("<polyline") == 1
+    assert run_report.diagram(curve).count("<polyline") == 1
 
 
 def test_the_same_seed_gives_the_same_weights(fit: Callable[..., Run]) -> None:
@@ -633,14 +633,14 @@ def test_a_file_that_vanishes_is_one_line(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
-    decode = decoding.decode
+    decode = decoded_songs.decode
 
     def and_then_it_vanishes(*arguments: object) -> songs.Songs:
         decoded = decode(*arguments)
         shutil.rmtree(tmp_path / "decoded")
         return decoded
 
-    monkeypatch.setattr(decoding, "decode", and_then_it_vanishes)
+    monkeypatch.setattr(decoded_songs, "decode", and_then_it_vanishes)
     with pytest.raises(TrainingError, match="cannot be read any more"):
         fit(folder=copy)
 
@@ -703,9 +703,9 @@ def test_an_exported_network_separates_as_before(
     """
     plan = tmp_path / "plan.yaml"
     plan.write_text(text, "utf-8")
-    mixture = sum(windows.whole(found(data, run.config()).validation[0]).values())
+    mixture = sum(sampling.whole(found(data, run.config()).validation[0]).values())
     stems = Separator(plan, device="cpu", precision="fp32").separate(mixture.T, 44100)
-    network = fitting.trained(run)
+    network = trainer.trained(run)
     with torch.inference_mode():
         first = network(torch.from_numpy(np.pad(mixture, ((0, 0), (256, 0)))[:, :CHUNK])[None])[
             0, 0, :, 256:-256

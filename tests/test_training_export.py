@@ -11,7 +11,7 @@ import test_training as cases
 import torch
 
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import command, export, fitting
+from training import command, export, trainer
 from training.config import TrainingError
 from training.run import Run
 
@@ -26,7 +26,7 @@ def test_half_rounds_both_files_alike(fit: Callable[..., Run], tmp_path: Path) -
     network = TfcTdf(run.config().network.unet(), "vocals")
     network.load({name: value.float() for name, value in stored.items()})
     network.eval()
-    assert export.compare(network, made.graph) < 1e-6 < export.compare(fitting.trained(run), made.graph)
+    assert export.compare(network, made.graph) < 1e-6 < export.compare(trainer.trained(run), made.graph)
     whole = torch.load(export.export(run, "whole", tmp_path).state, weights_only=True)
     assert {value.dtype for value in whole.values() if value.is_floating_point()} == {torch.float32}
 
@@ -35,10 +35,10 @@ def test_a_weight_too_large_for_half_is_named(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(steps=2)
-    network = fitting.trained(run)
+    network = trainer.trained(run)
     name = next(iter(dict(network.named_parameters())))
     network.get_parameter(name).data.fill_(1e6)
-    monkeypatch.setattr(fitting, "trained", lambda *_: network)
+    monkeypatch.setattr(trainer, "trained", lambda *_: network)
     with pytest.raises(TrainingError, match=f"{name} does not fit into float16: leave --half out"):
         export.export(run, "mine", tmp_path / "models", half=True)
 
@@ -97,7 +97,7 @@ def test_a_better_checkpoint_in_the_meantime_is_not_what_was_exported(
 ) -> None:
     run = fit()
     step = torch.load(run.best, weights_only=True)["global_step"]
-    expected, compare = fitting.trained(run).state_dict(), export.compare
+    expected, compare = trainer.trained(run).state_dict(), export.compare
 
     def slow(network: TfcTdf, graph: Path) -> float:
         later = torch.load(run.best, weights_only=True)

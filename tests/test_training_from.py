@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kmdx import weights
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import budget, command, export, fitting, freezing, songs, starting, validation
+from training import budget, command, export, freezing, songs, starting, trainer, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
@@ -35,7 +35,7 @@ def fit(data: Path, tmp_path: Path) -> Callable[..., Run]:
     def run(name: str = "run", source: object = None, with_optimizer: bool = False, **changes: object) -> Run:
         config = cases.small(**changes)
         start = None if source is None else starting.read(str(source), config, with_optimizer)
-        return fitting.fit(
+        return trainer.fit(
             config,
             [data],
             tmp_path / name,
@@ -86,7 +86,7 @@ def test_a_run_starts_from_the_best_averaged_weights_of_another(fit: Callable[..
     other = fit("other")
     config = cases.small(source="drums")
     start = starting.read(str(other.folder), config)
-    assert cases.same(dict(start.state), dict(fitting.trained(other).state_dict()))
+    assert cases.same(dict(start.state), dict(trainer.trained(other).state_dict()))
     assert (start.step, start.moments) == (other.checkpoint()[0]["global_step"], {})
     assert cases.same(dict(starting.read(str(other.best), config).state), dict(start.state))
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from training import config as configs
-from training import losses, page
+from training import losses, run_report
 from training.config import Config, Loss, TrainingError
-from training.journal import CsvTable
+from training.logs import CsvTable
 from training.losses import LOSSES, Term
 from training.module import Unmixing
 from training.run import Run
@@ -36,7 +36,7 @@ def test_one_entry_puts_a_loss_into_config_steps_and_page(
     assert "cubic: 2.0" in run.config_file.read_text("utf-8")
     (row,) = cases.rows(run.steps)
     assert float(row["loss"]) == pytest.approx(float(row["l1"]) + 2 * float(row["cubic"]), rel=1e-4)
-    text = page.write(run, cases.found(data, run.config())).read_text("utf-8")
+    text = run_report.write(run, cases.found(data, run.config())).read_text("utf-8")
     assert "<figcaption>mean cubed difference</figcaption>" in text
     alone = fit("alone", steps=10, epoch=10, loss={"cubic": 1, "l1": 0})
     (row,) = cases.rows(alone.steps)
@@ -65,7 +65,7 @@ def test_what_the_module_logs_is_a_column_and_a_curve(
     for row in cases.rows(run.validation):
         scores = [float(each["sdr"]) for each in cases.rows(run.validation) if each["step"] == row["step"]]
         assert float(row["worst_song"]) == pytest.approx(min(scores), rel=1e-5)
-    text = page.write(run, cases.found(data, run.config())).read_text("utf-8")
+    text = run_report.write(run, cases.found(data, run.config())).read_text("utf-8")
     assert "<figcaption>weight norm</figcaption>" in text
 
 

@@ -15,7 +15,7 @@ import test_training as cases
 import torch
 from rich.console import Console
 
-from training import fitting, validation, windows
+from training import sampling, trainer, validation
 from training.config import TrainingError
 from training.run import Run, checkpoint_size
 
@@ -85,7 +85,7 @@ def test_where_there_is_no_bar_every_epoch_has_a_line(
     console = Console(file=written, force_terminal=terminal, width=200)
     config = cases.small(steps=8, validate_every=2)
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 0}
-    fitting.fit(config, [data], tmp_path / "run", console=console, **options)
+    trainer.fit(config, [data], tmp_path / "run", console=console, **options)
     lines = re.findall(
         r"step (\d+) of 8: (SDR \S+ dB on 1 song, )?loss \S+, \d+:\d\d:\d\d left", written.getvalue()
     )
@@ -97,7 +97,7 @@ def test_where_there_is_no_bar_every_epoch_has_a_line(
 @pytest.mark.parametrize("changes", [{}, {"average": None}, {"optimizer": {"kind": "rmsprop"}}])
 def test_the_size_of_a_checkpoint_is_known_before(changes: dict, fit: Callable[..., Run]) -> None:
     run = fit(network={**cases.NETWORK, "growth": 32}, steps=2, **changes)
-    network = fitting.trained(run)
+    network = trainer.trained(run)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     size = checkpoint_size(run.config(), parameters)
     assert run.last.stat().st_size == pytest.approx(size, rel=0.1)
@@ -173,7 +173,7 @@ def test_options_that_cannot_be_leave_nothing_behind(
     changes: dict, options: dict, message: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        fitting.fit(
+        trainer.fit(
             cases.small(**changes), [data], tmp_path / "run", console=Console(), device="cpu", **options
         )
     assert not (tmp_path / "run").exists()
@@ -189,10 +189,10 @@ def test_a_reading_process_that_is_killed_is_one_line(
         assert os.getpid() != own
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(windows, "read", killed)
+    monkeypatch.setattr(sampling, "read", killed)
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
     with pytest.raises(TrainingError, match="was killed: too little memory, or, in Docker, .*--shm-size"):
-        fitting.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
+        trainer.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
 
 
 def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
@@ -201,7 +201,7 @@ def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
     def wrong(*arguments: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(windows, "read", wrong)
+    monkeypatch.setattr(sampling, "read", wrong)
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
     with pytest.raises(RuntimeError, match="a mistake"):
-        fitting.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
+        trainer.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)

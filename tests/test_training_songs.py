@@ -17,7 +17,7 @@ from conftest import noise
 
 from evaluator.dataset import STEMS
 from kmdx.errors import KmdxWarning
-from training import decoding, fitting, songs, windows
+from training import decoded_songs, sampling, songs, trainer
 from training.config import TrainingError
 from training.run import Run
 
@@ -53,9 +53,9 @@ def test_a_variant_that_is_too_short_is_refused(data: Path, tmp_path: Path) -> N
 def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "song", vocals=1) / "vocals.wav"
     stem = replace(songs._stem(path), samples=2 * RATE)
-    assert windows.read(stem, 0, RATE).any()
+    assert sampling.read(stem, 0, RATE).any()
     with pytest.raises(TrainingError, match=r"vocals.wav: ends after 44100 of 88200 samples"):
-        windows.read(stem, RATE // 2, RATE)
+        sampling.read(stem, RATE // 2, RATE)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("song 0", "validate"), ("song 1", "train")])
@@ -84,7 +84,7 @@ def test_a_run_of_a_vocals_network_is_found_from_everywhere(
     run.config_file.write_text(run.config_file.read_text("utf-8").replace(str(tmp_path / "vocals"), "vocals"))
     assert fit("drums", **drums).config().rest.vocals == str(tmp_path / "vocals"), "as earlier runs noted it"
     monkeypatch.chdir(data)
-    assert fitting.vocals_network(run.config()) is not None
+    assert trainer.vocals_network(run.config()) is not None
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_other_stems_are_added_to_other_so_that_nothing_is_left_out(tmp_path: Pa
         write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, guitar=1, piano=1)
     found, told = of_folder(tmp_path)
     assert told == [f"{tmp_path}: added to other: guitar (2 of 2 songs), piano (2 of 2 songs)"]
-    decoded = decoding.decode(found, tmp_path / "decoded").training[0].stems
+    decoded = decoded_songs.decode(found, tmp_path / "decoded").training[0].stems
     assert decoded["bass"].path == tmp_path / "b" / "bass.wav"
     parts = [soundfile.read(tmp_path / "b" / f"{name}.wav")[0] for name in ("other", "guitar", "piano")]
     expected = np.sum(parts, axis=0).astype(np.float32)
-    assert np.array_equal(windows.read(decoded["other"], 0, RATE).T, expected)
+    assert np.array_equal(sampling.read(decoded["other"], 0, RATE).T, expected)
 
 
 def test_unknown_sound_files_are_named(tmp_path: Path) -> None:

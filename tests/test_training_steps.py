@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import losses, module, songs, validation, windows
+from training import losses, module, sampling, songs, validation
 from training.config import TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
-from training.windows import Example
+from training.sampling import Example
 
 data, fit = cases.data, cases.fit
 
@@ -64,7 +64,7 @@ def test_the_estimated_vocals_are_taken_out_in_validation(data: Path) -> None:
     made = unmixing(HalfOfIt(), source="drums", hears="rest")
     song = cases.found(data, made.config).validation[0]
     found = validation.estimate(made.config, made.network, made.vocals, song, torch.device("cpu"))
-    mixture = np.sum([*windows.whole(song).values()], axis=0)
+    mixture = np.sum([*sampling.whole(song).values()], axis=0)
     assert np.allclose(found.heard, 0.5 * mixture, atol=1e-6)
 
 

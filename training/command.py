@@ -78,13 +78,13 @@ def run(
     excerpts. With --from the network starts from existing weights. A larger --set steps=N extends a run that
     has ended.
     """
-    from training import fitting, page, songs, starting
+    from training import run_report, songs, starting, trainer
 
     chosen = _config(config, change, validation)
     if with_optimizer and start is None:
         raise TrainingError("--with-optimizer needs --from RUN: the run whose optimizer is meant")
     try:
-        made = fitting.fit(
+        made = trainer.fit(
             chosen,
             data,
             output,
@@ -96,13 +96,13 @@ def run(
             workers=workers,
             start=None if start is None else starting.read(start, chosen, with_optimizer),
         )
-        if fitting.is_first():
+        if trainer.is_first():
             with warnings.catch_warnings():  # given when the run began
                 warnings.simplefilter("ignore", KmdxWarning)
                 found = songs.find(
                     data, chosen.source, chosen.network.chunk, chosen.validation, variants or []
                 )
-            written = page.write(made, found, fitting.accelerator_of(device, devices))
+            written = run_report.write(made, found, trainer.accelerator_of(device, devices))
             out.print(f"report: {escape(str(written))}")
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on after the last epoch that was finished")
@@ -112,7 +112,7 @@ def run(
 @app.command()
 def report(folder: RunFolder) -> None:
     """Write the page of curves and excerpts again, also while the run goes on."""
-    from training import page, songs
+    from training import run_report, songs
     from training.run import Run
 
     found = Run.existing(folder)
@@ -120,7 +120,7 @@ def report(folder: RunFolder) -> None:
     names = songs.find(
         [Path(each) for each in data["folders"]], chosen.source, chosen.network.chunk, data["validation"]
     )
-    out.print(f"report: {escape(str(page.write(found, names)))}")
+    out.print(f"report: {escape(str(run_report.write(found, names)))}")
 
 
 @app.command()

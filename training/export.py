@@ -13,7 +13,7 @@ import torch
 from kmdx import files, weights
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
-from training import budget, fitting
+from training import budget, trainer
 from training.config import Config, TrainingError
 from training.run import Run
 from training.songs import RATE
@@ -72,7 +72,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
         )
     config = run.config()
     checkpoint, score = run.checkpoint()
-    network = fitting.trained(run, checkpoint)
+    network = trainer.trained(run, checkpoint)
     if half:
         _round(network)
     start = run.data().get("start") if run.data_file.is_file() else None

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import Block, TfcTdf
-from training import freezing, losses, validation, windows
+from training import freezing, losses, sampling, validation
 from training.config import Config, TrainingError
+from training.sampling import Example, Windows
 from training.songs import Songs
 from training.starting import Start
-from training.windows import Example, Windows
 
 MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
 SETTLING = 20  # steps in a row that fp16 may need to find a scale, from 2^16 down, where nan is "stop"
@@ -207,7 +207,7 @@ class Unmixing(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader:
         """The windows of the epoch that begins."""
         trainer = self.trainer
-        return windows.loader(
+        return sampling.loader(
             self.config,
             Windows(self.config, self.songs.training),
             trainer.global_step,

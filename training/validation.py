@@ -16,7 +16,7 @@ from kmdx import chunking
 from kmdx.device import Runner, memory_budget
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import windows
+from training import sampling
 from training.config import Config, TrainingError
 from training.songs import Songs, TrainingSong, TrainingStem, blocks
 
@@ -72,7 +72,7 @@ def estimate(
     config: Config, network: TfcTdf, vocals: Network | None, song: TrainingSong, device: torch.device
 ) -> Estimated:
     """Run a network over a song, in chunks that are trimmed and joined."""
-    stems = windows.whole(song)
+    stems = sampling.whole(song)
     heard = _heard(config, vocals, stems, device)
     return Estimated(heard, _through(config, network, heard, device), stems[config.source])
 
@@ -92,7 +92,7 @@ def excerpt(
     depth = 1 if vocals is None else 2  # networks, each of which has more input than output
     begin = max(0, part.start // keep - depth) * keep  # where a chunk of the whole song begins, too
     around = slice(begin, part.stop + depth * sizes.chunk)
-    stems = windows.whole(song)
+    stems = sampling.whole(song)
     if vocals is None:
         heard = _heard(config, None, stems, device)[:, around]
     else:
@@ -111,7 +111,7 @@ def _heard(
     if config.hears != "rest":
         return mixture
     if vocals is None:
-        return mixture - windows.estimated(stems["vocals"], mixture, sum(config.rest.error) / 2)
+        return mixture - sampling.estimated(stems["vocals"], mixture, sum(config.rest.error) / 2)
     return mixture - _through(config, vocals, mixture, device)
 
 

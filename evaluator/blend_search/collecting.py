@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import dataset, metrics
-from evaluator.blend_search import gram
+from evaluator.blend_search import inner_products
 from evaluator.blend_search.signals import Flat
+from evaluator.data_check import Survey
 from evaluator.dataset import Track
 from evaluator.results import describe_weights
-from evaluator.store import Store, write_text
-from evaluator.survey import Survey
+from evaluator.run_folder import Store, write_text
 from kmdx import audio, plan_file
 from kmdx import device as devices
 from kmdx import engine as engines
@@ -190,7 +190,7 @@ def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> 
         names = plan.nodes[stem].inputs
         signals = blended(separator, mixture, {*names, node}, estimates)
         truth = dataset.read(track, stem).samples
-        products = gram.measure(truth, [signals[name] for name in names])
+        products = inner_products.measure(truth, [signals[name] for name in names])
         values = {name: value[0].tolist() for name, value in vars(products).items()}
         if not all(np.isfinite(value).all() for value in values.values()):
             raise KmdxError(f"NaN or infinity among the signals of {stem}")

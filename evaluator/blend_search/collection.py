@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator.blend_search.collecting import FORM, PLAN
-from evaluator.blend_search.gram import InnerProducts, Weights, is_silent
+from evaluator.blend_search.inner_products import InnerProducts, Weights, is_silent
 from evaluator.blend_search.signals import runs
 from evaluator.dataset import CHANNELS, RATE, STEMS
-from evaluator.store import read_json
+from evaluator.run_folder import read_json
 from kmdx import plan_file
 from kmdx.errors import KmdxError
 from kmdx.nodes import Sum

@@ -10,16 +10,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from evaluator.blend_search import ablation as worth
 from evaluator.blend_search import (
     collecting,
     collection,
-    moves,
-    picture,
-    stages,
+    cost_plot,
+    plan_writer,
+    stage_moves,
+    stage_search,
     tables,
-    writing,
 )
-from evaluator.blend_search import members as worth
+from evaluator.blend_search.ablation import Ensemble, within
 from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
     AnywayOption,
@@ -47,11 +48,10 @@ from evaluator.blend_search.console import (
     print_notes,
     write_plan,
 )
-from evaluator.blend_search.members import Ensemble, within
 from evaluator.blend_search.search import SearchOptions, search, taken_weights
 from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
-from evaluator.store import Store, write_json, write_text
+from evaluator.run_folder import Store, write_json, write_text
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
@@ -154,12 +154,12 @@ def solve(
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
     """
     options = SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
-    writing.check_distinct(output, json)
+    plan_writer.check_distinct(output, json)
     if json is not None:
-        writing.check_report(json, folder)
+        plan_writer.check_report(json, folder)
     found = load_collection(folder)
     if output is not None:
-        writing.check_plan(output, found.plan.digest, folder, force)
+        plan_writer.check_plan(output, found.plan.digest, folder, force)
     with err.status("finding weights, and validating them on songs held out"):
         result = search(found, options)
     out.print(tables.scores(result))
@@ -174,7 +174,7 @@ def solve(
         )
         raise typer.Exit(1)
     if output is not None:
-        plan = writing.reweighted(found.plan, taken_weights(found, result))
+        plan = plan_writer.reweighted(found.plan, taken_weights(found, result))
         write_plan(output, plan, [*tables.origin(found, result)])
 
 
@@ -210,12 +210,12 @@ def members(
         raise KmdxError(
             f"--budget {budget:g}: expected a real-time factor above 0 and up to {MOST_TIMES:g}, such as 1.57"
         )
-    writing.check_distinct(output, svg, json)
+    plan_writer.check_distinct(output, svg, json)
     for file in filter(None, (svg, json)):
-        writing.check_report(file, folder)
+        plan_writer.check_report(file, folder)
     found = load_collection(folder)
     if output is not None:
-        writing.check_plan(output, found.plan.digest, folder, force)
+        plan_writer.check_plan(output, found.plan.digest, folder, force)
     ensemble = Ensemble(
         found, SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
@@ -229,7 +229,7 @@ def members(
             status.update(f"trying sets of members: {len(sets)} that can make every stem")
     if svg is not None:
         possible = {name: each for name, each in without.items() if each is not None}
-        write_text(svg, picture.svg(ensemble.whole, possible, sets, budget))
+        write_text(svg, cost_plot.svg(ensemble.whole, possible, sets, budget))
         out.print(f"drawn: {escape(str(svg))}")
     if json is not None:
         write_json(json, worth.as_json(ensemble, without))
@@ -246,7 +246,7 @@ def members(
                 "no weights gain on songs held out over the set's share of the published ones, which stand"
             )
         if output is not None:
-            plan = writing.reweighted(part.plan, taken_weights(part, result))
+            plan = plan_writer.reweighted(part.plan, taken_weights(part, result))
             write_plan(output, plan, [line, worth.CAVEAT, *tables.origin(part, result)])
 
 
@@ -292,34 +292,36 @@ def search_stages(
         raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
     published = plan_file.load(plan)
     if output is not None:
-        writing.check_plan(output, published.digest, collected, force)
-    tried = moves.moves(published, only or ())
+        plan_writer.check_plan(output, published.digest, collected, force)
+    tried = stage_moves.moves(published, only or ())
     songs = find_songs(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
         raise KmdxError(f"--collected {collected}: that is a collection of another plan")
     if scratch is not None and not scratch.is_dir():
         raise KmdxError(f"--scratch {scratch}: there is no such folder")
-    with stages.room_in(scratch or Path(tempfile.gettempdir())):
+    with stage_search.room_in(scratch or Path(tempfile.gettempdir())):
         made = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
     with made as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
-        chosen, held = moves.chosen_songs([song for song in songs if song.name not in unusable], count)
+        chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)
-        search = moves.Search(capped, chosen, held, tried, step, rounds)
-        out.print(stages.cost(search, search.cost(costs)))
+        search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
+        out.print(stage_search.cost(search, search.cost(costs)))
         if dry_run:
             return
-        stages.check_room(search, Path(temporary))
+        stage_search.check_room(search, Path(temporary))
         separator = Running(device, precision, speed, folder, engine).separator(Path(plan))
         try:
-            found = stages.tune(search, separator, Path(temporary), lambda line: err.print(escape(line)))
+            found = stage_search.tune(
+                search, separator, Path(temporary), lambda line: err.print(escape(line))
+            )
         except KeyboardInterrupt:
             err.print("stopped; nothing was written")
             raise typer.Exit(130) from None
     tuned = replace(published, nodes=found.plan.nodes)
-    out.print(stages.weights(published, tuned))
-    out.print(stages.scores(found))
+    out.print(stage_search.weights(published, tuned))
+    out.print(stage_search.scores(found))
     if tuned.nodes == published.nodes:
         out.print("no other weights are better; nothing is written")
         raise typer.Exit(1)
@@ -328,4 +330,4 @@ def search_stages(
         out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
         raise typer.Exit(1)
     if output is not None:
-        write_plan(output, tuned, [*stages.origin(search, published, tuned, found)])
+        write_plan(output, tuned, [*stage_search.origin(search, published, tuned, found)])

@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 
 from evaluator import dataset
-from evaluator.blend_search import collection, writing
+from evaluator.blend_search import collection, plan_writer
 from evaluator.blend_search.search import Result
+from evaluator.data_check import Survey, survey
 from evaluator.dataset import CHANNELS, EVERY_SPLIT, RATE, STEMS, Track
-from evaluator.survey import Survey, survey
 from kmdx import terminal
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
@@ -65,7 +65,7 @@ JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help=
 def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     """Write a plan whose description begins with where it came from."""
     title = f"{plan.title}, with other weights"
-    writing.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
+    plan_writer.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
     out.print(f"written: {escape(str(path))}")
 
 

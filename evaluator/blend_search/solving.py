@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluator.blend_search.gram import InnerProducts, Weights
+from evaluator.blend_search.inner_products import InnerProducts, Weights
 from evaluator.metrics import DELTA
 
 DECIBELS = 10 / math.log(10)  # of a natural logarithm of energies

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluator.blend_search.gram import InnerProducts, Weights
+from evaluator.blend_search.inner_products import InnerProducts, Weights
 from evaluator.blend_search.solving import Constraints, best
 from kmdx.errors import KmdxError
 

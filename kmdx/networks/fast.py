@@ -37,7 +37,7 @@ def prepare(network: Network, dtype: torch.dtype = torch.float32, engine: str = 
     Parameters
     ----------
     network : Network
-        As :func:`kmdx.loading.load_network` gives it. One that ONNX Runtime runs stays as it is.
+        As :func:`kmdx.build.load_network` gives it. One that ONNX Runtime runs stays as it is.
     dtype : torch.dtype
         What it is to compute in; parameters of convolutions and matrix products are stored so too.
     engine : str

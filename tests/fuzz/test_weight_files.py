@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kmdx import plan_file
+from kmdx.build import load_for_inference
 from kmdx.errors import KmdxError
-from kmdx.loading import load_for_inference
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 from kmdx.plan import NetworkUse

@@ -12,7 +12,7 @@ from typing import Any
 
 from evaluator import dataset
 from evaluator.dataset import Track
-from evaluator.store import RunError, read_json, write_json
+from evaluator.run_folder import RunError, read_json, write_json
 from kmdx.errors import AudioError
 
 VERSION = 2

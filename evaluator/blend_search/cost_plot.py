@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from evaluator.blend_search.members import Candidate
+from evaluator.blend_search.ablation import Candidate
 
 WIDTH, HEIGHT = 760, 460  # pixels, as all sizes here
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 24, 56  # margins; labels reach into the right one

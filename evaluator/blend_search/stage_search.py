@@ -14,9 +14,9 @@ from rich.table import Table
 
 from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
-from evaluator.blend_search.gram import is_silent
-from evaluator.blend_search.moves import TRIES, Cost, Search, changes, weight
+from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import NOTHING
+from evaluator.blend_search.stage_moves import TRIES, Cost, Search, changes, weight
 from evaluator.blend_search.tables import count, gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluator.blend_search.signals import pruned
-from evaluator.store import write_text
+from evaluator.run_folder import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError
 from kmdx.nodes import Sum

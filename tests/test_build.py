@@ -15,8 +15,8 @@ from conftest import decibels, noise
 from torch import Tensor
 
 from kmdx import Separator, plan_file, precision
+from kmdx.build import load_for_inference, load_network
 from kmdx.errors import WeightsError
-from kmdx.loading import load_for_inference, load_network
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.fast import FAST
 from kmdx.networks.network import Network

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from evaluator.blend_search.collection import Collection, StemProducts
-from evaluator.blend_search.gram import Weights
+from evaluator.blend_search.inner_products import Weights
+from evaluator.blend_search.plan_writer import reweighted
 from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
 from evaluator.blend_search.signals import runs
 from evaluator.blend_search.validation import (
@@ -32,7 +33,6 @@ from evaluator.blend_search.validation import (
     deal,
     held_out,
 )
-from evaluator.blend_search.writing import reweighted
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate
 from kmdx.plan import Plan

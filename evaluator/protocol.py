@@ -22,9 +22,9 @@ from evaluator.metrics import Metric, named, show
 from evaluator.predictions import PREDICTIONS, Predictions
 from evaluator.process import Limits, Outcome, Submission
 from evaluator.records import RecordError, SongRecord, finite
-from evaluator.scorer import Scorer
+from evaluator.run_folder import Store
 from evaluator.scoring import SongScore
-from evaluator.store import Store
+from evaluator.scoring_process import Scorer
 from kmdx.errors import KmdxError
 
 logger = logging.getLogger("evaluator")

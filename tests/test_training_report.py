@@ -14,7 +14,7 @@ import yaml
 from conftest import decibels, noise
 
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import command, fitting, page, songs, validation
+from training import command, run_report, songs, trainer, validation
 from training.run import Run
 
 RATE = 44100
@@ -62,9 +62,9 @@ def test_excerpts_are_the_loudest_seconds_and_nothing_else_is_estimated(
         return through(config, network, signal, device)  # type: ignore[arg-type]
 
     monkeypatch.setattr(validation, "_through", noted)
-    monkeypatch.setattr(fitting, "trained", lambda run: network)
+    monkeypatch.setattr(trainer, "trained", lambda run: network)
     run = Run(tmp_path)
-    (made,) = page._excerpts(run, config, songs.Songs((), (long,)), torch.device("cpu"))
+    (made,) = run_report._excerpts(run, config, songs.Songs((), (long,)), torch.device("cpu"))
     written, _ = soundfile.read(tmp_path / made["files"]["true"])
     vocals, _ = soundfile.read(long.stems["vocals"].path)
     assert decibels(vocals[9 * RATE : 19 * RATE], written) > 60
@@ -81,8 +81,8 @@ def test_control_c_while_the_page_is_made_is_one_line(
 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(cases.CONFIG), "utf-8")
-    monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: Run(tmp_path))
-    monkeypatch.setattr(page, "write", interrupted)
+    monkeypatch.setattr(trainer, "fit", lambda *arguments, **options: Run(tmp_path))
+    monkeypatch.setattr(run_report, "write", interrupted)
     arguments = ["run", str(config), "--data", str(data), "-o", str(tmp_path / "run"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["training", *arguments])
     with pytest.raises(SystemExit) as caught:
@@ -92,4 +92,4 @@ def test_control_c_while_the_page_is_made_is_one_line(
 
 
 def test_the_axis_of_a_constant_positive_curve_has_no_negative_numbers() -> None:
-    assert ">-" not in page.diagram(page.Curve([1, 2], [0.01, 0.01]))
+    assert ">-" not in run_report.diagram(run_report.Curve([1, 2], [0.01, 0.01]))

@@ -16,14 +16,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from kmdx import files, host, loading, weights
+from kmdx import build, files, host, weights
 from kmdx.device import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.plan import NetworkUse
 from kmdx.windows import TrimAndJoin
-from training import budget, decoding, freezing, journal, validation
+from training import budget, decoded_songs, freezing, logs, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
@@ -108,7 +108,7 @@ def fit(
             with torch.device("meta"):
                 size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
             run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
-        songs = _decoded(songs, decoded or decoding.usual_folder(), console)
+        songs = _decoded(songs, decoded or decoded_songs.usual_folder(), console)
         if accelerator == "cpu":
             host.cap_threads()
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
@@ -120,13 +120,13 @@ def fit(
             reading,
             None if run.last.is_file() else start,
         )
-        journal.quiet()
+        logs.quiet()
         if first:
             for line in run.opening(module.parameters_trained):
                 console.print(line, highlight=False, markup=False)
         if run.stopped_early():
             return run
-        watching: list[Callback] = [journal.Journal(run, console)] if first else []
+        watching: list[Callback] = [logs.Journal(run, console)] if first else []
         trainer = _trainer(config, run, accelerator, devices, module.at_once, watching)
         try:
             trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=True)
@@ -239,7 +239,7 @@ def vocals_network(config: Config) -> Network | None:
         network: Network = trained(Run.existing(Path(name)))
     else:
         use = NetworkUse(weights.get(name), TrimAndJoin(sizes.chunk, sizes.trim))
-        network = loading.load_network(use, RATE, torch.device("cpu"))
+        network = build.load_network(use, RATE, torch.device("cpu"))
     if network.sources != ("vocals",) or network.length != sizes.chunk:
         raise TrainingError(
             f"rest.vocals: {name} estimates {', '.join(network.sources)} in windows of {network.length} "
@@ -270,7 +270,7 @@ def _weights_of_vocals(config: Config) -> str | None:
 
 def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
     with console.status("reading the songs") as status:
-        return decoding.decode(
+        return decoded_songs.decode(
             songs, folder, lambda done, total: status.update(f"decoding stems: {done} of {total}")
         )
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kmdx import files
 from training import config as configs
-from training import fitting, validation, windows
+from training import sampling, trainer, validation
 from training.config import Config
 from training.losses import LOSSES
 from training.run import Run
@@ -173,7 +173,7 @@ def _pace(rows: Sequence[dict[str, str]]) -> float | None:
 
 def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> list[dict[str, Any]]:
     """Write the loudest seconds of some songs: the network's input, the true stem and the estimate."""
-    network, vocals = fitting.trained(run).to(device), fitting.vocals_network(config)
+    network, vocals = trainer.trained(run).to(device), trainer.vocals_network(config)
     if isinstance(vocals, torch.nn.Module):
         vocals.to(device)
     with_source = [song for song in songs.validation if config.source in song.stems]
@@ -181,7 +181,7 @@ def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> l
     folder.mkdir(exist_ok=True)
     made = []
     for number, song in enumerate(with_source[:EXCERPTS]):
-        part = _loudest(windows.read(song.stems[config.source], 0, song.samples))
+        part = _loudest(sampling.read(song.stems[config.source], 0, song.samples))
         found = validation.excerpt(config, network, vocals, song, part, device)
         written = {}
         for what, signal in zip(
