@@ -6,24 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
 from kmdx import weights
 from kmdx.errors import WeightsError
-from kmdx.networks import demucs, fast
+from kmdx.networks import types
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.networks.spectrogram import SpectrogramConfig
-from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig, spectrogram_of
 from kmdx.plan import NetworkUse
 from kmdx.weights import FoundWeight
-
-TRANSFORM = ("n_fft", "hop", "bins", "frames")
-UNET = ("layers", "convolutions", "growth", "norm_groups", "bottleneck")
-
-Built = OnnxNetwork | TfcTdf | demucs.DemucsNetwork
 
 
 def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
@@ -46,7 +41,9 @@ def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path 
         If the file is missing, damaged, unsafe, holds another network's weights, or the network works
         at another rate or length than the plan.
     """
-    return _load(use, rate, folder, lambda found: _build(use, found, device)).to(device)
+    network = _load(use, rate, folder, lambda found: _build(use, found, device))
+    assert isinstance(network, nn.Module)
+    return network.to(device)
 
 
 def load_for_inference(
@@ -75,11 +72,14 @@ def load_for_inference(
         As for :func:`kmdx.precision.choose`.
     """
     network = _load(use, rate, folder, lambda found: _ported(use, found.path) or _build(use, found, device))
-    fast.prepare(network, precisions.choose(precision, device, network.bears, speed), engine)
+    dtype = precisions.choose(precision, device, network.supported_dtypes, speed)
+    network.accelerate(dtype, tuned=engine == engines.TUNED)
     return network
 
 
-def _load(use: NetworkUse, rate: int, folder: Path | None, build: Callable[[FoundWeight], Built]) -> Built:
+def _load(
+    use: NetworkUse, rate: int, folder: Path | None, build: Callable[[FoundWeight], Network]
+) -> Network:
     """Build a network from its weights' file, and see that it works at the plan's rate and length."""
     found = weights.find(use.weight, folder)
     try:
@@ -103,41 +103,33 @@ def _check(network: Network, use: NetworkUse, rate: int) -> None:
 
 def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     """The network that a published ONNX graph was exported from; None if it is not such a graph."""
-    architecture = dict(use.weight.architecture)
-    if architecture["type"] != "onnx":
+    architecture = use.weight.architecture
+    if types.type_of(architecture).file != "graph":
         return None
     try:
-        spectrogram = _spectrogram(architecture)
+        spectrogram = spectrogram_of(architecture)
         graph = weights.unet(path, (spectrogram.bins, spectrogram.frames))
-    except WeightsError:  # ONNX Runtime may know it, or will say what is wrong with it
+    except WeightsError:  # ONNX Runtime may know it, or reports what is wrong with it
         return None
     if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
         return None
     return TfcTdf.of_state(TfcTdfConfig(spectrogram, **graph.sizes), architecture["sources"][0], graph.state)
 
 
-def _build(use: NetworkUse, found: FoundWeight, device: torch.device) -> Built:
-    path, architecture = found.path, dict(use.weight.architecture)
-    kind = architecture["type"]
-    if kind == "onnx":
-        spectrogram = _spectrogram(architecture)
+def _build(use: NetworkUse, found: FoundWeight, device: torch.device) -> Network:
+    path, architecture = found.path, use.weight.architecture
+    kind = types.type_of(architecture)
+    if kind.file == "graph":
+        spectrogram = spectrogram_of(architecture)
         if not found.known:  # published ones are safe
             weights.check_graph(path, (SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames))
         return OnnxNetwork(path, spectrogram, architecture["sources"][0], device).eval()
 
     checkpoint = weights.load(path)
     if checkpoint.state is None:
-        raise ValueError(f"it is an ONNX graph, and {kind} weights are needed")
-    if kind == "tfc_tdf":
-        sizes = {key: architecture[key] for key in UNET if key in architecture}
-        config = TfcTdfConfig(_spectrogram(architecture), **sizes)
-        return TfcTdf.of_state(config, architecture["sources"][0], checkpoint.state)
-
-    if checkpoint.klass is not None and checkpoint.klass != kind:
-        raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind} is needed")
-    own = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
-    return demucs.build(kind, checkpoint.kwargs or own, use.chunking.segment, checkpoint.state)
-
-
-def _spectrogram(architecture: dict) -> SpectrogramConfig:
-    return SpectrogramConfig(**{key: architecture[key] for key in TRANSFORM})
+        raise ValueError(f"it is an ONNX graph, and {kind.name} weights are needed")
+    if checkpoint.klass is not None and checkpoint.klass != kind.name:
+        raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind.name} is needed")
+    stated = {**(checkpoint.kwargs or architecture), "type": kind.name}
+    network: Network = types.function(kind.build)(stated, use.chunking.segment, checkpoint.state)
+    return network

@@ -34,6 +34,7 @@ import yaml
 from kmdx import documents, weights
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
+from kmdx.networks import types
 from kmdx.nodes import KINDS, Node
 from kmdx.plan import ACCOMPANIMENT, MIXTURE, NetworkUse, Plan, node_of
 from kmdx.weights import Weight
@@ -202,10 +203,14 @@ class PlanReader:
         weight = self.weight(entries["weights"], f"{key}.weights")
         if len(entries) != 2:
             raise self.fail(node, key, f"give either {' or '.join(map(repr, WINDOWS))}")
+        own_rate = types.read(weight.architecture).sample_rate
+        if own_rate != rate:
+            problem = f"{weight.name} works at {own_rate} Hz, and the plan at {rate} Hz"
+            raise self.fail(entries["weights"], f"{key}.weights", problem)
         ((way, settings),) = (entry for entry in entries.items() if entry[0] != "weights")
         chunking = WINDOWS[way].read(self, settings, f"{key}.{way}", weight, rate)
         try:
-            architectures.check_window(weight.architecture, chunking.length)
+            types.check_window(weight.architecture, chunking.length)
         except ValueError as error:
             raise self.fail(node, key, str(error)) from error
         if cost := _excess(chunking.per_second(rate), chunking.load, MAX_WINDOWS, MAX_LOAD):

@@ -89,18 +89,21 @@ def cpu_has_bf16() -> bool:
 
 
 def choose(
-    precision: str, device: torch.device, bears: Collection[torch.dtype], speed: str = speeds.DEFAULT
+    precision: str,
+    device: torch.device,
+    supported_dtypes: Collection[torch.dtype],
+    speed: str = speeds.DEFAULT,
 ) -> torch.dtype:
     """Choose the number format of a network.
 
     Parameters
     ----------
     precision : str
-        ``auto``: the first half precision that the device is fast at and the network bears, else float32;
+        ``auto``: the first half precision that the device is fast at and the network supports, else float32;
         on a CPU float32, unless the speed level allows half precision there. ``fp32``, ``fp16`` or
         ``bf16``: that one, but float32 for a network that does not bear it.
     device : torch.device
-    bears : collection of torch.dtype
+    supported_dtypes : collection of torch.dtype
         Half precisions that cost the network no more than its estimate can spare.
     speed : str
         Speed level; with ``fast`` every network is taken to bear every half precision.
@@ -112,9 +115,9 @@ def choose(
     PlanError
         If there is no such speed level.
     """
-    loose = speeds.get(speed).loose
+    force_half = speeds.get(speed).force_half
     found = candidates(precision, device, speed)
-    return next((dtype for dtype in found if loose or dtype in bears), torch.float32)
+    return next((dtype for dtype in found if force_half or dtype in supported_dtypes), torch.float32)
 
 
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")

@@ -24,14 +24,14 @@ class Speed:
         No network's segments overlap more than this share of their length.
     cpu_half : bool
         With precision ``auto``, half precision also on CPUs that are fast at it.
-    loose : bool
+    force_half : bool
         Half precision also for networks that do not bear it well.
     """
 
     title: str
     overlap: float = 1.0
     cpu_half: bool = False
-    loose: bool = False
+    force_half: bool = False
 
 
 @cache

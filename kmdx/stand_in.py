@@ -13,16 +13,16 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kmdx import plan_file
-from kmdx.build import TRANSFORM, UNET
 from kmdx.errors import KmdxError
-from kmdx.networks import demucs
-from kmdx.networks.spectrogram import SpectrogramConfig
-from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf, TfcTdfConfig
+from kmdx.networks import types
+from kmdx.networks.demucs import CLASSES, build
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, UNET, TfcTdf, TfcTdfConfig, spectrogram_of
 from kmdx.weights import Weight, own
 
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
@@ -75,39 +75,38 @@ def write(ensemble: str | Path, folder: Path) -> Path:
 @torch.no_grad()
 def _write_weights(weight: Weight, seed: str, path: Path) -> Path:
     """Write one file, named ``path`` with the ending of its kind; returns its path."""
-    architecture = dict(weight.architecture)
-    kind = architecture["type"]
-    if kind == "onnx":
-        if weight.path is not None and "layers" not in architecture:
+    kind = types.type_of(weight.architecture)
+    make = types.function(kind.stand_in)
+    if kind.file == "graph":
+        if weight.path is not None and "layers" not in weight.architecture:
             return weight.path
-        return _export(_unet({**PUBLISHED_GRAPH, **architecture}, seed), path.with_suffix(".onnx"))
+        return _export(make({**PUBLISHED_GRAPH, **weight.architecture}, seed), path.with_suffix(".onnx"))
     from safetensors.torch import save_file
 
-    # Half precision for Demucs, as Meta publishes it.
-    network: nn.Module = (
-        _unet(architecture, seed) if kind == "tfc_tdf" else _demucs(architecture, seed).half()
-    )
     path = path.with_suffix(".safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    state = make(weight.architecture, seed).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
 
-def _demucs(architecture: Mapping, seed: str) -> nn.Module:
+@torch.no_grad()
+def demucs(architecture: Mapping[str, Any], seed: str) -> nn.Module:
+    """A Demucs with random weights, in half precision as Meta publishes them."""
     options = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
     with torch.device("meta"):
-        shapes = demucs.CLASSES[architecture["type"]](**options).state_dict()
+        shapes = CLASSES[architecture["type"]](**options).state_dict()
     seconds = min(float(options.get("segment", SECONDS)), SECONDS)
-    network = demucs.build(architecture["type"], options, seconds, _random(shapes, seed))
+    network = build(architecture, seconds, _random(shapes, seed))
     branches = (network.model.decoder[-1], network.model.tdecoder[-1])
     _set_level(network, int(seconds * RATE), [branch.get_submodule("conv_tr") for branch in branches])
-    return network.model
+    return network.model.half()
 
 
-def _unet(architecture: Mapping, seed: str) -> TfcTdf:
-    config = TfcTdfConfig(
-        SpectrogramConfig(**{key: architecture[key] for key in TRANSFORM}),
-        **{key: architecture[key] for key in UNET if key in architecture},
-    )
+@torch.no_grad()
+def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
+    """A U-Net with random weights."""
+    sizes = {key: architecture[key] for key in UNET if key in architecture}
+    config = TfcTdfConfig(spectrogram_of(architecture), **sizes)
     with torch.device("meta"):
         shapes = TfcTdf(config, "").state_dict()
     network = TfcTdf(config, architecture["sources"][0])

@@ -12,6 +12,7 @@ from demucs.htdemucs import HTDemucs
 
 from kmdx import weights
 from kmdx.networks import architecture as architectures
+from kmdx.networks import types
 from kmdx.networks.demucs import build
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
@@ -47,17 +48,19 @@ def built(architecture: dict[str, Any]) -> int:
 )
 def test_parameters_are_those_of_the_network_that_is_built(name: str) -> None:
     architecture = VARIANTS.get(name) or PUBLISHED[name]
-    architectures.check(architecture)
-    assert architectures.parameters(architecture) == built(architecture)
+    types.read(architecture)
+    assert types.TYPES[architecture["type"]].parameters(architecture) == built(architecture)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_are_far_below_the_bounds(name: str) -> None:
     architecture = PUBLISHED[name]
-    architectures.check(architecture)
-    assert architectures.parameters(architecture) < architectures.MAX_PARAMETERS / 10
+    types.read(architecture)
+    assert types.TYPES[architecture["type"]].parameters(architecture) < architectures.MAX_PARAMETERS / 10
     length = int(44100 * architecture.get("segment", 6))
-    assert architectures.largest_tensor(architecture, length) < architectures.MAX_VALUES / 5
+    assert (
+        types.TYPES[architecture["type"]].largest_tensor(architecture, length) < architectures.MAX_VALUES / 5
+    )
 
 
 HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
@@ -94,7 +97,12 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**HTDEMUCS, "bottom_channels": 18}, "a transformer of 18 channels cannot be built"),
         ({**HTDEMUCS, "channels": 4}, "4 channels leave none when they are divided by a dconv_comp of 8"),
         ({**HTDEMUCS, "cac": "yes"}, "cac must be true or false"),
-        ({**HTDEMUCS, "x": [[1]]}, "x must be a number, a text or true or false"),
+        ({**HTDEMUCS, "depth": [1]}, "depth must be a number, a text or true or false"),
+        ({**HTDEMUCS, "x": 1}, "'x' is no size of the type htdemucs; expected"),
+        ({"type": "hdemucs", "sources": ["a"], "t_layers": 3}, "'t_layers' is no size of the type hdemucs"),
+        ({**{key: UNET[key] for key in ("n_fft", "hop", "bins", "frames")}, "type": "onnx", "sources": ["a"], "layers": 5},
+         "with layers, it must state its convolutions, growth, too"),
+        ({"type": "roformer", "sources": ["a"]}, "the type is 'roformer'; expected htdemucs, hdemucs, onnx, tfc_tdf"),
         ({**HTDEMUCS, "t_sparse_self_attn": True}, "not supported"),
         ({**HTDEMUCS, "multi_freqs": [2]}, "multi_freqs must be a list of fewer than 16 shares"),
     ],
@@ -103,7 +111,7 @@ def test_architectures_that_cannot_be_built_are_refused_by_their_numbers(
     architecture: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        architectures.check(architecture)
+        types.read(architecture)
 
 
 def test_networks_are_not_built_of_impossible_sizes() -> None:
@@ -114,9 +122,9 @@ def test_networks_are_not_built_of_impossible_sizes() -> None:
     with pytest.raises(ValueError, match="n_fft must be a whole number"):
         SpectrogramConfig(2**40, 256, 128, 32)
     with pytest.raises(ValueError, match="is too large"):
-        build("htdemucs", {"sources": ["vocals"], "channels": 8000}, None, {})
+        build({"type": "htdemucs", "sources": ["vocals"], "channels": 8000}, None, {})
     with pytest.raises(ValueError, match="windows of 441000000 samples are too long"):
-        build("hdemucs", tiny.HDEMUCS, 10_000, tiny.demucs(tiny.HDEMUCS, 0).state_dict())
+        build(tiny.HDEMUCS, 10_000, tiny.demucs(tiny.HDEMUCS, 0).state_dict())
 
 
 @pytest.mark.parametrize("change", [{"depth": 3}, {"nfft": 512}, {"kernel_size": 4, "stride": 2}])
@@ -124,4 +132,4 @@ def test_layers_that_do_not_fit_each_other_are_found_when_a_network_is_built(cha
     options = {key: value for key, value in {**tiny.HDEMUCS, **change}.items() if key != "type"}
     state = HDemucs(**options).state_dict()
     with pytest.raises(ValueError, match="its layers do not fit each other"):
-        build("hdemucs", options, 0.1, state)
+        build({**options, "type": "hdemucs"}, 0.1, state)

@@ -240,5 +240,5 @@ def test_a_stand_in_graph_is_the_network_at_its_full_length(stood_in: Path) -> N
     assert isinstance(network, OnnxNetwork)
     heard = torch.from_numpy(noise(use.chunking.length).T.copy())[None]
     with torch.no_grad():
-        unet = stand_in._unet({**use.weight.architecture, "norm_groups": None}, "mdx_vocals")
+        unet = stand_in.unet({**use.weight.architecture, "norm_groups": None}, "mdx_vocals")
         assert decibels(unet(heard), network(heard)) > 90

@@ -14,7 +14,7 @@ from demucs.demucs import LocalState
 from torch import Tensor, nn
 
 from kmdx.networks import attention as attentions
-from kmdx.networks import convolution, fast, product
+from kmdx.networks import convolution, product
 from kmdx.networks.attention import ExactLocalState, FusedAttention
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.fast import FAST
@@ -64,7 +64,7 @@ def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepared(make: Make, dtype: torch.dtype = torch.float32) -> DemucsNetwork | TfcTdf:
     network = make()
-    fast.prepare(network, dtype)
+    network.accelerate(dtype)
     return network
 
 
@@ -103,7 +103,7 @@ def test_every_layer_that_has_a_faster_way_takes_it(make: Make) -> None:
 @torch.inference_mode()
 def test_the_plain_engine_is_torchs_own_operations_to_the_bit(make: Make) -> None:
     network = make()
-    fast.prepare(network, engine="plain")
+    network.accelerate(torch.float32, tuned=False)
     assert not any(isinstance(module, FAST) for module in network.modules())
     assert torch.equal(network(song(network)), make()(song(network)))
 
@@ -113,7 +113,7 @@ def test_the_plain_engine_is_torchs_own_operations_to_the_bit(make: Make) -> Non
 @torch.inference_mode()
 def test_the_plain_engine_computes_in_half_precision_too(make: Make, dtype: torch.dtype, least: int) -> None:
     network = make()
-    fast.prepare(network, dtype, "plain")
+    network.accelerate(dtype, tuned=False)
     assert not any(isinstance(module, FAST) for module in network.modules())
     assert least < decibels(make()(song(network)), network(song(network))) < 95
 
@@ -245,7 +245,7 @@ def test_a_session_of_onnx_runtime_stays_as_it_is(tmp_path: Path) -> None:
     ).eval()
     wave = song(network)
     before = session(wave)
-    fast.prepare(session, torch.bfloat16)
+    session.accelerate(torch.bfloat16)
     assert torch.equal(session(wave), before)
 
 

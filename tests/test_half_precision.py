@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import half_precision
-from kmdx.networks import attention, fast, product
+from kmdx.networks import attention, product
 from kmdx.networks.demucs import DemucsNetwork
 
 BF16 = torch.bfloat16
@@ -51,7 +51,7 @@ def test_whole_networks_are_rounded(
     else:
         architecture = {**getattr(tiny, kind), "segment": 0.25}
         network = DemucsNetwork(tiny.demucs(architecture, 5).requires_grad_(False))
-    fast.prepare(network)
+    network.accelerate(torch.float32)
     signal = 0.1 * torch.randn(1, 2, network.length or 10_000, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
         exact = network(signal)

@@ -154,7 +154,7 @@ def test_demucs_is_built_without_changing_a_weight_and_runs_at_the_plans_segment
     original = tiny.demucs(tiny.HTDEMUCS, seed=5)
     options = {key: value for key, value in tiny.HTDEMUCS.items() if key != "type"}
     halves = {name: tensor.half() for name, tensor in original.state_dict().items()}
-    network = build("htdemucs", options, 0.25, halves)
+    network = build({"type": "htdemucs", **options}, 0.25, halves)
     assert network.length == 11025
     assert not network.training
     for name, tensor in network.model.state_dict().items():
@@ -165,7 +165,7 @@ def test_demucs_is_built_without_changing_a_weight_and_runs_at_the_plans_segment
 def test_demucs_refuses_another_networks_weights() -> None:
     options = {key: value for key, value in tiny.HTDEMUCS.items() if key != "type"}
     with pytest.raises(ValueError, match="another network's weights"):
-        build("htdemucs", options, None, tiny.demucs(tiny.HDEMUCS, seed=5).state_dict())
+        build({"type": "htdemucs", **options}, None, tiny.demucs(tiny.HDEMUCS, seed=5).state_dict())
 
 
 def test_a_network_of_one_source_cannot_be_asked_for_another() -> None:

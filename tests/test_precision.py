@@ -78,7 +78,7 @@ def test_other_devices_have_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "speed", "fast", "bears", "chosen"),
+    ("name", "device", "speed", "fast", "supported_dtypes", "chosen"),
     [
         ("auto", CPU, "leaderboard", (BF16,), (BF16, FP16), FP32),
         ("auto", CPU, "balanced", (BF16,), (BF16, FP16), BF16),
@@ -105,12 +105,12 @@ def test_what_is_chosen(
     device: torch.device,
     speed: str,
     fast: tuple,
-    bears: tuple,
+    supported_dtypes: tuple,
     chosen: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
-    assert precision.choose(name, device, bears, speed) == chosen
+    assert precision.choose(name, device, supported_dtypes, speed) == chosen
 
 
 @pytest.mark.parametrize("name", ["fp64", "", "FP32", None, 16])

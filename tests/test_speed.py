@@ -22,7 +22,7 @@ def test_the_levels_get_faster_one_by_one() -> None:
 
 def test_the_default_is_as_published() -> None:
     level = speed.get(speed.DEFAULT)
-    assert (level.overlap, level.loose) == (1.0, False)
+    assert (level.overlap, level.force_half) == (1.0, False)
     for name in plan_file.names():
         published = plan_file.load(name)
         assert published.capped(level.overlap) == published

@@ -193,13 +193,13 @@ def test_a_demucs_larger_than_its_file_is_refused_before_it_is_built(options: di
     state = demucs_state()
     reason = "another network's weights|must be|too large|named twice"
     with building_nothing(), pytest.raises(ValueError, match=reason):
-        demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, state)
+        demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, state)
 
 
 @pytest.mark.parametrize("options", [{"t_layers": 64}, {"t_hidden_scale": 64.0}], ids=str)
 def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="more parameters|another shape|has shape"):
-        demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, demucs_state())
+        demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, demucs_state())
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[st
 )
 def test_options_that_demucs_does_not_have_are_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        demucs.build("htdemucs", {**OPTIONS, **options}, 0.5, demucs_state())
+        demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, demucs_state())
 
 
 def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
@@ -239,7 +239,7 @@ def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
     with pytest.raises(
         ValueError, match="its layers do not fit each other"
     ):  # found when it runs: it was built
-        demucs.build("hdemucs", options, 1.5, network.state_dict())
+        demucs.build({"type": "hdemucs", **options}, 1.5, network.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""What is stated of a network before it is built: checked, and its size computed from the numbers alone.
+"""The sizes of each family of networks: checked, and what they amount to computed from the numbers alone.
 
-An architecture is a mapping as plans and the registry have it: ``type``, ``sources``, and sizes under the
-names that the network's class has for them. Nothing here builds anything or needs torch.
+:mod:`kmdx.networks.types` has the table that these functions are for. Nothing here builds anything or needs
+torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from kmdx.errors import listed, quoted, shown, suggest
+from kmdx.errors import listed, quoted
 
 MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
 MAX_VALUES = 2**29  # of one tensor between two layers, or of all at once in a graph: 2 GiB in float32
@@ -47,72 +47,72 @@ class Range:
 SWITCH, TEXT = "true or false", "a text"
 LISTS = ("sources", "multi_freqs", "t_cape_glob_loc_scale")
 COMMON = {"segment": Range(1e-3, 3600, whole=False), "gflops": Range(1e-6, 1e6, whole=False)}
-SIZES: Mapping[str, Mapping[str, Range | str]] = {
-    "onnx": {
-        "n_fft": Range(4, 2**17),
-        "hop": Range(1, 2**17),
-        "bins": Range(1, 2**16 + 1),
-        "frames": Range(2, 2**16),
-        "layers": Range(3, 63),
-        "convolutions": Range(1, 64),
-        "growth": Range(1, 2**12),
-        "norm_groups": Range(1, 2**12, optional=True),
-        "bottleneck": Range(1, 2**16),
-    },
-    "hdemucs": {
-        "audio_channels": Range(2, 2),
-        "channels": Range(1, 2**13),
-        "channels_time": Range(1, 2**13, optional=True),
-        "growth": Range(1, 8, whole=False),
-        "nfft": Range(16, 2**16),
-        "wiener_iters": Range(0, 16),
-        "end_iters": Range(0, 16),
-        "wiener_residual": SWITCH,
-        "cac": SWITCH,
-        "depth": Range(1, 12),
-        "rewrite": SWITCH,
-        "hybrid": SWITCH,
-        "hybrid_old": SWITCH,
-        "multi_freqs_depth": Range(0, 12),
-        "freq_emb": Range(0, 100, whole=False, optional=True),
-        "emb_scale": Range(1e-3, 1e4, whole=False),
-        "emb_smooth": SWITCH,
-        "kernel_size": Range(1, 64),
-        "time_stride": Range(1, 64),
-        "stride": Range(1, 64),
-        "context": Range(0, 16),
-        "context_enc": Range(0, 16),
-        "norm_starts": Range(0, 100),
-        "norm_groups": Range(1, 2**12),
-        "dconv_mode": Range(0, 3),
-        "dconv_depth": Range(-16, 16),
-        "dconv_comp": Range(0.1, 1000, whole=False),
-        "dconv_attn": Range(0, 100),
-        "dconv_lstm": Range(0, 100),
-        "dconv_init": Range(0, 1e3, whole=False),
-        "samplerate": Range(1, 768_000),
-        "rescale": Range(0, 1e3, whole=False),
-    },
+UNET_SIZES: Mapping[str, Range | str] = {
+    "n_fft": Range(4, 2**17),
+    "hop": Range(1, 2**17),
+    "bins": Range(1, 2**16 + 1),
+    "frames": Range(2, 2**16),
+    "layers": Range(3, 63),
+    "convolutions": Range(1, 64),
+    "growth": Range(1, 2**12),
+    "norm_groups": Range(1, 2**12, optional=True),
+    "bottleneck": Range(1, 2**16),
+    "sample_rate": Range(1000, 384_000),
 }
-SIZES = {
-    **SIZES,
-    "tfc_tdf": SIZES["onnx"],
-    "htdemucs": {
-        **SIZES["hdemucs"],
-        "bottom_channels": Range(0, 2**13),
-        "t_layers": Range(0, 64),
-        "t_emb": TEXT,
-        "t_hidden_scale": Range(0.01, 64, whole=False),
-        "t_heads": Range(1, 256),
-        "t_dropout": Range(0, 1, whole=False),
-        "t_max_positions": Range(1, 10**6),
-        "t_max_period": Range(1, 1e9, whole=False),
-        "t_weight_pos_embed": Range(-1e3, 1e3, whole=False),
-        "t_sin_random_shift": Range(0, 10**6),
-    },
+HDEMUCS_SIZES: Mapping[str, Range | str] = {
+    "audio_channels": Range(2, 2),
+    "channels": Range(1, 2**13),
+    "channels_time": Range(1, 2**13, optional=True),
+    "growth": Range(1, 8, whole=False),
+    "nfft": Range(16, 2**16),
+    "wiener_iters": Range(0, 16),
+    "end_iters": Range(0, 16),
+    "wiener_residual": SWITCH,
+    "cac": SWITCH,
+    "depth": Range(1, 12),
+    "rewrite": SWITCH,
+    "hybrid": SWITCH,
+    "hybrid_old": SWITCH,
+    "multi_freqs_depth": Range(0, 12),
+    "freq_emb": Range(0, 100, whole=False, optional=True),
+    "emb_scale": Range(1e-3, 1e4, whole=False),
+    "emb_smooth": SWITCH,
+    "kernel_size": Range(1, 64),
+    "time_stride": Range(1, 64),
+    "stride": Range(1, 64),
+    "context": Range(0, 16),
+    "context_enc": Range(0, 16),
+    "norm_starts": Range(0, 100),
+    "norm_groups": Range(1, 2**12),
+    "dconv_mode": Range(0, 3),
+    "dconv_depth": Range(-16, 16),
+    "dconv_comp": Range(0.1, 1000, whole=False),
+    "dconv_attn": Range(0, 100),
+    "dconv_lstm": Range(0, 100),
+    "dconv_init": Range(0, 1e3, whole=False),
+    "samplerate": Range(1, 768_000),
+    "rescale": Range(0, 1e3, whole=False),
 }
-NEEDED = {"htdemucs": (), "hdemucs": (), "onnx": TRANSFORM, "tfc_tdf": (*TRANSFORM, *UNET)}
-"""What the architectures of each type must state besides the type and the sources."""
+HTDEMUCS_SIZES: Mapping[str, Range | str] = {
+    **HDEMUCS_SIZES,
+    "bottom_channels": Range(0, 2**13),
+    "t_layers": Range(0, 64),
+    "t_emb": TEXT,
+    "t_hidden_scale": Range(0.01, 64, whole=False),
+    "t_heads": Range(1, 256),
+    "t_dropout": Range(0, 1, whole=False),
+    "t_max_positions": Range(1, 10**6),
+    "t_max_period": Range(1, 1e9, whole=False),
+    "t_weight_pos_embed": Range(-1e3, 1e3, whole=False),
+    "t_sin_random_shift": Range(0, 10**6),
+}
+TRANSFORMER_SWITCHES = (
+    "t_norm_in", "t_norm_in_group", "t_group_norm", "t_norm_first", "t_norm_out", "t_weight_decay", "t_lr",
+    "t_layer_scale", "t_gelu", "t_cape_mean_normalize", "t_cape_augment", "t_cape_glob_loc_scale",
+    "t_sparse_self_attn", "t_sparse_cross_attn", "t_mask_type", "t_mask_random_seed", "t_sparse_attn_window",
+    "t_global_window", "t_sparsity", "t_auto_sparsity", "t_cross_first", "use_train_segment",
+)  # fmt: skip
+"""Arguments of HTDemucs that hardly change its size."""
 
 EMBEDDINGS = ("sin", "cape", "scaled")
 # What the constructors take where nothing is stated, as far as it changes the size.
@@ -132,36 +132,6 @@ HTDEMUCS = {
 }  # fmt: skip
 
 
-def check(architecture: Mapping[str, Any]) -> None:
-    """Check an architecture as a plan or a models folder states it, and that it is of a sane size.
-
-    Raises
-    ------
-    ValueError
-        If its type is unknown, a size is missing, none that its type has, or impossible, or the network
-        would be too large to be built.
-    """
-    kind = architecture.get("type")
-    if not isinstance(kind, str) or kind not in NEEDED:
-        raise ValueError(f"the type is {quoted(kind)}; expected {', '.join(NEEDED)}")
-    lacking = [key for key in ("sources", *NEEDED[kind]) if key not in architecture]
-    if lacking:
-        raise ValueError(f"it does not state its {', '.join(lacking)}")
-    _check_sources(architecture["sources"])
-    if NEEDED[kind] and len(architecture["sources"]) > 1:
-        raise ValueError(f"a network of type {kind} has one source, not {listed(architecture['sources'])}")
-    for key, value in architecture.items():
-        if NEEDED[kind] and key not in ("type", "sources", *COMMON, *SIZES[kind]):
-            hint = suggest(key, SIZES[kind]) or f"; expected {', '.join(SIZES[kind])}"
-            raise ValueError(f"{quoted(key)} is no size of the type {kind}{hint}")
-        if isinstance(value, Mapping) or (isinstance(value, list) and key not in LISTS):
-            raise ValueError(f"{shown(key)} must be a number, a text or true or false, not {quoted(value)}")
-    if NEEDED[kind]:
-        check_unet(architecture)
-    else:
-        check_demucs(kind, architecture)
-
-
 def check_unet(sizes: Mapping[str, Any]) -> None:
     """Check the sizes of a TFC-TDF U-Net, or of the transform alone where it states no layers.
 
@@ -170,7 +140,7 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
     ValueError
         If one is impossible, they do not fit each other, or are too large.
     """
-    _check_sizes("tfc_tdf", sizes)
+    check_sizes(UNET_SIZES, sizes)
     n_fft, hop, bins, frames = (sizes[key] for key in TRANSFORM)
     if n_fft % 2:
         raise ValueError(f"n_fft must be even, not {n_fft}")
@@ -180,45 +150,47 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
         raise ValueError(f"a hop of {hop} leaves gaps between windows of {n_fft} samples")
     if n_fft // 2 >= hop * (frames - 1):
         raise ValueError(f"a window of {n_fft} samples is too long for {hop * (frames - 1)}")
-    if "layers" in sizes:
+    needed = ("layers", "convolutions", "growth")
+    stated = [key for key in needed if key in sizes]
+    if stated and len(stated) < len(needed):
+        lacking = [key for key in needed if key not in sizes]
+        raise ValueError(f"with {listed(stated)}, it must state its {listed(lacking)}, too")
+    if stated:
         _check_levels(sizes)
-    _check_total(parameters({**sizes, "type": "tfc_tdf"}) if "layers" in sizes else 0)
-    check_window({**sizes, "type": "tfc_tdf"}, hop * (frames - 1))
+        _check_total(parameters_of_unet(sizes))
+    check_tensor(largest_tensor_of_unet(sizes, hop * (frames - 1)), hop * (frames - 1))
 
 
-def check_demucs(kind: str, options: Mapping[str, Any]) -> None:
-    """Check the arguments of an HTDemucs or HDemucs; unknown ones are left to its constructor.
+def check_hdemucs(options: Mapping[str, Any]) -> None:
+    """Check the arguments of an HDemucs; unknown ones are left to its constructor.
 
     Raises
     ------
     ValueError
         If one is of another kind or out of range, or the network would be too large to be built.
     """
-    _check_sources(options.get("sources"))
-    _check_sizes(kind, options)
-    ratios = options.get("multi_freqs")
-    if ratios is not None and not (
-        isinstance(ratios, list | tuple) and len(ratios) < 16 and all(r in Range(0, 1, False) for r in ratios)
-    ):
-        raise ValueError(f"multi_freqs must be a list of fewer than 16 shares, not {quoted(ratios)}")
-    _check_channels({**(HTDEMUCS if kind == "htdemucs" else HDEMUCS), **options})
+    _check_branches(options, HDEMUCS_SIZES, HDEMUCS)
+    _check_total(parameters_of_hdemucs(options))
+
+
+def check_htdemucs(options: Mapping[str, Any]) -> None:
+    """Check the arguments of an HTDemucs, as :func:`check_hdemucs` does."""
+    _check_branches(options, HTDEMUCS_SIZES, HTDEMUCS)
+    sizes = {**HTDEMUCS, **options}
+    if sizes["t_emb"] not in EMBEDDINGS:
+        raise ValueError(f"t_emb must be {' or '.join(EMBEDDINGS)}, not {quoted(sizes['t_emb'])}")
+    if sizes["t_layers"] and _width(sizes) % 4:
+        raise ValueError(f"a transformer of {_width(sizes)} channels cannot be built: they must divide by 4")
     for key in ("t_sparse_self_attn", "t_sparse_cross_attn"):
         if options.get(key):
             raise ValueError(f"{key} is not supported: it needs the package xformers")
-    _check_total(parameters({**options, "type": kind}))
+    _check_total(parameters_of_htdemucs(options))
 
 
-def check_window(architecture: Mapping[str, Any], length: int) -> None:
-    """Check how much a network works on when it takes in ``length`` samples, of two channels.
-
-    Raises
-    ------
-    ValueError
-        If that, or a tensor between two of its layers, is too large.
-    """
+def check_tensor(values: int, length: int) -> None:
+    """Raise ValueError if a window is too long, or its largest tensor between two layers too large."""
     if length > MAX_LENGTH:
         raise ValueError(f"windows of {length} samples are too long; the most is {MAX_LENGTH}")
-    values = largest_tensor(architecture, length)
     if values > MAX_VALUES:
         raise ValueError(
             f"a window of {length} samples makes a tensor of {4 * values / 1e9:.3g} GB in the network; "
@@ -226,25 +198,34 @@ def check_window(architecture: Mapping[str, Any], length: int) -> None:
         )
 
 
-def parameters(architecture: Mapping[str, Any]) -> int:
-    """How many parameters a network has, from its checked architecture; for a graph in a file, 0."""
-    match architecture["type"]:
-        case "tfc_tdf":
-            return _unet_parameters(architecture)
-        case "htdemucs":
-            options = {**HTDEMUCS, **architecture}
-            return sum(_demucs_parameters(options)) + _transformer_parameters(options)
-        case "hdemucs":
-            return sum(_demucs_parameters({**HDEMUCS, **architecture}))
-    return 0
+def parameters_of_htdemucs(options: Mapping[str, Any]) -> int:
+    """Parameters of an HTDemucs, from its checked arguments."""
+    options = {**HTDEMUCS, **options}
+    return sum(_demucs_parameters(options)) + _transformer_parameters(options)
 
 
-def largest_tensor(architecture: Mapping[str, Any], length: int) -> int:
-    """About how many values the largest tensor between two layers has, of one window."""
-    if architecture["type"] in ("onnx", "tfc_tdf"):
-        channels = max(4, architecture.get("growth", 4))
-        return int(architecture["frames"] * max(channels * architecture["bins"], 2 * architecture["n_fft"]))
-    options = {**(HTDEMUCS if architecture["type"] == "htdemucs" else HDEMUCS), **architecture}
+def parameters_of_hdemucs(options: Mapping[str, Any]) -> int:
+    """Parameters of an HDemucs, from its checked arguments."""
+    return sum(_demucs_parameters({**HDEMUCS, **options}))
+
+
+def largest_tensor_of_unet(sizes: Mapping[str, Any], length: int) -> int:
+    """About how many values the largest tensor between two layers of a U-Net has."""
+    channels = max(4, sizes.get("growth", 4))
+    return int(sizes["frames"] * max(channels * sizes["bins"], 2 * sizes["n_fft"]))
+
+
+def largest_tensor_of_htdemucs(options: Mapping[str, Any], length: int) -> int:
+    """About how many values the largest tensor between two layers of an HTDemucs has."""
+    return _largest_tensor_of_branches({**HTDEMUCS, **options}, length)
+
+
+def largest_tensor_of_hdemucs(options: Mapping[str, Any], length: int) -> int:
+    """About how many values the largest tensor between two layers of an HDemucs has."""
+    return _largest_tensor_of_branches({**HDEMUCS, **options}, length)
+
+
+def _largest_tensor_of_branches(options: Mapping[str, Any], length: int) -> int:
     frames = 4 * length // options["nfft"] + 1
     sizes = [4 * len(options["sources"]) * frames * options["nfft"] // 2]
     for layer in _layers(options):
@@ -254,7 +235,8 @@ def largest_tensor(architecture: Mapping[str, Any], length: int) -> int:
     return int(max(sizes))
 
 
-def _check_sources(sources: Any) -> None:
+def check_sources(sources: Any) -> None:
+    """Raise ValueError if sources are not a list of names, each once."""
     if not isinstance(sources, list | tuple) or not sources or not all(isinstance(s, str) for s in sources):
         raise ValueError(f"the sources must be a list of names, not {quoted(sources)}")
     for name in sources:
@@ -264,9 +246,10 @@ def _check_sources(sources: Any) -> None:
         raise ValueError(f"a source is named twice in {quoted(sources)}")
 
 
-def _check_sizes(kind: str, sizes: Mapping[str, Any]) -> None:
+def check_sizes(allowed: Mapping[str, Range | str], sizes: Mapping[str, Any]) -> None:
+    """Raise ValueError if a size is of another kind than allowed, or out of its range."""
     kinds = {SWITCH: bool, TEXT: str}
-    for key, expected in {**COMMON, **SIZES[kind]}.items():
+    for key, expected in {**COMMON, **allowed}.items():
         if key in sizes:
             value = sizes[key]
             if not (value in expected if isinstance(expected, Range) else isinstance(value, kinds[expected])):
@@ -290,15 +273,21 @@ def _check_levels(sizes: Mapping[str, Any]) -> None:
         raise ValueError(f"growth {growth} does not divide into {groups} groups")
 
 
-def _check_channels(sizes: Mapping[str, Any]) -> None:
-    """Check what the branches and the transformer of a Demucs need."""
+def _check_branches(
+    options: Mapping[str, Any], allowed: Mapping[str, Range | str], defaults: Mapping[str, Any]
+) -> None:
+    """Check what both kinds of Demucs have."""
+    check_sources(options.get("sources"))
+    check_sizes(allowed, options)
+    ratios = options.get("multi_freqs")
+    if ratios is not None and not (
+        isinstance(ratios, list | tuple) and len(ratios) < 16 and all(r in Range(0, 1, False) for r in ratios)
+    ):
+        raise ValueError(f"multi_freqs must be a list of fewer than 16 shares, not {quoted(ratios)}")
+    sizes = {**defaults, **options}
     channels, divisor = min(sizes["channels"], sizes["channels_time"] or math.inf), sizes["dconv_comp"]
     if sizes["dconv_mode"] and channels < divisor:
         raise ValueError(f"{channels} channels leave none when they are divided by a dconv_comp of {divisor}")
-    if sizes.get("t_emb", EMBEDDINGS[0]) not in EMBEDDINGS:
-        raise ValueError(f"t_emb must be {' or '.join(EMBEDDINGS)}, not {quoted(sizes['t_emb'])}")
-    if sizes.get("t_layers") and _width(sizes) % 4:
-        raise ValueError(f"a transformer of {_width(sizes)} channels cannot be built: they must divide by 4")
 
 
 def _check_total(count: int) -> None:
@@ -309,7 +298,8 @@ def _check_total(count: int) -> None:
         )
 
 
-def _unet_parameters(sizes: Mapping[str, Any]) -> int:
+def parameters_of_unet(sizes: Mapping[str, Any]) -> int:
+    """Parameters of a TFC-TDF U-Net, from its checked sizes."""
     growth, levels, bottleneck = sizes["growth"], sizes["layers"] // 2, sizes.get("bottleneck", 8)
 
     def block(level: int) -> int:

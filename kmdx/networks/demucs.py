@@ -13,7 +13,7 @@ from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
 from kmdx.errors import first_line
-from kmdx.networks import architecture
+from kmdx.networks import fast, types
 from kmdx.networks.state import NoInitialization, load_strictly
 
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
@@ -30,7 +30,7 @@ class DemucsNetwork(nn.Module):
         What its convolutions and matrix products compute in.
     """
 
-    bears: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+    supported_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 
     def __init__(self, model: HTDemucs | HDemucs, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -48,6 +48,14 @@ class DemucsNetwork(nn.Module):
         # Autocast leaves transforms and normalisations in float32.
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(batch).float()
+
+    def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
+        """Make it ready for inference in a number format, with faster layers where ``tuned``."""
+        fast.make_local_attention_exact(self.model)
+        if tuned:
+            fast.accelerate(self.model)
+        self.dtype = dtype
+        fast.store_products(self.model, dtype)
 
     def narrow(self, sources: Sequence[str]) -> DemucsNetwork:
         """Return the same network computing only ``sources``, sharing all weights but the last layers'.
@@ -95,17 +103,16 @@ STRUCTURE = (
 
 
 def build(
-    kind: str, options: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]
+    architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]
 ) -> DemucsNetwork:
     """Build a Demucs network and load its weights strictly.
 
     Parameters
     ----------
-    kind : str
-        ``htdemucs`` or ``hdemucs``.
-    options : mapping
-        Constructor arguments of the class, ``sources`` among them. Those that the installed version
-        of demucs no longer has are left out, as demucs does; a wrong guess shows in the state dict.
+    architecture : mapping
+        ``type``, ``htdemucs`` or ``hdemucs``, and constructor arguments of the class, ``sources`` among them.
+        Those that the installed version of demucs no longer has are left out, as demucs does; a wrong guess
+        shows in the state dict.
     segment : float or None
         Seconds it will be run at, in place of its own.
     state : mapping
@@ -119,9 +126,10 @@ def build(
         If an option is wrong or the network too large, or a parameter is missing, unknown or of another
         shape.
     """
+    kind = architecture["type"]
     known = inspect.signature(CLASSES[kind]).parameters
-    own = {key: value for key, value in options.items() if key in known}
-    architecture.check_demucs(kind, own)
+    own = {key: value for key, value in architecture.items() if key in known}
+    types.TYPES[kind].check(own)
     bands, blocks = len(own.get("multi_freqs") or ()) + 1, max(1, abs(own.get("dconv_depth", 2)))
     layers = own.get("depth", 6) * bands * blocks + own.get("t_layers", 5)
     if layers > len(state):  # before a module is made for each
@@ -136,7 +144,7 @@ def build(
         reason = first_line(error) if str(error).strip() else "its sizes do not fit together"
         raise ValueError(f"{kind} cannot be built: {reason}") from error
     seconds = model.segment if segment is None else segment
-    architecture.check_window({**own, "type": kind}, int(seconds * model.samplerate))
+    types.check_window({**own, "type": kind}, int(seconds * model.samplerate))
     load_strictly(model, state)
     if segment is not None:
         model.segment = segment

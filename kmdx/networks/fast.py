@@ -1,4 +1,4 @@
-"""Makes a network that was just loaded ready for inference: its number format, and faster layers."""
+"""What networks do to be ready for inference: faster layers, and parameters in their number format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from demucs.demucs import LocalState
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kmdx import engine as engines
 from kmdx.networks.attention import ExactLocalState, FusedAttention
 from kmdx.networks.convolution import (
     MatmulConvTranspose1d,
@@ -15,10 +14,7 @@ from kmdx.networks.convolution import (
     ShuffledConvTranspose2d,
     WinogradConv2d,
 )
-from kmdx.networks.demucs import DemucsNetwork
-from kmdx.networks.network import Network
 from kmdx.networks.product import OneDnnLinear
-from kmdx.networks.tfc_tdf import TfcTdf
 
 FAST = (
     WinogradConv2d,
@@ -31,36 +27,11 @@ FAST = (
 """Layers with another way to compute the same: parameters and names in the state dict stay."""
 
 
-def prepare(network: Network, dtype: torch.dtype = torch.float32, engine: str = engines.DEFAULT) -> None:
-    """Change a network in place, for inference.
-
-    Parameters
-    ----------
-    network : Network
-        As :func:`kmdx.build.load_network` gives it. One that ONNX Runtime runs stays as it is.
-    dtype : torch.dtype
-        What it is to compute in; parameters of convolutions and matrix products are stored so too.
-    engine : str
-        ``tuned`` or ``plain``; see :mod:`kmdx.engine`.
-    """
-    tuned = engine == engines.TUNED
-    if isinstance(network, DemucsNetwork):
-        for module in network.model.modules():
-            if isinstance(module, LocalState):
-                module.__class__ = ExactLocalState
-        if tuned:
-            accelerate(network.model)
-        network.dtype = dtype
-        _store_products(network.model, dtype)
-    elif isinstance(network, TfcTdf):
-        if tuned:
-            _fold_batch_norms(network)
-            accelerate(network)
-        network.dtype = dtype
-        for between in (*network.encoding_blocks, *network.ds, network.bottleneck_block, *network.us):
-            _store_between(between, dtype)
-        for block in network.decoding_blocks:
-            _store_between(block, dtype)
+def make_local_attention_exact(network: nn.Module) -> None:
+    """Have local attention count frames in float32, whatever it computes in."""
+    for module in network.modules():
+        if isinstance(module, LocalState):
+            module.__class__ = ExactLocalState
 
 
 def accelerate(network: nn.Module) -> None:
@@ -71,7 +42,7 @@ def accelerate(network: nn.Module) -> None:
                 module.__class__ = fast
 
 
-def _fold_batch_norms(network: nn.Module) -> None:
+def fold_batch_norms(network: nn.Module) -> None:
     """Fold each batch normalisation right behind a convolution into the convolution's parameters."""
     for layers in network.modules():
         if isinstance(layers, nn.Sequential) and len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
@@ -82,7 +53,7 @@ def _fold_batch_norms(network: nn.Module) -> None:
                 layers[1] = nn.Identity()
 
 
-def _store_products(layers: nn.Module, dtype: torch.dtype) -> None:
+def store_products(layers: nn.Module, dtype: torch.dtype) -> None:
     """Store what autocast would convert for every window; not where float32 is computed in any case."""
     if isinstance(layers, ExactLocalState):
         return
@@ -90,10 +61,10 @@ def _store_products(layers: nn.Module, dtype: torch.dtype) -> None:
         for parameter in layers.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
     for part in layers.children():
-        _store_products(part, dtype)
+        store_products(part, dtype)
 
 
-def _store_between(layers: nn.Module, dtype: torch.dtype) -> None:
+def store_all_but_batch_norms(layers: nn.Module, dtype: torch.dtype) -> None:
     """Store a part of a U-Net; batch norms take half precision in and out with parameters in float32."""
     for module in layers.modules():
         if not isinstance(module, nn.BatchNorm2d):

@@ -40,7 +40,7 @@ class OnnxNetwork(nn.Module):
         If the graph cannot be loaded.
     """
 
-    bears: tuple[torch.dtype, ...] = ()
+    supported_dtypes: tuple[torch.dtype, ...] = ()
     dtype: torch.dtype = torch.float32
 
     def __init__(self, path: Path, spectrogram: SpectrogramConfig, source: str, device: torch.device) -> None:
@@ -81,6 +81,9 @@ class OnnxNetwork(nn.Module):
             shape = list(np.shape(estimate))
             raise WeightsError(f"the graph in {self.path} gives the shape {shape}, not {list(heard.shape)}")
         return torch.from_numpy(estimate)[:count]
+
+    def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
+        """Do nothing: ONNX Runtime has its own ways."""
 
     def narrow(self, sources: Sequence[str]) -> OnnxNetwork:
         """Return itself: there is one source to ask for."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from kmdx.documents import load_yaml
 from kmdx.errors import WeightsError, quoted, shown
-from kmdx.networks.architecture import check as check_architecture
+from kmdx.networks import types
 
 MAX_PATH = 1000  # bytes of the path of a weight file
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -240,10 +240,10 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     Raises
     ------
     WeightsError
-        If the architecture is none that can be built: see :func:`kmdx.networks.architecture.check`.
+        If the architecture is none that can be built: see :func:`kmdx.networks.types.read`.
     """
     try:
-        check_architecture(architecture)
+        types.read(architecture)
     except ValueError as error:
         raise WeightsError(f"the architecture of {shown(path.name)}: {error}") from error
     return Weight(
