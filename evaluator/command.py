@@ -65,10 +65,13 @@ def evaluate(
         Path, typer.Argument(metavar="DATA", help="Songs with their stems: MUSDB18-HQ or any other data set.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; the same one goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="RUN", help="The run's folder; the same command continues it."
+        ),
     ],
     split: Annotated[
-        str | None, typer.Option(help="Subfolder of DATA; test if there is one, all for all of them.")
+        str | None, typer.Option(help="Subfolder of DATA: by default test if it exists; all for all of them.")
     ] = None,
     tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
     stems: Annotated[
@@ -76,41 +79,41 @@ def evaluate(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="What to compute, such as global_sdr,si_sdr; all computes all."),
+        typer.Option(metavar="NAMES", help="Metrics, such as global_sdr,si_sdr, or all."),
     ] = None,
     accept_incomplete: Annotated[
-        bool, typer.Option("--accept-incomplete", help="Also score songs some of whose stems are missing.")
+        bool, typer.Option("--accept-incomplete", help="Also score songs with missing stems.")
     ] = False,
     estimates: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Score these stems, and run nothing; several make a leaderboard."),
+        typer.Option(metavar="DIR", help="Score existing stems and run nothing; several make a leaderboard."),
     ] = None,
-    submission: Annotated[Path, typer.Option(metavar="DIR", help="Any entrant's folder.")] = ROOT,
+    submission: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the submission.")] = ROOT,
     python: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The submission's interpreter; this one by default.")
+        Path | None, typer.Option(metavar="PATH", help="The submission's Python; by default this one.")
     ] = None,
-    ensemble: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
-    device: Annotated[str | None, typer.Option(help="In place of the one in user_config.py.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="Overrides user_config.py.")] = None,
+    device: Annotated[str | None, typer.Option(help="Overrides user_config.py.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, fp16 or bf16, in place of the one in user_config.py.")
+        str | None, typer.Option(help="auto, fp32, fp16 or bf16; overrides user_config.py.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="tuned or plain, in place of the one in user_config.py.")
-    ] = None,
-    time_limit_factor: Annotated[float, typer.Option(help="Wall time of a song, × its duration.")] = 1.57,
-    memory_limit: Annotated[str, typer.Option(help="Host memory, such as 16GB or 8GiB.")] = "16GB",
+    engine: Annotated[str | None, typer.Option(help="tuned or plain; overrides user_config.py.")] = None,
+    time_limit_factor: Annotated[
+        float, typer.Option(help="Time limit of a song, as a multiple of its duration.")
+    ] = 1.57,
+    memory_limit: Annotated[str, typer.Option(help="Memory limit, such as 16GB or 8GiB.")] = "16GB",
     enforce_limits: Annotated[
-        bool, typer.Option("--enforce-limits", help="Kill a song that goes over.")
+        bool, typer.Option("--enforce-limits", help="End a song that exceeds a limit.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End where the challenge would; enforces limits.")
+        bool, typer.Option("--strict", help="Stop where the challenge would; enforces limits.")
     ] = False,
     keep_stems: Annotated[
-        bool, typer.Option("--keep-stems", help="Keep predictions, for the report's players.")
+        bool, typer.Option("--keep-stems", help="Keep the stems, so that the report can play them.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the log, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print the log.")] = False,
 ) -> None:
-    """Score a submission, or existing stems, on DATA by the challenge's own rules.
+    """Score a submission or existing stems on DATA with the challenge's protocol.
 
     The model is made once in a process of its own; each song's mixture goes through the wrapper, its
     stems are written as 16-bit wav and scored from disk in another process. Results, also of failed

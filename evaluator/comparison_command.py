@@ -48,10 +48,10 @@ def command(
         ),
     ],
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Only these metrics, with commas between them.")
+        str | None, typer.Option(metavar="NAMES", help="Only these metrics, comma-separated.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Times that the songs are drawn again.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the drawing.", min=0)] = 0,
+    samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
     html: Annotated[
         Path | None,

@@ -138,7 +138,7 @@ def separate(
     songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>; folders are mirrored in it."),
+        typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>; folders are mirrored."),
     ] = Path("separated"),
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
@@ -221,20 +221,20 @@ def benchmark(
     engine: EngineOption = Engine.tuned,
     seconds: Annotated[float, typer.Option(help="Length of the synthetic song.")] = 12.0,
     network: Annotated[
-        list[str] | None, typer.Option(help="Measure only this network of the ensemble; may be repeated.")
+        list[str] | None, typer.Option(help="Measure only this network; can be repeated.")
     ] = None,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Random weights: the arithmetic is the same, the sound is not.")
+        bool, typer.Option("--stand-in", help="Use random weights: same arithmetic, other sound.")
     ] = False,
     json: Annotated[
-        Path | None, typer.Option(help="Also write all of it to this file, or to one in this folder.")
+        Path | None, typer.Option(help="Also write the results to this file, or to a file in this folder.")
     ] = None,
 ) -> None:
     """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole."""
     from kmdx.benchmark import as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
-        raise KmdxError(f"{json} cannot be written: there is no folder {json.parent}")
+        raise KmdxError(f"{json} cannot be written: no folder {json.parent}")
     try:
         report = measure(
             ensemble,
@@ -262,9 +262,9 @@ def benchmark(
 
 @models_app.command("list")
 def models_list() -> None:
-    """List every weight: what it is, its size and licence, and whether it is here."""
+    """List every weight: what it is, its size and license, and whether it is here."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "signature", "size", "file", "licence", "what"):
+    for column in ("name", "signature", "size", "file", "license", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
     listed = weights.known()
     found = weights.find_all(listed.values())
@@ -272,7 +272,7 @@ def models_list() -> None:
         file = found[weight.name]
         size = _megabytes(weight.bytes or (file.path.stat().st_size if file else None))
         here = "yes" if file else "no"
-        table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
+        table.add_row(weight.name, weight.signature or "", size, here, weight.license, weight.title)
     out.print(table)
     out.print(escape(f"folder: {weights.models_folder()}"))
 
@@ -286,7 +286,7 @@ def models_pull(
     Exit code 2 if any could not be pulled.
     """
     for weight, path in weights.pull_all(_weights_of(names)):
-        out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
+        out.print(escape(f"{weight.name}: {path} (license: {weight.license})"))
 
 
 @models_app.command("verify")
@@ -351,7 +351,7 @@ def ensembles_show(
     stems: Annotated[str | None, typer.Option(help="Only what these stems need.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
 ) -> None:
-    """Show an ensemble: stages, weights, licences, arithmetic per second of audio, and its graph."""
+    """Show an ensemble: stages, weights, licenses, arithmetic per second of audio, and its graph."""
     loaded = plan_file.load(name)
     wanted = _stems(loaded, stems, False)
     out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")

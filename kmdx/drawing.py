@@ -13,7 +13,7 @@ DEEPEST = 25  # levels of a tree, so that it fits a line
 
 
 def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
-    """Say of each network that runs: stage, what it hears and gives, weights, licence, arithmetic, how."""
+    """Say of each network that runs: stage, what it hears and gives, weights, license, arithmetic, how."""
     used = plan.sources_used(plan.signals_of(wanted))
     for name in sorted(used, key=plan.stage):
         network = plan.runs([name])[name]
@@ -23,7 +23,7 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
         cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
             f"stage {plan.stage(name)}: {network} hears {heard}, gives {gives}; "
-            f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
+            f"weights {use.weight.name} ({use.weight.license}); {cost}; {use.chunking}"
         )
 
 

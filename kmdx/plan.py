@@ -205,9 +205,9 @@ class Plan:
         for name in names:
             if name not in allowed:
                 hint = suggest(str(name), allowed)
-                raise PlanError(f"no stem {quoted(name)} here{hint}; there are {listed(allowed)}")
+                raise PlanError(f"unknown stem {quoted(name)}{hint}; available: {listed(allowed)}")
         if not names:
-            raise PlanError(f"no stem asked for; there are {listed(allowed)}")
+            raise PlanError(f"no stem selected; available: {listed(allowed)}")
         return names
 
     def signals_of(self, stems: Iterable[str]) -> tuple[str, ...]:

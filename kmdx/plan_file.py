@@ -73,7 +73,7 @@ def load(ensemble: str | Path) -> Plan:
     path = Path(ensemble)
     if not text.endswith((".yaml", ".yml")):
         raise PlanError(
-            f"no ensemble {quoted(text)}; there are {', '.join(names())}, or give the path of a .yaml file"
+            f"unknown ensemble {quoted(text)}; available: {', '.join(names())}, or the path of a .yaml file"
         )
     try:
         content = documents.read_text(path)

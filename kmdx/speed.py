@@ -45,5 +45,7 @@ def get(name: str) -> Speed:
     """Return a level; raises :class:`PlanError` if there is none of that name."""
     known = levels()
     if name not in known:
-        raise PlanError(f"no speed {quoted(name)}{suggest(str(name), known)}; there are {', '.join(known)}")
+        raise PlanError(
+            f"unknown speed {quoted(name)}{suggest(str(name), known)}; available: {', '.join(known)}"
+        )
     return known[name]

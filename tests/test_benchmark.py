@@ -184,7 +184,7 @@ def test_stand_ins_need_no_weights(run: Run, small: Path, tmp_path: Path) -> Non
         (["--seconds", 0], "a song of 0 s: expected"),
         (["--seconds", "nan"], "a song of nan s: expected"),
         (["--device", "cuda:7"], "no device"),
-        (["--json", "nowhere/file.json"], "there is no folder nowhere"),
+        (["--json", "nowhere/file.json"], "no folder nowhere"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) -> None:

@@ -1016,12 +1016,12 @@ def test_mistakes_are_one_line(
         (("solve", collected, "--prior", "nan"), "--prior nan: expected auto"),
         (("solve", collected, "--folds", "9"), "--folds 9: expected 2 to 4"),
         (("solve", collected, "-o", tmp_path / "found.txt"), "ends in .yaml"),
-        (("solve", collected, "-o", tmp_path / "no" / "found.yaml"), "there is no folder"),
-        (("collect", "htdemuks", data, "-o", tmp_path / "new"), "no ensemble 'htdemuks'"),
+        (("solve", collected, "-o", tmp_path / "no" / "found.yaml"), "no folder"),
+        (("collect", "htdemuks", data, "-o", tmp_path / "new"), "unknown ensemble 'htdemuks'"),
         (("collect", strings, data, "-o", tmp_path / "new"), "its stems are strings; expected bass"),
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "none named"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "no speed 'slow'"),
+        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "unknown speed 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "no device 'moon'"),
         (("collect", plan_of_two, data, "-o", data), "holds other things"),
@@ -1120,7 +1120,7 @@ def test_where_nothing_can_be_written_is_said_before_any_work(
     for arguments in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
         done = run(arguments[0], collected, arguments[1], tmp_path / "no" / "file")
         assert (done.code, done.out) == (2, "")
-        assert "there is no folder" in done.err
+        assert "no folder" in done.err
         assert "is a folder" in run(arguments[0], collected, arguments[1], tmp_path).err
 
 
@@ -1299,7 +1299,7 @@ def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
     assert search.behind(next(move for move in found if move.node == "x1")) == ["D", "B"]
     assert search.behind(next(move for move in found if move.node == "x3")) == []
     assert {move.node for move in stage_moves.moves(plan, ["x2"])} == {"x2"}
-    with pytest.raises(KmdxError, match="'x9' is no sum that stages hear; there are"):
+    with pytest.raises(KmdxError, match="'x9' is not a sum that later stages take as input; available:"):
         stage_moves.moves(plan, ["x9"])
 
 

@@ -609,10 +609,10 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--stems", "guitar"], "no stem 'guitar'"),
+        (["--stems", "guitar"], "unknown stem 'guitar'"),
         (["--stems", "Vocals"], "did you mean 'vocals'?"),
-        (["--stems", ","], "no stem asked for"),
-        (["--ensemble", "nope"], "no ensemble 'nope'"),
+        (["--stems", ","], "no stem selected"),
+        (["--ensemble", "nope"], "unknown ensemble 'nope'"),
         (["--ensemble", "nope.yaml"], "cannot read the ensemble"),
         (["--device", "toaster"], "no device 'toaster'"),
         (["--start", "-1"], "start -1 s"),

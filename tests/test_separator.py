@@ -133,7 +133,7 @@ def test_songs_of_whole_chunks_and_hardly_any(whole: Separator, samples: int) ->
 def test_a_separator_loads_only_what_its_stems_need(leaderboard: Path) -> None:
     vocals = Separator(leaderboard, device="cpu", stems=["vocals"])
     assert set(vocals.networks) == {"mdx_vocals", "ft_vocals", "mmi", "extra"}
-    with pytest.raises(PlanError, match="no stem 'bass'"):
+    with pytest.raises(PlanError, match="unknown stem 'bass'"):
         vocals.separate(noise(1000), 44100, stems=["bass"])
     with pytest.raises(PlanError, match="has not loaded"):
         vocals.signals(noise(1000), 44100, ["demucs_bass"])
@@ -414,9 +414,9 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
         (
             {"speed": "balance"},
             PlanError,
-            "no speed 'balance'; did you mean 'balanced'?; there are leaderboard, balanced, fast",
+            "unknown speed 'balance'; did you mean 'balanced'?; available: leaderboard, balanced, fast",
         ),
-        ({"speed": None}, PlanError, "no speed None; there are leaderboard, balanced, fast"),
+        ({"speed": None}, PlanError, "unknown speed None; available: leaderboard, balanced, fast"),
         ({"engine": "plane"}, PlanError, "unknown engine 'plane'; available: tuned, plain"),
         ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain"),
     ],

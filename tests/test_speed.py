@@ -53,4 +53,4 @@ def test_a_level_leaves_less_to_compute_and_no_more_overlap_than_it_says(name: s
 def test_an_unknown_speed_is_one_line(name: object, hint: str) -> None:
     with pytest.raises(PlanError) as caught:
         speed.get(name)
-    assert str(caught.value) == f"no speed {name!r}{hint}; there are leaderboard, balanced, fast"
+    assert str(caught.value) == f"unknown speed {name!r}{hint}; available: leaderboard, balanced, fast"

@@ -246,7 +246,7 @@ def broken(data: Path, tmp_path: Path, how: str) -> list[Path]:
         ("file", ["song 0"], "vocals.flac: not a folder"),
         ("twice", ["song 0"], "two songs are called 'song 0'"),
         ("", [], "no songs to validate with in"),
-        ("", ["song 9"], "no song to validate with is called 'song 9'; there are song 0, song 1, song 2"),
+        ("", ["song 9"], "no validation song matches 'song 9'; available: song 0, song 1, song 2"),
         ("", ["song *"], "no songs to train with"),
     ],
 )
@@ -819,7 +819,7 @@ def test_published_networks_train_on_a_t4_as_documented(stem: str) -> None:
         ),
         (
             ["run", "vocals", "--data", "x", "-o", "y", "--device", "cuda", "--devices", "99"],
-            "99 GPUs are asked for",
+            "--devices 99: this machine has",
         ),
         (["run", "drums", "--data", "x", "-o", "y", "--device", "cpu"], "precision fp16 needs a GPU"),
         (["export", "nowhere"], "nowhere: no training run"),

@@ -116,7 +116,7 @@ def test_the_record_of_a_start_is_in_the_run_and_in_what_it_exports(
     export.export(run, "mine", tmp_path / "models")
     entry = yaml.safe_load((tmp_path / "models" / "trained.yaml").read_text("utf-8"))["mine"]
     assert entry["started_from"] == {"path": str(tmp_path / "published.pt"), "sha256": digest}
-    assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].licence_note
+    assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].license_note
 
 
 def test_what_weights_were_trained_with_goes_on_to_what_starts_from_them(
@@ -161,7 +161,7 @@ def test_what_cannot_be_started_from_is_one_line(fit: Callable[..., Run], tmp_pa
     (tmp_path / "text.pt").write_text("no weights", "utf-8")
     (tmp_path / "empty").mkdir()
     assert "is not a weight file" in refused(tmp_path / "text.pt")
-    assert "there is no config.yaml in it" in refused(tmp_path / "empty")
+    assert "it has no config.yaml" in refused(tmp_path / "empty")
     assert "not found; expected a weight file, the folder of a run" in refused(tmp_path / "nothing")
     assert "another network's weights" in refused("mini_vocals")
     other = fit("other", steps=2)

@@ -42,11 +42,12 @@ def training() -> None:
 @app.command()
 def run(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of training/configs.")],
-    data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR", help="Songs; may be given several times.")
-    ],
+    data: Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Songs; can be repeated.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RUN", help="The run's folder; a run in it goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="RUN", help="The run's folder; the same command continues it."
+        ),
     ],
     variants: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="The same songs at another pitch or tempo.")
@@ -60,7 +61,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read songs; half the cores if not given.")
+        int | None, typer.Option(help="Processes that read songs; by default half the cores.")
     ] = None,
     start: Annotated[
         str | None,
@@ -111,7 +112,7 @@ def run(
 
 @app.command()
 def report(folder: RunFolder) -> None:
-    """Write the page of curves and excerpts again, also while the run goes on."""
+    """Write the page of curves and excerpts again, even during the run."""
     from training import run_report, songs
     from training.run import Run
 
@@ -127,14 +128,14 @@ def report(folder: RunFolder) -> None:
 def export(
     folder: RunFolder,
     name: Annotated[
-        str | None, typer.Option(help="Of the files and in plans; the folder's if not given.")
+        str | None, typer.Option(help="Name of the files, and in plans; by default the folder's.")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The models folder; the usual one if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Folder to write to; by default the models folder.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Round the weights to float16.")] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Also the weight that another run exported by that name.")
+        bool, typer.Option("--replace", help="Replace a weight of that name from another run.")
     ] = False,
 ) -> None:
     """Write the best weights as .pt and .onnx into the models folder, where a plan can name them."""
@@ -161,12 +162,10 @@ def export(
 
 @app.command()
 def variants(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="What --variants of a run names then.")],
-    data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR", help="Songs; may be given several times.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for --variants of a run.")],
+    data: Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Songs; can be repeated.")],
     speed: Annotated[float, typer.Option(help="0.5 is twice as long and an octave lower.")] = 0.5,
-    every: Annotated[int, typer.Option(help="Only one song in so many of each folder.")] = 1,
+    every: Annotated[int, typer.Option(help="Use every nth song of each folder.")] = 1,
 ) -> None:
     """Write songs at another speed, pitch and tempo together, to train with next to the songs as they are."""
     from training import variants as writing
@@ -178,7 +177,7 @@ def variants(
 @app.command()
 def budget(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="CONFIG…", help="All of training/configs if not given.")
+        list[str] | None, typer.Argument(metavar="CONFIG…", help="By default all of training/configs.")
     ] = None,
     measured: Annotated[
         bool, typer.Option("--measure", help="Time one real step of each on this machine.")

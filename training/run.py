@@ -63,7 +63,7 @@ class Run:
         """
         run = cls(folder)
         if not run.config_file.is_file():
-            raise TrainingError(f"{folder}: no training run: there is no config.yaml in it")
+            raise TrainingError(f"{folder}: not a training run: it has no config.yaml")
         if not run.weights.is_file():
             raise TrainingError(f"{folder}: the run has no checkpoint yet")
         return run

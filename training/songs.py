@@ -158,7 +158,7 @@ def find(
             name for name in found if fnmatchcase(name, pattern)
         ]
         if not matching and not any(name == pattern or fnmatchcase(name, pattern) for name in held):
-            raise TrainingError(f"no song to validate with is called {pattern!r}; there are {_some(found)}")
+            raise TrainingError(f"no validation song matches {pattern!r}; available: {_some(found)}")
         held.update({name: found.pop(name) for name in matching})
 
     where = ", ".join(map(str, folders))

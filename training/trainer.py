@@ -84,7 +84,7 @@ def fit(
     _check_shares(config, devices)
     reading = _workers(workers, devices)
     if accelerator == "cpu" and config.precision == "fp16":
-        raise TrainingError("precision fp16 needs a GPU: take --set precision=fp32, or bf16")
+        raise TrainingError("precision fp16 needs a GPU: use --set precision=fp32, or bf16")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         songs = find(folders, config.source, config.network.chunk, config.validation, variants)
@@ -290,7 +290,7 @@ def accelerator_of(device: str, devices: int) -> str:
     if devices < 1:
         raise TrainingError(f"--devices {devices}: expected 1 or more")
     if chosen == "cuda" and devices > available:
-        raise TrainingError(f"{devices} GPUs are asked for, and there are {available}")
+        raise TrainingError(f"--devices {devices}: this machine has {available} GPUs")
     return chosen
 
 

@@ -80,13 +80,12 @@ def collect(
     plan: PlanArgument,
     data: DataArgument,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="COLLECTION", help="A folder; the same one goes on.")
+        Path,
+        typer.Option("--output", "-o", metavar="COLLECTION", help="A folder; the same command continues it."),
     ],
     all_estimates: Annotated[
         bool,
-        typer.Option(
-            "--all-estimates", help="Also what any other network run says of a stem, with weight 0."
-        ),
+        typer.Option("--all-estimates", help="Add every other network's estimate of a stem, with weight 0."),
     ] = False,
     split: SplitOption = None,
     tracks: TracksOption = None,
@@ -148,7 +147,7 @@ def solve(
     force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Find the weights with the best mean over songs of global SDR, and say what they do on songs held out.
+    """Find the weights with the best mean global SDR, and show what they do on held-out songs.
 
     A stem whose cross-validated gain is not above 0 keeps the published weights in the plan. Exit code: 0,
     or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
@@ -182,7 +181,7 @@ def solve(
 def members(
     folder: CollectionArgument,
     by_run: Annotated[
-        bool, typer.Option("--runs", help="Leave out single runs of networks, not networks.")
+        bool, typer.Option("--runs", help="Leave out single runs of networks instead of networks.")
     ] = False,
     budget: Annotated[
         float | None,
@@ -191,7 +190,7 @@ def members(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write that set's plan (.yaml).")
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw scores against costs into this file.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw scores against costs to this file.")] = None,
     sum_to_one: SumOption = False,
     non_negative: NonNegativeOption = False,
     prior: PriorOption = "auto",
@@ -258,17 +257,18 @@ def search_stages(
         Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan found (.yaml).")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="Only weights of this sum; may be repeated.")
+        list[str] | None, typer.Option(metavar="NODE", help="Only weights of this sum; can be repeated.")
     ] = None,
     step: Annotated[float, typer.Option(help="Change of a weight in the first round.")] = 0.1,
-    rounds: Annotated[int, typer.Option(help="Times that all weights are tried.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="How often all weights are tried.", min=1)] = 1,
     count: Annotated[
-        int | None, typer.Option("--search", help="Songs to search on, half by default; others are held out.")
+        int | None,
+        typer.Option("--search", help="Songs to search on; by default half, the others are held out."),
     ] = None,
     collected: Annotated[
-        Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time by what networks took there.")
+        Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time from a collection.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and stop.")] = False,
     split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
@@ -278,7 +278,7 @@ def search_stages(
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where estimates lie meanwhile; by default where TMPDIR says."),
+        typer.Option(metavar="DIR", help="Folder for estimates during the search; by default TMPDIR."),
     ] = None,
     anyway: AnywayOption = False,
     force: ForceOption = False,
@@ -299,7 +299,7 @@ def search_stages(
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
         raise KmdxError(f"--collected {collected}: that is a collection of another plan")
     if scratch is not None and not scratch.is_dir():
-        raise KmdxError(f"--scratch {scratch}: there is no such folder")
+        raise KmdxError(f"--scratch {scratch}: no such folder")
     with stage_search.room_in(scratch or Path(tempfile.gettempdir())):
         made = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
     with made as temporary:

@@ -28,9 +28,7 @@ CollectionArgument = Annotated[
 ]
 SplitOption = Annotated[
     str | None,
-    typer.Option(
-        help=f"Subfolder of DATA; test if not given and there is one; {EVERY_SPLIT!r} takes every one."
-    ),
+    typer.Option(help=f"Subfolder of DATA: by default test if it exists; {EVERY_SPLIT} for all of them."),
 ]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
@@ -38,7 +36,8 @@ PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 SpeedOption = Annotated[str, typer.Option(help="leaderboard, balanced or fast.")]
 EngineOption = Annotated[str, typer.Option(help="tuned or plain: see `kmdx separate --help`.")]
 FolderOption = Annotated[
-    Path | None, typer.Option("--weights", metavar="DIR", help="Where weight files lie, if elsewhere.")
+    Path | None,
+    typer.Option("--weights", metavar="DIR", help="Folder of weight files, if not the models folder."),
 ]
 SumOption = Annotated[bool, typer.Option("--sum-to-one", help="Weights of a stem sum to one.")]
 NonNegativeOption = Annotated[bool, typer.Option("--non-negative", help="No weight is below 0.")]
@@ -46,18 +45,20 @@ PriorOption = Annotated[
     str,
     typer.Option(
         metavar="auto|NUMBER",
-        help="Pull to the published weights, dB for a distance of 1; auto chooses by cross-validation.",
+        help="Pull toward the published weights, in dB at a distance of 1; auto cross-validates.",
     ),
 ]
 JointOption = Annotated[
-    bool, typer.Option("--joint", help="One prior for all stems, and all their weights or none.")
+    bool, typer.Option("--joint", help="One prior for all stems, and new weights for all or none.")
 ]
-FoldsOption = Annotated[int | None, typer.Option(help="Of the cross-validation; by default one a song.")]
+FoldsOption = Annotated[
+    int | None, typer.Option(help="Folds of the cross-validation; by default one per song.")
+]
 AnywayOption = Annotated[
-    bool, typer.Option("--anyway", help="Take weights that gain nothing on songs held out, too.")
+    bool, typer.Option("--anyway", help="Also use weights without a gain on held-out songs.")
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Let --output write over a plan that this command did not write.")
+    bool, typer.Option("--force", help="Let --output replace a plan that this command did not write.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
 

@@ -103,7 +103,7 @@ def check(path: Path, collection: Path | None = None) -> None:
     if collection is not None and collection.resolve() in path.resolve().parents:
         raise KmdxError(f"{path}: lies in the collection, whose files are its own; choose another place")
     if not path.parent.is_dir():
-        raise KmdxError(f"{path} cannot be written: there is no folder {path.parent}")
+        raise KmdxError(f"{path} cannot be written: no folder {path.parent}")
     if path.is_dir():
         raise KmdxError(f"{path}: is a folder, expected the name of a file to write")
 

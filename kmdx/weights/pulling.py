@@ -118,8 +118,8 @@ def pull_all(
         else:
             there.append(weight)
             yield weight, path
-    for note in dict.fromkeys(weight.licence_note for weight in there):
-        report(_license([weight for weight in there if weight.licence_note == note]))
+    for note in dict.fromkeys(weight.license_note for weight in there):
+        report(_license([weight for weight in there if weight.license_note == note]))
     if len(failed) > 1:
         raise DownloadError(_summary(failed, len(chosen), folder))
     for only in failed.values():
@@ -129,7 +129,7 @@ def pull_all(
 def _license(weights: list[Weight]) -> str:
     """The license of weights that share one, in a line."""
     names = ", ".join(weight.name for weight in weights)
-    return f"license of {names}: {weights[0].licence}. {weights[0].licence_note}"
+    return f"license of {names}: {weights[0].license}. {weights[0].license_note}"
 
 
 def _summary(failed: Mapping[str, DownloadError], count: int, folder: Path) -> str:
@@ -161,7 +161,7 @@ def _pull(
     if path := _there(weight, folder, report):
         return path
     if not weight.sources:
-        raise DownloadError(f"{weight.name} is no published weight: nothing says where to pull it from")
+        raise DownloadError(f"{weight.name} is not published anywhere: copy its file to the models folder")
     mode = _mode_of_new_files(folder)
 
     def on_wait() -> None:

@@ -116,9 +116,9 @@ class Weight:
         Its name in plans and on the command line.
     title : str
         What it is, in words.
-    licence : str
-        What is known of its licence, in two or three words.
-    licence_note : str
+    license : str
+        What is known of its license, in two or three words.
+    license_note : str
         The same in a sentence.
     architecture : mapping
         How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal.
@@ -140,8 +140,8 @@ class Weight:
 
     name: str
     title: str
-    licence: str
-    licence_note: str
+    license: str
+    license_note: str
     architecture: Mapping[str, Any]
     sources: tuple[DownloadSource, ...]
     signature: str | None = None
@@ -192,7 +192,7 @@ def registry() -> Mapping[str, Weight]:
         If the registry's file is malformed.
     """
     content = load_yaml(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
-    weights = {name: _weight(name, entry, content["licences"]) for name, entry in content["weights"].items()}
+    weights = {name: _weight(name, entry, content["licenses"]) for name, entry in content["weights"].items()}
     signatures = [weight.signature for weight in weights.values() if weight.signature]
     if len(set(signatures)) < len(signatures):
         raise WeightsError("registry: two weights have the same signature")
@@ -249,23 +249,23 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     return Weight(
         name=str(path),
         title="Weights of your own",
-        licence="your own",
-        licence_note="The registry knows nothing of this file.",
+        license="your own",
+        license_note="The registry knows nothing of this file.",
         architecture=MappingProxyType(dict(architecture)),
         sources=(),
         path=path,
     )
 
 
-def _weight(name: str, entry: Mapping[str, Any], licences: Mapping[str, Any]) -> Weight:
+def _weight(name: str, entry: Mapping[str, Any], licenses: Mapping[str, Any]) -> Weight:
     fields = dict(entry)
     try:
-        licence = licences[fields.pop("licence")]
+        license = licenses[fields.pop("license")]
         sources = tuple(_source(source) for source in fields.pop("sources"))
         return Weight(
             name=name,
-            licence=licence["short"],
-            licence_note=licence["note"],
+            license=license["short"],
+            license_note=license["note"],
             sources=sources,
             **fields,
         )

@@ -42,7 +42,7 @@ def shipped() -> Mapping[str, Weight]:
     """
     note = "Comes with the package; trained on rendered songs and on songs in the public domain (CC0)."
     return {
-        name: replace(weight, licence="MIT", licence_note=note)
+        name: replace(weight, license="MIT", license_note=note)
         for name, weight in trained(shipped_folder()).items()
     }
 
@@ -139,7 +139,7 @@ def _weight(folder: Path, name: str, entry: Any) -> Weight:
         weight,
         name=name,
         title=shown(entry.get("title", weight.title)),
-        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown day'))}{origin}.",
+        license_note=f"Trained here on {shown(entry.get('trained', 'an unknown day'))}{origin}.",
         trained_with=None if trained_with is None else shown(trained_with),
     )
 
