@@ -275,7 +275,7 @@ def test_an_interrupt_leaves_no_file_but_a_part_to_go_on_from(
 
 def test_a_weight_of_ones_own_is_not_pulled(tmp_path: Path) -> None:
     own = weights.own(tmp_path / "mine.pt", {"type": "hdemucs", "sources": ["vocals"]})
-    with pytest.raises(DownloadError, match=r"mine\.pt is no published weight"):
+    with pytest.raises(DownloadError, match=r"mine\.pt is not published anywhere"):
         weights.pull(own, tmp_path)
 
 
