@@ -173,7 +173,8 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
     for name in only:
         if name not in found:
             raise KmdxError(
-                f"{plan.name}: {name!r} is not a sum that later stages take as input; available: {', '.join(found)}"
+                f"{plan.name}: {name!r} is not a sum that later stages take as input; "
+                f"available: {', '.join(found)}"
             )
     chosen = [move for name, each in found.items() if name in (only or found) for move in each]
     if not chosen:
