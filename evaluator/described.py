@@ -30,16 +30,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
-import yaml
-
 from evaluator import layouts
 from evaluator.layouts import MIXTURE, Scan, SongFiles, is_stem_name, key, stem_named
 from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
-from kmdx.errors import DocumentError, KmdxError, quoted, shown, suggest
+from kmdx.documents import Part
+from kmdx.errors import DocumentError, KmdxError, quoted, shown
 
 FILE = "dataset.yaml"
-KEYS = ("stems", "mixture", "ignore", "splits", "uneven", "root")
 MAX_UNEVEN = 60.0  # seconds
 
 
@@ -89,10 +87,7 @@ def load(path: Path) -> Description:
         If it cannot be read or a key is unknown, missing or of another kind; names the line and the key.
     """
     try:
-        root = documents.compose(documents.read_text(path))
-        if root is None:
-            raise DocumentError("is empty, expected a mapping with the key stems")
-        return _parsed(path, root)
+        return documents.parse(documents.read_text(path)).read(_description, path)
     except DocumentError as error:
         hint = ": a pattern that begins with * needs quotes" if "alias" in error.problem else ""
         raise KmdxError(f"{path}: {error}{hint}") from error
@@ -212,62 +207,50 @@ def _split(description: Description, songs: Sequence[SongFiles]) -> dict[str | N
     return {**splits, **({None: rest} if rest else {})}
 
 
-def _parsed(path: Path, root: yaml.Node) -> Description:
-    known = _mapping(root, "the file")
-    for name, node in known.items():
-        if name not in KEYS:
-            raise _wrong(node, f"unknown key {quoted(name)}: expected {', '.join(KEYS)}{suggest(name, KEYS)}")
-    if "stems" not in known:
-        raise DocumentError("no key stems: expected patterns of files for each stem")
-    stems: dict[str, tuple[str, ...]] = {}
-    for given, node in _mapping(known["stems"], "stems").items():
+def _description(
+    path: Path,
+    stems: Part,
+    mixture: Part | None = None,
+    ignore: Part | None = None,
+    splits: Part | None = None,
+    uneven: Part | None = None,
+    root: str = "",
+) -> Description:
+    patterns: dict[str, tuple[str, ...]] = {}
+    for given, part in stems.entries().items():
         name = stem_named(given) or given
         if not is_stem_name(name):
-            raise _wrong(node, f"stems: {quoted(given)} cannot be the name of a stem")
-        if name in stems:
-            raise _wrong(node, f"stems: {given} is {name}, which is there already")
-        stems[name] = _patterns(node, f"stems.{given}")
-    if not stems:
-        raise _wrong(known["stems"], "stems: expected at least one stem")
-    splits = _mapping(known["splits"], "splits") if "splits" in known else {}
+            raise stems.error(f"{quoted(given)} cannot be the name of a stem", given)
+        if name in patterns:
+            raise part.error(f"is {name}, which is there already")
+        patterns[name] = _patterns(part)
+    if not patterns:
+        raise stems.error("expected at least one stem")
     return Description(
         path,
-        path.parent / _text(known["root"], "root") if "root" in known else path.parent,
-        stems,
-        _patterns(known["mixture"], "mixture") if "mixture" in known else (),
-        _patterns(known["ignore"], "ignore") if "ignore" in known else (),
-        {name: _patterns(node, f"splits.{name}") for name, node in splits.items()},
-        _seconds(known["uneven"], "uneven") if "uneven" in known else 0.0,
+        path.parent / root,
+        patterns,
+        _patterns(mixture) if mixture else (),
+        _patterns(ignore) if ignore else (),
+        {name: _patterns(part) for name, part in splits.entries().items()} if splits else {},
+        _seconds(uneven) if uneven else 0.0,
     )
 
 
-def _wrong(node: yaml.Node, problem: str) -> DocumentError:
-    return DocumentError(problem, node.start_mark.line + 1)
-
-
-def _mapping(node: yaml.Node, what: str) -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _wrong(node, f"{what}: expected a mapping, such as drums: ['*Kick*', '*Snare*']")
-    return {name.value: child for name, child in node.value}
-
-
-def _text(node: yaml.Node, what: str) -> str:
-    text = documents.value(node)
-    if not isinstance(text, str) or not text.strip():
-        raise _wrong(node, f"{what}: expected a text, found {quoted(text)}")
-    return text
-
-
-def _patterns(node: yaml.Node, what: str) -> tuple[str, ...]:
+def _patterns(part: Part) -> tuple[str, ...]:
     """One pattern or a list of them."""
-    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    if isinstance(node, yaml.MappingNode) or not nodes:
-        raise _wrong(node, f"{what}: expected a pattern or a list of patterns")
-    return tuple(key(_text(each, what)).removeprefix("./") for each in nodes)
+    found = part.plain()
+    patterns = found if isinstance(found, list) else [found]
+    if isinstance(found, dict) or not patterns:
+        raise part.error("expected a pattern or a list of patterns")
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern.strip():
+            raise part.error(f"expected a text, found {quoted(pattern)}")
+    return tuple(key(pattern).removeprefix("./") for pattern in patterns)
 
 
-def _seconds(node: yaml.Node, what: str) -> float:
-    number = documents.value(node)
+def _seconds(part: Part) -> float:
+    number = part.plain()
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_UNEVEN:
-        raise _wrong(node, f"{what}: expected seconds from 0 to {MAX_UNEVEN:g}, found {quoted(number)}")
+        raise part.error(f"expected seconds from 0 to {MAX_UNEVEN:g}, found {quoted(number)}")
     return float(number)

@@ -1,12 +1,12 @@
 """Starts a command whose packages may not be installed. This module needs none of them."""
 
-import importlib
+import importlib.util
 import sys
 
 OWN = ("evaluator", "kmdx", "my_submission", "training")
 
 
-def start(module: str, extra: str) -> None:
+def start(module: str, extra: str, needed: str = "sys") -> None:
     """Run a module's ``main``; without the extra that it needs, print one line that names it.
 
     Parameters
@@ -14,8 +14,12 @@ def start(module: str, extra: str) -> None:
     module : str
     extra : str
         The optional dependencies in ``pyproject.toml`` that the module needs.
+    needed : str
+        A package of these that the module imports only later.
     """
     try:
+        if importlib.util.find_spec(needed) is None:
+            raise ModuleNotFoundError(name=needed)
         command = importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

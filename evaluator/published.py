@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evaluator.bootstrap import Statistic
+from kmdx.documents import load_yaml
 from kmdx.errors import KmdxError, shown, suggest
 
 FILE = Path(__file__).with_name("published.yaml")
@@ -96,7 +95,7 @@ def name_key(name: str) -> str:
 @cache
 def tables() -> tuple[PublishedTable, ...]:
     """Every table of ``published.yaml``."""
-    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    content = load_yaml(FILE.read_text(encoding="utf-8"))
     songs = {key: frozenset(map(name_key, names)) for key, names in content["songs"].items()}
     return tuple(
         PublishedTable(

@@ -10,12 +10,18 @@ is an error, and so are numbers that versions 1.1 and 1.2 read differently (``01
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import math
 import re
 import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from yaml.composer import Composer
@@ -23,17 +29,21 @@ from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.reader import Reader
 from yaml.resolver import Resolver
 
-from kmdx.errors import DocumentError, quoted
+from kmdx.errors import DocumentError, quoted, shown, suggest
+
+T = TypeVar("T")
 
 MAX_BYTES = 2**20  # leaderboard C has 2,833
 MAX_NODES = 25_000  # leaderboard C has 315
 MAX_DEPTH = 50  # leaderboard C has 5
 MAX_JSON_BYTES = 2**24
 BIGGEST = 2**63  # whole numbers are below it
+MAX_KEY = 201  # bytes of a key that becomes a name: two names of 100 bytes and a dot between them
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 _MERGE = f"{_TAG}merge"
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal in YAML 1.1, not so in 1.2
 
 
@@ -107,6 +117,14 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise DocumentError("not JSON that can be read: nested too deeply") from error
 
 
+def parse(text: str) -> Part:
+    """Return the root of a YAML text; errors as for :func:`compose`, and where the text is empty."""
+    root = compose(text)
+    if root is None:
+        raise DocumentError("the file is empty")
+    return Part(root)
+
+
 def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
     """Return the root of a YAML text's graph of nodes, ``None`` where the text is empty.
 
@@ -126,6 +144,202 @@ def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
         return _Composer(text, nodes).get_single_node()
     except yaml.YAMLError as error:
         raise _failure(error) from error
+
+
+@dataclass(frozen=True)
+class Number:
+    """Annotates numbers from ``low`` and below ``high``: ``Annotated[int, Number(1, 9)]`` for whole ones."""
+
+    low: float
+    high: float
+
+    def __get_pydantic_core_schema__(self, source: type, handler: Any) -> Any:
+        """What pydantic checks such a number with."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(partial(self.check, source))
+
+    def check(self, kind: type, value: Any) -> float:
+        """Return a value as such a number; raise :class:`ValueError` if it is none."""
+        if isinstance(value, dict | list):
+            raise ValueError("expected a number, not a mapping or list")
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+            value = float(value)  # 1e-3, which is a text in YAML 1.1
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError("expected a number")
+        if not self.low <= value < self.high or (kind is int and value != int(value)):
+            whole = "whole " if kind is int else ""
+            raise ValueError(f"expected a {whole}number from {self.low:.9g} and below {self.high:.9g}")
+        return int(value) if kind is int else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a YAML document, which knows its line and its key.
+
+    Attributes
+    ----------
+    node : yaml.Node
+        A node of the graph that :func:`compose` returns.
+    keys : tuple
+        The keys and positions that lead to it.
+    """
+
+    node: yaml.Node
+    keys: tuple[str | int, ...] = ()
+
+    def below(self, *keys: str | int) -> Part:
+        """Return the part that keys lead to from here, as far as it exists."""
+        node = self.node
+        for key in keys:
+            found = dict(_children(node))
+            if key not in found:
+                break
+            node = found[key]
+        return Part(node, (*self.keys, *keys))
+
+    def error(self, problem: str, *below: str | int) -> DocumentError:
+        """Return an error that names the line and the key of this part, or of what is below it."""
+        part = self.below(*below)
+        where = ".".join(map(shown, part.keys))
+        return DocumentError(f"{where}: {problem}" if where else problem, part.node.start_mark.line + 1)
+
+    def entries(self, allowed: Collection[str] = ()) -> dict[str, Part]:
+        """Return the parts of a mapping by their keys.
+
+        Raises
+        ------
+        DocumentError
+            If it is no mapping, or a key is not allowed, not printable or longer than :data:`MAX_KEY`.
+        """
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.error("expected a mapping of names to values")
+        for node, _ in self.node.value:
+            name, place = node.value, Part(node, self.keys)
+            if not name.isprintable() or not 0 < len(name.encode()) <= MAX_KEY:
+                raise place.error(f"{quoted(name)} is no name of 1 to {MAX_KEY} bytes")
+            if allowed and name not in allowed:
+                known = ", ".join(sorted(allowed))
+                raise place.error(f"unknown key {quoted(name)}{suggest(name, allowed)}; allowed: {known}")
+        return {str(name): Part(node, (*self.keys, name)) for name, node in _children(self.node)}
+
+    def elements(self) -> list[Part]:
+        """Return the parts of a list; raises :class:`DocumentError` if it is none."""
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.error("expected a list")
+        return [Part(node, (*self.keys, place)) for place, node in _children(self.node)]
+
+    def text(self) -> str:
+        """Return a scalar as it is written: ``1:30`` is a text where a text is expected."""
+        if not isinstance(self.node, yaml.ScalarNode):
+            raise self.error("expected a text")
+        return str(self.node.value).strip()
+
+    def plain(self) -> Any:
+        """Return plain values; raises :class:`DocumentError` where one cannot be read."""
+        if self.node.tag == f"{_TAG}map":
+            return {name: part.plain() for name, part in self.entries().items()}
+        if self.node.tag == f"{_TAG}seq":
+            return [part.plain() for part in self.elements()]
+        try:
+            return value(self.node)
+        except DocumentError as error:
+            raise self.error(f"cannot be read: {error.problem}") from error
+
+    def read(self, target: Callable[..., T], *given: Any, **known: Any) -> T:
+        """Call a class or function with the entries of a mapping as its keyword arguments.
+
+        Parameters
+        ----------
+        target : callable
+            Its annotations say what is expected: texts, :class:`Part` for what it reads itself, and whatever
+            else pydantic can check.
+        *given
+            Arguments that do not come from the document; they are the first.
+        **known
+            Further arguments, which replace what the document has for them.
+
+        Raises
+        ------
+        DocumentError
+            If a key is unknown or missing, a value is not what is expected, or the target raises
+            :class:`ValueError`.
+        """
+        function = getattr(target, "__func__", target)
+        taken = len(given) + (function is not target)  # with what a method is bound to
+        expected = dict([*_parameters(function).items()][taken:])
+        entries = self.entries(expected)
+        for name, parameter in expected.items():
+            if parameter.default is parameter.empty and name not in {**entries, **known}:
+                raise self.error(f"the key {name!r} is missing")
+        arguments: dict[str, Any] = dict(known)
+        for name, part in entries.items():
+            if name in known:
+                continue
+            kind = expected[name].annotation
+            if get_origin(kind) is UnionType:  # with None, for a key that may be left out
+                (kind,) = set(get_args(kind)) - {NoneType}
+            if kind is Part:
+                arguments[name] = part
+            else:
+                arguments[name] = part.text() if kind is str else checked(kind, part.plain(), part)
+        try:
+            return target(*given, **arguments)
+        except DocumentError:
+            raise
+        except ValueError as error:
+            raise self.error(str(error)) from error
+
+
+def checked(kind: Callable[..., T], value: Any, part: Part | None = None) -> T:
+    """Return plain values as what pydantic makes of them; ``part`` is where they are from.
+
+    Raises
+    ------
+    DocumentError
+        If they are not what is expected; names the first wrong key and, with a part, its line.
+    """
+    from pydantic import ValidationError
+
+    try:
+        result: T = _adapter(kind).validate_python(value)
+        return result
+    except ValidationError as error:
+        first = error.errors()[0]
+    keys, found, problem = first["loc"], first["input"], first["msg"].removeprefix("Value error, ")
+    problem = problem[:1].lower() + problem[1:]
+    if first["type"] in ("dict_type", "model_type"):
+        problem = "expected a mapping of names to values"
+    node = part.below(*keys).node if part else None
+    if isinstance(node, yaml.ScalarNode) and (isinstance(found, bool) or found is None or found != found):
+        found = node.value  # as it is written
+    if (keys or part) and not isinstance(found, dict) and ", not " not in problem:
+        problem += f", not {quoted(found)}"
+    if part:
+        raise part.error(problem, *keys)
+    raise DocumentError(": ".join(filter(None, (".".join(map(shown, keys)), problem))))
+
+
+@cache
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(target, eval_str=True).parameters
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """What checks values of a kind: a pydantic model by its own rules, anything else strictly."""
+    from pydantic import BaseModel, TypeAdapter
+
+    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return TypeAdapter(kind, config=None if is_model else {"strict": True})
+
+
+def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node]]:
+    """What a mapping or list contains, by key or position."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, value) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from enumerate(node.value)
 
 
 def value(node: yaml.Node) -> Any:

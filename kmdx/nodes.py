@@ -1,25 +1,25 @@
 """The kinds of nodes of a plan. Each is one class: its inputs, its formula, and how it is read and runs.
 
-Plans can use every class that is defined, by the keys in its ``forms``. A reference names a signal: ``NODE``,
-or ``NODE.SOURCE`` for an estimate of a network. Nothing here needs torch until a node runs.
+Plans can use every class that is defined, by the arguments of its ``read``. A reference names a signal:
+``NODE``, or ``NODE.SOURCE`` for an estimate of a network. Nothing here needs torch until a node runs.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from kmdx.errors import quoted, suggest
+from kmdx.documents import Number
+from kmdx.errors import quoted
 
 if TYPE_CHECKING:
-    import yaml
     from torch import Tensor
 
     from kmdx.ensemble import SongSignals
     from kmdx.plan import NetworkUse
-    from kmdx.plan_file import PlanReader
 
 MAX_WEIGHT = 1e6  # of a signal in a sum
 
@@ -32,8 +32,6 @@ class Node(ABC):
 
     Attributes
     ----------
-    forms : tuple of tuple of str
-        Sets of keys that such a node has in a plan.
     kind : str
         What checksums of plans call it; never change it, or finished stems count as made by another plan.
     network : str or None
@@ -45,7 +43,8 @@ class Node(ABC):
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    forms: ClassVar[tuple[tuple[str, ...], ...]]
+    read: ClassVar[Callable[..., Node]]
+    """Makes a node of its keys in a plan, which are keyword arguments; may raise ValueError."""
     kind: ClassVar[str]
     can_be_given: ClassVar[bool] = True
     network: str | None = None
@@ -54,23 +53,6 @@ class Node(ABC):
     def __init_subclass__(cls) -> None:
         KINDS.append(cls)
 
-    @classmethod
-    @abstractmethod
-    def read(
-        cls,
-        reader: PlanReader,
-        entries: Mapping[str, yaml.Node],
-        key: str,
-        networks: Mapping[str, NetworkUse],
-    ) -> Node:
-        """Read one from the entries of a plan; ``key`` is its place, for messages.
-
-        Raises
-        ------
-        PlanError
-            If something is wrong with it.
-        """
-
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
@@ -78,7 +60,7 @@ class Node(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What :meth:`read` reads."""
+        """The entry of a plan from which ``read`` makes the same node."""
 
     @abstractmethod
     def formula(self) -> str:
@@ -109,25 +91,14 @@ class Node(ABC):
 class Estimate(Node):
     """``network`` takes ``signal`` as input; gives one signal ``NODE.SOURCE`` per source."""
 
-    forms: ClassVar = (("network", "hears"),)
     kind: ClassVar[str] = "Hear"
     network: str = field()
     signal: str
 
     @classmethod
-    def read(
-        cls,
-        reader: PlanReader,
-        entries: Mapping[str, yaml.Node],
-        key: str,
-        networks: Mapping[str, NetworkUse],
-    ) -> Estimate:
-        """Read the names of the network and of its input."""
-        network = reader.text(entries["network"], f"{key}.network")
-        if network not in networks:
-            problem = f"no network {quoted(network)}{suggest(network, networks)}"
-            raise reader.fail(entries["network"], f"{key}.network", problem)
-        return cls(network, reader.text(entries["hears"], f"{key}.hears"))
+    def read(cls, network: str, hears: str) -> Estimate:
+        """From the names of the network and of its input."""
+        return cls(network, hears)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -159,28 +130,18 @@ class Estimate(Node):
 class Sum(Node):
     """A weighted sum of signals; with ``denormalize`` then at the level that node removed."""
 
-    forms: ClassVar = (("sum",), ("sum", "denormalize"))
     kind: ClassVar[str] = "Sum"
     terms: Mapping[str, float] = field()
     denormalize: str | None = None
 
     @classmethod
     def read(
-        cls,
-        reader: PlanReader,
-        entries: Mapping[str, yaml.Node],
-        key: str,
-        networks: Mapping[str, NetworkUse],
+        cls, sum: dict[str, Annotated[float, Number(-MAX_WEIGHT, MAX_WEIGHT)]], denormalize: str | None = None
     ) -> Sum:
-        """Read the weights, and the normalized signal."""
-        terms = {
-            name: reader.number(value, f"{key}.sum.{name}", -MAX_WEIGHT, MAX_WEIGHT)
-            for name, value in reader.mapping(entries["sum"], f"{key}.sum").items()
-        }
-        if not terms:
-            raise reader.fail(entries["sum"], f"{key}.sum", "a sum needs at least one signal")
-        back = entries.get("denormalize")
-        return cls(terms, None if back is None else reader.text(back, f"{key}.denormalize"))
+        """From the weights, and the name of the normalized signal."""
+        if not sum:
+            raise ValueError("a sum needs at least one signal")
+        return cls(sum, denormalize)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -237,21 +198,14 @@ class Sum(Node):
 class Normalize(Node):
     """``(signal − mean) / std``, with mean and unbiased std of its mono sum."""
 
-    forms: ClassVar = (("normalize",),)
     kind: ClassVar[str] = "Normalize"
     can_be_given: ClassVar[bool] = False  # its level goes with it
     signal: str
 
     @classmethod
-    def read(
-        cls,
-        reader: PlanReader,
-        entries: Mapping[str, yaml.Node],
-        key: str,
-        networks: Mapping[str, NetworkUse],
-    ) -> Normalize:
-        """Read the name of the signal."""
-        return cls(reader.text(entries["normalize"], f"{key}.normalize"))
+    def read(cls, normalize: str) -> Normalize:
+        """From the name of the signal."""
+        return cls(normalize)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -284,3 +238,13 @@ class Normalize(Node):
             target.div_(signal.new_tensor(level.std))
 
         return {name: song.make(normalize, [self.signal])}
+
+
+def forms() -> dict[tuple[str, ...], type[Node]]:
+    """Every kind of node, by each set of keys that it can have in a plan: the arguments of its ``read``."""
+    found: dict[tuple[str, ...], type[Node]] = {}
+    for kind in KINDS:
+        keys = inspect.signature(kind.read).parameters
+        needed = tuple(name for name, key in keys.items() if key.default is key.empty)
+        found |= {needed: kind, tuple(keys): kind}
+    return found

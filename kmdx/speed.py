@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Annotated
 
-from kmdx.documents import load_yaml
+from kmdx.documents import Number, parse
 from kmdx.errors import PlanError, quoted, suggest
 
 DEFAULT = "leaderboard"
@@ -29,7 +30,7 @@ class Speed:
     """
 
     title: str
-    overlap: float = 1.0
+    overlap: Annotated[float, Number(0, 1)] = 1.0
     cpu_half: bool = False
     force_half: bool = False
 
@@ -38,7 +39,7 @@ class Speed:
 def levels() -> dict[str, Speed]:
     """All levels by name, the slowest first."""
     text = (resources.files("kmdx") / "speeds.yaml").read_text("utf-8")
-    return {name: Speed(**values) for name, values in load_yaml(text).items()}
+    return {name: part.read(Speed) for name, part in parse(text).entries().items()}
 
 
 def get(name: str) -> Speed:

@@ -10,17 +10,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from kmdx.networks import architecture as architectures
+from kmdx.documents import Number
+from kmdx.networks.architecture import MAX_LENGTH
+from kmdx.weights import Weight
 
 if TYPE_CHECKING:
-    import yaml
     from torch import Tensor
 
     from kmdx.device import Runner
-    from kmdx.plan_file import PlanReader
-    from kmdx.weights import Weight
 
 WINDOWS: dict[str, type[Window]] = {}
 """Every way, by its key in a plan."""
@@ -41,26 +40,17 @@ class Window(ABC):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     key: ClassVar[str]
+    read: ClassVar[Callable[..., Window]]
+    """Makes one of a weight, the plan's sample rate and its entries, which are keyword arguments."""
     length: int
     segment: float | None = None
 
     def __init_subclass__(cls) -> None:
         WINDOWS[cls.key] = cls
 
-    @classmethod
-    @abstractmethod
-    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> Window:
-        """Read one from a plan; ``key`` is its place, for messages.
-
-        Raises
-        ------
-        PlanError
-            If something is wrong with it.
-        """
-
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What :meth:`read` reads."""
+        """The entry of a plan from which ``read`` makes the same."""
 
     @property
     @abstractmethod
@@ -111,27 +101,27 @@ class OverlapAdd(Window):
     length: int = field()
 
     @classmethod
-    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> OverlapAdd:
-        """Read the share of overlap, and the segment where the network has none of its own."""
-        entries = reader.mapping(node, key, {"overlap", "segment"})
-        if "overlap" not in entries:
-            raise reader.fail(node, key, "the key 'overlap' is missing")
-        overlap = reader.number(entries["overlap"], f"{key}.overlap", 0, 1)
+    def read(
+        cls,
+        weight: Weight,
+        rate: int,
+        overlap: Annotated[float, Number(0, 1)],
+        segment: Annotated[float, Number(0, 3600)] | None = None,
+    ) -> OverlapAdd:
+        """From the share of overlap, and the segment where the network has none of its own."""
         fixed = _fixed_length(weight)
         own = weight.architecture.get("segment")
-        if "segment" in entries:
-            segment = reader.number(entries["segment"], f"{key}.segment", 0, 3600)
-        elif fixed is not None:
+        if segment is None and fixed is not None:
             segment = fixed / rate
-        elif own is not None:
+        elif segment is None and own is not None:
             segment = float(own)
-        else:
-            raise reader.fail(node, key, "the key 'segment' is missing, and the network has none of its own")
+        if segment is None:
+            raise ValueError("the key 'segment' is missing, and the network has none of its own")
         if fixed is not None and abs(segment * rate - fixed) >= 1:
-            raise reader.fail(node, key, f"{weight.name} hears {fixed} samples at once; leave 'segment' out")
+            raise ValueError(f"{weight.name} takes {fixed} samples at once; leave 'segment' out")
         made = cls(overlap, segment, int(segment * rate) if fixed is None else fixed)
         if made.length < 2 or made.stride < 1:
-            raise reader.fail(node, key, f"an overlap of {overlap:g} of {segment:g} s leaves no stride")
+            raise ValueError(f"an overlap of {overlap:g} of {segment:g} s leaves no stride")
         return made
 
     def settings(self) -> dict[str, Any]:
@@ -180,24 +170,19 @@ class TrimAndJoin(Window):
     trim: int
 
     @classmethod
-    def read(cls, reader: PlanReader, node: yaml.Node, key: str, weight: Weight, rate: int) -> TrimAndJoin:
-        """Read the samples of a chunk and of a trim."""
-        entries = reader.mapping(node, key, {"chunk", "trim"})
-        for name in ("chunk", "trim"):
-            if name not in entries:
-                raise reader.fail(node, key, f"the key {name!r} is missing")
-        most = architectures.MAX_LENGTH
-        chunk = int(reader.number(entries["chunk"], f"{key}.chunk", 1, most + 1, whole=True))
-        trim = int(reader.number(entries["trim"], f"{key}.trim", 0, most, whole=True))
+    def read(
+        cls,
+        weight: Weight,
+        rate: int,
+        chunk: Annotated[int, Number(1, MAX_LENGTH + 1)],
+        trim: Annotated[int, Number(0, MAX_LENGTH)],
+    ) -> TrimAndJoin:
+        """From the samples of a chunk and of a trim."""
         if 2 * trim >= chunk:
-            raise reader.fail(
-                entries["trim"], f"{key}.trim", f"two trims of {trim} leave nothing of {chunk} samples"
-            )
+            raise ValueError(f"two trims of {trim} leave nothing of {chunk} samples")
         fixed = _fixed_length(weight)
         if fixed is not None and chunk != fixed:
-            raise reader.fail(
-                entries["chunk"], f"{key}.chunk", f"{weight.name} hears {fixed} samples at once, not {chunk}"
-            )
+            raise ValueError(f"{weight.name} takes {fixed} samples at once, not {chunk}")
         return cls(chunk, trim)
 
     def settings(self) -> dict[str, Any]:

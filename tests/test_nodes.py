@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from conftest import noise
 from rich.console import Console
 
 from kmdx import Separator, drawing, nodes, picture, plan_file, windows
+from kmdx.documents import Number
 from kmdx.errors import PlanError
 from kmdx.nodes import Node
 from kmdx.windows import Window
@@ -33,15 +34,13 @@ def no_kind_remains() -> Iterator[None]:
 def define_delay() -> type[Node]:
     @dataclass(frozen=True)
     class Delay(Node):
-        forms: ClassVar = (("delay", "samples"),)
         kind: ClassVar[str] = "Delay"
         signal: str
         samples: int
 
         @classmethod
-        def read(cls, reader: Any, entries: Mapping[str, Any], key: str, networks: Mapping[str, Any]) -> Node:
-            samples = reader.number(entries["samples"], f"{key}.samples", 0, 1000, whole=True)
-            return cls(reader.text(entries["delay"], f"{key}.delay"), int(samples))
+        def read(cls, delay: str, samples: Annotated[int, Number(0, 1000)]) -> Node:
+            return cls(delay, samples)
 
         @property
         def inputs(self) -> tuple[str, ...]:
@@ -106,11 +105,11 @@ def test_a_window_of_a_new_kind_is_read_and_run(small: Path, tmp_path: Path) -> 
         length: int
 
         @classmethod
-        def read(cls, reader: Any, node: Any, key: str, weight: Any, rate: int) -> Window:
-            return cls(int(reader.number(node, key, 1, 10**6, whole=True)))
+        def read(cls, weight: Any, rate: int, samples: Annotated[int, Number(1, 10**6)]) -> Window:
+            return cls(samples)
 
-        def settings(self) -> Any:
-            return self.length
+        def settings(self) -> dict[str, Any]:
+            return {"samples": self.length}
 
         @property
         def stride(self) -> int:
@@ -136,7 +135,7 @@ def test_a_window_of_a_new_kind_is_read_and_run(small: Path, tmp_path: Path) -> 
     tree = yaml.safe_load(small.read_text("utf-8"))
     (network,) = tree["networks"].values()
     del network["overlap_add"]
-    network["whole"] = 22_050
+    network["whole"] = {"samples": 22_050}
     network["weights"]["file"] = str(small.with_name("small.ckpt"))
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")

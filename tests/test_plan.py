@@ -220,7 +220,7 @@ def test_nodes_may_stand_in_any_order() -> None:
         ("overlap: 0.25", "overlap: !foo 0.2", "line 2: networks.net.overlap_add.overlap: cannot be read"),
         ("overlap: 0.25", "overlap: !!int abc", "line 2: networks.net.overlap_add.overlap: cannot be read"),
         ("weights: htdemucs", "weights: {file: a, architecture: {type: [a]}}", "the architecture of a: the type is ['a']; expected htdemucs, hdemucs, onnx, tfc_tdf"),
-        ("weights: htdemucs", "weights: {file: a, architecture: {x: !foo 1}}", "architecture: cannot be read"),
+        ("weights: htdemucs", "weights: {file: a, architecture: {x: !foo 1}}", "architecture.x: cannot be read"),
         (
             "weights: htdemucs",
             "weights: {file: a, architecture: {type: htdemucs, sources: [vocals], segment: abc}}",
@@ -300,7 +300,7 @@ def test_a_chunk_that_the_network_does_not_hear_is_refused() -> None:
         "weights: mdx_bass, trim_and_join: {chunk: 1000, trim: 5}",
     )
     text = text.replace("V.vocals", "V.bass")
-    with pytest.raises(PlanError, match="mdx_bass hears 261120 samples at once, not 1000"):
+    with pytest.raises(PlanError, match="mdx_bass takes 261120 samples at once, not 1000"):
         plan_file.parse(text, "small")
     joined = text.replace("trim_and_join: {chunk: 1000, trim: 5}", "overlap_add: {overlap: 0.5}")
     assert plan_file.parse(joined, "small").networks["net"].chunking.length == 261120

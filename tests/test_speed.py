@@ -16,7 +16,7 @@ def test_the_levels_get_faster_one_by_one() -> None:
     overlaps = [level.overlap for level in levels.values()]
     assert overlaps == sorted(overlaps, reverse=True)
     assert len(set(overlaps)) == 3
-    assert [level.loose for level in levels.values()] == [False, False, True]
+    assert [level.force_half for level in levels.values()] == [False, False, True]
     assert len({level.title for level in levels.values()}) == 3
 
 

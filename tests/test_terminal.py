@@ -258,7 +258,7 @@ NO_COMMAND = {"evaluator/sandbox.py", "evaluator/submission_worker.py", "kmdx/bo
 
 
 def sources() -> list[Path]:
-    folders = ("kmdx", "evaluator", "training", "benchmarks", "my_submission")
+    folders = ("kmdx", "evaluator", "training", "benchmarks", "my_submission", "recipes")
     return [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
 
 
@@ -290,7 +290,7 @@ def test_every_command_runs_through_the_terminal(name: str, monkeypatch: pytest.
     [
         ("local_evaluation", "psutil", "evaluator"),
         ("evaluator.compare", "jinja2", "evaluator"),
-        ("training", "pydantic", "training"),
+        ("training", "lightning", "training"),
     ],
 )
 def test_a_command_without_its_extra_names_it_in_one_line(command: str, package: str, extra: str) -> None:

@@ -720,7 +720,7 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
         export.export(run, "My Net", tmp_path)
     with pytest.raises(TrainingError, match="a weight that is known has that name"):
         export.export(run, "mdx_vocals", tmp_path)
-    with pytest.raises(TrainingError, match="no training run"):
+    with pytest.raises(TrainingError, match="not a training run"):
         Run.existing(tmp_path)
 
 
@@ -822,8 +822,8 @@ def test_published_networks_train_on_a_t4_as_documented(stem: str) -> None:
             "--devices 99: this machine has",
         ),
         (["run", "drums", "--data", "x", "-o", "y", "--device", "cpu"], "precision fp16 needs a GPU"),
-        (["export", "nowhere"], "nowhere: no training run"),
-        (["report", "nowhere"], "nowhere: no training run"),
+        (["export", "nowhere"], "nowhere: not a training run"),
+        (["report", "nowhere"], "nowhere: not a training run"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -16,12 +16,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
-from kmdx.documents import read_yaml
-from kmdx.errors import DocumentError, KmdxError, quoted, shown
+from kmdx import documents
+from kmdx.documents import Part
+from kmdx.errors import DocumentError, KmdxError, quoted
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdfConfig
 from training.losses import LOSSES
@@ -296,7 +296,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     Raises
     ------
     TrainingError
-        If there is no such config, or a value is wrong; the key is named.
+        If there is no such config, or a value is wrong; names the line and the key.
     """
     path = Path(name)
     if not path.is_file():
@@ -305,7 +305,8 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
         known = ", ".join(sorted(names()))
         raise TrainingError(f"no config {quoted(name)}: expected a YAML file, or one of {known}")
     try:
-        content = read_yaml(path)
+        root = documents.parse(documents.read_text(path))
+        content = documents.value(root.node)
     except DocumentError as error:
         raise TrainingError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -318,20 +319,15 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
             if not isinstance(part, dict):
                 raise TrainingError(f"{key}: {step} has no keys below it")
         part[last] = value
-    return parse(content, str(path))
+    return parse(content, str(path), None if changes else root)
 
 
-def parse(content: Mapping[str, Any], place: str) -> Config:
-    """Check a config's content; ``place`` is where it comes from, for the message."""
+def parse(content: Mapping[str, Any], place: str, root: Part | None = None) -> Config:
+    """Check a config's content; ``place`` and ``root`` are where it comes from, for the message."""
     try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(shown(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        given = f", not {quoted(first['input'])}" if key and not isinstance(first["input"], dict) else ""
-        raise TrainingError(f"{place}: {key + ': ' if key else ''}{message}{given}") from error
+        return documents.checked(Config, content, root)
+    except DocumentError as error:
+        raise TrainingError(f"{place}: {error}") from error
 
 
 def dump(config: Config) -> str:

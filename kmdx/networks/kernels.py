@@ -13,9 +13,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from kmdx import host
+from kmdx.documents import load_yaml
 from kmdx.host import Processor
 
 
@@ -65,9 +64,7 @@ class Kernels:
 def table() -> list[Kernels]:
     """All entries; the last one fits every processor."""
     text = (resources.files("kmdx") / "kernels.yaml").read_text("utf-8")
-    return [
-        Kernels(**{key: _frozen(value) for key, value in entry.items()}) for entry in yaml.safe_load(text)
-    ]
+    return [Kernels(**{key: _frozen(value) for key, value in entry.items()}) for entry in load_yaml(text)]
 
 
 def choose(found: Processor, entries: Collection[Kernels] | None = None) -> Kernels:

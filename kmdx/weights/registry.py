@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from kmdx.documents import load_yaml
-from kmdx.errors import WeightsError, quoted, shown
+from kmdx.documents import Part, parse
+from kmdx.errors import DocumentError, WeightsError, quoted, shown
 from kmdx.networks import types
 
 MAX_PATH = 1000  # bytes of the path of a weight file
@@ -45,9 +45,9 @@ class DownloadSource:
     def __post_init__(self) -> None:
         """Refuse a size or checksum that no file can have."""
         if self.bytes is not None and self.bytes <= 0:
-            raise WeightsError(f"registry: {self.file}: {self.bytes} bytes is no size")
+            raise WeightsError(f"{self.file}: {self.bytes} bytes is no size")
         if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
-            raise WeightsError(f"registry: {self.file}: {self.sha256!r} is no sha256")
+            raise WeightsError(f"{self.file}: {self.sha256!r} is no sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +191,11 @@ def registry() -> Mapping[str, Weight]:
     WeightsError
         If the registry's file is malformed.
     """
-    content = load_yaml(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
-    weights = {name: _weight(name, entry, content["licenses"]) for name, entry in content["weights"].items()}
-    signatures = [weight.signature for weight in weights.values() if weight.signature]
-    if len(set(signatures)) < len(signatures):
-        raise WeightsError("registry: two weights have the same signature")
-    return MappingProxyType(weights)
+    try:
+        root = parse(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
+        return MappingProxyType(root.read(_weights))
+    except DocumentError as error:
+        raise WeightsError(f"registry: {error}") from error
 
 
 def get(name: str, others: Collection[str] = ()) -> Weight:
@@ -257,22 +256,27 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     )
 
 
-def _weight(name: str, entry: Mapping[str, Any], licenses: Mapping[str, Any]) -> Weight:
-    fields = dict(entry)
+def _weights(licenses: Part, weights: Part, author_folder: str, architectures: Part) -> dict[str, Weight]:
+    """Every weight of the registry's file; its other keys are there for their anchors."""
+    known = licenses.entries()
+    found = {name: _weight(name, part, known) for name, part in weights.entries().items()}
+    signatures = [weight.signature for weight in found.values() if weight.signature]
+    if len(set(signatures)) < len(signatures):
+        raise ValueError("two weights have the same signature")
+    return found
+
+
+def _weight(name: str, part: Part, licenses: Mapping[str, Part]) -> Weight:
+    entries = part.entries()
     try:
-        license = licenses[fields.pop("license")]
-        sources = tuple(_source(source) for source in fields.pop("sources"))
-        return Weight(
-            name=name,
-            license=license["short"],
-            license_note=license["note"],
-            sources=sources,
-            **fields,
-        )
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"registry: the entry {name} is malformed: {error}") from error
+        license = licenses[entries["license"].text()].entries()
+        short, note = license["short"].text(), license["note"].text()
+        sources = tuple(_source(source) for source in entries["sources"].elements())
+    except KeyError as error:
+        raise part.error(f"the key {error} is missing") from error
+    return part.read(Weight, name=name, license=short, license_note=note, sources=sources)
 
 
-def _source(entry: Mapping[str, Mapping[str, Any]]) -> DownloadSource:
-    ((kind, fields),) = entry.items()
-    return _SOURCES[kind](**fields)
+def _source(part: Part) -> DownloadSource:
+    ((kind, fields),) = part.entries(_SOURCES).items()
+    return fields.read(_SOURCES[kind])
