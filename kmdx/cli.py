@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from kmdx import drawing, files, manifest, picture, plan, plan_file, terminal, weights
+from kmdx import drawing, files, manifest, plan, plan_file, terminal, weights
 from kmdx import engine as engines
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.terminal import err, out
@@ -367,7 +367,7 @@ def ensembles_show(
     out.print(drawing.tree(loaded, wanted))
     if svg is not None:
         try:
-            files.write_text(svg, picture.svg(loaded, wanted))
+            files.write_text(svg, drawing.svg(loaded, wanted))
         except OSError as error:
             raise KmdxError(f"{svg} cannot be written: {error.strerror}") from error
         out.print(f"drawn: {escape(str(svg))}")

@@ -1,8 +1,15 @@
-"""Draws a plan in text: a line for each network that runs, and a tree of all signals."""
+"""Draws a plan: a line per network that runs, a tree of all signals, and an SVG picture.
+
+The picture runs from the mixture at the left to the stems at the right. Nodes are in columns, each behind all
+that it comes from. A signal that passes a column has a lane of its own, so that no line is hidden by a box;
+lines from one node share their lanes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
 
 from rich.markup import escape as escape_markup
 from rich.tree import Tree
@@ -10,6 +17,30 @@ from rich.tree import Tree
 from kmdx.plan import MIXTURE, Plan, node_of
 
 DEEPEST = 25  # levels of a tree, so that it fits a line
+
+BOX_WIDTH = 240  # pixels, as all sizes of the picture
+COLUMN = 300  # from one column's left side to the next one's
+GAP = 20  # between boxes
+LANE = 10  # height of a passing line's lane, gap included
+MARGIN = 24
+COLOURS = {"song": "#f2f2f2", "network": "#dbeafe", "sum": "#fef3c7", "stem": "#dcfce7"}
+LINES = ("#64748b", "#0369a1", "#b45309", "#15803d", "#7e22ce", "#be123c", "#0f766e", "#a16207")
+
+Lane = tuple[str, int]
+"""A node's signal where it passes the column of that number."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node in the picture: its kind and its lines of text, the first its name."""
+
+    kind: str
+    lines: tuple[str, ...]
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+        return 12 + 16 * len(self.lines)
 
 
 def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
@@ -53,3 +84,145 @@ def tree(plan: Plan, wanted: Collection[str]) -> Tree:
         parent = branch if level < DEEPEST else above
         branches[name] = (parent.add(label), parent, min(level + 1, DEEPEST))
     return root
+
+
+def svg(plan: Plan, wanted: Collection[str]) -> str:
+    """Draw what the wanted stems need; returns the text of an SVG file."""
+    inputs = {MIXTURE: ()} | {
+        name: tuple(dict.fromkeys(map(node_of, plan.nodes[name].inputs)))
+        for name in plan.order(plan.signals_of(wanted))
+    }
+    columns = _columns(plan, inputs)
+    boxes = {name: _box(plan, name) for name in inputs}
+    middles = _places(boxes, columns, inputs)
+    top = min(middles[name, columns[name]] - boxes[name].height / 2 for name in inputs) - MARGIN
+    bottom = max(middles[name, columns[name]] + boxes[name].height / 2 for name in inputs) + MARGIN
+    width, height = 2 * MARGIN + COLUMN * max(columns.values()) + BOX_WIDTH, bottom - top
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" '
+        f'viewBox="0 {top:.0f} {width} {height:.0f}" font-family="sans-serif">',
+        f'<rect y="{top:.0f}" width="{width}" height="{height:.0f}" fill="white"/>',
+        *_lines(columns, inputs, middles),
+        *(_draw(boxes[name], columns[name], middles[name, columns[name]]) for name in inputs),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int]:
+    """Column of each node: behind all that it comes from; stems last, what only they need before them."""
+    rank: dict[str, int] = {}
+    for name, sources in inputs.items():
+        rank[name] = 1 + max((rank[source] for source in sources), default=-1)
+    last = max(rank.values())
+    stems = set(plan.stems)
+    for name, users in _users(inputs).items():
+        if not users:
+            rank[name] = last
+        elif name != MIXTURE and stems.issuperset(users) and plan.nodes[name].terms is not None:
+            rank[name] = last - 1
+    numbers = {level: number for number, level in enumerate(sorted(set(rank.values())))}
+    return {name: numbers[level] for name, level in rank.items()}
+
+
+def _users(inputs: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """What takes in each node's signal."""
+    users: dict[str, list[str]] = {name: [] for name in inputs}
+    for user, sources in inputs.items():
+        for source in sources:
+            users[source].append(user)
+    return users
+
+
+def _box(plan: Plan, name: str) -> Box:
+    if name == MIXTURE:
+        return Box("song", (MIXTURE,))
+    node = plan.nodes[name]
+    if node.network is not None:
+        use = plan.networks[node.network]
+        return Box("network", (name, node.formula(), use.weight.name, str(use.chunking)))
+    return Box("stem" if name in plan.stems else "sum", (name, *_wrapped(node.formula())))
+
+
+def _wrapped(text: str, width: int = 32) -> Iterator[str]:
+    """Break a formula before its operators."""
+    line = ""
+    for word in text.replace(" + ", "\n+ ").replace(" − ", "\n− ").split("\n"):
+        if line and len(line) + len(word) >= width:
+            yield line
+            line = ""
+        line = f"{line} {word}".strip()
+    yield line
+
+
+def _places(
+    boxes: Mapping[str, Box], columns: Mapping[str, int], inputs: Mapping[str, Collection[str]]
+) -> dict[Lane, float]:
+    """Middle of each box and lane, keyed by node and column, around 0.
+
+    From left to right, everything stands as near as may be to what it comes from, so that few lines cross.
+    """
+    middles: dict[Lane, float] = {}
+    users = _users(inputs)
+    boxed: dict[int, list[str]] = {}
+    passed: dict[int, list[str]] = {}
+    for name, column in columns.items():
+        boxed.setdefault(column, []).append(name)
+        for between in range(column + 1, max((columns[user] for user in users[name]), default=0)):
+            passed.setdefault(between, []).append(name)
+    for column in range(max(columns.values()) + 1):
+        members, passing = boxed.get(column, []), passed.get(column, [])
+        origin = {name: [middles[source, column - 1] for source in inputs[name]] for name in members}
+        origin |= {name: [middles[name, column - 1]] for name in passing}
+        ordered = sorted(origin, key=lambda name: sum(origin[name]) / max(len(origin[name]), 1))
+        heights = [boxes[name].height + GAP if columns[name] == column else LANE for name in ordered]
+        y = -sum(heights) / 2
+        for name, height in zip(ordered, heights, strict=True):
+            middles[name, column] = y + height / 2
+            y += height
+    return middles
+
+
+def _lines(
+    columns: Mapping[str, int], inputs: Mapping[str, Collection[str]], middles: Mapping[Lane, float]
+) -> Iterator[str]:
+    """Lines from each node to those that hear it, straight in its lanes and curved between columns."""
+    for number, (source, users) in enumerate(_users(inputs).items()):
+        colour = LINES[number % len(LINES)]
+        style = f'fill="none" stroke="{colour}" stroke-width="1.3"'
+        end = max((columns[user] for user in users), default=-1)
+        for column in range(columns[source] + 1, end):
+            yield _curve(column, middles[source, column - 1], middles[source, column], style)
+            left, y = MARGIN + COLUMN * column, middles[source, column]
+            yield f'<path d="M {left} {y:.1f} H {left + BOX_WIDTH}" {style}/>'
+        for user in users:
+            column = columns[user]
+            y = middles[user, column]
+            yield _curve(column, middles[source, column - 1], y, style)
+            yield f'<circle cx="{MARGIN + COLUMN * column}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+
+
+def _curve(column: int, start: float, end: float, style: str) -> str:
+    """A curve across the space before a column."""
+    right = MARGIN + COLUMN * column
+    left = right - (COLUMN - BOX_WIDTH)
+    bend = (left + right) / 2
+    return (
+        f'<path d="M {left} {start:.1f} C {bend:.0f} {start:.1f}, {bend:.0f} {end:.1f}, {right} {end:.1f}" '
+        f"{style}/>"
+    )
+
+
+def _draw(box: Box, column: int, middle: float) -> str:
+    """A box with its lines of text."""
+    x, y = MARGIN + COLUMN * column, middle - box.height / 2
+    texts = (
+        f'<text x="{x + 10}" y="{y + 19 + 16 * row:.1f}" '
+        + ('font-size="13" font-weight="bold">' if row == 0 else 'font-size="11.5" fill="#334155">')
+        + f"{escape(line)}</text>"
+        for row, line in enumerate(box.lines)
+    )
+    return (
+        f'<rect x="{x}" y="{y:.1f}" width="{BOX_WIDTH}" height="{box.height}" rx="6" '
+        f'fill="{COLOURS[box.kind]}" stroke="#64748b"/>'
+    ) + "".join(texts)

@@ -853,11 +853,11 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
 
 
 def test_the_drawn_graph_of_the_documentation_is_current() -> None:
-    from kmdx import picture, plan_file
+    from kmdx import drawing, plan_file
 
     loaded = plan_file.load("leaderboard_c")
     drawn = Path(__file__).parents[1] / "docs" / "leaderboard_c.svg"
-    assert drawn.read_text("utf-8") == picture.svg(loaded, loaded.stems)
+    assert drawn.read_text("utf-8") == drawing.svg(loaded, loaded.stems)
 
 
 def test_models_are_listed_verified_and_located(

@@ -14,7 +14,7 @@ import yaml
 from conftest import noise
 from rich.console import Console
 
-from kmdx import Separator, drawing, nodes, picture, plan_file, windows
+from kmdx import Separator, drawing, nodes, plan_file, windows
 from kmdx.documents import Number
 from kmdx.errors import PlanError
 from kmdx.nodes import Node
@@ -78,7 +78,7 @@ def test_a_node_of_a_new_kind_is_run_drawn_and_written(small: Path, tmp_path: Pa
     assert plan.networks_used([stem]) == []
     assert plan_file.parse(plan_file.dump(plan), "again", tmp_path).nodes == plan.nodes
     assert plan.checksum([stem]) != plan.checksum(plan.stems)
-    assert "mixture 7 samples later" in picture.svg(plan, plan.stems)
+    assert "mixture 7 samples later" in drawing.svg(plan, plan.stems)
     console = Console(width=200)
     with console.capture() as capture:
         console.print(drawing.tree(plan, plan.stems))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kmdx import documents, drawing, picture, plan_file
+from kmdx import documents, drawing, plan_file
 from kmdx.errors import PlanError
 from kmdx.networks import architecture
 from kmdx.nodes import Estimate, Normalize, Sum
@@ -341,7 +341,7 @@ def test_all_of_a_long_chain_is_drawn() -> None:
     drawn = io.StringIO()
     Console(file=drawn, width=200).print(drawing.tree(plan, plan.stems))
     assert re.findall(r"s(\d+) = ", drawn.getvalue()) == [str(number) for number in range(1100, -1, -1)]
-    assert picture.svg(plan, plan.stems).count("<rect") == 1 + 1103
+    assert drawing.svg(plan, plan.stems).count("<rect") == 1 + 1103
 
 
 def test_the_order_of_a_plan_made_in_python_has_no_bound() -> None:
