@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
+from evaluator.blend_search.cross_validation import BlendProblem, validate
 from evaluator.blend_search.inner_products import InnerProducts
 from evaluator.blend_search.solving import Constraints, best
-from evaluator.blend_search.validation import BlendProblem, validate
 from kmdx import terminal
 
 SONGS, STEMS, SIGNALS = 150, 4, 10

@@ -34,7 +34,7 @@ from evaluator import layouts
 from evaluator.layouts import MIXTURE, Scan, SongFiles, is_stem_name, key, stem_named
 from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
-from kmdx.documents import Part
+from kmdx.documents import YamlPart
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 
 FILE = "dataset.yaml"
@@ -209,11 +209,11 @@ def _split(description: Description, songs: Sequence[SongFiles]) -> dict[str | N
 
 def _description(
     path: Path,
-    stems: Part,
-    mixture: Part | None = None,
-    ignore: Part | None = None,
-    splits: Part | None = None,
-    uneven: Part | None = None,
+    stems: YamlPart,
+    mixture: YamlPart | None = None,
+    ignore: YamlPart | None = None,
+    splits: YamlPart | None = None,
+    uneven: YamlPart | None = None,
     root: str = "",
 ) -> Description:
     patterns: dict[str, tuple[str, ...]] = {}
@@ -237,7 +237,7 @@ def _description(
     )
 
 
-def _patterns(part: Part) -> tuple[str, ...]:
+def _patterns(part: YamlPart) -> tuple[str, ...]:
     """One pattern or a list of them."""
     found = part.plain()
     patterns = found if isinstance(found, list) else [found]
@@ -249,7 +249,7 @@ def _patterns(part: Part) -> tuple[str, ...]:
     return tuple(key(pattern).removeprefix("./") for pattern in patterns)
 
 
-def _seconds(part: Part) -> float:
+def _seconds(part: YamlPart) -> float:
     number = part.plain()
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_UNEVEN:
         raise part.error(f"expected seconds from 0 to {MAX_UNEVEN:g}, found {quoted(number)}")

@@ -117,12 +117,12 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise DocumentError("not JSON that can be read: nested too deeply") from error
 
 
-def parse(text: str) -> Part:
+def parse(text: str) -> YamlPart:
     """Return the root of a YAML text; errors as for :func:`compose`, and where the text is empty."""
     root = compose(text)
     if root is None:
         raise DocumentError("the file is empty")
-    return Part(root)
+    return YamlPart(root)
 
 
 def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
@@ -174,7 +174,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Part:
+class YamlPart:
     """A part of a YAML document, which knows its line and its key.
 
     Attributes
@@ -188,7 +188,7 @@ class Part:
     node: yaml.Node
     keys: tuple[str | int, ...] = ()
 
-    def below(self, *keys: str | int) -> Part:
+    def below(self, *keys: str | int) -> YamlPart:
         """Return the part that keys lead to from here, as far as it exists."""
         node = self.node
         for key in keys:
@@ -196,7 +196,7 @@ class Part:
             if key not in found:
                 break
             node = found[key]
-        return Part(node, (*self.keys, *keys))
+        return YamlPart(node, (*self.keys, *keys))
 
     def error(self, problem: str, *below: str | int) -> DocumentError:
         """Return an error that names the line and the key of this part, or of what is below it."""
@@ -204,7 +204,7 @@ class Part:
         where = ".".join(map(shown, part.keys))
         return DocumentError(f"{where}: {problem}" if where else problem, part.node.start_mark.line + 1)
 
-    def entries(self, allowed: Collection[str] = ()) -> dict[str, Part]:
+    def entries(self, allowed: Collection[str] = ()) -> dict[str, YamlPart]:
         """Return the parts of a mapping by their keys.
 
         Raises
@@ -215,19 +215,19 @@ class Part:
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("expected a mapping of names to values")
         for node, _ in self.node.value:
-            name, place = node.value, Part(node, self.keys)
+            name, place = node.value, YamlPart(node, self.keys)
             if not name.isprintable() or not 0 < len(name.encode()) <= MAX_KEY:
                 raise place.error(f"{quoted(name)} is no name of 1 to {MAX_KEY} bytes")
             if allowed and name not in allowed:
                 known = ", ".join(sorted(allowed))
                 raise place.error(f"unknown key {quoted(name)}{suggest(name, allowed)}; allowed: {known}")
-        return {str(name): Part(node, (*self.keys, name)) for name, node in _children(self.node)}
+        return {str(name): YamlPart(node, (*self.keys, name)) for name, node in _children(self.node)}
 
-    def elements(self) -> list[Part]:
+    def elements(self) -> list[YamlPart]:
         """Return the parts of a list; raises :class:`DocumentError` if it is none."""
         if not isinstance(self.node, yaml.SequenceNode):
             raise self.error("expected a list")
-        return [Part(node, (*self.keys, place)) for place, node in _children(self.node)]
+        return [YamlPart(node, (*self.keys, place)) for place, node in _children(self.node)]
 
     def text(self) -> str:
         """Return a scalar as it is written: ``1:30`` is a text where a text is expected."""
@@ -252,8 +252,8 @@ class Part:
         Parameters
         ----------
         target : callable
-            Its annotations say what is expected: texts, :class:`Part` for what it reads itself, and whatever
-            else pydantic can check.
+            Its annotations show what is expected: texts, :class:`YamlPart` for what it reads itself, and
+            whatever else pydantic can check.
         *given
             Arguments that do not come from the document; they are the first.
         **known
@@ -279,7 +279,7 @@ class Part:
             kind = expected[name].annotation
             if get_origin(kind) is UnionType:  # with None, for a key that may be left out
                 (kind,) = set(get_args(kind)) - {NoneType}
-            if kind is Part:
+            if kind is YamlPart:
                 arguments[name] = part
             else:
                 arguments[name] = part.text() if kind is str else checked(kind, part.plain(), part)
@@ -291,7 +291,7 @@ class Part:
             raise self.error(str(error)) from error
 
 
-def checked(kind: Callable[..., T], value: Any, part: Part | None = None) -> T:
+def checked(kind: Callable[..., T], value: Any, part: YamlPart | None = None) -> T:
     """Return plain values as what pydantic makes of them; ``part`` is where they are from.
 
     Raises

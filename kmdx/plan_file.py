@@ -32,7 +32,7 @@ from typing import Annotated, Any
 import yaml
 
 from kmdx import documents, weights
-from kmdx.documents import Number, Part
+from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
 from kmdx.networks import types
@@ -140,7 +140,7 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
 class _Reader:
     """Makes a plan of a document; every complaint carries the line and the dotted key."""
 
-    def __init__(self, name: str, folder: Path | None, root: Part) -> None:
+    def __init__(self, name: str, folder: Path | None, root: YamlPart) -> None:
         self.name = name
         self.folder = folder
         self.root = root
@@ -149,9 +149,9 @@ class _Reader:
     def plan(
         self,
         digest: str,
-        networks: Part,
-        signals: Part,
-        stems: Part,
+        networks: YamlPart,
+        signals: YamlPart,
+        stems: YamlPart,
         title: str = "",
         description: str = "",
         sample_rate: Annotated[int, Number(*RATES)] = 44100,
@@ -190,7 +190,7 @@ class _Reader:
             raise self.root.error(f"{held} signals are held at once; the most is {MAX_HELD}")
         return plan
 
-    def network(self, part: Part, rate: int) -> NetworkUse:
+    def network(self, part: YamlPart, rate: int) -> NetworkUse:
         entries = part.entries(("weights", *WINDOWS))
         if "weights" not in entries:
             raise part.error("the key 'weights' is missing")
@@ -211,7 +211,7 @@ class _Reader:
             raise part.error(f"{chunking}: {excess}")
         return NetworkUse(weight, chunking)
 
-    def weight(self, part: Part) -> Weight:
+    def weight(self, part: YamlPart) -> Weight:
         if isinstance(part.node, yaml.MappingNode):
             return part.read(self.own_weight)
         name = part.text()
@@ -227,7 +227,7 @@ class _Reader:
         return weights.own(path if self.folder is None else self.folder / path, architecture)
 
 
-def _node(part: Part) -> Node:
+def _node(part: YamlPart) -> Node:
     known = forms()
     entries = part.entries({key for form in known for key in form})
     for form, kind in known.items():
@@ -237,7 +237,7 @@ def _node(part: Part) -> Node:
     raise part.error(f"expected {', '.join(others)} or {last}, not {{{listed(entries)}}}")
 
 
-def _check_names(places: Mapping[str, Part], stems: Collection[str]) -> None:
+def _check_names(places: Mapping[str, YamlPart], stems: Collection[str]) -> None:
     """Check names of nodes, and that stems can be files of their own wherever they are written."""
     files: dict[str, str] = {_file_name(name): name for name in (MIXTURE, ACCOMPANIMENT)}
     for name, part in places.items():
@@ -256,7 +256,7 @@ def _check_names(places: Mapping[str, Part], stems: Collection[str]) -> None:
 
 
 def _check_references(
-    places: Mapping[str, Part], nodes: Mapping[str, Node], networks: Mapping[str, NetworkUse]
+    places: Mapping[str, YamlPart], nodes: Mapping[str, Node], networks: Mapping[str, NetworkUse]
 ) -> None:
     known = {MIXTURE: None}
     for name, node in nodes.items():
@@ -275,7 +275,7 @@ def _check_references(
             raise places[name].error(fault[1], fault[0])
 
 
-def _check_cycles(places: Mapping[str, Part], nodes: Mapping[str, Node]) -> None:
+def _check_cycles(places: Mapping[str, YamlPart], nodes: Mapping[str, Node]) -> None:
     graph = {name: map(node_of, node.inputs) for name, node in nodes.items()}
     try:
         graphlib.TopologicalSorter(graph).prepare()

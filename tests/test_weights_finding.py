@@ -16,7 +16,7 @@ from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights import Weight, finding, verifying
 from kmdx.weights import registry as real_registry
 from kmdx.weights.folder import where
-from kmdx.weights.records import PulledFile, add_record, records
+from kmdx.weights.pulled_files import PulledFile, add_record, records
 from kmdx.weights.registry import HttpSource, HubSource
 
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}

@@ -33,7 +33,7 @@ from kmdx.errors import DownloadError, KmdxWarning, WeightsError
 from kmdx.weights import Weight, download, fetching
 from kmdx.weights import folder as folder_module
 from kmdx.weights.folder import locked
-from kmdx.weights.records import PulledFile, add_record, records
+from kmdx.weights.pulled_files import PulledFile, add_record, records
 from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from kmdx import documents
-from kmdx.documents import Part
+from kmdx.documents import YamlPart
 from kmdx.errors import DocumentError, KmdxError, quoted
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdfConfig
@@ -322,7 +322,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     return parse(content, str(path), None if changes else root)
 
 
-def parse(content: Mapping[str, Any], place: str, root: Part | None = None) -> Config:
+def parse(content: Mapping[str, Any], place: str, root: YamlPart | None = None) -> Config:
     """Check a config's content; ``place`` and ``root`` are where it comes from, for the message."""
     try:
         return documents.checked(Config, content, root)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from evaluator.blend_search.collection import Collection, StemProducts
+from evaluator.blend_search.cross_validation import BlendProblem, Validation, check_folds, validate
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.solving import Constraints, flat_ridge
-from evaluator.blend_search.validation import BlendProblem, Validation, check_folds, validate
 from kmdx.errors import KmdxError
 
 DIGITS = 6  # of a weight in a plan

@@ -24,7 +24,7 @@ from pathlib import Path
 from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights.checksum import file_sha256
 from kmdx.weights.folder import models_folder
-from kmdx.weights.records import record_of, records
+from kmdx.weights.pulled_files import record_of, records
 from kmdx.weights.registry import LARGEST, Weight, registry
 
 _CHECKSUM_IN_NAME = re.compile(r"-([0-9a-f]{8})\.th$")

@@ -19,7 +19,7 @@ from kmdx.weights.download import Fetched, Progress, Unreachable, one_line
 from kmdx.weights.fetching import fetch
 from kmdx.weights.folder import locked, models_folder
 from kmdx.weights.progress import progress_bar
-from kmdx.weights.records import PulledFile, add_record, today
+from kmdx.weights.pulled_files import PulledFile, add_record, today
 from kmdx.weights.registry import DownloadSource, HttpSource, Weight
 from kmdx.weights.verifying import status
 

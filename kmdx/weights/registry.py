@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from kmdx.documents import Part, parse
+from kmdx.documents import YamlPart, parse
 from kmdx.errors import DocumentError, WeightsError, quoted, shown
 from kmdx.networks import types
 
@@ -256,7 +256,9 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     )
 
 
-def _weights(licenses: Part, weights: Part, author_folder: str, architectures: Part) -> dict[str, Weight]:
+def _weights(
+    licenses: YamlPart, weights: YamlPart, author_folder: str, architectures: YamlPart
+) -> dict[str, Weight]:
     """Every weight of the registry's file; its other keys are there for their anchors."""
     known = licenses.entries()
     found = {name: _weight(name, part, known) for name, part in weights.entries().items()}
@@ -266,7 +268,7 @@ def _weights(licenses: Part, weights: Part, author_folder: str, architectures: P
     return found
 
 
-def _weight(name: str, part: Part, licenses: Mapping[str, Part]) -> Weight:
+def _weight(name: str, part: YamlPart, licenses: Mapping[str, YamlPart]) -> Weight:
     entries = part.entries()
     try:
         license = licenses[entries["license"].text()].entries()
@@ -277,6 +279,6 @@ def _weight(name: str, part: Part, licenses: Mapping[str, Part]) -> Weight:
     return part.read(Weight, name=name, license=short, license_note=note, sources=sources)
 
 
-def _source(part: Part) -> DownloadSource:
+def _source(part: YamlPart) -> DownloadSource:
     ((kind, fields),) = part.entries(_SOURCES).items()
     return fields.read(_SOURCES[kind])

@@ -11,7 +11,7 @@ from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.finding import FoundWeight, contradiction, find_quietly, missing_message
 from kmdx.weights.folder import models_folder
 from kmdx.weights.loading import Checkpoint, load
-from kmdx.weights.records import PulledFile, record_of
+from kmdx.weights.pulled_files import PulledFile, record_of
 from kmdx.weights.registry import Weight, registry
 
 
