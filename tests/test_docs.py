@@ -1,5 +1,7 @@
+import csv
 import re
 import shlex
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,16 @@ def test_the_readme_shows_the_published_scores_of_leaderboard_c() -> None:
             2:-1
         ]
         assert [float(number) for number in numbers] == scores
+
+
+def test_the_readme_shows_the_measured_scores_of_ensembles() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    with (ROOT / "recipes/mini/scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file) if (row["set"], row["way"]) == ("musdb18-excerpts", "plan")
+        ]
+    mini = statistics.fmean(float(row["sdr"]) for row in rows)
+    measured = (ROOT / "benchmarks/results/2026-11.md").read_text("utf-8")
+    htdemucs = float(re.findall(r"^\| mean \| ([\d.]+) ", measured, re.MULTILINE)[0])
+    assert re.search(rf"^\| `mini` .*\| {mini:.2f} dB on", readme, re.MULTILINE)
+    assert re.search(rf"^\| `htdemucs` .*\| {htdemucs:.2f} dB on", readme, re.MULTILINE)
