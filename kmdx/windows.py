@@ -16,10 +16,10 @@ from kmdx.networks import architecture as architectures
 
 if TYPE_CHECKING:
     import yaml
-    from torch import Tensor
 
     from kmdx.device import Runner
     from kmdx.plan_file import PlanReader
+    from kmdx.signals import Signal
     from kmdx.weights import Weight
 
 WINDOWS: dict[str, type[Window]] = {}
@@ -73,7 +73,7 @@ class Window(ABC):
 
     @abstractmethod
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """Fill ``estimates``, ``(2, samples)`` per source, from ``signal``; call ``advance`` per window."""
 
@@ -152,7 +152,7 @@ class OverlapAdd(Window):
         return self if self.overlap <= overlap else replace(self, overlap=overlap)
 
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """See :func:`kmdx.chunking.overlap_add`."""
         from kmdx import chunking
@@ -219,7 +219,7 @@ class TrimAndJoin(Window):
         return samples // self.stride + 1
 
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """See :func:`kmdx.chunking.trim_and_join`."""
         from kmdx import chunking

@@ -777,7 +777,7 @@ def test_inner_products_are_those_of_whole_signals(
     assert stem.published == pytest.approx([0.6, 0.2, 0.2])
     assert whole.costs.keys() == {"V", "W", "D"}
     assert all(cost > 0 for cost in whole.costs.values())
-    monkeypatch.setattr(inner_products.scratch, "BLOCK", 1000)
+    monkeypatch.setattr("kmdx.signals.BLOCK", 1000)
     rows = [truth, *(found[name] for name in stem.signals)]
     for name, value in vars(inner_products.measure(rows[0], rows[1:])).items():
         assert value[0] == pytest.approx(getattr(stem.products, name)[number], rel=1e-6, abs=1e-9), name
