@@ -18,7 +18,7 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from evaluator.sound_files import Form, form_of, read_together
-from kmdx import audio, decoding, ffmpeg, scratch
+from kmdx import audio, decoding, ffmpeg, signals
 from kmdx.errors import AudioError, reason
 from kmdx.inputs import COMPRESSED, EXTENSIONS
 
@@ -127,7 +127,7 @@ def read(sources: Sequence[AudioSource], target: Form, what: str) -> NDArray[np.
         samples = audio.read(sources[0].path, stream=sources[0].stream or 0, accept_holes=False).samples
         if not target.samples or samples.shape == (target.samples, target.channels):
             return samples
-    total = scratch.empty((target.samples, target.channels))
+    total = signals.empty((target.samples, target.channels))
     position = 0
     for block in blocks(sources, target):
         total[position : position + len(block)] = block

@@ -5,7 +5,7 @@ Conventions
 An array of samples has shape ``(samples, channels)``, the shape ``soundfile`` gives: float32, full
 scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
 :class:`~kmdx.errors.AudioError`. An array too long to be held in memory is stored in a scratch file
-(:mod:`kmdx.scratch`); reading, resampling and writing go through it a block at a time.
+(:mod:`kmdx.signals`); reading, resampling and writing go through it a block at a time.
 
 Reading is the work of :mod:`kmdx.decoding`, which says what decodes what, and what becomes of damage.
 """
@@ -25,7 +25,7 @@ import numpy.typing as npt
 import soundfile as sf
 import soxr
 
-from . import decoding, holes, scratch
+from . import decoding, holes, signals
 from .encoding import FORMATS, check_format, encode
 from .errors import AudioError, KmdxWarning
 from .errors import reason as _reason
@@ -95,7 +95,7 @@ def check(
     array = _as_float32(array)
     peak = _peak(array)
     if not math.isfinite(peak):
-        finite = np.concatenate([np.isfinite(block).all(axis=1) for block in scratch.blocks(array)])
+        finite = np.concatenate([np.isfinite(block).all(axis=1) for block in signals.blocks(array)])
         first = int(np.argmin(finite))
         where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
         raise AudioError(
@@ -197,16 +197,16 @@ def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | Non
     samples = np.asarray(samples, dtype=np.float32)
     if rate_in == rate_out and length in (None, len(samples)):
         return samples
-    blocks = scratch.blocks(samples) if rate_in == rate_out else _resample(samples, rate_in, rate_out)
+    blocks = signals.blocks(samples) if rate_in == rate_out else _resample(samples, rate_in, rate_out)
     if length is not None:
         blocks = _fit(blocks, length, samples.shape[1])
-    return scratch.join(blocks, expected=samples.nbytes / rate_in * rate_out)
+    return signals.join(blocks, expected=samples.nbytes / rate_in * rate_out)
 
 
 def _resample(samples: np.ndarray, rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
     """Blocks at another rate, the last of which may be empty: together what soxr makes of the whole."""
     stream = soxr.ResampleStream(rate_in, rate_out, samples.shape[1], quality="VHQ")
-    for block in scratch.blocks(samples):
+    for block in signals.blocks(samples):
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(samples[:0], last=True)
 
@@ -320,9 +320,9 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.float32 and array.flags.c_contiguous:
         return array
     full_scale = np.float32(1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max + 1)
-    converted = scratch.empty(array.shape)
+    converted = signals.empty(array.shape)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which its peak shows
-        for target, block in zip(scratch.blocks(converted), scratch.blocks(array), strict=True):
+        for target, block in zip(signals.blocks(converted), signals.blocks(array), strict=True):
             np.divide(block, full_scale, out=target, casting="same_kind")
     return converted
 
@@ -334,7 +334,7 @@ def _remove(path: Path) -> None:
 
 def _peak(array: np.ndarray) -> float:
     """The largest absolute sample; NaN or infinite if one is."""
-    return float(np.max([(block.max(), -block.min()) for block in scratch.blocks(array)]))
+    return float(np.max([(block.max(), -block.min()) for block in signals.blocks(array)]))
 
 
 def _refuse_no_file(target: Path) -> None:

@@ -1,9 +1,8 @@
 """How a signal of any length goes through a network that hears a few seconds at a time.
 
-Signals are float32 ``(2, samples)``, wherever they lie: on the device that computes, in memory, or in a
-scratch file. A span of many windows is brought to the device at once, its windows run in batches and are
-put together there, and what is complete goes back: memory does not grow with the song. The estimates do
-not depend on how the windows were grouped. ``advance`` is called after every window with nothing; it counts.
+A span of many windows is brought to the device at once, its windows run in batches and are put together
+there, and what is complete goes back: memory does not grow with the song. The estimates do not depend on how
+the windows were grouped. ``advance`` is called without arguments after every window.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from kmdx import scratch
 from kmdx.device import Runner
+from kmdx.signals import Signal
 
 SPAN = 2**22  # samples on the device at a time: 95 s at 44.1 kHz
 
@@ -24,8 +22,8 @@ Advance = Callable[[], None]
 
 def overlap_add(
     runner: Runner,
-    signal: Tensor,
-    estimates: Sequence[Tensor],
+    signal: Signal,
+    estimates: Sequence[Signal],
     length: int,
     stride: int,
     advance: Advance = lambda: None,
@@ -40,9 +38,9 @@ def overlap_add(
     ----------
     runner : Runner
         The network.
-    signal : Tensor
+    signal : Signal
         ``(2, samples)``.
-    estimates : sequence of Tensor
+    estimates : sequence of Signal
         ``(2, samples)`` for each source, to be filled.
     length, stride : int
         Samples of a segment, and between the starts of two.
@@ -51,7 +49,7 @@ def overlap_add(
 
     Source: Demucs' ``apply_model`` with ``shifts=0, split=True`` and a transition power of 1.
     """
-    samples = signal.shape[-1]
+    samples = signal.length
     rising = torch.arange(1, length // 2 + 1)
     falling = torch.arange(length - length // 2, 0, -1)
     window = torch.cat([rising, falling]).to(runner.device, torch.float32)
@@ -73,13 +71,13 @@ def overlap_add(
         done = complete - first
         left_over = sums[..., done:].clone()
         _put(total[..., :done].div_(weight[:, :done]), estimates, first)
-        _settle(signal, *estimates)
+        _release(signal, *estimates)
 
 
 def trim_and_join(
     runner: Runner,
-    signal: Tensor,
-    estimates: Sequence[Tensor],
+    signal: Signal,
+    estimates: Sequence[Signal],
     chunk: int,
     trim: int,
     advance: Advance = lambda: None,
@@ -93,9 +91,9 @@ def trim_and_join(
     ----------
     runner : Runner
         The network.
-    signal : Tensor
+    signal : Signal
         ``(2, samples)``.
-    estimates : sequence of Tensor
+    estimates : sequence of Signal
         ``(2, samples)`` for each source, to be filled.
     chunk, trim : int
         Samples of a chunk, and dropped at each of its ends.
@@ -104,23 +102,23 @@ def trim_and_join(
 
     Source: the published submission, which has it from KUIELab-MDX-Net.
     """
-    samples = signal.shape[-1]
+    samples = signal.length
     keep = chunk - 2 * trim
     starts = range(0, samples + 1, keep)  # one more where they divide evenly
     for group in _groups(starts, max(1, SPAN // keep)):
-        heard = _span(signal, group[0] - trim, group[-1] - trim + chunk, runner.device)
+        heard = signal.span(group[0] - trim, group[-1] - trim + chunk, runner.device)
         windows = [heard[:, start - group[0] :][:, :chunk] for start in group]
         for start, estimate in zip(group, _batches(runner, windows, advance), strict=True):
             kept = estimate[..., trim : chunk - trim][..., : max(0, samples - start)]
             _put(kept, estimates, start)
-        _settle(signal, *estimates)
+        _release(signal, *estimates)
 
 
 def _run(
-    runner: Runner, signal: Tensor, starts: Sequence[int], length: int, advance: Advance
+    runner: Runner, signal: Signal, starts: Sequence[int], length: int, advance: Advance
 ) -> Iterator[tuple[int, Tensor]]:
     """Estimates ``(sources, 2, …)`` of segments, each heard at the length that the network needs."""
-    samples = signal.shape[-1]
+    samples = signal.length
     fixed = runner.network.length
     places = []  # of each segment: where it begins, what is heard before it, its own samples
     for start in starts:
@@ -129,7 +127,7 @@ def _run(
         places.append((start, missing // 2, own, own + missing))
     first = min(start - before for start, before, _, _ in places)
     end = max(start - before + heard for start, before, _, heard in places)
-    span = _span(signal, first, end, runner.device)
+    span = signal.span(first, end, runner.device)
     windows = [span[:, start - before - first :][:, :heard] for start, before, _, heard in places]
     for (start, before, own, _), estimate in zip(places, _batches(runner, windows, advance), strict=True):
         yield start, estimate[..., before : before + own]
@@ -156,21 +154,12 @@ def _groups(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield starts[begin : begin + size]
 
 
-def _span(signal: Tensor, first: int, end: int, device: torch.device) -> Tensor:
-    """Samples ``first`` to ``end`` of a signal on the device, zeros beyond its ends."""
-    samples = signal.shape[-1]
-    inside = signal[:, max(first, 0) : min(end, samples)].to(device, torch.float32)
-    return F.pad(inside, (max(-first, 0), max(end - samples, 0)))
-
-
-def _put(values: Tensor, estimates: Sequence[Tensor], start: int) -> None:
+def _put(values: Tensor, estimates: Sequence[Signal], start: int) -> None:
     """Write ``(sources, 2, n)`` into the signals they belong to."""
     for estimate, source in zip(estimates, values, strict=True):
-        estimate[:, start : start + source.shape[-1]] = source
+        estimate.put(start, source)
 
 
-def _settle(*signals: Tensor) -> None:
-    """Let signals in scratch files leave the memory."""
+def _release(*signals: Signal) -> None:
     for signal in signals:
-        if signal.device.type == "cpu":
-            scratch.release(signal.numpy())
+        signal.release()

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile as sf
 
-from . import containers, ffmpeg, scratch
+from . import containers, ffmpeg, signals
 from .containers import Part
 from .errors import AudioError, reason
 from .holes import DecodedSong, Request, changed
@@ -65,9 +65,9 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
         with sound:
             wanted = min(sound.frames, song.end(sound.samplerate))
             blocks = _decode_sndfile(song, parts[0], sound)
-            samples = scratch.join(blocks, expected=4 * sound.channels * wanted)
+            samples = signals.join(blocks, expected=4 * sound.channels * wanted)
     else:
-        samples = scratch.join(_decode_parts(song, parts))
+        samples = signals.join(_decode_parts(song, parts))
     for part in parts:
         part.view.raise_failure()
     song.finish()

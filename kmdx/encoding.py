@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 
-from . import scratch
+from . import signals
 from .errors import AudioError
 from .tags import TagError, Tags, id3, write_flac
 
@@ -132,7 +132,7 @@ def _encode_wav(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
         _encode_sndfile(sink, samples, rate, format)
         return ""
     sink.write(_float_header(len(samples), samples.shape[1], rate, long))
-    for block in scratch.blocks(samples):
+    for block in signals.blocks(samples):
         sink.write(block.astype("<f4").tobytes())
         sink.raise_failure()
     return ""
@@ -182,7 +182,7 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
     options = {"compression_level": 0, "bitrate_mode": "CONSTANT"}
     with _sndfile(sink, samples, rate, format, **options) as sound:
         sound.write(np.zeros((before, samples.shape[1])))
-        for block in scratch.blocks(samples):
+        for block in signals.blocks(samples):
             sound.write(gain * block.clip(-1, 1))  # LAME ends the whole process on samples of 1e9
         sound.write(np.zeros((after, samples.shape[1])))
     _note_padding(sink, before, after)
@@ -219,7 +219,7 @@ def _crc16(data: bytes) -> int:
 
 def _encode_sndfile(sink: _Sink, samples: np.ndarray, rate: int, format: Format) -> None:
     with _sndfile(sink, samples, rate, format) as sound:
-        for block in scratch.blocks(samples):
+        for block in signals.blocks(samples):
             sound.write(block)
 
 

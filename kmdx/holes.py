@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import scratch
+from . import signals
 from .errors import AudioError, KmdxWarning
 
 MAX_HOLES = 5.0  # seconds of a song that may be missing
@@ -101,8 +101,8 @@ class DecodedSong:
             self.holes.append(wanted_hole)
             if not self.request.accept_holes or sum(map(len, self.holes)) > MAX_HOLES * self.rate:
                 raise self._too_damaged()
-        for begin in range(0, len(wanted), scratch.BLOCK):
-            yield np.zeros((min(scratch.BLOCK, len(wanted) - begin), channels), np.float32)
+        for begin in range(0, len(wanted), signals.BLOCK):
+            yield np.zeros((min(signals.BLOCK, len(wanted) - begin), channels), np.float32)
 
     def check_missing(self, count: int) -> None:
         """Find out whether the song may lack the next `count` samples, before they are known exactly.

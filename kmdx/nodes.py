@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kmdx.ensemble import SongSignals
     from kmdx.plan import NetworkUse
+    from kmdx.signals import Signal
 
 MAX_WEIGHT = 1e6  # of a signal in a sum
 
@@ -71,7 +72,7 @@ class Node(ABC):
         """The same node with new names for some references."""
 
     @abstractmethod
-    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Compute its signals ``(2, samples)``, by reference."""
 
     def outputs(self, name: str, networks: Mapping[str, NetworkUse]) -> tuple[str, ...]:
@@ -121,7 +122,7 @@ class Estimate(Node):
         """One per source of the network."""
         return tuple(f"{name}.{source}" for source in networks[self.network].sources)
 
-    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Run the network."""
         return song.estimate(name, self.network, self.signal)
 
@@ -179,7 +180,7 @@ class Sum(Node):
         """The mixture's, where it is restored."""
         return below if self.denormalize is None else {None}
 
-    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Add up, and restore the level."""
         first, *others = self.terms.values()
         level = None if self.denormalize is None else song.levels[self.denormalize]
@@ -228,7 +229,7 @@ class Normalize(Node):
         """Its own."""
         return {name, *below - {None}}
 
-    def run(self, name: str, song: SongSignals) -> dict[str, Tensor]:
+    def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Measure the level, and remove it."""
         level = song.measure(name, self.signal)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, host, plan, plan_file, scratch, weights
+from kmdx import audio, ensemble, host, plan, plan_file, weights
 from kmdx import device as devices
 from kmdx import engine as engines
 from kmdx import precision as precisions
@@ -25,6 +25,7 @@ from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
+from kmdx.signals import Signal, blocks, empty
 
 Stems = dict[str, NDArray[np.float32]]
 
@@ -315,17 +316,17 @@ class Separator:
         resampled = audio.resample(song, rate, self.plan.sample_rate)
         if len(resampled) < 2:
             raise AudioError(f"{count} samples at {rate} Hz are too short to separate")
-        mixture = torch.from_numpy(_stereo(resampled))
+        mixture = Signal.from_samples(resampled)
         del resampled
         given = {
-            name: torch.from_numpy(_stereo(audio.resample(signal, rate, self.plan.sample_rate)))
+            name: Signal.from_samples(audio.resample(signal, rate, self.plan.sample_rate))
             for name, signal in (known or {}).items()
         }
         self.cache.refresh_budget()
         heap = host.warm_heap() if self.device.type == "cpu" else nullcontext()
         try:
             with heap, devices.limited(self.device, self.cache.limit), precisions.exact():
-                signals = self._run(mixture, names, progress, given)
+                made = self._run(mixture, names, progress, given)
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -338,17 +339,17 @@ class Separator:
         del mixture
         found = {}
         for name in names:
-            samples = _channels(signals.pop(name), channels)
+            samples = made.pop(name).to_samples(channels)
             found[name] = audio.resample(samples, self.plan.sample_rate, rate, count)
         return found
 
     def _run(
         self,
-        mixture: torch.Tensor,
+        mixture: Signal,
         names: Collection[str],
         progress: Progress | None,
-        known: Mapping[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        known: Mapping[str, Signal],
+    ) -> dict[str, Signal]:
         """Run the plan, once more in fp32 if half precision overflows; the next song is in half again."""
         try:
             return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
@@ -367,7 +368,7 @@ class Separator:
                 self.cache.replace(half)
         raise self._not_finite(failed, mixture)
 
-    def _not_finite(self, name: str, mixture: torch.Tensor) -> NetworkError:
+    def _not_finite(self, name: str, mixture: Signal) -> NetworkError:
         """What to tell of a network that gave NaN or infinity in fp32."""
         weight = self.plan.networks[name].weight
         file = str(weights.find(weight, self.folder).path)
@@ -375,7 +376,7 @@ class Separator:
             check = "use another file"
         else:
             file, check = f"{weight.name} in {file}", f"check it with `kmdx models verify {weight.name}`"
-        peak = float(mixture.abs().max())
+        peak = mixture.peak()
         loud = f"; or the song is too loud: it peaks at {peak:.3g}, expected about 1" if peak > LOUD else ""
         return NetworkError(
             f"network {name} gave NaN or infinity in fp32; its weights, {file}, are damaged "
@@ -406,25 +407,9 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
         )
 
 
-def _stereo(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn ``(samples, channels)`` into ``(2, samples)``, one channel into two equal ones."""
-    channels = scratch.empty((2, len(samples)))
-    for target, source in zip(scratch.blocks(channels.T), scratch.blocks(samples), strict=True):
-        target[:] = source
-    return channels
-
-
-def _channels(signal: torch.Tensor, channels: int) -> NDArray[np.float32]:
-    """Turn ``(2, samples)`` into an array ``(samples, channels)``, folding to the mean for one channel."""
-    samples = scratch.empty((signal.shape[-1], channels))
-    for target, source in zip(scratch.blocks(samples), scratch.blocks(signal.cpu().numpy().T), strict=True):
-        target[:] = source if channels == 2 else source.mean(1, keepdims=True)
-    return samples
-
-
 def _difference(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """The first array minus the second."""
-    result = scratch.empty(first.shape)
-    for target, minuend, subtrahend in zip(*map(scratch.blocks, (result, first, second)), strict=True):
+    result = empty(first.shape)
+    for target, minuend, subtrahend in zip(*map(blocks, (result, first, second)), strict=True):
         np.subtract(minuend, subtrahend, out=target)
     return result

@@ -17,9 +17,8 @@ from kmdx.networks.architecture import MAX_LENGTH
 from kmdx.weights import Weight
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kmdx.device import Runner
+    from kmdx.signals import Signal
 
 WINDOWS: dict[str, type[Window]] = {}
 """Every way, by its key in a plan."""
@@ -63,7 +62,7 @@ class Window(ABC):
 
     @abstractmethod
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """Fill ``estimates``, ``(2, samples)`` per source, from ``signal``; call ``advance`` per window."""
 
@@ -142,7 +141,7 @@ class OverlapAdd(Window):
         return self if self.overlap <= overlap else replace(self, overlap=overlap)
 
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """See :func:`kmdx.chunking.overlap_add`."""
         from kmdx import chunking
@@ -204,7 +203,7 @@ class TrimAndJoin(Window):
         return samples // self.stride + 1
 
     def run(
-        self, runner: Runner, signal: Tensor, estimates: Sequence[Tensor], advance: Callable[[], None]
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
         """See :func:`kmdx.chunking.trim_and_join`."""
         from kmdx import chunking

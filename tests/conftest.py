@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from kmdx import scratch
+from kmdx import signals
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -118,8 +118,8 @@ def decibels(reference: np.ndarray | torch.Tensor, estimate: np.ndarray | torch.
 
 
 def is_scratch(array: np.ndarray) -> bool:
-    """Whether an array lies in a scratch file."""
-    return scratch._mapping_of(array) is not None
+    """Whether an array is in a scratch file."""
+    return signals._mapping_of(array) is not None
 
 
 def shared(*parts: str) -> Path:

@@ -14,7 +14,7 @@ import soundfile as sf
 import soxr
 from conftest import is_scratch
 
-from kmdx import audio, decoding, encoding, scratch
+from kmdx import audio, decoding, encoding, signals
 from kmdx.errors import AudioError
 
 RATE = 44100
@@ -594,7 +594,7 @@ def test_a_read_only_folder(tmp_path):
 @pytest.fixture
 def long(monkeypatch) -> None:
     """Whatever is longer than 0.05 s is long."""
-    monkeypatch.setattr(scratch, "LIMIT", 8 * RATE // 20)
+    monkeypatch.setattr(signals, "LIMIT", 8 * RATE // 20)
     monkeypatch.setattr(decoding, "DECODED", 1000)
 
 
@@ -632,7 +632,7 @@ def test_nan_is_located_in_a_long_sound(tmp_path, long, place):
     sf.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
     expected = f"NaN or infinity in 1 of 22050 samples, the first at {place / RATE:.3f} s"
     assert expected in refusal(audio.read, tmp_path / "a.wav")
-    many = np.zeros((3 * scratch.BLOCK, 1), np.float32)
+    many = np.zeros((3 * signals.BLOCK, 1), np.float32)
     many[[-7, -5]] = np.inf
     assert f"in 2 of {len(many)} samples, the first at sample {len(many) - 7}" in refusal(
         audio.check, many, "a song"
@@ -668,7 +668,7 @@ def test_a_long_array_of_another_kind(long, given, scale, channels):
     ("rate_in", "rate_out"),
     [(48000, 44100), (44100, 48000), (96000, 44100), (44100, 192000), (8000, 44100), (44100, 44101)],
 )
-@pytest.mark.parametrize("length", [2, 3 * scratch.BLOCK, 3 * scratch.BLOCK + 17])
+@pytest.mark.parametrize("length", [2, 3 * signals.BLOCK, 3 * signals.BLOCK + 17])
 def test_resampling_in_blocks_is_resampling_at_once(rate_in, rate_out, length):
     samples = np.random.default_rng(0).uniform(-1, 1, (length, 2)).astype(np.float32)
     expected = soxr.resample(samples, rate_in, rate_out, quality="VHQ")
@@ -697,7 +697,7 @@ def test_resampling_a_long_array_fills_a_scratch_file(request):
 @pytest.mark.parametrize("format", audio.FORMATS)
 def test_a_scratch_array_is_written_like_any_other(tmp_path, format):
     samples = beyond_full_scale()
-    held = scratch.empty(samples.shape, limit=0)
+    held = signals.empty(samples.shape, limit=0)
     held[:] = samples
     peaks = audio.write_all({tmp_path / "ours": held, tmp_path / "theirs": samples}, RATE, format)
     assert peaks == {tmp_path / "ours": 1e9, tmp_path / "theirs": 1e9}
@@ -708,12 +708,12 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from kmdx import audio, decoding, encoding, scratch
+from kmdx import audio, decoding, encoding, signals
 
 def memory(kind):
     return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 
-scratch.LIMIT = 1_000_000
+signals.LIMIT = 1_000_000
 source, folder, format = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 audio.resample(audio.read(source, duration=0.1).samples, 48000, 44100)  # their libraries are loaded
 audio.write(folder / "short", np.zeros((99, 2)), 44100, format)

@@ -453,7 +453,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files: list[str] = []
     estimate = ensemble.SongSignals.estimate
 
-    def noted(song: ensemble.SongSignals, name: str, network: str, reference: str) -> dict[str, torch.Tensor]:
+    def noted(song: ensemble.SongSignals, name: str, network: str, reference: str) -> dict[str, Signal]:
         files.append(song.plan.networks[network].weight.path.stem)
         return estimate(song, name, network, reference)
 
@@ -777,7 +777,7 @@ def test_inner_products_are_those_of_whole_signals(
     assert stem.published == pytest.approx([0.6, 0.2, 0.2])
     assert whole.costs.keys() == {"V", "W", "D"}
     assert all(cost > 0 for cost in whole.costs.values())
-    monkeypatch.setattr(inner_products.scratch, "BLOCK", 1000)
+    monkeypatch.setattr("kmdx.signals.BLOCK", 1000)
     rows = [truth, *(found[name] for name in stem.signals)]
     for name, value in vars(inner_products.measure(rows[0], rows[1:])).items():
         assert value[0] == pytest.approx(getattr(stem.products, name)[number], rel=1e-6, abs=1e-9), name
@@ -920,11 +920,9 @@ def test_a_network_that_gives_nan_fails_the_song(
 ) -> None:
     estimate = ensemble.SongSignals.estimate
 
-    def spoilt(
-        song: ensemble.SongSignals, name: str, network: str, reference: str
-    ) -> dict[str, torch.Tensor]:
+    def spoilt(song: ensemble.SongSignals, name: str, network: str, reference: str) -> dict[str, Signal]:
         estimates = estimate(song, name, network, reference)
-        next(iter(estimates.values()))[0, 5] = math.nan
+        next(iter(estimates.values())).tensor[0, 5] = math.nan
         return estimates
 
     monkeypatch.setattr(ensemble.SongSignals, "estimate", spoilt)

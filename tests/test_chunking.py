@@ -12,11 +12,12 @@ import torch
 from conftest import decibels
 from demucs.apply import apply_model
 
-from kmdx import chunking, scratch
+from kmdx import chunking, signals
 from kmdx.chunking import overlap_add, trim_and_join
 from kmdx.device import BatchProfile, Runner
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
+from kmdx.signals import Signal
 from kmdx.windows import OverlapAdd, TrimAndJoin
 
 CPU = torch.device("cpu")
@@ -62,9 +63,9 @@ def through(
 ) -> torch.Tensor:
     """Estimates ``(sources, 2, samples)`` of a signal, so many windows at once."""
     runner = Runner(network, CPU, BatchProfile(sizes=dict.fromkeys(range(1, sizes[0] + 1), together)))
-    estimates = [torch.full_like(signal, torch.nan) for _ in network.sources]
-    method(runner, signal, estimates, *sizes, advance)
-    return torch.stack(estimates)
+    estimates = [Signal(torch.full_like(signal, torch.nan)) for _ in network.sources]
+    method(runner, Signal(signal), estimates, *sizes, advance)
+    return torch.stack([estimate.tensor for estimate in estimates])
 
 
 def ramp(samples: int) -> torch.Tensor:
@@ -220,13 +221,13 @@ def test_no_more_than_a_span_is_on_the_device(
     method: Callable[..., None], sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     brought: list[int] = []
-    bring = chunking._span
+    bring = Signal.span
 
-    def spied(signal: torch.Tensor, first: int, end: int, device: torch.device) -> torch.Tensor:
+    def spied(signal: Signal, first: int, end: int, device: torch.device) -> torch.Tensor:
         brought.append(end - first)
         return bring(signal, first, end, device)
 
-    monkeypatch.setattr(chunking, "_span", spied)
+    monkeypatch.setattr(Signal, "span", spied)
     monkeypatch.setattr(chunking, "SPAN", 100)
     through(method, Echo(20), noise(1000), *sizes)
     assert max(brought) <= 100 + 20
@@ -241,18 +242,17 @@ def test_signals_in_scratch_files_give_the_same_samples_and_leave_the_memory(
     signal = noise(1000)
     expected = through(method, Shades(20), signal, *sizes)
 
-    heard = torch.from_numpy(scratch.empty((2, 1000), limit=0))
-    heard.copy_(signal)
-    estimates = [torch.from_numpy(scratch.empty((2, 1000), limit=0)) for _ in range(2)]
+    heard, *estimates = (Signal(torch.from_numpy(signals.empty((2, 1000), limit=0))) for _ in range(3))
+    heard.put(0, signal)
     released = []
-    release = scratch.release
+    release = signals.release
     monkeypatch.setattr(
-        scratch,
+        signals,
         "release",
         lambda array: (released.append(array.__array_interface__["data"][0]), release(array)),
     )
     method(Runner(Shades(20), CPU), heard, estimates, *sizes)
-    assert torch.equal(torch.stack(estimates), expected)
-    assert torch.equal(heard, signal)
+    assert torch.equal(torch.stack([estimate.tensor for estimate in estimates]), expected)
+    assert torch.equal(heard.tensor, signal)
     for place in (heard, *estimates):
-        assert released.count(place.data_ptr()) >= 10, "not after every span"
+        assert released.count(place.tensor.data_ptr()) >= 10, "not after every span"

@@ -12,6 +12,7 @@ from torch import Tensor
 from kmdx import chunking
 from kmdx import device as devices
 from kmdx.device import BatchProfile, Runner
+from kmdx.signals import Signal
 
 CPU = torch.device("cpu")
 LENGTH = 10  # samples of a window
@@ -59,9 +60,9 @@ def windows(count: int) -> Tensor:
 def song(run: Runner, count: int = 24) -> None:
     """Send a song of so many windows through the network; what comes back must be right."""
     signal = windows(count).transpose(0, 1).flatten(1)[:, :-1]
-    estimate = torch.full_like(signal, torch.nan)
-    chunking.trim_and_join(run, signal, [estimate], LENGTH, trim=0)
-    assert torch.equal(estimate, 2 * signal)
+    estimate = Signal(torch.full_like(signal, torch.nan))
+    chunking.trim_and_join(run, Signal(signal), [estimate], LENGTH, trim=0)
+    assert torch.equal(estimate.tensor, 2 * signal)
 
 
 # Out of memory

@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
-from kmdx import audio, encoding, scratch, tags
+from kmdx import audio, encoding, signals, tags
 from kmdx.errors import AudioError
 
 MP3_RATES = audio.FORMATS["mp3"].rates
@@ -117,7 +117,7 @@ def test_bytes_do_not_depend_on_names_or_on_how_the_samples_come(tmp_path, monke
     samples = noise(20_000)
     some = tags.Tags(title="Song", cover=b"\x89PNG\r\n\x1a\n", cover_type="image/png")
     audio.write(tmp_path / "a", samples, 44100, format, some)
-    monkeypatch.setattr(scratch, "blocks", partial(scratch.blocks, length=1234))
+    monkeypatch.setattr(signals, "blocks", partial(signals.blocks, length=1234))
     audio.write(tmp_path / "another name.x", samples[::-1][::-1], 44100, format, some)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "another name.x").read_bytes()
 

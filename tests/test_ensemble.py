@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import plain
 import pytest
@@ -13,7 +14,7 @@ import torch
 from conftest import decibels, is_scratch, noise
 from torch import Tensor
 
-from kmdx import chunking, ensemble, scratch
+from kmdx import chunking, ensemble, signals
 from kmdx.build import load_network
 from kmdx.device import NetworkCache
 from kmdx.errors import PlanError
@@ -21,6 +22,7 @@ from kmdx.networks.network import Network
 from kmdx.nodes import Sum
 from kmdx.plan import Plan
 from kmdx.plan_file import load
+from kmdx.signals import Signal
 from kmdx.windows import OverlapAdd
 
 CPU = torch.device("cpu")
@@ -45,7 +47,7 @@ def cache(networks: dict[str, Network]) -> NetworkCache:
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From when it is called, every song is a long one."""
-    return lambda: monkeypatch.setattr(scratch, "LIMIT", 4096)
+    return lambda: monkeypatch.setattr(signals, "LIMIT", 4096)
 
 
 @pytest.fixture(params=["short", "long"])
@@ -82,7 +84,12 @@ def song(samples: int) -> Tensor:
 def open_files() -> int:
     """How many scratch files are in use."""
     gc.collect()
-    return len(scratch._mapped)
+    return len(signals._mapped)
+
+
+def run(plan: Plan, cache: NetworkCache, mixture: Tensor, *options: Any) -> dict[str, Tensor]:
+    made = ensemble.run(plan, cache, Signal(mixture), *options)
+    return {name: signal.tensor for name, signal in made.items()}
 
 
 def test_every_signal_is_that_of_the_plain_reading(
@@ -104,21 +111,21 @@ def test_every_signal_is_that_of_the_plain_reading(
         plan.networks["mdx_bass"].chunking.chunk,
         mixture,
     )
-    signals = ensemble.run(plan, cache, mixture, list(expected))
-    assert set(signals) == set(expected)
+    found = run(plan, cache, mixture, list(expected))
+    assert set(found) == set(expected)
     for name, signal in expected.items():
         assert signal.std() > 1e-3, "a signal too quiet to tell anything"
-        assert decibels(signal, signals[name]) > 90, name
+        assert decibels(signal, found[name]) > 90, name
 
 
 def test_pruned_runs_give_the_same_and_ask_for_no_more(
     plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(8_000)
-    everything = ensemble.run(plan, cache, mixture, plan.stems)
+    everything = run(plan, cache, mixture, plan.stems)
     for stem in plan.stems:
         spy = Spy(networks)
-        alone = ensemble.run(plan, spy.cache, mixture, [stem])
+        alone = run(plan, spy.cache, mixture, [stem])
         assert decibels(everything[stem], alone[stem]) > 110
         assert set(spy.asked) == set(plan.networks_used([stem]))
         if stem == "vocals":
@@ -127,7 +134,7 @@ def test_pruned_runs_give_the_same_and_ask_for_no_more(
 
 def test_silence_gives_silence_and_runs_nothing(plan: Plan, either: str) -> None:
     before = open_files()
-    stems = ensemble.run(plan, NOTHING, torch.zeros(2, 1000), plan.stems)
+    stems = run(plan, NOTHING, torch.zeros(2, 1000), plan.stems)
     assert set(stems) == set(plan.stems)
     for signal in stems.values():
         assert signal.shape == (2, 1000)
@@ -149,7 +156,7 @@ def test_signals_whose_mono_sum_has_no_deviation_stay_finite(
         mixture += 0.25
     else:
         mixture[0, 7] = 0.5
-    for signal in ensemble.run(plan, cache, mixture, plan.stems).values():
+    for signal in run(plan, cache, mixture, plan.stems).values():
         assert signal.isfinite().all()
 
 
@@ -168,16 +175,16 @@ LEVELS = {  # a mixture, and what it is divided by
 @pytest.mark.parametrize("block", [2**20, 700])
 def test_levels(plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a deviation of the mono sum, that of both channels is taken; without that, none."""
-    monkeypatch.setattr(ensemble, "BLOCK", block)
+    monkeypatch.setattr(signals, "SIGNAL_BLOCK", block)
     mixture, deviation = LEVELS[kind]
-    normalized = ensemble.run(plan, NOTHING, mixture, ["x"])["x"]
+    normalized = run(plan, NOTHING, mixture, ["x"])["x"]
     expected = (mixture.double() - mixture.double().mean()) / deviation
     assert (normalized - expected).abs().max() < 1e-6 * max(1.0, mixture.abs().max() / deviation)
 
 
 def test_progress_grows_to_the_songs_duration(plan: Plan, cache: NetworkCache, either: str) -> None:
     steps: list[tuple[float, float]] = []
-    ensemble.run(plan, cache, torch.ones(2, 4410), ["bass"], lambda done, total: steps.append((done, total)))
+    run(plan, cache, torch.ones(2, 4410), ["bass"], lambda done, total: steps.append((done, total)))
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert done[-1] == pytest.approx(0.1)
@@ -188,7 +195,7 @@ def test_progress_grows_to_the_songs_duration(plan: Plan, cache: NetworkCache, e
 
 def test_an_unknown_signal_is_refused(plan: Plan, cache: NetworkCache) -> None:
     with pytest.raises(PlanError, match="did you mean"):
-        ensemble.run(plan, cache, torch.ones(2, 100), ["demucs_vocal"])
+        run(plan, cache, torch.ones(2, 100), ["demucs_vocal"])
 
 
 # Long songs
@@ -197,23 +204,23 @@ def test_an_unknown_signal_is_refused(plan: Plan, cache: NetworkCache) -> None:
 def test_a_long_song_gives_the_same_samples(
     plan: Plan, cache: NetworkCache, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "BLOCK", 5000)
+    monkeypatch.setattr(signals, "SIGNAL_BLOCK", 5000)
     mixture = song(12_000)
     wanted = [*plan.stems, "mdx_bass", "x1", "M.vocals", "mixture"]
-    expected = ensemble.run(plan, cache, mixture, wanted)
+    expected = run(plan, cache, mixture, wanted)
     assert not any(is_scratch(signal.numpy()) for signal in expected.values())
 
     long()
     before = open_files()
     monkeypatch.setattr(chunking, "SPAN", 5000)
-    signals = ensemble.run(plan, cache, mixture, wanted)
-    assert list(signals) == wanted
-    for name, signal in signals.items():
+    found = run(plan, cache, mixture, wanted)
+    assert list(found) == wanted
+    for name, signal in found.items():
         assert torch.equal(signal, expected[name]), name
         assert is_scratch(signal.numpy()) == (name != "mixture")
     del signal
     assert open_files() == before + len(wanted) - 1, "files are left of signals that nobody wants"
-    del signals
+    del found
     assert open_files() == before
 
 
@@ -224,14 +231,14 @@ def test_signals_are_let_go_after_the_last_node_that_needs_them(
     long()
     before = open_files()
     in_use: list[int] = []
-    make = scratch.empty
+    make = signals.empty
     monkeypatch.setattr(
-        scratch, "empty", lambda shape: (in_use.append(len(scratch._mapped) - before), make(shape))[1]
+        signals, "empty", lambda shape: (in_use.append(len(signals._mapped) - before), make(shape))[1]
     )
     mixture = song(2000)
-    signals = ensemble.run(replace(plan, nodes=nodes), NOTHING, mixture, ["s10", "s3"])
-    assert torch.equal(signals["s10"], 1024 * mixture)
-    assert torch.equal(signals["s3"], 8 * mixture)
+    found = run(replace(plan, nodes=nodes), NOTHING, mixture, ["s10", "s3"])
+    assert torch.equal(found["s10"], 1024 * mixture)
+    assert torch.equal(found["s3"], 8 * mixture)
     assert in_use == [0, 1, 1, 1, 1, *[2] * 6], "the one before, and s3, which is wanted"
 
 
@@ -248,7 +255,7 @@ def test_signals_are_let_go_when_an_error_ends_a_long_song(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensemble.run(plan, cache, song(5_000), plan.stems, progress)
+        run(plan, cache, song(5_000), plan.stems, progress)
     assert in_use[0] > 3
     assert open_files() == before
 
@@ -256,6 +263,6 @@ def test_signals_are_let_go_when_an_error_ends_a_long_song(
 def test_the_mixture_is_not_changed(plan: Plan, cache: NetworkCache, either: str) -> None:
     mixture = song(3_000)
     before = mixture.clone()
-    signals = ensemble.run(plan, cache, mixture, [*plan.stems, "x", "x1", "x2", "x3"])
+    found = run(plan, cache, mixture, [*plan.stems, "x", "x1", "x2", "x3"])
     assert torch.equal(mixture, before)
-    assert all(signal.data_ptr() != mixture.data_ptr() for signal in signals.values())
+    assert all(signal.data_ptr() != mixture.data_ptr() for signal in found.values())

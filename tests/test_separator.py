@@ -18,7 +18,7 @@ import yaml
 from conftest import decibels, is_scratch, noise
 
 import kmdx
-from kmdx import Separator, audio, chunking, ensemble, host, plan_file, precision, scratch
+from kmdx import Separator, audio, chunking, ensemble, host, plan_file, precision, signals
 from kmdx import device as devices
 from kmdx.device import NetworkCache
 from kmdx.errors import (
@@ -438,13 +438,13 @@ def test_a_long_song_gives_the_same_stems(
 ) -> None:
     song = noise(rate // 3, channels)
     before = song.copy()
-    monkeypatch.setattr(scratch, "BLOCK", 1000)
-    monkeypatch.setattr(ensemble, "BLOCK", 7000)
+    monkeypatch.setattr(signals, "BLOCK", 1000)
+    monkeypatch.setattr(signals, "SIGNAL_BLOCK", 7000)
     expected = separator.separate(song, rate)
-    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    monkeypatch.setattr(signals, "LIMIT", 4096)
     monkeypatch.setattr(chunking, "SPAN", 30_000)
     gc.collect()
-    open_before = len(scratch._mapped)
+    open_before = len(signals._mapped)
     stems = separator.separate(song, rate)
     assert list(stems) == list(expected)
     for name, stem in stems.items():
@@ -455,14 +455,14 @@ def test_a_long_song_gives_the_same_stems(
     assert np.array_equal(song, before)
     assert np.array_equal(stems["accompaniment"], song - stems["vocals"])
     gc.collect()
-    assert len(scratch._mapped) == open_before + len(stems), "files are left of signals that nobody asked for"
+    assert len(signals._mapped) == open_before + len(stems), "files are left of signals that nobody asked for"
     del stems, stem
     gc.collect()
-    assert len(scratch._mapped) == open_before
+    assert len(signals._mapped) == open_before
 
 
 def test_long_silence(separator: Separator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    monkeypatch.setattr(signals, "LIMIT", 4096)
     for stem in separator.separate(np.zeros((30_000, 1)), 48_000).values():
         assert stem.shape == (30_000, 1)
         assert not stem.any()
@@ -472,7 +472,7 @@ def test_a_part_of_a_long_file(separator: Separator, tmp_path: Path, monkeypatch
     song = noise(30_000)
     soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
     expected = separator.separate(song[4410:], 44100, stems=["vocals"])["vocals"]
-    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    monkeypatch.setattr(signals, "LIMIT", 4096)
     stems, _ = separator.separate_file(tmp_path / "song.wav", start=0.1, stems=["vocals"])
     assert is_scratch(stems["vocals"])
     assert np.array_equal(stems["vocals"], expected)
@@ -489,11 +489,11 @@ def test_a_part_of_a_long_file(separator: Separator, tmp_path: Path, monkeypatch
         (1e12, "scale it to a peak of 1"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("limit", [1, scratch.LIMIT])  # in a scratch file, and in memory
+@pytest.mark.parametrize("limit", [1, signals.LIMIT])  # in a scratch file, and in memory
 def test_a_song_far_beyond_full_scale_is_one_warning(
     separator: Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float, words: str, limit: int
 ) -> None:
-    monkeypatch.setattr(scratch, "LIMIT", limit)
+    monkeypatch.setattr(signals, "LIMIT", limit)
     song = np.zeros((9000, 1), np.float32)
     song[4321] = peak
     soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")
@@ -556,12 +556,12 @@ def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
     files: list[int] = []
 
     def noted(*arguments: object) -> dict[str, torch.Tensor]:
-        files.append(len(scratch._mapped))
+        files.append(len(signals._mapped))
         return run(*arguments)
 
     monkeypatch.setattr(separator, "_load", lambda precision: loads.append(precision) or load(precision))
     monkeypatch.setattr(ensemble, "run", noted)
-    monkeypatch.setattr(scratch, "LIMIT", 4096)
+    monkeypatch.setattr(signals, "LIMIT", 4096)
     gc.collect()
     with pytest.warns(KmdxWarning, match="done again in fp32, which") as caught:
         stems = separator.separate(song, 44100)

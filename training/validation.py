@@ -9,13 +9,14 @@ import numpy as np
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from evaluator.metrics import global_sdr
 from kmdx import chunking
 from kmdx.device import Runner, memory_budget
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
+from kmdx.signals import Signal
 from training import sampling
 from training.config import Config, TrainingError
 from training.songs import Songs, TrainingSong, TrainingStem, blocks
@@ -125,11 +126,11 @@ def _through(
     for module in training:
         module.training = False
     try:
-        estimates: list[Tensor] = [torch.from_numpy(made)]
         sizes = config.network
         runner = Runner(network, device, room=memory_budget(device))
         with torch.autocast(device.type, enabled=False):
-            chunking.trim_and_join(runner, torch.from_numpy(signal), estimates, sizes.chunk, sizes.trim)
+            heard, estimate = (Signal(torch.from_numpy(each)) for each in (signal, made))
+            chunking.trim_and_join(runner, heard, [estimate], sizes.chunk, sizes.trim)
     finally:
         for module in training:
             module.training = True

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator.metrics import DELTA
-from kmdx import scratch
+from kmdx.signals import blocks
 
 Weights = NDArray[np.float64]
 """Of a blend, ``(signals,)``."""
@@ -102,7 +102,7 @@ def measure(truth: NDArray[np.float32], signals: Sequence[NDArray[np.float32]]) 
     """
     energy = 0.0
     products = np.zeros((1 + len(signals),) * 2)
-    for parts in zip(*map(scratch.blocks, (truth, *signals)), strict=True):
+    for parts in zip(*map(blocks, (truth, *signals)), strict=True):
         rows = np.stack([part.ravel() for part in parts], dtype=np.float64, casting="safe")
         energy += rows[0] @ rows[0]
         rows[0] += STEP / 2

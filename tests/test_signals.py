@@ -1,4 +1,4 @@
-"""kmdx.scratch: arrays in files that take no memory while they are not used."""
+"""kmdx.signals: arrays in files that take no memory while they are not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import is_scratch
 
-from kmdx import scratch
+from kmdx import signals
 from kmdx.errors import AudioError
 
 MIB = 2**20
@@ -23,7 +23,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this s
 
 def filled(*shape: int) -> np.ndarray:
     """A scratch array of random samples."""
-    array = scratch.empty(shape, limit=0)
+    array = signals.empty(shape, limit=0)
     array[:] = np.random.default_rng(0).standard_normal(shape, np.float32)
     return array
 
@@ -42,34 +42,34 @@ def resident(array: np.ndarray) -> float:
 
 
 def mapped() -> int:
-    return len(scratch._mapped)
+    return len(signals._mapped)
 
 
 # Where an array lies
 
 
 def test_only_large_arrays_are_files(monkeypatch):
-    assert not is_scratch(scratch.empty((25, 10), limit=1000))
-    assert is_scratch(scratch.empty((25, 11), limit=1000))
-    assert not is_scratch(scratch.empty((25, 11)))
-    monkeypatch.setattr(scratch, "LIMIT", 1000)
-    assert is_scratch(scratch.empty((25, 11)))
-    assert is_scratch(scratch.join([np.zeros(250, np.float32), np.zeros(1, np.float32)]))
+    assert not is_scratch(signals.empty((25, 10), limit=1000))
+    assert is_scratch(signals.empty((25, 11), limit=1000))
+    assert not is_scratch(signals.empty((25, 11)))
+    monkeypatch.setattr(signals, "LIMIT", 1000)
+    assert is_scratch(signals.empty((25, 11)))
+    assert is_scratch(signals.join([np.zeros(250, np.float32), np.zeros(1, np.float32)]))
 
 
 @pytest.mark.parametrize("limit", [0, MIB])
 def test_an_array_is_of_its_shape_and_keeps_what_is_written(limit):
-    array = scratch.empty((3, 5, 2), limit=limit)
+    array = signals.empty((3, 5, 2), limit=limit)
     assert array.shape == (3, 5, 2)
     assert array.dtype == np.float32
     array[:] = np.arange(30).reshape(3, 5, 2)
-    scratch.release(array)
+    signals.release(array)
     np.testing.assert_array_equal(array.ravel(), np.arange(30))
 
 
 def test_an_array_of_nothing():
-    assert scratch.empty((0, 2), limit=0).shape == (0, 2)
-    scratch.release(np.empty((0, 2), np.float32))
+    assert signals.empty((0, 2), limit=0).shape == (0, 2)
+    signals.release(np.empty((0, 2), np.float32))
 
 
 def test_the_folder_is_that_for_temporary_files_and_has_no_trace(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_the_folder_is_that_for_temporary_files_and_has_no_trace(tmp_path, monke
         tempfile, "TemporaryFile", lambda: (folders.append(tempfile.gettempdir()), open_one())[1]
     )
     array = filled(1000)
-    joined = scratch.join([array, array], limit=0)
+    joined = signals.join([array, array], limit=0)
     assert folders == [str(tmp_path)] * 2
     assert list(tmp_path.iterdir()) == []
     assert array.any()
@@ -107,7 +107,7 @@ def test_what_is_released_is_no_longer_resident():
     array = filled(2, 2 * MIB)  # 8 MiB a row
     values = array.copy()
     assert resident(array) == 16
-    scratch.release(array)
+    signals.release(array)
     assert resident(array) == 0
     np.testing.assert_array_equal(array, values)
     assert resident(array) == 16
@@ -131,7 +131,7 @@ def test_what_is_released_is_no_longer_resident():
 )
 def test_a_view_releases_its_own_part(view, stays):
     array = filled(2, 2 * MIB)
-    scratch.release(view(array))
+    signals.release(view(array))
     assert resident(array) == stays
 
 
@@ -140,12 +140,12 @@ def test_an_array_that_went_through_torch():
     torch = pytest.importorskip("torch")
     array = filled(2, 2 * MIB)
     tensor = torch.from_numpy(array)
-    scratch.release(tensor[1].numpy())
+    signals.release(tensor[1].numpy())
     assert resident(array) == 8
     before = mapped()
     del array
     assert mapped() == before, "the tensor needs it"
-    scratch.release(tensor.numpy())
+    signals.release(tensor.numpy())
     assert resident(tensor.numpy()) == 0
     assert tensor.any()
 
@@ -153,8 +153,8 @@ def test_an_array_that_went_through_torch():
 def test_ordinary_arrays_are_left_alone():
     keep = filled(1000)
     ordinary = np.arange(100_000, dtype=np.float32)
-    scratch.release(ordinary)
-    scratch.release(ordinary[::2])
+    signals.release(ordinary)
+    signals.release(ordinary[::2])
     assert not is_scratch(ordinary)
     np.testing.assert_array_equal(ordinary, np.arange(100_000))
     assert keep.any()
@@ -162,17 +162,17 @@ def test_ordinary_arrays_are_left_alone():
 
 def test_blocks_are_the_whole_in_order():
     array = filled(1001, 2)
-    parts = list(scratch.blocks(array, 100))
+    parts = list(signals.blocks(array, 100))
     assert [len(part) for part in parts] == [100] * 10 + [1]
     np.testing.assert_array_equal(np.concatenate(parts), array)
-    assert list(scratch.blocks(array[:0])) == []
+    assert list(signals.blocks(array[:0])) == []
 
 
 @LINUX
 def test_going_through_an_array_in_blocks_takes_a_block_of_memory():
     array = filled(8 * MIB)  # 32 MiB
-    scratch.release(array)
-    assert max(resident(array) for block in scratch.blocks(array, 2**18) if block.any()) <= 2
+    signals.release(array)
+    assert max(resident(array) for block in signals.blocks(array, 2**18) if block.any()) <= 2
     assert resident(array) <= 1
 
 
@@ -184,7 +184,7 @@ def test_going_through_an_array_in_blocks_takes_a_block_of_memory():
 def test_joined_blocks(limit, lengths):
     whole = np.random.default_rng(0).standard_normal((250, 2)).astype(np.float32)
     ends = np.cumsum(lengths)
-    joined = scratch.join(
+    joined = signals.join(
         (whole[end - length : end] for length, end in zip(lengths, ends, strict=True)), limit
     )
     np.testing.assert_array_equal(joined, whole)
@@ -193,17 +193,17 @@ def test_joined_blocks(limit, lengths):
 
 
 def test_what_is_expected_to_be_long_is_not_held():
-    assert is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1001))
-    assert not is_scratch(scratch.join([np.zeros(10, np.float32)], 1000, expected=1000))
+    assert is_scratch(signals.join([np.zeros(10, np.float32)], 1000, expected=1001))
+    assert not is_scratch(signals.join([np.zeros(10, np.float32)], 1000, expected=1000))
 
 
 def test_no_blocks_are_no_samples():
-    assert scratch.join([]).shape == (0,)
+    assert signals.join([]).shape == (0,)
 
 
 def test_blocks_of_any_layout_are_joined():
     block = np.random.default_rng(0).standard_normal((2, 500)).astype(np.float32)
-    np.testing.assert_array_equal(scratch.join([block.T[::2]], limit=0), block.T[::2])
+    np.testing.assert_array_equal(signals.join([block.T[::2]], limit=0), block.T[::2])
 
 
 def test_an_error_of_whoever_makes_the_blocks_is_passed_on_as_it_is():
@@ -212,7 +212,7 @@ def test_an_error_of_whoever_makes_the_blocks_is_passed_on_as_it_is():
         raise OSError(errno.EIO, "the disc has a scratch")
 
     with pytest.raises(OSError, match="the disc has a scratch"):
-        scratch.join(broken(), limit=0)
+        signals.join(broken(), limit=0)
 
 
 # No room
@@ -232,7 +232,7 @@ def refusal(action, *arguments) -> str:
 
 def test_more_than_the_disk_has_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    message = refusal(scratch.empty, (2**50,))
+    message = refusal(signals.empty, (2**50,))
     assert f" GB are free in {tmp_path}, where at least {2**52 / 1e9:.2f} GB of scratch space" in message
 
 
@@ -242,7 +242,7 @@ def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    message = refusal(scratch.empty, (5_000_000,), 0)
+    message = refusal(signals.empty, (5_000_000,), 0)
     assert message.startswith(f"no space left on device in {tmp_path}, where at least 0.02 GB")
 
 
@@ -256,9 +256,9 @@ def test_a_real_limit(monkeypatch, reserves):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        assert "file too large in" in refusal(scratch.empty, (50_000,), 0)
-        assert "file too large in" in refusal(scratch.join, [np.zeros(50_000, np.float32)] * 3, 0)
-        array = scratch.empty((25_000,), limit=0)
+        assert "file too large in" in refusal(signals.empty, (50_000,), 0)
+        assert "file too large in" in refusal(signals.join, [np.zeros(50_000, np.float32)] * 3, 0)
+        array = signals.empty((25_000,), limit=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     array[:] = 1
@@ -267,15 +267,15 @@ def test_a_real_limit(monkeypatch, reserves):
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
-    assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(scratch.empty, (1000,), 0)
+    assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(signals.empty, (1000,), 0)
     assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(
-        scratch.join, [np.zeros(1000, np.float32)], 0
+        signals.join, [np.zeros(1000, np.float32)], 0
     )
 
 
 def test_a_system_that_cannot_reserve_writes_zeros(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    array = scratch.empty((100_000, 2), limit=0)
+    array = signals.empty((100_000, 2), limit=0)
     assert not array.any()
     array[:] = 1
     assert array.all()

@@ -1,0 +1,369 @@
+"""Signals of any length: on a device, in memory, or beyond a size in scratch files that are mapped into it.
+
+:class:`Signal` is what networks and ensembles work on: torch, ``(channels, samples)``. Sound files come from
+and go to arrays of numpy, ``(samples, channels)``; for these there are :func:`empty`, :func:`join` and
+:func:`blocks`, which do not import torch.
+
+A scratch file has no name. It is deleted with the last view of its array, or when the process ends. It is in
+the folder for temporary files: ``$TMPDIR`` if set, else the system's choice, such as ``/tmp``. That should be
+on a disk: where the folder is kept in memory (tmpfs), nothing is saved. Pages of a mapped file count as
+resident memory from their first use until :func:`release`. No value is lost by it: they are read again.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import mmap
+import os
+import shutil
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AudioError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LIMIT = 2**28  # bytes; a larger array is in a file: 12.7 min of stereo at 44.1 kHz fit
+BLOCK = 2**16  # samples of a long array that are worked on at a time
+ROWS = 64  # sources times channels; fewer rows of an array are released one by one
+
+SIGNAL_BLOCK = 2**20  # samples of a signal that are worked on at a time
+# The same for a short signal on the CPU: few enough that they stay in its cache and torch uses one thread. On
+# a busy machine, threads that wait for each other take up to 40 ms for each operation, and a plan may have
+# 2,000 sums.
+CACHED_BLOCK = 2**13
+
+GRAIN = 2**20
+"""Bytes: the released range is rounded outwards to a multiple.
+
+Using a page brings its neighbors (on Linux 64 KiB) into memory, released ones too.
+"""
+
+_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+"""Scratch files that are in use, by their address."""
+
+
+def empty(shape: tuple[int, ...], limit: int | None = None) -> NDArray[np.float32]:
+    """Make a float32 array whose values are not set, in a scratch file if it is large.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    limit : int, optional
+        Bytes beyond which it is in a file; :data:`LIMIT` if not given.
+
+    Raises
+    ------
+    AudioError
+        If the folder for temporary files has no room for it: at once, not when it is written to.
+    """
+    size = 4 * math.prod(shape)
+    if size <= _limit(limit):
+        return np.empty(shape, np.float32)
+    with _room_for(size), tempfile.TemporaryFile() as file:
+        _reserve(file, size)
+        return _map(file, size).reshape(shape)
+
+
+def join(
+    blocks: Iterable[NDArray[np.float32]], limit: int | None = None, *, expected: float = 0
+) -> NDArray[np.float32]:
+    """Join blocks along their first axis, in a scratch file if they are many; none are ``(0,)``.
+
+    Parameters
+    ----------
+    blocks : iterable of ndarray
+        Float32, of the same shape but for the first axis; beyond ``limit``, each is freed before the next.
+    limit : int, optional
+        Bytes beyond which the array is in a file; :data:`LIMIT` if not given.
+    expected : float
+        Expected bytes in all; beyond the limit, not even the first blocks are held in memory.
+
+    Raises
+    ------
+    AudioError
+        If the folder for temporary files has no room for it.
+    """
+    remaining = iter(blocks)
+    held: deque[NDArray[np.float32]] = deque()
+    size = 0
+    for block in remaining:
+        held.append(block)
+        size += block.nbytes
+        if max(size, expected) > _limit(limit):
+            break
+    else:
+        return np.concatenate(list(held)) if held else np.empty(0, np.float32)
+
+    others = held[0].shape[1:]
+    with _room_for(size):
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    size = 0
+    with file:
+        for block in itertools.chain(_taken(held), remaining):
+            size += block.nbytes
+            with _room_for(size):
+                file.write(np.ascontiguousarray(block).data)
+        with _room_for(size):
+            file.flush()
+            return _map(file, size).reshape(-1, *others) if size else np.empty((0, *others), np.float32)
+
+
+def release(array: NDArray[Any]) -> None:
+    """Let a scratch array, or a part of one, leave this process's resident memory; others are left alone.
+
+    Its values stay. Any view will do, also one that went through torch.
+    """
+    if array.size == 0 or (found := _mapping_of(array)) is None:
+        return
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        rows = np.moveaxis(array, int(np.argmax(np.abs(array.strides))), 0)
+        if len(rows) <= ROWS:
+            for row in rows:
+                release(row)
+            return
+    address, mapping = found
+    first, end = (place - address for place in _bounds(array))
+    begin = first // GRAIN * GRAIN
+    end = min(-(-end // GRAIN) * GRAIN, len(mapping))
+    if hasattr(mapping, "madvise"):  # Windows has no such call
+        mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def blocks(array: NDArray[Any], length: int | None = None) -> Iterator[NDArray[Any]]:
+    """Consecutive views along the first axis, of :data:`BLOCK` if no length is given, released after use."""
+    length = length or BLOCK
+    for begin in range(0, len(array), length):
+        block = array[begin : begin + length]
+        yield block
+        release(block)
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """A signal on a device, in memory, or in a scratch file.
+
+    Attributes
+    ----------
+    tensor : Tensor
+        Float32 ``(channels, samples)``.
+    long : bool
+        Whether it stays on the CPU, in a scratch file if it is large for the host as well, and each block
+        leaves the memory after its use. So do signals that are made from it.
+    """
+
+    tensor: Tensor
+    long: bool = False
+
+    @property
+    def length(self) -> int:
+        """Samples per channel."""
+        return self.tensor.shape[-1]
+
+    @classmethod
+    def from_samples(cls, samples: NDArray[np.float32]) -> Signal:
+        """A stereo signal from an array ``(samples, channels)``; one channel becomes two equal ones."""
+        import torch
+
+        channels = empty((2, len(samples)))
+        for target, source in zip(blocks(channels.T), blocks(samples), strict=True):
+            target[:] = source
+        return cls(torch.from_numpy(channels))
+
+    def to_samples(self, channels: int) -> NDArray[np.float32]:
+        """The array ``(samples, channels)`` of a stereo signal, folded to the mean for one channel."""
+        samples = empty((self.length, channels))
+        for target, source in zip(blocks(samples), blocks(self.tensor.cpu().numpy().T), strict=True):
+            target[:] = source if channels == 2 else source.mean(1, keepdims=True)
+        return samples
+
+    def to(self, device: torch.device, limit: float | None = None) -> Signal:
+        """The signal on a device; where it has more bytes than the limit or :data:`LIMIT`, a long signal."""
+        if self.tensor.nbytes > (LIMIT if limit is None else min(LIMIT, limit)):
+            return Signal(self.tensor, long=True)
+        return Signal(self.tensor.to(device))
+
+    def new_empty(self) -> Signal:
+        """A signal of the same shape in a place of the same kind, whose values are not set."""
+        import torch
+
+        if self.long:
+            return Signal(torch.from_numpy(empty(tuple(self.tensor.shape))), long=True)
+        return Signal(torch.empty(self.tensor.shape, device=self.tensor.device))
+
+    def new_zeros(self) -> Signal:
+        """Silence, otherwise as :meth:`new_empty`."""
+        silence = self.new_empty()
+        for block in silence.blocks():
+            block.zero_()
+        return silence
+
+    def span(self, first: int, end: int, device: torch.device) -> Tensor:
+        """Samples ``first`` to ``end`` on a device, ``(channels, end - first)``; zeros beyond the signal."""
+        import torch
+
+        inside = self.tensor[:, max(first, 0) : min(end, self.length)].to(device, torch.float32)
+        return torch.nn.functional.pad(inside, (max(-first, 0), max(end - self.length, 0)))
+
+    def put(self, start: int, values: Tensor) -> None:
+        """Write ``(channels, n)`` from sample ``start`` on."""
+        self.tensor[:, start : start + values.shape[-1]] = values
+
+    def release(self) -> None:
+        """Let it leave the memory if it is in a scratch file."""
+        if self.tensor.device.type == "cpu":
+            release(self.tensor.numpy())
+
+    def blocks(self, step: int | None = None) -> Iterator[Tensor]:
+        """Consecutive views ``(channels, step)``; those of a long signal are released after their use."""
+        step = step or SIGNAL_BLOCK
+        for start in range(0, self.length, step):
+            block = self.tensor[:, start : start + step]
+            yield block
+            if self.long:
+                release(block.numpy())
+
+    @property
+    def _step(self) -> int:
+        """Samples at a time of simple operations, whose result does not depend on it."""
+        return CACHED_BLOCK if self.tensor.device.type == "cpu" and not self.long else SIGNAL_BLOCK
+
+    def is_silent(self) -> bool:
+        """Whether all samples are zeros."""
+        return not any(block.any() for block in self.blocks())
+
+    def is_finite(self) -> bool:
+        """Whether there is neither NaN nor infinity."""
+        return all(bool(block.isfinite().all()) for block in self.blocks(self._step))
+
+    def peak(self) -> float:
+        """The largest absolute sample."""
+        return max(block.abs().max().item() for block in self.blocks())
+
+    def level(self) -> Level:
+        """Mean and unbiased standard deviation of the mono sum.
+
+        Where the mono sum is constant, as when the two channels cancel, the deviation is that of both
+        channels; a constant signal keeps its level.
+        """
+        mean, std = self._moments(lambda block: block.mean(0))
+        if std == 0:
+            _, std = self._moments(lambda block: block.flatten())
+        return Level(mean, std or 1.0)
+
+    def _moments(self, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Mean and unbiased standard deviation, exactly 0 where float32 cannot tell the values apart."""
+        import torch
+
+        exact = torch.float32 if self.tensor.device.type == "mps" else torch.float64  # which that lacks
+        count, total, low, high = 0, 0.0, math.inf, -math.inf
+        for block in self.blocks():
+            found = values(block)
+            count += found.numel()
+            total += found.sum(dtype=exact).item()
+            low, high = min(low, found.min().item()), max(high, found.max().item())
+        mean = total / count
+        if low == high:
+            return mean, 0.0
+        squares = sum((values(block).to(exact) - mean).square().sum().item() for block in self.blocks())
+        std = math.sqrt(squares / (count - 1))
+        return mean, std if std >= torch.finfo(torch.float32).tiny else 0.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean and standard deviation that a signal was normalized with."""
+
+    mean: float
+    std: float
+
+
+def combine(function: Callable[..., None], signals: Sequence[Signal]) -> Signal:
+    """Make a signal each sample of which depends on the same sample of others.
+
+    ``function`` fills it in blocks: it gets a block of the new signal, and those of the others.
+    """
+    made = signals[0].new_empty()
+    step = made._step
+    for block, *parts in zip(*(signal.blocks(step) for signal in (made, *signals)), strict=True):
+        function(block, *parts)
+    return made
+
+
+def _limit(limit: int | None) -> int:
+    return LIMIT if limit is None else limit
+
+
+def _taken(held: deque[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """The blocks of a queue, each removed before its use."""
+    while held:
+        yield held.popleft()
+
+
+@contextmanager
+def _room_for(size: int) -> Iterator[None]:
+    """Report where a scratch file had no room, and how much it needs."""
+    try:
+        yield
+    except OSError as error:
+        words = error.strerror or str(error)
+        folder = tempfile.tempdir or "any folder for temporary files"
+        raise AudioError(
+            f"{words[:1].lower()}{words[1:]} in {folder}, where at least {size / 1e9:.2f} GB of scratch space"
+            " are needed: free some, or set TMPDIR to another folder"
+        ) from error
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Reserve a file's space on the disk; without it, a write to its mapping would kill the process."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:  # not tried: for a moment it would leave no space to others
+        raise OSError(errno.ENOSPC, f"only {free / 1e9:.2f} GB are free")
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(BLOCK)
+    for begin in range(0, size, BLOCK):
+        file.write(zeros[: size - begin])
+    file.flush()
+
+
+def _map(file: IO[bytes], size: int) -> NDArray[np.float32]:
+    mapped = mmap.mmap(file.fileno(), size)
+    array = np.frombuffer(mapped, np.float32)
+    _mapped[_bounds(array)[0]] = mapped
+    return array
+
+
+def _mapping_of(array: NDArray[Any]) -> tuple[int, mmap.mmap] | None:
+    """The address of the scratch file that an array is in, and its mapping.
+
+    Only the address identifies it: an array that came from torch does not know its memory's owner.
+    """
+    first, end = _bounds(array)
+    for reference in _mapped.valuerefs():
+        mapping, address = reference(), reference.key
+        if mapping is not None and address <= first and end <= address + len(mapping):
+            return address, mapping
+    return None
+
+
+def _bounds(array: NDArray[Any]) -> tuple[int, int]:
+    """Address of an array's first byte, and of the byte after its last."""
+    first = end = array.__array_interface__["data"][0]
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        reach = (length - 1) * stride
+        first, end = first + min(reach, 0), end + max(reach, 0)
+    return first, end + array.itemsize
