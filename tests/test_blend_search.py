@@ -44,6 +44,7 @@ from evaluator.scoring import score_song
 from kmdx import Separator, audio, cli, ensemble, plan_file
 from kmdx.errors import KmdxError, PlanError
 from kmdx.nodes import Sum
+from kmdx.signals import Signal
 
 STEMS = ("bass", "drums", "other", "vocals")
 FREE, SUM, POSITIVE, SIMPLEX = (Constraints(*flags) for flags in ((0, 0), (1, 0), (0, 1), (1, 1)))

@@ -218,7 +218,7 @@ def test_networks_of_the_same_weights_are_loaded_once(tmp_path: Path) -> None:
 def test_a_network_of_another_rate_than_the_plan_is_refused(tmp_path: Path) -> None:
     path = tiny.write_htdemucs(tmp_path)
     path.write_text(path.read_text("utf-8").replace("sample_rate: 44100", "sample_rate: 48000"), "utf-8")
-    with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
+    with pytest.raises(PlanError, match="works at 44100 Hz, and the plan at 48000 Hz"):
         Separator(path, device="cpu")
 
 
