@@ -24,6 +24,7 @@ from conftest import decibels, noise
 
 from evaluator.blend_search import collecting, command, inner_products, plan_writer, stage_moves, stage_search
 from evaluator.blend_search.ablation import Ensemble, share, within
+from evaluator.blend_search.blend_signals import flatten
 from evaluator.blend_search.collection import Collection, StemProducts, load
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -36,7 +37,6 @@ from evaluator.blend_search.cross_validation import (
 )
 from evaluator.blend_search.inner_products import InnerProducts
 from evaluator.blend_search.search import SearchOptions, search
-from evaluator.blend_search.signals import flatten
 from evaluator.blend_search.solving import Constraints, Objective, best
 from evaluator.dataset import find_tracks
 from evaluator.metrics import global_sdr

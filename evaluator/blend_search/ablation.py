@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from evaluator.blend_search.blend_signals import runs
 from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -32,7 +33,6 @@ from evaluator.blend_search.cross_validation import (
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.plan_writer import reweighted
 from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
-from evaluator.blend_search.signals import runs
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate
 from kmdx.plan import Plan

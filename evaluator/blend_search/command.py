@@ -21,6 +21,7 @@ from evaluator.blend_search import (
     tables,
 )
 from evaluator.blend_search.ablation import Ensemble, within
+from evaluator.blend_search.blend_signals import flatten, runs
 from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
     AnywayOption,
@@ -49,7 +50,6 @@ from evaluator.blend_search.console import (
     write_plan,
 )
 from evaluator.blend_search.search import SearchOptions, search, taken_weights
-from evaluator.blend_search.signals import flatten, runs
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import Store, write_json, write_text
 from kmdx import engine as engines

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.blend_search.signals import published, runs, source_of
+from evaluator.blend_search.blend_signals import published, runs, source_of
 from evaluator.dataset import CHANNELS, RATE, STEMS, Track
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Sum
