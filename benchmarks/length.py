@@ -24,11 +24,11 @@ import numpy as np
 import soundfile as sf
 
 from kmdx import files, synthetic, terminal
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = (30, 60, 120, 300, 600, 1200, 1800)  # seconds
-RATE = 44100
 PLAN = """
 title: Two small networks
 networks:

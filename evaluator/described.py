@@ -33,9 +33,10 @@ from pathlib import Path, PurePath
 import yaml
 
 from evaluator import layouts
-from evaluator.layouts import MIXTURE, Scan, SongFiles, is_stem_name, key, stem_named
+from evaluator.layouts import Scan, SongFiles, is_stem_name, key, stem_named
 from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
+from kmdx.challenge import MIXTURE
 from kmdx.errors import DocumentError, KmdxError, quoted, shown, suggest
 
 FILE = "dataset.yaml"

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from rich.markup import escape as escape_markup
 from rich.tree import Tree
 
-from kmdx.plan import MIXTURE, Plan, node_of
+from kmdx.challenge import MIXTURE
+from kmdx.plan import Plan, node_of
 
 DEEPEST = 25  # levels of a tree, so that it fits a line
 

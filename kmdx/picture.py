@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from kmdx.plan import MIXTURE, Plan, node_of
+from kmdx.challenge import MIXTURE
+from kmdx.plan import Plan, node_of
 
 BOX_WIDTH = 240  # pixels, as all sizes here
 COLUMN = 300  # from one column's left side to the next one's

@@ -32,10 +32,11 @@ from typing import Any
 import yaml
 
 from kmdx import documents, weights
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
 from kmdx.nodes import KINDS, Node
-from kmdx.plan import ACCOMPANIMENT, MIXTURE, NetworkUse, Plan, node_of
+from kmdx.plan import NetworkUse, Plan, node_of
 from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 

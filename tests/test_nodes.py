@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import noise
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.console import Console
 from kmdx import Separator, drawing, nodes, picture, plan_file, windows
 from kmdx.errors import PlanError
 from kmdx.nodes import Node
+from kmdx.signals import Signal
 from kmdx.windows import Window
 
 
@@ -56,8 +56,8 @@ def define_delay() -> type[Node]:
         def renamed(self, names: Mapping[str, str]) -> Node:
             return Delay(names.get(self.signal, self.signal), self.samples)
 
-        def run(self, name: str, song: Any) -> dict[str, torch.Tensor]:
-            return {name: song.signals[self.signal].roll(self.samples, -1)}
+        def run(self, name: str, song: Any) -> dict[str, Signal]:
+            return {name: Signal(song.signals[self.signal].tensor.roll(self.samples, -1))}
 
     return Delay
 
@@ -122,12 +122,12 @@ def test_a_window_of_a_new_kind_is_read_and_run(small: Path, tmp_path: Path) -> 
         def run(
             self,
             runner: Any,
-            signal: torch.Tensor,
-            estimates: Sequence[torch.Tensor],
+            signal: Signal,
+            estimates: Sequence[Signal],
             advance: Callable[[], None],
         ) -> None:
-            for target, estimate in zip(estimates, runner([signal])[0], strict=True):
-                target[:] = estimate
+            for target, estimate in zip(estimates, runner([signal.tensor])[0], strict=True):
+                target.put(0, estimate)
             advance()
 
         def __str__(self) -> str:
