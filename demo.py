@@ -16,11 +16,11 @@ from rich.table import Table
 
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, terminal, weights
+from kmdx.challenge import STREAMS
 from kmdx.errors import DownloadError, KmdxError
 from kmdx.terminal import out
 
 OUTPUT = Path("demo-output")
-STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # of a MUSDB18 file
 
 
 def excerpt() -> Path:

@@ -16,10 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kmdx import terminal, weights
+from kmdx.challenge import RATE
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
-
-RATE = 44100
 
 
 def lstm_flops(x: torch.Size, w_input: torch.Size, w_hidden: torch.Size, *_: object, **__: object) -> int:

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from benchmarks import length
 from kmdx import Separator, synthetic, terminal
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Node, Normalize, Sum
 from kmdx.plan import Plan
 from kmdx.windows import OverlapAdd
 
-RATE = 44100
 BLOCK = 2**20  # samples of a file that are read at a time
 WINDOWS = 16  # of a piece
 OPTIONS = ("--speed", "fast", "--format", "float32")

@@ -23,12 +23,12 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from kmdx import synthetic, terminal
+from kmdx import files, synthetic, terminal
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = (30, 60, 120, 300, 600, 1200, 1800)  # seconds
-RATE = 44100
 PLAN = """
 title: Two small networks
 networks:
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     if len(set(options.lengths)) < 2:
         raise KmdxError("a fit needs two lengths")
     costs = measure(sorted(set(options.lengths)))
-    options.output.write_text(svg(costs), "utf-8")
+    files.write_text(options.output, svg(costs))
     print(f"seconds of work grow with the length to the power of {exponent(costs)[0]:.3f}; {options.output}")
 
 

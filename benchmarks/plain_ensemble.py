@@ -31,11 +31,12 @@ from kmdx import device as devices
 from kmdx import plan_file, weights
 from kmdx.benchmark import timed
 from kmdx.build import load_network
+from kmdx.challenge import MIXTURE
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.nodes import Estimate, Normalize, Sum
-from kmdx.plan import MIXTURE, NetworkUse, Plan
+from kmdx.plan import NetworkUse, Plan
 from kmdx.precision import exact
 from kmdx.windows import OverlapAdd, TrimAndJoin
 

@@ -18,9 +18,8 @@ import soundfile as sf
 from evaluator.metrics import global_sdr
 from evaluator.scoring import score_song
 from kmdx import terminal
+from kmdx.challenge import RATE, STEMS
 
-RATE = 44100  # Hz
-STEMS = ("bass", "drums", "other", "vocals")
 MINUTES = (1, 4, 16)
 
 

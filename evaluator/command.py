@@ -28,7 +28,7 @@ from evaluator.comparison_command import show_tables
 from evaluator.data_check import Survey, survey
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
-from evaluator.layouts import ACCOMPANIMENT, parts_of_accompaniment
+from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, check_submission
 from evaluator.protocol import Stopped, headline, replay, score_existing
@@ -38,6 +38,7 @@ from evaluator.scoring_process import Scorer
 from evaluator.systems import load_all
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
+from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, shown
 from kmdx.plan import Plan
 from kmdx.terminal import err, out
@@ -100,8 +101,10 @@ def evaluate(
     engine: Annotated[str | None, typer.Option(help="tuned or plain; overrides user_config.py.")] = None,
     time_limit_factor: Annotated[
         float, typer.Option(help="Time limit of a song, as a multiple of its duration.")
-    ] = 1.57,
-    memory_limit: Annotated[str, typer.Option(help="Memory limit, such as 16GB or 8GiB.")] = "16GB",
+    ] = TIME_FACTOR,
+    memory_limit: Annotated[
+        str, typer.Option(help="Memory limit, such as 16GB or 8GiB.")
+    ] = f"{MEMORY // 10**9}GB",
     enforce_limits: Annotated[
         bool, typer.Option("--enforce-limits", help="End a song that exceeds a limit.")
     ] = False,

@@ -18,32 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import described, layouts, mixture_check, sources
-from evaluator.layouts import (
-    ACCOMPANIMENT,
-    MIXTURE,
-    SPLITS,
-    STEM_FILE,
-    STEMS,
-    Scan,
-    SongFiles,
-    key,
-)
+from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles, key
 from evaluator.mixture_check import KNOWN_SUMS
 from evaluator.sound_files import Form
-from evaluator.sources import BLOCK, STREAMS, AudioSource
+from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.errors import LISTED, AudioError, KmdxError, listed
 
 __all__ = [
-    "ACCOMPANIMENT",
-    "CHANNELS",
     "EVERY_SPLIT",
     "KNOWN_SUMS",
-    "MIXTURE",
     "MUSDB_SONGS",
-    "RATE",
-    "STEMS",
-    "STREAMS",
     "Problem",
     "Track",
     "as_wav",
@@ -55,8 +41,6 @@ __all__ = [
     "scan",
 ]
 
-RATE = 44100  # Hz, of MUSDB18-HQ and of the challenge's songs
-CHANNELS = 2
 MUSDB_SONGS = 50  # in MUSDB18-HQ's test set
 EVERY_SPLIT = "all"
 """As a split: the songs of all of them."""

@@ -31,9 +31,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from evaluator import layouts
-from evaluator.layouts import MIXTURE, Scan, SongFiles, is_stem_name, key, stem_named
+from evaluator.layouts import Scan, SongFiles, is_stem_name, key, stem_named
 from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
+from kmdx.challenge import MIXTURE
 from kmdx.documents import YamlPart
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 

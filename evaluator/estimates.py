@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from evaluator import layouts, sources
-from evaluator.dataset import ACCOMPANIMENT, Problem, Track
+from evaluator.dataset import Problem, Track
 from evaluator.layouts import key, parts_of_accompaniment, safe_name, stem_named
 from evaluator.sources import AudioSource
 from kmdx import audio
+from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, listed, shown
 from kmdx.files import sha256 as file_sha256
 

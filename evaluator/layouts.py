@@ -31,13 +31,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator.sources import SOUNDS, STREAMS, AudioSource, is_sound
+from evaluator.sources import SOUNDS, AudioSource, is_sound
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS, STREAMS
 from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
 
-STEMS = ("bass", "drums", "other", "vocals")
-MIXTURE = "mixture"
-ACCOMPANIMENT = "accompaniment"
 STEM_FILE = ".stem.mp4"
 
 NAMES: Mapping[str, tuple[str, ...]] = {

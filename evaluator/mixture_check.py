@@ -22,8 +22,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from evaluator import sources
-from evaluator.layouts import ACCOMPANIMENT, MIXTURE, STEMS
 from evaluator.sources import BLOCK
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS
 from kmdx.errors import AudioError, shown
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from evaluator.layouts import ACCOMPANIMENT, NAMES, parts_of_accompaniment
+from evaluator.layouts import NAMES, parts_of_accompaniment
+from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
 
 PREDICTIONS = "predictions"

@@ -28,6 +28,7 @@ import psutil
 from evaluator import replies, sandbox, visible
 from evaluator.replies import BadReply, End, clean
 from kmdx import host
+from kmdx.challenge import MEMORY, STEMS, TIME_FACTOR
 from kmdx.errors import KmdxError
 
 LOOK = 0.1  # seconds between two looks at the memory and the clock
@@ -42,7 +43,6 @@ OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
-STEMS = ("bass", "drums", "other", "vocals")
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
 LOOKED_AT = 20_000  # files of a submission that are looked at for pointers
@@ -74,8 +74,8 @@ class Limits:
         Seconds without progress and without processor time after which it is given up in any case.
     """
 
-    time_factor: float = 1.57
-    memory: int = 16 * 10**9
+    time_factor: float = TIME_FACTOR
+    memory: int = MEMORY
     enforced: bool = False
     load_seconds: float = 900.0
     longest: float = 3600.0

@@ -17,7 +17,7 @@ from typing import Protocol
 from evaluator import estimates
 from evaluator.dataset import Track, as_wav
 from evaluator.estimates import Estimates
-from evaluator.layouts import ACCOMPANIMENT, parts_of_accompaniment
+from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric, named, show
 from evaluator.predictions import PREDICTIONS, Predictions
 from evaluator.process import Limits, Outcome, Submission
@@ -25,6 +25,7 @@ from evaluator.records import RecordError, SongRecord, finite
 from evaluator.run_folder import Store
 from evaluator.scoring import SongScore
 from evaluator.scoring_process import Scorer
+from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
 
 logger = logging.getLogger("evaluator")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from evaluator.sound_files import Form, form_of, read_together
 from kmdx import audio, decoding, ffmpeg, signals
+from kmdx.challenge import RATE, STREAMS
 from kmdx.errors import AudioError, reason
 from kmdx.inputs import COMPRESSED, EXTENSIONS
 
@@ -29,9 +30,7 @@ HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".
 """Endings of files whose header gives the exact length, unless their codec is one that counts in blocks."""
 OFTEN_LOSSY = COMPRESSED | {".ogg", ".oga", ".opus"}
 LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # how the names of FFmpeg's codecs begin
-STREAMS = ("mixture", "drums", "bass", "other", "vocals")
-"""Order of the streams in a MUSDB18 file."""
-BLOCK = 4 * 44100  # samples read at a time
+BLOCK = 4 * RATE  # samples read at a time
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from . import decoding, holes, signals
 from .encoding import FORMATS, check_format, encode
 from .errors import AudioError, KmdxWarning
 from .errors import reason as _reason
-from .files import folder, partial_name
+from .files import commit, folder, partial_name
 from .tags import Tags
 
 LOUDEST = 8.0  # times full scale; no recording comes near, what exceeds it was not scaled to [-1, 1]
@@ -286,7 +286,7 @@ def write_all(
             if before_rename is not None:
                 before_rename(partials)
             for target, partial in partials.items():
-                partial.replace(target)
+                commit(partial, target)
                 replaced.append(target.name)
     except (OSError, sf.SoundFileError, av.FFmpegError) as error:
         written = f"only {', '.join(replaced)} was written" if replaced else "nothing was written"

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kmdx import drawing, files, manifest, plan, plan_file, terminal, weights
 from kmdx import engine as engines
+from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.terminal import err, out
 
@@ -406,7 +407,7 @@ def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], ma
 
     @cache
     def settings(stem: str) -> manifest.StemSettings | None:
-        if stem not in loaded.stems and stem != plan.ACCOMPANIMENT:
+        if stem not in loaded.stems and stem != ACCOMPANIMENT:
             return None
         signals = loaded.signals_of([stem])
         names = [loaded.networks[name].weight.name for name in loaded.networks_used(signals)]
@@ -550,7 +551,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
 def _stems(loaded: plan.Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """Stems that the options ask for, checked against the plan."""
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
-    return loaded.check_stems([*names, *([plan.ACCOMPANIMENT] if accompaniment else [])])
+    return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
 
 
 def _weights_of(names: list[str]) -> list[Any]:

@@ -14,7 +14,8 @@ from html import escape
 from rich.markup import escape as escape_markup
 from rich.tree import Tree
 
-from kmdx.plan import MIXTURE, Plan, node_of
+from kmdx.challenge import MIXTURE
+from kmdx.plan import Plan, node_of
 
 DEEPEST = 25  # levels of a tree, so that it fits a line
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that are there only if something is in them."""
+"""Files that appear whole or not at all, and folders that exist only if they contain something."""
 
 from __future__ import annotations
 
@@ -46,13 +46,24 @@ def atomic(path: Path) -> Iterator[Path]:
     partial = partial_name(path)
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
+        commit(partial, path)
     finally:  # after a success there is none
         with suppress(OSError):
             partial.unlink()
+
+
+def commit(partial: Path, path: Path) -> None:
+    """Give a complete file its own name; its content is forced to the disk before, and its name after.
+
+    Raises
+    ------
+    OSError
+        If either cannot be done.
+    """
+    with partial.open("rb" if os.name == "posix" else "rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kmdx import manifest
+from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
 
 SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
@@ -26,7 +27,6 @@ COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".
 EXTENSIONS = SOUND | COMPRESSED
 """What counts as a song inside a folder; a file that is named itself may end in anything."""
 
-MIXTURE = "mixture"
 
 _LONGEST = 255  # bytes of a name that every file system takes
 _ILLEGAL = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # on Windows

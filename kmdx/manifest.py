@@ -19,7 +19,6 @@ at a time writes to a folder: it holds the lock ``.kmdx/lock``.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -304,7 +303,6 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
             )
             _keep_unknown(wanted.folder / name, partial)
             _write_new(wanted.folder, record)
-        files.sync_folder(wanted.folder / FOLDER)
 
     try:
         with _lock(wanted.folder, _PATIENCE):
@@ -425,11 +423,8 @@ def _begins_with(whole: Path, part: Path) -> bool:
 
 def _write_new(folder: Path, record: StemRecord) -> None:
     """Write a record that counts from when its file has its own name."""
-    with (folder / FOLDER / f".{record.file}{_NEW}").open("w", encoding="utf-8") as file:
-        json.dump(asdict(record), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(asdict(record), indent=1)
+    files.write_text(folder / FOLDER / f".{record.file}{_NEW}", f"{text}\n")
 
 
 def _read(path: Path) -> StemRecord | None:
@@ -463,9 +458,8 @@ def _records_in(folder: Path, ending: str) -> Iterator[Path]:
 
 
 def _partials(folder: Path) -> Iterator[Path]:
-    return (
-        path for path in _entries(folder) if path.name.startswith(".") and path.name.endswith(files.PARTIAL)
-    )
+    there = (path for place in (folder, folder / FOLDER) for path in _entries(place))
+    return (path for path in there if path.name.startswith(".") and path.name.endswith(files.PARTIAL))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

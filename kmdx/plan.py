@@ -14,14 +14,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE
 from kmdx.errors import PlanError, listed, quoted, suggest
 from kmdx.nodes import Node
 from kmdx.weights import Weight
 from kmdx.windows import Window
-
-MIXTURE = "mixture"
-ACCOMPANIMENT = "accompaniment"
-"""Beside the stems of any plan that has vocals: the mixture minus the vocals."""
 
 
 @dataclass(frozen=True)

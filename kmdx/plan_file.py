@@ -32,12 +32,13 @@ from typing import Annotated, Any
 import yaml
 
 from kmdx import documents, weights
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE
 from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.networks import architecture as architectures
 from kmdx.networks import types
 from kmdx.nodes import Node, forms
-from kmdx.plan import ACCOMPANIMENT, MIXTURE, NetworkUse, Plan, node_of
+from kmdx.plan import NetworkUse, Plan, node_of
 from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 

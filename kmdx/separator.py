@@ -20,6 +20,7 @@ from kmdx import engine as engines
 from kmdx import precision as precisions
 from kmdx import speed as speeds
 from kmdx.build import load_for_inference
+from kmdx.challenge import ACCOMPANIMENT
 from kmdx.device import NetworkCache
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
@@ -223,8 +224,8 @@ class Separator:
         song = audio.check(samples, name, loudest=audio.LOUDEST)
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
         signals = self._signals(song, rate, self.plan.signals_of(wanted), progress)
-        if plan.ACCOMPANIMENT in wanted:
-            signals[plan.ACCOMPANIMENT] = _difference(song, signals["vocals"])
+        if ACCOMPANIMENT in wanted:
+            signals[ACCOMPANIMENT] = _difference(song, signals["vocals"])
         return {name: signals[name] for name in wanted}
 
     def separate_file(

@@ -11,17 +11,9 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
-from evaluator.dataset import (
-    EVERY_SPLIT,
-    MUSDB_SONGS,
-    STEMS,
-    Track,
-    as_wav,
-    check,
-    find_tracks,
-    fingerprint,
-)
+from evaluator.dataset import EVERY_SPLIT, MUSDB_SONGS, Track, as_wav, check, find_tracks, fingerprint
 from kmdx import audio
+from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
 
 RATE = 44100

@@ -9,7 +9,8 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
-from evaluator.dataset import EVERY_SPLIT, MIXTURE, check, find_tracks, read
+from evaluator.dataset import EVERY_SPLIT, check, find_tracks, read
+from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
 
 RATE = 44100

@@ -11,8 +11,9 @@ import soundfile as sf
 from conftest import noise
 
 from evaluator import estimates
-from evaluator.dataset import EVERY_SPLIT, STEMS, Track, find_tracks
+from evaluator.dataset import EVERY_SPLIT, Track, find_tracks
 from evaluator.layouts import NAMES
+from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
 
 RATE = 44100

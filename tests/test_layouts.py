@@ -12,17 +12,8 @@ import soundfile as sf
 from conftest import noise
 
 from evaluator import data_check
-from evaluator.dataset import (
-    EVERY_SPLIT,
-    MIXTURE,
-    STEMS,
-    Track,
-    as_wav,
-    check,
-    find_tracks,
-    fingerprint,
-    read,
-)
+from evaluator.dataset import EVERY_SPLIT, Track, as_wav, check, find_tracks, fingerprint, read
+from kmdx.challenge import MIXTURE, STEMS
 from kmdx.errors import KmdxError
 
 RATE = 44100

@@ -15,7 +15,7 @@ import test_training as cases
 import yaml
 from conftest import noise
 
-from evaluator.dataset import STEMS
+from kmdx.challenge import STEMS
 from kmdx.errors import KmdxWarning
 from training import decoded_songs, sampling, songs, trainer
 from training.config import TrainingError

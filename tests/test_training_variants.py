@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from training import songs, variants
-from training.songs import RATE
 
 
 @pytest.fixture

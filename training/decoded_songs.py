@@ -20,8 +20,9 @@ import soundfile as sf
 
 from evaluator.sources import AudioSource
 from kmdx import files
+from kmdx.challenge import RATE
 from training.config import TrainingError
-from training.songs import RATE, Songs, TrainingSong, TrainingStem, blocks
+from training.songs import Songs, TrainingSong, TrainingStem, blocks
 
 BLOCK = 2**18  # samples decoded at a time
 WIDTH = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}  # bytes of a sample; 4 in any other format

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from kmdx import files, weights
+from kmdx.challenge import RATE
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
 from training import budget, trainer
 from training.config import Config, TrainingError
 from training.run import Run
-from training.songs import RATE
 
 TOLERANCE = 1e-4  # of the largest value: what the graph and the network may differ by
 OPSET = 13  # of the published graph

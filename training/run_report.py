@@ -18,12 +18,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from kmdx import files
+from kmdx.challenge import RATE
 from training import config as configs
 from training import sampling, trainer, validation
 from training.config import Config
 from training.losses import LOSSES
 from training.run import Run
-from training.songs import RATE, Songs
+from training.songs import Songs
 
 TEMPLATE = "page.html.jinja"
 EXCERPTS = 3  # songs

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from evaluator.dataset import STEMS
+from kmdx.challenge import STEMS
 from kmdx.errors import KmdxWarning
 from training.config import Config, TrainingError
 from training.songs import TrainingSong, TrainingStem

@@ -22,15 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import dataset, described, layouts, sources
-from evaluator.dataset import ACCOMPANIMENT, MIXTURE, STEMS
 from evaluator.layouts import SongFiles, key
 from evaluator.sound_files import Form
 from evaluator.sources import AudioSource
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed
 from training.config import TrainingError
 
-RATE = 44100  # Hz
 IN_PLACE = (".wav", ".flac", ".ogg")
 """Endings of files that libsndfile reads a part of."""
 TRAIN = "train"

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
 from kmdx import build, files, host, weights
+from kmdx.challenge import RATE
 from kmdx.device import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
@@ -27,7 +28,7 @@ from training import budget, decoded_songs, freezing, logs, validation
 from training.config import Config, TrainingError
 from training.module import Averaging, Unmixing
 from training.run import Run
-from training.songs import RATE, Songs, contents, find
+from training.songs import Songs, contents, find
 from training.starting import Start
 
 KILLED = ("exited unexpectedly", "is killed by signal")  # torch's message about a process that reads songs

@@ -9,8 +9,9 @@ import soxr
 
 from evaluator.sound_files import form_of
 from kmdx import audio
+from kmdx.challenge import RATE
 from training.config import TrainingError
-from training.songs import RATE, TrainingStem, to_train_with, whole
+from training.songs import TrainingStem, to_train_with, whole
 
 SLOWEST, FASTEST = 0.25, 4.0
 

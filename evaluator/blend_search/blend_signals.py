@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from evaluator.dataset import STEMS
+from kmdx.challenge import MIXTURE, STEMS
 from kmdx.errors import PlanError
 from kmdx.nodes import Node, Sum
-from kmdx.plan import MIXTURE, Plan, node_of
+from kmdx.plan import Plan, node_of
 
 MOST_TERMS = 100_000  # of a blend that is written out
 
@@ -54,7 +54,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     Raises
     ------
     PlanError
-        If no stem of the plan is one of :data:`~evaluator.dataset.STEMS`.
+        If no stem of the plan is one of :data:`~kmdx.challenge.STEMS`.
     """
     scored = [stem for stem in plan.stems if stem in STEMS]
     if not scored:

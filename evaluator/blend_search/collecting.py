@@ -23,6 +23,7 @@ from evaluator.run_folder import Store, write_text
 from kmdx import audio, plan_file
 from kmdx import device as devices
 from kmdx import engine as engines
+from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
 from kmdx.precision import in_words
 from kmdx.separator import Separator, Stems
@@ -183,7 +184,7 @@ def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> 
         If a file cannot be read, or a signal is not finite.
     """
     plan = separator.plan
-    mixture = dataset.read(track, dataset.MIXTURE)
+    mixture = dataset.read(track, MIXTURE)
     estimates, seconds = run_networks(separator, mixture, [*own, *own.values()])
     stems = {}
     for stem, node in own.items():
@@ -216,7 +217,7 @@ def keep_signals(
     AudioError
         If one cannot be written.
     """
-    mixture = dataset.read(track, dataset.MIXTURE)
+    mixture = dataset.read(track, MIXTURE)
     for stem in own:
         names = separator.plan.nodes[stem].inputs
         signals = blended(separator, mixture, names, estimates)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from evaluator.blend_search.blend_signals import runs
 from evaluator.blend_search.collecting import FORM, PLAN
 from evaluator.blend_search.inner_products import InnerProducts, Weights, is_silent
-from evaluator.dataset import CHANNELS, RATE, STEMS
 from evaluator.run_folder import read_json
 from kmdx import plan_file
+from kmdx.challenge import CHANNELS, RATE, STEMS
 from kmdx.errors import KmdxError
 from kmdx.nodes import Sum
 from kmdx.plan import Plan

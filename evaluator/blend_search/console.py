@@ -13,8 +13,9 @@ from evaluator import dataset
 from evaluator.blend_search import collection, plan_writer
 from evaluator.blend_search.search import Result
 from evaluator.data_check import Survey, survey
-from evaluator.dataset import CHANNELS, EVERY_SPLIT, RATE, STEMS, Track
+from evaluator.dataset import EVERY_SPLIT, Track
 from kmdx import terminal
+from kmdx.challenge import CHANNELS, RATE, STEMS
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import err, out

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluator.blend_search.blend_signals import published, runs, source_of
-from evaluator.dataset import CHANNELS, RATE, STEMS, Track
+from evaluator.dataset import Track
+from kmdx.challenge import CHANNELS, RATE, STEMS
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan

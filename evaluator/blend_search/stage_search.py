@@ -20,6 +20,7 @@ from evaluator.blend_search.stage_moves import TRIES, Cost, Search, changes, wei
 from evaluator.blend_search.tables import count, gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
+from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan, node_of
 from kmdx.separator import Separator
@@ -144,7 +145,7 @@ class _Song:
 
     def play(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
         """Mean SDR over stems that are not silent in truth; runs that are not made ``again`` are known."""
-        mixture = dataset.read(self.track, dataset.MIXTURE)
+        mixture = dataset.read(self.track, MIXTURE)
         known = {
             name: np.load(path, mmap_mode="r")
             for name, path in self.files.items()

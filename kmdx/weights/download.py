@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from kmdx import files
 from kmdx.weights.checksum import file_sha256
 from kmdx.weights.registry import LARGEST
 
@@ -336,7 +337,7 @@ class _Part:
             self._version.write_text(version, "ascii")
 
     def finish(self, path: Path) -> None:
-        self.file.replace(path)
+        files.commit(self.file, path)
         self._version.unlink(missing_ok=True)
 
     def remove(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from kmdx import files
 from kmdx.errors import DownloadError, WeightsError
 from kmdx.weights.download import Fetched, Progress, Unreachable, one_line
 from kmdx.weights.fetching import fetch
@@ -259,7 +260,7 @@ def _place(weight: Weight, source: DownloadSource, fetched: Fetched, folder: Pat
         with contextlib.suppress(PermissionError):  # where the file system has permissions of its own
             fetched.path.chmod(mode)
         add_record(folder, source.file, record)
-        fetched.path.replace(path)
+        files.commit(fetched.path, path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from evaluator.dataset import STEMS
 from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, terminal
+from kmdx.challenge import MIXTURE, STEMS
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate
-from kmdx.plan import MIXTURE, Plan
+from kmdx.plan import Plan
 from kmdx.terminal import out
 
 WAYS = ("mixture", "alone", "staged", "plan")

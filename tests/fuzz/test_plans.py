@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmdx import plan_file
+from kmdx.challenge import MIXTURE
 from kmdx.errors import PlanError
 from kmdx.nodes import Estimate, Normalize, Sum
-from kmdx.plan import MIXTURE, NetworkUse, Plan, node_of
+from kmdx.plan import NetworkUse, Plan, node_of
 from kmdx.windows import OverlapAdd
 
 SECONDS = 5  # far more than any plan needs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pedalboard as pb
 
-from evaluator.dataset import RATE
+from kmdx.challenge import RATE
 
 
 def _apply(samples: np.ndarray, effects: list[pb.Plugin]) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.ndimage import minimum_filter1d, uniform_filter1d
 
-from evaluator.dataset import RATE
+from kmdx.challenge import RATE
 
 FULL_SCALE = 32767
 WINDOW = RATE // 10  # samples over which a stem's level is measured

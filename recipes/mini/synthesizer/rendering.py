@@ -7,8 +7,8 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from evaluator.dataset import RATE
 from kmdx import audio
+from kmdx.challenge import RATE
 from recipes.mini.synthesizer import requirements
 
 
@@ -28,7 +28,7 @@ def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.nda
     Returns
     -------
     ndarray
-        float32 ``(length, 2)`` at :data:`~evaluator.dataset.RATE`.
+        float32 ``(length, 2)`` at :data:`~kmdx.challenge.RATE`.
 
     Raises
     ------

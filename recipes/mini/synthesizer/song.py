@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluator.dataset import RATE, STEMS
+from kmdx.challenge import RATE, STEMS
 from kmdx.errors import KmdxError
 from recipes.mini.synthesizer import accompaniment, effects, mixing, requirements, voice
 from recipes.mini.synthesizer.accompaniment import Part

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from evaluator.dataset import MIXTURE, RATE, STEMS
 from kmdx import audio
+from kmdx.challenge import MIXTURE, RATE, STEMS
 from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, KmdxError
 

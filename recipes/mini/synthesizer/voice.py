@@ -25,8 +25,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from evaluator.dataset import RATE
 from kmdx import audio
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from recipes.mini.synthesizer.score import STEPS, Note, Score
 
@@ -146,7 +146,7 @@ def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, len
     Returns
     -------
     ndarray
-        float32 ``(length, 1)`` at :data:`~evaluator.dataset.RATE`.
+        float32 ``(length, 1)`` at :data:`~kmdx.challenge.RATE`.
     """
     pitch = _pitch(words, score, melody, singer)
     bins = words.envelope.shape[1]

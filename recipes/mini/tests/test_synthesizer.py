@@ -12,7 +12,7 @@ import soundfile as sf
 import yaml
 
 from evaluator import dataset
-from evaluator.dataset import MIXTURE, RATE, STEMS
+from kmdx.challenge import MIXTURE, RATE, STEMS
 from kmdx.errors import KmdxError
 from recipes.mini.synthesizer import command, mixing, requirements, songs, voice
 from recipes.mini.synthesizer.score import SCALES, Score, compose
