@@ -130,6 +130,7 @@ def _build(use: NetworkUse, found: FoundWeight, device: torch.device) -> Network
         raise ValueError(f"it is an ONNX graph, and {kind.name} weights are needed")
     if checkpoint.klass is not None and checkpoint.klass != kind.name:
         raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind.name} is needed")
-    stated = {**(checkpoint.kwargs or architecture), "type": kind.name}
+    own = checkpoint.kwargs if kind.arguments else None
+    stated = {**(own or architecture), "type": kind.name}
     network: Network = types.function(kind.build)(stated, use.chunking.segment, checkpoint.state)
     return network

@@ -102,7 +102,7 @@ def warm_heap() -> Iterator[None]:
 
 def peak_memory(process: int | None = None) -> int | None:
     """Bytes of memory that a process, by default this one, took at most since it began or since the reset."""
-    peak = kilobytes(Path(f"/proc/{process or 'self'}/status"), "VmHWM")
+    peak = kilobytes(Path(f"/proc/{_process(process)}/status"), "VmHWM")
     if peak is not None or process is not None:
         return peak
     try:
@@ -116,10 +116,14 @@ def peak_memory(process: int | None = None) -> int | None:
 def reset_peak_memory(process: int | None = None) -> bool:
     """Measure the peak of a process from here on, which only Linux can; returns whether it does."""
     try:
-        Path(f"/proc/{process or 'self'}/clear_refs").write_text("5")
+        Path(f"/proc/{_process(process)}/clear_refs").write_text("5")
     except OSError:
         return False
     return True
+
+
+def _process(process: int | None) -> str:
+    return "self" if process is None else str(process)
 
 
 def kilobytes(file: Path, name: str) -> int | None:

@@ -1412,7 +1412,7 @@ def test_what_a_search_of_stages_refuses(
     flat.write_text(yaml.safe_dump(content), "utf-8")
     for arguments, message in (
         (("stages", flat, data), "no later stage hears a sum of estimates"),
-        (("stages", staged, data, "--only", "rust"), "'rust' is no sum"),
+        (("stages", staged, data, "--only", "rust"), "'rust' is not a sum"),
         (("stages", staged, data, "--step", "0"), "--step 0: expected"),
         (("stages", staged, data, "--search", "5"), "--search 5: expected 1 to 4"),
         (("stages", staged, data, "--collected", tmp_path), "no collection in it"),

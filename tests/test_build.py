@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -153,3 +154,16 @@ def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:
     assert "\n" not in messages[0]
     with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
         load_for_inference(use_of(tiny.write_htdemucs(tmp_path), "htdemucs"), 48_000, CPU)
+
+
+def test_arguments_in_a_file_do_not_replace_the_sizes_of_a_unet(tmp_path: Path) -> None:
+    state = tiny.author_state(tiny.unet("vocals", 2, 5))
+    torch.save({"state": state, "kwargs": {"n_fft": 8}}, tmp_path / "unet.pt")
+    architecture = {**tiny.UNET, "sources": ["vocals"], "norm_groups": 2}
+    text = (
+        f"networks: {{u: {{weights: {{file: unet.pt, architecture: {json.dumps(architecture)}}}, overlap_add: {{overlap: 0}}}}}}\n"
+        "signals: {U: {network: u, hears: mixture}}\n"
+        "stems: {vocals: {sum: {U.vocals: 1}}}\n"
+    )
+    (use,) = plan_file.parse(text, "plan", tmp_path).networks.values()
+    assert load_network(use, 44100, torch.device("cpu")).length == use.chunking.length

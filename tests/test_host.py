@@ -255,6 +255,11 @@ def test_peak_memory_is_that_since_the_last_reset() -> None:
     assert after < during - 2**27
 
 
+def test_a_process_that_does_not_exist_has_no_peak_and_not_this_ones() -> None:
+    assert host.peak_memory(0) is None
+    assert not host.reset_peak_memory(0)
+
+
 # Facts about the processor
 
 CPUINFO = """processor	: 0

@@ -51,6 +51,8 @@ class NetworkType:
     one_source : bool
     rate : str
         The size that is the sample rate.
+    arguments : bool
+        Whether a weight file may have the constructor's arguments, which replace the architecture then.
     others : tuple of str
         More keys that it may contain, which its constructor checks.
     """
@@ -67,6 +69,7 @@ class NetworkType:
     largest_tensor: Callable[[Mapping[str, Any], int], int]
     one_source: bool = True
     rate: str = "sample_rate"
+    arguments: bool = False
     others: tuple[str, ...] = ()
 
 
@@ -107,6 +110,7 @@ HTDEMUCS = NetworkType(
     largest_tensor=sizes_of.largest_tensor_of_htdemucs,
     one_source=False,
     rate="samplerate",
+    arguments=True,
     others=("multi_freqs", *sizes_of.TRANSFORMER_SWITCHES),
 )
 HDEMUCS = replace(
