@@ -48,7 +48,7 @@ LONGEST_FIRST = (
     "test_real.py",  # while the first process writes the weights that both golden tests need
     "test_golden_long.py",
     "test_blend_search.py",
-    "test_training.py",
+    "test_training_trainer.py",
     "test_mini.py",
 )
 

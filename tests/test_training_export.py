@@ -6,12 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import test_training as cases
 import torch
+import training_cases as cases
+from conftest import decibels
 
+from kmdx import Separator, weights
+from kmdx.errors import WeightsError
 from kmdx.networks.tfc_tdf import TfcTdf
-from training import command, export, trainer
+from training import command, export, sampling, trainer
 from training.config import TrainingError
 from training.run import Run
 
@@ -110,3 +114,78 @@ def test_a_better_checkpoint_in_the_meantime_is_not_what_was_exported(
     assert made.step == step
     state = torch.load(made.state, weights_only=True)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("norm_groups", [None, 2, 4])
+def test_an_exported_network_separates_as_before(
+    norm_groups: int | None,
+    fit: Callable[..., Run],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = tmp_path / "models"
+    run = fit(network={**cases.NETWORK, "norm_groups": norm_groups}, steps=8)
+    made = export.export(run, "mine", models)
+    assert made.difference < 1e-4
+    stored = torch.load(made.state, weights_only=True)
+    assert stored["window"].shape == (512,)
+    assert stored["freq_pad"].shape == (1, 4, 193, 32)
+
+    monkeypatch.setenv("KMDX_MODELS", str(models))
+    assert weights.get("mine").title == "A small network"
+    text = """
+    networks:
+      state: {weights: mine, trim_and_join: {chunk: 7936, trim: 256}}
+      graph:
+        weights: {file: models/mine.onnx, architecture: {type: onnx, sources: [vocals], n_fft: 512, hop: 256, bins: 64, frames: 32}}
+        trim_and_join: {chunk: 7936, trim: 256}
+    signals:
+      S: {network: state, hears: mixture}
+      G: {network: graph, hears: mixture}
+    stems:
+      vocals: {sum: {S.vocals: 1}}
+      other: {sum: {G.vocals: 1}}
+    """
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(text, "utf-8")
+    mixture = sum(sampling.whole(cases.found(data, run.config()).validation[0]).values())
+    stems = Separator(plan, device="cpu", precision="fp32").separate(mixture.T, 44100)
+    network = trainer.trained(run)
+    with torch.inference_mode():
+        first = network(torch.from_numpy(np.pad(mixture, ((0, 0), (256, 0)))[:, : cases.CHUNK])[None])[
+            0, 0, :, 256:-256
+        ]
+    assert decibels(first.numpy().T, stems["vocals"][: cases.CHUNK - 512]) > 90
+    assert decibels(stems["vocals"], stems["other"]) > 80
+
+
+def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) -> None:
+    run = fit(steps=2)
+    with pytest.raises(TrainingError, match="expected small letters"):
+        export.export(run, "My Net", tmp_path)
+    with pytest.raises(TrainingError, match="a weight that is known has that name"):
+        export.export(run, "mdx_vocals", tmp_path)
+    with pytest.raises(TrainingError, match="not a training run"):
+        Run.existing(tmp_path)
+
+
+def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
+    for text, message in (
+        ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
+        ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
+        ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
+        (
+            "mine: {file: a, architecture: {type: x}}",
+            "the entry mine: the architecture of a: the type is 'x'",
+        ),
+        ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
+        ("1: {}", "expected weights by their names"),
+        ("- 1", "expected weights by their names"),
+        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
+    ):
+        (tmp_path / "trained.yaml").write_text(text, "utf-8")
+        with pytest.raises(WeightsError, match=message) as caught:
+            weights.trained(tmp_path)
+        assert str(caught.value).isprintable()
+    assert weights.trained(tmp_path / "nowhere") == {}

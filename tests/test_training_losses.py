@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_training as cases
 import torch
+import training_cases as cases
 from torch import Tensor
 
 from training import config as configs
@@ -119,3 +119,22 @@ def test_a_term_with_windows_needs_signals_as_long(monkeypatch: pytest.MonkeyPat
 def test_a_term_without_a_weight_is_not_computed() -> None:
     signal = torch.ones(1, 2, 5000)
     assert losses.terms(Loss(l1=0, mse=1), signal, signal).keys() == {"mse"}
+
+
+def test_losses() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(2, 2, 8000)
+    config = Loss(mse=1, l1=1, spectral=1)
+    perfect = losses.terms(config, target, target)
+    assert {name: float(value) for name, value in perfect.items()} == {"mse": 0, "l1": 0, "spectral": 0}
+    error = torch.randn_like(target)
+    found_terms = losses.terms(config, target + error, target)
+    assert float(found_terms["mse"]) == pytest.approx(float(error.square().mean()), rel=1e-5)
+    assert float(found_terms["l1"]) == pytest.approx(float(error.abs().mean()), rel=1e-5)
+    twice = losses.terms(config, target + 2 * error, target)
+    assert float(twice["spectral"]) == pytest.approx(2 * float(found_terms["spectral"]), rel=1e-4)
+    weighted = Loss(mse=2, l1=0, spectral=3)
+    total = losses.total(weighted, losses.terms(weighted, target + error, target))
+    assert float(total) == pytest.approx(
+        2 * float(found_terms["mse"]) + 3 * float(found_terms["spectral"]), rel=1e-5
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import test_training as cases
 import torch
+import training_cases as cases
 import yaml
 from conftest import decibels, noise
 
@@ -93,3 +94,17 @@ def test_control_c_while_the_page_is_made_is_one_line(
 
 def test_the_axis_of_a_constant_positive_curve_has_no_negative_numbers() -> None:
     assert ">-" not in run_report.diagram(run_report.Curve([1, 2], [0.01, 0.01]))
+
+
+def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
+    curve = run_report.Curve([*range(100)], [1.0, 3.0] * 50)
+    drawn = run_report.diagram(curve, smooth=True)
+    heights = {
+        kind: np.array([float(point.split(",")[1]) for point in points.split()])
+        for kind, points in re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn)
+    }
+    assert heights.keys() == {"faint", "curve"}
+    middle = heights["faint"].mean()
+    assert np.abs(heights["faint"] - middle).min() > 50
+    assert np.abs(heights["curve"][20:] - middle).max() < 10
+    assert run_report.diagram(curve).count("<polyline") == 1

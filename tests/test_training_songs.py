@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import test_training as cases
+import training_cases as cases
 import yaml
 from conftest import noise
 
@@ -216,3 +216,84 @@ def test_a_summed_stem_is_known_again_by_all_its_files(tmp_path: Path) -> None:
     before = songs.contents(of_folder(tmp_path)[0].training)
     soundfile.write(tmp_path / "b" / "guitar.wav", noise(RATE), RATE, "FLOAT")
     assert songs.contents(of_folder(tmp_path)[0].training) != before
+
+
+def test_songs_are_found_and_split(data: Path) -> None:
+    with pytest.warns(KmdxWarning, match="song 2: no bass: taken as silent"):
+        both = songs.find([data], "bass", 1000, ["song 0"])
+    assert [song.name for song in both.training] == ["song 1", "song 2"]
+    assert [song.name for song in both.validation] == ["song 0"]
+    assert set(both.training[1].stems) == {"drums", "other", "vocals"}
+
+
+def test_splits_of_a_data_set(data: Path, tmp_path: Path) -> None:
+    for split, song in (("train", "song 1"), ("valid", "song 0"), ("test", "song 2")):
+        shutil.copytree(data / song, tmp_path / split / song)
+    both = songs.find([tmp_path], "vocals", 1000)
+    assert [song.name for song in (*both.training, *both.validation)] == ["song 1", "song 0"], (
+        "never the test songs"
+    )
+
+
+def test_musdb18s_own_validation_songs(data: Path, tmp_path: Path) -> None:
+    for name in ("Meaxic - Take A Step", "Another"):
+        shutil.copytree(data / "song 1", tmp_path / "train" / name)
+    assert [song.name for song in songs.find([tmp_path], "drums", 1000).validation] == [
+        "Meaxic - Take A Step"
+    ]
+
+
+def broken(data: Path, tmp_path: Path, how: str) -> list[Path]:
+    """A copy of the songs with one thing wrong."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    first = copy / "song 1"
+    match how:
+        case "rate":
+            soundfile.write(first / "vocals.flac", noise(48_000), 48_000)
+        case "short":
+            for stem in cases.STEMS:
+                soundfile.write(first / f"{stem}.flac", noise(4000), 44_100)
+        case "damaged":
+            (first / "vocals.flac").write_bytes(b"no sound")
+        case "source":
+            for song in copy.iterdir():
+                for file in song.glob("vocals.*"):
+                    file.unlink()
+        case "empty":
+            shutil.rmtree(copy)
+            copy.mkdir()
+        case "missing":
+            shutil.rmtree(copy)
+        case "file":
+            return [first / "vocals.flac"]
+        case "twice":
+            return [copy, data]
+    return [copy]
+
+
+@pytest.mark.filterwarnings("ignore::kmdx.errors.KmdxWarning")
+@pytest.mark.parametrize(
+    ("how", "validation", "message"),
+    [
+        ("rate", ["song 0"], "vocals.flac: 48000 Hz, expected 44100 Hz"),
+        ("short", ["song 0"], "song 1 is shorter than a window: 0.1 s of 0.2 s"),
+        ("damaged", ["song 0"], "vocals.flac: cannot be read"),
+        ("source", ["song 0"], "none of 2 songs to train with has vocals"),
+        ("empty", ["song 0"], "no songs: expected folders with bass, drums, other, vocals"),
+        ("missing", ["song 0"], "copy: no such folder"),
+        ("file", ["song 0"], "vocals.flac: not a folder"),
+        ("twice", ["song 0"], "two songs are called 'song 0'"),
+        ("", [], "no songs to validate with in"),
+        ("", ["song 9"], "no validation song matches 'song 9'; available: song 0, song 1, song 2"),
+        ("", ["song *"], "no songs to train with"),
+    ],
+)
+def test_wrong_data_is_one_line_before_anything_begins(
+    how: str, validation: list[str], message: str, data: Path, tmp_path: Path
+) -> None:
+    folders = broken(data, tmp_path, how)
+    with pytest.raises(TrainingError) as caught:
+        songs.find(folders, "vocals", cases.CHUNK, validation)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

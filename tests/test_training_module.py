@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import test_training as cases
+import tiny
 import torch
+import training_cases as cases
 from torch import Tensor, nn
 
 from kmdx.networks.tfc_tdf import TfcTdf
@@ -232,3 +233,17 @@ def test_too_many_that_the_scaler_skips_end_the_run() -> None:
     assert made.skipped == module.MOST_SKIPPED
     with pytest.raises(TrainingError, match="loss or gradient is not finite"):
         scaled_steps(unmixing(precision="fp16", nan="stop"), 1, loss=math.nan)
+
+
+@pytest.mark.parametrize("norm_groups", [None, 2])
+def test_recomputed_activations_change_nothing(norm_groups: int | None) -> None:
+    spectrum = torch.randn(2, 4, 128, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for recomputed in (False, True):
+        network = tiny.unet("vocals", norm_groups, seed=3).train()
+        if recomputed:
+            module.recompute(network)
+        network.unet(spectrum).square().mean().backward()
+        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+        results.append({**gradients, **dict(network.named_buffers())})
+    assert cases.same(*results)

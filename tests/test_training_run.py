@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import test_training as cases
 import torch
+import training_cases as cases
 from rich.console import Console
 
 from training import sampling, trainer, validation
@@ -205,3 +205,11 @@ def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
     options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
     with pytest.raises(RuntimeError, match="a mistake"):
         trainer.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
+
+
+def test_only_one_process_works_on_a_run(fit: Callable[..., Run], tmp_path: Path) -> None:
+    with (
+        Run(tmp_path / "run").locked(),
+        pytest.raises(TrainingError, match="another process works on this run"),
+    ):
+        fit()

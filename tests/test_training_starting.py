@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import soundfile
-import test_training as cases
 import torch
+import training_cases as cases
 import yaml
 from conftest import noise
 from rich.console import Console

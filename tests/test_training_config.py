@@ -1,0 +1,78 @@
+"""Training configs: those that come with it, and what is wrong in others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import training_cases as cases
+import yaml
+
+from kmdx import weights
+from training import config as configs
+from training.config import TrainingError
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_configs_that_come_with_it_are_sound(name: str) -> None:
+    assert configs.load(name).steps > 0
+
+
+def test_the_published_configs_are_the_published_networks() -> None:
+    for stem in cases.STEMS:
+        config = configs.load(stem)
+        published = weights.get(f"mdx_{stem}").architecture
+        own = config.network.architecture(stem)
+        sizes = own.keys() & published.keys() - {"type"}
+        assert {key: own[key] for key in sizes} == {key: published[key] for key in sizes}
+        assert config.hears == ("mixture" if stem == "vocals" else "rest")
+        plan = yaml.safe_load(tiny.LEADERBOARD_C.read_text("utf-8"))
+        assert plan["networks"][f"mdx_{stem}"]["trim_and_join"] == {
+            "chunk": config.network.chunk,
+            "trim": config.network.trim,
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "vocals"}, "test: stem: extra inputs are not permitted"),
+        ({"source": "guitar"}, "source: input should be 'bass', 'drums', 'other' or 'vocals', not 'guitar'"),
+        ({"steps": 0}, "steps: input should be greater than 0, not 0"),
+        ({"hears": "rest"}, "what is left without vocals has none to estimate"),
+        ({"batch": 4, "at_once": 3}, "a batch of 4 cannot go through by 3"),
+        ({"loss": {"l1": 0}}, "loss: every term has the weight 0"),
+        ({"network": {**cases.NETWORK, "norm_groups": 3}}, "network: growth 4 does not divide into 3 groups"),
+        ({"network": {**cases.NETWORK, "bins": 60}}, "network: 1 levels need bins that divide by 16"),
+        ({"data": {"gain": [6, -6]}}, "data.gain: the first value must not be above the second, not [6, -6]"),
+        (
+            {"loss": {"spectral": 1}, "network": {**cases.NETWORK, "trim": 3000}},
+            "4096 samples are more than the 1936",
+        ),
+        (
+            {"validate_every": 2},
+            "6 steps are 3 epochs of 2, and validate_every: 2 would leave the last without a validation; "
+            "try a multiple of 4 steps, or another validate_every",
+        ),
+        (
+            {"network": {**cases.NETWORK, "trim": 4000}},
+            "network: two trims of 4000 leave nothing of 7936 samples",
+        ),
+    ],
+)
+def test_a_wrong_config_is_one_line(changes: dict, message: str) -> None:
+    with pytest.raises(TrainingError) as caught:
+        cases.small(**changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_can_be_set_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(cases.CONFIG), "utf-8")
+    config = configs.load(str(path), {"optimizer.rate": 0.5, "steps": 9})
+    assert (config.optimizer.rate, config.optimizer.warm_up, config.steps) == (0.5, 2, 9)
+    assert configs.parse(yaml.safe_load(configs.dump(config)), "again") == config
+    with pytest.raises(TrainingError, match="expected a YAML file, or one of .*vocals"):
+        configs.load("nothing")
