@@ -1,15 +1,15 @@
-"""What the small ensemble is worth: ``python -m recipes.mini.evaluate NAME=SONGS… [-o scores.csv]``.
+"""Score the small ensemble: ``python -m recipes.mini.evaluate NAME=SONGS… [-o scores.csv]``.
 
-SONGS are folders with songs' stems at any depth, ``<song>/{bass,drums,other,vocals}.*``; their sum is the
-mixture. A song without vocals is left out, and a stem that is missing or silent is not scored. For each
-song and stem, the global SDR in dB of
+SONGS is a folder that contains songs at any depth, ``<song>/{bass,drums,other,vocals}.*``. The sum of the
+stems is the mixture. Songs without vocals are skipped; missing and silent stems are not scored. For each
+song and stem, this measures the global SDR in dB of
 
-- the mixture itself,
-- the stem's network alone, hearing the mixture,
-- the stem's network at the last place where it stands in the plan, hearing what the stages before left over,
-- the plan's stem,
+- ``mixture``: the mixture itself,
+- ``alone``: the stem's network with the mixture as input,
+- ``staged``: the stem's network at its last place in the plan, with the residual of earlier stages as input,
+- ``plan``: the plan's stem,
 
-and for each set, which NAME calls, the mean over its songs.
+and prints the mean over the songs of each set NAME.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ WAYS = ("mixture", "alone", "staged", "plan")
 
 
 def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
-    """Add a run of each network that hears the mixture; also says which signal is which, by stem and way."""
-    hears = {name: node for name, node in plan.nodes.items() if isinstance(node, Estimate)}
-    runs = {plan.networks[node.network].sources[0]: name for name, node in hears.items()}
-    alone = {f"{name}_alone": Estimate(hears[name].network, MIXTURE) for name in runs.values()}
+    """Add a node per network that takes the mixture as input; also return signal names by stem and way."""
+    estimates = {name: node for name, node in plan.nodes.items() if isinstance(node, Estimate)}
+    runs = {plan.networks[node.network].sources[0]: name for name, node in estimates.items()}
+    alone = {f"{name}_alone": Estimate(estimates[name].network, MIXTURE) for name in runs.values()}
     ways = {
         stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
         for stem in STEMS
@@ -47,16 +47,16 @@ def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
 
 
 def prepare() -> tuple[Separator, dict[str, dict[str, str]]]:
-    """The small ensemble on the CPU in float32, and which of its signals is which, by stem and way."""
+    """The small ensemble on the CPU in float32, and the names of its signals by stem and way."""
     separator = Separator("mini", device="cpu", precision="fp32")
-    plan, ways = with_each_alone(separator.plan)  # the same networks, once more each
+    plan, ways = with_each_alone(separator.plan)
     return separator.under(plan), ways
 
 
 def score(
     separator: Separator, folder: Path, ways: dict[str, dict[str, str]]
 ) -> dict[tuple[str, str], float]:
-    """Global SDR in dB of a song by stem and way; only of stems that it has."""
+    """Global SDR in dB of a song's stems, by stem and way."""
     stems, rate = {}, 0
     for stem in STEMS:
         files = sorted(folder.glob(f"{stem}.*"))
@@ -64,7 +64,7 @@ def score(
             sound = audio.read(files[0])
             stems[stem], rate = sound.samples, sound.rate
     if len({samples.shape for samples in stems.values()}) > 1:
-        raise KmdxError(f"{folder}: its stems differ in length or channels")
+        raise KmdxError(f"{folder}: the stems differ in length or channels")
     mixture = np.sum([*stems.values()], axis=0, dtype=np.float32)
     signals = separator.signals(mixture, rate, [name for way in ways.values() for name in way.values()])
     return {
@@ -75,13 +75,13 @@ def score(
     }
 
 
-def songs_of(sets: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders of songs by the name of their set, from ``NAME=SONGS``.
+def find_songs(sets: Sequence[str]) -> dict[str, list[Path]]:
+    """Parse ``NAME=SONGS`` into the song folders of each set.
 
     Raises
     ------
     KmdxError
-        If one is written otherwise, is named twice, or has no songs, or two of the same name.
+        If an argument is malformed, repeats a name, or has no songs or two songs of the same name.
     """
     found: dict[str, list[Path]] = {}
     for text in sets:
@@ -98,14 +98,14 @@ def songs_of(sets: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def main() -> None:
-    """Score every song and print a table for each set."""
+    """Score every song and print a table per set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", metavar="NAME=SONGS")
-    parser.add_argument("-o", "--output", type=Path, help="write every number as CSV")
+    parser.add_argument("-o", "--output", type=Path, help="write all scores as CSV")
     options = parser.parse_args()
     separator, ways = prepare()
     rows = []
-    for name, folders in songs_of(options.sets).items():
+    for name, folders in find_songs(options.sets).items():
         scores = {folder.name: score(separator, folder, ways) for folder in folders}
         table = Table("stem", "songs", *WAYS, "plan's gain", title=name, box=None)
         for stem in STEMS:

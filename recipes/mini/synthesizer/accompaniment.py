@@ -1,7 +1,7 @@
-"""The band: grooves of MMA's library, played over a score's chords, as MIDI for each stem.
+"""The band: MMA plays grooves from its library over a score's chords, as MIDI for each stem.
 
-What a stem gets is not what MMA calls the track: some grooves have no bass, and in some the part named
-bass is a guitar. So parts go by their channel, their program and how low they lie.
+MMA's track names do not decide which stem a part belongs to: some grooves have no bass, and in some the
+part named bass is a guitar. The part's channel, program and pitch decide.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from recipes.mini.synthesizer import requirements
 from recipes.mini.synthesizer.requirements import LIBRARY
 from recipes.mini.synthesizer.score import STEPS, Score
 
-DRUM_CHANNEL = 9  # counted from 0; General MIDI says 10
-TICKS = 192  # to a beat, MMA's own
-LOW = 48  # mean pitch of a bass part lies below
+DRUM_CHANNEL = 9  # counted from 0; channel 10 in General MIDI
+TICKS = 192  # per beat, as in MMA's files
+LOW = 48  # the mean pitch of a bass part is below this
 BASSES = range(32, 40)  # General MIDI programs, counted from 0
 
-# Grooves that begin or end a song, or are no music.
-PASSING = re.compile(r"intro|end|fill|count|break|metronome|none|test|fermata|rit", re.IGNORECASE)
-# Styles that are heard on rock and pop records come up more often.
+# Grooves that begin or end a song, or are not music.
+NOT_A_GROOVE = re.compile(r"intro|end|fill|count|break|metronome|none|test|fermata|rit", re.IGNORECASE)
+# Styles of rock and pop records are drawn more often.
 MODERN = re.compile(
     r"rock|pop|metal|punk|funk|soul|disco|dance|house|techno|trance|hip|rnb|r\+b|rb|8beat|16beat|beat|ballad|"
     r"fus|shuffle|hrk|mtl|thr|trip|boneym|motown|dnb|highfive",
     re.IGNORECASE,
 )
-PREFERENCE = 5  # how much more often
+PREFERENCE = 5  # times as often
 KICKS, SNARES = (35, 36), (38, 40)  # General MIDI's drum notes
 DRIVING = re.compile(
     r"rock(?!ballad)|pop|metal|punk|funk|beat|hrk|mtl|thr|hip|dance|disco|rnb|highfive", re.IGNORECASE
@@ -42,20 +42,20 @@ DRIVING = re.compile(
 
 @dataclass(frozen=True)
 class Style:
-    """A file of MMA's library: grooves that go together in a song."""
+    """A file of MMA's library: grooves that fit together in one song."""
 
-    name: str  # as MMA finds it, such as "casio/rock1"
+    name: str  # MMA's name for it, such as "casio/rock1"
     beats: int  # in a bar
     grooves: tuple[str, ...]
 
     def groove(self, groove: str) -> str:
-        """A groove of it as MMA finds it, whatever other files call theirs."""
+        """A groove's full name, unambiguous if another file has a groove of the same name."""
         return f"{self.name}:{groove}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part that MMA plays: its notes as ``(start, end, pitch, velocity)``, times in ticks."""
+    """A part that MMA plays. Its notes are ``(start, end, pitch, velocity)``, with times in ticks."""
 
     name: str
     channel: int
@@ -64,7 +64,7 @@ class Part:
 
     @property
     def stem(self) -> str:
-        """The stem that it belongs to."""
+        """The stem that the part belongs to."""
         if self.channel == DRUM_CHANNEL:
             return "drums"
         mean = np.mean([pitch for _, _, pitch, _ in self.notes])
@@ -74,32 +74,32 @@ class Part:
 
 @cache
 def library(folder: Path = LIBRARY) -> tuple[Style, ...]:
-    """The styles of MMA's library that have one metre throughout, in the order of their names."""
+    """The styles of MMA's library that keep one meter, sorted by name."""
     styles = []
     for path in sorted(folder.glob("*/*.mma")):
         text = path.read_text(encoding="latin-1")
-        metres = {int(beats) for beats in re.findall(r"(?im)^\s*time\s+(\d+)", text)}
+        meters = {int(beats) for beats in re.findall(r"(?im)^\s*time\s+(\d+)", text)}
         names = re.findall(r"(?im)^\s*defgroove\s+(\S+)", text)
-        grooves = tuple(dict.fromkeys(name for name in names if not PASSING.search(name)))
-        if grooves and len(metres) == 1 and metres <= {3, 4, 6}:
-            styles.append(Style(f"{path.parent.name}/{path.stem}", metres.pop(), grooves))
+        grooves = tuple(dict.fromkeys(name for name in names if not NOT_A_GROOVE.search(name)))
+        if grooves and len(meters) == 1 and meters <= {3, 4, 6}:
+            styles.append(Style(f"{path.parent.name}/{path.stem}", meters.pop(), grooves))
     return tuple(styles)
 
 
 def choose_style(rng: np.random.Generator, styles: Sequence[Style]) -> Style:
-    """A style, more likely one of rock and pop records."""
+    """Draw a style, preferring rock and pop."""
     weights = np.array([PREFERENCE if MODERN.search(style.name) else 1 for style in styles], float)
     return styles[rng.choice(len(styles), p=weights / weights.sum())]
 
 
 def choose_drums(rng: np.random.Generator, styles: Sequence[Style], beats: int) -> Style | None:
-    """Another style in this metre whose drums drive, if there is one."""
+    """Draw a style in this meter with a driving beat; None if there is none."""
     driving = [style for style in styles if style.beats == beats and DRIVING.search(style.name)]
     return driving[rng.integers(len(driving))] if driving else None
 
 
 def drives(parts: Sequence[Part], score: Score) -> bool:
-    """Whether drum parts have a kick, and a snare, in three bars of four."""
+    """Whether the drum parts have a kick and a snare in at least three bars out of four."""
     bar = score.beats * TICKS
     struck = {(start // bar, pitch) for part in parts for start, _, pitch, _ in part.notes}
     return all(
@@ -109,23 +109,23 @@ def drives(parts: Sequence[Part], score: Score) -> bool:
 
 
 def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[Part]:
-    """Have MMA play a score.
+    """Let MMA play a score.
 
     Parameters
     ----------
     score : Score
     style : Style
     grooves : sequence of str
-        For each bar, a groove of the style.
+        One groove of the style per bar.
     seed : int
-        Of MMA's own random numbers.
+        For MMA's random numbers.
     folder : Path
-        For files that are needed on the way.
+        For temporary files.
 
     Returns
     -------
     list of Part
-        Those with notes, in MMA's order.
+        The parts that have notes, in MMA's order.
 
     Raises
     ------
@@ -138,26 +138,26 @@ def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: 
             lines.append(f"Groove {style.groove(groove)}")
         lines.append(f"{bar + 1} {chord.name}")
     (folder / "song.mma").write_text("\n".join(lines) + "\n")
-    # Python's hashes are random otherwise, and so may be the order of MMA's tracks.
+    # Otherwise Python's hashes are random, and the order of MMA's tracks can change.
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     requirements.run(["mma", "-w", "-f", "song.mid", "song.mma"], folder, environment)
     tracks = mido.MidiFile(folder / "song.mid", clip=True).tracks
     return [part for part in map(_part, tracks) if part.notes]
 
 
-def pad(score: Score, program: int, centre: int) -> Part:
-    """Held chords, one a bar."""
+def pad(score: Score, program: int, center: int) -> Part:
+    """Sustained chords, one per bar."""
     notes = []
     for bar, chord in enumerate(score.chords):
         start = bar * score.beats * TICKS
         for tone in chord.tones:
-            pitch = centre + (tone - centre) % 12
+            pitch = center + (tone - center) % 12
             notes.append((start, start + score.beats * TICKS - TICKS // 8, pitch, 76))
     return Part("Pad", 0, program, tuple(notes))
 
 
 def lead(rng: np.random.Generator, score: Score, program: int) -> Part:
-    """An instrument that plays where the voice rests, and sometimes along with it."""
+    """A lead instrument that plays where the voice rests, and sometimes along with it."""
     notes = []
     sung = {step for note in score.melody for step in range(note.start, note.end)}
     pitch = int(rng.integers(64, 80))
@@ -174,13 +174,13 @@ def lead(rng: np.random.Generator, score: Score, program: int) -> Part:
 
 
 def transposed(part: Part, semitones: int) -> Part:
-    """The part higher or lower, pitches that MIDI does not have left out."""
+    """Transpose a part, leaving out pitches that MIDI does not have."""
     notes = ((start, end, pitch + semitones, velocity) for start, end, pitch, velocity in part.notes)
     return replace(part, notes=tuple(note for note in notes if 0 <= note[2] < 128))
 
 
 def grooves_by_bar(rng: np.random.Generator, score: Score, style: Style) -> list[str]:
-    """For each bar a groove: one for each of the song's sections, the same whenever it comes again."""
+    """Draw a groove for each section of the song, and return one groove per bar."""
     chosen = {letter: style.grooves[rng.integers(len(style.grooves))] for letter in "ABC"}
     if rng.random() < 0.4:
         chosen["B"] = chosen["A"]
@@ -188,12 +188,12 @@ def grooves_by_bar(rng: np.random.Generator, score: Score, style: Style) -> list
 
 
 def midi(parts: Sequence[tuple[Part, int, int, int]], score: Score) -> mido.MidiFile:
-    """Parts as a MIDI file.
+    """Write parts to a MIDI file.
 
     Parameters
     ----------
     parts : sequence of (Part, channel, volume, pan)
-        The channel, counted from 0, that the part is played on; volume and pan are 0 to 127.
+        The part's channel, counted from 0; volume and pan, 0 to 127.
     score : Score
     """
     events = []
@@ -221,7 +221,7 @@ def midi(parts: Sequence[tuple[Part, int, int, int]], score: Score) -> mido.Midi
 
 
 def _part(track: mido.MidiTrack) -> Part:
-    """A track's notes; a note that is struck again before its end is ended there."""
+    """Read a track's notes; a note that is struck again before its end is cut there."""
     now, channel, program = 0, 0, 0
     sounding: dict[int, tuple[int, int]] = {}
     notes = []

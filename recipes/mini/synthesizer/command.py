@@ -1,4 +1,4 @@
-"""The command: from its options to a data set's folder."""
+"""The command: renders a data set of four-stem songs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from rich.markup import escape
 from kmdx import host, terminal
 from kmdx.errors import KmdxError
 from kmdx.terminal import err
-from recipes.mini.synthesizer import requirements
-from recipes.mini.synthesizer import songs as data
+from recipes.mini.synthesizer import requirements, song_set
 
-TEST_PART = 6  # one song in so many is for testing
+SONGS_PER_TEST_SONG = 6
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -28,49 +27,52 @@ def main() -> None:
 
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
-def synthesise(
+def render_songs(
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The data set's folder; the same one goes on.")
+        Path,
+        typer.Argument(metavar="OUT", help="The data set's folder. Songs that it already contains are kept."),
     ],
-    songs: Annotated[int, typer.Option(help="In all.")] = 60,
+    songs: Annotated[int, typer.Option(help="Number of songs, test songs included.")] = 60,
     test_songs: Annotated[
-        int | None, typer.Option(help="Of them in OUT/test; if not given, one in six.")
+        int | None, typer.Option(help="Number of songs in OUT/test. Default: one in six.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="About how long a song is.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Another one, other songs.")] = 0,
-    jobs: Annotated[int | None, typer.Option(help="Songs made at a time; if not given, one a core.")] = None,
+    seconds: Annotated[float, typer.Option(help="Approximate length of a song.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other songs.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Songs to render in parallel. Default: one per core.")
+    ] = None,
 ) -> None:
     """Render a data set of four-stem songs in MUSDB18-HQ's layout.
 
-    Nothing is downloaded: songs are composed at random, and rendered with MMA, FluidSynth, Sinsy and
-    their soundfonts and voices. With the same versions of these, the same seed gives the same bytes.
+    Nothing is downloaded. Songs are composed at random and rendered with MMA, FluidSynth and Sinsy.
+    With the same versions of these, the same seed gives the same bytes.
     """
     if jobs is not None and jobs < 1:
         raise KmdxError(f"--jobs {jobs}: expected 1 or more")
-    planned = data.plan(seed, songs, songs // TEST_PART if test_songs is None else test_songs, seconds)
+    test_songs = songs // SONGS_PER_TEST_SONG if test_songs is None else test_songs
+    planned = song_set.plan(seed, songs, test_songs, seconds)
     requirements.check()
     _check_folder(output)
-    from recipes.mini.synthesizer.song import make  # imports what was just looked for
+    from recipes.mini.synthesizer.song import make  # imports the packages that were just checked
 
-    left = data.missing(output, planned)
-    if len(left) < len(planned):
-        err.print(f"{len(planned) - len(left)} of {len(planned)} songs are there")
+    missing = song_set.missing(output, planned)
+    if len(missing) < len(planned):
+        err.print(f"{len(planned) - len(missing)} of {len(planned)} songs exist already")
     began = time.monotonic()
+    jobs = min(jobs or host.usable_cores(), len(missing) or 1)
     try:
-        for done, song in enumerate(
-            data.render(output, left, min(jobs or host.usable_cores(), len(left) or 1), make), 1
-        ):
-            pace = (time.monotonic() - began) / done
-            remaining = timedelta(seconds=round(pace * (len(left) - done)))
-            err.print(f"[{done}/{len(left)}] {song.split}/{song.name} ({remaining} left)", markup=False)
+        for done, song in enumerate(song_set.render(output, missing, jobs, make), 1):
+            seconds_per_song = (time.monotonic() - began) / done
+            remaining = timedelta(seconds=round(seconds_per_song * (len(missing) - done)))
+            err.print(f"[{done}/{len(missing)}] {song.split}/{song.name} ({remaining} left)", markup=False)
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where this one ended")
+        err.print("stopped; run the same command to continue")
         raise typer.Exit(130) from None
     err.print(f"{escape(str(output))}: {len(planned)} songs")
 
 
 def _check_folder(output: Path) -> None:
-    """Make sure that the folder is there and can be written in."""
+    """Make sure that the folder exists and can be written to."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

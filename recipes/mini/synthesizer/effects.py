@@ -1,4 +1,4 @@
-"""What an engineer does to each stem: equaliser, compressor, saturation, echo and room, drawn at random."""
+"""Effects for each stem, drawn at random: equalizer, compressor, saturation, echo and room."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kmdx.challenge import RATE
 
 
 def _apply(samples: np.ndarray, effects: list[pb.Plugin]) -> np.ndarray:
-    """The samples ``(samples, 2)`` through a chain of effects."""
+    """Run samples ``(samples, 2)`` through a chain of effects."""
     # pedalboard: (channels, samples)
     return pb.Pedalboard(effects)(np.ascontiguousarray(samples.T), RATE, reset=True).T
 
 
-def _equaliser(rng: np.random.Generator, reach: float) -> list[pb.Plugin]:
+def _equalizer(rng: np.random.Generator, reach: float) -> list[pb.Plugin]:
     """Two bells and two shelves, each up to `reach` dB up or down."""
     bells = [
         pb.PeakFilter(
@@ -28,7 +28,7 @@ def _equaliser(rng: np.random.Generator, reach: float) -> list[pb.Plugin]:
 
 
 def _room(rng: np.random.Generator, wet: tuple[float, float]) -> pb.Plugin:
-    """A reverberation, of which this much is heard."""
+    """A reverb with a wet level in this range."""
     return pb.Reverb(
         room_size=float(rng.uniform(0.1, 0.85)),
         damping=float(rng.uniform(0.2, 0.8)),
@@ -39,7 +39,7 @@ def _room(rng: np.random.Generator, wet: tuple[float, float]) -> pb.Plugin:
 
 
 def _compressor(rng: np.random.Generator, samples: np.ndarray, attack: tuple[float, float]) -> pb.Plugin:
-    """One whose threshold lies near the samples' RMS, so that it has work at any level."""
+    """A compressor whose threshold is near the samples' RMS, so that it acts at any level."""
     rms = 10 * np.log10(np.mean(np.square(samples)) + 1e-12)
     return pb.Compressor(
         threshold_db=float(rms + rng.uniform(-6, 6)),
@@ -52,7 +52,7 @@ def _compressor(rng: np.random.Generator, samples: np.ndarray, attack: tuple[flo
 def drums(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
     """Compressed and bright, in a small room."""
     samples = samples / np.abs(samples).max() * np.float32(0.5)
-    chain = [pb.LowShelfFilter(90, float(rng.uniform(0, 6))), *_equaliser(rng, 4)]
+    chain = [pb.LowShelfFilter(90, float(rng.uniform(0, 6))), *_equalizer(rng, 4)]
     chain += [_compressor(rng, samples, (3, 30))]
     if rng.random() < 0.35:
         chain.append(pb.Distortion(float(rng.uniform(2, 12))))
@@ -62,10 +62,10 @@ def drums(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
 
 
 def bass(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """In the middle, compressed, sometimes driven."""
+    """Centered and compressed, sometimes driven."""
     samples = np.repeat(samples.mean(axis=1, keepdims=True), 2, axis=1)
     samples = samples / np.abs(samples).max() * np.float32(0.5)
-    chain: list[pb.Plugin] = [_compressor(rng, samples, (5, 40)), *_equaliser(rng, 4)]
+    chain: list[pb.Plugin] = [_compressor(rng, samples, (5, 40)), *_equalizer(rng, 4)]
     if rng.random() < 0.35:
         chain.append(pb.Distortion(float(rng.uniform(3, 18))))
     if rng.random() < 0.3:
@@ -76,7 +76,7 @@ def bass(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
 
 
 def guitars(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """Through an amplifier: driven, and through a loudspeaker that has no highs."""
+    """Through an overdriven amplifier and a loudspeaker without highs."""
     samples = samples / np.abs(samples).max() * np.float32(0.5)
     chain: list[pb.Plugin] = [
         pb.HighpassFilter(90),
@@ -88,9 +88,9 @@ def guitars(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
 
 
 def other(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """Wide and reverberant, more or less."""
+    """Wide and reverberant."""
     samples = samples / np.abs(samples).max() * np.float32(0.5)
-    chain: list[pb.Plugin] = [pb.HighpassFilter(float(rng.uniform(40, 160))), *_equaliser(rng, 5)]
+    chain: list[pb.Plugin] = [pb.HighpassFilter(float(rng.uniform(40, 160))), *_equalizer(rng, 5)]
     if rng.random() < 0.5:
         chain.append(_compressor(rng, samples, (5, 40)))
     if rng.random() < 0.3:
@@ -102,7 +102,7 @@ def other(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
 
 
 def vocals(rng: np.random.Generator, samples: np.ndarray, beat: float) -> np.ndarray:
-    """In front: compressed, bright, with echo and room.
+    """Up front: compressed, bright, with echo and room.
 
     Parameters
     ----------
@@ -110,10 +110,10 @@ def vocals(rng: np.random.Generator, samples: np.ndarray, beat: float) -> np.nda
     samples : ndarray
         ``(samples, 2)``.
     beat : float
-        Seconds, for an echo in time.
+        Seconds per beat, for an echo in time with the song.
     """
     samples = samples / np.abs(samples).max() * np.float32(0.5)
-    chain: list[pb.Plugin] = [pb.HighpassFilter(float(rng.uniform(70, 140))), *_equaliser(rng, 4)]
+    chain: list[pb.Plugin] = [pb.HighpassFilter(float(rng.uniform(70, 140))), *_equalizer(rng, 4)]
     chain += [pb.HighShelfFilter(5000, float(rng.uniform(0, 6))), _compressor(rng, samples, (2, 15))]
     if rng.random() < 0.4:
         chain.append(pb.Distortion(float(rng.uniform(2, 12))))
@@ -128,13 +128,13 @@ def vocals(rng: np.random.Generator, samples: np.ndarray, beat: float) -> np.nda
 
 
 def placed(samples: np.ndarray, position: float) -> np.ndarray:
-    """One channel ``(samples, 1)`` between two loudspeakers: position -1 is left, 1 is right."""
+    """Pan one channel ``(samples, 1)`` to stereo: position -1 is left, 1 is right."""
     angle = (position + 1) * np.pi / 4
     return samples * np.array((np.cos(angle), np.sin(angle)), np.float32)
 
 
 def doubled(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-    """One channel ``(samples, 1)`` with two copies of it, late and to the sides, as if sung again."""
+    """Add two late copies of a channel ``(samples, 1)`` at the sides, as if it were sung three times."""
     sides = []
     for position in (-0.8, 0.8):
         voice = pb.Pedalboard(

@@ -1,4 +1,4 @@
-"""The programs, soundfonts and Python packages that songs are rendered with: found, or named if missing."""
+"""Finds the programs, soundfonts and Python packages that the synthesizer needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from kmdx.errors import KmdxError
 
-LIBRARY = Path("/usr/share/mma/lib")  # MMA's grooves, where Debian puts them
+LIBRARY = Path("/usr/share/mma/lib")  # MMA's grooves, where Debian installs them
 FONTS = Path("/usr/share/sounds/sf2")
 
 FLUID, TIM = FONTS / "FluidR3_GM.sf2", FONTS / "TimGM6mb.sf2"
 BLACK_PEARL, RED_ZEPPELIN = FONTS / "Black_Pearl_4_LV2.sf2", FONTS / "Red_Zeppelin_4_LV2.sf2"
 
-# What Debian calls the package of each.
+# The Debian package of each.
 PROGRAMS = {"mma": "mma", "fluidsynth": "fluidsynth"}
 FILES = {
     LIBRARY: "mma",
@@ -26,15 +26,16 @@ FILES = {
     RED_ZEPPELIN: "avldrums.lv2-soundfont",
 }
 MODULES = ("mido", "pedalboard", "pysinsy", "pyworld", "scipy")
+INSTALL_MODULES = "pip install -r recipes/mini/requirements.txt"
 
 
 def check() -> None:
-    """Make sure that all is there.
+    """Make sure that everything is installed.
 
     Raises
     ------
     KmdxError
-        If something is missing; names all of it, and how to install it.
+        If something is missing. The message lists all of it and how to install it.
     """
     programs = [name for name in PROGRAMS if shutil.which(name) is None]
     files = [path for path in FILES if not path.exists()]
@@ -42,13 +43,10 @@ def check() -> None:
     if not (programs or files or modules):
         return
     packages = sorted({PROGRAMS[name] for name in programs} | {FILES[path] for path in files})
-    ways = []
-    if packages:
-        ways.append(f"apt-get install {' '.join(packages)}")
-    if modules:
-        ways.append("pip install -r recipes/mini/requirements.txt")
-    missing = ", ".join([*programs, *map(str, files), *(f"Python's {name}" for name in modules)])
-    raise KmdxError(f"not installed: {missing}; install with: {'; '.join(ways)}")
+    commands = [f"apt-get install {' '.join(packages)}"] if packages else []
+    commands += [INSTALL_MODULES] if modules else []
+    missing = ", ".join([*programs, *map(str, files), *(f"Python package {name}" for name in modules)])
+    raise KmdxError(f"not installed: {missing}; install with: {'; '.join(commands)}")
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
@@ -57,7 +55,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str] | None = N
     Raises
     ------
     KmdxError
-        If it cannot be run or fails; says its last words.
+        If the program is missing or fails. The message ends with the program's last line.
     """
     try:
         done = subprocess.run(
@@ -67,10 +65,10 @@ def run(command: list[str], folder: Path, environment: dict[str, str] | None = N
         package = PROGRAMS.get(command[0], command[0])
         raise KmdxError(f"{command[0]}: not found; install with: apt-get install {package}") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no word"]
-        raise KmdxError(f"{command[0]}: failed with {done.returncode}: {said[-1].strip()}")
+        lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no output"]
+        raise KmdxError(f"{command[0]}: failed with exit code {done.returncode}: {lines[-1].strip()}")
 
 
 def versions() -> dict[str, str]:
-    """The versions of the Python packages, which a song's bytes depend on."""
+    """Versions of the Python packages that a song's bytes depend on."""
     return {name: version(name) for name in (*MODULES, "numpy", "soxr")}

@@ -1,9 +1,9 @@
-"""What is played and sung: tempo, key, chords and melody, drawn at random.
+"""Composes a song at random: tempo, key, chords and melody.
 
 Conventions
 -----------
-Time is counted in steps of a sixteenth note, :data:`STEPS` to a beat, from the song's beginning. Pitches
-are MIDI's note numbers: 60 is middle C, 69 is A at 440 Hz. Pitch classes are 0 for C to 11 for B.
+Time is counted in steps of a sixteenth note, :data:`STEPS` per beat, from the start of the song. Pitches
+are MIDI note numbers: 60 is middle C, 69 is A at 440 Hz. Pitch classes are 0 for C to 11 for B.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEPS = 4  # to a beat
+STEPS = 4  # per beat
 SECTION = 4  # bars
-PHRASE = 2  # bars that are sung in one breath, with a rest after them
+PHRASE = 2  # bars that are sung in one breath, before a rest
 
 NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 
-# Semitones above the key's note, and the quality, of a section's four chords.
+# A section's four chords: semitones above the tonic, and the chord's quality.
 PROGRESSIONS = {
     "major": (
         ((0, ""), (7, ""), (9, "m"), (5, "")),
@@ -52,10 +52,10 @@ SYLLABLES = tuple(
     "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわ"
     "がぎぐげござじずぜぞだでどばびぶべぼぱぴぷぺぽ"
 )
-# Steps that a sung note may last, and how likely they are in a slow song and in a fast one.
+# Lengths of a sung note in steps, and their probabilities in slow and in fast songs.
 LENGTHS = (1, 2, 3, 4, 6, 8)
 SLOW, FAST = np.array((0.1, 0.45, 0.1, 0.25, 0.05, 0.05)), np.array((0.0, 0.15, 0.1, 0.45, 0.15, 0.15))
-SLOW_TEMPO, FAST_TEMPO = 70, 160  # beats a minute
+SLOW_TEMPO, FAST_TEMPO = 70, 160  # beats per minute
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Chord:
 
     @property
     def name(self) -> str:
-        """As MMA writes it, such as ``F#m7``."""
+        """In MMA's notation, such as ``F#m7``."""
         return NAMES[self.root] + self.quality
 
     @property
@@ -87,30 +87,30 @@ class Note:
 
     @property
     def end(self) -> int:
-        """The step that it no longer sounds in."""
+        """The first step after the note."""
         return self.start + self.length
 
 
 @dataclass(frozen=True)
 class Score:
-    """A song on paper.
+    """A composed song.
 
     Attributes
     ----------
     tempo : int
-        Beats a minute.
+        Beats per minute.
     beats : int
-        In a bar.
+        Beats per bar.
     key : int
-        Pitch class of the scale's first note.
+        Pitch class of the tonic.
     mode : str
         ``major`` or ``minor``.
     sections : tuple of str
-        For each bar, the letter of its section.
+        The section's letter for each bar.
     chords : tuple of Chord
-        One for each bar.
+        One per bar.
     melody : tuple of Note
-        In order, without overlap, none across a bar line.
+        In order; notes neither overlap nor cross a bar line.
     """
 
     tempo: int
@@ -123,37 +123,37 @@ class Score:
 
     @property
     def seconds(self) -> float:
-        """Of all bars."""
+        """Length of all bars."""
         return len(self.chords) * self.beats * 60 / self.tempo
 
     @property
     def step(self) -> float:
-        """Seconds that a step lasts."""
+        """Length of a step in seconds."""
         return 60 / self.tempo / STEPS
 
     @property
     def bar(self) -> int:
-        """Steps in a bar."""
+        """Steps per bar."""
         return self.beats * STEPS
 
     def in_scale(self, pitch: int, degrees: int) -> int:
-        """The pitch so many degrees of the scale above (or below) one that is in it, or near it."""
+        """The pitch `degrees` scale degrees above (or below) the scale's pitch nearest to this one."""
         pitches = [octave + self.key + tone for octave in range(0, 132, 12) for tone in SCALES[self.mode]]
         return pitches[int(np.argmin(np.abs(np.array(pitches) - pitch))) + degrees]
 
 
-def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float, centre: int) -> Score:
-    """Draw a song.
+def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float, center: int) -> Score:
+    """Compose a song.
 
     Parameters
     ----------
     rng : Generator
     tempo, beats : int
-        Beats a minute, and in a bar.
+        Beats per minute, and beats per bar.
     seconds : float
-        About how long it is; whole bars are played, two phrases at least.
-    centre : int
-        Pitch about which the melody moves.
+        Approximate length. Rounded to whole bars, at least two phrases.
+    center : int
+        Pitch around which the melody moves.
     """
     count = max(round(seconds * tempo / 60 / beats), 2 * PHRASE)
     mode = "major" if rng.random() < 0.55 else "minor"
@@ -165,12 +165,12 @@ def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float,
     chords = tuple(harmony[letter][bar % SECTION] for bar, letter in enumerate(sections))
     paper = Score(tempo, beats, key, mode, sections, chords, ())
 
-    # A section's melody and words come again with it, as a chorus does.
+    # A repeated section repeats its melody and words, like a chorus.
     sung = {
-        letter: _sing(rng, paper, harmony[letter], centre + lift)
+        letter: _sing(rng, paper, harmony[letter], center + lift)
         for letter, lift in zip("ABC", (0, 3, 1), strict=True)
     }
-    intro = int(rng.integers(1, 3))  # bars; the melody begins no song, of which Sinsy would warn
+    intro = int(rng.integers(1, 3))  # bars without melody; Sinsy warns if a melody starts at once
     melody = tuple(
         Note(note.start + bar * paper.bar, note.length, note.pitch, note.syllable)
         for bar, letter in enumerate(sections)
@@ -181,7 +181,7 @@ def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float,
 
 
 def _progression(rng: np.random.Generator, key: int, mode: str, sevenths: bool) -> tuple[Chord, ...]:
-    """Chords of a section's bars."""
+    """Draw the chords of a section."""
     choices = PROGRESSIONS[mode]
     chords = []
     for interval, quality in choices[rng.integers(len(choices))]:
@@ -192,20 +192,20 @@ def _progression(rng: np.random.Generator, key: int, mode: str, sevenths: bool) 
     return tuple(chords)
 
 
-def _sing(rng: np.random.Generator, score: Score, chords: tuple[Chord, ...], centre: int) -> list[list[Note]]:
-    """A section's melody: for each of its bars the notes, counted from the bar's first step."""
+def _sing(rng: np.random.Generator, score: Score, chords: tuple[Chord, ...], center: int) -> list[list[Note]]:
+    """Draw a section's melody: the notes of each bar, counted from the bar's first step."""
     pace = np.clip((score.tempo - SLOW_TEMPO) / (FAST_TEMPO - SLOW_TEMPO), 0, 1)
     likely = SLOW + pace * (FAST - SLOW)
     bars: list[list[Note]] = [[] for _ in chords]
-    pitch = centre
+    pitch = center
     for first in range(0, len(chords), PHRASE):
-        end = PHRASE * score.bar - int(rng.integers(2, score.bar // 2 + 1))  # then breath is taken
+        end = PHRASE * score.bar - int(rng.integers(2, score.bar // 2 + 1))  # the singer breathes after it
         step = int(rng.choice((0, 0, 2, 4)))
         while step < end:
             bar, within = divmod(step, score.bar)
             length = min(int(rng.choice(LENGTHS, p=likely)), score.bar - within, end - step)
             chord = chords[first + bar]
-            pitch = _next_pitch(rng, score, chord, pitch, centre, strong=within % (2 * STEPS) == 0)
+            pitch = _next_pitch(rng, score, chord, pitch, center, strong=within % (2 * STEPS) == 0)
             syllable = SYLLABLES[rng.integers(len(SYLLABLES))]
             bars[first + bar].append(Note(within, length, pitch, syllable))
             step += length
@@ -213,14 +213,14 @@ def _sing(rng: np.random.Generator, score: Score, chords: tuple[Chord, ...], cen
 
 
 def _next_pitch(
-    rng: np.random.Generator, score: Score, chord: Chord, pitch: int, centre: int, *, strong: bool
+    rng: np.random.Generator, score: Score, chord: Chord, pitch: int, center: int, *, strong: bool
 ) -> int:
-    """A step or a leap on, drawn back to the centre; on a strong beat a tone of the chord."""
+    """Move by a step or a leap, pulled back to the center; on a strong beat, to a chord tone."""
     drawn = score.in_scale(
         pitch, int(rng.choice((-3, -2, -1, 0, 1, 2, 3), p=(0.05, 0.12, 0.23, 0.2, 0.23, 0.12, 0.05)))
     )
-    if abs(drawn - centre) > 7:
-        drawn = score.in_scale(drawn, -2 if drawn > centre else 2)
+    if abs(drawn - center) > 7:
+        drawn = score.in_scale(drawn, -2 if drawn > center else 2)
     if not strong:
         return drawn
     return min(

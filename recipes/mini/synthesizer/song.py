@@ -1,4 +1,4 @@
-"""One song: drawn from its seed, split and number alone, played, sung, mixed."""
+"""Makes one song from its seed, split and number: composes, plays, sings and mixes it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kmdx.challenge import RATE, STEMS
 from kmdx.errors import KmdxError
 from recipes.mini.synthesizer import accompaniment, effects, mixing, requirements, voice
 from recipes.mini.synthesizer.accompaniment import Part
-from recipes.mini.synthesizer.rendering import render
+from recipes.mini.synthesizer.fluidsynth import render
 from recipes.mini.synthesizer.requirements import BLACK_PEARL, FLUID, RED_ZEPPELIN, TIM
 from recipes.mini.synthesizer.score import NAMES, Score, compose
-from recipes.mini.synthesizer.songs import SPLITS, Song
+from recipes.mini.synthesizer.song_set import SPLITS, SongSpec
 
-ATTEMPTS = 20  # grooves to try until no stem is silent
-TAIL = 2.0  # seconds after the last bar, in which the room dies away
-SILENT = {"bass": 0.4, "drums": 0.4, "other": 0.3, "vocals": 0.5}  # of its length, as much as a stem may be
-UNDRIVEN = 0.9  # of the songs whose drums have few kicks or snares, the part that is drawn again
-QUIETEST = -40.0  # dBFS, RMS of a whole stem
+ATTEMPTS = 20  # songs to draw until no stem is silent
+TAIL = 2.0  # seconds after the last bar, for the reverb
+SILENT = {"bass": 0.4, "drums": 0.4, "other": 0.3, "vocals": 0.5}  # largest silent share of a stem
+REDRAWN = 0.9  # share of the songs with few kicks or snares that are drawn again
+QUIETEST = -40.0  # dBFS; smallest RMS of a whole stem
 
 # General MIDI programs, counted from 0.
 BASS_PROGRAMS = (32, 33, 33, 33, 34, 34, 34, 35, 36, 37, 38, 39)
@@ -42,7 +42,7 @@ KIT_FONTS = (BLACK_PEARL, RED_ZEPPELIN)
 
 
 @dataclass(frozen=True)
-class Record:
+class RenderedSong:
     """A finished song.
 
     Attributes
@@ -50,9 +50,9 @@ class Record:
     stems : dict of str to ndarray
         int16 ``(samples, 2)``.
     mixture : ndarray
-        Their sum.
+        The sum of the stems.
     description : dict
-        What was drawn, for people to read.
+        What was drawn, for a human reader.
     """
 
     stems: dict[str, np.ndarray]
@@ -60,13 +60,13 @@ class Record:
     description: dict[str, Any]
 
 
-def make(song: Song) -> Record:
+def make(song: SongSpec) -> RenderedSong:
     """Render a song.
 
     Raises
     ------
     KmdxError
-        If a program fails, or no groove that was tried gives all stems something to play.
+        If a program fails, or if a stem was silent in every attempt.
     """
     with tempfile.TemporaryDirectory(prefix="synthetic-") as folder:
         for attempt in range(ATTEMPTS):
@@ -74,18 +74,18 @@ def make(song: Song) -> Record:
             record = _attempt(rng, song, Path(folder))
             if record is not None:
                 return record
-    raise KmdxError(f"{song.name}: {ATTEMPTS} grooves left a stem silent; choose another seed or --seconds")
+    raise KmdxError(f"{song.name}: a stem was silent in {ATTEMPTS} attempts; try another --seed or --seconds")
 
 
-def _attempt(rng: np.random.Generator, song: Song, folder: Path) -> Record | None:
-    """The song as drawn from `rng`, None where a stem has too little to play."""
+def _attempt(rng: np.random.Generator, song: SongSpec, folder: Path) -> RenderedSong | None:
+    """Draw and render the song; None if a stem has too little to play."""
     singer = voice.draw_singer(rng)
     styles = accompaniment.library()
     style = accompaniment.choose_style(rng, styles)
     tempo = int(rng.integers(70, 161))
-    if style.beats == 6:  # eighths, of which a bar has as many as another has quarters and a half
+    if style.beats == 6:  # its beats are eighth notes
         tempo = min(round(1.5 * tempo), 220)
-    score = compose(rng, tempo=tempo, beats=style.beats, seconds=song.seconds - TAIL, centre=singer.centre)
+    score = compose(rng, tempo=tempo, beats=style.beats, seconds=song.seconds - TAIL, center=singer.centre)
     length = round((score.seconds + TAIL) * RATE)
 
     grooves = accompaniment.grooves_by_bar(rng, score, style)
@@ -102,7 +102,7 @@ def _attempt(rng: np.random.Generator, song: Song, folder: Path) -> Record | Non
     by_stem = {stem: [part for part in parts if part.stem == stem] for stem in STEMS}
     if not by_stem["bass"] or not by_stem["drums"]:
         return None
-    if not accompaniment.drives(by_stem["drums"], score) and rng.random() < UNDRIVEN:
+    if not accompaniment.drives(by_stem["drums"], score) and rng.random() < REDRAWN:
         return None
 
     bass, bass_sound = _bass(rng, by_stem["bass"], score, length, folder)
@@ -119,11 +119,11 @@ def _attempt(rng: np.random.Generator, song: Song, folder: Path) -> Record | Non
     vocals = float(rng.uniform(-22, -18))
     levels = {name: vocals - float(rng.uniform(-3, 6)) for name in ("bass", "drums", "other")}
     levels["vocals"] = vocals
-    # As loud as records are: the limiter takes off what is above full scale.
+    # As loud as commercial records: the limiter removes what exceeds full scale.
     loudness = float(rng.uniform(0, 6))
     levels = {name: round(value + loudness, 2) for name, value in levels.items()}
     ceiling = float(rng.uniform(0.8, 0.99))
-    whole, mixture = mixing.quantise(mixing.master(mixing.balance(stems, levels), ceiling))
+    whole, mixture = mixing.quantize(mixing.master(mixing.balance(stems, levels), ceiling))
     for stem in whole.values():
         if 20 * np.log10(np.sqrt(np.mean(np.square(stem / 32768))) + 1e-9) < QUIETEST:
             return None
@@ -141,7 +141,7 @@ def _attempt(rng: np.random.Generator, song: Song, folder: Path) -> Record | Non
         "levels": levels,
         "versions": requirements.versions(),
     }
-    return Record(whole, mixture, description)
+    return RenderedSong(whole, mixture, description)
 
 
 def _font(rng: np.random.Generator) -> Path:
@@ -151,10 +151,10 @@ def _font(rng: np.random.Generator) -> Path:
 def _bass(
     rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One instrument plays all the bass parts: the grooves of a song have one each."""
+    """One instrument plays the bass parts of all grooves."""
     program, font = int(rng.choice(BASS_PROGRAMS)), _font(rng)
     pitches = [note[2] for part in parts for note in part.notes]
-    # Into a bass guitar's lower octaves, E1 to about E3.
+    # Into the lower octaves of a bass guitar, E1 to about E3.
     octaves = 12 * round((38 - float(np.median(pitches))) / 12)
     played = [
         (replace(accompaniment.transposed(part, octaves), program=program), number, 110, 64)
@@ -167,15 +167,15 @@ def _bass(
 def _drums(
     rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One kit, or two at a time."""
+    """One drum kit, or two layered."""
     layers = []
     total = np.zeros((length, 2), np.float32)
     for _ in range(1 + int(rng.random() < 0.35)):
         if rng.random() < 0.5:
-            font, kit, channel = KIT_FONTS[rng.integers(2)], 0, 0  # its one kit is an instrument
+            font, kit, channel = KIT_FONTS[rng.integers(2)], 0, 0  # its only kit is a melodic instrument
         else:
             font, kit, channel = _font(rng), int(rng.choice(KITS)), accompaniment.DRUM_CHANNEL
-        force = float(rng.uniform(1.0, 1.35))  # MMA's drummer is a quiet one
+        force = float(rng.uniform(1.0, 1.35))  # MMA's drums are quiet
         played = [(replace(_struck(part, force), program=kit), channel, 110, 64) for part in parts]
         layer = render(accompaniment.midi(played, score), font, length, folder)
         peak = float(np.abs(layer).max())
@@ -191,7 +191,7 @@ def _drums(
 def _other(
     rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The accompaniment, with instruments of one palette, held chords and a lead now and then."""
+    """The accompaniment with instruments of one palette, sometimes with a pad and a lead."""
     palette = sorted(PALETTES)[rng.integers(len(PALETTES))]
     choices = PALETTES[palette]
     players = [
@@ -225,7 +225,7 @@ def _other(
 def _vocals(
     rng: np.random.Generator, score: Score, singer: voice.Singer, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The singer, sometimes doubled, sometimes with a second voice."""
+    """The singer, sometimes doubled, sometimes with a harmony voice."""
     words = voice.pronounce(score, folder)
     alone = voice.sing(words, score, score.melody, singer, length)
     twice = bool(rng.random() < 0.35)
@@ -242,12 +242,12 @@ def _vocals(
 
 
 def _channel(number: int) -> int:
-    """MIDI channels but the one of the drums."""
+    """The MIDI channel of a part, skipping the drum channel."""
     return number + (number >= accompaniment.DRUM_CHANNEL)
 
 
 def _struck(part: Part, force: float) -> Part:
-    """A drum part struck harder."""
+    """The drum part, struck harder."""
     notes = tuple(
         (start, end, pitch, min(round(velocity * force), 127)) for start, end, pitch, velocity in part.notes
     )

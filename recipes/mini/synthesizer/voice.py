@@ -1,9 +1,9 @@
-"""The singer: Sinsy sings a melody's syllables, WORLD gives it the singer's pitch and timbre.
+"""The singer: Sinsy sings the syllables of a melody, WORLD sets the singer's pitch and timbre.
 
-The one voice that comes with Sinsy is a woman's, sings no more than an octave, and not in tune. So
-only its words are kept: their spectral envelopes, and where they are voiced. The pitch is the
-score's, with the singer's vibrato and the small movements of Sinsy's own; the envelopes are stretched
-along frequency, as a shorter or longer vocal tract does it.
+Sinsy's only voice is female, has a range of one octave and sings out of tune. So only its words are
+kept: their spectral envelopes, and where they are voiced. The pitch comes from the score, with the
+singer's vibrato and the small movements of Sinsy's pitch. The envelopes are stretched along frequency,
+as a shorter or longer vocal tract would do.
 
 References
 ----------
@@ -28,33 +28,34 @@ from scipy.ndimage import gaussian_filter1d
 from kmdx import audio
 from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
+from recipes.mini.synthesizer.requirements import INSTALL_MODULES
 from recipes.mini.synthesizer.score import STEPS, Note, Score
 
 FRAME = 5e-3  # seconds between WORLD's frames
-SUNG = (64, 74)  # MIDI pitches that Sinsy's voice was trained on
-FLOOR, CEILING = 200.0, 750.0  # Hz, between which its pitch is looked for
-DRIFT = 0.08  # octaves that its own movements may take the pitch from the score's
-GLIDE = 5  # frames that the pitch takes from a note to the next
+SUNG = (64, 74)  # range of MIDI pitches that Sinsy's voice was trained on
+FLOOR, CEILING = 200.0, 750.0  # Hz; range of the pitch analysis
+DRIFT = 0.08  # octaves; largest movement of the pitch away from the score
+GLIDE = 5  # frames; smoothing of the pitch between notes
 SHARPS = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1), (5, 0), (5, 1), (6, 0))
 
 
 @dataclass(frozen=True)
 class Singer:
-    """How a voice differs from another.
+    """The parameters of a voice.
 
     Attributes
     ----------
     centre : int
-        MIDI pitch about which it sings.
+        MIDI pitch around which it sings.
     formants : float
-        Factor of the frequencies of its spectral envelope; below 1 the vocal tract is longer.
+        Frequency factor of the spectral envelope; below 1 the vocal tract is longer.
     breath : float
-        Part of noise in the voice at high frequencies, 0 to 1.
+        Share of noise in the voice at high frequencies, 0 to 1.
     vibrato, rate, delay : float
-        Depth in semitones, Hz, and seconds from a note's beginning until it is there.
+        Vibrato: depth in semitones, rate in Hz, and delay in seconds after the start of a note.
     """
 
-    centre: int
+    centre: int  # this spelling is a key of song.yaml
     formants: float
     breath: float
     vibrato: float
@@ -64,7 +65,7 @@ class Singer:
 
 @dataclass(frozen=True)
 class Words:
-    """What Sinsy sang, in WORLD's frames of 5 ms: all but the pitch.
+    """Sinsy's singing as WORLD's analysis in frames of 5 ms.
 
     Attributes
     ----------
@@ -82,13 +83,13 @@ class Words:
 
 
 def draw_singer(rng: np.random.Generator) -> Singer:
-    """A woman or a man, from soprano to bass."""
+    """Draw a female or male singer, from soprano to bass."""
     low = rng.random() < 0.5
-    position = rng.random()  # 0 the lowest of its kind, 1 the highest
-    centre = round(48 + 10 * position) if low else round(58 + 9 * position)
+    position = rng.random()  # 0 for the lowest of their kind, 1 for the highest
+    center = round(48 + 10 * position) if low else round(58 + 9 * position)
     formants = (0.76 + 0.12 * position if low else 0.94 + 0.14 * position) + rng.uniform(-0.03, 0.03)
     return Singer(
-        centre=centre,
+        centre=center,
         formants=round(float(formants), 3),
         breath=round(float(rng.uniform(0.15, 0.8)), 3),
         vibrato=round(float(rng.uniform(0.05, 0.5)), 3),
@@ -98,18 +99,18 @@ def draw_singer(rng: np.random.Generator) -> Singer:
 
 
 def pronounce(score: Score, folder: Path) -> Words:
-    """Have Sinsy sing a score's melody.
+    """Let Sinsy sing a score's melody.
 
     Parameters
     ----------
     score : Score
     folder : Path
-        For files that are needed on the way.
+        For temporary files.
 
     Raises
     ------
     KmdxError
-        If Sinsy does not take the score.
+        If Sinsy rejects the score.
     """
     path = folder / "melody.xml"
     path.write_text(music_xml(score), encoding="utf-8")
@@ -119,7 +120,7 @@ def pronounce(score: Score, folder: Path) -> Words:
         str(home / "htsvoice" / "nitech_jp_song070_f001.htsvoice")
     )
     if not (ready and sinsy.loadScoreFromMusicXML(str(path))):
-        raise KmdxError("pysinsy: does not take its voice or the score; install it again")
+        raise KmdxError("pysinsy: cannot load its voice or the score; reinstall it")
     samples, rate = sinsy.synthesize()
     samples = np.ascontiguousarray(samples / 32768)
 
@@ -130,15 +131,15 @@ def pronounce(score: Score, folder: Path) -> Words:
 
 
 def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, length: int) -> np.ndarray:
-    """A singer's voice with these words.
+    """Synthesize a singer's voice with these words.
 
     Parameters
     ----------
     words : Words
     score : Score
-        Its tempo is taken.
+        Gives the tempo.
     melody : sequence of Note
-        The score's, or another with its rhythm: a harmony.
+        The score's melody, or another with the same rhythm: a harmony.
     singer : Singer
     length : int
         Samples to return.
@@ -151,8 +152,8 @@ def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, len
     pitch = _pitch(words, score, melody, singer)
     bins = words.envelope.shape[1]
     envelope = _stretched(words.envelope, singer.formants)
-    # Sinsy's own excitation is a mixture that is no more natural than this, which takes WORLD's
-    # analysis of it no time: noise takes over from the harmonics at a few kHz, the more the breath.
+    # Noise replaces the harmonics above a few kHz, more so with more breath. This sounds as natural as
+    # Sinsy's own excitation and saves analyzing it.
     frequency = np.linspace(0, words.rate / 2, bins)
     voiced = 1e-3 + singer.breath / (1 + np.exp((5000 - frequency) / 1200))
     noise = np.where(pitch[:, None] > 0, voiced, 1.0)
@@ -162,7 +163,7 @@ def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, len
 
 
 def harmony(score: Score, degrees: int) -> tuple[Note, ...]:
-    """The melody so many degrees of the scale above, or below."""
+    """The melody moved by scale degrees, up or down."""
     return tuple(
         Note(note.start, note.length, score.in_scale(note.pitch, degrees), note.syllable)
         for note in score.melody
@@ -170,18 +171,18 @@ def harmony(score: Score, degrees: int) -> tuple[Note, ...]:
 
 
 def music_xml(score: Score) -> str:
-    """A score's melody as MusicXML, every bar full, within the pitches that Sinsy sings well.
+    """Write a score's melody as MusicXML, with full bars and within the range that Sinsy sings well.
 
-    One bar of rest follows, without which Sinsy ends too early.
+    A bar of rest is added at the end, because Sinsy stops too early without it.
     """
-    centre = round(np.mean([note.pitch for note in score.melody])) if score.melody else 0
-    shift = (SUNG[0] + SUNG[1]) // 2 - centre
+    center = round(np.mean([note.pitch for note in score.melody])) if score.melody else 0
+    shift = (SUNG[0] + SUNG[1]) // 2 - center
     count = len(score.chords) + 1
     bars: list[list[str]] = [[] for _ in range(count)]
     now = 0
     for note in (*score.melody, None):
         start = count * score.bar if note is None else note.start
-        while now < start:  # a rest, of which each bar gets its own
+        while now < start:  # a rest, split at bar lines
             length = min(start - now, score.bar - now % score.bar)
             bars[now // score.bar].append(f"<note><rest/><duration>{length}</duration></note>")
             now += length
@@ -211,14 +212,14 @@ def music_xml(score: Score) -> str:
 
 
 def _pitch(words: Words, score: Score, melody: Sequence[Note], singer: Singer) -> np.ndarray:
-    """Hz in each frame, 0 where unvoiced."""
+    """Pitch in Hz for each frame, 0 where unvoiced."""
     frames = len(words.pitch)
     target = np.zeros(frames)  # octaves above 1 Hz
     movement = np.zeros(frames)
     vibrato = np.zeros(frames)
     logarithm = np.log2(np.maximum(words.pitch, FLOOR))
     bounds = [round(note.start * score.step / FRAME) for note in melody]
-    # A consonant before its note, and what follows it into a rest, belong to the note nearest.
+    # A note lasts until the next one starts; the first begins at frame 0.
     bounds = [0, *bounds[1:], frames]
     for note, first, end in zip(melody, bounds[:-1], bounds[1:], strict=True):
         target[first:end] = np.log2(440) + (note.pitch - 69) / 12
@@ -235,7 +236,7 @@ def _pitch(words: Words, score: Score, melody: Sequence[Note], singer: Singer) -
 
 
 def _stretched(envelope: np.ndarray, factor: float) -> np.ndarray:
-    """Envelopes ``(frames, bins)`` whose formants lie at their frequencies times a factor."""
+    """Stretch envelopes ``(frames, bins)`` along frequency by a factor."""
     bins = envelope.shape[1]
     place = np.minimum(np.arange(bins) / factor, bins - 1)
     below = np.minimum(place.astype(int), bins - 2)
@@ -244,25 +245,23 @@ def _stretched(envelope: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _specification(package: str) -> Any:
-    """Where a package lies, without importing it."""
+    """Find a package without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise KmdxError(
-            f"Python's {package}: not installed; install with: pip install -r recipes/mini/requirements.txt"
-        )
+        raise KmdxError(f"Python package {package}: not installed; install with: {INSTALL_MODULES}")
     return found
 
 
 @cache
 def _extension(package: str, name: str) -> ModuleType:
-    """A package's compiled module alone.
+    """Import only a package's compiled module.
 
-    Both packages import ``pkg_resources``, which setuptools no longer has, to tell where they lie.
+    Both packages import ``pkg_resources`` to find their files; setuptools no longer has it.
     """
     places = _specification(package).submodule_search_locations
     found = importlib.machinery.PathFinder.find_spec(name, places)
     if found is None or found.loader is None:
-        raise KmdxError(f"Python's {package}: has no compiled {name}; install it again")
+        raise KmdxError(f"Python package {package}: no compiled {name}; reinstall it")
     specification = importlib.util.spec_from_file_location(f"{package}.{name}", found.origin)
     assert specification is not None
     assert specification.loader is not None

@@ -20,7 +20,7 @@ STEMS = ("bass", "drums", "other", "vocals")
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_they_are_what_their_configs_made(stem: str) -> None:
+def test_the_configs_describe_the_shipped_networks(stem: str) -> None:
     config = configs.load(str(RECIPE / "configs" / f"{stem}.yaml"))
     entry = yaml.safe_load((WEIGHTS / "trained.yaml").read_text("utf-8"))[f"mini_{stem}"]
     architecture = dict(entry["architecture"])
@@ -31,7 +31,7 @@ def test_they_are_what_their_configs_made(stem: str) -> None:
     assert (use.chunking.length, use.chunking.trim) == (config.network.chunk, config.network.trim)
 
 
-def test_scores_are_those_that_are_written_down() -> None:
+def test_the_weights_score_what_scores_csv_contains() -> None:
     folders = [shared("audio", "musdb18-excerpts"), shared("audio", "cc0-stems", "potassium")]
     separator, ways = evaluate.prepare()
     with (RECIPE / "scores.csv").open(encoding="utf-8", newline="") as file:
@@ -44,7 +44,7 @@ def test_scores_are_those_that_are_written_down() -> None:
     assert compared == 3 * 4 * 4
 
 
-def test_scores_that_are_written_down_are_good_enough() -> None:
+def test_every_stem_gains_8_db_except_where_the_readme_reports_less() -> None:
     with (RECIPE / "scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -64,6 +64,6 @@ def test_scores_that_are_written_down_are_good_enough() -> None:
     sets = {row["set"] for row in rows}
     assert sets == {"synthetic", "musdb18-excerpts", "potassium"}
     short = {(material, stem) for material in sets for stem in STEMS if gain(material, stem) < 8}
-    # Where README.md says that it falls short of its aim.
+    # README.md reports that these miss the target.
     assert short <= {("potassium", "bass"), ("potassium", "drums")}
     assert gain("potassium", "drums") > 5.5

@@ -1,4 +1,4 @@
-"""The data set from nothing: what is drawn, how it is mixed, and two songs rendered for real."""
+"""The synthesizer: what is drawn, how it is mixed, and two rendered songs."""
 
 import filecmp
 import shutil
@@ -14,13 +14,13 @@ import yaml
 from evaluator import dataset
 from kmdx.challenge import MIXTURE, RATE, STEMS
 from kmdx.errors import KmdxError
-from recipes.mini.synthesizer import command, mixing, requirements, songs, voice
+from recipes.mini.synthesizer import command, mixing, requirements, song_set, voice
 from recipes.mini.synthesizer.score import SCALES, Score, compose
-from recipes.mini.synthesizer.songs import Song
+from recipes.mini.synthesizer.song_set import SongSpec
 
 
 def composed(seed: int, **drawn) -> Score:
-    options = {"tempo": 110, "beats": 4, "seconds": 28.0, "centre": 66, **drawn}
+    options = {"tempo": 110, "beats": 4, "seconds": 28.0, "center": 66, **drawn}
     return compose(np.random.default_rng(seed), **options)
 
 
@@ -68,7 +68,7 @@ def test_phrases_end_in_a_rest():
             assert not {end - 2, end - 1} & sung
 
 
-def test_a_section_that_comes_again_is_sung_again():
+def test_a_repeated_section_repeats_its_melody():
     score = next(score for seed in range(50) if (score := composed(seed, seconds=60)).sections[4] == "A")
     bars = [
         [
@@ -81,22 +81,22 @@ def test_a_section_that_comes_again_is_sung_again():
     assert bars[2:4] == bars[6:8]  # the first bars are an intro
 
 
-def test_seeds():
+def test_seeds_decide_the_song():
     assert composed(1) == composed(1)
     assert composed(1) != composed(2)
     assert len({composed(seed).key for seed in range(100)}) == 12
     assert {composed(seed).mode for seed in range(20)} == set(SCALES)
 
 
-def test_a_degree_of_the_scale():
+def test_pitches_move_by_degrees_of_the_scale():
     score = Score(100, 4, 0, "major", (), (), ())
     assert [score.in_scale(60, degrees) for degrees in (-1, 0, 1, 2, 7)] == [59, 60, 62, 64, 72]
 
 
-def test_music_xml_has_full_bars_in_the_voice_s_range():
+def test_music_xml_has_full_bars_within_the_voice_s_range():
     from xml.etree import ElementTree
 
-    score = composed(3, centre=50)
+    score = composed(3, center=50)
     measures = ElementTree.fromstring(voice.music_xml(score)).findall("part/measure")
     assert len(measures) == len(score.chords) + 1
     for measure in measures:
@@ -110,7 +110,7 @@ def test_music_xml_has_full_bars_in_the_voice_s_range():
         assert voice.SUNG[0] <= number <= voice.SUNG[1]
 
 
-def test_an_envelope_stretched_keeps_its_shape():
+def test_a_stretched_envelope_keeps_its_shape():
     envelope = np.zeros((2, 101))
     envelope[:, 40] = 1
     assert voice._stretched(envelope, 1.0) == pytest.approx(envelope)
@@ -121,7 +121,7 @@ def test_an_envelope_stretched_keeps_its_shape():
 # --- the band
 
 
-def test_parts_go_by_what_they_play():
+def test_a_part_s_notes_decide_its_stem():
     pytest.importorskip("mido")
     from recipes.mini.synthesizer.accompaniment import Part
 
@@ -135,7 +135,7 @@ def test_parts_go_by_what_they_play():
     assert part("Chord", 1, 0, 40, 43).stem == "other"
 
 
-def test_drums_that_drive():
+def test_a_driving_beat_has_kicks_and_snares():
     pytest.importorskip("mido")
     from recipes.mini.synthesizer.accompaniment import TICKS, Part, drives
 
@@ -166,7 +166,7 @@ def test_a_midi_file_keeps_its_parts():
     ]
 
 
-def test_the_library_leaves_out_what_is_no_song(tmp_path):
+def test_the_library_leaves_out_intros_and_mixed_meters(tmp_path):
     pytest.importorskip("mido")
     from recipes.mini.synthesizer.accompaniment import Style, library
 
@@ -183,26 +183,26 @@ def test_the_library_leaves_out_what_is_no_song(tmp_path):
 
 
 @pytest.mark.parametrize("loudness", [1e-4, 0.1, 0.5, 3.0])
-def test_quantised_stems_sum_exactly(loudness):
-    stems, mixture = mixing.quantise(noise(*(loudness * level for level in (0.5, 1, 0.3, 0.8))))
+def test_quantized_stems_sum_exactly(loudness):
+    stems, mixture = mixing.quantize(noise(*(loudness * level for level in (0.5, 1, 0.3, 0.8))))
     assert all(stem.dtype == np.int16 for stem in (*stems.values(), mixture))
     assert np.array_equal(sum(stem.astype(np.int64) for stem in stems.values()), mixture)
     assert mixture.any()
 
 
-def test_quantising_scales_rather_than_clips():
+def test_quantizing_scales_rather_than_clips():
     loud = np.full((100, 2), 0.9, np.float32)
-    stems, mixture = mixing.quantise({"bass": loud, "drums": loud, "other": -loud, "vocals": loud})
+    stems, mixture = mixing.quantize({"bass": loud, "drums": loud, "other": -loud, "vocals": loud})
     assert mixture.max() <= 32767
     assert mixture[0, 0] > 32700
     assert stems["bass"][0, 0] == pytest.approx(mixture[0, 0] / 2, abs=1)
-    # Stems that cancel in the mixture have no room beyond full scale either.
-    stems, mixture = mixing.quantise({"bass": 5 * loud, "other": -5 * loud})
+    # Stems that cancel in the mixture must not clip either.
+    stems, mixture = mixing.quantize({"bass": 5 * loud, "other": -5 * loud})
     assert stems["bass"].min() > 32700
     assert not mixture.any()
 
 
-def test_the_master_s_gain_is_the_stems():
+def test_the_limiter_applies_one_gain_to_all_stems():
     before = noise(0.3, 0.3, 0.3, 0.3)
     after = mixing.master(before, 0.8)
     mixture = np.sum(list(after.values()), axis=0)
@@ -215,7 +215,7 @@ def test_the_master_s_gain_is_the_stems():
     assert np.array_equal(mixing.master(quiet, 0.8)["drums"], quiet["drums"])
 
 
-def test_levels_are_of_what_plays():
+def test_levels_ignore_silence():
     stem = noise(0.1, 1, 1, 1, samples=10 * RATE)["bass"]
     stem[: 5 * RATE] = 0
     assert mixing.level(stem) == pytest.approx(0.1, rel=0.02)
@@ -224,36 +224,36 @@ def test_levels_are_of_what_plays():
     assert 20 * np.log10(mixing.level(balanced["bass"])) == pytest.approx(-26, abs=0.01)
 
 
-# --- the data set's folder
+# --- the data set
 
 
-class Made:
-    """Stands in for a finished song."""
+class StandIn:
+    """A stand-in for a rendered song."""
 
-    def __init__(self, song: Song) -> None:
-        self.stems, self.mixture = mixing.quantise(noise(0.1, 0.1, 0.1, 0.1, samples=4410))
+    def __init__(self, song: SongSpec) -> None:
+        self.stems, self.mixture = mixing.quantize(noise(0.1, 0.1, 0.1, 0.1, samples=4410))
         self.description = {"tempo": 100 + song.number}
 
 
-def fill(output: Path, planned: list[Song]) -> None:
+def fill(output: Path, planned: list[SongSpec]) -> None:
     for song in planned:
-        songs.write(output, song, Made)
+        song_set.write(output, song, StandIn)
 
 
-def test_more_songs_leave_those_that_are_there():
-    few, many = songs.plan(0, 12, 2, 30), songs.plan(0, 24, 4, 30)
+def test_asking_for_more_songs_keeps_the_first_ones():
+    few, many = song_set.plan(0, 12, 2, 30), song_set.plan(0, 24, 4, 30)
     assert set(few) < set(many)
     assert len({song.name for song in many}) == 24
     assert [song.split for song in few].count("test") == 2
 
 
-def test_a_set_goes_on_where_it_ended(tmp_path):
-    planned = songs.plan(0, 4, 1, 30)
-    assert songs.missing(tmp_path, planned) == planned
+def test_an_interrupted_data_set_is_continued(tmp_path):
+    planned = song_set.plan(0, 4, 1, 30)
+    assert song_set.missing(tmp_path, planned) == planned
     fill(tmp_path, planned[:2])
-    assert songs.missing(tmp_path, planned) == planned[2:]
+    assert song_set.missing(tmp_path, planned) == planned[2:]
     fill(tmp_path, planned[2:])
-    assert songs.missing(tmp_path, planned) == []
+    assert song_set.missing(tmp_path, planned) == []
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")) == [
         "test/synthetic test 001",
         *(f"train/synthetic {number:03d}" for number in (1, 2, 3)),
@@ -264,51 +264,51 @@ def test_a_set_goes_on_where_it_ended(tmp_path):
     assert description == {"seed": 0, "split": "train", "number": 2, "seconds": 30, "tempo": 102}
 
 
-@pytest.mark.parametrize("planned", [songs.plan(1, 1, 0, 30), songs.plan(0, 1, 0, 20)])
-def test_another_set_s_songs_are_not_taken(tmp_path, planned):
-    fill(tmp_path, songs.plan(0, 1, 0, 30))
-    with pytest.raises(KmdxError, match="synthetic 001: is not this song"):
-        songs.missing(tmp_path, planned)
+@pytest.mark.parametrize("planned", [song_set.plan(1, 1, 0, 30), song_set.plan(0, 1, 0, 20)])
+def test_songs_of_another_data_set_are_refused(tmp_path, planned):
+    fill(tmp_path, song_set.plan(0, 1, 0, 30))
+    with pytest.raises(KmdxError, match="synthetic 001: expected a complete song with seed"):
+        song_set.missing(tmp_path, planned)
 
 
-def test_a_damaged_song_is_not_taken(tmp_path):
-    planned = songs.plan(0, 1, 0, 30)
+def test_a_damaged_song_is_refused(tmp_path):
+    planned = song_set.plan(0, 1, 0, 30)
     fill(tmp_path, planned)
     (tmp_path / "train/synthetic 001/bass.wav").unlink()
-    with pytest.raises(KmdxError, match="is not this song"):
-        songs.missing(tmp_path, planned)
+    with pytest.raises(KmdxError, match="expected a complete song with seed 0 and --seconds 30"):
+        song_set.missing(tmp_path, planned)
 
 
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), KmdxError("no bass"), OSError(28, "No space left on device")]
 )
-def test_no_half_song_remains(tmp_path, error):
+def test_a_failed_song_leaves_no_files(tmp_path, error):
     def fail(song):
         raise error
 
-    (song,) = songs.plan(0, 1, 0, 30)
+    (song,) = song_set.plan(0, 1, 0, 30)
     expected = KmdxError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
-        songs.write(tmp_path, song, fail)
+        song_set.write(tmp_path, song, fail)
     assert list((tmp_path / "train").iterdir()) == []
 
 
-def test_a_killed_run_s_rest_is_swept(tmp_path):
-    (song,) = songs.plan(0, 1, 0, 30)
+def test_files_of_a_killed_run_are_deleted(tmp_path):
+    (song,) = song_set.plan(0, 1, 0, 30)
     rest = tmp_path / "train" / f".{song.name}.partial"
     rest.mkdir(parents=True)
     (rest / "bass.wav").write_text("half")
-    assert songs.missing(tmp_path, [song]) == [song]
-    songs.write(tmp_path, song, Made)
+    assert song_set.missing(tmp_path, [song]) == [song]
+    song_set.write(tmp_path, song, StandIn)
     assert [path.name for path in (tmp_path / "train").iterdir()] == [song.name]
 
 
-# --- the user's mistakes
+# --- mistakes
 
 
 def run(*arguments: str, monkeypatch, capsys) -> str:
     """The command's error line."""
-    monkeypatch.setattr(sys, "argv", ["synthetic", *arguments])
+    monkeypatch.setattr(sys, "argv", ["synthesizer", *arguments])
     with pytest.raises(SystemExit) as exit:
         command.main()
     assert exit.value.code == 2
@@ -327,40 +327,37 @@ def run(*arguments: str, monkeypatch, capsys) -> str:
         (["--jobs", "0"], "--jobs 0: expected 1 or more"),
     ],
 )
-def test_options(tmp_path, monkeypatch, capsys, options, expected):
+def test_wrong_options_are_one_line(tmp_path, monkeypatch, capsys, options, expected):
     assert expected in run(str(tmp_path / "out"), *options, monkeypatch=monkeypatch, capsys=capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_is_a_file(tmp_path, monkeypatch, capsys):
+def test_an_output_that_is_a_file_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(requirements, "check", lambda: None)
     (tmp_path / "out").write_text("")
     printed = run(str(tmp_path / "out"), monkeypatch=monkeypatch, capsys=capsys)
     assert "out: expected a folder" in printed
 
 
-def test_what_is_missing_is_named_with_its_package(tmp_path, monkeypatch, capsys):
+def test_missing_requirements_are_listed_with_their_packages(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(requirements, "FILES", {tmp_path / "drums.sf2": "avldrums.lv2-soundfont"})
     monkeypatch.setattr(requirements, "MODULES", ("pysinsy_that_is_not_there",))
     printed = run(str(tmp_path / "out"), monkeypatch=monkeypatch, capsys=capsys)
     assert f"not installed: mma, fluidsynth, {tmp_path / 'drums.sf2'}" in printed
-    assert "Python's pysinsy_that_is_not_there" in printed
-    assert (
-        "apt-get install avldrums.lv2-soundfont fluidsynth mma; pip install -r recipes/mini/requirements.txt"
-        in printed
-    )
+    assert "Python package pysinsy_that_is_not_there" in printed
+    assert f"apt-get install avldrums.lv2-soundfont fluidsynth mma; {requirements.INSTALL_MODULES}" in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_a_program_s_failure_is_told(tmp_path):
-    with pytest.raises(KmdxError, match="failed with 3: out of strings"):
+def test_a_program_s_failure_is_reported(tmp_path):
+    with pytest.raises(KmdxError, match="failed with exit code 3: out of strings"):
         requirements.run([sys.executable, "-c", "import sys; print('out of strings'); sys.exit(3)"], tmp_path)
     with pytest.raises(KmdxError, match="fluidsynth: not found; install with: apt-get install fluidsynth"):
         requirements.run(["fluidsynth"], tmp_path / "nowhere")
 
 
-# --- for real
+# --- rendering
 
 
 def missing_requirements() -> str:
@@ -384,7 +381,7 @@ def rendered(tmp_path_factory) -> Path:
 
 
 @real
-def test_rendered_songs_are_whole(rendered):
+def test_rendered_songs_are_complete(rendered):
     for split in ("train", "test"):
         (track,) = dataset.find_tracks(rendered, split)
         warnings = [str(problem) for problem in dataset.check([track]) if problem.track is not None]
@@ -402,7 +399,7 @@ def test_rendered_songs_are_whole(rendered):
 
 
 @real
-def test_a_song_made_again_is_the_same_to_the_byte(rendered, tmp_path):
+def test_rendering_a_song_again_gives_the_same_bytes(rendered, tmp_path):
     folder = rendered / "train" / "synthetic 001"
     again = shutil.copytree(rendered, tmp_path / "again")
     shutil.rmtree(again / "train")
@@ -417,7 +414,7 @@ def test_a_song_made_again_is_the_same_to_the_byte(rendered, tmp_path):
 @pytest.mark.parametrize("font", ["FLUID", "TIM", "BLACK_PEARL", "RED_ZEPPELIN"])
 def test_each_font_plays_drums_on_its_own_channel(tmp_path, font):
     from recipes.mini.synthesizer.accompaniment import DRUM_CHANNEL, Part, midi
-    from recipes.mini.synthesizer.rendering import render
+    from recipes.mini.synthesizer.fluidsynth import render
     from recipes.mini.synthesizer.song import KIT_FONTS
 
     path = getattr(requirements, font)
@@ -431,7 +428,7 @@ def test_each_font_plays_drums_on_its_own_channel(tmp_path, font):
 
 @real
 def test_the_voice_sings_in_tune(tmp_path):
-    score = composed(3, centre=57, seconds=16)
+    score = composed(3, center=57, seconds=16)
     words = voice.pronounce(score, tmp_path)
     singer = voice.Singer(57, 0.85, 0.3, vibrato=0.0, rate=5.0, delay=0.3)
     sound = voice.sing(words, score, score.melody, singer, round(score.seconds * RATE))[:, 0]

@@ -1,4 +1,4 @@
-"""A data set's songs: which there are, which are still to be made, and their folders."""
+"""The songs of a data set: which it contains, which are missing, and how their folders are written."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from kmdx.documents import read_yaml
 from kmdx.errors import DocumentError, KmdxError
 
 if TYPE_CHECKING:
-    from recipes.mini.synthesizer.song import Record
+    from recipes.mini.synthesizer.song import RenderedSong
 
 SPLITS = ("train", "test")
 DESCRIPTION = "song.yaml"
 
 
 @dataclass(frozen=True)
-class Song:
-    """What a song is made from: with the same packages, its every byte.
+class SongSpec:
+    """What identifies a song: with the same package versions, it determines every byte.
 
     Attributes
     ----------
     seed : int
-        The data set's.
+        The data set's seed.
     split : str
         One of :data:`SPLITS`.
     number : int
-        From 1, in its split.
+        Number within the split, from 1.
     seconds : float
-        About how long it is.
+        Approximate length.
     """
 
     seed: int
@@ -50,25 +50,25 @@ class Song:
 
     @property
     def name(self) -> str:
-        """The same for no two songs of a data set, in whichever split they are."""
+        """A name that is unique within the data set, across splits."""
         return f"synthetic {'test ' if self.split == 'test' else ''}{self.number:03d}"
 
 
-def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[Song]:
-    """The songs of a data set; more songs leave those that there are as they are.
+def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpec]:
+    """List the songs of a data set. Asking for more songs does not change the first ones.
 
     Parameters
     ----------
     seed : int
     songs, test_songs : int
-        In all, and of them in ``test``.
+        Number of all songs, and how many of them are in ``test``.
     seconds : float
-        About how long each is.
+        Approximate length of each.
 
     Raises
     ------
     KmdxError
-        If there are no songs, or more in ``test`` than in all, or they are too short for a phrase.
+        If a number is out of range.
     """
     if songs < 1:
         raise KmdxError(f"--songs {songs}: expected 1 or more")
@@ -80,46 +80,48 @@ def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[Song]:
         raise KmdxError(f"--seed {seed}: expected 0 or more")
     counts = {"train": songs - test_songs, "test": test_songs}
     return [
-        Song(seed, split, number, seconds)
+        SongSpec(seed, split, number, seconds)
         for split, count in counts.items()
         for number in range(1, count + 1)
     ]
 
 
-def missing(output: Path, songs: Sequence[Song]) -> list[Song]:
-    """Those of the songs that are not there yet.
+def missing(output: Path, songs: Sequence[SongSpec]) -> list[SongSpec]:
+    """The songs that have not been rendered yet.
 
     Raises
     ------
     KmdxError
-        If a folder of a song's name holds something else.
+        If a song's folder contains something else.
     """
-    return [song for song in songs if not _is_there(output, song)]
+    return [song for song in songs if not _exists(output, song)]
 
 
-def render(output: Path, songs: Sequence[Song], jobs: int, make: Callable[[Song], Record]) -> Iterator[Song]:
-    """Make songs in parallel, each in a process of one thread; gives each when its folder is there.
+def render(
+    output: Path, songs: Sequence[SongSpec], jobs: int, make: Callable[[SongSpec], RenderedSong]
+) -> Iterator[SongSpec]:
+    """Render songs in parallel, each in its own process; yields each song when its folder is written.
 
-    When it is closed early, or Ctrl-C comes, songs begun are finished and no more are begun.
+    After Ctrl-C, or if the generator is closed early, songs in progress are finished and no more started.
 
     Parameters
     ----------
     output : Path
-    songs : sequence of Song
+    songs : sequence of SongSpec
     jobs : int
-        Songs made at a time.
+        Songs rendered at a time.
     make : callable
-        Makes a song; a function of a module, as processes import it.
+        Renders a song; a module's function, because other processes import it.
 
     Raises
     ------
     KmdxError
-        If a song cannot be made or written.
+        If a song cannot be rendered or written.
     """
-    # No more are submitted than run, as the pool would also finish what it has queued.
-    # Spawned: a fork would copy the threads' locks of libraries that are loaded here.
+    # Submit only as many as can run: after Ctrl-C the pool would also finish its queue.
+    # Spawn: a fork would copy locks that are held by threads of libraries loaded here.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_finish_what_is_begun) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_ignore_interrupts) as pool:
         remaining = iter(songs)
         running = {pool.submit(write, output, song, make): song for song in islice(remaining, jobs)}
         try:
@@ -132,21 +134,21 @@ def render(output: Path, songs: Sequence[Song], jobs: int, make: Callable[[Song]
                         running[pool.submit(write, output, following, make)] = following
                     yield song
         except BrokenProcessPool as error:
-            raise KmdxError("a song's process was killed: out of memory? Try fewer --jobs") from error
+            raise KmdxError("a song's process was killed, perhaps out of memory; try fewer --jobs") from error
 
 
-def write(output: Path, song: Song, make: Callable[[Song], Record]) -> None:
-    """Make a song and write its folder, whole or not at all.
+def write(output: Path, song: SongSpec, make: Callable[[SongSpec], RenderedSong]) -> None:
+    """Render a song and write its folder, completely or not at all.
 
     Raises
     ------
     KmdxError
-        If it cannot be made or written.
+        If it cannot be rendered or written.
     """
     target = output / song.split / song.name
     partial = target.with_name(f".{song.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
         partial.mkdir(parents=True)
         try:
             record = make(song)
@@ -162,8 +164,8 @@ def write(output: Path, song: Song, make: Callable[[Song], Record]) -> None:
         raise KmdxError(f"{error.filename or target}: {error.strerror}") from error
 
 
-def _is_there(output: Path, song: Song) -> bool:
-    """Whether a song's folder holds this song; as folders are renamed into place, it is whole."""
+def _exists(output: Path, song: SongSpec) -> bool:
+    """Whether the folder contains this song. It is complete, because folders are renamed into place."""
     folder = output / song.split / song.name
     if not folder.exists():
         return False
@@ -174,11 +176,13 @@ def _is_there(output: Path, song: Song) -> bool:
         content = None
     found = {key: content.get(key) for key in asdict(song)} if isinstance(content, dict) else {}
     if found != asdict(song) or not all(file.is_file() for file in files):
-        expected = f"seed {song.seed}, about {song.seconds:g} s"
-        raise KmdxError(f"{folder}: is not this song ({expected}); move it away, or choose another folder")
+        expected = f"seed {song.seed} and --seconds {song.seconds:g}"
+        raise KmdxError(
+            f"{folder}: expected a complete song with {expected}; move it away or choose another folder"
+        )
     return True
 
 
-def _finish_what_is_begun() -> None:
-    """Leave Ctrl-C to the process that hands out the songs; programs run here inherit it."""
+def _ignore_interrupts() -> None:
+    """Let the parent process handle Ctrl-C. Programs that are run here inherit this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

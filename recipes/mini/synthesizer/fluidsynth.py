@@ -11,9 +11,13 @@ from kmdx import audio
 from kmdx.challenge import RATE
 from recipes.mini.synthesizer import requirements
 
+# No MIDI input, no shell, no reverb, no chorus: effects are drawn separately for each song.
+OPTIONS = f"-n -i -q -R 0 -C 0 -g 0.4 -r {RATE} -T wav -O float".split()
+SETTINGS = ("synth.polyphony=512", "synth.cpu-cores=1", "synth.dynamic-sample-loading=1")
+
 
 def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.ndarray:
-    """The sound of a MIDI file, dry.
+    """Render a MIDI file without effects.
 
     Parameters
     ----------
@@ -21,9 +25,9 @@ def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.nda
     font : Path
         A soundfont, sf2.
     length : int
-        Samples to return; the end is padded with zeros or cut.
+        Samples to return; the sound is cut or padded with zeros at the end.
     folder : Path
-        For files that are needed on the way.
+        For temporary files.
 
     Returns
     -------
@@ -37,32 +41,7 @@ def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.nda
     """
     score, sound = folder / "score.mid", folder / "sound.wav"
     midi.save(score)
-    # Its own reverb and chorus are off: effects are drawn for each song. No sound card, no shell.
-    options = [
-        "-n",
-        "-i",
-        "-q",
-        "-R",
-        "0",
-        "-C",
-        "0",
-        "-g",
-        "0.4",
-        "-r",
-        str(RATE),
-        "-T",
-        "wav",
-        "-O",
-        "float",
-    ]
-    options += [
-        "-o",
-        "synth.polyphony=512",
-        "-o",
-        "synth.cpu-cores=1",
-        "-o",
-        "synth.dynamic-sample-loading=1",
-    ]
-    requirements.run(["fluidsynth", *options, "-F", sound.name, str(font), score.name], folder)
+    settings = [word for setting in SETTINGS for word in ("-o", setting)]
+    requirements.run(["fluidsynth", *OPTIONS, *settings, "-F", sound.name, str(font), score.name], folder)
     samples = audio.read(sound).samples[:length]
     return np.pad(samples, ((0, length - len(samples)), (0, 0)))
