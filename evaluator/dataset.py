@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from evaluator import described, layouts, mixture_check, sources
 from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles, key
 from evaluator.mixture_check import KNOWN_SUMS
-from evaluator.sound_files import Form
 from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
+from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.errors import LISTED, AudioError, KmdxError, listed
 

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from evaluator import metrics as metrics_table
 from evaluator.metrics import Metric, energy_ratio
-from evaluator.sound_files import FRAME, Form, read_together, read_whole, same_form
+from kmdx import audio
+from kmdx.audio import Form
 from kmdx.errors import AudioError
 
 BINS = 300  # of an envelope
+FRAME = 1.0  # seconds of a frame and between two frames, as in museval
 FULL_SCALE = 32767 / 32768  # the largest sample of a 16-bit file
 SIDES = ("reference", "estimate")
 CLIPPED_SHARE = 1e-4
@@ -83,7 +85,7 @@ def score_song(
     if not references.keys() >= estimates.keys():
         raise ValueError(f"references of {sorted(references)} and estimates of {sorted(estimates)}")
     metrics = metrics_table.choose(None) if metrics is None else metrics
-    form = same_form([*references.values(), *estimates.values()])
+    form = _same_form([*references.values(), *estimates.values()])
     tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in estimates}
     silent = np.any([tally.silent for tally in tallies.values()], axis=(0, 1))  # (frames,)
 
@@ -138,9 +140,9 @@ def _whole_stems(
     chosen = [metric for metric in metrics if metric.function not in (None, metrics_table.global_sdr)]
     if not chosen:
         return
-    whole = read_whole(mixture) if mixture and any(metric.uses_mixture for metric in chosen) else None
+    whole = _read_whole(mixture) if mixture and any(metric.uses_mixture for metric in chosen) else None
     for stem, path in estimates.items():
-        truth, guess = read_whole(references[stem]), read_whole(path)
+        truth, guess = _read_whole(references[stem]), _read_whole(path)
         found: dict[Any, Any] = {}
         for metric in chosen:
             if whole is not None or not metric.uses_mixture:
@@ -158,14 +160,35 @@ def _whole_songs(
     chosen = [metric for metric in metrics if metric.together is not None]
     if not chosen:
         return
-    truths = {stem: read_whole(path) for stem, path in references.items()}
-    guesses = {stem: read_whole(path) for stem, path in estimates.items()}
+    truths = {stem: _read_whole(path) for stem, path in references.items()}
+    guesses = {stem: _read_whole(path) for stem, path in estimates.items()}
     for together in dict.fromkeys(metric.together for metric in chosen):
         assert together is not None
         found = together(truths, guesses, rate)
         for metric in chosen:
             if metric.together is together:
                 frames[metric.name] = {stem: values[metric.name] for stem, values in found.items()}
+
+
+def _same_form(paths: Sequence[Path]) -> Form:
+    """The form that files have in common.
+
+    Raises
+    ------
+    AudioError
+        If one cannot be read, or differs from the first.
+    """
+    first = audio.info(paths[0])
+    for path in paths[1:]:
+        if (form := audio.info(path)) != first:
+            raise AudioError(f"{path}: {form}, but {paths[0]}: {first}")
+    return first
+
+
+def _read_whole(path: Path) -> NDArray[np.float32]:
+    """A file as one array ``(samples, channels)``; errors as of :func:`kmdx.audio.read_together`."""
+    ((samples,),) = audio.read_together([path], audio.info(path).samples)
+    return samples
 
 
 def median(values: Sequence[float]) -> float:
@@ -187,7 +210,8 @@ class _Tally:
 
 def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
     """Read both files once."""
-    frame, frames = form.frame, form.frames
+    frame = min(int(FRAME * form.rate), form.samples)  # a shorter song is its only frame, as in museval
+    frames = form.samples // frame  # museval leaves out what follows the last
     signal, distortion = np.zeros((2, frames + 1))
     silent = np.zeros((2, frames), np.bool_)
     peaks = np.zeros((2, BINS), np.float32)
@@ -197,7 +221,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
     scratch = np.empty((min(step, form.samples), form.channels), np.float32)
     starts = np.arange(BINS) * form.samples // BINS  # the first sample of each bin
     begin = 0
-    for truth, guess in read_together([reference, estimate], step):
+    for truth, guess in audio.read_together([reference, estimate], step):
         length = len(truth)
         work = scratch[:length]
         here = slice(begin // frame, (begin + length) // frame)  # frames; the song's rest is in none

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile as sf
 from numpy.typing import NDArray
 
-from evaluator.sound_files import Form, form_of, read_together
-from kmdx import audio, decoding, ffmpeg, signals
+from kmdx import audio, ffmpeg, signals
+from kmdx.audio import Form
 from kmdx.challenge import RATE, STREAMS
-from kmdx.errors import AudioError, reason
+from kmdx.errors import AudioError
 from kmdx.inputs import COMPRESSED, EXTENSIONS
 
 SOUNDS = (".wav", ".flac", *sorted(EXTENSIONS - {".wav", ".flac"}))
 """Endings of sound files, preferred ones first."""
 
-HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga"}
-"""Endings of files whose header gives the exact length, unless their codec is one that counts in blocks."""
 OFTEN_LOSSY = COMPRESSED | {".ogg", ".oga", ".opus"}
 LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # how the names of FFmpeg's codecs begin
 BLOCK = 4 * RATE  # samples read at a time
@@ -74,13 +70,7 @@ def form(source: AudioSource) -> Form:
     """
     if source.stream is not None:
         return _stream_form(source.path, source.stream)
-    if _has_exact_header(source.path):
-        return form_of(source.path)
-    try:
-        stat = source.path.stat()
-    except OSError as error:
-        raise AudioError(f"{source.path}: cannot be read: {reason(error)}") from error
-    return _decoded_form(source.path, stat.st_size, stat.st_mtime_ns)
+    return audio.info(source.path)
 
 
 def blocks(sources: Sequence[AudioSource], target: Form, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
@@ -152,32 +142,13 @@ def _fitted(source: AudioSource, target: Form, size: int) -> Iterator[NDArray[np
 
 
 def _own_blocks(source: AudioSource, size: int) -> Iterator[NDArray[np.float32]]:
-    if source.stream is None and _has_exact_header(source.path):
-        for (block,) in read_together([source.path], size):
+    if source.stream is None and audio.is_exact(source.path):
+        for (block,) in audio.read_together([source.path], size):
             yield block
         return
     samples = audio.read(source.path, stream=source.stream or 0, accept_holes=False).samples
     for begin in range(0, len(samples), size):
         yield samples[begin : begin + size]
-
-
-def _has_exact_header(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix not in HEADERS:
-        return False
-    if suffix in (".wav", ".flac"):
-        return True
-    try:
-        return sf.info(path).subtype not in decoding.INEXACT
-    except (OSError, sf.SoundFileError, UnicodeEncodeError):
-        return True  # reading the header reports what is wrong with it
-
-
-@lru_cache(maxsize=4096)
-def _decoded_form(path: Path, size: int, time: int) -> Form:
-    """The form of a whole file, decoded once while its size and time stay."""
-    sound = audio.read(path, accept_holes=False)
-    return Form(len(sound.samples), sound.rate, sound.samples.shape[1])
 
 
 def _stream_form(path: Path, number: int) -> Form:

@@ -14,9 +14,10 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -32,6 +33,8 @@ from .errors import reason as _reason
 from .files import commit, folder, partial_name
 from .tags import Tags
 
+HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga"}
+"""Endings of files whose header has the exact length, unless their codec counts in blocks."""
 LOUDEST = 8.0  # times full scale; no recording comes near, what exceeds it was not scaled to [-1, 1]
 
 
@@ -166,6 +169,94 @@ def read(
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
     return Audio(check(samples, str(path), rate, start), rate)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What files must have in common to be compared or added: length in samples, rate in Hz, channels."""
+
+    samples: int
+    rate: int
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.samples} samples of {self.channels} channels at {self.rate} Hz"
+
+
+def info(path: Path) -> Form:
+    """The form of a sound file: from its header, or by decoding it where the header is not exact.
+
+    Raises
+    ------
+    AudioError
+        If the file cannot be read, is damaged or has no samples.
+    """
+    if not is_exact(path):
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
+        return _decoded_form(path, stat.st_size, stat.st_mtime_ns)
+    with _open(path) as sound:
+        if sound.frames < 1:
+            raise AudioError(f"{path}: no samples in it")
+        return Form(sound.frames, sound.samplerate, sound.channels)
+
+
+def is_exact(path: Path) -> bool:
+    """Whether a file's header has its exact length, so that it can be read in blocks."""
+    suffix = path.suffix.lower()
+    if suffix not in HEADERS or suffix in (".wav", ".flac"):
+        return suffix in HEADERS
+    try:
+        return sf.info(path).subtype not in decoding.INEXACT
+    except (OSError, sf.SoundFileError, UnicodeEncodeError):
+        return True  # reading the header reports what is wrong with it
+
+
+def read_together(paths: Sequence[Path], block: int) -> Iterator[list[npt.NDArray[np.float32]]]:
+    """Read files of one form side by side, ``block`` samples at a time; their headers must be exact.
+
+    Each array ``(samples, channels)`` is overwritten by the next block.
+
+    Raises
+    ------
+    AudioError
+        If a file cannot be read, or ends before the length in its header.
+    """
+    with ExitStack() as stack:
+        sounds = [stack.enter_context(_open(path)) for path in paths]
+        buffers = [np.empty((min(block, sound.frames), sound.channels), np.float32) for sound in sounds]
+        for begin in range(0, sounds[0].frames, block):
+            expected = min(block, sounds[0].frames - begin)
+            parts = []
+            for path, sound, buffer in zip(paths, sounds, buffers, strict=True):
+                try:
+                    parts.append(sound.read(out=buffer[:expected]))
+                except sf.SoundFileError as error:
+                    raise AudioError(f"{path}: damaged after sample {begin}: {error}") from error
+                if len(parts[-1]) < expected:
+                    raise AudioError(f"{path}: ends after {begin + len(parts[-1])} of {sound.frames} samples")
+            yield parts
+
+
+def _open(path: Path) -> sf.SoundFile:
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    try:
+        decoding.check_whole(path)
+        return sf.SoundFile(path)
+    except (OSError, sf.SoundFileError) as error:
+        raise AudioError(f"{path}: cannot be read: {error}") from error
+    except UnicodeEncodeError as error:
+        raise AudioError(f"{path}: expected a name in UTF-8: rename it") from error
+
+
+@lru_cache(maxsize=4096)
+def _decoded_form(path: Path, size: int, time: int) -> Form:
+    """The form of a whole file, decoded once while its size and time stay."""
+    sound = read(path, accept_holes=False)
+    return Form(len(sound.samples), sound.rate, sound.samples.shape[1])
 
 
 def check_part(start: float, duration: float | None) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from evaluator.sound_files import form_of
 from kmdx import audio, ffmpeg, frames, ogg
 from kmdx.errors import AudioError, KmdxWarning
 
@@ -217,7 +216,7 @@ def test_a_wav_a_little_shorter_than_declared_is_read_with_a_warning(tmp_path, l
     assert len(samples) == 2 * RATE - -(-lost // 4)
     assert "shorter than its header declares" in told[0]
     with pytest.raises(AudioError, match="cut short"):
-        form_of(tmp_path / "a.wav")
+        audio.info(tmp_path / "a.wav")
 
 
 def test_a_size_that_wrapped_at_4_gib(tmp_path):

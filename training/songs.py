@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from evaluator import dataset, described, layouts, sources
 from evaluator.layouts import SongFiles, key
-from evaluator.sound_files import Form
 from evaluator.sources import AudioSource
+from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import soxr
 
-from evaluator.sound_files import form_of
 from kmdx import audio
 from kmdx.challenge import RATE
 from training.config import TrainingError
@@ -62,6 +61,6 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
 def _written(stems: Mapping[str, TrainingStem], files: Mapping[str, Path], speed: float) -> bool:
     """Whether all stems have a variant of the length that they have at this speed."""
     return all(
-        files[name].is_file() and abs(form_of(files[name]).samples - stem.samples / speed) < 2
+        files[name].is_file() and abs(audio.info(files[name]).samples - stem.samples / speed) < 2
         for name, stem in stems.items()
     )
