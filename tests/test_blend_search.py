@@ -24,7 +24,6 @@ from conftest import decibels, noise
 
 from evaluator.blend_search import collecting, command, inner_products, plan_writer, stage_moves, stage_search
 from evaluator.blend_search.ablation import Ensemble, share, within
-from evaluator.blend_search.blend_signals import flatten
 from evaluator.blend_search.collection import Collection, StemProducts, load
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -35,6 +34,7 @@ from evaluator.blend_search.cross_validation import (
     held_out,
     validate,
 )
+from evaluator.blend_search.flat_plan import flatten
 from evaluator.blend_search.inner_products import InnerProducts
 from evaluator.blend_search.search import SearchOptions, search
 from evaluator.blend_search.solving import Constraints, Objective, best

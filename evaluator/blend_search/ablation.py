@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from evaluator.blend_search.blend_signals import runs
 from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -30,6 +29,7 @@ from evaluator.blend_search.cross_validation import (
     deal,
     held_out,
 )
+from evaluator.blend_search.flat_plan import runs
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.plan_writer import reweighted
 from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search

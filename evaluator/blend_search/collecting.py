@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evaluator import dataset, metrics
 from evaluator.blend_search import inner_products
-from evaluator.blend_search.blend_signals import Flat
+from evaluator.blend_search.flat_plan import Flat
 from evaluator.data_check import Survey
 from evaluator.dataset import Track
 from evaluator.results import describe_weights

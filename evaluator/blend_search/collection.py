@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluator.blend_search.blend_signals import runs
 from evaluator.blend_search.collecting import FORM, PLAN
+from evaluator.blend_search.flat_plan import runs
 from evaluator.blend_search.inner_products import InnerProducts, Weights, is_silent
 from evaluator.run_folder import read_json
 from kmdx import plan_file

@@ -21,7 +21,6 @@ from evaluator.blend_search import (
     tables,
 )
 from evaluator.blend_search.ablation import Ensemble, within
-from evaluator.blend_search.blend_signals import flatten, runs
 from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
     AnywayOption,
@@ -49,6 +48,7 @@ from evaluator.blend_search.console import (
     print_notes,
     write_plan,
 )
+from evaluator.blend_search.flat_plan import flatten, runs
 from evaluator.blend_search.search import SearchOptions, search, taken_weights
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import Store, write_json, write_text

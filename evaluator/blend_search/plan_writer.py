@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evaluator.blend_search.blend_signals import pruned
+from evaluator.blend_search.flat_plan import pruned
 from evaluator.run_folder import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError

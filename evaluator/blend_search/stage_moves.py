@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.blend_search.blend_signals import published, runs, source_of
+from evaluator.blend_search.flat_plan import published, runs, source_of
 from evaluator.dataset import Track
 from kmdx.challenge import CHANNELS, RATE, STEMS
 from kmdx.errors import KmdxError
