@@ -16,7 +16,7 @@ import typer
 from rich import progress
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import Progress, ProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,7 +41,7 @@ from kmdx import plan_file, terminal
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, shown
 from kmdx.plan import Plan
-from kmdx.terminal import err, out
+from kmdx.terminal import TracksOption, err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
@@ -74,7 +74,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Subfolder of DATA: by default test if it exists; all for all of them.")
     ] = None,
-    tracks: Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")] = None,
+    tracks: TracksOption = None,
     stems: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Score only these, such as vocals or bass,drums.")
     ] = None,
@@ -562,8 +562,7 @@ class _TimeLeft(ProgressColumn):
 @contextmanager
 def _meter(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
     left = _TimeLeft()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), left)
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with terminal.progress_bar(TextColumn("{task.fields[text]}"), left) as bar:
         left.bars = _Bars(bar, songs, metric)
         yield left.bars
 

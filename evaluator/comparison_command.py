@@ -25,7 +25,7 @@ from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
 from kmdx import terminal
 from kmdx.errors import KmdxError, listed
-from kmdx.terminal import out
+from kmdx.terminal import JsonOption, out
 
 __all__ = ["compare", "load", "load_all"]
 
@@ -52,7 +52,7 @@ def command(
     ] = None,
     samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
-    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
+    output: JsonOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="The page to write.", show_default=str(PAGE)),
@@ -75,7 +75,7 @@ def show_tables(found: Comparison) -> None:
     for letter, system in zip(letters, found.systems, strict=True):
         out.print(escape(f"{letter}: {system.name}, {system.place}"))
     for warning in found.warnings:
-        out.print(f"[bold yellow]warning:[/bold yellow] {escape(warning)}")
+        terminal.warn(warning, out)
     for name, songs in found.alone.items():
         out.print(escape(f"not in all runs: {count(len(songs), 'song')} of {name}: {listed(songs)}"))
     for metric in found.metrics:

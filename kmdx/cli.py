@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -19,7 +16,19 @@ from kmdx import drawing, files, manifest, plan, plan_file, terminal, weights
 from kmdx import engine as engines
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, reason
-from kmdx.terminal import err, out
+from kmdx.terminal import (
+    DeviceOption,
+    Engine,
+    EngineOption,
+    EnsembleOption,
+    FormatName,
+    Precision,
+    PrecisionOption,
+    SpeedName,
+    SpeedOption,
+    err,
+    out,
+)
 
 if TYPE_CHECKING:
     from kmdx import audio, inputs
@@ -48,71 +57,6 @@ ensembles_app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
-
-
-class FormatName(str, Enum):
-    """Formats of written stems."""
-
-    wav16 = "wav16"
-    wav24 = "wav24"
-    float32 = "float32"
-    flac = "flac"
-    mp3 = "mp3"
-
-
-class Precision(str, Enum):
-    """What the networks compute in."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class SpeedName(str, Enum):
-    """How much work is put into a song."""
-
-    leaderboard = "leaderboard"
-    balanced = "balanced"
-    fast = "fast"
-
-
-class Engine(str, Enum):
-    """Which operations the networks run."""
-
-    tuned = "tuned"
-    plain = "plain"
-
-
-EnsembleOption = Annotated[
-    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(
-        case_sensitive=False,
-        help="What the networks compute in. auto: fp16 on GPUs that are fast at it; on a CPU fp32, and with "
-        "--speed balanced or fast bf16 where the CPU is fast at it.",
-    ),
-]
-SpeedOption = Annotated[
-    SpeedName,
-    typer.Option(
-        case_sensitive=False,
-        help="leaderboard is the ensemble as published; balanced and fast overlap less.",
-    ),
-]
-
-
-EngineOption = Annotated[
-    Engine,
-    typer.Option(
-        case_sensitive=False,
-        help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
-        "torch's own operations alone.",
-    ),
-]
 
 
 def main() -> None:
@@ -507,7 +451,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
         places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
         audio.check_writable(places, sound.rate, options.format)
         number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
-        with _progress(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
+        with terminal.song_bar(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
             stems = separator.separate(
                 sound.samples,
                 sound.rate,
@@ -600,30 +544,6 @@ def _running_on(separator: Separator) -> str:
     for name, providers in separator.providers.items():
         line += f"; {name} in ONNX Runtime on {providers[0].removesuffix('ExecutionProvider')}"
     return line
-
-
-@contextmanager
-def _progress(label: str, seconds: float) -> Iterator[Any]:
-    """A bar in seconds of audio with the time left, where there is a terminal to show it."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[seconds]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile appears above the bar
-    ) as bar:
-        task = bar.add_task(escape(label), total=seconds, seconds=f"0 of {seconds:.0f} s")
-
-        def progress(done: float, total: float) -> None:
-            bar.update(task, completed=done, total=total, seconds=f"{done:.0f} of {total:.0f} s")
-
-        yield progress
 
 
 def _megabytes(size: int | None) -> str:

@@ -1,4 +1,6 @@
-"""What a command prints and how it ends: every command of the project runs through :func:`run`.
+"""What commands share: consoles, progress bars, types of options, and how a command ends.
+
+Every command of the project runs through :func:`run`.
 
 Printing never decides what becomes of the work. Text that a stream cannot encode is replaced, and what a
 stream does not accept (none is open, the disk behind it is full, its reader is gone) is dropped.
@@ -15,14 +17,19 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
 from kmdx.errors import KmdxError, KmdxWarning
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask
 READABLE = "kmdx-readable"  # the name of the error handler for text that a stream cannot encode
@@ -42,6 +49,71 @@ def _console(*, stderr: bool = False) -> Console:
 
 out = _console()
 err = _console(stderr=True)
+
+
+class FormatName(str, Enum):
+    """Formats of written stems."""
+
+    wav16 = "wav16"
+    wav24 = "wav24"
+    float32 = "float32"
+    flac = "flac"
+    mp3 = "mp3"
+
+
+class Precision(str, Enum):
+    """What the networks compute in."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class SpeedName(str, Enum):
+    """How much work is put into a song."""
+
+    leaderboard = "leaderboard"
+    balanced = "balanced"
+    fast = "fast"
+
+
+class Engine(str, Enum):
+    """Which operations the networks run."""
+
+    tuned = "tuned"
+    plain = "plain"
+
+
+EnsembleOption = Annotated[
+    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        case_sensitive=False,
+        help="What the networks compute in. auto: fp16 on GPUs that are fast at it; on a CPU fp32, and with "
+        "--speed balanced or fast bf16 where the CPU is fast at it.",
+    ),
+]
+SpeedOption = Annotated[
+    SpeedName,
+    typer.Option(
+        case_sensitive=False,
+        help="leaderboard is the ensemble as published; balanced and fast overlap less.",
+    ),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        case_sensitive=False,
+        help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
+        "torch's own operations alone.",
+    ),
+]
+TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
 
 
 def run(command: Callable[[], object], *, quiet: bool = False) -> None:
@@ -92,6 +164,49 @@ def say(line: str) -> None:
     printed with ``print``.
     """
     print(line, flush=True)
+
+
+def progress_bar(*columns: ProgressColumn, **options: Any) -> Progress:
+    """A progress bar on a terminal, with a task's description before it and these columns behind it.
+
+    Options are those of rich's ``Progress``: on standard error, and gone at its end, if not given.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    options = {"console": err, "transient": True, **options}
+    options.setdefault("disable", not options["console"].is_terminal)
+    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, **options)
+
+
+@contextlib.contextmanager
+def song_bar(label: str, seconds: float) -> Iterator[Callable[[float, float], None]]:
+    """A bar in seconds of audio with the time left; the callback gets those done, and those in all."""
+    from rich.progress import TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    with progress_bar(
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile appears above the bar
+    ) as bar:
+        task = bar.add_task(escape(label), total=seconds, text=f"0 of {seconds:.0f} s")
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, text=f"{done:.0f} of {total:.0f} s"
+        )
+
+
+@contextlib.contextmanager
+def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar in bytes with speed and time left; the callback gets those done, and those in all if known."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with progress_bar(*columns, transient=False, disable=False) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def protect_streams() -> None:

@@ -28,7 +28,7 @@ import torch
 from demucs.htdemucs import HTDemucs
 from onnx import helper, numpy_helper
 
-from kmdx import weights
+from kmdx import terminal, weights
 from kmdx.errors import DownloadError, KmdxWarning, WeightsError
 from kmdx.weights import Weight, download, fetching
 from kmdx.weights import folder as folder_module
@@ -289,14 +289,14 @@ def test_no_bar_is_drawn_where_standard_error_is_no_terminal(
 
 
 def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with weights.progress_bar("htdemucs") as progress:
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", written)
+    with terminal.download_bar("htdemucs") as progress:
         progress(42_000_000, None)
         progress(84_000_000, 84_000_000)
-    assert "htdemucs" in terminal.getvalue()
-    assert "84.0/84.0 MB" in terminal.getvalue()
+    assert "htdemucs" in written.getvalue()
+    assert "84.0/84.0 MB" in written.getvalue()
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -12,9 +12,10 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
 
 from kmdx import files
+from kmdx.terminal import progress_bar
 from training.losses import LOSSES
 from training.module import Unmixing
 from training.run import Run
@@ -90,8 +91,7 @@ class Journal(Callback):
     def __init__(self, run: Run, console: Console) -> None:
         self.run = run
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = progress_bar(TextColumn("{task.fields[text]}"), console=console)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Open the tables where the run goes on."""

@@ -26,13 +26,11 @@ from evaluator.blend_search.console import (
     AnywayOption,
     CollectionArgument,
     DataArgument,
-    DeviceOption,
     EngineOption,
     FolderOption,
     FoldsOption,
     ForceOption,
     JointOption,
-    JsonOption,
     NonNegativeOption,
     PlanArgument,
     PrecisionOption,
@@ -40,7 +38,6 @@ from evaluator.blend_search.console import (
     SpeedOption,
     SplitOption,
     SumOption,
-    TracksOption,
     check_songs,
     find_songs,
     load_collection,
@@ -56,7 +53,7 @@ from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
-from kmdx.terminal import err, out
+from kmdx.terminal import DeviceOption, JsonOption, TracksOption, err, out
 
 MOST_TIMES = 1e9  # the duration, that a budget may be
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}

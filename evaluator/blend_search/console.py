@@ -31,8 +31,6 @@ SplitOption = Annotated[
     str | None,
     typer.Option(help=f"Subfolder of DATA: by default test if it exists; {EVERY_SPLIT} for all of them."),
 ]
-TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 SpeedOption = Annotated[str, typer.Option(help="leaderboard, balanced or fast.")]
 EngineOption = Annotated[str, typer.Option(help="tuned or plain: see `kmdx separate --help`.")]
@@ -61,7 +59,6 @@ AnywayOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Let --output replace a plan that this command did not write.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
 
 
 def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:

@@ -22,7 +22,7 @@ from kmdx.plan import Plan, node_of
 MOST_TERMS = 100_000  # of a blend that is written out
 
 
-class BlendSignal(NamedTuple):
+class BlendTerm(NamedTuple):
     """A reference of the plan, and the normalized signal whose level it is to be brought back to."""
 
     reference: str
@@ -66,7 +66,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     nodes: dict[str, Node] = {own.get(name, name): node.renamed(own) for name, node in plan.nodes.items()}
     base = replace(plan, nodes=nodes)
 
-    names: dict[BlendSignal, str] = {}
+    names: dict[BlendTerm, str] = {}
     stems = {}
     for stem in scored:
         weights = published(base, stem, own[stem])
@@ -94,9 +94,9 @@ def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
     return replace(plan, nodes=nodes, networks=networks)
 
 
-def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendSignal, float]:
+def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendTerm, float]:
     """The signals that meet in a stem, and the weight that the plan gives each; by the node of its sum."""
-    weights: dict[BlendSignal, float] = {}
+    weights: dict[BlendTerm, float] = {}
     sources = _sources(plan)
     pending: list[tuple[str, float, str | None]] = [(node or stem, 1.0, None)]
     for _ in range(MOST_TERMS):
@@ -112,19 +112,19 @@ def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendSigna
             terms = [*value.terms.items()][::-1]
             pending += ((term, weight * factor, value.denormalize or back) for term, factor in terms)
         else:
-            signal = BlendSignal(reference, back)
+            signal = BlendTerm(reference, back)
             weights[signal] = weights.get(signal, 0.0) + weight
     raise PlanError(f"{plan.name}: {stem} is a blend of more than {MOST_TERMS} terms when it is written out")
 
 
-def estimates(plan: Plan, source: str) -> Iterator[BlendSignal]:
+def estimates(plan: Plan, source: str) -> Iterator[BlendTerm]:
     """Every estimate of a source by a network run, where its level can be told."""
     levels = _levels(plan)
     for name, node in plan.nodes.items():
         if node.network is not None and f"{name}.{source}" in node.outputs(name, plan.networks):
             (level, *others) = levels[node_of(node.inputs[0])]
             if not others:
-                yield BlendSignal(f"{name}.{source}", level)
+                yield BlendTerm(f"{name}.{source}", level)
 
 
 def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def _levels(plan: Plan) -> dict[str, set[str | None]]:
     return levels
 
 
-def _node_name(signal: BlendSignal, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
+def _node_name(signal: BlendTerm, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
     """The node that is a signal at the mixture's level, where there is one but for stems; else a new name."""
     if signal.denormalize is None and isinstance(plan.nodes[node_of(signal.reference)], Sum):
         return signal.reference

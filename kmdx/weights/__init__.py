@@ -9,7 +9,6 @@ from kmdx.weights.download import Progress
 from kmdx.weights.finding import FoundWeight, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, check_graph, load
-from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulling import pull, pull_all
 from kmdx.weights.registry import DownloadSource, Weight, check_path, own, registry
 from kmdx.weights.trained import get, known, register, shipped, trained
@@ -36,7 +35,6 @@ __all__ = [
     "load",
     "models_folder",
     "own",
-    "progress_bar",
     "pull",
     "pull_all",
     "register",

@@ -19,7 +19,6 @@ from kmdx.errors import DownloadError, WeightsError
 from kmdx.weights.download import Fetched, Progress, Unreachable, one_line
 from kmdx.weights.fetching import fetch
 from kmdx.weights.folder import locked, models_folder
-from kmdx.weights.progress import progress_bar
 from kmdx.weights.pulled_files import PulledFile, add_record, today
 from kmdx.weights.registry import DownloadSource, HttpSource, Weight
 from kmdx.weights.verifying import status
@@ -203,6 +202,8 @@ def _try_sources(
     unreachable: dict[str, _Failure],
 ) -> tuple[DownloadSource, Fetched]:
     """The first source that delivers, and what it delivered."""
+    from kmdx.terminal import download_bar  # which a program that has its weights does not need
+
     failures, skipped = [], []
     for source in weight.sources:
         place = urlsplit(source.url).netloc if isinstance(source, HttpSource) else source.kind
@@ -212,7 +213,7 @@ def _try_sources(
             continue
         report(f"{weight.name}: trying {source}")
         try:
-            with contextlib.nullcontext(progress) if progress else progress_bar(weight.name) as shown:
+            with contextlib.nullcontext(progress) if progress else download_bar(weight.name) as shown:
                 return source, fetch(weight, source, workspace / source.kind, shown)
         except Exception as error:  # any failure of a source makes room for the next one
             host = error.host if isinstance(error, Unreachable) else ""
