@@ -1,4 +1,4 @@
-"""kmdx.signals: arrays in files that take no memory while they are not used."""
+"""kmdx.signals: signals, and arrays in files that take no memory while they are not used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import is_scratch
 
 from kmdx import signals
 from kmdx.errors import AudioError
+from kmdx.signals import Signal
 
 MIB = 2**20
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system has no /proc")
@@ -137,7 +139,6 @@ def test_a_view_releases_its_own_part(view, stays):
 
 @LINUX
 def test_an_array_that_went_through_torch():
-    torch = pytest.importorskip("torch")
     array = filled(2, 2 * MIB)
     tensor = torch.from_numpy(array)
     signals.release(tensor[1].numpy())
@@ -279,3 +280,68 @@ def test_a_system_that_cannot_reserve_writes_zeros(monkeypatch):
     assert not array.any()
     array[:] = 1
     assert array.all()
+
+
+# Signals
+
+CPU = torch.device("cpu")
+
+
+def ramp(samples: int) -> Signal:
+    return Signal(torch.arange(2.0 * samples).reshape(2, samples))
+
+
+def test_samples_become_a_stereo_signal_and_samples_again():
+    stereo = np.arange(10, dtype=np.float32).reshape(5, 2)
+    signal = Signal.from_samples(stereo)
+    assert signal.length == 5
+    np.testing.assert_array_equal(signal.tensor, stereo.T)
+    np.testing.assert_array_equal(signal.to_samples(2), stereo)
+    np.testing.assert_array_equal(signal.to_samples(1), stereo.mean(1, keepdims=True))
+    np.testing.assert_array_equal(Signal.from_samples(stereo[:, :1]).tensor, np.stack([stereo[:, 0]] * 2))
+
+
+@pytest.mark.parametrize(("limit", "is_long"), [(None, False), (80, False), (79, True), (0, True)])
+def test_a_signal_beyond_the_limit_is_long_and_so_are_those_made_from_it(limit, is_long):
+    signal = ramp(10).to(CPU, limit)
+    assert signal.long == signal.new_empty().long == signal.new_zeros().long == is_long
+    assert signals.combine(torch.Tensor.copy_, [signal]).long == is_long
+
+
+def test_long_signals_are_in_files_where_they_are_large_for_the_host(monkeypatch):
+    signal = ramp(10).to(CPU, 0)
+    assert not is_scratch(signal.new_empty().tensor.numpy())
+    monkeypatch.setattr(signals, "LIMIT", 79)
+    assert is_scratch(signal.new_empty().tensor.numpy())
+    assert signal.new_zeros().is_silent()
+
+
+def test_a_span_has_zeros_beyond_the_signal():
+    assert ramp(3).span(-2, 5, CPU).tolist() == [[0, 0, 0, 1, 2, 0, 0], [0, 0, 3, 4, 5, 0, 0]]
+    assert ramp(3).span(1, 2, CPU).tolist() == [[1], [4]]
+
+
+@pytest.mark.parametrize("limit", [0, None])
+def test_a_signal_is_combined_from_others_in_blocks(limit, monkeypatch):
+    monkeypatch.setattr(signals, "SIGNAL_BLOCK", 7)
+    monkeypatch.setattr(signals, "CACHED_BLOCK", 3)
+    first, second = ramp(20).to(CPU, limit), Signal(ramp(20).tensor.flip(1)).to(CPU, limit)
+    lengths = []
+
+    def add(target, *parts):
+        lengths.append(target.shape[-1])
+        torch.add(*parts, out=target)
+
+    made = signals.combine(add, [first, second])
+    assert torch.equal(made.tensor, first.tensor + second.tensor)
+    assert lengths == ([7, 7, 6] if limit == 0 else [3] * 6 + [2])
+
+
+def test_what_a_signal_contains():
+    signal = ramp(5)
+    assert signal.is_finite()
+    assert not signal.is_silent()
+    assert signal.peak() == 9
+    signal.put(3, torch.tensor([[-50.0], [torch.inf]]))
+    assert not signal.is_finite()
+    assert signal.tensor[:, 3].tolist() == [-50, torch.inf]
