@@ -216,7 +216,7 @@ def _run_submission(
         code, used_weights = (
             (results.code_digest(submission), results.describe_weights(plan))
             if plan
-            else results.describe_foreign(submission)
+            else results.describe_foreign(submission, (output, task.data))
         )
         on, computed_in, by = _computation(plan, settings)
         run = results.describe_run(
@@ -281,6 +281,8 @@ def _finish(
     finally:
         # extend() keeps what came before an exception
         run |= _of_process(made, ended if isinstance(ended, SubmissionError) else None)
+        if made and run["interpreter"] is None:  # nothing was left to run: what was found before stays
+            run["interpreter"] = results.interpreter_of(folder)
         content = results.summarize(run, plan, records)
         results.write(content, folder)
     return content, ended

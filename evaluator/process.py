@@ -325,20 +325,24 @@ class Submission:
             running.kill()
 
     def _end(self, failure: str, reply: Mapping[str, Any]) -> str:
-        """End the process, and say where to read on about a failure."""
+        """End the process, and give the place of a failure and where to read on."""
         self.kill()
-        where = reply.get("where")
-        place = (
-            f"{clean(where, 200)}; the whole traceback is in {self.log.name}"
-            if where
-            else f"see {self.log.name}"
-        )
-        text = f"{clean(failure)} ({place})" if "failed" in reply else failure
+        if where := reply.get("where"):
+            place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
+        elif "failed" in reply or failure.startswith("the process"):
+            place = f" (see {self.log.name})"
+        else:
+            place = ""  # a limit: there is nothing more to read
+        return self.explained(f"{clean(failure) if 'failed' in reply else failure}{place}")
+
+    def explained(self, failure: str) -> str:
+        """A failure, with what in the submission's folder may have caused it."""
         if pointer := find_pointer(self.folder):
-            text += f"; {pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
-        elif link := find_way_out(self.folder):
-            text += f"; {link} is a link to what is not in its folder, which it cannot reach"
-        return text
+            problem = f"{pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
+            return f"{failure}; {problem}"
+        if link := find_way_out(self.folder):
+            return f"{failure}; {link} is a link to what is not in its folder, which it cannot reach"
+        return failure
 
     def _ask(
         self,
@@ -587,7 +591,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
     readable = [
         folder,
         python,
-        *visible.interpreter_folders(python, os.environ),
+        *visible.interpreter_folders(python, os.environ, folder, submission.hidden),
         *visible.weights(os.environ),
     ]
     readable += [WORKER.resolve(), submission.dataset, *submission.readable]

@@ -305,7 +305,8 @@ def _play(
         guesses = {stem: taken[stem] for stem in scored}
         return with_scores(record, _score(track, guesses, desk.references, scorer, metrics))
     except KmdxError as error:
-        return record.failed(desk.without_paths(str(error)), ends_challenge=True)
+        reason = submission.explained(desk.without_paths(str(error)))
+        return record.failed(reason, ends_challenge=True)
 
 
 def unplayed(track: Track, reason: str) -> SongRecord:

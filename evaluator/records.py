@@ -119,9 +119,9 @@ class SongRecord:
         schema = content.get("schema", 1)
         if schema not in (1, SCHEMA):
             raise RecordError(f"a record of schema {quoted(schema)}, which this version does not know")
-        content = finite(_upgraded(content) if schema == 1 else content)
         known = {each.name for each in fields(cls)}
         try:
+            content = finite(_upgraded(content) if schema == 1 else content)
             record = cls(**{key: _frozen(value) for key, value in content.items() if key in known})
             record._check()
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -142,10 +142,14 @@ class SongRecord:
             and isinstance(self.duration, int | float)
             and all(isinstance(stem, str) for stem in self.stems)
             and all(
+                isinstance(texts, tuple) for texts in (self.warnings, self.silent_references, self.isolation)
+            )
+            and (self.reason is None or isinstance(self.reason, str))
+            and all(
                 number is None or (type(number) in (int, float) and float(number) == number)
                 for number in numbers
             )
-            and (self.status != "ok" or all(self.scores.values()))
+            and (self.status != "ok" or bool(self.scores and all(self.scores.values())))
         )
         if not whole:
             raise ValueError

@@ -6,23 +6,27 @@ import csv
 import hashlib
 import importlib.metadata
 import io
+import os
 import platform
+import re
+import stat
 import statistics
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluator.dataset import Track
 from evaluator.metrics import Metric
-from evaluator.process import Limits
+from evaluator.process import Limits, SubmissionError
 from evaluator.records import SCHEMA, SongRecord
-from evaluator.run_folder import write_json, write_text
+from evaluator.run_folder import RunError, read_json, write_json, write_text
 from kmdx import host, weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
 BIG = 10**6  # bytes
+MOST_FILES, MOST_BYTES = 200_000, 10**11  # of a submission's folder
+REFERENCE = re.compile(r"refs/[A-Za-z0-9_][\w./-]*")
 IGNORED = {
     ".git",
     ".venv",
@@ -62,20 +66,64 @@ def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, A
     return described
 
 
-def describe_foreign(submission: Path) -> tuple[str, list[dict[str, Any]]]:
-    """sha256 over all files of an entrant's folder, and its big files, which are weights as like as not."""
+def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[str, list[dict[str, Any]]]:
+    """sha256 over all files of an entrant's folder, and its big files, which are probably weights.
+
+    Links are not followed, and only regular files are read: the folder is not trusted. ``without`` are
+    folders in it that are not part of it: the run's, and the data set.
+
+    Raises
+    ------
+    SubmissionError
+        If a file cannot be read, or the folder has more than :data:`MOST_FILES` or :data:`MOST_BYTES`.
+    """
     digest = hashlib.sha256()
     big = []
-    for path in sorted(submission.rglob("*")):
-        inside = path.relative_to(submission)
-        if not path.is_file() or any(part in IGNORED or part.endswith(".egg-info") for part in inside.parts):
+    total = 0
+    for path in sorted(_own_files(submission, without)):
+        inside = path.relative_to(submission).as_posix()
+        if path.is_symlink():
+            digest.update(f"{inside} -> {path.readlink()}\n".encode("utf-8", "surrogateescape"))
             continue
-        content = weights.file_sha256(path)
-        digest.update(f"{inside.as_posix()} {content}\n".encode())
-        if path.stat().st_size >= BIG:
-            name = inside.as_posix()
-            big.append({"name": name, "file": name, "sha256": content, "known": False})
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                continue
+            total += found.st_size
+            if total > MOST_BYTES:
+                raise SubmissionError(
+                    f"{submission} has more than {MOST_BYTES / 1e9:g} GB: move what is not part of the "
+                    f"submission, such as {inside}, out of it"
+                )
+            content = weights.file_sha256(path)
+        except OSError as error:
+            raise SubmissionError(f"{path}: cannot be read: {error.strerror}") from error
+        digest.update(f"{inside} {content}\n".encode("utf-8", "surrogateescape"))
+        if found.st_size >= BIG:
+            big.append({"name": inside, "file": inside, "sha256": content, "known": False})
     return digest.hexdigest(), big
+
+
+def _own_files(folder: Path, without: Sequence[Path]) -> Iterator[Path]:
+    """The files and links of a submission, in order, without caches, version control and some folders."""
+    left_out = {path.resolve() for path in without}
+    count = 0
+    for place, folders, names in os.walk(folder):
+        count += len(names)
+        if count > MOST_FILES:
+            raise SubmissionError(
+                f"{folder} has more than {MOST_FILES} files: move what is not part of it out"
+            )
+        kept = [
+            name
+            for name in sorted(folders)
+            if name not in IGNORED
+            and not name.endswith(".egg-info")
+            and Path(place, name).resolve() not in left_out
+        ]
+        folders[:] = [name for name in kept if not Path(place, name).is_symlink()]
+        links = [name for name in kept if Path(place, name).is_symlink()]
+        yield from (Path(place, name) for name in sorted([*names, *links]) if name not in IGNORED)
 
 
 def describe_run(
@@ -344,13 +392,44 @@ def _cpu() -> str:
     return f"{host.cpu_name()}, {host.usable_cores()} cores"
 
 
-def _git_commit(folder: Path) -> str | None:
-    """The commit of a checkout, marked where files differ from it."""
+def interpreter_of(folder: Path) -> dict[str, Any] | None:
+    """The interpreter in the results of an earlier call; None where there are none."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+        found = read_json(folder / "results.json")["run"]["interpreter"]
+    except (RunError, KeyError, TypeError):
         return None
-    return done.stdout.strip()
+    return found if isinstance(found, dict) else None
+
+
+def _git_commit(folder: Path) -> str | None:
+    """The commit that a checkout's HEAD names; None where there is none.
+
+    Read as text, with bounds: git itself would run programs that the folder's configuration names.
+    """
+    git = folder / ".git"
+    head = _line(git / "HEAD")
+    if head.startswith("ref: ") and REFERENCE.fullmatch(name := head[5:]) and ".." not in name:
+        head = _line(git / name) or next(
+            (
+                line.split(" ")[0]
+                for line in _text(git / "packed-refs").splitlines()
+                if line.endswith(f" {name}")
+            ),
+            "",
+        )
+    return head[:12] if re.fullmatch(r"[0-9a-f]{40,64}", head) else None
+
+
+def _line(path: Path) -> str:
+    return _text(path).partition("\n")[0].strip()
+
+
+def _text(path: Path) -> str:
+    """The beginning of a small text file; empty where it is no regular file, or behind a link."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return ""
+        with path.open("rb") as file:
+            return file.read(2**20).decode("utf-8", "replace")
+    except OSError:
+        return ""

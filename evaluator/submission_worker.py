@@ -120,10 +120,12 @@ class OwnModules:
         """Find a top-level module; what is in a package is found by the package's own path."""
         if "." in name:
             return None
-        entries = [entry for entry in sys.path if self.holds(entry) and "-packages" not in entry]
+        entries = [entry for entry in sys.path if self.holds(entry) and not self.is_installed(entry)]
         spec = importlib.machinery.PathFinder.find_spec(name, [*entries, self.folder])
         if spec is None or spec.loader is not None:
             return spec
+        if name in getattr(sys, "stdlib_module_names", ()):  # a folder that only has the name of one
+            return None
         places = [place for place in spec.submodule_search_locations or () if has_code(place)]
         if not places:  # data, or another project's folder
             return None
@@ -137,6 +139,10 @@ class OwnModules:
             if way == folder or way.startswith(folder.rstrip(os.sep) + os.sep):
                 return True
         return False
+
+    def is_installed(self, path: str) -> bool:
+        """Whether a path in the submission's folder is one of an environment's packages."""
+        return "-packages" in os.path.relpath(os.path.realpath(path), self.real)
 
     def foreign(self) -> list[tuple[str, str]]:
         """Modules whose name the folder has, but that came from elsewhere: their names and files."""
@@ -292,7 +298,9 @@ def where(error: BaseException, folder: str) -> str | None:
     own = [
         (name[len(start) :], number)
         for name, number in places
-        if name.startswith(start) and "-packages" not in name and os.path.abspath(__file__) != name
+        if name.startswith(start)
+        and "-packages" not in name[len(start) :]
+        and os.path.abspath(__file__) != name
     ]
     return "{}:{}".format(*own[-1])[:TEXT] if own else None
 

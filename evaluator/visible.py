@@ -6,7 +6,7 @@ import ast
 import fnmatch
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kmdx.errors import KmdxError
@@ -76,15 +76,20 @@ def find_python(python: str | Path) -> Path:
     return path
 
 
-def interpreter_folders(python: Path, given: Mapping[str, str]) -> list[Path]:
+def interpreter_folders(
+    python: Path, given: Mapping[str, str], submission: Path, hidden: Sequence[Path] = ()
+) -> list[Path]:
     """Folders that an interpreter needs: its own, that of the one it was made from, and its packages'.
 
-    Found without starting it, since it may belong to the submission.
+    Found without starting it, since it may belong to the submission. What is in the submission's folder is
+    not trusted: no configuration there (``pyvenv.cfg``, ``.pth`` files, editable installs) makes anything
+    visible, and nothing hidden becomes visible by any.
     """
     found: list[Path] = []
     for hop in _links(python):
-        found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts", "shims") else hop.parent)
-    for root in list(found):
+        if _in(hop, submission) or hop.name.startswith("python"):
+            found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts", "shims") else hop.parent)
+    for root in [root for root in found if not _in(root, submission)]:
         if home := _home(root / "pyvenv.cfg"):
             found += [hop.parent.parent for hop in _links(home / "python3")]
     user = Path.home() / ".local" / "lib"
@@ -96,10 +101,17 @@ def interpreter_folders(python: Path, given: Mapping[str, str]) -> list[Path]:
     ]
     found += [path for path in packages if path.is_relative_to(user)]
     for folder in packages:
-        found += _further_folders(folder)
+        if not _in(folder, submission):
+            found += _further_folders(folder)
     found += python_path(given)
     found += [Path(entry) for entry in given.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
-    return [part for path in dict.fromkeys(found) for part in _without_home(path) if part.exists()]
+    parts = [part for path in dict.fromkeys(found) for part in _without_home(path) if part.exists()]
+    return [part for part in parts if not any(_in(part, path) for path in hidden)]
+
+
+def _in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or in it, as it is written or where its links lead."""
+    return path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
 
 
 def weights(given: Mapping[str, str]) -> list[Path]:
@@ -150,12 +162,12 @@ def _home(config: Path) -> Path | None:
 
 def _further_folders(packages: Path) -> Iterator[Path]:
     """Folders that ``.pth`` files and editable installs add to a folder of packages."""
-    for file in packages.glob("*.pth"):
+    for file in filter(Path.is_file, packages.glob("*.pth")):
         for line in file.read_text("utf-8", "replace").splitlines():
             path = packages / line.strip()
             if line.strip() and not line.startswith(("#", "import")) and path.is_dir():
                 yield path
-    for file in packages.glob("__editable___*_finder.py"):
+    for file in filter(Path.is_file, packages.glob("__editable___*_finder.py")):
         for line in file.read_text("utf-8", "replace").splitlines():
             if line.startswith("MAPPING"):
                 yield from _mapped(line.partition("=")[2])

@@ -1,0 +1,151 @@
+"""What is read of a submission's folder before it runs, and what its own files cannot make visible."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluator import results, visible
+from evaluator.process import SubmissionError
+from evaluator.records import RecordError, SongRecord
+from evaluator.submission_worker import OwnModules
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "submission" / "my_submission").mkdir(parents=True)
+    (tmp_path / "submission" / "my_submission" / "model.py").write_text("x = 1")
+    return tmp_path / "submission"
+
+
+def test_the_commit_is_read_without_running_what_a_repository_names(folder: Path, tmp_path: Path) -> None:
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    ran = tmp_path / "ran"
+    (tmp_path / "spy.sh").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "spy.sh").chmod(0o755)
+    subprocess.run([*git, "config", "core.fsmonitor", str(tmp_path / "spy.sh")], check=True)
+    assert results._git_commit(folder) == head[:12]
+    subprocess.run([*git, "pack-refs", "--all"], check=True, env={**os.environ, "GIT_CONFIG_COUNT": "1",
+                   "GIT_CONFIG_KEY_0": "core.fsmonitor", "GIT_CONFIG_VALUE_0": "false"})  # fmt: skip
+    ran.unlink(missing_ok=True)
+    assert results._git_commit(folder) == head[:12], "packed"
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "head", ["ref: refs/../../secret", "ref: refs/heads/none", "x" * 40, "", "ref: /etc/passwd"]
+)
+def test_a_head_that_is_none_is_no_commit(folder: Path, head: str) -> None:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text(head)
+    assert results._git_commit(folder) is None
+
+
+@POSIX
+def test_only_regular_files_of_a_submission_are_read(folder: Path, tmp_path: Path) -> None:
+    before, _ = results.describe_foreign(folder)
+    (folder / "endless.th").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.th")
+    linked, big = results.describe_foreign(folder)
+    assert (linked != before, big) == (True, [])
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "loop").symlink_to(folder)
+    results.describe_foreign(folder)
+
+
+def test_the_run_and_the_data_are_no_part_of_a_submission(folder: Path) -> None:
+    before, _ = results.describe_foreign(folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "evaluation.log").write_text("anything")
+    assert results.describe_foreign(folder)[0] != before
+    assert results.describe_foreign(folder, [folder / "out"])[0] == before
+
+
+def test_a_giant_submission_is_refused_by_its_size(folder: Path) -> None:
+    with (folder / "model.th").open("wb") as file:
+        file.truncate(results.MOST_BYTES + 1)
+    with pytest.raises(SubmissionError, match=r"more than 100 GB: move .* such as model\.th, out of it"):
+        results.describe_foreign(folder)
+
+
+@POSIX
+@pytest.mark.parametrize("how", ["pth", "finder", "home", "pipe"])
+def test_a_submissions_own_environment_makes_nothing_else_visible(
+    folder: Path, tmp_path: Path, how: str
+) -> None:
+    secret = tmp_path / "secret"
+    (secret / "bin").mkdir(parents=True)
+    (secret / "bin" / "python3").write_text("")
+    python = folder / ".venv" / "bin" / "python"
+    packages = folder / ".venv" / "lib" / "python3.11" / "site-packages"
+    python.parent.mkdir(parents=True)
+    packages.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    if how == "pth":
+        (packages / "x.pth").write_text(f"{secret}\n")
+    elif how == "finder":
+        (packages / "__editable___x_finder.py").write_text(f"MAPPING = {{'x': {str(secret)!r}}}\n")
+    elif how == "home":
+        (folder / ".venv" / "pyvenv.cfg").write_text(f"home = {secret / 'bin'}\n")
+    else:
+        os.mkfifo(packages / "x.pth")
+    found = visible.interpreter_folders(python, {}, folder)
+    assert folder / ".venv" in found
+    assert not any(path == secret or path.is_relative_to(secret) for path in found)
+
+
+def test_an_interpreter_makes_nothing_hidden_visible(folder: Path, tmp_path: Path) -> None:
+    packages = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    data = tmp_path / "data" / "test"
+    data.mkdir(parents=True)
+    (packages / "x.pth").write_text(f"{data}\n")
+    (tmp_path / "env" / "bin").mkdir()
+    python = tmp_path / "env" / "bin" / "python"
+    python.symlink_to(sys.executable)
+    assert data in visible.interpreter_folders(python, {}, folder)
+    assert data not in visible.interpreter_folders(python, {}, folder, [tmp_path / "data"])
+
+
+def test_a_folder_with_the_name_of_a_standard_module_hides_it_not(folder: Path) -> None:
+    for name in ("logging", "queue", "kmdx"):
+        (folder / name).mkdir()
+        (folder / name / "helper.py").write_text("")
+    modules = OwnModules(str(folder))
+    assert modules.find_spec("logging") is None
+    assert modules.find_spec("queue") is None
+    assert modules.find_spec("kmdx").submodule_search_locations == [str(folder / "kmdx")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"song": "a", "status": "ok", "global_sdr": 5, "museval_sdr": {}},
+        {"schema": 2, "song": "a", "status": "ok", "warnings": None, "scores": {"global_sdr": {"bass": 1}}},
+        {"schema": 2, "song": "a", "status": "ok", "scores": {}},
+    ],
+)
+def test_damaged_records_are_one_error(content: dict) -> None:
+    with pytest.raises(RecordError, match="a damaged record"):
+        SongRecord.from_json(content)
+
+
+def test_the_interpreter_of_an_earlier_call_is_kept(tmp_path: Path) -> None:
+    assert results.interpreter_of(tmp_path) is None
+    found = {"executable": "python", "version": "3.11", "packages": {}, "device": None}
+    (tmp_path / "results.json").write_text(json.dumps({"run": {"interpreter": found}}))
+    assert results.interpreter_of(tmp_path) == found
+    (tmp_path / "results.json").write_text("{")
+    assert results.interpreter_of(tmp_path) is None
