@@ -307,6 +307,8 @@ def _play(
     except KmdxError as error:
         reason = submission.explained(desk.without_paths(str(error)))
         return record.failed(reason, ends_challenge=True)
+    except OSError as error:  # of this machine: a full disk, say
+        return record.failed(f"it could not be scored: {error.strerror or error}")
 
 
 def unplayed(track: Track, reason: str) -> SongRecord:

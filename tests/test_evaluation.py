@@ -237,6 +237,25 @@ def test_a_plan_of_one_stem_is_scored_by_that_stem(evaluate, vocals_plan: Path, 
     assert list(record["scores"]["global_sdr"]) == ["vocals"]
 
 
+def test_a_full_disk_fails_the_song_and_the_run_goes_on(evaluate, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evaluator.protocol.as_wav", full)
+    monkeypatch.setattr(Desk, "lay_out", lambda desk, track: lay_out(desk, track))
+    assert evaluate("--tracks", NAMES[0]).code == 1
+    (record,) = results(tmp_path / "run")["songs"]
+    assert record["reason"] == "it could not be scored: No space left on device"
+
+
+def lay_out(desk: Desk, track: Any) -> Callable[[], object]:
+    """What :meth:`Desk.lay_out` does, with the mixture copied."""
+    desk.clear()
+    desk._next.mkdir()
+    shutil.copyfile(track.files["mixture"], desk._next / "mixture.wav")
+    return lambda: desk._next.rename(desk.dataset / track.name)
+
+
 def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
     assert evaluate().code == 0
     assert not (tmp_path / "run" / "predictions").exists()
