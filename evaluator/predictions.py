@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from evaluator.layouts import NAMES, parts_of_accompaniment
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
+from kmdx.files import remove_tree
 
 PREDICTIONS = "predictions"
 SAMPLE = 8  # bytes at most: float64
@@ -54,9 +54,10 @@ class Predictions:
                 self._throw_away(shared, PREDICTIONS)
             os.mkdir(PREDICTIONS if shared is not None else self.shared / PREDICTIONS, dir_fd=shared)
         for path in self.trash.iterdir():
-            shutil.rmtree(
-                path, ignore_errors=True
-            ) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                remove_tree(path)
+            else:
+                path.unlink()
 
     def take(
         self, song: str, stems: Sequence[str], samples: int, channels: int, target: Path

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from evaluator.replies import BadReply, End, clean
 from kmdx import host
 from kmdx.challenge import MEMORY, STEMS, TIME_FACTOR
 from kmdx.errors import KmdxError
+from kmdx.files import remove_tree
 
 LOOK = 0.1  # seconds between two looks at the memory and the clock
 PATIENCE = 10.0  # seconds for killed processes to be gone
@@ -311,7 +313,7 @@ class Submission:
         seconds = time.perf_counter() - began
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        failure = "; ".join(map(clean, reply["findings"])) or None
+        failure = clean("; ".join(map(clean, reply["findings"][:20]))) or None
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, reply["ends_challenge"])
 
     def log_tail(self, lines: int = 20) -> list[str]:
@@ -416,7 +418,7 @@ class _Running:
                 start_new_session=True,
             )
         except OSError:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove_tree(self.scratch)
             raise
         RUNNING.add(self.process.pid)
         assert self.process.stdout is not None
@@ -429,11 +431,23 @@ class _Running:
             self.send(asdict(spec))
 
     def send(self, content: Mapping[str, Any]) -> None:
-        """Send a line of JSON."""
+        """Send a line of JSON; gives up after a while, since a submission can fill its own pipe.
+
+        What was not sent gets no reply, so the wait that follows ends by its limit.
+        """
         assert self.process.stdin is not None
+        line = json.dumps(content).encode("ascii") + b"\n"
+        pipe = self.process.stdin.fileno()
         with _gone():  # it died: the wait that follows finds out
-            self.process.stdin.write(json.dumps(content).encode("ascii") + b"\n")
-            self.process.stdin.flush()
+            if os.name != "posix":
+                os.write(pipe, line)
+                return
+            os.set_blocking(pipe, False)
+            deadline = time.monotonic() + PATIENCE
+            while line and time.monotonic() < deadline:
+                if select.select([], [pipe], [], LOOK)[1]:
+                    with contextlib.suppress(BlockingIOError):  # there is room, but for less
+                        line = line[os.write(pipe, line) :]
 
     def know(self, contained: bool) -> None:
         """Note whether the guard is the first process of a namespace of its own."""
@@ -502,7 +516,7 @@ class _Running:
             if stream is not None:
                 with _gone():
                     stream.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_tree(self.scratch)
 
     def _reap(self, process: psutil.Process) -> bool:
         """Whether a process has ended; what this process inherited is removed from the table."""

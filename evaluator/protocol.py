@@ -27,6 +27,7 @@ from evaluator.scoring import SongScore
 from evaluator.scoring_process import Scorer
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
+from kmdx.files import remove_tree
 
 logger = logging.getLogger("evaluator")
 
@@ -119,7 +120,7 @@ def replay(
                 if strict and record.ends_challenge:
                     raise Stopped(f"{track.name}: {record.reason}; the challenge would have ended here")
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)
 
 
 class Desk:
@@ -171,12 +172,12 @@ class Desk:
     def clear(self) -> None:
         """Remove everything of the last song."""
         self.predictions.clear()
-        shutil.rmtree(self._next, ignore_errors=True)
+        remove_tree(self._next)
         for folder in (self.taken, self.references):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             folder.mkdir()
         for song in self.dataset.iterdir():  # the folder itself is what the submission sees
-            shutil.rmtree(song, ignore_errors=True)
+            remove_tree(song)
 
 
 def score_existing(
@@ -226,7 +227,7 @@ def _score(
 def _remove_left_overs(store: Store) -> None:
     """Remove the working folders of processes that were killed."""
     for folder in store.folder.glob(".work-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
 
 
 def _score_existing(
@@ -355,7 +356,7 @@ def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
 
 def _keep(source: Path, target: Path) -> None:
     """Move a song's predictions to where they stay."""
-    shutil.rmtree(target, ignore_errors=True)
+    remove_tree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         shutil.move(source, target)

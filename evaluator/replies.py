@@ -48,7 +48,9 @@ def clean(text: str, limit: int = TEXT) -> str:
     """A text from a submission on one line, without control characters and lone surrogates, and bounded."""
     text = text[: 2 * limit].encode("utf-8", "backslashreplace").decode("utf-8")
     text = "".join(" " if letter in "\n\r\t" else letter for letter in text)
-    text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf", "Co", "Cn"))
+    text = "".join(
+        letter for letter in text if unicodedata.category(letter) not in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp")
+    )
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -370,7 +370,8 @@ def build_view(spec: Spec) -> list[str]:
 def _rules(spec: Spec) -> list[tuple[str, bool]]:
     """Paths and whether each is shown, folders before what is in them: the last rule for a path counts."""
     rules = [(path, False) for path in spec.hidden] + [(path, True) for path in spec.readable]
-    return sorted(set(rules), key=lambda rule: (rule[0].split("/"), rule[1]))
+    # By where links lead: what is hidden in a folder must come after it, whatever the folder is called.
+    return sorted(set(rules), key=lambda rule: (os.path.realpath(rule[0]).split("/"), rule[1]))
 
 
 class _View:

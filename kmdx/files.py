@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,3 +109,12 @@ def sync_folder(path: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it, however deep, as far as possible; links are not followed."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # Python before 3.13 calls itself for each level
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, timeout=600, check=False)

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from evaluator import results, visible
+from evaluator import process, results, visible
 from evaluator.process import SubmissionError
 from evaluator.records import RecordError, SongRecord
+from evaluator.sandbox import Spec, _rules
 from evaluator.submission_worker import OwnModules
+from kmdx.files import remove_tree
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
 
@@ -149,3 +152,40 @@ def test_the_interpreter_of_an_earlier_call_is_kept(tmp_path: Path) -> None:
     assert results.interpreter_of(tmp_path) == found
     (tmp_path / "results.json").write_text("{")
     assert results.interpreter_of(tmp_path) is None
+
+
+@POSIX
+def test_a_tree_of_any_depth_is_removed(tmp_path: Path) -> None:
+    top = tmp_path / "deep"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("x", dir_fd=here)
+        below = os.open("x", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    remove_tree(top)
+    assert not top.exists()
+
+
+@POSIX
+def test_what_is_hidden_stays_so_behind_a_link_to_a_folder_above_it(tmp_path: Path) -> None:
+    data = tmp_path / "big" / "data"
+    data.mkdir(parents=True)
+    link = tmp_path / "zzz"
+    link.symlink_to(tmp_path / "big")
+    spec = Spec([], {}, "/", [str(link)], [str(data)], [], "", 0, 0, [])
+    assert _rules(spec) == [(str(link), True), (str(data), False)]
+
+
+@POSIX
+def test_a_full_request_pipe_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.5)
+    with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as sleeper:
+        running = process._Running.__new__(process._Running)
+        running.process = sleeper
+        began = time.monotonic()
+        running.send({"song": "x" * 10**6})
+        assert time.monotonic() - began < 30
+        sleeper.kill()
