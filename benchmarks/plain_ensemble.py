@@ -140,7 +140,7 @@ class _AsDemucs(nn.Module):
         self.length = network.length
 
     def valid_length(self, length: int) -> int:
-        """The length at which a segment of so many samples is heard."""
+        """The length of the network's input for a segment of ``length`` samples."""
         return self.length or length
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _AsDemucs(nn.Module):
 def _session_for_this_song(
     network: OnnxNetwork, use: NetworkUse, device: torch.device, folder: Path | None
 ) -> OnnxNetwork:
-    """The same graph, opened anew."""
+    """The same graph in a new session."""
     path = weights.find(use.weight, folder).path
     again = OnnxNetwork(path, network.spectrogram.config, network.sources[0], device)
     return again.to(device).eval()

@@ -242,7 +242,7 @@ def check_seconds(seconds: float) -> None:
 
 
 def time_song(separator: Separator, seconds: float) -> SongSpeed:
-    """Separate a synthetic song of so many seconds; on a GPU once before it counts, to load the kernels."""
+    """Time a synthetic song of ``seconds``; on a GPU after a run that loads the kernels."""
     rate, device = separator.plan.sample_rate, separator.device
     song = synthetic.song(seconds, rate)
     if device.type == "cuda":

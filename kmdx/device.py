@@ -117,7 +117,7 @@ def memory_limit(device: torch.device, own: int = 0) -> int | None:
 
 @contextmanager
 def limited(device: torch.device, limit: int | None) -> Iterator[None]:
-    """Let torch take no more than so many bytes of a GPU's memory, with what it keeps for later.
+    """Let torch take at most ``limit`` bytes of a GPU's memory, including what it keeps for later.
 
     Without, it would keep ever more pieces of what was freed on a large GPU. At the limit it gives back what
     it keeps, and where that does not suffice raises the error of memory that it would on a smaller GPU.
@@ -169,7 +169,7 @@ class BatchProfile:
     cost : float or None
         Bytes for each sample of a window; the same for every song.
     sizes : dict of int to int
-        How many windows of so many samples go together at most, because more did not fit in this song.
+        The largest batch for each window length in samples, where a larger one did not fit in this song.
     """
 
     cost: float | None = None
@@ -216,7 +216,7 @@ class Runner:
         self.longest = longest
 
     def size(self, length: int) -> int:
-        """How many windows of so many samples to hand over at once."""
+        """The batch size for windows of ``length`` samples."""
         sizes = self.profile.sizes
         if self.room is None:
             return sizes.get(length, CPU_BATCH)

@@ -182,11 +182,13 @@ class Sum(Node):
 
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Add up, and restore the level."""
+        import torch
+
         first, *others = self.terms.values()
         level = None if self.denormalize is None else song.levels[self.denormalize]
 
         def blend(target: Tensor, *signals: Tensor) -> None:
-            target.copy_(signals[0]).mul_(first)
+            torch.mul(signals[0], first, out=target)
             for weight, signal in zip(others, signals[1:], strict=True):
                 target.add_(signal, alpha=weight)
             if level is not None:
@@ -231,10 +233,12 @@ class Normalize(Node):
 
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Measure the level, and remove it."""
+        import torch
+
         level = song.measure(name, self.signal)
 
         def normalize(target: Tensor, signal: Tensor) -> None:
-            target.copy_(signal).sub_(level.mean)
+            torch.sub(signal, level.mean, out=target)
             # A tensor on the device: CUDA multiplies by a number's reciprocal, which gives other bits.
             target.div_(signal.new_tensor(level.std))
 

@@ -28,7 +28,7 @@ from kmdx.weights import Weight, own
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
 """Sizes of the U-Net in every ONNX graph of the registry, where the graph alone states them."""
 
-LEVEL = 0.5  # of an estimate, where 1 is that of what was heard
+LEVEL = 0.5  # of an estimate, where 1 is that of the input
 SECONDS = 1.0  # of noise at most that the level is set by
 RATE = 44100  # Hz: of that noise
 
@@ -119,7 +119,7 @@ def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
 
 
 def _set_level(network: nn.Module, samples: int, last: Iterable[nn.Module]) -> None:
-    """Scale the last layers so that noise of so many samples gives an estimate at :data:`LEVEL`."""
+    """Scale the last layers so that noise of ``samples`` samples gives an estimate at :data:`LEVEL`."""
     heard = _noise(samples)
     gain = LEVEL * heard.std() / network(heard).std()
     for layer in last:
