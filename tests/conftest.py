@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from demucs.htdemucs import HTDemucs
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -128,3 +130,18 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {Path('..', 'shared', *parts)} beside the checkout")
     return path
+
+
+@pytest.fixture
+def tf32(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether TF32 was allowed, in each run of an HTDemucs."""
+
+    seen: list[bool] = []
+    forward = HTDemucs.forward
+
+    def noted(model: HTDemucs, batch: Any) -> Any:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(model, batch)
+
+    monkeypatch.setattr(HTDemucs, "forward", noted)
+    return seen

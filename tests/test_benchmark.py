@@ -17,7 +17,6 @@ import tiny
 import torch
 import yaml
 from conftest import decibels, noise
-from demucs.htdemucs import HTDemucs
 
 from kmdx import benchmark, cli, host, plan_file, stand_in, synthetic
 from kmdx.benchmark import NetworkSpeed
@@ -99,19 +98,11 @@ def test_one_network_is_measured_without_a_song(run: Run, tmp_path: Path) -> Non
     assert (report["plan"], report["prediction"]) == (None, None)
 
 
-def test_networks_are_timed_in_exact_float32(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    forward = HTDemucs.forward
-
-    def noted(model: HTDemucs, batch: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return forward(model, batch)
-
-    monkeypatch.setattr(HTDemucs, "forward", noted)
+def test_networks_are_timed_in_exact_float32(small: Path, tf32: list[bool]) -> None:
     network = benchmark.TimedNetwork(Separator(small, device="cpu", precision="fp32"), "htdemucs")
     assert network.seconds() > 0
     assert network.estimate.shape == (1, len(network.sources), 2, network.window.shape[-1])
-    assert seen == [False, False]
+    assert tf32 == [False, False]
 
 
 def test_arithmetic_is_counted_where_it_is_stated(small: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import soundfile
 import torch
 from conftest import decibels, noise
-from demucs.htdemucs import HTDemucs
 
 from benchmarks import against_demucs, baseline, hour, length, levels, plain_ensemble, table
 from benchmarks.baseline import EQUAL
@@ -84,23 +83,15 @@ def test_stand_ins_are_compared_without_weights(
     assert list(tmp_path.iterdir()) == [plan]
 
 
-def test_the_baseline_computes_in_exact_float32(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
-    forward = HTDemucs.forward
-
-    def noted(model: HTDemucs, batch: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return forward(model, batch)
-
-    monkeypatch.setattr(HTDemucs, "forward", noted)
+def test_the_baseline_computes_in_exact_float32(small: Path, tf32: list[bool]) -> None:
     chosen = plan_file.load(small)
     use = chosen.networks["htdemucs"]
     window = torch.from_numpy(noise(use.chunking.length).T.copy())
     plain_ensemble._window(str(small), "cpu", None, "htdemucs", ["vocals"], window[None].numpy())
     network = load_network(use, chosen.sample_rate, CPU)
     plain_ensemble.run(chosen, {"htdemucs": network}, window[:, :1000], CPU)
-    assert len(seen) > 1
-    assert not any(seen)
+    assert len(tf32) > 1
+    assert not any(tf32)
 
 
 @pytest.mark.parametrize(
