@@ -45,6 +45,8 @@ OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
+SCORED = ("NaN in ", "infinity in ")
+"""How findings begin that the challenge would have scored."""
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
 LOOKED_AT = 20_000  # files of a submission that are looked at for pointers
@@ -313,8 +315,10 @@ class Submission:
         seconds = time.perf_counter() - began
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        failure = clean("; ".join(map(clean, reply["findings"][:20]))) or None
-        return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, reply["ends_challenge"])
+        findings = reply["findings"]
+        failure = clean("; ".join(map(clean, findings[:20]))) or None
+        ends = not all(finding.startswith(SCORED) for finding in findings)
+        return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines of what it printed, fit to be shown."""

@@ -12,7 +12,7 @@ A reply is one line of JSON of at most 64 kB, of one of these forms (``token`` i
     The wrapper is made.
 ``{"progress": [done, total]}``
     Seconds of audio, any number of times.
-``{"done": token, "findings", "ends_challenge", "peak_gpu_memory"}``
+``{"done": token, "findings", "peak_gpu_memory"}``
     A song is separated.
 ``{"failed": token, "reason", "where"}``
     The submission raised an error.
@@ -96,7 +96,6 @@ FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "done": {
         "done": _is_text,
         "findings": _is_texts,
-        "ends_challenge": _is_truth,
         "peak_gpu_memory": _is_bytes,
     },
     "failed": {"failed": _is_text, "reason": _is_text, "where": _is_text_or_none},

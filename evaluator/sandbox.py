@@ -118,9 +118,9 @@ class Spec:
 
 def main() -> None:
     """Read what to run, and run it; exit with its exit code, or 128 + the signal that ended it."""
-    spec = Spec(**json.loads(_read_line()))
     if LINUX:
         die_with_parent()
+    spec = Spec(**json.loads(_read_line()))
     notes: list[str] = []
     made = enter_namespaces(spec.without, notes) if LINUX else set()
     alive, hold = os.pipe()

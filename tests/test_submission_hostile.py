@@ -38,9 +38,12 @@ def say(line):
                 os.write(descriptor, line)
         except OSError:
             pass
-import gc
-token = next((o["token"] for o in gc.get_objects() if isinstance(o, dict) and set(o) == {"song", "token"}), "")
-done = b'{"done": "%s", "findings": [], "ends_challenge": false, "peak_gpu_memory": null}\\n'
+frame = sys._getframe()
+while "request" not in frame.f_locals:
+    frame = frame.f_back
+token = frame.f_locals["request"]["token"]
+assert token
+done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null}\\n'
 """
 
 
@@ -257,9 +260,9 @@ def test_the_time_of_a_song_begins_when_its_mixture_appears(play, tmp_path: Path
         b'{"progress": [true, 2]}', b'{"progress": [-1, 2]}', b'{"progress": [1, 2, 3]}', b'{"progress": {"0": 1}}',
         b'{"progress": [' + b"1" * 50_000 + b", 2]}", b'{"made": "x"}', b'{"made": "x", "device": 5}',
         b'{"failed": "x", "reason": null, "where": null}', b'{"isolation": "none", "network": "", "contained": 1}',
-        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": -1}',
-        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": 1e3}',
-        b'{"done": "x", "findings": [], "ends_challenge": false, "peak_gpu_memory": null, "seconds": 1}',
+        b'{"done": "x", "findings": [], "peak_gpu_memory": -1}',
+        b'{"done": "x", "findings": [], "peak_gpu_memory": 1e3}',
+        b'{"done": "x", "findings": [], "peak_gpu_memory": null, "seconds": 1}',
     ],
 )  # fmt: skip
 def test_replies_of_other_forms_are_refused(line: bytes) -> None:
