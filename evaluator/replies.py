@@ -20,6 +20,7 @@ A reply is one line of JSON of at most 64 kB, of one of these forms (``token`` i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -33,7 +34,9 @@ LINE = 64 * 1024  # bytes of a reply
 TEXT = 1000  # characters of a reason or another text
 LOG = 10 * 10**6  # bytes of a run's log
 WAITING = 100  # replies that wait to be looked at; then the submission waits
-TRUNCATED = b"\n[the log ends here: it may have %d MB]\n" % (LOG // 10**6)
+TAIL = 100_000  # bytes of what a process printed last, where the log is full
+FIRST = LOG - 20 * TAIL  # bytes of it that are taken as they come; the rest is for the ends of processes
+TRUNCATED = b"\n[more was printed: this is its end]\n"
 
 
 class BadReply(Exception):
@@ -193,7 +196,10 @@ class ReplyReader:
 
 
 class LogWriter:
-    """Appends what a process prints to a file, in a thread of its own, until the file has its full size."""
+    """Appends what a process prints to a file, in its own thread, until the file has :data:`FIRST` bytes.
+
+    Of what comes later, the last :data:`TAIL` bytes follow when the process has ended: its traceback, say.
+    """
 
     def __init__(self, pipe: int, path: Path) -> None:
         self._pipe = pipe
@@ -208,20 +214,23 @@ class LogWriter:
     def _copy(self) -> None:
         with self._path.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
-            while True:
-                try:
-                    part = os.read(self._pipe, LINE)
-                except OSError:
-                    return
-                if not part:
-                    return
-                if size < LOG:  # what comes later is read and dropped, so that nobody waits
-                    part = part[: LOG - size]
-                    size += len(part)
-                    try:
-                        file.write(part + TRUNCATED if size >= LOG else part)
-                    except OSError:  # the disk is full: the log is not worth the run
-                        size = LOG
+            last = b""
+            while part := self._read():
+                room = max(0, FIRST - size)
+                size += len(part)
+                last = (last + part[room:])[-TAIL:]  # all is read, so that nobody waits
+                with contextlib.suppress(OSError):  # the disk is full: the log is not worth the run
+                    file.write(part[:room])
+            with contextlib.suppress(OSError):
+                if last and file.tell() + len(TRUNCATED + last) <= LOG:
+                    file.write(TRUNCATED + last)
+
+    def _read(self) -> bytes:
+        """What comes next; nothing at the end."""
+        try:
+            return os.read(self._pipe, LINE)
+        except OSError:
+            return b""
 
 
 def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluator import process, results, visible
+from evaluator import process, replies, results, visible
 from evaluator.process import SubmissionError
 from evaluator.records import RecordError, SongRecord
 from evaluator.sandbox import Spec, _rules
@@ -189,3 +189,22 @@ def test_a_full_request_pipe_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         running.send({"song": "x" * 10**6})
         assert time.monotonic() - began < 30
         sleeper.kill()
+
+
+def test_a_full_log_still_has_the_end_of_what_was_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "FIRST", 1000)
+    monkeypatch.setattr(replies, "TAIL", 50)
+    log = tmp_path / "submission.log"
+    for number in range(3):
+        source, sink = os.pipe()
+        writer = replies.LogWriter(source, log)
+        os.write(sink, b"progress " * 500 + b"the real reason %d" % number)
+        os.close(sink)
+        writer.stop(30)
+        os.close(source)
+    content = log.read_bytes()
+    assert content.startswith(b"progress ")
+    assert all(b"the real reason %d" % number in content for number in range(3))
+    assert len(content) < 1000 + 3 * (50 + len(replies.TRUNCATED) + 1)
