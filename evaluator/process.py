@@ -8,6 +8,7 @@ it away from everything but its folder, its interpreter, the weights, the mixtur
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -631,9 +632,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
 
 def find_pointer(folder: Path) -> str | None:
     """The first file in a folder that is a Git LFS pointer, by its path in the folder; None without any."""
-    for count, path in enumerate(_files(folder)):
-        if count >= LOOKED_AT:
-            break
+    for path in itertools.islice(visible.entries_of(folder), LOOKED_AT):
         with contextlib.suppress(OSError):
             if not path.is_symlink() and path.is_file() and path.stat().st_size < POINTER_SIZE:
                 with path.open("rb") as file:
@@ -645,24 +644,11 @@ def find_pointer(folder: Path) -> str | None:
 def find_way_out(folder: Path) -> str | None:
     """The first link in a folder that leads out of it, by its path in the folder; None without any."""
     real = folder.resolve()
-    for count, path in enumerate(_files(folder)):
-        if count >= LOOKED_AT:
-            break
+    for path in itertools.islice(visible.entries_of(folder), LOOKED_AT):
         with contextlib.suppress(OSError, RuntimeError):
             if path.is_symlink() and not path.resolve().is_relative_to(real):
                 return clean(path.relative_to(folder).as_posix(), 200)
     return None
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """The files and links in a folder, without version control and virtual environments."""
-    for place, folders, names in os.walk(folder):
-        if "pyvenv.cfg" in names:
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if name not in (".git", "node_modules"))
-        linked = [name for name in folders if Path(place, name).is_symlink()]
-        yield from (Path(place, name) for name in sorted([*names, *linked]))
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -6,15 +6,16 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-import os
+import itertools
 import platform
 import re
 import stat
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluator import visible
 from evaluator.dataset import Track
 from evaluator.metrics import Metric
 from evaluator.process import Limits, SubmissionError
@@ -27,16 +28,6 @@ PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "nu
 BIG = 10**6  # bytes
 MOST_FILES, MOST_BYTES = 200_000, 10**11  # of a submission's folder
 REFERENCE = re.compile(r"refs/[A-Za-z0-9_][\w./-]*")
-IGNORED = {
-    ".git",
-    ".venv",
-    "venv",
-    "__pycache__",
-    "node_modules",
-    ".mypy_cache",
-    ".ruff_cache",
-    ".pytest_cache",
-}
 
 
 def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, Any]]:
@@ -80,7 +71,14 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
     digest = hashlib.sha256()
     big = []
     total = 0
-    for path in sorted(_own_files(submission, without)):
+    entries = sorted(itertools.islice(visible.entries_of(submission, without), MOST_FILES + 1))
+    if len(entries) > MOST_FILES:
+        raise SubmissionError(
+            f"{submission} has more than {MOST_FILES} files: move what is not part of it out"
+        )
+    if any(len(path.relative_to(submission).parts) > visible.DEEPEST for path in entries):
+        raise SubmissionError(f"{submission} has more than {visible.DEEPEST} levels of folders")
+    for path in entries:
         inside = path.relative_to(submission).as_posix()
         if path.is_symlink():
             digest.update(f"{inside} -> {path.readlink()}\n".encode("utf-8", "surrogateescape"))
@@ -102,28 +100,6 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
         if found.st_size >= BIG:
             big.append({"name": inside, "file": inside, "sha256": content, "known": False})
     return digest.hexdigest(), big
-
-
-def _own_files(folder: Path, without: Sequence[Path]) -> Iterator[Path]:
-    """The files and links of a submission, in order, without caches, version control and some folders."""
-    left_out = {path.resolve() for path in without}
-    count = 0
-    for place, folders, names in os.walk(folder):
-        count += len(names)
-        if count > MOST_FILES:
-            raise SubmissionError(
-                f"{folder} has more than {MOST_FILES} files: move what is not part of it out"
-            )
-        kept = [
-            name
-            for name in sorted(folders)
-            if name not in IGNORED
-            and not name.endswith(".egg-info")
-            and Path(place, name).resolve() not in left_out
-        ]
-        folders[:] = [name for name in kept if not Path(place, name).is_symlink()]
-        links = [name for name in kept if Path(place, name).is_symlink()]
-        yield from (Path(place, name) for name in sorted([*names, *links]) if name not in IGNORED)
 
 
 def describe_run(

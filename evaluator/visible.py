@@ -24,6 +24,11 @@ PASSED = (
 """Variables that a submission gets, as patterns: paths, languages, and settings of GPUs and threads."""
 SECRETS = ("*KEY*", "*TOKEN*", "*SECRET*", "*PASSWORD*", "*CREDENTIAL*")
 """Variables that it never gets."""
+IGNORED = {
+    ".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
+}  # fmt: skip
+"""What in a submission's folder is not its own."""
+DEEPEST = 100  # levels of a submission's folder that are looked at
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -180,3 +185,29 @@ def _mapped(literal: str) -> Iterator[Path]:
         yield from map(Path, mapping.values())
     except (ValueError, SyntaxError, AttributeError, TypeError):
         return
+
+
+def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
+    """What is in a submission's folder, to :data:`DEEPEST`: files, folders, and links, not followed.
+
+    Caches, version control, virtual environments and the folders in ``without`` are left out, and so is what
+    cannot be listed.
+    """
+    left_out = {path.resolve() for path in without}
+    pending = [folder]
+    while pending:
+        place = pending.pop()
+        try:
+            with os.scandir(place) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            continue
+        if any(entry.name == "pyvenv.cfg" for entry in entries):
+            continue
+        own = [e for e in entries if e.name not in IGNORED and not e.name.endswith(".egg-info")]
+        folders = [
+            e for e in own if e.is_dir(follow_symlinks=False) and Path(e.path).resolve() not in left_out
+        ]
+        yield from (Path(entry.path) for entry in own)
+        if len(place.parts) - len(folder.parts) < DEEPEST:
+            pending += [Path(entry.path) for entry in reversed(folders)]

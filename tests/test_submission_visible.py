@@ -154,19 +154,41 @@ def test_the_interpreter_of_an_earlier_call_is_kept(tmp_path: Path) -> None:
     assert results.interpreter_of(tmp_path) is None
 
 
-@POSIX
-def test_a_tree_of_any_depth_is_removed(tmp_path: Path) -> None:
-    top = tmp_path / "deep"
+def make_deep(top: Path) -> None:
+    """Nested folders, deeper than Python recurses."""
     top.mkdir()
     here = os.open(top, os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(1200):
         os.mkdir("x", dir_fd=here)
         below = os.open("x", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
     os.close(here)
-    remove_tree(top)
-    assert not top.exists()
+
+
+@POSIX
+def test_a_tree_of_any_depth_is_removed(tmp_path: Path) -> None:
+    make_deep(tmp_path / "deep")
+    remove_tree(tmp_path / "deep")
+    assert not (tmp_path / "deep").exists()
+
+
+@POSIX
+def test_a_submission_of_absurd_depth_is_refused(folder: Path) -> None:
+    make_deep(folder / "deep")
+    with pytest.raises(SubmissionError, match="has more than 100 levels of folders"):
+        results.describe_foreign(folder)
+    assert process.find_pointer(folder) is None
+    assert process.find_way_out(folder) is None
+    remove_tree(folder / "deep")
+
+
+def test_too_many_entries_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "MOST_FILES", 5)
+    for number in range(6):
+        (folder / f"empty {number}").mkdir()
+    with pytest.raises(SubmissionError, match="has more than 5 files"):
+        results.describe_foreign(folder)
 
 
 @POSIX
