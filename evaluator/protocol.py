@@ -24,7 +24,7 @@ from evaluator.process import Limits, Outcome, Submission
 from evaluator.records import RecordError, SongRecord, finite
 from evaluator.run_folder import Store
 from evaluator.scoring import SongScore
-from evaluator.scoring_process import Scorer
+from evaluator.scoring_process import LIMIT, LIMIT_FACTOR, Scorer
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
@@ -170,8 +170,7 @@ class Desk:
         return text
 
     def clear(self) -> None:
-        """Remove everything of the last song."""
-        self.predictions.clear()
+        """Remove everything of the last song but what the submission has in its hands."""
         remove_tree(self._next)
         for folder in (self.taken, self.references):
             remove_tree(folder)
@@ -221,7 +220,8 @@ def _score(
     references = {stem: as_wav(track, stem, folder) for stem in (track.summands if whole else guesses)}
     uses_mixture = any(metric.uses_mixture for metric in metrics)
     mixture = as_wav(track, "mixture", folder) if uses_mixture else None
-    return scorer.score(references, guesses, metrics, mixture)
+    limit = max(LIMIT, LIMIT_FACTOR * track.duration)
+    return scorer.score(references, guesses, metrics, mixture, limit)
 
 
 def _remove_left_overs(store: Store) -> None:
@@ -288,6 +288,15 @@ def _play(
     metrics: Sequence[Metric],
 ) -> SongRecord:
     """Separate and score one song."""
+    try:
+        desk.predictions.clear()
+    except OSError:  # something of the submission works against it
+        submission.kill()
+        try:
+            desk.predictions.clear()
+        except OSError as error:
+            reason = f"the submission's predictions cannot be cleared: {error.strerror}"
+            return replace(unplayed(track, reason), ends_challenge=True)
     try:
         begin = desk.lay_out(track)
     except (KmdxError, OSError) as error:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from evaluator.metrics import Metric
 from evaluator.sandbox import die_with_parent
 from evaluator.scoring import SongScore, score_song
 from kmdx.errors import KmdxError
+
+LIMIT = 3600.0  # seconds for a song, or LIMIT_FACTOR times its duration where that is more
+LIMIT_FACTOR = 100.0
 
 
 class ScoringError(KmdxError):
@@ -38,17 +41,23 @@ class Scorer:
         estimates: Mapping[str, Path],
         metrics: Sequence[Metric],
         mixture: Path | None = None,
+        limit: float = LIMIT,
     ) -> SongScore:
-        """Score a song's files; see :func:`evaluator.scoring.score_song`.
+        """Score a song's files within ``limit`` seconds; see :func:`evaluator.scoring.score_song`.
 
         Raises
         ------
         KmdxError
-            If a file is unusable, or the process was killed twice.
+            If a file is unusable, it takes longer, or the process was killed twice.
         """
         for _ in range(2):
             try:
-                return self._pool.submit(score_song, references, estimates, metrics, mixture).result()
+                return self._pool.submit(score_song, references, estimates, metrics, mixture).result(limit)
+            except TimeoutError as error:
+                for process in list(self._pool._processes.values()):  # shutdown would wait for it
+                    process.kill()
+                self._pool = _pool()
+                raise ScoringError(f"scoring took more than {limit:.0f} s") from error
             except BrokenProcessPool:
                 self._pool = _pool()
         raise ScoringError("the scoring process was killed twice: the system may be short of memory")

@@ -27,6 +27,8 @@ from conftest import noise
 from evaluator import command, metrics
 from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
+from evaluator.predictions import Predictions
+from evaluator.process import Submission
 from evaluator.protocol import Desk
 from evaluator.records import SongRecord
 from evaluator.results import describe_weights
@@ -250,6 +252,7 @@ def test_a_full_disk_fails_the_song_and_the_run_goes_on(evaluate, tmp_path: Path
 
 def lay_out(desk: Desk, track: Any) -> Callable[[], object]:
     """What :meth:`Desk.lay_out` does, with the mixture copied."""
+    desk.predictions.clear()
     desk.clear()
     desk._next.mkdir()
     shutil.copyfile(track.files["mixture"], desk._next / "mixture.wav")
@@ -585,6 +588,51 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
         process.kill()
         process.join()
         assert scorer.score(files, files, metrics.choose(None)) == first
+
+
+def test_a_scoring_that_takes_too_long_is_ended_and_the_next_is_not(data: Path) -> None:
+    from evaluator.scoring_process import Scorer, ScoringError
+
+    files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
+    with Scorer() as scorer:
+        first = scorer.score(files, files, metrics.choose(None))
+        (process,) = scorer._pool._processes.values()
+        with pytest.raises(ScoringError, match="scoring took more than 0 s"):
+            scorer.score(files, files, metrics.choose(None), limit=0)
+        process.join()
+        assert process.exitcode != 0
+        assert scorer.score(files, files, metrics.choose(None)) == first
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_predictions_that_resist_being_cleared_are_cleared_without_the_submission(
+    evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The second song's: a process of the submission may write while they are cleared."""
+    clear, kill = Predictions.clear, Submission.kill
+    calls: list[str] = []
+
+    def resisted(predictions: Predictions) -> None:
+        calls.append("clear")
+        if 2 <= calls.count("clear") < 2 + times:
+            raise OSError(39, "Directory not empty")
+        clear(predictions)
+
+    def killed(submission: Submission) -> None:
+        calls.append("kill")
+        kill(submission)
+
+    monkeypatch.setattr(Predictions, "clear", resisted)
+    monkeypatch.setattr(Submission, "kill", killed)
+    code = evaluate("--tracks", NAMES[0], NAMES[1]).code
+    assert calls[:4] == ["clear", "clear", "kill", "clear"]
+    first, second = results(tmp_path / "run")["songs"]
+    assert first["status"] == "ok"
+    if times == 1:
+        assert (code, second["status"]) == (0, "ok")
+    else:
+        reason = "the submission's predictions cannot be cleared: Directory not empty"
+        assert (code, second["status"], second["reason"]) == (1, "failed", reason)
 
 
 @pytest.mark.parametrize(
