@@ -14,7 +14,6 @@ import os
 import queue
 import secrets
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,19 +28,15 @@ import psutil
 
 from evaluator import replies, sandbox, visible
 from evaluator.replies import BadReply, End, clean
+from evaluator.watch import GONE, INTERVAL, Limits, Watch
 from kmdx import host
-from kmdx.challenge import MEMORY, STEMS, TIME_FACTOR
+from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
 
-LOOK = 0.1  # seconds between two looks at the memory and the clock
 PATIENCE = 10.0  # seconds for killed processes to be gone
 START = 120.0  # seconds for an interpreter to start and list its packages
-BUSY = 0.02  # seconds of processor time between two looks that show that something goes on
-PROCESSES = 500  # processes of a submission at once
-MANY = 100  # processes of which each one's share of memory is no longer found out
 FILE = 16 * 10**9  # bytes of one file that it writes
-FREE = 10**9  # bytes of the disk that it must leave free
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
 SANDBOX = Path(__file__).with_name("sandbox.py")
@@ -50,42 +45,13 @@ SCORED = ("NaN in ", "infinity in ")
 """How findings begin that the challenge would have scored."""
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
+STACK_WAIT = 2.0  # seconds for a submission to print where it is
+STACK = 500  # lines of the log that are searched for the place where a submission stood
 LOOKED_AT = 20_000  # files of a submission that are looked at for pointers
 
 
 class SubmissionError(KmdxError):
     """A submission that could not be started."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a song may take.
-
-    Attributes
-    ----------
-    time_factor : float
-        Wall time, as a multiple of the song's duration.
-    memory : int
-        Host memory in bytes, of the process and all that it starts.
-    enforced : bool
-        Whether a song that takes more is killed; it is measured in any case.
-    load_seconds : float
-        What loading the model may take where limits are enforced.
-    longest : float
-        Seconds after which loading or a song is given up where limits are not enforced, or
-    longest_factor : float
-        this multiple of the song's duration where that is more.
-    stall : float
-        Seconds without progress and without processor time after which it is given up in any case.
-    """
-
-    time_factor: float = TIME_FACTOR
-    memory: int = MEMORY
-    enforced: bool = False
-    load_seconds: float = 900.0
-    longest: float = 3600.0
-    longest_factor: float = 100.0
-    stall: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -284,8 +250,8 @@ class Submission:
     ) -> Outcome:
         """Have a song separated; starts the process where it is not running.
 
-        After an exception or a passed limit the process is ended, since a broken CUDA context, say, would
-        fail all later songs. What is only found in the returned stems leaves it running.
+        After an exception or an exceeded limit the process is ended, since a broken CUDA context, say, would
+        fail all later songs. Otherwise it is paused until the next song: nothing watches it in between.
 
         Parameters
         ----------
@@ -304,6 +270,7 @@ class Submission:
         host.reset_peak_memory(self._running.worker)
         if begin is not None:
             begin()
+        self._running.resume()
         limits = self.limits
         longest = max(limits.longest, limits.longest_factor * duration)
         words = f"it took more than {longest:.0f} s"
@@ -316,10 +283,16 @@ class Submission:
         seconds = time.perf_counter() - began
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
+        self._rest()
         findings = reply["findings"]
         failure = clean("; ".join(map(clean, findings[:20]))) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
+
+    def _rest(self) -> None:
+        """Pause its processes until the next song, or end them where that is not possible."""
+        if self._running is not None and not self._running.pause():
+            self.kill()
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines of what it printed, fit to be shown."""
@@ -332,14 +305,20 @@ class Submission:
             running.kill()
 
     def _end(self, failure: str, reply: Mapping[str, Any]) -> str:
-        """End the process, and give the place of a failure and where to read on."""
+        """End the process, and add the place of a failure and where to read on."""
+        running = self._running
+        if "limit" in reply and running is not None:
+            running.print_stack()
         self.kill()
+        stood = replies.place_of(self.log_tail(STACK), self.folder) if "limit" in reply else None
         if where := reply.get("where"):
             place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
+        elif stood is not None:
+            place = f" (it was at {stood}; see {self.log.name})"
         elif "failed" in reply or failure.startswith("the process"):
             place = f" (see {self.log.name})"
         else:
-            place = ""  # a limit: there is nothing more to read
+            place = ""
         return self.explained(f"{clean(failure) if 'failed' in reply else failure}{place}")
 
     def explained(self, failure: str) -> str:
@@ -365,10 +344,10 @@ class Submission:
         token = None if request is None else request.get("token", request.get(kind, request.get("make")))
         if request is not None:
             running.send(request)
-        watch = _Watch(running, self.limits, limit, words)
+        watch = Watch(running.below, running.worker, running.scratch, self.limits, limit, words)
         while True:
             if failure := watch.look():
-                return {}, watch.peak, failure
+                return {"limit": failure}, watch.peak, failure
             try:
                 found, reply = running.reader.next(watch.until_next_look())
             except queue.Empty:
@@ -443,14 +422,14 @@ class _Running:
         assert self.process.stdin is not None
         line = json.dumps(content).encode("ascii") + b"\n"
         pipe = self.process.stdin.fileno()
-        with _gone():  # it died: the wait that follows finds out
+        with contextlib.suppress(*GONE):  # it died: the wait that follows finds out
             if os.name != "posix":
                 os.write(pipe, line)
                 return
             os.set_blocking(pipe, False)
             deadline = time.monotonic() + PATIENCE
             while line and time.monotonic() < deadline:
-                if select.select([], [pipe], [], LOOK)[1]:
+                if select.select([], [pipe], [], INTERVAL)[1]:
                     with contextlib.suppress(BlockingIOError):  # there is room, but for less
                         line = line[os.write(pipe, line) :]
 
@@ -490,6 +469,34 @@ class _Running:
                         found[process.pid] = process
         return list(found.values())
 
+    def pause(self) -> bool:
+        """Stop the submission's processes; False where that cannot be done: they start new ones too fast."""
+        deadline = time.monotonic() + PATIENCE
+        while awake := [process for process in self.below() if not _is_paused(process)]:
+            if time.monotonic() > deadline:
+                return False
+            for process in awake:
+                with contextlib.suppress(*GONE):
+                    process.suspend()
+        return True
+
+    def resume(self) -> None:
+        """Let the submission's processes go on."""
+        for process in self.below():
+            with contextlib.suppress(*GONE):
+                process.resume()
+
+    def print_stack(self) -> None:
+        """Have the worker print where all its threads are; it does so in :mod:`faulthandler`."""
+        if self.worker and hasattr(signal, "SIGUSR1"):
+            with contextlib.suppress(*GONE):
+                before = self.writer.read
+                psutil.Process(self.worker).send_signal(signal.SIGUSR1)
+                deadline = time.monotonic() + STACK_WAIT
+                while self.writer.read == before and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(INTERVAL)  # for the rest of it
+
     def exit_code(self) -> int | None:
         """How the launcher ended; None where it does not end though nothing can reply any more."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -498,18 +505,21 @@ class _Running:
 
     def kill(self) -> None:
         """End all processes; returns when they are gone, or after a while where Linux cannot end one."""
-        if self.contained and self.guard is not None:
-            with _gone():
-                self.guard.kill()  # ends everything in its namespace; the launcher ends when that is done
+        if self.guard is not None:
+            with contextlib.suppress(*GONE):
+                if self.contained:
+                    self.guard.kill()  # ends everything in its namespace; the launcher ends when that is done
+                else:
+                    self.guard.terminate()  # it ends its children, faster than they can start others
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(PATIENCE)
+                self.process.wait(PATIENCE / 2)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             alive = [process for process in self.all() if not self._reap(process)]
             if not alive:
                 break
             for process in alive:
-                with _gone():
+                with contextlib.suppress(*GONE):
                     process.kill()
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -519,7 +529,7 @@ class _Running:
             thread.stop(PATIENCE)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
-                with _gone():
+                with contextlib.suppress(*GONE):
                     stream.close()
         remove_tree(self.scratch)
 
@@ -530,7 +540,7 @@ class _Running:
         with contextlib.suppress(ChildProcessError):
             if os.name == "posix" and os.waitpid(process.pid, os.WNOHANG)[0]:
                 return True
-        with _gone():
+        with contextlib.suppress(*GONE):
             return process.status() == psutil.STATUS_ZOMBIE
         return True
 
@@ -538,62 +548,6 @@ class _Running:
 RUNNING: set[int] = set()
 """Process ids of the launchers of all submissions of this process."""
 UNKNOWN_SYSTEM = f"the submission could read and write other files: {sys.platform} has no namespaces"
-
-
-class _Watch:
-    """Looks at the clock, the memory and the processor time while a reply is waited for."""
-
-    def __init__(self, running: _Running, limits: Limits, limit: float, words: str) -> None:
-        self.running, self.limits, self.limit, self.words = running, limits, limit, words
-        self.peak = 0
-        self.began = self.next = self.active = time.perf_counter()
-        self.processor = 0.0
-        self.free = _free(running.scratch)
-
-    def until_next_look(self) -> float:
-        return max(0.0, min(self.next, self.began + self.limit) - time.perf_counter())
-
-    def progressed(self) -> None:
-        self.active = time.perf_counter()
-
-    def look(self, last: bool = False) -> str | None:
-        """Say which limit was passed, if one was."""
-        now = time.perf_counter()
-        count = 0
-        if last:
-            self.peak = max(self.peak, host.peak_memory(self.running.worker) or 0)
-        elif now >= self.next:
-            self.next = now + LOOK
-            processes = self.running.below()
-            count = len(processes)
-            if count > PROCESSES:  # measuring so many takes long, and more follow
-                return f"it started more than {PROCESSES} processes"
-            pids = [process.pid for process in processes]
-            # What forked processes share counts once; for one alone, and for many, that would be slow.
-            measure = _resident if count == 1 else _share if count <= MANY else _own
-            self.peak = max(self.peak, sum(map(measure, pids)))
-            processor = sum(map(_processor_time, processes))
-            if abs(processor - self.processor) > BUSY or any(map(_is_busy, processes)):
-                self.processor, self.active = processor, now
-        if self.limits.enforced and self.peak > self.limits.memory:
-            return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
-        if now - self.began > self.limit:
-            return self.words
-        if count and (free := _free(self.running.scratch)) < FREE and self.free - free > FREE:
-            return f"it filled the disk: {free / 1e9:.1f} GB are free"
-        if not last and now - self.active > self.limits.stall:
-            return f"stalled: no progress and no processor time in {self.limits.stall:.0f} s"
-        return None
-
-
-class _gone:
-    """Passes over that a process or its pipe is gone."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        return isinstance(error, (OSError, psutil.Error, ValueError))
 
 
 def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
@@ -653,7 +607,7 @@ def find_way_out(folder: Path) -> str | None:
 
 def _tree(pid: int) -> list[psutil.Process]:
     """A process and all below it."""
-    with _gone():
+    with contextlib.suppress(*GONE):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
@@ -661,52 +615,16 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _first_child(pid: int) -> psutil.Process | None:
     """The oldest child of a process."""
-    with _gone():
+    with contextlib.suppress(*GONE):
         return min(psutil.Process(pid).children(), key=lambda child: child.create_time(), default=None)
     return None
 
 
-def _processor_time(process: psutil.Process) -> float:
-    """Seconds of processor time of a process and of its children that have ended."""
-    with _gone():
-        times = process.cpu_times()
-        return sum(times[:4])
-    return 0.0
-
-
-def _is_busy(process: psutil.Process) -> bool:
-    """Whether a process waits for nothing but a processor or a disk: a busy system may leave it none."""
-    with _gone():
-        return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
-    return False
-
-
-def _free(folder: Path) -> int:
-    """Bytes that are free on a folder's disk."""
-    with _gone():
-        return shutil.disk_usage(folder).free
-    return 0
-
-
-def _resident(pid: int) -> int:
-    """Bytes of host memory that a process holds, shared or not."""
-    with _gone():
-        return psutil.Process(pid).memory_info().rss
-    return 0
-
-
-def _own(pid: int) -> int:
-    """Bytes of host memory that a process holds and shares with no other, where the system tells."""
-    with _gone():
-        found = psutil.Process(pid).memory_info()
-        return found.rss - getattr(found, "shared", 0)
-    return 0
-
-
-def _share(pid: int) -> int:
-    """Bytes of host memory that a process holds, with its share of what it shares where Linux reports it."""
-    share = host.kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
-    return _resident(pid) if share is None else share
+def _is_paused(process: psutil.Process) -> bool:
+    """Whether a process is stopped, or has ended."""
+    with contextlib.suppress(*GONE):
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
 
 
 def _ending(code: int) -> str:

@@ -24,9 +24,10 @@ import contextlib
 import json
 import os
 import queue
+import re
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ LOG = 10 * 10**6  # bytes of a run's log
 WAITING = 100  # replies that wait to be looked at; then the submission waits
 TAIL = 100_000  # bytes of what a process printed last, where the log is full
 FIRST = LOG - 20 * TAIL  # bytes of it that are taken as they come; the rest is for the ends of processes
+FRAME = re.compile(r' *File "(.+)", line (\d+) in .*')
 TRUNCATED = b"\n[more was printed: this is its end]\n"
 
 
@@ -204,6 +206,7 @@ class LogWriter:
     def __init__(self, pipe: int, path: Path) -> None:
         self._pipe = pipe
         self._path = path
+        self.read = 0  # bytes so far
         self._thread = threading.Thread(target=self._copy, daemon=True)
         self._thread.start()
 
@@ -216,6 +219,7 @@ class LogWriter:
             size = file.seek(0, os.SEEK_END)
             last = b""
             while part := self._read():
+                self.read += len(part)
                 room = max(0, FIRST - size)
                 size += len(part)
                 last = (last + part[room:])[-TAIL:]  # all is read, so that nobody waits
@@ -246,6 +250,26 @@ def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:
     return [line for line in cleaned if line][-lines:]
 
 
+def place_of(lines: Sequence[str], folder: Path) -> str | None:
+    """The innermost line in a folder of the last stack that :mod:`faulthandler` printed, such as ``a.py:10``.
+
+    The thread that was interrupted comes first, then the others.
+    """
+    start = str(folder).encode("ascii", "backslashreplace").decode("ascii").rstrip("/") + "/"
+    threads: list[list[str]] = []
+    current: list[list[str]] = []
+    for line in lines:
+        if line.endswith("(most recent call first):"):
+            threads.append([])
+            if line.startswith("Current thread"):
+                current = threads[-1:]
+        elif threads and (found := FRAME.fullmatch(line)) and found[1].startswith(start):
+            path = found[1][len(start) :]
+            if "-packages" not in path:
+                threads[-1].append(f"{path}:{found[2]}")
+    return next((places[0] for places in [*current, *reversed(threads)] if places), None)
+
+
 def _printable(line: str, width: int) -> str:
     """A line with its indentation."""
     body = line.lstrip(" ")
@@ -253,4 +277,4 @@ def _printable(line: str, width: int) -> str:
     return " " * min(indent, 40) + clean(body, width) if body.strip() else ""
 
 
-__all__ = ["BadReply", "End", "LogWriter", "ReplyReader", "clean", "parse", "tail"]
+__all__ = ["BadReply", "End", "LogWriter", "ReplyReader", "clean", "parse", "place_of", "tail"]

@@ -293,7 +293,9 @@ def end_children() -> None:
 
 
 def children() -> list[int]:
-    """Process ids of the children of this process."""
+    """Process ids of the children of this process: in one short read where Linux has it, or it takes long."""
+    with contextlib.suppress(OSError):
+        return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

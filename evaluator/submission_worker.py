@@ -12,11 +12,13 @@ Requests: ``{"hello": token}``, ``{"make": token, "folder", "ensemble", "device"
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.machinery
 import importlib.util
 import inspect
 import json
 import os
+import signal
 import sys
 import sysconfig
 import threading
@@ -41,6 +43,8 @@ def main() -> None:
     os.dup2(2, 1)
     global LOG_FILE
     LOG_FILE = os.dup(2)  # the submission may put something else in its place
+    with contextlib.suppress(AttributeError):  # Windows has no such signal
+        faulthandler.register(signal.SIGUSR1, LOG_FILE, all_threads=True)
     output: Any = sys.stdout
     with contextlib.suppress(AttributeError, ValueError):
         output.reconfigure(line_buffering=True)  # what is printed before a kill is in the log

@@ -19,7 +19,7 @@ import soundfile
 import submissions
 from conftest import noise
 
-from evaluator import process, replies
+from evaluator import process, replies, watch
 from evaluator.predictions import PredictionError, Predictions
 from evaluator.process import SANDBOX, Limits, Outcome, Submission
 from evaluator.replies import BadReply, clean, parse
@@ -116,7 +116,7 @@ def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> N
 
 @LINUX
 def test_a_fork_bomb_is_ended_when_it_is_small(play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "PROCESSES", 20)
+    monkeypatch.setattr(watch, "PROCESSES", 20)
     body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
     assert "it started more than 20 processes" in str(play(body).outcome.failure)
 
