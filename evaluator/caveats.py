@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evaluator.process import COMPUTING
 from evaluator.published import PublishedTable
 from evaluator.records import SongRecord
 from evaluator.systems import MUSEVAL, System, matching
@@ -79,6 +80,14 @@ def _settings(systems: Sequence[System]) -> Iterator[str]:
     for key, what in SETTINGS.items():
         if line := _differing([(system.name, system.run.get(key)) for system in systems]):
             yield f"the {what} differs: {line}"
+    for key, what in (("device", "submission's device"), ("version", "submission's Python")):
+        values = [(system.name, _inside(system.run, "interpreter", key)) for system in systems]
+        if line := _differing(values):
+            yield f"the {what} differs: {line}"
+    packages = {system.name: _inside(system.run, "interpreter", "packages") or {} for system in systems}
+    for package in COMPUTING:
+        if line := _differing([(name, own.get(package)) for name, own in packages.items()]):
+            yield f"the submission's version of {package} differs: {line}"
     versions = [(system.name, _inside(system.run, "versions", "kmdx-net")) for system in systems]
     if line := _differing(versions):
         yield f"the evaluator's version differs: {line}"

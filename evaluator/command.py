@@ -128,7 +128,6 @@ def evaluate(
     if estimates:
         _refuse_of_submissions(context)
     settings = SubmissionSettings(ensemble, device, precision, engine)
-    settings.check()
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     songs = dataset.find_tracks(data, split, tracks)
     task = Task(data, songs, choose_stems(songs, stems), metrics_table.choose(metrics), accept_incomplete)
@@ -168,21 +167,26 @@ class Task:
 
 @dataclass(frozen=True)
 class SubmissionSettings:
-    """What replaces a submission's own settings; None leaves one as it is."""
+    """What replaces a submission's own settings; None leaves one as it is.
+
+    Raises
+    ------
+    KmdxError
+        For a setting that does not exist.
+    """
 
     ensemble: str | None
     device: str | None
     precision: str | None
     engine: str | None
 
-    def check(self) -> None:
-        """Raise KmdxError for a setting that does not exist."""
+    def __post_init__(self) -> None:
         if self.engine is not None:
             engines.check(self.engine)
         if self.precision is not None:
             from kmdx import precision
 
-            precision.check(self.precision)
+            object.__setattr__(self, "precision", precision.check(self.precision.lower()))
 
     def for_process(self) -> dict[str, str | None]:
         """The same for a process in another folder."""
@@ -365,6 +369,7 @@ def _of_task(task: Task, found: Survey) -> dict[str, Any]:
         "stems": task.stems,
         "metrics": task.metrics,
         "data_warnings": found.warnings,
+        "accept_incomplete": task.accept_incomplete,
     }
 
 

@@ -80,6 +80,13 @@ class Outcome:
     ends_challenge: bool = False
 
 
+COMPUTING = (
+    "torch", "torchaudio", "demucs", "onnxruntime", "onnxruntime-gpu", "openunmix", "asteroid", "spleeter",
+    "tensorflow", "jax", "numpy", "soundfile", "librosa",
+)  # fmt: skip
+"""Packages of a submission whose version may change its stems or its times."""
+
+
 @dataclass(frozen=True)
 class Interpreter:
     """The interpreter that a submission runs in, by its own account.
@@ -97,6 +104,11 @@ class Interpreter:
     version: str
     packages: dict[str, str]
     device: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for all songs of a run."""
+        packages = {name: self.packages[name] for name in COMPUTING if name in self.packages}
+        return {"version": self.version, "device": self.device, "packages": packages}
 
 
 def check_submission(folder: Path) -> None:
@@ -321,12 +333,19 @@ class Submission:
             place = ""
         return self.explained(f"{clean(failure) if 'failed' in reply else failure}{place}")
 
+    def _unreachable_link(self) -> str | None:
+        """The first link in its folder that leads to what the isolation hides; None without one."""
+        if any(note.startswith(sandbox.NO_FILES) for note in self.isolation):
+            return None
+        shown = [Path(path) for path in (*_spec(self, Path()).readable, *sandbox.SYSTEM)]
+        return find_way_out(self.folder, [path.resolve() for path in shown])
+
     def explained(self, failure: str) -> str:
         """A failure, with what in the submission's folder may have caused it."""
         if pointer := find_pointer(self.folder):
             problem = f"{pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
             return f"{failure}; {problem}"
-        if link := find_way_out(self.folder):
+        if link := self._unreachable_link():
             return f"{failure}; {link} is a link to what is not in its folder, which it cannot reach"
         return failure
 
@@ -547,7 +566,7 @@ class _Running:
 
 RUNNING: set[int] = set()
 """Process ids of the launchers of all submissions of this process."""
-UNKNOWN_SYSTEM = f"the submission could read and write other files: {sys.platform} has no namespaces"
+UNKNOWN_SYSTEM = f"{sandbox.NO_FILES}: {sys.platform} has no namespaces"
 
 
 def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
@@ -595,12 +614,12 @@ def find_pointer(folder: Path) -> str | None:
     return None
 
 
-def find_way_out(folder: Path) -> str | None:
-    """The first link in a folder that leads out of it, by its path in the folder; None without any."""
-    real = folder.resolve()
+def find_way_out(folder: Path, shown: Sequence[Path] = ()) -> str | None:
+    """The first link in a folder that leads out of it and of what is ``shown``, by its path in the folder."""
+    inside = [folder.resolve(), *shown]
     for path in itertools.islice(visible.entries_of(folder), LOOKED_AT):
         with contextlib.suppress(OSError, RuntimeError):
-            if path.is_symlink() and not path.resolve().is_relative_to(real):
+            if path.is_symlink() and not any(map(path.resolve().is_relative_to, inside)):
                 return clean(path.relative_to(folder).as_posix(), 200)
     return None
 

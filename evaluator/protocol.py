@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from evaluator import estimates
+from evaluator import estimates, song_warnings
 from evaluator.dataset import Track, as_wav
 from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment
@@ -103,6 +103,8 @@ def replay(
                     reason = (unusable or {}).get(track.name)
                     if reason is None:
                         record = _play(track, submission, desk, scorer, meter, stems, metrics)
+                        if submission.interpreter is not None:
+                            store.begin_process(submission.interpreter.identity())
                     else:
                         record = unplayed(track, f"its data: {reason}")
                     record = replace(
@@ -252,7 +254,7 @@ def _score_existing(
         record = with_scores(record, _score(track, guesses, work / "references", scorer, metrics))
     except (KmdxError, OSError) as error:
         return record.failed(str(error))
-    notes = [f"no estimate of {stem}" for stem in missing]
+    notes = [song_warnings.NO_ESTIMATE.of(stem=stem) for stem in missing]
     return replace(record, warnings=(*record.warnings, *notes))
 
 
@@ -347,7 +349,7 @@ def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
 def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
     """A record with what scoring found; values that do not exist become None."""
     perfect = [
-        f"{named([name])[0].title} of {stem} is infinite: a perfect estimate"
+        song_warnings.PERFECT.of(metric=named([name])[0].title, stem=stem)
         for name, values in score.scores.items()
         for stem, value in values.items()
         if value == math.inf

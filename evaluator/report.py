@@ -24,6 +24,7 @@ from markupsafe import Markup
 from evaluator import pictures
 from evaluator import results as results_of
 from evaluator.metrics import Metric, named, show
+from evaluator.process import COMPUTING
 from evaluator.published_section import published_next_to
 from evaluator.records import SongRecord, finite
 from kmdx import files
@@ -320,13 +321,9 @@ def _date(text: str) -> str:
     return f"{when.day} {when:%B %Y, %H:%M} {when.tzname() or ''}".rstrip()
 
 
-SHOWN = ("torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "tensorflow", "jax")
-"""Packages of a submission's interpreter that the page names; results.json has all of them."""
-
-
 def _packages(run: Mapping[str, Any]) -> str:
     packages = (run.get("interpreter") or {}).get("packages") or {}
-    shown = [f"{name} {packages[name]}" for name in SHOWN if name in packages]
+    shown = [f"{name} {packages[name]}" for name in COMPUTING if name in packages]
     return ", ".join([*shown, f"{len(packages)} packages"])
 
 

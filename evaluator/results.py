@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluator import visible
+from evaluator import song_warnings, visible
 from evaluator.dataset import Track
 from evaluator.metrics import Metric
 from evaluator.process import Limits, SubmissionError
@@ -121,6 +121,7 @@ def describe_run(
     stems: Sequence[str],
     metrics: Sequence[Metric],
     data_warnings: Sequence[str],
+    accept_incomplete: bool,
 ) -> dict[str, Any]:
     """Everything that a reader must know of a run, and that no song's record says."""
     return {
@@ -141,6 +142,7 @@ def describe_run(
         "git_commit": None if submission is None else _git_commit(submission),
         "stems": list(stems),
         "metrics": [metric.name for metric in metrics],
+        "accept_incomplete": accept_incomplete,
         "time_limit_factor": limits.time_factor if limits else None,
         "memory_limit": limits.memory if limits else None,
         "enforced": limits.enforced if limits else None,
@@ -170,6 +172,7 @@ IDENTITY = (
     "enforced",
     "stems",
     "metrics",
+    "accept_incomplete",
 )
 
 
@@ -323,20 +326,11 @@ def _song_warnings(records: Sequence[SongRecord]) -> dict[str, list[str]]:
     """The songs that each kind of warning is about."""
     kinds: dict[str, list[str]] = {}
     for record in records:
-        found = ["a silent reference"] if record.silent_references else []
-        for warning in record.warnings:
-            found += [kind for mark, kind in KINDS.items() if mark in warning]
+        found = [song_warnings.SILENT_REFERENCE.summary] if record.silent_references else []
+        found += map(song_warnings.summary_of, record.warnings)
         for kind in dict.fromkeys(found):
             kinds.setdefault(kind, []).append(record.song)
     return kinds
-
-
-KINDS = {
-    "(clipped)": "clipped estimates",
-    "the estimate is silent": "a silent estimate",
-    "is infinite": "a perfect estimate",
-}
-"""Kinds of warnings about a song, by what marks them."""
 
 
 def _count(songs: Sequence[str] | int) -> str:

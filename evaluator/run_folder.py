@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,8 +20,16 @@ from filelock import FileLock, Timeout
 from kmdx import documents, files
 from kmdx.errors import DocumentError, KmdxError
 
-BEFORE_SCHEMA_2 = {"metrics": ["global_sdr", "museval_sdr"], "stems": ["bass", "drums", "other", "vocals"]}
-"""What a run was made of before it said so."""
+DEFAULTS = {
+    "metrics": ["global_sdr", "museval_sdr"],
+    "stems": ["bass", "drums", "other", "vocals"],
+    "accept_incomplete": False,
+}
+"""What a run was made of if it was begun before ``run.json`` had these."""
+
+
+INTERPRETER = "interpreter_found"
+"""Key of ``run.json`` for what the submission's interpreter reported when it started."""
 
 
 class RunError(KmdxError):
@@ -84,20 +92,38 @@ class Store:
         path = self.folder / "run.json"
         content = json.loads(json.dumps(identity))
         if path.exists() and any(self.songs.glob("*.json")):
-            before = {key: value for key, value in BEFORE_SCHEMA_2.items() if key in content}
+            before = {key: value for key, value in DEFAULTS.items() if key in content}
             old = {**before, **read_json(path)}
             started = str(old.pop("started", ""))
+            old.pop(INTERPRETER, None)
             differences = list(_differences(old, content))
             if differences:
-                more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
                 raise RunError(
-                    f"{self.folder} holds another run: {'; '.join(differences[:3])}{more}; "
+                    f"{self.folder} holds another run: {_few(differences)}; "
                     "choose another --output, or delete that folder"
                 )
             return started
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(path, {"started": started, **content})
         return started
+
+    def begin_process(self, interpreter: Mapping[str, Any]) -> None:
+        """Note the submission's interpreter, or check that it is still the same.
+
+        Raises
+        ------
+        RunError
+            If songs of the run were done with another one; says in what they differ.
+        """
+        path = self.folder / "run.json"
+        run, content = read_json(path), json.loads(json.dumps(interpreter))
+        before = run.get(INTERPRETER)
+        if before == content:
+            return
+        if before is not None and any(self.songs.glob("*.json")):
+            differences = _few(list(_differences(before, content, INTERPRETER)))
+            raise RunError(f"{self.folder} holds another run: {differences}; choose another --output")
+        write_json(path, {**run, INTERPRETER: content})
 
     def record(self, song: str) -> dict[str, Any] | None:
         """Return a song's record, or ``None`` if it is not done."""
@@ -170,6 +196,11 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield f"{key} was {_short(old)}, is {_short(new)}"
+
+
+def _few(differences: Sequence[str]) -> str:
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return f"{'; '.join(differences[:3])}{more}"
 
 
 def _short(value: Any) -> str:

@@ -65,7 +65,13 @@ TASKS = 1024 + 16 * (os.cpu_count() or 1)  # processes and threads at once: more
 OVERRIDE_PERMISSIONS = 1
 """The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
 
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store")
+NO_FILES = "the submission could read and write other files"
+"""How the note begins where nothing restricts it."""
+GPU_FOLDERS = ("amdgpu*", "cuda*", "intel", "nvidia", "rocm*")  # in /opt, the rest of which may be anything
+SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"),
+    *(str(path) for name in GPU_FOLDERS for path in sorted(Path("/opt").glob(name))),
+)
 SETTINGS = (
     "alternatives", "fonts", "group", "host.conf", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
     "locale.alias", "localtime", "magic", "mime.types", "nsswitch.conf", "nvidia", "OpenCL",
@@ -215,7 +221,7 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
 def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
     """Leave only the folders of ``spec`` in view; returns a Landlock rule set where it must do that."""
     if not LINUX:
-        notes[:] = [f"the submission could read and write other files: {sys.platform} has no namespaces"]
+        notes[:] = [f"{NO_FILES}: {sys.platform} has no namespaces"]
         return None
     if NEW_MOUNT in made and NEW_PID in made:
         try:
@@ -233,12 +239,13 @@ def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
     except OSError as error:
         notes.insert(
             0,
-            f"the submission could read and write other files: {why}, nor is Landlock ({error.strerror})",
+            f"{NO_FILES}: {why}, nor is Landlock ({error.strerror})",
         )
         return None
     notes.insert(
         0, f"the submission could see the names of other files: {why}; Landlock kept it from reading them"
     )
+    notes[1:1] = landlock_gaps(landlock_version())
     return rules
 
 
@@ -531,6 +538,21 @@ def _is_below(path: str, folder: str) -> bool:
 EXECUTE, WRITE_FILE, READ_FILE, READ_FOLDER = 1, 2, 4, 8
 
 
+def landlock_version() -> int:
+    """The version of Landlock in this kernel; raises OSError without one."""
+    return _call("syscall", 444, None, 0, 1)
+
+
+def landlock_gaps(version: int) -> list[str]:
+    """What a version of Landlock does not prevent, one sentence each."""
+    gaps = [
+        "the submission could change permissions and times of other files: Landlock does not prevent that"
+    ]
+    if version < 3:
+        gaps.append(f"the submission could cut other files short: Landlock {version} does not prevent that")
+    return gaps
+
+
 def landlock_rules(spec: Spec) -> int:
     """A rule set that allows only the folders of ``spec``: a file descriptor.
 
@@ -539,7 +561,7 @@ def landlock_rules(spec: Spec) -> int:
     OSError
         If the system has no Landlock.
     """
-    version = _call("syscall", 444, None, 0, 1)
+    version = landlock_version()
     every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # rights over files
     fields = [every, 0b11 if version >= 4 else 0, 0b11 if version >= 6 else 0]  # files; TCP; signals, sockets
     count = 1 + (version >= 4) + (version >= 6)

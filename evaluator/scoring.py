@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import metrics as metrics_table
+from evaluator import song_warnings
 from evaluator.metrics import Metric, energy_ratio
 from kmdx import audio
 from kmdx.audio import Form
@@ -114,18 +115,20 @@ def score_song(
 
 def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_frames: bool) -> list[str]:
     """What the listener or the reader should know about a song."""
-    warnings = []
+    found = []
     for stem, tally in tallies.items():
-        for what, frames in zip(SIDES, tally.silent, strict=True):
-            if frames.all():
-                warnings.append(f"{stem}: the {what} is silent in every frame")
+        reference, estimate = tally.silent
+        if reference.all():
+            found.append(song_warnings.SILENT_REFERENCE.of(stem=stem))
+        if estimate.all():
+            found.append(song_warnings.SILENT_ESTIMATE.of(stem=stem))
+        elif has_frames and (count := int(np.count_nonzero(estimate & ~reference))):
+            found.append(song_warnings.SILENT_FRAMES.of(stem=stem, count=count, total=len(estimate)))
         if tally.clipped >= CLIPPED_SHARE:
-            warnings.append(
-                f"{stem}: {tally.clipped:.2%} of the estimate's samples are at full scale (clipped)"
-            )
+            found.append(song_warnings.CLIPPED.of(stem=stem, share=tally.clipped))
     if has_frames and silent.all():
-        warnings.append("museval has no value for any stem: in every frame one of the files is silent")
-    return warnings
+        found.append(song_warnings.NO_FRAMES.of())
+    return found
 
 
 def _whole_stems(

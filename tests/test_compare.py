@@ -204,6 +204,18 @@ def test_published_results_on_other_songs_are_named() -> None:
         ("engine", "tuned", "plain", "the engine differs: tuned in a, plain in b"),
         ("time_limit_factor", 1.57, 3, "the time limit differs: 1.57 in a, 3 in b"),
         ("enforced", True, False, "the enforcing of limits differs: True in a, False in b"),
+        (
+            "interpreter",
+            {"device": "NVIDIA T4", "version": "3.9.1", "packages": {"torch": "1.13", "rich": "1"}},
+            {"device": "NVIDIA A100", "version": "3.9.1", "packages": {"torch": "1.13", "rich": "2"}},
+            "the submission's device differs: NVIDIA T4 in a, NVIDIA A100 in b",
+        ),
+        (
+            "interpreter",
+            {"device": "cpu", "packages": {"torch": "1.13"}},
+            {"device": None, "packages": {"torch": "2.1"}},
+            "the submission's version of torch differs: 1.13 in a, 2.1 in b",
+        ),
     ],
 )
 def test_settings_that_differ_are_warned_of(key: str, one: object, two: object, line: str) -> None:

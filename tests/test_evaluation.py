@@ -332,6 +332,7 @@ def test_a_finished_run_is_not_done_again(evaluate, tmp_path: Path) -> None:
         (["--time-limit-factor", "2"], "time_limit_factor was 60.0, is 2.0"),
         (["--memory-limit", "8GB"], "memory_limit was 16000000000, is 8000000000"),
         (["--enforce-limits"], "enforced was False, is True"),
+        (["--accept-incomplete"], "accept_incomplete was False, is True"),
         (["--metrics", "global_sdr"], "metrics was global_sdr, museval_sdr, is global_sdr;"),
         (["--tracks", "c"], "songs.A"),
     ],
@@ -363,6 +364,20 @@ def test_other_code_and_other_data_do_not_mix_into_a_run(evaluate, data: Path, t
     assert evaluate().code == 0
 
 
+def test_another_interpreter_does_not_mix_into_a_run(evaluate, tmp_path: Path) -> None:
+    evaluate("--time-limit-factor", "60")
+    run = tmp_path / "run" / "run.json"
+    content = json.loads(run.read_text("utf-8"))
+    assert content["interpreter_found"]["packages"]["numpy"] == np.__version__
+    content["interpreter_found"]["packages"]["numpy"] = "1.0"
+    run.write_text(json.dumps(content), "utf-8")
+    (tmp_path / "run" / "songs" / f"{NAMES[2]}.json").unlink()
+    result = evaluate("--time-limit-factor", "60")
+    assert result.code == 2
+    assert f"interpreter_found.packages.numpy was 1.0, is {np.__version__}" in result.err
+    assert not (tmp_path / "run" / "songs" / f"{NAMES[2]}.json").exists()
+
+
 def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
@@ -384,6 +399,8 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
         (["--tracks", "nothing*"], "nothing*"),
         (["--ensemble", "htdemucs"], "has no ENSEMBLE"),
         (["--engine", "plain"], "has no ENGINE"),
+        (["--precision", "BF16"], "has no PRECISION"),
+        (["--precision", "bf17"], "precision 'bf17': expected one of"),
         (["--engine", "plane"], "unknown engine 'plane'; available: tuned, plain"),
     ],
 )

@@ -16,6 +16,7 @@ from conftest import noise, shared
 
 from evaluator.metrics import DELTA, METRICS, global_sdr
 from evaluator.scoring import BINS, SongScore, score_song
+from evaluator.song_warnings import SILENT_FRAMES
 from kmdx.errors import KmdxError
 
 STEMS = ("bass", "drums", "other", "vocals")
@@ -160,7 +161,7 @@ def test_frames_are_musevals(tmp_path: Path) -> None:
     ]
     assert missing == [1, 3, 4]
     assert result.silent_references == []
-    assert result.warnings == []
+    assert result.warnings == [SILENT_FRAMES.of(stem="other", count=1, total=9)]
 
 
 def test_musevals_filters_are_not_in_its_sdr(tmp_path: Path) -> None:

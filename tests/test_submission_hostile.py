@@ -19,7 +19,7 @@ import soundfile
 import submissions
 from conftest import noise
 
-from evaluator import process, replies, watch
+from evaluator import process, replies, sandbox, watch
 from evaluator.predictions import PredictionError, Predictions
 from evaluator.process import SANDBOX, Limits, Outcome, Submission
 from evaluator.replies import BadReply, clean, parse
@@ -217,6 +217,22 @@ def test_what_the_system_does_not_isolate_is_listed(play) -> None:
     )
     assert any("processes: PID" in note for note in others)
     assert any("network: network" in note for note in others)
+
+
+@pytest.mark.parametrize(("version", "count"), [(1, 2), (2, 2), (3, 1), (7, 1)])
+def test_what_landlock_does_not_prevent_is_listed(version: int, count: int) -> None:
+    gaps = sandbox.landlock_gaps(version)
+    assert len(gaps) == count
+    assert "permissions" in gaps[0]
+    assert all(gap.startswith("the submission could") for gap in gaps)
+
+
+@LINUX
+def test_the_report_lists_what_landlock_does_not_prevent(play) -> None:
+    first, *others = play("", LANDLOCK).submission.isolation
+    if "nor is Landlock" in first:
+        pytest.skip(f"this system has no Landlock: {first}")
+    assert sandbox.landlock_gaps(sandbox.landlock_version())[0] == others[0]
 
 
 @LINUX

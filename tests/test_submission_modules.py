@@ -194,3 +194,13 @@ def test_a_link_out_of_the_folder_is_named(start, tmp_path: Path) -> None:
     (tmp_path / "submission" / "models").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SubmissionError, match="models is a link to what is not in its folder"):
         start({}, make="open('models/weights.pt')")
+
+
+def test_a_link_to_what_it_can_read_is_not_blamed(start, tmp_path: Path) -> None:
+    (tmp_path / "submission").mkdir()
+    (tmp_path / "submission" / "python").symlink_to(sys.prefix)
+    (tmp_path / "submission" / "bin").symlink_to("/usr/bin")
+    with pytest.raises(SubmissionError) as caught:
+        start({}, make="open('models/weights.pt')")
+    assert "No such file" in str(caught.value)
+    assert "is a link" not in str(caught.value)

@@ -1,0 +1,60 @@
+"""Warnings about a song's scores: what each says of one song, and how the report counts it over songs.
+
+A record keeps a warning as text. The same table makes the text and finds its kind again, also in records that
+an earlier version wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of warning.
+
+    Attributes
+    ----------
+    text : str
+        What a record says, a format string.
+    summary : str
+        What the report says, before ``in 3 songs``.
+    """
+
+    text: str
+    summary: str
+
+    def of(self, **values: object) -> str:
+        """The warning about one song."""
+        return self.text.format(**values)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the warning about any song."""
+        parts = re.split(r"\{.*?\}", self.text)
+        return re.compile(".+".join(map(re.escape, parts)), re.DOTALL)
+
+
+CLIPPED = Kind(
+    "{stem}: {share:.2%} of the estimate's samples are at full scale (clipped)", "clipped estimates"
+)
+SILENT_ESTIMATE = Kind("{stem}: the estimate is silent in every frame", "a silent estimate")
+SILENT_REFERENCE = Kind("{stem}: the reference is silent in every frame", "a silent reference")
+SILENT_FRAMES = Kind(
+    "{stem}: the estimate is silent in {count} of {total} frames and the reference is not; "
+    "museval's median leaves these frames out",
+    "frames that museval leaves out because an estimate is silent",
+)
+NO_FRAMES = Kind(
+    "museval has no value for any stem: in every frame one of the files is silent", "no museval value"
+)
+PERFECT = Kind("{metric} of {stem} is infinite: a perfect estimate", "a perfect estimate")
+NO_ESTIMATE = Kind("no estimate of {stem}", "a missing estimate")
+ALL = (CLIPPED, SILENT_ESTIMATE, SILENT_REFERENCE, SILENT_FRAMES, NO_FRAMES, PERFECT, NO_ESTIMATE)
+
+
+def summary_of(warning: str) -> str:
+    """What the report counts a warning as; one of an unknown kind stands for itself."""
+    return next((kind.summary for kind in ALL if kind.pattern.fullmatch(warning)), warning)

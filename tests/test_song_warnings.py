@@ -1,0 +1,45 @@
+"""Warnings about songs: each text is found again, and museval's left-out frames are reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import noise
+
+from evaluator import song_warnings
+from evaluator.scoring import score_song
+from evaluator.song_warnings import summary_of
+
+VALUES = {"stem": "a: b\nc", "share": 0.5, "count": 3, "total": 10, "metric": "museval SDR"}
+
+
+@pytest.mark.parametrize("kind", song_warnings.ALL)
+def test_every_kind_is_found_by_its_text_alone(kind: song_warnings.Kind) -> None:
+    assert [each for each in song_warnings.ALL if each.pattern.fullmatch(kind.of(**VALUES))] == [kind]
+    assert summary_of(kind.of(**VALUES)) == kind.summary
+
+
+def test_an_unknown_kind_stands_for_itself() -> None:
+    assert summary_of("something new") == "something new"
+
+
+def test_frames_that_an_estimate_escapes_by_silence_are_reported(tmp_path: Path) -> None:
+    """Exact silence where an estimate is bad takes that frame out of museval's median."""
+    rate = 8000
+    truth = noise(6 * rate)
+    guess = truth + 0.1 * noise(6 * rate, seed=1)
+    guess[2 * rate : 4 * rate] = 0
+    files = {}
+    for name, samples in (("truth", truth), ("guess", guess)):
+        files[name] = tmp_path / f"{name}.wav"
+        soundfile.write(files[name], samples, rate, "FLOAT")
+    score = score_song({"vocals": files["truth"]}, {"vocals": files["guess"]})
+    assert np.isnan(score.frames["museval_sdr"]["vocals"]).sum() == 2
+    assert score.warnings == [
+        "vocals: the estimate is silent in 2 of 6 frames and the reference is not; "
+        "museval's median leaves these frames out"
+    ]
+    assert score_song({"vocals": files["truth"]}, {"vocals": files["truth"]}).warnings == []
