@@ -69,12 +69,18 @@ def find_python(python: str | Path) -> Path:
         If it does not exist, or is no file that can be executed.
     """
     path = Path(python).expanduser()
-    if not path.exists() and path.name == str(python) and (found := shutil.which(path.name)):
-        path = Path(found)
-    path = path.absolute()
-    if not path.exists():
+    try:
+        if not path.exists() and path.name == str(python) and (found := shutil.which(path.name)):
+            path = Path(found)
+        path = path.absolute()
+        exists, is_file = path.exists(), path.is_file()
+    except OSError as error:
+        raise KmdxError(
+            f"--python {python}: {error.strerror}; expected an interpreter that this user can run"
+        ) from error
+    if not exists:
         raise KmdxError(f"--python {python}: no such file; expected the path of a Python interpreter")
-    if not path.is_file() or not os.access(path, os.X_OK):
+    if not is_file or not os.access(path, os.X_OK):
         raise KmdxError(
             f"--python {python}: not an executable file; expected the path of a Python interpreter"
         )

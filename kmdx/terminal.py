@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kmdx.errors import KmdxError, KmdxWarning
+from kmdx.errors import KmdxError, KmdxWarning, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -119,8 +119,9 @@ JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help=
 def run(command: Callable[[], object], *, quiet: bool = False) -> None:
     """Run a command; a user's mistake ends it with one line and exit code 2.
 
-    The exit code is that of the work: it is 0 after ``kmdx models list >/dev/full``, too. A warning on
-    standard error then reports that output was lost, except where its reader ended first (``| head``).
+    So does what the system refuses, such as a file in a folder that the user may not open. Otherwise the exit
+    code is that of the work: it is 0 after ``kmdx models list >/dev/full``, too. A warning on standard error
+    then reports that output was lost, except where its reader ended first (``| head``).
     Warnings of this package are printed in one line each, every time, whatever ``PYTHONWARNINGS`` asks for;
     others as ever, or where ``quiet`` not at all.
     """
@@ -141,8 +142,19 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
         except KmdxError as error:
             complain(str(error))
             sys.exit(2)
+        except OSError as error:  # of the user's files, wherever they are first touched
+            if error.strerror is None:
+                raise
+            where = "" if error.filename is None else f"{shown(error.filename)}: "
+            complain(f"{where}{error.strerror}")
+            sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
+        except SystemExit as end:
+            # Typer takes every broken pipe for that of the output, which is protected, and ends silently.
+            if isinstance(end.__context__, BrokenPipeError):
+                complain("a process that this command started ended unexpectedly (broken pipe)")
+            raise
         finally:
             _report_lost_output()
 

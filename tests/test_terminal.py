@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import typer
 from conftest import noise
 
 from kmdx import terminal
@@ -317,3 +319,92 @@ def test_only_the_terminal_makes_consoles() -> None:
                 getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", "")
             )
             assert name != "Console", f"{path}:{node.lineno} makes a console of its own"
+
+
+LONG = "x" * 300
+"""The system refuses every path with such a name, for any user."""
+COMMANDS = [
+    "kmdx.cli separate {long} -e mini",
+    "kmdx.cli separate song.wav -e {long}.yaml",
+    "kmdx.cli separate song.wav -e mini -o {long}",
+    "kmdx.cli ensembles show {long}.yaml",
+    "kmdx.cli benchmark -e {long}.yaml",
+    "local_evaluation {long} -o run",
+    "local_evaluation data -o {long}",
+    "local_evaluation data -o run --submission {long}",
+    "local_evaluation data -o run --estimates {long}",
+    "local_evaluation data -o run --python {long}",
+    "local_evaluation data -o run --ensemble {long}.yaml",
+    "evaluator.compare {long} {long}",
+    "evaluator.blend_search collect mini {long} -o collection",
+    "evaluator.blend_search solve {long} -o mine.yaml",
+    "training run {long}.yaml --data data -o run",
+    "training report {long}",
+    "training export {long}",
+]
+
+
+@POSIX
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_path_that_the_system_refuses_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *arguments = command.format(long=tmp_path / LONG).split()
+    monkeypatch.chdir(tmp_path)
+    song = tmp_path / "data" / "test" / "song"
+    song.mkdir(parents=True)
+    soundfile.write("song.wav", noise(1000), 44100)
+    for stem in ("bass", "drums", "mixture", "other", "vocals"):
+        soundfile.write(song / f"{stem}.wav", noise(1000), 44100)
+    assert_one_line(module, arguments, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "command", ["models list", "models verify htdemucs", "models pull htdemucs", "separate a.wav -e htdemucs"]
+)
+def test_a_models_folder_that_the_system_refuses_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(1000), 44100)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / LONG))
+    assert_one_line("kmdx.cli", command.split(), monkeypatch, capsys)
+
+
+def assert_one_line(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run a command that ends with one line that begins with ``error:``, and exit code 2."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    assert end.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert "File name too long" in errors[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_opened_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "closed/a"), str(tmp_path / "closed/b")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("evaluator.compare", run_name="__main__")
+    assert end.value.code == 2
+    assert "closed/a: Permission denied" in capsys.readouterr().err
+
+
+def test_another_broken_pipe_than_the_outputs_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def work() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(SystemExit) as end:
+        terminal.run(lambda: app([]))
+    assert end.value.code == 1
+    assert "error: a process that this command started ended unexpectedly" in capsys.readouterr().err
