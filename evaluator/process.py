@@ -44,6 +44,7 @@ FILE = 16 * 10**9  # bytes of one file that it writes
 FREE = 10**9  # bytes of the disk that it must leave free
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
+STARTUP = Path(__file__).with_name("startup")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
 SCORED = ("NaN in ", "infinity in ")
@@ -613,7 +614,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         *visible.interpreter_folders(python, os.environ, folder, submission.hidden),
         *visible.weights(os.environ),
     ]
-    readable += [WORKER.resolve(), submission.dataset, *submission.readable]
+    readable += [WORKER.resolve(), STARTUP.resolve(), submission.dataset, *submission.readable]
     if (plan := submission.options["ensemble"]) and Path(plan).is_file():
         readable.append(Path(plan).resolve())
     return sandbox.Spec(

@@ -12,7 +12,7 @@ import pytest
 
 from evaluator import replies, visible
 from evaluator.process import Limits, Submission, SubmissionError, find_pointer
-from evaluator.submission_worker import OwnModules, has_code
+from evaluator.startup.sitecustomize import OwnModules, has_code
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]

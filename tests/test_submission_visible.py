@@ -15,7 +15,7 @@ from evaluator import process, replies, results, visible
 from evaluator.process import SubmissionError
 from evaluator.records import RecordError, SongRecord
 from evaluator.sandbox import Spec, _rules
-from evaluator.submission_worker import OwnModules
+from evaluator.startup.sitecustomize import OwnModules
 from kmdx.files import remove_tree
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
