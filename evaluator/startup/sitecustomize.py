@@ -4,8 +4,6 @@ The folder of this file is on the submission's ``PYTHONPATH``, so each Python ru
 Python 3.8 and nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import sys
 
 STARTED = frozenset(sys.modules)  # what Python imports before any program does
@@ -38,7 +36,7 @@ class OwnModules:
         self.standard = os.path.realpath(os.path.dirname(os.__file__))
         self.judged = {}  # type: dict[tuple[str, str], bool]
 
-    def install(self, started: frozenset[str]) -> None:
+    def install(self, started: "frozenset[str]") -> None:
         """Come first, and forget modules that the submission has, too, but that came from elsewhere.
 
         Parameters
@@ -53,7 +51,7 @@ class OwnModules:
         for name, _ in self.foreign():
             del sys.modules[name]
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
         """Find a top-level module; what is in a package is found by the package's own path."""
         if "." in name or BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name):
             return None
@@ -63,7 +61,7 @@ class OwnModules:
         is_standard = hidden is not None and hidden.loader is not None
         before = entries[: entries.index(library[0])] if is_standard else [*entries, self.folder]
         own = [entry for entry in before if self.holds(entry) and not self.is_installed(entry)]
-        spec = PathFinder.find_spec(name, own)
+        spec = PathFinder.find_spec(name, list({os.path.realpath(entry): entry for entry in own}.values()))
         if spec is None or spec.loader is not None:
             return spec
         places = [place for place in spec.submodule_search_locations or () if has_code(place)]
@@ -91,7 +89,7 @@ class OwnModules:
         """Whether a path in the submission's folder is one of an environment's packages."""
         return "-packages" in os.path.relpath(os.path.realpath(path), self.real)
 
-    def foreign(self) -> list[tuple[str, str]]:
+    def foreign(self) -> "list[tuple[str, str]]":
         """Modules whose name the folder has, but that came from elsewhere: their names and files."""
         found = []
         for name, module in list(sys.modules.items()):
@@ -145,7 +143,7 @@ def has_code(folder: str) -> bool:
     return False
 
 
-def forget(started: frozenset[str]) -> None:
+def forget(started: "frozenset[str]") -> None:
     """Have all modules but these imported anew when they are asked for the next time."""
     for name in set(sys.modules) - started:
         del sys.modules[name]
