@@ -207,8 +207,12 @@ def log(error: BaseException) -> None:
     try:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         text = "".join(line if len(line) < 20 * TEXT else line[: 20 * TEXT] + "…\n" for line in lines)
-    except BaseException:
-        text = f"{type(error).__name__}, whose traceback cannot be put in words\n"
+    except BaseException:  # of a strange error, or by a submission's module in the place of a standard one
+        frames = [
+            (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+        ]
+        places = "".join(f'  File "{name[:TEXT]}", line {number}\n' for name, number in frames[-100:])
+        text = f"{places}{describe(error)}\n"
     content = text.encode("utf-8", "backslashreplace")[:TRACEBACK]
     with contextlib.suppress(OSError):
         while content:
