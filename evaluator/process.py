@@ -39,6 +39,7 @@ START = 120.0  # seconds for an interpreter to start and list its packages
 FILE = 16 * 10**9  # bytes of one file that it writes
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
+STARTUP = Path(__file__).with_name("startup")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
 SCORED = ("NaN in ", "infinity in ")
@@ -586,7 +587,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         *visible.interpreter_folders(python, os.environ, folder, submission.hidden),
         *visible.weights(os.environ),
     ]
-    readable += [WORKER.resolve(), submission.dataset, *submission.readable]
+    readable += [WORKER.resolve(), STARTUP.resolve(), submission.dataset, *submission.readable]
     if (plan := submission.options["ensemble"]) and Path(plan).is_file():
         readable.append(Path(plan).resolve())
     return sandbox.Spec(

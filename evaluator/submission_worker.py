@@ -11,16 +11,17 @@ Requests: ``{"hello": token}``, ``{"make": token, "folder", "ensemble", "device"
 
 from __future__ import annotations
 
+import sys
+
+STARTED = frozenset(sys.modules)  # what the interpreter has imported by itself
+
 import contextlib
 import faulthandler
-import importlib.machinery
-import importlib.util
 import inspect
 import json
 import os
+import runpy
 import signal
-import sys
-import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ STEMS = ("bass", "drums", "other", "vocals")  # as in kmdx.challenge, which this
 TEXT = 1000  # characters of a reason, as the evaluator shows at most
 TRACEBACK = 10**6  # bytes of a traceback in the log
 LOG_FILE = 2  # descriptor that tracebacks are written to
+STARTUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup", "sitecustomize.py")
 PACKAGES = 800  # names of packages that are reported
 
 
@@ -66,9 +68,12 @@ def main() -> None:
     options = json.loads(requests.readline())
     folder = options["folder"]
     findings: dict[str, bool] = {}
-    modules = OwnModules(folder)
+    startup = runpy.run_path(STARTUP)
+    modules = startup["OwnModules"](folder)
+    sys.path[:] = [folder, *(entry for entry in sys.path if entry not in ("", folder))]
     try:
-        modules.install()
+        startup["pass_on"](folder)
+        modules.install(STARTED)
         wrapper = make_wrapper(options)
         modules.check()
         model = getattr(wrapper, "model", None)
@@ -94,116 +99,6 @@ def main() -> None:
                 findings=[finding[:TEXT] for finding in findings][:20],
                 peak_gpu_memory=gpu_peak(),
             )
-
-
-class OwnModules:
-    """Finds the submission's modules in its own folder, whatever else the interpreter's path holds.
-
-    First on ``sys.meta_path``. Modules and packages in the folder, and in further folders within it that the
-    submission puts on ``sys.path``, come before all others of the same name, also packages without an
-    ``__init__.py``, which Python itself would only take where no other package has that name.
-
-    Parameters
-    ----------
-    folder : str
-        The submission's folder.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.real = os.path.realpath(folder)
-        self.standard = os.path.realpath(sysconfig.get_path("stdlib"))
-        self.judged = {}  # type: dict[tuple[str, str], bool]
-
-    def install(self) -> None:
-        """Put the folder first, and forget modules from elsewhere that were imported when Python started."""
-        sys.path[:] = [self.folder, *(entry for entry in sys.path if entry not in ("", self.folder))]
-        sys.meta_path.insert(0, self)
-        for name in [name for name, _ in self.foreign()]:
-            del sys.modules[name]
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find a top-level module; what is in a package is found by the package's own path."""
-        if "." in name:
-            return None
-        entries = [entry for entry in sys.path if self.holds(entry) and not self.is_installed(entry)]
-        spec = importlib.machinery.PathFinder.find_spec(name, [*entries, self.folder])
-        if spec is None or spec.loader is not None:
-            return spec
-        if name in getattr(sys, "stdlib_module_names", ()):  # a folder that only has the name of one
-            return None
-        places = [place for place in spec.submodule_search_locations or () if has_code(place)]
-        if not places:  # data, or another project's folder
-            return None
-        package = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        package.submodule_search_locations = places  # fixed: a path of Python's would grow with sys.path
-        return package
-
-    def holds(self, path: str) -> bool:
-        """Whether a path is in the submission's folder, as it is written or where its links lead."""
-        for way, folder in ((os.path.abspath(path), self.folder), (os.path.realpath(path), self.real)):
-            if way == folder or way.startswith(folder.rstrip(os.sep) + os.sep):
-                return True
-        return False
-
-    def is_installed(self, path: str) -> bool:
-        """Whether a path in the submission's folder is one of an environment's packages."""
-        return "-packages" in os.path.relpath(os.path.realpath(path), self.real)
-
-    def foreign(self) -> list[tuple[str, str]]:
-        """Modules whose name the folder has, but that came from elsewhere: their names and files."""
-        found = []
-        for name, module in list(sys.modules.items()):
-            place = getattr(module, "__file__", None) or next(
-                iter(getattr(module, "__path__", None) or ()), None
-            )
-            if isinstance(place, str) and name != "__main__":
-                if (name, place) not in self.judged:
-                    self.judged[name, place] = self.is_foreign(name, place)
-                if self.judged[name, place]:
-                    found.append((name, place))
-        return found
-
-    def is_foreign(self, name: str, place: str) -> bool:
-        """Whether a module's file is elsewhere, though the folder has a module of that name."""
-        if self.holds(place):
-            return False
-        if os.path.realpath(place).startswith(self.standard + os.sep) and "-packages" not in place:
-            return False  # of the standard library, and imported before
-        return self.find_spec(name.partition(".")[0]) is not None
-
-    def check(self) -> None:
-        """See that the submission's code is the submission's.
-
-        Raises
-        ------
-        ImportError
-            If a module came from elsewhere though the folder has one of that name; gives both paths.
-        """
-        for name, place in self.foreign():
-            raise ImportError(f"{name} was imported from {place}, expected it from {self.folder}")
-        wrapper = sys.modules.get("my_submission.aicrowd_wrapper")
-        place = str(getattr(wrapper, "__file__", None))
-        if not self.holds(place):
-            raise ImportError(
-                f"my_submission.aicrowd_wrapper was imported from {place}, expected it from {self.folder}"
-            )
-
-
-def has_code(folder: str) -> bool:
-    """Whether a folder without ``__init__.py`` is a package: it has modules and is no project of its own."""
-    if any(
-        os.path.exists(os.path.join(folder, name)) for name in ("setup.py", "pyproject.toml", "setup.cfg")
-    ):
-        return False
-    suffixes = tuple(importlib.machinery.all_suffixes())
-    for count, (_, folders, files) in enumerate(os.walk(folder)):
-        if any(name.endswith(suffixes) for name in files):
-            return True
-        folders[:] = [name for name in folders if name.isidentifier()]
-        if count > 1000:
-            break
-    return False
 
 
 def make_wrapper(options: dict[str, Any]) -> Any:
@@ -316,8 +211,12 @@ def log(error: BaseException) -> None:
     try:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         text = "".join(line if len(line) < 20 * TEXT else line[: 20 * TEXT] + "…\n" for line in lines)
-    except BaseException:
-        text = f"{type(error).__name__}, whose traceback cannot be put in words\n"
+    except BaseException:  # of a strange error, or by a submission's module in the place of a standard one
+        frames = [
+            (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+        ]
+        places = "".join(f'  File "{name[:TEXT]}", line {number}\n' for name, number in frames[-100:])
+        text = f"{places}{describe(error)}\n"
     content = text.encode("utf-8", "backslashreplace")[:TRACEBACK]
     with contextlib.suppress(OSError):
         while content:

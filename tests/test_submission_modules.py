@@ -12,7 +12,7 @@ import pytest
 
 from evaluator import replies, visible
 from evaluator.process import Limits, Submission, SubmissionError, find_pointer
-from evaluator.submission_worker import OwnModules, has_code
+from evaluator.startup.sitecustomize import OwnModules, has_code
 from kmdx.errors import KmdxError
 
 ROOT = Path(__file__).parents[1]
@@ -111,10 +111,30 @@ def test_a_regular_package_elsewhere_does_not_win_over_one_without_an_init_file(
         (tmp_path / name).write_text("")
     monkeypatch.syspath_prepend(str(tmp_path / "other"))
     finder = OwnModules(str(tmp_path / "own"))
-    assert finder.find_spec("thing").submodule_search_locations == [str(tmp_path / "own" / "thing")]
+    assert list(finder.find_spec("thing").submodule_search_locations) == [str(tmp_path / "own" / "thing")]
     assert finder.find_spec("weights") is None, "a folder of data is no package"
     assert not has_code(str(tmp_path / "own" / "demucs")), "another project's folder is no package"
     assert finder.find_spec("thing.part") is None, "a package finds what is in it"
+
+
+def test_what_a_submission_starts_imports_its_own_modules_in_the_sandbox(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other" / "kmdx").mkdir(parents=True)
+    (tmp_path / "other" / "kmdx" / "__init__.py").write_text("print('foreign')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+    imports = "import csv, subprocess, sys, multiprocessing\nprint(csv.OWN)"
+    make = (
+        "subprocess.run([sys.executable, '-m', 'kmdx.tool'], check=True)\n"
+        "        with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "            print(pool.apply(csv.where))"
+    )
+    csv = "OWN = 'its own csv'\ndef where():\n    import kmdx.tool\n    return 'in a pool: ' + kmdx.tool.__file__"
+    log = printed(start({"kmdx/tool.py": "print('own tool')", "csv.py": csv}, imports, make))
+    assert "own tool" in log
+    assert "its own csv" in log
+    assert f"in a pool: {tmp_path}/submission/kmdx/tool.py" in log
+    assert "foreign" not in log
 
 
 def test_paths_that_a_submission_adds_itself_count(start) -> None:

@@ -15,7 +15,7 @@ from evaluator import process, replies, results, visible
 from evaluator.process import SubmissionError
 from evaluator.records import RecordError, SongRecord
 from evaluator.sandbox import Spec, _rules
-from evaluator.submission_worker import OwnModules
+from evaluator.startup.sitecustomize import OwnModules
 from kmdx.files import remove_tree
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="links and FIFOs are POSIX's")
@@ -129,7 +129,7 @@ def test_a_folder_with_the_name_of_a_standard_module_hides_it_not(folder: Path) 
     modules = OwnModules(str(folder))
     assert modules.find_spec("logging") is None
     assert modules.find_spec("queue") is None
-    assert modules.find_spec("kmdx").submodule_search_locations == [str(folder / "kmdx")]
+    assert list(modules.find_spec("kmdx").submodule_search_locations) == [str(folder / "kmdx")]
 
 
 @pytest.mark.parametrize(
