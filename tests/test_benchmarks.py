@@ -152,7 +152,9 @@ def test_cost_by_length_is_fitted_and_drawn() -> None:
     power, factor = length.exponent(costs)
     assert (power, factor) == (pytest.approx(1.02), pytest.approx(0.5))
     root = xml.etree.ElementTree.fromstring(length.svg(costs))
-    assert len(root.findall(".//{*}circle")) == 2 * len(costs)
+    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 2 * len(costs)
+    assert titles[0] == "30 s: 16.1"
     plan_file.parse(length.PLAN, "small")
 
 
