@@ -9,6 +9,7 @@ and writing, not what a process does once; memory is the process's peak.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -177,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if len(set(options.lengths)) < 2:
         raise KmdxError("a fit needs two lengths")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise KmdxError("matplotlib is missing; install it with: pip install '.[plots]'")
     costs = measure(sorted(set(options.lengths)))
     files.write_text(options.output, svg(costs))
     print(f"seconds of work grow with the length to the power of {exponent(costs)[0]:.3f}; {options.output}")

@@ -158,6 +158,12 @@ def test_cost_by_length_is_fitted_and_drawn() -> None:
     plan_file.parse(length.PLAN, "small")
 
 
+def test_cost_by_length_is_not_measured_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(KmdxError, match=r"matplotlib is missing; install it with: pip install '.\[plots\]'"):
+        length.main([])
+
+
 def test_a_long_song_is_as_its_pieces(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,13 +64,13 @@ def _draw(
         ylim=(min(scores) - margin, max(scores) + margin),
     )
     if budget is not None:
-        axes.axvline(budget, color=plots.ORANGE, linestyle="--", linewidth=1)
+        axes.axvline(budget, color=plots.ORANGE, linestyle="--", linewidth=1, zorder=1)
         top = ((budget, 1), (4, -4), axes.get_xaxis_transform(), "offset points")
         axes.annotate(f"budget {budget:g} ×", *top, color=plots.ORANGE, va="top")
     if others:
         best = [*_best(everyone)]
-        costs = [each.real_time_factor for each in best]
-        axes.step(costs, [each.score for each in best], where="post", color=SET, linewidth=1.2)
+        places = [each.real_time_factor for each in best], [each.score for each in best]
+        axes.step(*places, where="post", color=SET, linewidth=1.2, zorder=1)
     _dots(axes, others, SET, 5)
     _dots(axes, [*without.values()], plots.BLUE, 9)
     _dots(axes, [whole], plots.ORANGE, 11)
@@ -106,7 +106,7 @@ def _names(axes: Axes, named: Mapping[str, Candidate]) -> None:
             (10, lowest - y),
             textcoords="offset points",
             va="center",
-            zorder=1.5,  # below the dots
+            zorder=1.5,  # above the lines, below the dots
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             arrowprops={"arrowstyle": "-", "color": plots.LINE} if lowest < y - 1 else None,
         )
