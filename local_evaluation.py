@@ -3,4 +3,4 @@
 from evaluator.extra import start
 
 if __name__ == "__main__":
-    start("evaluator.command", "evaluator")
+    start("evaluator.command", "evaluator", "matplotlib")

@@ -9,23 +9,27 @@ and writing, not what a process does once; memory is the process's peak.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile as sf
 
+from evaluator import plots
 from kmdx import files, synthetic, terminal
 from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = (30, 60, 120, 300, 600, 1200, 1800)  # seconds
@@ -117,102 +121,36 @@ def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
     return float(power), float(np.exp(offset))
 
 
-WIDTH, HEIGHT = 420, 300  # pixels of one diagram
-LEFT, TOP, BOTTOM, GAP = 64, 48, 48, 40
-LABEL = 48  # that a length takes below a diagram
-
-
 def svg(costs: Sequence[Cost]) -> str:
     """Draw work and memory by length, two diagrams side by side."""
     power, factor = exponent(costs)
     lengths = [cost.length for cost in costs]
-    seconds = [cost.seconds for cost in costs]
-    memory = [cost.memory / 1e9 for cost in costs]
-    fit = [factor * length**power for length in lengths]
-    width, height = 2 * (LEFT + WIDTH + GAP), TOP + HEIGHT + BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" fill="#334155">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        *_diagram(
-            LEFT,
-            f"seconds of work: length to the power of {power:.2f}",
-            lengths,
-            seconds,
-            _powers(seconds),
-            _log,
-            fit,
-        ),
-        *_diagram(
-            2 * LEFT + WIDTH + GAP,
-            "peak memory of the process, GB",
-            lengths,
-            memory,
-            _steps(memory),
-            float,
-        ),
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+
+    def draw(figure: Figure) -> None:
+        figure.set_facecolor("white")
+        figure.set_layout_engine("constrained")
+        work, memory = figure.subplots(1, 2)
+        work.plot(lengths, [factor * length**power for length in lengths], color=plots.ORANGE)
+        _dots(work, lengths, [cost.seconds for cost in costs])
+        work.set_title(f"seconds of work: length to the power of {power:.2f}")
+        powers = np.log10([cost.seconds for cost in costs])
+        work.set(yscale="log", ylim=(10 ** np.floor(powers.min()), 10 ** np.ceil(powers.max())))
+        work.yaxis.set_major_formatter("{x:g}")
+        _dots(memory, lengths, [cost.memory / 1e9 for cost in costs])
+        memory.set_title("peak memory of the process, GB")
+        memory.set_ylim(bottom=0)
+        for axes in (work, memory):
+            axes.set_xscale("log")
+            axes.set_xticks(lengths, [_duration(length) for length in lengths], size=9)
+            axes.minorticks_off()
+
+    return plots.svg(draw, 1048, 400, "Seconds of work and peak memory by the song's length") + "\n"
 
 
-def _diagram(
-    left: float,
-    title: str,
-    lengths: Sequence[float],
-    values: Sequence[float],
-    ticks: Sequence[float],
-    scale: Callable[[float], float],
-    fit: Sequence[float] = (),
-) -> list[str]:
-    """One diagram over the songs' length, which is logarithmic; ``scale`` is that of the values."""
-    low, high = scale(ticks[0]), scale(ticks[-1])
-    first, last = _log(min(lengths)), _log(max(lengths))
-
-    def x(length: float) -> float:
-        return left + WIDTH * (_log(length) - first) / ((last - first) or 1)
-
-    def y(value: float) -> float:
-        return TOP + HEIGHT * (1 - (scale(value) - low) / (high - low))
-
-    parts = [f'<text x="{left}" y="{TOP - 20}" font-size="13" font-weight="bold">{escape(title)}</text>']
-    for tick in ticks:
-        parts.append(f'<path d="M {left} {y(tick):.1f} h {WIDTH}" stroke="#e2e8f0"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    free = math.inf  # to the left of the label before
-    for length in sorted(lengths, reverse=True):
-        parts.append(f'<path d="M {x(length):.1f} {TOP} v {HEIGHT}" stroke="#e2e8f0"/>')
-        if x(length) < free:
-            place = f'x="{x(length):.1f}" y="{TOP + HEIGHT + 20}" text-anchor="middle"'
-            parts.append(f"<text {place}>{_duration(length)}</text>")
-            free = x(length) - LABEL
-    if fit:
-        points = " ".join(
-            f"{x(length):.1f},{y(value):.1f}" for length, value in zip(lengths, fit, strict=True)
-        )
-        parts.append(f'<polyline points="{points}" fill="none" stroke="#b45309" stroke-width="1.3"/>')
+def _dots(axes: Axes, lengths: Sequence[float], values: Sequence[float]) -> None:
     for length, value in zip(lengths, values, strict=True):
-        place = f'cx="{x(length):.1f}" cy="{y(value):.1f}" r="4" fill="#0369a1"'
-        parts.append(f"<circle {place}><title>{_duration(length)}: {value:.3g}</title></circle>")
-    return parts
-
-
-def _log(value: float) -> float:
-    return math.log10(value)
-
-
-def _powers(values: Sequence[float]) -> list[float]:
-    """Powers of ten around the values."""
-    low, high = math.floor(_log(min(values))), math.ceil(_log(max(values)))
-    return [10.0**power for power in range(low, max(high, low + 1) + 1)]
-
-
-def _steps(values: Sequence[float]) -> list[float]:
-    """Five even steps from zero up to a round number above the values."""
-    top = max(values)
-    unit = 10 ** math.floor(_log(top))
-    step = next(unit * part for part in (0.25, 0.5, 1.0, 2.5) if 5 * unit * part >= top)
-    return [step * number for number in range(6)]
+        (dot,) = axes.plot(length, value, "o", color=plots.BLUE, markersize=8, mew=0)
+        plots.set_title(dot, f"{_duration(length)}: {value:.3g}")
 
 
 def _duration(seconds: float) -> str:
@@ -240,6 +178,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if len(set(options.lengths)) < 2:
         raise KmdxError("a fit needs two lengths")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise KmdxError("matplotlib is missing; install it with: pip install '.[plots]'")
     costs = measure(sorted(set(options.lengths)))
     files.write_text(options.output, svg(costs))
     print(f"seconds of work grow with the length to the power of {exponent(costs)[0]:.3f}; {options.output}")

@@ -6,7 +6,7 @@ import sys
 OWN = ("evaluator", "kmdx", "my_submission", "training")
 
 
-def start(module: str, extra: str, needed: str = "sys") -> None:
+def start(module: str, extra: str, *needed: str) -> None:
     """Run a module's ``main``; without the extra that it needs, print one line that names it.
 
     Parameters
@@ -15,11 +15,12 @@ def start(module: str, extra: str, needed: str = "sys") -> None:
     extra : str
         The optional dependencies in ``pyproject.toml`` that the module needs.
     needed : str
-        A package of these that the module imports only later.
+        Packages of these that the module imports only later.
     """
     try:
-        if importlib.util.find_spec(needed) is None:
-            raise ModuleNotFoundError(name=needed)
+        for name in needed:
+            if importlib.util.find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
         command = importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -12,8 +12,7 @@ page's: it knows its width and whether it is dark.
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,6 @@ WINDOW = 4096  # samples: 93 ms and 10.8 Hz at 44.1 kHz
 SHORTEST_HOP, LONGEST_HOP = 256, 4096  # samples
 BLOCK = 64  # frames transformed at a time
 FLOOR = 1e-12  # power of what is drawn for silence: far below one step of a 16-bit file
-
-COLOURS = (
-    (0, 0, 4),
-    (28, 16, 68),
-    (79, 18, 123),
-    (129, 37, 129),
-    (181, 54, 122),
-    (229, 80, 100),
-    (251, 135, 97),
-    (254, 194, 135),
-    (252, 253, 191),
-)
-"""From silent to loud, red, green and blue in 0..255: matplotlib's *magma*, by eighths."""
 
 
 def height(frequency: float) -> float:
@@ -126,35 +112,16 @@ def _bands(rate: int) -> np.ndarray:
 
 def draw(reference: np.ndarray, estimate: np.ndarray) -> bytes:
     """A PNG file of two spectrograms of power, ``(ROWS, columns)`` each, one above the other."""
+    import matplotlib
+    from matplotlib.image import imsave
+
     columns = max(reference.shape[1], estimate.shape[1])
     loudest = max(reference.max(), FLOOR)
-    image = np.full((2 * ROWS + GAP, columns), 256, np.uint16)
+    levels = np.full((2 * ROWS + GAP, columns), np.nan)  # dB; NaN is transparent
     for top, spectrum in ((0, reference), (ROWS + GAP, estimate)):
-        level = 10 * np.log10(np.maximum(spectrum, FLOOR) / loudest)  # dB
-        pixels = np.clip(255 * (1 + level / RANGE), 0, 255) if spectrum.max() > FLOOR else 0 * level
-        image[top : top + ROWS, : spectrum.shape[1]] = np.round(pixels)
-    return _png(image)
-
-
-def _png(image: np.ndarray) -> bytes:
-    """A PNG file of pixels 0..255 in :data:`COLOURS`; 256 is see-through. ``(height, width)``."""
-    steps = np.linspace(0, len(COLOURS) - 1, 255)
-    palette = np.stack(
-        [np.interp(steps, range(len(COLOURS)), channel) for channel in zip(*COLOURS, strict=True)]
-    )
-    colours = np.round(palette.T).astype(np.uint8)  # (255, 3); the last entry is the see-through one
-    indices = np.where(image > 255, 255, np.minimum(image, 254)).astype(np.uint8)
-    rows = np.pad(indices, ((0, 0), (1, 0)))  # each row begins with its filter: 0, none
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    size = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 3, 0, 0, 0)  # 8 bits, a palette
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", size)
-        + chunk(b"PLTE", colours.tobytes() + bytes(3))
-        + chunk(b"tRNS", b"\xff" * 255 + b"\x00")
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-        + chunk(b"IEND", b"")
-    )
+        level = 10 * np.log10(np.maximum(spectrum, FLOOR) / loudest)
+        levels[top : top + ROWS, : spectrum.shape[1]] = level if spectrum.max() > FLOOR else -RANGE
+    colors = matplotlib.colormaps["magma"].with_extremes(bad=(0, 0, 0, 0))
+    png = io.BytesIO()
+    imsave(png, levels, vmin=-RANGE, vmax=0, cmap=colors, format="png", metadata={"Software": "kmdx-net"})
+    return png.getvalue()

@@ -124,7 +124,8 @@ class Report:
 def as_json(report: Any) -> str:
     """A report, or a dict of one, as JSON, numbers to four digits."""
     content = report if isinstance(report, dict) else asdict(report)
-    return json.dumps(_rounded(content), indent=2, ensure_ascii=False) + "\n"
+    rounded = json.loads(json.dumps(content), parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    return json.dumps(rounded, indent=2, ensure_ascii=False) + "\n"
 
 
 def describe(device: torch.device | str = "cpu") -> Machine:
@@ -402,14 +403,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to four digits, in lists and mappings too."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return value

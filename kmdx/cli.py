@@ -309,7 +309,7 @@ def ensembles_show(
     count = f"{len(used)} networks" if len(used) > 1 else "1 network"
     out.print(f"{count}; arithmetic per second of audio: {drawing.gflops(loaded.gflops(wanted))} GFLOP")
     out.print()
-    out.print(drawing.tree(loaded, wanted))
+    out.print(drawing.mermaid(loaded, wanted), end="", markup=False)
     if svg is not None:
         try:
             files.write_text(svg, drawing.svg(loaded, wanted))

@@ -1,4 +1,4 @@
-"""Draws a plan: a line per network that runs, a tree of all signals, and an SVG picture.
+"""Draws a plan: a line of text per network, Mermaid text, and an SVG picture.
 
 The picture runs from the mixture at the left to the stems at the right. Nodes are in columns, each behind all
 that it comes from. A signal that passes a column has a lane of its own, so that no line is hidden by a box;
@@ -7,17 +7,19 @@ lines from one node share their lanes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from rich.markup import escape as escape_markup
-from rich.tree import Tree
-
 from kmdx.challenge import MIXTURE
 from kmdx.plan import Plan, node_of
 
-DEEPEST = 25  # levels of a tree, so that it fits a line
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # names that are valid Mermaid identifiers, except:
+KEYWORDS = re.compile(
+    "call|class|classDef|click|end|flowchart|graph|href|interpolate|linkStyle|style|subgraph"
+)
+SHAPES = {"network": ("[[", "]]"), "sum": ("[", "]"), "stem": ("([", "])")}  # around a label
 
 BOX_WIDTH = 240  # pixels, as all sizes of the picture
 COLUMN = 300  # from one column's left side to the next one's
@@ -66,25 +68,24 @@ def gflops(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def tree(plan: Plan, wanted: Collection[str]) -> Tree:
-    """Draw the graph as a tree: each signal hangs below the last one that it waits for.
+def mermaid(plan: Plan, wanted: Collection[str]) -> str:
+    """Draw what the wanted stems need as Mermaid text: a line per node, after all of its inputs.
 
-    What would be deeper than :data:`DEEPEST` is drawn at that depth, in order.
+    A name that is no valid identifier in Mermaid is identified by its position; its label has the name.
     """
-    root = Tree(f"[bold]{MIXTURE}[/bold]")
-    branches = {MIXTURE: (root, root, 0)}  # of each signal, with the branch that it hangs on, and its depth
     order = plan.order(plan.signals_of(wanted))
-    depth = {MIXTURE: (0, 0)}
-    for position, name in enumerate(order, 1):
+    ids = {
+        name: name if PLAIN.fullmatch(name) and not KEYWORDS.fullmatch(name) else str(number)
+        for number, name in enumerate(order)
+    }
+    lines = ["graph LR"]
+    for name in order:
         node = plan.nodes[name]
-        last = max(map(node_of, node.inputs), key=lambda reference: depth[reference])
-        depth[name] = (plan.stage(name), position)
-        style = "bold cyan" if node.network else "bold green" if name in plan.stems else "none"
-        label = f"[{style}]{escape_markup(name)}[/{style}] = {escape_markup(node.formula())}"
-        branch, above, level = branches[last]
-        parent = branch if level < DEEPEST else above
-        branches[name] = (parent.add(label), parent, min(level + 1, DEEPEST))
-    return root
+        inputs = dict.fromkeys(ids.get(node_of(reference), MIXTURE) for reference in node.inputs)
+        start, end = SHAPES[_kind(plan, name)]
+        label = escape(f"{name} = {node.formula()}")
+        lines.append(f'    {" & ".join(inputs)} --> {ids[name]}{start}"{label}"{end}')
+    return "\n".join(lines) + "\n"
 
 
 def svg(plan: Plan, wanted: Collection[str]) -> str:
@@ -135,6 +136,10 @@ def _users(inputs: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
     return users
 
 
+def _kind(plan: Plan, name: str) -> str:
+    return "network" if plan.nodes[name].network else "stem" if name in plan.stems else "sum"
+
+
 def _box(plan: Plan, name: str) -> Box:
     if name == MIXTURE:
         return Box("song", (MIXTURE,))
@@ -142,7 +147,7 @@ def _box(plan: Plan, name: str) -> Box:
     if node.network is not None:
         use = plan.networks[node.network]
         return Box("network", (name, node.formula(), use.weight.name, str(use.chunking)))
-    return Box("stem" if name in plan.stems else "sum", (name, *_wrapped(node.formula())))
+    return Box(_kind(plan, name), (name, *_wrapped(node.formula())))
 
 
 def _wrapped(text: str, width: int = 32) -> Iterator[str]:

@@ -152,8 +152,16 @@ def test_cost_by_length_is_fitted_and_drawn() -> None:
     power, factor = length.exponent(costs)
     assert (power, factor) == (pytest.approx(1.02), pytest.approx(0.5))
     root = xml.etree.ElementTree.fromstring(length.svg(costs))
-    assert len(root.findall(".//{*}circle")) == 2 * len(costs)
+    titles = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 2 * len(costs)
+    assert titles[0] == "30 s: 16.1"
     plan_file.parse(length.PLAN, "small")
+
+
+def test_cost_by_length_is_not_measured_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(KmdxError, match=r"matplotlib is missing; install it with: pip install '.\[plots\]'"):
+        length.main([])
 
 
 def test_a_long_song_is_as_its_pieces(

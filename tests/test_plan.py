@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import re
 from dataclasses import replace
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from kmdx import documents, drawing, plan_file
 from kmdx.errors import PlanError
@@ -182,6 +180,7 @@ def test_the_example_of_the_documentation_is_a_plan() -> None:
     loaded = plan_file.parse(example, "mine")
     assert loaded.stems == ("vocals", "drums")
     assert loaded.networks_used(["drums"]) == ["demucs"]
+    assert text.split("```mermaid\n")[1].split("```")[0] == drawing.mermaid(loaded, loaded.stems)
 
 
 def test_nodes_may_stand_in_any_order() -> None:
@@ -338,10 +337,20 @@ def test_chains_may_be_long(order: str) -> None:
 
 def test_all_of_a_long_chain_is_drawn() -> None:
     plan = plan_file.parse(chain(1100, "forward"), "chain")
-    drawn = io.StringIO()
-    Console(file=drawn, width=200).print(drawing.tree(plan, plan.stems))
-    assert re.findall(r"s(\d+) = ", drawn.getvalue()) == [str(number) for number in range(1100, -1, -1)]
+    drawn = drawing.mermaid(plan, plan.stems)
+    assert re.findall(r"s(\d+) = ", drawn) == [str(number) for number in range(1100, -1, -1)]
     assert drawing.svg(plan, plan.stems).count("<rect") == 1 + 1103
+
+
+def test_names_that_mermaid_cannot_read_are_numbered() -> None:
+    text = "networks: {}\nsignals: {end: {sum: {mixture: 1}}, a--b: {sum: {end: 1, mixture: 1}}}\nstems: {voix: {sum: {a--b: 2}}}"
+    plan = plan_file.parse(text, "names")
+    assert drawing.mermaid(plan, plan.stems).splitlines() == [
+        "graph LR",
+        '    mixture --> 0["end = mixture"]',
+        '    0 & mixture --> 1["a--b = end + mixture"]',
+        '    1 --> voix(["voix = 2·a--b"])',
+    ]
 
 
 def test_the_order_of_a_plan_made_in_python_has_no_bound() -> None:

@@ -293,6 +293,9 @@ def test_every_command_runs_through_the_terminal(name: str, monkeypatch: pytest.
         ("local_evaluation", "psutil", "evaluator"),
         ("evaluator.compare", "jinja2", "evaluator"),
         ("training", "lightning", "training"),
+        ("local_evaluation", "matplotlib", "evaluator"),
+        ("evaluator.blend_search", "matplotlib", "evaluator"),
+        ("training", "matplotlib", "training"),
     ],
 )
 def test_a_command_without_its_extra_names_it_in_one_line(command: str, package: str, extra: str) -> None:

@@ -92,19 +92,34 @@ def test_control_c_while_the_page_is_made_is_one_line(
     assert capsys.readouterr().err.startswith("stopped; the same command goes on")
 
 
-def test_the_axis_of_a_constant_positive_curve_has_no_negative_numbers() -> None:
-    assert ">-" not in run_report.diagram(run_report.Curve([1, 2], [0.01, 0.01]))
+def heights(drawn: str, style: str) -> np.ndarray:
+    """Heights of the points of the curve of a style."""
+    (path,) = re.findall(
+        rf'<path d="([^"]+)" clip-path="[^"]+" style="fill: none; stroke: var\(--curve\); {style}', drawn
+    )
+    return np.array([float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)])
 
 
 def test_a_noisy_curve_has_its_running_mean_drawn_over_it() -> None:
     curve = run_report.Curve([*range(100)], [1.0, 3.0] * 50)
-    drawn = run_report.diagram(curve, smooth=True)
-    heights = {
-        kind: np.array([float(point.split(",")[1]) for point in points.split()])
-        for kind, points in re.findall(r'<polyline class="(\w+)" points="([^"]+)"', drawn)
-    }
-    assert heights.keys() == {"faint", "curve"}
-    middle = heights["faint"].mean()
-    assert np.abs(heights["faint"] - middle).min() > 50
-    assert np.abs(heights["curve"][20:] - middle).max() < 10
-    assert run_report.diagram(curve).count("<polyline") == 1
+    drawn = run_report.diagram("loss", curve, smooth=True)
+    faint, mean = heights(drawn, "stroke-opacity: 0.3"), heights(drawn, "stroke-width: 1.5")
+    middle = faint.mean()
+    assert np.abs(faint - middle).min() > 50
+    assert np.abs(mean[20:] - middle).max() < 10
+    assert "stroke-opacity" not in run_report.diagram("loss", curve)
+
+
+def test_a_diagram_follows_the_colors_of_the_page_and_names_its_points() -> None:
+    curve = run_report.Curve([10, 20], [0.1, float("inf")])
+    drawn = run_report.diagram("a < b", curve, logarithmic=True, dots=True)
+    assert drawn == run_report.diagram("a < b", curve, logarithmic=True, dots=True), "the same bytes"
+    assert 'aria-label="a &lt; b"' in drawn
+    assert "<title>step 10: 0.100</title>" in drawn
+    assert "step 20" not in drawn
+    assert "#" not in re.sub(r'(url\(|href=")#', "", drawn), "no color of its own"
+    assert run_report.diagram("empty", run_report.Curve([1], [float("nan")])) == ""
+
+
+def test_the_axis_of_a_constant_positive_curve_has_no_negative_numbers() -> None:
+    assert ">-" not in run_report.diagram("loss", run_report.Curve([1, 2], [0.01, 0.01]))

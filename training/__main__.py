@@ -3,4 +3,4 @@
 from evaluator.extra import start
 
 if __name__ == "__main__":
-    start("training.command", "training", "lightning")
+    start("training.command", "training", "lightning", "matplotlib")

@@ -6,9 +6,8 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from evaluator import plots
 from kmdx import files
 from kmdx.challenge import RATE
 from training import config as configs
@@ -26,6 +26,9 @@ from training.losses import LOSSES
 from training.run import Run
 from training.songs import Songs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TEMPLATE = "page.html.jinja"
 EXCERPTS = 3  # songs
 SECONDS = 10.0  # of each, where its true stem is loudest
@@ -34,7 +37,8 @@ SMOOTHING = 0.95  # what is left of a value's weight in the running mean one poi
 NOT_DRAWN = ("step", "skipped", "seconds")  # columns of steps.csv
 TITLES = {"gradient": "norm of the gradient"}  # of other columns, where the name with spaces will not do
 VALIDATED = "validation SDR in dB"
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 84, 12, 32  # pixels of a diagram, and of its margins
+WIDTH, HEIGHT = 440, 180  # pixels of a diagram
+VARIABLES = {plots.TEXT: "--soft", plots.LINE: "--line", plots.BLUE: "--curve"}  # the page's colors
 
 
 class Curve(NamedTuple):
@@ -54,7 +58,7 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
         by_step[float(row["step"])].append(float(row["sdr"]))
         last[row["song"]] = row["sdr"]
     means = {step: sum(values) / len(values) for step, values in by_step.items()}
-    diagrams = {**_of_steps(steps), VALIDATED: diagram(Curve([*means], [*means.values()]), dots=True)}
+    validated = diagram(VALIDATED, Curve([*means], [*means.values()]), dots=True)
     data = run.data() if run.data_file.is_file() else {}
     best = max(means.items(), key=lambda entry: entry[1]) if means else None
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -62,7 +66,7 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
         config=config,
         settings=configs.dump(config),
         best=best,
-        diagrams={title: Markup(svg) for title, svg in diagrams.items()},
+        diagrams={title: Markup(svg) for title, svg in (_of_steps(steps) | {VALIDATED: validated}).items()},
         steps=int(float(steps[-1]["step"])) if steps else 0,
         skipped=int(float(steps[-1]["skipped"])) if steps else 0,
         pace=_pace(steps),
@@ -88,11 +92,13 @@ def _of_steps(rows: Sequence[dict[str, str]]) -> dict[str, str]:
         title = LOSSES[column].title if column in LOSSES else TITLES.get(column, column.replace("_", " "))
         plain = column == "learning_rate"
         positive = all(value > 0 for value in curve.values if math.isfinite(value))
-        diagrams[title] = diagram(curve, logarithmic=positive and not plain, smooth=not plain)
+        diagrams[title] = diagram(title, curve, logarithmic=positive and not plain, smooth=not plain)
     return diagrams
 
 
-def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth: bool = False) -> str:
+def diagram(
+    title: str, curve: Curve, logarithmic: bool = False, dots: bool = False, smooth: bool = False
+) -> str:
     """Draw a curve as SVG, without values that are not finite or that have no logarithm.
 
     ``smooth`` draws the curve faintly, and over it a running mean of it as it is drawn.
@@ -107,42 +113,32 @@ def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth:
     thinned = points[:: max(1, len(points) // POINTS)]
     if thinned[-1] != points[-1]:
         thinned.append(points[-1])
-    scale = math.log10 if logarithmic else float
-    heights = [scale(value) for _, value in thinned]
-    low, high = min(heights), max(heights)
+    steps, values = zip(*thinned, strict=True)
+    low, high = min(values), max(values)
     if high - low <= 1e-12 * abs(high):
         margin = 0.5 * abs(high) or 0.5
         low, high = low - margin, high + margin
-    first, end = thinned[0][0], thinned[-1][0]
 
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - 8) * (step - first) / ((end - first) or 1)
+    def draw(figure: Figure) -> None:
+        figure.set_layout_engine("constrained")
+        axes = figure.add_subplot(yscale="log" if logarithmic else "linear", ylim=(low, high))
+        mean = np.exp(_running_mean(np.log(values).tolist())) if logarithmic else _running_mean(values)
+        if smooth:
+            axes.plot(steps, values, alpha=0.3, linewidth=1, color=plots.BLUE)
+        axes.plot(steps, mean if smooth else values, color=plots.BLUE)
+        for step, value in thinned if dots else ():
+            (dot,) = axes.plot(step, value, "o", markersize=6, clip_on=False, color=plots.BLUE)
+            plots.set_title(dot, f"step {step:.0f}: {value:.3f}")
+        places = np.unique(np.linspace(steps[0], steps[-1], 5))
+        heights = (np.geomspace if logarithmic else np.linspace)(low, high, 5)
+        axes.set_xticks(places, [f"{place:.0f}" for place in places])
+        axes.set_yticks(heights, [f"{height:.3g}" for height in heights])
+        axes.minorticks_off()
 
-    def y(height: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - height) / (high - low)
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    for height in np.linspace(low, high, 5):
-        value = 10**height if logarithmic else height
-        parts.append(f'<path class="grid" d="M {LEFT} {y(height):.1f} H {WIDTH - 8}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(height) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for step in np.linspace(first, end, 5):
-        place = f'x="{x(step):.1f}" y="{HEIGHT - 10}" text-anchor="{"end" if step == end else "middle"}"'
-        parts.append(f"<text {place}>{step:.0f}</text>")
-    lines = {"faint": heights, "curve": _running_mean(heights)} if smooth else {"curve": heights}
-    for kind, line in lines.items():
-        path = " ".join(
-            f"{x(step):.1f},{y(height):.1f}" for (step, _), height in zip(thinned, line, strict=True)
-        )
-        parts.append(f'<polyline class="{kind}" points="{path}"/>')
-    if dots:
-        for (step, value), height in zip(thinned, heights, strict=True):
-            title = escape(f"step {step:.0f}: {value:.3f}")
-            parts.append(
-                f'<circle class="dot" cx="{x(step):.1f}" cy="{y(height):.1f}" r="3">'
-                f"<title>{title}</title></circle>"
-            )
-    return "".join([*parts, "</svg>"])
+    drawn = plots.svg(draw, WIDTH, HEIGHT, title)
+    for color, name in VARIABLES.items():
+        drawn = drawn.replace(color, f"var({name})")
+    return drawn
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:

@@ -3,4 +3,4 @@
 from evaluator.extra import start
 
 if __name__ == "__main__":
-    start("evaluator.blend_search.command", "evaluator")
+    start("evaluator.blend_search.command", "evaluator", "matplotlib")

@@ -1,0 +1,144 @@
+"""Flat plans give the same stems, and known signals spare the networks that make them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import blend_cases as cases
+import numpy as np
+import pytest
+import yaml
+from blend_cases import STEMS
+from conftest import decibels, noise
+
+from evaluator.blend_search import plan_writer
+from evaluator.blend_search.flat_plan import flatten
+from kmdx import Separator, plan_file
+from kmdx.errors import KmdxError, PlanError
+from kmdx.nodes import Sum
+
+plan_of_two, ran = cases.plan_of_two, cases.ran
+
+
+def test_blends_are_written_out_and_residuals_stay_whole(plan_of_two: Path) -> None:
+    flat = flatten(plan_file.load(plan_of_two)).plan
+    terms = {stem: dict(flat.nodes[stem].terms) for stem in STEMS}
+    assert terms["drums"] == pytest.approx({"V_drums": 0.6, "D_drums": 0.2, "W_drums": 0.2})
+    assert terms["vocals"] == {"rest": 0.9, "W_vocals": 0.1}
+    assert terms["other"] == {"published_other": 1}
+    assert flat.nodes["D_drums"] == Sum({"D.drums": 1.0}, "x")
+    assert flat.nodes["W_drums"] == Sum({"W.drums": 1.0}, None)
+    everything = flatten(plan_file.load(plan_of_two), all_estimates=True).plan
+    assert dict(everything.nodes["bass"].terms) == {"V_bass": 1, "W_bass": 0, "D_bass": 0}
+
+
+def test_flat_plans_give_the_same_stems(plan_of_two: Path, tmp_path: Path) -> None:
+    flat = flatten(plan_file.load(plan_of_two), all_estimates=True)
+    path = tmp_path / "flat.yaml"
+    path.write_text(plan_file.dump(flat.plan), "utf-8")
+    song = noise(22_050)
+    published = Separator(plan_of_two, device="cpu", precision="fp32").separate(song, 44100)
+    stems = Separator(path, device="cpu", precision="fp32").separate(song, 44100)
+    for stem in STEMS:
+        assert stems[stem] == pytest.approx(published[stem], abs=1e-6), stem
+
+
+def test_a_flat_plan_is_flat_already(plan_of_two: Path) -> None:
+    once = plan_writer.reweighted(flatten(plan_file.load(plan_of_two)).plan, {})
+    twice = flatten(once).plan
+    for stem in STEMS:
+        assert twice.nodes[stem] == once.nodes[stem]
+
+
+def test_leaderboard_c_made_flat_gives_the_same_stems(leaderboard: Path, tmp_path: Path) -> None:
+    path = tmp_path / "flat.yaml"
+    path.write_text(plan_file.dump(flatten(plan_file.load(leaderboard)).plan), "utf-8")
+    flat = plan_file.load(path)
+    assert dict(flat.nodes["drums"].terms) == pytest.approx(
+        {"mdx_drums": 0.08, "D_drums": 0.92 * 0.6, "M_drums": 0.92 * 0.26, "A_drums": 0.92 * 0.14}
+    )
+    assert dict(flat.nodes["other"].terms) == pytest.approx(
+        {"mdx_other": 0.4, "x3_": 0.6 * 0.68, "M_other": 0.6 * 0.04, "O_other": 0.6 * 0.28}
+    )
+    song = noise(12_000)
+    published = Separator(leaderboard, device="cpu", precision="fp32").separate(song, 44100)
+    for stem, samples in Separator(path, device="cpu", precision="fp32").separate(song, 44100).items():
+        assert decibels(published[stem], samples) > 100, stem
+
+
+@pytest.mark.parametrize("name", plan_file.names())
+def test_the_packages_plans_can_be_written_and_read_and_made_flat(name: str) -> None:
+    plan = plan_file.load(name)
+    again = plan_file.parse(plan_file.dump(plan), name)
+    for field in ("title", "description", "sample_rate", "networks", "nodes", "stems"):
+        assert getattr(again, field) == getattr(plan, field), field
+    flat = flatten(plan, all_estimates=True)
+    assert set(flat.own) == set(plan.stems) & set(STEMS)
+    read = plan_file.parse(plan_file.dump(flat.plan), name)
+    for stem in flat.own:
+        blended = (name, stem) == ("mini", "other")  # of estimates that are taken quieter
+        total = sum(plan.nodes[stem].terms.values()) if blended else 1
+        assert sum(read.nodes[stem].terms.values()) == pytest.approx(total), stem
+        assert read.networks_used([stem])
+
+
+def test_weights_of_ones_own_are_named_from_the_plans_folder(plan_of_two: Path, tmp_path: Path) -> None:
+    plan = plan_file.load(plan_of_two)
+    text = plan_file.dump(plan, tmp_path)
+    again = plan_file.parse(text, "again", tmp_path)
+    for name, use in again.networks.items():
+        assert use.weight.path.resolve() == plan.networks[name].weight.path.resolve()
+    assert not Path(yaml.safe_load(text)["networks"]["one"]["weights"]["file"]).is_absolute()
+
+
+def test_networks_that_known_signals_make_needless_do_not_run(plan_of_two: Path, ran: list[str]) -> None:
+    separator = Separator(plan_of_two, device="cpu", precision="fp32")
+    song = noise(22_050)
+    whole = separator.signals(song, 44100, [*STEMS, "V.vocals", "V.other", "V.drums", "V.bass", "D.drums"])
+    assert ran == ["one", "two", "two"]
+
+    ran.clear()
+    known = {name: whole[name] for name in ("V.vocals", "V.other", "V.drums", "V.bass")}
+    again = separator.signals(song, 44100, STEMS, known=known)
+    assert ran == ["two", "two"]
+    for stem in STEMS:
+        assert np.array_equal(again[stem], whole[stem]), stem
+
+    ran.clear()
+    changed = separator.signals(song, 44100, ["other"], known={**known, "D.drums": whole["D.drums"] * 0})
+    assert ran == []
+    assert not np.array_equal(changed["other"], whole["other"])
+
+    ran.clear()
+    assert np.array_equal(
+        separator.signals(song, 44100, ["bass"], known={"bass": whole["drums"]})["bass"], whole["drums"]
+    )
+    assert ran == []
+
+
+def test_known_signals_that_cannot_be_are_refused(plan_of_two: Path) -> None:
+    separator = Separator(plan_of_two, device="cpu", precision="fp32")
+    song = noise(2000)
+    for name, message in (
+        ("x", "'x' cannot be given"),
+        ("mixture", "'mixture' cannot be given"),
+        ("V.vocal", "did you mean 'V.vocals'"),
+    ):
+        with pytest.raises(KmdxError, match=message):
+            separator.signals(song, 44100, ["bass"], known={name: song})
+    with pytest.raises(KmdxError, match=r"V.bass: shape \(1999, 2\), but the song's is \(2000, 2\)"):
+        separator.signals(song, 44100, ["bass"], known={"V.bass": song[1:]})
+
+
+def test_blends_may_be_deep_and_are_bounded_when_they_are_written_out() -> None:
+    plan = plan_file.load("htdemucs")
+    deep = {f"s{number}": Sum({f"s{number + 1}": 1.0}) for number in range(2000)}
+    deep |= {"s2000": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
+    flat = flatten(replace(plan, nodes={**plan.nodes, **deep}), all_estimates=True).plan
+    assert flat.nodes["vocals"].terms == {"V_vocals": 0.5, "D_vocals": 0.0, "B_vocals": 0.0}
+    wide = {f"s{number}": Sum({f"s{number + 1}": 1.0, f"t{number}": 1.0}) for number in range(40)}
+    wide |= {f"t{number}": Sum({f"s{number + 1}": 1.0}) for number in range(40)}
+    wide |= {"s40": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
+    with pytest.raises(PlanError, match="vocals is a blend of more than 100000 terms when it is written out"):
+        flatten(replace(plan, nodes={**plan.nodes, **wide}))
