@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from kmdx import weights
 from kmdx.errors import KmdxWarning, WeightsError
-from kmdx.weights import Weight, finding, verifying
+from kmdx.weights import Weight, local
+from kmdx.weights import folder as folder_module
 from kmdx.weights import registry as real_registry
 from kmdx.weights.folder import where
-from kmdx.weights.pulled_files import PulledFile, add_record, records
+from kmdx.weights.local import PulledFile, add_record, records
 from kmdx.weights.registry import HttpSource, HubSource
 
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}
@@ -56,9 +57,8 @@ def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) 
     for source, content in contents.items():
         name = f"htdemucs_ft_{source}"
         small[name] = published(small[name], content)
-    for module in (finding, verifying):
-        monkeypatch.setattr(module, "registry", lambda: small)
-    finding._warn_of_names.cache_clear()
+    monkeypatch.setattr(local, "registry", lambda: small)
+    local._warn_of_names.cache_clear()
     return small
 
 
@@ -80,11 +80,9 @@ def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_checkout_comes_before_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kmdx
-
     monkeypatch.delenv("KMDX_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kmdx, "__file__", str(tmp_path / "kmdx" / "__init__.py"))
+    monkeypatch.setattr(folder_module, "_PACKAGE", tmp_path / "kmdx")
     assert "cache" in where().reason
     assert where().path.parts[-2:] == ("kmdx", "models")
     (tmp_path / "models").mkdir()

@@ -30,10 +30,10 @@ from onnx import helper, numpy_helper
 
 from kmdx import terminal, weights
 from kmdx.errors import DownloadError, KmdxWarning, WeightsError
-from kmdx.weights import Weight, download, fetching
+from kmdx.weights import Weight, download, pulling
 from kmdx.weights import folder as folder_module
 from kmdx.weights.folder import locked
-from kmdx.weights.pulled_files import PulledFile, add_record, records
+from kmdx.weights.local import PulledFile, add_record, records
 from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several blocks
@@ -118,7 +118,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No second attempts, no proxies, nothing remembered from another test."""
     monkeypatch.setattr(download, "LIMITS", download.DownloadLimits(retries=0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    fetching._drive_listing.cache_clear()
+    pulling._drive_listing.cache_clear()
 
 
 def weight_from(*sources: DownloadSource, **fields: Any) -> Weight:
@@ -308,7 +308,7 @@ def test_files_get_the_permissions_of_the_umask(published: Weight, tmp_path: Pat
     before = os.umask(umask)
     try:
         path = weights.pull(published, tmp_path)
-        weights.register(tmp_path, "mine", title="Mine", file="m.pt", architecture={}, trained="today")
+        weights.register(tmp_path, "mine", title="Mine", file=path.name, architecture={}, trained="today")
     finally:
         os.umask(before)
     for file in (path, tmp_path / "pulled.json", tmp_path / "trained.yaml"):
@@ -424,9 +424,9 @@ def test_a_folder_that_cannot_be_locked_is_pulled_into_by_each_process_alone(
 
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     places: list[Path] = []
-    real = fetching.download
+    real = pulling.download
     monkeypatch.setattr(
-        fetching,
+        pulling,
         "download",
         lambda url, path, *more, **stated: places.append(path) or real(url, path, *more, **stated),
     )
@@ -453,11 +453,13 @@ def test_a_folder_that_cannot_be_written_to_is_no_hindrance_where_the_weight_is_
 
 
 def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"weights")
+
     def write(thread: int) -> None:
         for number in range(4):
             name = f"{thread}-{number}"
             add_record(tmp_path, name, PulledFile("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
-            weights.register(tmp_path, name, title="", file=name, architecture=TRAINED, trained="today")
+            weights.register(tmp_path, name, title="", file="a.pt", architecture=TRAINED, trained="today")
 
     threads = [threading.Thread(target=write, args=[number]) for number in range(5)]
     for thread in threads:
@@ -466,7 +468,12 @@ def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
         thread.join()
     assert len(records(tmp_path)) == 20
     assert len(weights.trained(tmp_path)) == 20
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "pulled.json", "trained.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".locks",
+        "a.pt",
+        "pulled.json",
+        "trained.yaml",
+    ]
 
 
 def test_who_waits_to_write_a_record_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +494,7 @@ def test_who_waits_to_write_a_record_is_told(tmp_path: Path, monkeypatch: pytest
 
 def test_a_record_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "trained.yaml").mkdir()
+    (tmp_path / "a").touch()
     with pytest.raises(WeightsError, match=r"trained\.yaml cannot be written: "):
         weights.register(tmp_path, "mine", title="", file="a", architecture={}, trained="today")
 
@@ -674,7 +682,7 @@ def author(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         return [DriveFile(path, path) for path in server.files]
 
     monkeypatch.setattr(gdown, "download_folder", download_folder)
-    monkeypatch.setattr(fetching, "DRIVE", server.url)
+    monkeypatch.setattr(pulling, "DRIVE", server.url)
     return server.files
 
 
@@ -709,7 +717,7 @@ def test_the_page_that_asks_whether_to_download_is_answered(author: dict[str, by
     buffer = io.BytesIO()
     torch.save({"weight": torch.ones(2)}, buffer)
     author["/there"] = buffer.getvalue()
-    base = fetching.DRIVE
+    base = pulling.DRIVE
     form = f'<form id="download-form" action="{base}/there"><input type="hidden" name="id" value="1"></form>'
     author["/demucs_other.ckpt"] = f"<html>{form}</html>".encode()
     author["/there?id=1"] = buffer.getvalue()

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from kmdx import files
-from kmdx.weights.checksum import file_sha256
 from kmdx.weights.registry import LARGEST
 
 if TYPE_CHECKING:
@@ -177,11 +176,11 @@ def download(
     resumed = part.resumable(bytes, sha256)
     _check_space(part, bytes)
     _download(request, part, progress)
-    actual = file_sha256(part.file)
+    actual = files.sha256(part.file)
     if sha256 and actual != sha256 and resumed:  # perhaps only what an earlier attempt left is wrong
         part.remove()
         _download(request, part, progress)
-        actual = file_sha256(part.file)
+        actual = files.sha256(part.file)
     if sha256 and actual != sha256:
         part.remove()
         raise SourceError(f"wrong content: sha256 {actual[:8]}… instead of {sha256[:8]}…")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from kmdx.errors import WeightsError
+from kmdx.weights import onnx_file
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _SPECTRUM_CHANNELS = 4  # real and imaginary part of left and right
 _EPSILON = 1e-5  # of torch's batch norms
 _OLDEST_OPSET = 9  # since then the operations used here mean the same
-_STANDARD_DOMAINS = ("", "ai.onnx")
 _WINDOW = {"auto_pad": b"NOTSET", "dilations": [1, 1], "group": 1, "pads": [0, 0, 0, 0], "strides": [1, 1]}
 _DEFAULTS: dict[str, dict[str, Any]] = {  # attributes that a node need not spell out
     "Conv": _WINDOW,
@@ -76,7 +76,7 @@ def unet(source: Path | str | ModelProto, spectrum: tuple[int, int] | None = Non
     WeightsError
         If the graph is not exactly such a U-Net with batch normalisation and float32 weights.
     """
-    model = _read(Path(source)) if isinstance(source, str | Path) else source
+    model = _parsed(Path(source)) if isinstance(source, str | Path) else source
     walk = _Walk(model, spectrum)
     sizes = _sizes(walk)
     _follow(walk, sizes["layers"] // 2, sizes["convolutions"], sizes["growth"], sizes["bottleneck"])
@@ -167,8 +167,7 @@ class _Walk:
         for node in self.nodes:
             for given in self._inputs(node):
                 self.users[given].append(node)
-        stored = {tensor.name for tensor in graph.initializer}  # older files list them as inputs, too
-        inputs = [given for given in graph.input if given.name not in stored]
+        inputs = onnx_file.inputs(graph)
         if len(inputs) != 1 or len(graph.output) != 1:
             _refuse(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one each")
         self.input = inputs[0].name
@@ -332,32 +331,28 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
         _refuse(f"the operator {node.op_type} has an attribute of unknown type")
 
 
-def _read(path: Path) -> ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+def _parsed(path: Path) -> ModelProto:
     try:
-        return onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
+        return onnx_file.parse(path)
+    except (ValueError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as an ONNX graph: it is damaged or missing") from error
 
 
 def _check_standard(model: ModelProto) -> None:
     """Nodes mean what the standard says, and every tensor has one origin."""
     graph = model.graph
-    versions = [opset.version for opset in model.opset_import if opset.domain in _STANDARD_DOMAINS]
+    versions = [opset.version for opset in model.opset_import if opset.domain in onnx_file.STANDARD_DOMAINS]
     if len(versions) != 1 or versions[0] < _OLDEST_OPSET:
         _refuse(f"it is of opset {', '.join(map(str, versions)) or 'unknown'}, not {_OLDEST_OPSET} or later")
     if len(model.functions):
         _refuse("it has functions of its own")
     for node in graph.node:
-        if node.domain not in _STANDARD_DOMAINS:
+        if node.domain not in onnx_file.STANDARD_DOMAINS:
             _refuse(f"{node.op_type} is an operation of {node.domain}")
         if len(node.output) != 1:
             _refuse(f"{node.op_type} gives {len(node.output)} tensors, not one")
-    stored = [tensor.name for tensor in graph.initializer]
-    inputs = {given.name for given in graph.input} - set(stored)
-    origins = [*stored, *inputs, *(node.output[0] for node in graph.node)]
+    tensors = (*graph.initializer, *onnx_file.inputs(graph))
+    origins = [*(tensor.name for tensor in tensors), *(node.output[0] for node in graph.node)]
     if len(set(origins)) != len(origins):
         _refuse("two of its tensors have the same name")
 
@@ -403,7 +398,7 @@ def _array(tensor: TensorProto) -> ndarray:
     try:
         return numpy_helper.to_array(tensor)
     except ValueError:
-        _refuse(f"{tensor.name} has not as many values as its shape {list(tensor.dims)} says")
+        _refuse(f"{tensor.name} has more or fewer values than its shape {list(tensor.dims)}")
 
 
 def _spectrum(input_type: Any, free: tuple[int, int] | None) -> tuple[int, int]:
