@@ -317,3 +317,14 @@ def test_only_the_terminal_makes_consoles() -> None:
                 getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", "")
             )
             assert name != "Console", f"{path}:{node.lineno} makes a console of its own"
+
+
+def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", written)
+    with terminal.download_bar("htdemucs") as progress:
+        progress(42_000_000, None)
+        progress(84_000_000, 84_000_000)
+    assert "htdemucs" in written.getvalue()
+    assert "84.0/84.0 MB" in written.getvalue()

@@ -154,7 +154,7 @@ def status(weight: Weight, folder: Path | None = None) -> WeightStatus:
     if found.known:
         return WeightStatus(weight, found.path, "known content, intact", known=True, intact=True)
     if weight.sha256:
-        message = "verified, its sha256 is the one in trained.yaml"
+        message = "intact, verified by its sha256 in trained.yaml"
         return WeightStatus(weight, found.path, message, intact=True)
     if record := _record_of(found.path, folder):
         message = f"unknown content, intact: as pulled on {record.date}"
@@ -176,11 +176,15 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
     It covers the sorted names, the shapes, and the values, in float16 if that is lossless.
     """
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = _narrowest(state[name].detach().cpu())
+        tensor = state[name].detach().cpu()
+        if tensor.is_floating_point() and (half := tensor.half()).to(tensor.dtype).equal(tensor):
+            tensor = half
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -359,16 +363,3 @@ def _warn_of_names(folder: Path) -> None:
 @functools.lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, modified: int) -> str:
     return files.sha256(path)
-
-
-def _narrowest(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.half()
-    return half if half.to(tensor.dtype).equal(tensor) else tensor
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    import torch
-
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -253,7 +253,8 @@ def _measured(graph: GraphProto, given: str) -> tuple[int, int]:
     """How many values a graph holds at once, including constants, and how many it multiplies."""
     stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     sizes = {value.name: _shape(value.type) for value in (*graph.input, *graph.output, *graph.value_info)}
-    shapes = {name: known for name, shape in sizes.items() if (known := _known(shape)) is not None} | stored
+    shapes = {name: shape for name, shape in sizes.items() if shape is not None and None not in shape}
+    shapes |= stored
     uses = Counter(name for node in graph.node for name in node.input)
     uses.update([given, *stored])  # these are kept
     held = most = sum(map(math.prod, stored.values()))
@@ -321,13 +322,7 @@ def _called(node: NodeProto) -> str:
     return f"operator {shown(node.op_type)}{f' at {shown(node.name)}' if node.name else ''}"
 
 
-def _known(shape: Sequence[int | None] | None) -> list[int] | None:
-    """A shape if all of its sizes are known, else None."""
-    sizes = [size for size in shape or [] if size is not None]
-    return sizes if shape is not None and len(sizes) == len(shape) else None
-
-
-def _shape(kind: TypeProto) -> list[int | None] | None:
+def _shape(kind: TypeProto) -> list[Any] | None:
     """The sizes of a tensor, None for each open size; None if the number of axes is open."""
     if not kind.tensor_type.HasField("shape"):
         return None
