@@ -49,6 +49,10 @@ class WeightsError(KmdxError):
     """A weight file that is missing, damaged, unsafe or another network's."""
 
 
+class Refused(ValueError):
+    """A weight file that is intact but cannot be used; the message continues after the file's name."""
+
+
 class DownloadError(WeightsError):
     """A weight that no source could deliver; the message names each source and its reason."""
 

@@ -680,9 +680,9 @@ def test_a_song_in_which_a_network_gives_nan_does_not_stop_the_rest(
 
 
 def test_roles_told_by_file_names_are_warned_about_once(run: Run, tmp_path: Path, monkeypatch) -> None:
-    from kmdx.weights import finding
+    from kmdx.weights import local
 
-    finding._warn_of_names.cache_clear()
+    local._warn_of_names.cache_clear()
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
     for name in ("vocals", "drums", "bass", "other"):

@@ -255,8 +255,13 @@ def test_songs_are_separated_where_nothing_can_be_printed(tmp_path: Path) -> Non
         assert [soundfile.info(stem).frames for stem in stems] == [13_000] * 3
 
 
-# Children of commands, whose pipes are their protocol.
-NO_COMMAND = {"evaluator/sandbox.py", "evaluator/submission_worker.py", "kmdx/bounded.py"}
+# Children of commands, whose pipes are their protocol, and what Python runs when it starts.
+NO_COMMAND = {
+    "evaluator/sandbox.py",
+    "evaluator/startup/sitecustomize.py",
+    "evaluator/submission_worker.py",
+    "kmdx/bounded.py",
+}
 
 
 def sources() -> list[Path]:
@@ -411,3 +416,14 @@ def test_another_broken_pipe_than_the_outputs_is_reported(capsys: pytest.Capture
         terminal.run(lambda: app([]))
     assert end.value.code == 1
     assert "error: a process that this command started ended unexpectedly" in capsys.readouterr().err
+
+
+def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", written)
+    with terminal.download_bar("htdemucs") as progress:
+        progress(42_000_000, None)
+        progress(84_000_000, 84_000_000)
+    assert "htdemucs" in written.getvalue()
+    assert "84.0/84.0 MB" in written.getvalue()

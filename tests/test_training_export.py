@@ -13,7 +13,6 @@ import training_cases as cases
 from conftest import decibels
 
 from kmdx import Separator, weights
-from kmdx.errors import WeightsError
 from kmdx.networks.tfc_tdf import TfcTdf
 from training import command, export, sampling, trainer
 from training.config import TrainingError
@@ -33,6 +32,16 @@ def test_half_rounds_both_files_alike(fit: Callable[..., Run], tmp_path: Path) -
     assert export.compare(network, made.graph) < 1e-6 < export.compare(trainer.trained(run), made.graph)
     whole = torch.load(export.export(run, "whole", tmp_path).state, weights_only=True)
     assert {value.dtype for value in whole.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_an_exported_file_is_recorded_with_its_checksum(fit: Callable[..., Run], tmp_path: Path) -> None:
+    made = export.export(fit(steps=2), "mine", tmp_path)
+    weight = weights.trained(tmp_path)["mine"]
+    assert weight.sha256 == weights.file_sha256(made.state)
+    assert weight.bytes == made.state.stat().st_size
+    assert [status.ok for status in weights.verify(tmp_path, [weight])] == [True]
+    made.state.write_bytes(made.state.read_bytes()[:-1])
+    assert [status.ok for status in weights.verify(tmp_path, [weight])] == [False]
 
 
 def test_a_weight_too_large_for_half_is_named(
@@ -168,24 +177,3 @@ def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) 
         export.export(run, "mdx_vocals", tmp_path)
     with pytest.raises(TrainingError, match="not a training run"):
         Run.existing(tmp_path)
-
-
-def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
-    for text, message in (
-        ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
-        ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
-        ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
-        (
-            "mine: {file: a, architecture: {type: x}}",
-            "the entry mine: the architecture of a: the type is 'x'",
-        ),
-        ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
-        ("1: {}", "expected weights by their names"),
-        ("- 1", "expected weights by their names"),
-        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
-    ):
-        (tmp_path / "trained.yaml").write_text(text, "utf-8")
-        with pytest.raises(WeightsError, match=message) as caught:
-            weights.trained(tmp_path)
-        assert str(caught.value).isprintable()
-    assert weights.trained(tmp_path / "nowhere") == {}

@@ -1,99 +1,22 @@
-"""One download: what servers may do, and how each of it ends."""
+"""One download: what servers may do, and how each case ends."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import hashlib
-import http.server
 import itertools
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import raw_server
+from raw_server import CONTENT, LENGTH, OK, SHA256, Handler, Server, answer, chunk, whole
 
 from kmdx.weights.download import DownloadLimits, SourceError, Unreachable, check_redirect, download, head
 
-CONTENT = bytes(range(256)) * 1200  # 300 kB: several blocks
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+server = raw_server.server
 QUICK = DownloadLimits(retries=0, silence=20, answer=20)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by the server's function, with what is sent as it is: no header is made up."""
-
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self) -> None:
-        self.close_connection = True
-        self.server.asked.append((self.command, self.path, dict(self.headers)))
-        with contextlib.suppress(OSError):  # the client has gone
-            self.server.answer(self)
-
-    do_HEAD = do_CONNECT = do_GET
-
-    def send(self, *lines: str, body: bytes = b"") -> None:
-        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-
-    def hold(self) -> None:
-        """Keep the connection open until the test is over."""
-        self.server.over.wait(30)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer: Callable[[Handler], None] = whole
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/file"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def whole(handler: Handler) -> None:
-    """The file, or what is asked for of it."""
-    if asked := handler.headers.get("Range"):
-        start = int(asked.removeprefix("bytes=").rstrip("-"))
-        stated = f"Content-Range: bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
-        length = f"Content-Length: {len(CONTENT) - start}"
-        handler.send("HTTP/1.1 206 Partial Content", stated, length, 'ETag: "v1"', body=CONTENT[start:])
-    else:
-        handler.send("HTTP/1.1 200 OK", f"Content-Length: {len(CONTENT)}", 'ETag: "v1"', body=CONTENT)
-
-
-def answer(*lines: str, body: bytes = b"", hold: bool = False) -> Callable[[Handler], None]:
-    """The same answer to every request."""
-
-    def send(handler: Handler) -> None:
-        handler.send(*lines, body=body)
-        if hold:
-            handler.hold()
-
-    return send
 
 
 def get(server: Server, folder: Path, **options: Any) -> str:
@@ -119,15 +42,7 @@ def left(folder: Path, part: bytes, version: str = "") -> None:
         (folder / "file.version").write_text(version)
 
 
-OK = "HTTP/1.1 200 OK"
-LENGTH = f"Content-Length: {len(CONTENT)}"
-
-
-def chunk(content: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(content), content)
-
-
-# ---- what is as it should be
+# ---- valid answers
 
 
 @pytest.mark.parametrize(
@@ -149,7 +64,9 @@ def test_a_file_comes_in_any_form_that_http_allows(send: Any, server: Server, tm
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_redirects_are_followed_and_keep_secrets_at_home(server: Server, tmp_path: Path) -> None:
+def test_redirects_are_followed_without_sending_secrets_to_other_hosts(
+    server: Server, tmp_path: Path
+) -> None:
     def send(handler: Handler) -> None:
         if handler.path == "/file":
             handler.send("HTTP/1.1 302 Found", "Location: /here", "Content-Length: 0")
@@ -179,13 +96,13 @@ def test_a_site_that_sets_a_cookie_and_redirects_to_itself_is_no_loop(server: Se
     assert get(server, tmp_path) == SHA256
 
 
-def test_what_is_complete_already_is_not_asked_for(server: Server, tmp_path: Path) -> None:
+def test_a_complete_download_is_not_requested_again(server: Server, tmp_path: Path) -> None:
     left(tmp_path, CONTENT)
     assert get(server, tmp_path) == SHA256
     assert server.asked == []
 
 
-# ---- too much, too slow, without end
+# ---- too much, too slow, endless
 
 
 def flood(*lines: str, pack: Callable[[bytes], bytes] = bytes) -> Callable[[Handler], None]:
@@ -205,19 +122,19 @@ def flood(*lines: str, pack: Callable[[bytes], bytes] = bytes) -> Callable[[Hand
 @pytest.mark.parametrize(
     "stated", [{}, {"bytes": None, "sha256": None, "largest": len(CONTENT)}], ids=["size", "no size"]
 )
-def test_a_body_without_end_is_given_up_at_the_published_size_or_at_the_bound(
+def test_an_endless_body_is_abandoned_at_the_published_size_or_at_the_limit(
     send: Any, stated: dict, server: Server, tmp_path: Path
 ) -> None:
     server.answer = send
-    assert "sends more than the 307,200 bytes to expect: given up" in reason(server, tmp_path, **stated)
+    assert "sends more than the expected 307,200 bytes: gave up" in reason(server, tmp_path, **stated)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_body_that_goes_on_without_end_after_a_resume_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_an_endless_body_after_a_resume_is_abandoned(server: Server, tmp_path: Path) -> None:
     left(tmp_path, CONTENT[:1000])
     stated = f"Content-Range: bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}"
     server.answer = flood("HTTP/1.1 206 Partial Content", stated)
-    assert "sends more than the 307,200 bytes" in reason(server, tmp_path)
+    assert "sends more than the expected 307,200 bytes" in reason(server, tmp_path)
 
 
 @pytest.mark.parametrize("length", [len(CONTENT) + 50_000_000, len(CONTENT) + 1, len(CONTENT) - 1, 0, 10**15])
@@ -229,25 +146,25 @@ def test_another_length_than_the_published_one_is_refused_before_the_body(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_length_beyond_the_bound_is_refused_where_none_is_published(server: Server, tmp_path: Path) -> None:
+def test_a_length_beyond_the_limit_is_refused_if_none_is_published(server: Server, tmp_path: Path) -> None:
     problem = reason(server, tmp_path, bytes=None, sha256=None, largest=1000)
-    assert "has a file of 307,200 bytes; the most to accept is 1,000" in problem
+    assert "has a file of 307,200 bytes; at most 1,000 are accepted" in problem
 
 
-def test_a_download_is_too_slow_below_the_least_rate_over_a_window(server: Server, tmp_path: Path) -> None:
+def test_a_download_below_the_minimum_rate_over_a_window_is_too_slow(server: Server, tmp_path: Path) -> None:
     ticks = itertools.count(step=70)  # as if each wait took 70 s
     server.answer = answer(OK, LENGTH, body=b"x" * 60, hold=True)
     problem = reason(server, tmp_path, clock=lambda: next(ticks))
-    assert "too slow: 127.0.0.1 sent 60 bytes in 70 s; the least is 1000 bytes per second" in problem
+    assert "too slow: 127.0.0.1 sent 60 bytes in 70 s; the minimum is 1000 bytes per second" in problem
 
 
-def test_a_slow_download_above_the_least_rate_is_let_be(server: Server, tmp_path: Path) -> None:
+def test_a_slow_download_above_the_minimum_rate_continues(server: Server, tmp_path: Path) -> None:
     ticks = itertools.count(step=70)
     limits = DownloadLimits(retries=0, slowest=0.01)
     assert get(server, tmp_path, clock=lambda: next(ticks), limits=limits) == SHA256
 
 
-def test_a_slow_web_page_is_not_waited_for_either(server: Server, tmp_path: Path) -> None:
+def test_a_slow_web_page_is_abandoned_too(server: Server, tmp_path: Path) -> None:
     ticks = itertools.count(step=70)
     server.answer = answer(OK, "Content-Type: text/html", body=b"<html>", hold=True)
     assert "too slow" in reason(server, tmp_path, clock=lambda: next(ticks))
@@ -275,7 +192,7 @@ def drip(*lines: str, end: str = "") -> Callable[[Handler], None]:
     ],
     ids=["no answer", "status without end", "header without end", "no body", "chunk size without end"],
 )
-def test_a_server_that_stays_silent_or_completes_nothing_is_left(
+def test_a_server_that_stays_silent_or_completes_nothing_is_abandoned(
     send: Any, server: Server, tmp_path: Path
 ) -> None:
     answers = []
@@ -285,7 +202,7 @@ def test_a_server_that_stays_silent_or_completes_nothing_is_left(
     assert len(answers) == 1, "it was tried again, though nothing had come"
 
 
-def test_trailers_without_end_are_left(server: Server, tmp_path: Path) -> None:
+def test_endless_trailers_are_abandoned(server: Server, tmp_path: Path) -> None:
     def send(handler: Handler) -> None:
         handler.send(OK, "Transfer-Encoding: chunked", body=chunk(CONTENT) + b"0\r\n")
         while not handler.server.over.wait(0.02):
@@ -320,7 +237,7 @@ def redirect(*locations: str) -> Callable[[Handler], None]:
         (["file:///etc/passwd"], "127.0.0.1 redirects to a file address, which is refused"),
         (["ftp://127.0.0.1/file"], "127.0.0.1 redirects to a ftp address, which is refused"),
         (["data:text/plain,x"], "redirects to a data address, which is refused"),
-        (["http://[::1/file"], "malformed address or answer of http://127.0.0.1"),
+        (["http://[::1/file"], "malformed address or response of http://127.0.0.1"),
         (["http://127.0.0.1:1/"], "no connection to 127.0.0.1 (Connection refused)"),
     ],
 )
@@ -338,7 +255,7 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
         check_redirect("https://here/file", "http://there/file")
 
 
-# ---- something else than the file
+# ---- something other than the file
 
 
 @pytest.mark.parametrize(
@@ -360,24 +277,27 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
         (answer(OK, LENGTH, body=b" \n<!DOCTYPE html>" + CONTENT), "sent a web page instead of the file"),
         (
             answer(OK, "Content-Encoding: gzip", body=gzip.compress(bytes(30_000_000))),
-            "127.0.0.1 sent packed content (gzip), not the plain bytes asked for",
+            "127.0.0.1 sent compressed content (gzip), not the plain bytes requested",
         ),
-        (answer(OK, "Content-Encoding: br, gzip", LENGTH, body=CONTENT), "sent packed content (br, gzip)"),
+        (
+            answer(OK, "Content-Encoding: br, gzip", LENGTH, body=CONTENT),
+            "sent compressed content (br, gzip)",
+        ),
         (answer(OK, LENGTH, body=CONTENT[:-1] + b"?"), "wrong content: sha256"),
         (answer(OK), "127.0.0.1 sent an empty file"),
         (
             answer(OK, LENGTH, body=CONTENT[:1000]),
-            "incomplete, 1,000 of 307,200 bytes have come: the connection to 127.0.0.1 broke",
+            "incomplete, received 1,000 of 307,200 bytes: the connection to 127.0.0.1 broke",
         ),
-        (answer(OK, body=CONTENT[:1000]), "incomplete, 1,000 of 307,200 bytes have come"),
+        (answer(OK, body=CONTENT[:1000]), "incomplete, received 1,000 of 307,200 bytes"),
         (
             answer(OK, "Transfer-Encoding: chunked", body=chunk(CONTENT[:1000])),
-            "incomplete, 1,000 of 307,200 bytes have come",
+            "incomplete, received 1,000 of 307,200 bytes",
         ),
         (answer(OK, "Content-Length: 5", "Content-Length: 6", body=CONTENT), "127.0.0.1"),
     ],
 )
-def test_an_answer_that_is_not_the_file_ends_with_the_reason(
+def test_a_response_other_than_the_file_ends_with_the_reason(
     send: Any, expected: str, server: Server, tmp_path: Path
 ) -> None:
     server.answer = send
@@ -433,7 +353,7 @@ def test_a_proxy_is_used(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
 # ---- resuming
 
 
-def test_a_connection_that_breaks_is_made_again_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
     def send(handler: Handler) -> None:
         if len(server.asked) < 3:
             start = 1000 * (len(server.asked) - 1)
@@ -472,9 +392,7 @@ def test_silence_in_the_middle_is_resumed_from(server: Server, tmp_path: Path) -
         "X-No-Range: here",
     ],
 )
-def test_a_wrong_range_makes_it_begin_at_the_first_byte(
-    content_range: str, server: Server, tmp_path: Path
-) -> None:
+def test_a_wrong_range_restarts_the_download(content_range: str, server: Server, tmp_path: Path) -> None:
     def send(handler: Handler) -> None:
         if "Range" in handler.headers:
             length = f"Content-Length: {len(CONTENT) - 1000}"
@@ -495,7 +413,7 @@ def test_a_server_without_ranges_sends_it_whole_again(server: Server, tmp_path: 
     assert len(server.asked) == 1
 
 
-def test_a_range_that_cannot_be_had_makes_it_begin_at_the_first_byte(server: Server, tmp_path: Path) -> None:
+def test_an_unavailable_range_restarts_the_download(server: Server, tmp_path: Path) -> None:
     def send(handler: Handler) -> None:
         if "Range" in handler.headers:
             handler.send("HTTP/1.1 416 Range Not Satisfiable", "Content-Length: 0")

@@ -91,27 +91,27 @@ def test_architectures_are_the_papers_sizes() -> None:
     assert bass["sources"] == ["bass"]
 
 
-def test_a_signature_is_as_good_as_the_name() -> None:
+def test_a_signature_can_replace_the_name() -> None:
     assert weights.get("d12395a8") is weights.get("htdemucs_ft_bass")
 
 
-def test_an_unknown_name_is_answered_with_close_ones() -> None:
+def test_an_unknown_name_suggests_similar_ones() -> None:
     with pytest.raises(WeightsError, match=r"'htdemucs_ft_bas'; did you mean htdemucs_ft_bass"):
         weights.get("htdemucs_ft_bas")
-    with pytest.raises(WeightsError, match=r"known are htdemucs_ft_vocals, "):
+    with pytest.raises(WeightsError, match=r"available: htdemucs_ft_vocals, "):
         weights.get("§")
 
 
 def test_a_source_with_an_impossible_checksum_is_refused() -> None:
     from kmdx.weights.registry import HttpSource
 
-    with pytest.raises(WeightsError, match="no sha256"):
+    with pytest.raises(WeightsError, match="is not a sha256"):
         HttpSource(file="a.th", url="http://a", sha256="abc")
-    with pytest.raises(WeightsError, match="no size"):
+    with pytest.raises(WeightsError, match="is not a size"):
         HttpSource(file="a.th", url="http://a", bytes=0)
 
 
-def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
+def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:
     transform = {"n_fft": 512, "hop": 128, "bins": 128, "frames": 16}
     path = tmp_path / "mine.pt"
     weight = weights.own(path, {"type": "htdemucs", "sources": ["bass", "drums"]})
@@ -129,6 +129,35 @@ def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
     ):
         with pytest.raises(WeightsError, match=message):
             weights.own(path, architecture)
+
+
+def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
+    for text, message in (
+        ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
+        ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
+        ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
+        (
+            "mine: {file: a, architecture: {type: x}}",
+            "the entry mine: the architecture of a: the type is 'x'",
+        ),
+        ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
+        (
+            "mine: {file: a, sha256: abc, architecture: {type: htdemucs, sources: [bass]}}",
+            "the entry mine: a: 'abc' is not a sha256",
+        ),
+        (
+            "mine: {file: a, bytes: 0.5, architecture: {type: htdemucs, sources: [bass]}}",
+            "the entry mine: a: 0.5 is not a size in bytes",
+        ),
+        ("1: {}", "expected weights by their names"),
+        ("- 1", "expected weights by their names"),
+        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
+    ):
+        (tmp_path / "trained.yaml").write_text(text, "utf-8")
+        with pytest.raises(WeightsError, match=message) as caught:
+            weights.trained(tmp_path)
+        assert str(caught.value).isprintable()
+    assert weights.trained(tmp_path / "nowhere") == {}
 
 
 def test_importing_the_package_imports_nothing_slow() -> None:

@@ -1,19 +1,36 @@
-"""Weights: what there is, where it lies, how to get it, and how to read it safely.
+"""Weights: which exist, where they are, how to get them, and how to read them safely.
 
-Conventions: a weight is one trained network, known by its name or by Meta's signature; a role is
-the place in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal.
+Conventions: a weight is one trained network, known by its name or by Meta's signature; a role is the place
+in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal.
 """
 
-from kmdx.weights.checksum import file_sha256, state_sha256
 from kmdx.weights.download import Progress
-from kmdx.weights.finding import FoundWeight, MissingWeights, find, find_all
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, check_graph, load
+from kmdx.weights.local import (
+    FoundWeight,
+    MissingWeights,
+    WeightStatus,
+    file_sha256,
+    find,
+    find_all,
+    state_sha256,
+    verify,
+)
+from kmdx.weights.onnx_unet import UnetGraph, unet
 from kmdx.weights.pulling import pull, pull_all
-from kmdx.weights.registry import DownloadSource, Weight, check_path, own, registry
-from kmdx.weights.trained import get, known, register, shipped, trained
-from kmdx.weights.unet_graph import UnetGraph, unet
-from kmdx.weights.verifying import WeightStatus, verify
+from kmdx.weights.registry import (
+    DownloadSource,
+    Weight,
+    check_path,
+    get,
+    known,
+    own,
+    register,
+    registry,
+    shipped,
+    trained,
+)
 
 __all__ = [
     "Checkpoint",

@@ -1,6 +1,6 @@
-"""One URL to one file: limited in size, time and redirects, resumed where it was cut off, checked.
+"""Downloads of one URL to one checked file, resumable and limited in size, time and redirects.
 
-A server is not trusted: it may send too much, too slowly, without end, or something else.
+A server is not trusted: it may send too much, too slowly, endlessly, or something other than the file.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from kmdx import files
-from kmdx.weights.checksum import file_sha256
 from kmdx.weights.registry import LARGEST
 
 if TYPE_CHECKING:
     from requests import Response, Session
 
 Progress = Callable[[int, "int | None"], None]
-"""Called with the bytes so far and the bytes in all, None where that is unknown."""
+"""Called with the bytes so far and the bytes in total, None if that is unknown."""
 
 T = TypeVar("T")
 
-_BLOCK = 1 << 16  # bytes that are read at once
-_PAGE = 1 << 16  # bytes of a web page that are looked at
+_BLOCK = 1 << 16  # bytes per read
+_PAGE = 1 << 16  # bytes of a web page to examine
 _HTML = re.compile(rb"\s*(<!doctype\s+html|<html|<head)", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
@@ -38,42 +37,23 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """How long and how far a download may go.
+    """Limits of a download; times are in seconds."""
 
-    Attributes
-    ----------
-    connect : float
-        Seconds to connect to a server.
-    answer : float
-        Seconds until the answer to a request begins, redirects included.
-    silence : float
-        Seconds without a byte.
-    window : float
-        Seconds of waiting over which the rate is averaged.
-    slowest : float
-        Bytes per second, on average over each window.
-    redirects : int
-    retries : int
-        How often a connection that broke is made again.
-    pause : float
-        Seconds before the first retry, doubled before each further one.
-    """
-
-    connect: float = 10
-    answer: float = 60
-    silence: float = 30
-    window: float = 60
-    slowest: float = 1000
+    connect: float = 10  # until a server accepts the connection
+    answer: float = 60  # until the response begins, including redirects
+    silence: float = 30  # without a byte
+    window: float = 60  # of waiting, over which the rate is averaged
+    slowest: float = 1000  # minimum of bytes per second, on average over each window
     redirects: int = 10
-    retries: int = 3
-    pause: float = 1
+    retries: int = 3  # new connections after a broken one
+    pause: float = 1  # before the first retry, doubled before each further one
 
 
 LIMITS = DownloadLimits()
 
 
 class Fetched(NamedTuple):
-    """A file that is ready to be moved into place, and whether its content is proven to be the weight's."""
+    """A file that is ready to be moved into place, and whether its content is verified."""
 
     path: Path
     sha256: str
@@ -85,7 +65,7 @@ class SourceError(Exception):
 
 
 class Unreachable(SourceError):
-    """A server that no connection could be made to."""
+    """A server that cannot be connected to."""
 
     def __init__(self, host: str, why: str) -> None:
         super().__init__(f"no connection to {host} ({why})")
@@ -105,15 +85,15 @@ class WebPage(SourceError):
 
 
 class _Broken(SourceError):
-    """A connection that broke; another attempt may go on from there."""
+    """A broken connection; another attempt may resume the download."""
 
 
 class _Silent(_Broken):
-    """A server that stopped sending; another attempt is worth it only if this one brought something."""
+    """A server that stopped sending; worth another attempt only if something has arrived."""
 
 
 class _Request(NamedTuple):
-    """What is asked for, and within which limits."""
+    """A request and its limits."""
 
     url: str
     headers: Mapping[str, str]
@@ -139,9 +119,9 @@ def download(
     limits: DownloadLimits | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Download a URL to a file, resuming where an earlier attempt was cut off.
+    """Download a URL to a file, resuming an earlier attempt that was interrupted.
 
-    What has arrived is kept as ``<name>.part`` next to ``path``, which appears only when it is complete.
+    An incomplete download is kept as ``<name>.part`` next to ``path``, which appears only when complete.
 
     Parameters
     ----------
@@ -149,17 +129,17 @@ def download(
     path : Path
     progress : callable
     bytes : int, optional
-        The published size; neither more nor less is accepted.
+        The published size; no other size is accepted.
     sha256 : str, optional
         The published checksum.
     largest : int
-        The most bytes to accept where no size is published.
+        The maximum number of bytes if no size is published.
     headers : mapping, optional
-        Sent with the request; ``Authorization`` never goes to another host.
+        Sent with the request; ``Authorization`` is never sent to another host.
     limits : DownloadLimits, optional
-        ``LIMITS`` if not given.
+        By default ``LIMITS``.
     clock : callable
-        The time in seconds, for the rate.
+        Returns the time in seconds, for the rate.
 
     Returns
     -------
@@ -169,7 +149,7 @@ def download(
     Raises
     ------
     SourceError
-        If the file cannot be had as published; the message is the reason, in one line.
+        If the published file cannot be downloaded; the message is the reason, in one line.
     """
     request = _Request(url, headers or {}, limits or LIMITS, bytes, largest, clock)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,11 +157,11 @@ def download(
     resumed = part.resumable(bytes, sha256)
     _check_space(part, bytes)
     _download(request, part, progress)
-    actual = file_sha256(part.file)
-    if sha256 and actual != sha256 and resumed:  # perhaps only what an earlier attempt left is wrong
+    actual = files.sha256(part.file)
+    if sha256 and actual != sha256 and resumed:  # perhaps only the part of an earlier attempt is wrong
         part.remove()
         _download(request, part, progress)
-        actual = file_sha256(part.file)
+        actual = files.sha256(part.file)
     if sha256 and actual != sha256:
         part.remove()
         raise SourceError(f"wrong content: sha256 {actual[:8]}… instead of {sha256[:8]}…")
@@ -190,12 +170,12 @@ def download(
 
 
 def head(url: str, headers: Mapping[str, str], limits: DownloadLimits | None = None) -> Mapping[str, str]:
-    """The headers of a file without the file; redirects are followed only within the host.
+    """Return the headers of a file without the file; redirects are followed only within the host.
 
     Raises
     ------
     SourceError
-        If the server does not answer, or answers with an error.
+        If the server does not respond, or responds with an error.
     """
     request = _Request(url, headers, limits or LIMITS)
     with contextlib.closing(in_time(_exchange(request, "HEAD"), request.host, request.limits)) as steps:
@@ -208,10 +188,10 @@ def head(url: str, headers: Mapping[str, str], limits: DownloadLimits | None = N
 def in_time(
     steps: Generator[T, None, None], host: str, limits: DownloadLimits | None = None
 ) -> Generator[T, None, None]:
-    """What ``steps`` yields, worked out in a thread of its own, so that no step can last forever.
+    """Yield the steps of a generator, which runs in its own thread so that no step can last forever.
 
-    The first step may take ``limits.answer`` seconds, each other ``limits.silence``. The timeouts of sockets
-    alone do not ensure that: they begin again with each byte, and looking up a name has none.
+    The first step may take ``limits.answer`` seconds, each other step ``limits.silence``. Socket timeouts
+    alone do not ensure this: they start again with each byte, and name resolution has none.
 
     Raises
     ------
@@ -230,7 +210,7 @@ def in_time(
             while wanted.get():
                 try:
                     made.put((next(steps), None))
-                except BaseException as error:  # raised where the step was wanted
+                except BaseException as error:  # raised in the thread that requested the step
                     made.put((None, error))
 
     threading.Thread(target=work, daemon=True, name=f"download from {host}").start()
@@ -253,7 +233,7 @@ def in_time(
 
 
 def _network_error(error: BaseException, host: str, limits: DownloadLimits) -> BaseException:
-    """An error of the network libraries as a :class:`SourceError`; any other as it is."""
+    """Convert errors of the network libraries to a :class:`SourceError`; return others unchanged."""
     from requests import exceptions as of_requests
     from urllib3 import exceptions as of_urllib3
 
@@ -281,13 +261,13 @@ def _network_error(error: BaseException, host: str, limits: DownloadLimits) -> B
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """A text in one line of printable characters, shortened where it is long."""
+    """Return a text as one line of at most ``most`` printable characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def check_redirect(url: str, target: str) -> None:
-    """Refuse what a redirect must not lead to: another protocol, or from https to http.
+    """Refuse redirects to other protocols than http and https, and from https to http.
 
     Raises
     ------
@@ -303,7 +283,7 @@ def check_redirect(url: str, target: str) -> None:
 
 
 class _Part:
-    """The part of a file that has arrived, and what the server said of the version it belongs to."""
+    """The part of a file that has arrived, and the version that the server stated for it."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.with_name(f"{path.name}.part")
@@ -322,14 +302,14 @@ class _Part:
             return None
 
     def resumable(self, bytes: int | None, sha256: str | None) -> bool:
-        """Whether to go on; without a checksum only where the server can say that it is the same file."""
+        """Whether to resume; without a checksum only if the server can confirm that it is the same file."""
         if self.size and self.size <= (bytes or self.size) and (sha256 or self.version):
             return True
         self.remove()
         return False
 
     def begin(self, response: Response) -> None:
-        """Begin at the first byte, of the version that is in the answer."""
+        """Start at the first byte of the version in the response."""
         self.remove()
         tag = response.headers.get("ETag", "")
         version = response.headers.get("Last-Modified", "") if tag.startswith("W/") or not tag else tag
@@ -346,13 +326,13 @@ class _Part:
 
 
 def _download(request: _Request, part: _Part, progress: Progress) -> None:
-    """Fill the part up, making a connection that broke again."""
+    """Complete the part, reconnecting after a broken connection."""
     limits = request.limits
     for retry in range(limits.retries + 1):
         before = part.size
         try:
             while not _attempt(request, part, progress):
-                part.remove()  # the server does not resume: begin at the first byte
+                part.remove()  # the server cannot resume: start at the first byte
             return
         except _Broken as error:
             if retry == limits.retries or (isinstance(error, _Silent) and part.size <= before):
@@ -361,7 +341,7 @@ def _download(request: _Request, part: _Part, progress: Progress) -> None:
 
 
 def _attempt(request: _Request, part: _Part, progress: Progress) -> bool:
-    """One request; False if the server does not resume where the part ends."""
+    """Make one request; returns False if the server does not resume at the end of the part."""
     start = part.size
     if start == request.bytes:
         return True
@@ -389,14 +369,14 @@ def _attempt(request: _Request, part: _Part, progress: Progress) -> bool:
         _write(part, itertools.chain([first], pieces), total, request, progress)
     finally:
         steps.close()
-        if response is not None:  # wakes the thread where it waits for more
+        if response is not None:  # wakes the thread if it waits for data
             with contextlib.suppress(Exception):
                 response.raw.shutdown()
     return True
 
 
 def _paced(steps: Iterator[Any], request: _Request) -> Iterator[bytes]:
-    """The pieces of a body, for as long as they come fast enough; only the time spent waiting counts."""
+    """The pieces of a body, as long as they arrive fast enough; only the time spent waiting counts."""
     limits, clock = request.limits, request.clock
     waited, came = 0.0, 0
     while True:
@@ -410,7 +390,7 @@ def _paced(steps: Iterator[Any], request: _Request) -> Iterator[bytes]:
             if came < limits.slowest * waited:
                 raise SourceError(
                     f"too slow: {request.host} sent {came:,} bytes in {waited:.0f} s; "
-                    f"the least is {limits.slowest:g} bytes per second"
+                    f"the minimum is {limits.slowest:g} bytes per second"
                 )
             waited, came = 0.0, 0
         yield piece
@@ -419,7 +399,7 @@ def _paced(steps: Iterator[Any], request: _Request) -> Iterator[bytes]:
 def _write(
     part: _Part, pieces: Iterable[bytes], total: int | None, request: _Request, progress: Progress
 ) -> None:
-    """Append a body to the part, but never more than the file may have."""
+    """Append a body to the part, up to the allowed size of the file."""
     done, most = part.size, total or request.largest
     with part.file.open("ab") as file:
         try:
@@ -430,16 +410,16 @@ def _write(
                 file.write(piece)
                 progress(done, total)
         except _Broken as error:
-            raise type(error)(f"incomplete, {_of(done, total)} bytes have come: {error}") from error
+            raise type(error)(f"incomplete, received {_of(done, total)} bytes: {error}") from error
         file.flush()
         os.fsync(file.fileno())
     if done > most:
         part.remove()
-        raise SourceError(f"{request.host} sends more than the {most:,} bytes to expect: given up")
+        raise SourceError(f"{request.host} sends more than the expected {most:,} bytes: gave up")
     if not done:
         raise SourceError(f"{request.host} sent an empty file")
     if total and done < total:
-        raise _Broken(f"incomplete, {_of(done, total)} bytes have come: {request.host} closed the connection")
+        raise _Broken(f"incomplete, received {_of(done, total)} bytes: {request.host} closed the connection")
 
 
 def _of(done: int, total: int | None) -> str:
@@ -447,7 +427,7 @@ def _of(done: int, total: int | None) -> str:
 
 
 def _exchange(request: _Request, method: str) -> Generator[Any, None, None]:
-    """Yield the answer, then its body piece by piece as it was sent, never unpacked."""
+    """Yield the response, then its body piece by piece as it was sent, without decompression."""
     import requests
 
     with requests.Session() as session, contextlib.closing(_open(session, request, method)) as response:
@@ -457,7 +437,7 @@ def _exchange(request: _Request, method: str) -> Generator[Any, None, None]:
 
 
 def _open(session: Session, request: _Request, method: str) -> Response:
-    """The answer to a request, after the redirects."""
+    """The response to a request, after redirects."""
     url, headers = request.url, dict(request.headers)
     visited = [url]
     while True:
@@ -469,7 +449,7 @@ def _open(session: Session, request: _Request, method: str) -> Response:
                 stream=True,
                 allow_redirects=False,
                 timeout=(request.limits.connect, request.limits.silence),
-                auth=lambda prepared: prepared,  # nothing out of ~/.netrc
+                auth=lambda prepared: prepared,  # nothing from ~/.netrc
             )
             target = session.get_redirect_target(response)
             if target is None:
@@ -477,13 +457,13 @@ def _open(session: Session, request: _Request, method: str) -> Response:
             target = urljoin(url, target)
             check_redirect(url, target)
             leaves = urlsplit(target).netloc != urlsplit(url).netloc
-        except ValueError as error:  # of this address or of the one that it redirects to
+        except ValueError as error:  # in this address or in the target of its redirect
             raise SourceError(
-                f"malformed address or answer of {one_line(url, 80)}: {one_line(error, 100)}"
+                f"malformed address or response of {one_line(url, 80)}: {one_line(error, 100)}"
             ) from error
         if leaves and method == "HEAD":
             return response
-        session.close()  # its cookies stay; a connection that the server may be closing is not used again
+        session.close()  # keeps cookies, but not a connection that the server may be closing
         if leaves:
             headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
         url = target
@@ -493,7 +473,7 @@ def _open(session: Session, request: _Request, method: str) -> Response:
 
 
 def _astray(visited: list[str]) -> str:
-    """What is wrong with a long chain of redirects."""
+    """The problem with a long chain of redirects."""
     places = [url.partition("?")[0] for url in visited]
     host = urlsplit(visited[0]).hostname
     if len(set(places)) < len(places):
@@ -502,7 +482,7 @@ def _astray(visited: list[str]) -> str:
 
 
 def _resumes(response: Response, start: int, bytes: int | None) -> bool:
-    """Whether an answer holds all that is missing from ``start`` on."""
+    """Whether a response contains everything from ``start`` on."""
     stated = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not stated or int(stated[1]) != start:
         return False
@@ -511,12 +491,12 @@ def _resumes(response: Response, start: int, bytes: int | None) -> bool:
 
 
 def _first_piece(response: Response, pieces: Iterator[bytes]) -> bytes:
-    """The body's first bytes, if this is the file and no web page, and not packed."""
+    """The first bytes of the body if it is neither compressed nor a web page."""
     host = urlsplit(response.url).hostname or response.url
     packed = response.headers.get("Content-Encoding", "").strip().lower()
     if packed not in ("", "identity"):
         raise SourceError(
-            f"{host} sent packed content ({one_line(packed, 20)}), not the plain bytes asked for"
+            f"{host} sent compressed content ({one_line(packed, 20)}), not the plain bytes requested"
         )
     first = next(pieces, b"")
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -529,7 +509,7 @@ def _first_piece(response: Response, pieces: Iterator[bytes]) -> bytes:
 
 
 def _total(response: Response, start: int, request: _Request) -> int | None:
-    """The size of the whole file, as published or else as announced, None if it is neither."""
+    """The published size of the whole file or else the announced one; None if neither is known."""
     host = urlsplit(response.url).hostname
     stated = response.headers.get("Content-Length", "")
     countable = stated.isdecimal() and len(stated) < 20 and "Transfer-Encoding" not in response.headers
@@ -540,7 +520,7 @@ def _total(response: Response, start: int, request: _Request) -> int | None:
         )
     if announced and not request.bytes and announced > request.largest:
         raise SourceError(
-            f"{host} has a file of {announced:,} bytes; the most to accept is {request.largest:,}"
+            f"{host} has a file of {announced:,} bytes; at most {request.largest:,} are accepted"
         )
     return request.bytes or announced
 
@@ -559,7 +539,7 @@ def _status(response: Response) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """The words of the error at the bottom, which say most."""
+    """The message of the innermost error, which is the most specific."""
     while True:
         below = [getattr(error, "reason", None), getattr(error, "original_error", None), *error.args]
         deeper = next((e for e in below if isinstance(e, BaseException)), error.__cause__)

@@ -1,4 +1,4 @@
-"""Where weight files are, and the locks that processes hold while they write there."""
+"""The models folder, where weight files are, and the locks that processes hold while they write there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import kmdx
 from kmdx import files
 from kmdx.errors import KmdxWarning, WeightsError
 
-_PATIENCE = 2  # seconds of waiting for a file that is written in an instant, before it is reported
+_PACKAGE = Path(__file__).parents[1]
+_PATIENCE = 2  # seconds to wait for a file that is written in an instant before reporting it
 
 
 class ModelsFolder(NamedTuple):
@@ -24,19 +24,19 @@ class ModelsFolder(NamedTuple):
 
 
 def models_folder(folder: Path | None = None) -> Path:
-    """The folder that holds the weight files: the given one, else the usual one; it need not exist yet."""
+    """Return the given folder of weight files, or else the usual one, which may not exist yet."""
     return folder or where().path
 
 
 def where() -> ModelsFolder:
-    """The usual models folder and the reason for it.
+    """Return the usual models folder and the reason for it.
 
     ``$KMDX_MODELS`` comes first, then ``models/`` of a checkout, then the user's cache.
 
     Raises
     ------
     WeightsError
-        If ``$KMDX_MODELS`` names a file.
+        If ``$KMDX_MODELS`` is the path of a file.
     """
     named = os.environ.get("KMDX_MODELS")
     if named:
@@ -52,16 +52,16 @@ def where() -> ModelsFolder:
 
 
 def shipped_folder() -> Path:
-    """The folder of the weights that come with the package: a checkout's ``models/mini``, or in the wheel."""
-    return (_of_checkout() or Path(kmdx.__file__).parent) / "mini"
+    """Return the folder of the weights that come with the package: ``models/mini``, or in the wheel."""
+    return (_of_checkout() or _PACKAGE) / "mini"
 
 
 @contextmanager
 def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float = 0) -> Iterator[bool]:
-    """Hold the lock of that name in a models folder, waiting for as long as another process holds it.
+    """Hold a lock in a models folder; waits for as long as another process holds it.
 
-    The lock ends with its process, however that ends. Its file stays, in ``.locks``: to remove it would
-    let two processes hold locks of one name.
+    The lock ends with its process, however that ends. Its file stays in ``.locks``: removing it could let
+    two processes hold the same lock.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float
         Must exist.
     name : str
     on_wait : callable
-        Called once if the lock was not free for ``patience`` seconds.
+        Called once if the lock is not free within ``patience`` seconds.
     patience : float
 
     Yields
     ------
     bool
-        Whether it is locked: some network file systems have no locks.
+        Whether it is locked; some network file systems have no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -97,14 +97,14 @@ def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float
         lock.release()
 
 
-@contextmanager
-def rewriting(path: Path) -> Iterator[Callable[[str], None]]:
-    """Read and replace a text file of a models folder while no other process does.
+def rewrite(path: Path, text: Callable[[], str]) -> None:
+    """Replace a text file of a models folder; no other process does the same meanwhile.
 
-    Yields
-    ------
-    callable
-        Replaces the file by a text, in one step.
+    Parameters
+    ----------
+    path : Path
+    text : callable
+        Returns the new text, which may depend on the old one.
 
     Raises
     ------
@@ -115,17 +115,15 @@ def rewriting(path: Path) -> Iterator[Callable[[str], None]]:
     def on_wait() -> None:
         warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=5)
 
-    def write(text: str) -> None:
+    with locked(path.parent, path.name, on_wait, _PATIENCE):
+        content = text()
         try:
-            files.write_text(path, text)
+            files.write_text(path, content)
         except OSError as error:
             raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
 
-    with locked(path.parent, path.name, on_wait, _PATIENCE):
-        yield write
-
 
 def _of_checkout() -> Path | None:
-    checkout = Path(kmdx.__file__).parents[1]
+    checkout = _PACKAGE.parent
     models = checkout / "models"
     return models if (checkout / "pyproject.toml").is_file() and models.is_dir() else None

@@ -1,15 +1,15 @@
-"""Weight files to tensors, safely: nothing in a file is ever run, and a class is only ever one of two.
+"""Weight files to tensors, safely: nothing in a file is ever run, and only two classes are accepted.
 
-The container is told by the file's first bytes, not by its name:
+The first bytes of a file determine its format, not its name:
 
 - torch's zip or legacy pickle: a bare state dict (``.pt``), or one under the key ``state`` (the author's
   ``.ckpt``, and Meta's ``.th`` with ``klass``, ``args``, ``kwargs`` and ``training_args`` next to it),
   ``state_dict``, ``model`` or ``model_state_dict`` (other trainers),
-- safetensors, of the hub with ``klass``, ``args`` and ``kwargs`` as JSON in the metadata,
-- ONNX graphs, which stay in their file: they are only checked here.
+- safetensors, on the hub with ``klass``, ``args`` and ``kwargs`` as JSON in the metadata,
+- ONNX graphs, which stay in their file and are only checked here.
 
-What a file declares is compared with its size before memory is taken for it. Tensors are mapped from the
-file. Numbers that are NaN or infinite are found here, where the file and the tensor can be named.
+What a file declares is compared with its size before memory is allocated for it. Tensors are mapped from
+the file. NaN and infinity are detected here, where the file and the tensor can be named.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import math
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,42 +27,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmdx import bounded
-from kmdx.errors import WeightsError, first_line, shown
-from kmdx.weights import onnx_file, onnx_trial, state_dict, torch_file
-from kmdx.weights.pickled import Call, Name, Refused
+from kmdx.errors import Refused, WeightsError, first_line, shown
+from kmdx.weights import onnx_file, torch_file
+from kmdx.weights.torch_file import Call, Name, is_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch's two formats
-_MEANT = "expected a .ckpt, .th, .pt, .safetensors or .onnx file"
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch's two formats
+_EXPECTED = "expected a .ckpt, .th, .pt, .safetensors or .onnx file"
+_WRAPPERS = ("state", "state_dict", "model_state_dict", "model")  # the first is the author's and Meta's
+_MAX_DEPTH = 4  # of wrappers in wrappers
+_MAX_TENSORS = 10_000  # the largest separation networks have about 2,000
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_FLOAT32_MAX = 3.4028234663852886e38  # networks compute in float32, whatever is stored
+_QUANTIZED = "is refused: its state is quantized (diffq); pull the full-size weights"
 _TUNED_FOR = ("drums", "bass", "other", "vocals")  # the order of training_args['weights']
 _MAX_HEADER, _MAX_METADATA = 1 << 24, 1 << 20  # bytes of a safetensors file's header and of its arguments
 _SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 # To open a graph and to run it once: seconds of a processor, and bytes of address space.
-_SECONDS, _BYTES_A_SECOND = 3, 2 * 10**7  # with the libraries, which take less than 1
+_SECONDS, _BYTES_PER_SECOND = 3, 2 * 10**7  # with the libraries, which take less than 1
 _LIBRARIES, _COPIES = 6 * 10**8, 8  # of the file
-_SLOWEST = 10**9  # multiplications a second
-_BYTES_OF_A_VALUE = 16  # float64, or float32 and as much again for a layer's own needs
+_MULTIPLICATIONS_PER_SECOND = 10**9  # at least
+_BYTES_PER_VALUE = 16  # float64, or float32 and as much again for a layer's own needs
 _GIT_LFS = re.compile(rb"version https?://(git-lfs\.github\.com|hawser\.github\.com|git-media\.io)/")
 _FRACTION = re.compile(r"(-?\d{1,18})(?:/(\d{1,18}))?")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes
     ----------
     path : Path
     state : dict of str to Tensor, optional
-        The state dict in the precision that is stored; None for ONNX.
+        The state dict in the stored precision; None for ONNX.
     klass : str, optional
-        ``htdemucs`` or ``hdemucs``, where the file says so.
+        ``htdemucs`` or ``hdemucs``, if the file states it.
     kwargs : mapping
         How the file says to build the network; a segment in seconds may be a ``Fraction``.
     tuned_for : str, optional
-        The one source that ``training_args`` say the network was tuned for.
+        The one source for which the network was tuned, according to ``training_args``.
     """
 
     path: Path
@@ -76,15 +84,15 @@ def load(path: Path | str) -> Checkpoint:
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, of another type, quantized, or a pickle that would run code; if it
-        holds NaN or infinity, declares more than it has, or is a Git LFS pointer in place of the weights.
+        If the file is missing, damaged, of another type, quantized, a pickle that would run code or a Git
+        LFS pointer; if it contains NaN or infinity, or declares more than it contains.
     """
     path = Path(path)
     start = _start(path)
     try:
         if start[8:9] == b"{":  # the header's length is before it
             return _load_safetensors(path, int.from_bytes(start[:8], "little"))
-        if start.startswith((ZIP, PICKLE)):
+        if start.startswith((_ZIP, _PICKLE)):
             return _load_torch(path)
         if path.suffix.lower() == ".onnx":
             onnx_file.read(path)
@@ -97,53 +105,53 @@ def load(path: Path | str) -> Checkpoint:
         ) from error
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise WeightsError(f"{path} is a web page, not a weight file: download the file itself")
-    raise WeightsError(f"{path} is not a weight file: {_MEANT}")
+    raise WeightsError(f"{path} is not a weight file: {_EXPECTED}")
 
 
 def check_graph(path: Path, shape: Sequence[int]) -> None:
-    """Check that an ONNX file holds a graph that ONNX Runtime can be trusted with, by running it once.
+    """Check that it is safe for ONNX Runtime to run a graph, by running it once within limits.
 
     Parameters
     ----------
     path : Path
     shape : sequence of int
-        Channels, bins and frames of the spectrogram that it takes and gives.
+        Channels, bins and frames of its input and output spectrogram.
 
     Raises
     ------
     WeightsError
         As :func:`load` does.
     ValueError
-        If its input or output has another size, it holds or computes too much, or running it fails.
+        If its input or output has another size, it needs too much memory or time, or running it fails.
     """
     if load(path).state is not None:
-        raise ValueError("it holds tensors, and an ONNX graph is needed")
+        raise ValueError("it contains tensors, and an ONNX graph is needed")
     if importlib.util.find_spec("onnxruntime") is None:
         return  # nothing will run it
-    seconds = _SECONDS + path.stat().st_size // _BYTES_A_SECOND
+    seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND
     memory = _LIBRARIES + _COPIES * path.stat().st_size
     try:
-        found = bounded.call(onnx_trial.cost, str(path), list(shape), seconds=seconds, memory=memory)
+        found = bounded.call(onnx_file.cost, str(path), list(shape), seconds=seconds, memory=memory)
         if "problem" in found:
             raise ValueError(found["problem"])
         bounded.call(
-            onnx_trial.run,
+            onnx_file.run,
             str(path),
             found["input"],
-            seconds=seconds + found["work"] // _SLOWEST,
-            memory=memory + _BYTES_OF_A_VALUE * found["held"],
+            seconds=seconds + found["work"] // _MULTIPLICATIONS_PER_SECOND,
+            memory=memory + _BYTES_PER_VALUE * found["held"],
         )
     except bounded.Failed as error:
         raise ValueError(f"its graph cannot be run: {error}") from error
 
 
 def decode_arguments(text: str) -> Any:
-    """A constructor's arguments out of the hub's JSON form, which writes a fraction as a dict.
+    """Decode a constructor's arguments from the hub's JSON, in which a fraction is a dict.
 
     Raises
     ------
     Refused
-        If the text is no JSON, nests too deeply, or has a fraction without a value.
+        If the text is not JSON, is nested too deeply, or has a fraction without a value.
     """
     try:
         return json.loads(text, object_hook=_decoded_fraction)
@@ -156,7 +164,7 @@ def decode_arguments(text: str) -> Any:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a file, unless they tell that the weights are somewhere else."""
+    """The first bytes of a file that is not empty and not a Git LFS pointer."""
     if not path.is_file():
         raise WeightsError(f"{path} is missing or no file")
     try:
@@ -182,21 +190,15 @@ def _load_torch(path: Path) -> Checkpoint:
             f"holds an object of the type {what}: expected a dict of tensors, which state_dict() gives"
         )
     state = {}
-    for name, call in state_dict.find(content).items():
+    for name, call in _find_state(content).items():
         try:
             state[name] = file.tensor(call)
         except ValueError as error:
-            raise state_dict.bad_tensor(name, str(error)) from error
-    state_dict.check(state, path.stat().st_size)
+            raise _bad_tensor(name, str(error)) from error
     klass = content.get("klass")
-    network = _class(klass) if isinstance(klass, Name) else None
-    return Checkpoint(
-        path=path,
-        state=state,
-        klass=network.__name__.lower() if network else None,
-        kwargs=_arguments(network, content.get("args", ()), content.get("kwargs", {})),
-        tuned_for=_tuned_for(content.get("training_args")),
-    )
+    klass = str(klass) if isinstance(klass, Name) else None
+    arguments = content.get("args", ()), content.get("kwargs", {})
+    return _checkpoint(path, state, klass, *arguments, _tuned_for(content.get("training_args")))
 
 
 def _load_safetensors(path: Path, header_bytes: int) -> Checkpoint:
@@ -209,34 +211,134 @@ def _load_safetensors(path: Path, header_bytes: int) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
-            if len(names) > state_dict.MAX_TENSORS:
-                raise ValueError(f"it has {len(names):,} tensors, more than {state_dict.MAX_TENSORS:,}")
+            if len(names) > _MAX_TENSORS:
+                raise ValueError(f"it has {len(names):,} tensors, more than {_MAX_TENSORS:,}")
             for name in names:
                 kind = file.get_slice(name).get_dtype()
                 if kind not in _SAFETENSORS_TYPES:
-                    raise state_dict.bad_tensor(name, f"is of the type {kind}")
+                    raise _bad_tensor(name, f"is of the type {kind}")
                 state[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(first_line(error)) from error
     if "structure" in metadata:
-        raise Refused(state_dict.QUANTIZED)
+        raise Refused(_QUANTIZED)
     if not state:
         raise Refused("holds no state dict: expected names with tensors")
-    state_dict.check(state, path.stat().st_size)
     args, kwargs = metadata.get("args", "[]"), metadata.get("kwargs", "{}")
     if len(args) + len(kwargs) > _MAX_METADATA:
         raise Refused(f"is refused: its arguments have more than {_MAX_METADATA:,} characters")
-    network = _class(metadata["klass"]) if "klass" in metadata else None
-    return Checkpoint(
-        path=path,
-        state=state,
-        klass=network.__name__.lower() if network else None,
-        kwargs=_arguments(network, decode_arguments(args), decode_arguments(kwargs)),
-    )
+    return _checkpoint(path, state, metadata.get("klass"), decode_arguments(args), decode_arguments(kwargs))
+
+
+def _checkpoint(
+    path: Path,
+    state: dict[str, Tensor],
+    klass: str | None,
+    args: Any,
+    kwargs: Any,
+    tuned_for: str | None = None,
+) -> Checkpoint:
+    """A checkpoint of checked tensors and arguments."""
+    _check_tensors(state, path.stat().st_size)
+    network = None if klass is None else _class(klass)
+    name = network.__name__.lower() if network else None
+    return Checkpoint(path, state, name, _arguments(network, args, kwargs), tuned_for)
+
+
+def _find_state(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Find the state dict in a checkpoint: all of it, or what is under a key that trainers use for it.
+
+    Anything next to it (an optimizer, a copy with averaged weights under a key such as ``ema``) is ignored.
+
+    Raises
+    ------
+    Refused
+        If there is none, or two, or it is quantized; the message names the keys that exist.
+    """
+    found = content
+    for _ in range(_MAX_DEPTH):
+        inner = {key: found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)}
+        if "__quantized" in found or any("__quantized" in value for value in inner.values()):
+            raise Refused(_QUANTIZED)
+        inner = {key: value for key, value in inner.items() if _places(value)}
+        if not inner:
+            break
+        if len(inner) > 1 and _WRAPPERS[0] not in inner:
+            raise Refused(f"holds state dicts under {' and '.join(inner)}: save it again with one of them")
+        found = next(iter(inner.values()))
+    tensors = sum(map(is_tensor, found.values()))
+    if not tensors and (places := _places(content)):
+        raise Refused(
+            f"holds its tensors under {' and '.join(map(shown, places[:3]))}: expected them at the top, or "
+            f"under {', '.join(_WRAPPERS)}; save that part alone, or rename its key"
+        )
+    for name, value in found.items():
+        if not (isinstance(name, str) and is_tensor(value)):
+            raise Refused(f"holds no state dict: {shown(str(name))} is of the type {_kind(value)}")
+    if not tensors:
+        raise Refused("holds no state dict: expected names with tensors")
+    if tensors > _MAX_TENSORS:
+        raise ValueError(f"it has {tensors:,} tensors, more than {_MAX_TENSORS:,}")
+    return dict(found)
+
+
+def _check_tensors(state: Mapping[str, Tensor], file_bytes: int) -> None:
+    """Check that tensors are not larger than their file, and that they contain numbers.
+
+    Raises
+    ------
+    ValueError
+        If the file is too small for them. Twice its size is allowed: a tensor may have two names.
+    Refused
+        If a tensor is complex or of a rare type, or contains NaN, infinity or more than float32 can hold.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if size > 2 * file_bytes:
+        raise ValueError(f"its tensors declare {size:,} bytes, and the file has {file_bytes:,}")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            continue  # a counter, perhaps
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _FLOATS:
+            raise _bad_tensor(name, f"is of the type {kind}, not one of {', '.join(_FLOATS)}")
+        if tensor.numel():
+            ends = [abs(float(end)) for end in tensor.aminmax()]  # NaN, where one of the values is NaN
+            if not all(math.isfinite(end) and end <= _FLOAT32_MAX for end in ends):
+                raise _bad_tensor(name, "holds NaN or infinity")
+
+
+def _bad_tensor(name: str, reason: str) -> Refused:
+    """The error for a tensor that cannot belong to a network."""
+    return Refused(f"is refused: its tensor {shown(name)} {reason}; export the weights again, or pull them")
+
+
+def _kind(value: Any) -> str:
+    return shown(value.name) if isinstance(value, Call) else type(value).__name__
+
+
+def _places(content: Mapping[Any, Any]) -> list[str]:
+    """The dotted paths of all dicts in a checkpoint that contain tensors, the largest first."""
+    found: dict[str, int] = {}
+    waiting: deque[tuple[str, Mapping[Any, Any]]] = deque([("", content)])
+    seen: set[int] = set()
+    while waiting:
+        path, part = waiting.popleft()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if tensors := sum(map(is_tensor, part.values())):
+            found[path] = tensors
+        else:
+            waiting += [
+                (f"{path}.{key}" if path else str(key), inner)
+                for key, inner in part.items()
+                if isinstance(inner, dict)
+            ]
+    return sorted(found, key=lambda path: -found[path])
 
 
 def _class(name: str) -> type:
-    """The class of that dotted name; never imported by name, only compared with the two there are."""
+    """The class with that dotted name, which is compared with the two accepted ones and never imported."""
     from demucs.hdemucs import HDemucs
     from demucs.htdemucs import HTDemucs
 
@@ -247,7 +349,7 @@ def _class(name: str) -> type:
 
 
 def _arguments(klass: type | None, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of the network's constructor, the positional ones by their names."""
+    """The arguments of the network's constructor, all by name."""
     if klass is None:
         return dict(kwargs) if isinstance(kwargs, dict) else {}
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
@@ -260,7 +362,7 @@ def _arguments(klass: type | None, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _fraction(call: Call) -> Fraction:
-    """The fraction that a pickle has as two numbers or as text."""
+    """The fraction that a pickle stores as two numbers or as text."""
     match call.name, call.arguments:
         case "fractions.Fraction", (int(numerator), int(denominator)) if denominator:
             return Fraction(numerator, denominator)

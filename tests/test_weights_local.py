@@ -1,4 +1,4 @@
-"""The models folder, which file plays which role, and what verify says of it."""
+"""Which file is which weight, and what verify says about it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 
 from kmdx import weights
 from kmdx.errors import KmdxWarning, WeightsError
-from kmdx.weights import Weight, finding, verifying
+from kmdx.weights import Weight, local
 from kmdx.weights import registry as real_registry
-from kmdx.weights.folder import where
-from kmdx.weights.pulled_files import PulledFile, add_record, records
+from kmdx.weights.local import PulledFile, add_record, records
 from kmdx.weights.registry import HttpSource, HubSource
 
 STATE = {"linear.weight": torch.arange(6.0).reshape(2, 3)}
@@ -56,46 +55,12 @@ def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) 
     for source, content in contents.items():
         name = f"htdemucs_ft_{source}"
         small[name] = published(small[name], content)
-    for module in (finding, verifying):
-        monkeypatch.setattr(module, "registry", lambda: small)
-    finding._warn_of_names.cache_clear()
+    monkeypatch.setattr(local, "registry", lambda: small)
+    local._warn_of_names.cache_clear()
     return small
 
 
-# ---- the folder
-
-
-def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "mine"))
-    assert where() == (tmp_path / "mine", "KMDX_MODELS names it")
-    assert weights.models_folder() == tmp_path / "mine"
-    assert weights.models_folder(tmp_path) == tmp_path
-
-
-def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="is no folder"):
-        where()
-
-
-def test_a_checkout_comes_before_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kmdx
-
-    monkeypatch.delenv("KMDX_MODELS", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kmdx, "__file__", str(tmp_path / "kmdx" / "__init__.py"))
-    assert "cache" in where().reason
-    assert where().path.parts[-2:] == ("kmdx", "models")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "pyproject.toml").touch()
-    assert where() == (tmp_path / "models", "it belongs to this checkout")
-
-
-# ---- which file
-
-
-def test_the_authors_layout_is_recognised_and_warned_of_once(folder: Path, small_registry: dict) -> None:
+def test_the_authors_layout_is_recognized_with_one_warning(folder: Path, small_registry: dict) -> None:
     for name, weight in small_registry.items():
         if weight.author_file:
             (folder / weight.author_file).write_bytes(name.encode())
@@ -146,7 +111,7 @@ def test_a_name_after_the_signature_beats_the_submissions_names(
     assert (found.path.name, found.known, found.how) == (name, False, "signature")
 
 
-def test_a_name_with_a_checksum_must_be_true(
+def test_a_checksum_in_a_name_must_be_true(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     weight = small_registry["htdemucs_ft_bass"]
@@ -218,7 +183,7 @@ def test_a_weight_without_a_checksum_is_found_by_the_name_that_it_is_pulled_to(f
         weights.find(dataclasses.replace(weight, sources=()), folder)
 
 
-def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:
+def test_a_users_own_weight_is_the_file_that_it_names(tmp_path: Path) -> None:
     weight = weights.own(tmp_path / "mine.pt", {"type": "htdemucs", "sources": ["bass"]})
     with pytest.raises(weights.MissingWeights, match=r"mine\.pt is missing"):
         weights.find(weight, tmp_path / "models")
@@ -226,9 +191,6 @@ def test_a_weight_of_ones_own_is_the_file_that_it_names(tmp_path: Path) -> None:
     assert weights.find(weight, tmp_path / "models").path == tmp_path / "mine.pt"
     (status,) = weights.verify(tmp_path / "models", [weight])
     assert status.ok
-
-
-# ---- verify
 
 
 def status_of(name: str, folder: Path, small_registry: dict) -> weights.WeightStatus:
@@ -243,7 +205,7 @@ def test_verify_has_a_row_for_each_weight(folder: Path, small_registry: dict) ->
     assert all("kmdx models pull" in row.message for row in rows)
 
 
-def test_verify_tells_known_unknown_and_damaged(
+def test_verify_distinguishes_known_unknown_and_damaged(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     (folder / "demucs_other.ckpt").write_bytes(contents["bass"])
@@ -291,7 +253,42 @@ def test_verify_compares_a_pulled_file_without_published_checksum_with_its_recor
     assert "not what was pulled on 2024-01-02" in row.message
 
 
-def test_a_pulled_and_proven_file_is_known_under_any_name(folder: Path, small_registry: dict) -> None:
+def test_verify_compares_a_trained_file_with_the_checksum_that_was_recorded(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "mine.pt")
+    architecture = {"type": "htdemucs", "sources": ["bass"]}
+    weights.register(tmp_path, "mine", title="", file="mine.pt", architecture=architecture, trained="today")
+    weight = weights.trained(tmp_path)["mine"]
+    assert weight.bytes == (tmp_path / "mine.pt").stat().st_size
+    (row,) = weights.verify(tmp_path, [weight])
+    assert (row.ok, row.message) == (True, "intact, verified by its sha256 in trained.yaml")
+    content = (tmp_path / "mine.pt").read_bytes()
+    (tmp_path / "mine.pt").write_bytes(content[:-1] + b"?")
+    (row,) = weights.verify(tmp_path, [weight])
+    assert not row.ok
+    assert row.message.startswith("damaged: its sha256 is not the one in trained.yaml")
+    with pytest.raises(
+        WeightsError, match=r"mine\.pt is damaged: its sha256 is not the one in trained\.yaml"
+    ):
+        weights.find(weight, tmp_path)
+
+
+def test_a_trained_file_without_a_recorded_checksum_is_read(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "mine.pt")
+    (tmp_path / "trained.yaml").write_text(
+        "mine: {title: Mine, file: mine.pt, trained: '2026-01-01', architecture: {type: htdemucs, sources: [bass]}}"
+    )
+    weight = weights.trained(tmp_path)["mine"]
+    (row,) = weights.verify(tmp_path, [weight])
+    assert (row.ok, row.message) == (True, "unknown content, readable; role by plan")
+    assert weights.find(weight, tmp_path).path == tmp_path / "mine.pt"
+
+
+def test_the_weights_that_come_with_the_package_are_verified() -> None:
+    rows = weights.verify(None, weights.shipped().values())
+    assert {row.message for row in rows} == {"intact, verified by its sha256 in trained.yaml"}
+
+
+def test_a_pulled_and_verified_file_is_known_under_any_name(folder: Path, small_registry: dict) -> None:
     content = b"of the hub"
     record = PulledFile(
         "hdemucs_mmi", hashlib.sha256(content).hexdigest(), len(content), "hub", "2024-01-02", True

@@ -1,17 +1,17 @@
-"""A TFC-TDF U-Net with batch normalisation back out of its exported ONNX graph.
+"""A TFC-TDF U-Net with batch normalization, reconstructed from its exported ONNX graph.
 
-The graph's names say nothing: the published training code calls its modules otherwise, and the
-exporter generates names for what it folds. So the graph is followed along its wires, from its input
-to its output, and each node must be the one that the U-Net has there (operation, inputs, attributes,
-sizes of its constants); no node may be left over. What is then found is the network:
+The names in a graph do not identify modules: the published training code uses other names, and the exporter
+generates names for folded constants. So the graph is followed from its input to its output. Each node must be
+the one that the U-Net has at that point (operation, inputs, attributes, shapes of constants), and no node may
+be left over. The parameters found on the way are those of the network:
 
-- ``Conv``: the norm behind it is mostly folded into it, and then that norm changes nothing here;
-- ``ConvTranspose``: as it is, with the norm behind it;
-- ``MatMul``: the transpose of a linear layer's weight, with the norm behind it;
-- ``BatchNormalization``: as it is; an epsilon other than torch's goes into the variance.
+- ``Conv``: usually with the next norm folded into it; that norm then becomes an identity;
+- ``ConvTranspose``: unchanged, followed by its norm;
+- ``MatMul``: the transposed weight of a linear layer, followed by its norm;
+- ``BatchNormalization``: unchanged; an epsilon other than torch's is added to the variance.
 
-The two 1×1 convolutions may come before or after time and frequency swap places: they commute. Nodes
-that pass on what they are given (``Identity``, and ``Cast`` of float32 to float32) count for nothing.
+The two 1×1 convolutions commute with the transposition of time and frequency and may come before or after it.
+Nodes that change nothing (``Identity``, and ``Cast`` from float32 to float32) are ignored.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from kmdx.errors import WeightsError
+from kmdx.weights import onnx_file
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -31,27 +32,26 @@ if TYPE_CHECKING:
 
 _SPECTRUM_CHANNELS = 4  # real and imaginary part of left and right
 _EPSILON = 1e-5  # of torch's batch norms
-_OLDEST_OPSET = 9  # since then the operations used here mean the same
-_STANDARD_DOMAINS = ("", "ai.onnx")
+_OLDEST_OPSET = 9  # the operations used here have not changed since
 _WINDOW = {"auto_pad": b"NOTSET", "dilations": [1, 1], "group": 1, "pads": [0, 0, 0, 0], "strides": [1, 1]}
-_DEFAULTS: dict[str, dict[str, Any]] = {  # attributes that a node need not spell out
+_DEFAULTS: dict[str, dict[str, Any]] = {  # attributes that a node may omit
     "Conv": _WINDOW,
     "ConvTranspose": {**_WINDOW, "output_padding": [0, 0]},
     "BatchNormalization": {"training_mode": 0},
 }
-_FREE = ("epsilon", "momentum")  # the first is accounted for, the second is for training only
+_FREE = ("epsilon", "momentum")  # the first is handled separately, the second is only for training
 
 
 @dataclass(frozen=True)
 class UnetGraph:
-    """What the graph of a U-Net holds.
+    """The content of a U-Net's graph.
 
     Attributes
     ----------
     bins, frames : int
-        Size of the spectrogram that it takes and gives, ``(batch, 4, bins, frames)``.
+        Size of its input and output spectrogram, ``(batch, 4, bins, frames)``.
     sizes : dict
-        Sizes of the network: the arguments of ``TfcTdfConfig`` beside the spectrogram.
+        Sizes of the network: the arguments of ``TfcTdfConfig`` other than the spectrogram.
     state : dict of str to Tensor
         The state dict of that ``TfcTdf``, in float32.
     """
@@ -63,20 +63,20 @@ class UnetGraph:
 
 
 def unet(source: Path | str | ModelProto, spectrum: tuple[int, int] | None = None) -> UnetGraph:
-    """Read the TFC-TDF U-Net out of an ONNX file, or out of a graph that is already read.
+    """Read a TFC-TDF U-Net from an ONNX file or a parsed graph.
 
     Parameters
     ----------
     source : Path, str or ModelProto
     spectrum : tuple of int, optional
-        Bins and frames it will be run with, where the graph leaves them free.
+        Bins and frames that it will be run with, if the graph leaves them open.
 
     Raises
     ------
     WeightsError
-        If the graph is not exactly such a U-Net with batch normalisation and float32 weights.
+        If the graph is not exactly such a U-Net with batch normalization and float32 weights.
     """
-    model = _read(Path(source)) if isinstance(source, str | Path) else source
+    model = _parsed(Path(source)) if isinstance(source, str | Path) else source
     walk = _Walk(model, spectrum)
     sizes = _sizes(walk)
     _follow(walk, sizes["layers"] // 2, sizes["convolutions"], sizes["growth"], sizes["bottleneck"])
@@ -84,7 +84,7 @@ def unet(source: Path | str | ModelProto, spectrum: tuple[int, int] | None = Non
 
 
 def _sizes(walk: _Walk) -> dict[str, Any]:
-    """What the sizes must be, if it is a U-Net: counted, and out of the first weights."""
+    """The sizes that a U-Net with these nodes and first weights must have."""
     bins, frames = walk.spectrum
     levels = walk.count("ConvTranspose")
     layers = 2 * levels + 1
@@ -106,7 +106,7 @@ def _sizes(walk: _Walk) -> dict[str, Any]:
 
 
 def _follow(walk: _Walk, levels: int, convolutions: int, growth: int, bottleneck: int) -> None:
-    """Go all the way through the graph, in the steps of ``TfcTdf.unet``."""
+    """Follow the whole graph in the steps of ``TfcTdf.unet``."""
     channels = [growth * (level + 1) for level in range(levels + 1)]
     bins = [walk.spectrum[0] >> level for level in range(levels + 1)]
 
@@ -141,7 +141,7 @@ def _follow(walk: _Walk, levels: int, convolutions: int, growth: int, bottleneck
 
 
 class _Found(NamedTuple):
-    """A node that is as it must be: the tensor it gives, and what it is beside the tensors it hears."""
+    """A node that meets the expectations: its output tensor, its constants and its attributes."""
 
     output: str
     constants: list[ndarray]
@@ -149,10 +149,10 @@ class _Found(NamedTuple):
 
 
 class _Walk:
-    """Follows a graph from its input, one node after the other, and keeps the parameters it meets.
+    """Follows a graph from its input, node by node, and collects the parameters on the way.
 
-    Every step takes the name of a tensor, demands the node that hears it, and returns the name of
-    the tensor that this node gives.
+    Every step takes the name of a tensor, checks the node that has it as input, and returns the name of that
+    node's output tensor.
     """
 
     def __init__(self, model: ModelProto, spectrum: tuple[int, int] | None) -> None:
@@ -167,8 +167,7 @@ class _Walk:
         for node in self.nodes:
             for given in self._inputs(node):
                 self.users[given].append(node)
-        stored = {tensor.name for tensor in graph.initializer}  # older files list them as inputs, too
-        inputs = [given for given in graph.input if given.name not in stored]
+        inputs = onnx_file.inputs(graph)
         if len(inputs) != 1 or len(graph.output) != 1:
             _refuse(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one each")
         self.input = inputs[0].name
@@ -177,11 +176,11 @@ class _Walk:
         self.state: dict[str, Tensor] = {}
 
     def count(self, operation: str) -> int:
-        """How many nodes do this."""
+        """Number of nodes with this operation."""
         return sum(node.op_type == operation for node in self.nodes)
 
     def weight_shape(self, operation: str) -> tuple[int, ...]:
-        """Shape of the weight of the first node that does this."""
+        """Shape of the weight of the first node with this operation."""
         for node in self.nodes:
             if node.op_type == operation:
                 weight = self.constants.get(self._inputs(node)[1]) if len(node.input) > 1 else None
@@ -191,21 +190,21 @@ class _Walk:
         _refuse(f"it has no {operation}")
 
     def goes_into(self, tensor: str, operation: str) -> bool:
-        """Whether a tensor goes into such a node and nowhere else."""
+        """Whether a tensor goes into one node with this operation and nowhere else."""
         return [node.op_type for node in self.users[tensor]] == [operation]
 
     def swap(self, tensor: str) -> str:
-        """Time and frequency swap places."""
+        """Transpose time and frequency."""
         return self._take("Transpose", [tensor], perm=[0, 1, 3, 2]).output
 
     def join(self, operation: str, *tensors: str) -> str:
-        """Two tensors become one."""
+        """Combine two tensors."""
         return self._take(operation, tensors).output
 
     def convolution(
         self, module: str, tensor: str, shape: tuple[int, ...], operation: str = "Conv", **attributes: Any
     ) -> str:
-        """A convolution with its norm, unless that is folded into it, and ReLU."""
+        """A convolution, its norm (unless that is folded into it) and ReLU."""
         channels = _channels(operation, shape)
         tensor = self.plain_convolution(f"{module}.0", tensor, shape, operation, **attributes)
         if self.goes_into(tensor, "Relu"):
@@ -217,7 +216,7 @@ class _Walk:
     def plain_convolution(
         self, module: str, tensor: str, shape: tuple[int, ...], operation: str = "Conv", **attributes: Any
     ) -> str:
-        """A convolution with a bias, and nothing behind it."""
+        """A convolution with a bias, without norm and activation."""
         shapes = [shape, (_channels(operation, shape),)]
         found = self._take(operation, [tensor], shapes, kernel_shape=list(shape[2:]), **attributes)
         weight, bias = found.constants
@@ -225,14 +224,14 @@ class _Walk:
         return found.output
 
     def linear(self, module: str, number: int, tensor: str, shape: tuple[int, ...], channels: int) -> str:
-        """A linear layer along frequency, which is this child of its module, its norm and ReLU."""
+        """A linear layer along frequency, the child ``number`` of its module, its norm and ReLU."""
         found = self._take("MatMul", [tensor], [shape])
         self._keep(f"{module}.{number}", weight=found.constants[0].T)
         tensor = self._norm(f"{module}.{number + 1}", found.output, channels)
         return self._take("Relu", [tensor]).output
 
     def end(self, tensor: str) -> None:
-        """The graph gives this tensor, and nothing of it is left."""
+        """Check that this tensor is the graph's output, and that no node is left over."""
         if tensor != self.output or self.users[tensor]:
             _refuse(f"its output is {self.output}, not {tensor}")
         if self.left:
@@ -244,7 +243,7 @@ class _Walk:
 
         found = self._take("BatchNormalization", [tensor], [(channels,)] * 4)
         weight, bias, mean, variance = found.constants
-        usual = float(np.float32(_EPSILON))  # as an attribute, which is a float32
+        usual = float(np.float32(_EPSILON))  # attributes are float32
         excess = found.attributes.get("epsilon", usual) - usual
         if excess:
             variance = (variance.astype(np.float64) + excess).astype(np.float32)
@@ -254,25 +253,17 @@ class _Walk:
         return found.output
 
     def _keep_identity(self, module: str, channels: int) -> None:
-        """Keep a norm that changes nothing."""
+        """Add a norm that changes nothing."""
         import numpy as np
 
         ones, zeros = np.ones(channels, np.float32), np.zeros(channels, np.float32)
         self._keep_norm(module, ones, zeros, zeros, ones - np.float32(_EPSILON))
 
-    def _keep_norm(
-        self, module: str, weight: ndarray, bias: ndarray, mean: ndarray, variance: ndarray
-    ) -> None:
+    def _keep_norm(self, module: str, *values: ndarray) -> None:
         import numpy as np
 
-        self._keep(
-            module,
-            weight=weight,
-            bias=bias,
-            running_mean=mean,
-            running_var=variance,
-            num_batches_tracked=np.array(0),
-        )
+        parameters = dict(zip(("weight", "bias", "running_mean", "running_var"), values, strict=True))
+        self._keep(module, **parameters, num_batches_tracked=np.array(0))
 
     def _keep(self, module: str, **parameters: ndarray) -> None:
         import numpy as np
@@ -290,19 +281,19 @@ class _Walk:
         shapes: Sequence[tuple[int, ...]] = (),
         **attributes: Any,
     ) -> _Found:
-        """The one node that does this to these tensors, with constants of these shapes."""
-        found = [node for node in self.users[tensors[0]] if node.op_type == operation]
-        if len(found) != 1:
+        """The only node with this operation on these tensors and constants of these shapes."""
+        candidates = [node for node in self.users[tensors[0]] if node.op_type == operation]
+        if len(candidates) != 1:
             others = ", ".join(node.op_type for node in self.users[tensors[0]]) or "nothing"
             _refuse(f"{tensors[0]} goes into {others}, not into one {operation}")
-        node = found[0]
+        node = candidates[0]
         inputs = self._inputs(node)
-        heard, constants = inputs[: len(tensors)], inputs[len(tensors) :]
-        if sorted(heard) != sorted(tensors):  # a sum and a product may have them either way round
-            _refuse(f"{node.output[0]} is of {' and '.join(heard)}, not of {' and '.join(tensors)}")
-        given = [self.constants[name].shape if name in self.constants else None for name in constants]
-        if given != list(shapes):
-            _refuse(f"{node.output[0]} needs float32 constants of the shapes {list(shapes)}, and has {given}")
+        given, constants = inputs[: len(tensors)], inputs[len(tensors) :]
+        if sorted(given) != sorted(tensors):  # the operands of a sum or product may be in any order
+            _refuse(f"{node.output[0]} is of {' and '.join(given)}, not of {' and '.join(tensors)}")
+        found = [self.constants[name].shape if name in self.constants else None for name in constants]
+        if found != list(shapes):
+            _refuse(f"{node.output[0]} needs float32 constants of the shapes {list(shapes)}, and has {found}")
         defaults = _DEFAULTS.get(operation, {})
         if "kernel_shape" in attributes:
             defaults = {**defaults, "kernel_shape": attributes["kernel_shape"]}
@@ -319,7 +310,7 @@ class _Walk:
 
 
 def _channels(operation: str, shape: tuple[int, ...]) -> int:
-    """How many channels come out of a convolution whose weight has this shape."""
+    """Number of output channels of a convolution whose weight has this shape."""
     return shape[1] if operation == "ConvTranspose" else shape[0]
 
 
@@ -332,38 +323,34 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
         _refuse(f"the operator {node.op_type} has an attribute of unknown type")
 
 
-def _read(path: Path) -> ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+def _parsed(path: Path) -> ModelProto:
     try:
-        return onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
+        return onnx_file.parse(path)
+    except (ValueError, OSError) as error:
         raise WeightsError(f"{path} cannot be read as an ONNX graph: it is damaged or missing") from error
 
 
 def _check_standard(model: ModelProto) -> None:
-    """Nodes mean what the standard says, and every tensor has one origin."""
+    """Check that all nodes are standard ONNX, and that every tensor has one origin."""
     graph = model.graph
-    versions = [opset.version for opset in model.opset_import if opset.domain in _STANDARD_DOMAINS]
+    versions = [opset.version for opset in model.opset_import if opset.domain in onnx_file.STANDARD_DOMAINS]
     if len(versions) != 1 or versions[0] < _OLDEST_OPSET:
         _refuse(f"it is of opset {', '.join(map(str, versions)) or 'unknown'}, not {_OLDEST_OPSET} or later")
     if len(model.functions):
         _refuse("it has functions of its own")
     for node in graph.node:
-        if node.domain not in _STANDARD_DOMAINS:
+        if node.domain not in onnx_file.STANDARD_DOMAINS:
             _refuse(f"{node.op_type} is an operation of {node.domain}")
         if len(node.output) != 1:
             _refuse(f"{node.op_type} gives {len(node.output)} tensors, not one")
-    stored = [tensor.name for tensor in graph.initializer]
-    inputs = {given.name for given in graph.input} - set(stored)
-    origins = [*stored, *inputs, *(node.output[0] for node in graph.node)]
+    tensors = (*graph.initializer, *onnx_file.inputs(graph))
+    origins = [*(tensor.name for tensor in tensors), *(node.output[0] for node in graph.node)]
     if len(set(origins)) != len(origins):
         _refuse("two of its tensors have the same name")
 
 
 def _origins(graph: GraphProto) -> dict[str, str]:
-    """What each tensor is that a node only passes on, where that tensor is float32 (others are refused)."""
+    """The original of each tensor that a node only passes on, for float32 (other types are refused)."""
     from onnx import TensorProto
 
     origins: dict[str, str] = {}
@@ -376,7 +363,7 @@ def _origins(graph: GraphProto) -> dict[str, str]:
 
 
 def _constants(graph: GraphProto, origins: Mapping[str, str]) -> dict[str, ndarray]:
-    """The float32 tensors that hang on no input; an exporter that folds nothing transposes weights."""
+    """The float32 tensors that do not depend on the input, including weights transposed in the graph."""
     constants = {tensor.name: _array(tensor) for tensor in graph.initializer if _is_plain(tensor)}
     for node in graph.node:
         attributes = _attributes(node)
@@ -391,7 +378,7 @@ def _constants(graph: GraphProto, origins: Mapping[str, str]) -> dict[str, ndarr
 
 
 def _is_plain(tensor: TensorProto) -> bool:
-    """Whether a tensor is float32 and lies in this file."""
+    """Whether a tensor is float32 and stored in this file."""
     from onnx import TensorProto
 
     return tensor.data_type == TensorProto.FLOAT and tensor.data_location != TensorProto.EXTERNAL
@@ -403,13 +390,13 @@ def _array(tensor: TensorProto) -> ndarray:
     try:
         return numpy_helper.to_array(tensor)
     except ValueError:
-        _refuse(f"{tensor.name} has not as many values as its shape {list(tensor.dims)} says")
+        _refuse(f"{tensor.name} has more or fewer values than its shape {list(tensor.dims)}")
 
 
 def _spectrum(input_type: Any, free: tuple[int, int] | None) -> tuple[int, int]:
-    """Bins and frames of the input, ``(batch, 4, bins, frames)``; the batch may be of any size.
+    """Bins and frames of the input, ``(batch, 4, bins, frames)``; the batch may have any size.
 
-    Where axes behind it may be, too, they are what the network will be run with.
+    Other open axes get the sizes that the network will be run with.
     """
     from onnx import TensorProto
 
@@ -427,4 +414,4 @@ def _spectrum(input_type: Any, free: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise WeightsError(f"the ONNX graph is not a TFC-TDF U-Net with batch normalisation: {reason}")
+    raise WeightsError(f"the ONNX graph is not a TFC-TDF U-Net with batch normalization: {reason}")
