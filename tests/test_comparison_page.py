@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_cases
+from report_cases import Text
 from sisec2018 import VOCALS
 from test_compare import of_values, record, sisec, system
-from test_report import Text, browser  # noqa: F401
 
 from evaluator import comparison_page, published
 from evaluator.comparison import Comparison, compare
 from evaluator.systems import System
+
+browser = report_cases.browser
 
 NASTY = "<b>R&D</b> \"quoted\" </script><script>document.title='owned'</script> #1 100%"
 
@@ -78,7 +81,7 @@ def test_published_results_alone_make_a_page() -> None:
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Any]:  # noqa: F811
+def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """The page of three systems, watched: it must not complain and must not ask for anything elsewhere."""
     path = comparison_page.write(three(), tmp_path / "compare.html")
     page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -133,7 +136,7 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_table_that_scrolls_says_so(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_table_that_scrolls_says_so(browser: Any, tmp_path: Path) -> None:
     stems = dict.fromkeys(("bass", "drums", "guitar", "other", "piano", "vocals"), 1.0)
     path = comparison_page.write(
         compare([system("a", record("x", stems)), system("b", record("x", stems))]), tmp_path / "page.html"
@@ -146,7 +149,7 @@ def test_a_table_that_scrolls_says_so(browser: Any, tmp_path: Path) -> None:  # 
     page.close()
 
 
-def test_many_songs_are_drawn(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_many_songs_are_drawn(browser: Any, tmp_path: Path) -> None:
     found = compare([of_values("a", range(300)), of_values("b", [value + 0.1 for value in range(300)])])
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(comparison_page.write(found, tmp_path / "page.html").as_uri())

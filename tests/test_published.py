@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_cases import Text, fake_results, fake_song
 from sisec2018 import VOCALS
-from test_report import Text, fake_results, fake_song
 
 from evaluator import published, report
 from evaluator.metrics import METRICS

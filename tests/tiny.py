@@ -73,27 +73,31 @@ def export(network: TfcTdf, path: Path, dynamic: bool = True) -> None:
     network.forward = waveform_forward
 
 
+def save(network: torch.nn.Module, path: Path, architecture: dict[str, Any]) -> dict[str, Any]:
+    """Write a network as its author would, ``path`` with the ending of its kind; return a plan's ``weights``."""
+    path = path.with_suffix({"onnx": ".onnx", "tfc_tdf": ".pt"}.get(architecture["type"], ".ckpt"))
+    if path.suffix == ".onnx":
+        export(network, path)
+    else:
+        torch.save(author_state(network) if path.suffix == ".pt" else {"state": network.state_dict()}, path)
+    return {"file": path.name, "architecture": architecture}
+
+
 def write_leaderboard(folder: Path) -> Path:
     """Write ten small networks and a plan with leaderboard C's graph over them; return the plan's path."""
     plan = yaml.safe_load(LEADERBOARD_C.read_text("utf-8"))
     groups = {"mdx_drums": 2, "mdx_other": 2, "mdx_bass": 4}
     for seed, (name, network) in enumerate(plan["networks"].items()):
-        if name == "mdx_vocals":
-            export(unet("vocals", None, seed), folder / "vocals.onnx")
-            weights = {
-                "file": "vocals.onnx",
-                "architecture": {"type": "onnx", "sources": ["vocals"], **TRANSFORM},
-            }
-        elif name in groups:
+        if name.startswith("mdx_"):
             source = name.removeprefix("mdx_")
-            torch.save(author_state(unet(source, groups[name], seed)), folder / f"{source}.pt")
-            architecture = {**UNET, "sources": [source], "norm_groups": groups[name]}
-            weights = {"file": f"{source}.pt", "architecture": architecture}
+            made: torch.nn.Module = unet(source, groups.get(name), seed)
+            architecture = {**UNET, "sources": [source], "norm_groups": groups.get(name)}
+            if name == "mdx_vocals":
+                architecture = {"type": "onnx", "sources": ["vocals"], **TRANSFORM}
         else:
             architecture = {"mmi": HDEMUCS, "extra": HYBRID_OLD}.get(name, HTDEMUCS)
-            torch.save({"state": demucs(architecture, seed).state_dict()}, folder / f"{name}.ckpt")
-            weights = {"file": f"{name}.ckpt", "architecture": architecture}
-        network["weights"] = weights
+            made = demucs(architecture, seed)
+        network["weights"] = save(made, folder / name.removeprefix("mdx_"), architecture)
         if "trim_and_join" in network:
             network["trim_and_join"] = {"chunk": CHUNK, "trim": network["trim_and_join"]["trim"] // 16}
         else:

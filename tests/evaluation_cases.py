@@ -1,0 +1,89 @@
+"""Three short songs, and the evaluator's command run on them in the tests' process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import submissions
+from conftest import noise
+
+from evaluator import command
+
+ROOT = Path(__file__).parents[1]
+STEMS = ("bass", "drums", "other", "vocals")
+NAMES = ("A – één", "b & <b>", "c")
+
+
+class Result(NamedTuple):
+    """What a run of the command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three songs of a second in MUSDB18-HQ's layout, the second with a silent stem."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(NAMES):
+        song = folder / "test" / name
+        song.mkdir(parents=True)
+        stems = {stem: noise(44_100 + 100 * seed, seed=10 * seed + index) for index, stem in enumerate(STEMS)}
+        if seed == 1:
+            stems["bass"][:] = 0
+        stems = {stem: np.round(samples * 32767) / 32768 for stem, samples in stems.items()}
+        for stem, samples in {**stems, "mixture": sum(stems.values())}.items():
+            soundfile.write(song / f"{stem}.wav", samples, 44100)
+    return folder
+
+
+@pytest.fixture
+def evaluate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> Callable[..., Result]:
+    """Run the command in this process into ``tmp_path / "run"``, with a submission that does one thing."""
+
+    def evaluate(
+        *options: object, what: str = "works", output: Path = tmp_path / "run", data: Path = data
+    ) -> Result:
+        folder = tmp_path / what
+        if not folder.exists():
+            submissions.write(folder, what)
+        arguments = [data, "-o", output, "--submission", folder, "--time-limit-factor", 60, *options]
+        monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *map(str, arguments)])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(code, captured.out, captured.err)
+
+    return evaluate
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text("utf-8"))
+
+
+def scores(run: Path) -> list[dict[str, Any]]:
+    """Songs' records without what differs from run to run: times and peaks."""
+    keys = (
+        "song",
+        "status",
+        "reason",
+        "scores",
+        "means",
+        "frames",
+        "envelopes",
+    )
+    return [{key: record.get(key) for key in keys} for record in results(run)["songs"]]
