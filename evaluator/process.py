@@ -534,6 +534,8 @@ class _Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE / 2)
         deadline = time.monotonic() + PATIENCE
+        if not self.contained and sandbox.LINUX:
+            sandbox.end_children(self._is_not_its, PATIENCE)
         while time.monotonic() < deadline:
             alive = [process for process in self.all() if not self._reap(process)]
             if not alive:
@@ -552,6 +554,12 @@ class _Running:
                 with contextlib.suppress(*GONE):
                     stream.close()
         remove_tree(self.scratch)
+
+    def _is_not_its(self, pid: int) -> bool:
+        """Whether a child of this process was not inherited from the submission."""
+        with contextlib.suppress(*GONE):
+            return pid in self._before | RUNNING or os.getsid(pid) == os.getsid(0)
+        return False
 
     def _reap(self, process: psutil.Process) -> bool:
         """Whether a process has ended; what this process inherited is removed from the table."""

@@ -20,12 +20,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import platform
 import select
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -288,21 +290,36 @@ def _wait_for(child: int) -> int:
     return _code(ended[child])
 
 
-def end_children() -> None:
-    """Kill and reap all children of this process, and what becomes its child by that."""
-    while below := children():
+def end_children(spare: Callable[[int], bool] = lambda _: False, patience: float = math.inf) -> None:
+    """Kill and reap the children of this process, and what becomes its child by that; Linux.
+
+    A process may be another one all the time, by starting the next and ending. What is below such a chain is
+    always a child of this process, so this goes on until there is none, and fast: each one lives for less
+    than a millisecond. Its group is killed with it, which no member can escape by starting another.
+
+    Parameters
+    ----------
+    spare : callable
+        Whether a child is to be left alone.
+    patience : float
+        Seconds after which to give up.
+    """
+    deadline = time.monotonic() + patience
+    while (below := [pid for pid in children() if not spare(pid)]) and time.monotonic() < deadline:
         for pid in below:
             with contextlib.suppress(OSError):
+                if (group := os.getpgid(pid)) != os.getpgrp():
+                    os.killpg(group, signal.SIGKILL)
                 os.kill(pid, signal.SIGKILL)
         for pid in below:
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
+                os.waitpid(pid, 0 if patience == math.inf else os.WNOHANG)
 
 
 def children() -> list[int]:
-    """Process ids of the children of this process: in one short read where Linux has it, or it takes long."""
-    with contextlib.suppress(OSError):
-        return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+    """Process ids of the children of this process's first thread, which are also those that it inherits."""
+    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+        return [int(pid) for pid in file.read().split()]
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
