@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import socket
@@ -151,23 +152,29 @@ def test_a_length_beyond_the_limit_is_refused_if_none_is_published(server: Serve
     assert "has a file of 307,200 bytes; at most 1,000 are accepted" in problem
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which each wait takes 70 s."""
+    monkeypatch.setattr("kmdx.weights.download._clock", functools.partial(next, itertools.count(step=70)))
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_download_below_the_minimum_rate_over_a_window_is_too_slow(server: Server, tmp_path: Path) -> None:
-    ticks = itertools.count(step=70)  # as if each wait took 70 s
     server.answer = answer(OK, LENGTH, body=b"x" * 60, hold=True)
-    problem = reason(server, tmp_path, clock=lambda: next(ticks))
+    problem = reason(server, tmp_path)
     assert "too slow: 127.0.0.1 sent 60 bytes in 70 s; the minimum is 1000 bytes per second" in problem
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_slow_download_above_the_minimum_rate_continues(server: Server, tmp_path: Path) -> None:
-    ticks = itertools.count(step=70)
     limits = DownloadLimits(retries=0, slowest=0.01)
-    assert get(server, tmp_path, clock=lambda: next(ticks), limits=limits) == SHA256
+    assert get(server, tmp_path, limits=limits) == SHA256
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_slow_web_page_is_abandoned_too(server: Server, tmp_path: Path) -> None:
-    ticks = itertools.count(step=70)
     server.answer = answer(OK, "Content-Type: text/html", body=b"<html>", hold=True)
-    assert "too slow" in reason(server, tmp_path, clock=lambda: next(ticks))
+    assert "too slow" in reason(server, tmp_path)
 
 
 def drip(*lines: str, end: str = "") -> Callable[[Handler], None]:

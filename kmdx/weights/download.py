@@ -28,6 +28,7 @@ Progress = Callable[[int, "int | None"], None]
 
 T = TypeVar("T")
 
+_clock = time.monotonic
 _BLOCK = 1 << 16  # bytes per read
 _PAGE = 1 << 16  # bytes of a web page to examine
 _HTML = re.compile(rb"\s*(<!doctype\s+html|<html|<head)", re.IGNORECASE)
@@ -100,7 +101,6 @@ class _Request(NamedTuple):
     limits: DownloadLimits
     bytes: int | None = None
     largest: int = LARGEST
-    clock: Callable[[], float] = time.monotonic
 
     @property
     def host(self) -> str:
@@ -117,7 +117,6 @@ def download(
     largest: int = LARGEST,
     headers: Mapping[str, str] | None = None,
     limits: DownloadLimits | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Download a URL to a file, resuming an earlier attempt that was interrupted.
 
@@ -138,8 +137,6 @@ def download(
         Sent with the request; ``Authorization`` is never sent to another host.
     limits : DownloadLimits, optional
         By default ``LIMITS``.
-    clock : callable
-        Returns the time in seconds, for the rate.
 
     Returns
     -------
@@ -151,7 +148,7 @@ def download(
     SourceError
         If the published file cannot be downloaded; the message is the reason, in one line.
     """
-    request = _Request(url, headers or {}, limits or LIMITS, bytes, largest, clock)
+    request = _Request(url, headers or {}, limits or LIMITS, bytes, largest)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path)
     resumed = part.resumable(bytes, sha256)
@@ -377,12 +374,12 @@ def _attempt(request: _Request, part: _Part, progress: Progress) -> bool:
 
 def _paced(steps: Iterator[Any], request: _Request) -> Iterator[bytes]:
     """The pieces of a body, as long as they arrive fast enough; only the time spent waiting counts."""
-    limits, clock = request.limits, request.clock
+    limits = request.limits
     waited, came = 0.0, 0
     while True:
-        before = clock()
+        before = _clock()
         piece = next(steps, b"")
-        waited += clock() - before
+        waited += _clock() - before
         if not piece:
             return
         came += len(piece)
