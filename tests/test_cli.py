@@ -202,7 +202,7 @@ def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -
     result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
     assert result.code == 0
     assert "accompaniment.wav peaks at" in result.err
-    assert "--format float32 keeps it whole" in result.err
+    assert "--format float32 avoids clipping" in result.err
     assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
 
 
@@ -212,7 +212,7 @@ def test_a_song_of_16_bit_values_stored_as_floats_is_one_warning(separate: Run, 
     assert result.code == 0
     assert result.err.count("warning: ") == 1
     assert "warning: song.wav: peaks at " in result.err
-    assert "as 16-bit values stored as floats do; divide it by 32768" in result.err
+    assert "16-bit values stored as floats, divide it by 32768" in result.err
 
 
 def test_stems_carry_the_songs_tags(separate: Run, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_song_with_broken_tags_is_separated_with_one_warning(separate: Run, tm
     result = separate("song.flac", "--format", "flac")
     assert result.code == 0
     assert result.err.count("warning: ") == 1
-    assert "warning: song.flac: its tags cannot be read, the stems get none: " in result.err
+    assert "warning: song.flac: its tags cannot be read, so the stems have none: " in result.err
     assert len(files_in(tmp_path / "out")) == 4
 
 
@@ -245,7 +245,7 @@ def test_songs_already_done_are_skipped_unless_told_otherwise(separate: Run, tmp
     made = stem.stat().st_mtime_ns
     skipped = separate("song.wav", "--stems", "vocals")
     assert skipped.code == 0
-    assert "already in out/song; --overwrite separates it again" in skipped.err
+    assert "already in out/song; use --overwrite to separate it again" in skipped.err
     assert stem.stat().st_mtime_ns == made
     assert separate("song.wav", "--stems", "vocals", "--overwrite").code == 0
     assert stem.stat().st_mtime_ns > made
@@ -293,7 +293,7 @@ def test_two_songs_with_one_folder_are_refused_before_any_work(separate: Run, tm
     (tmp_path / "out" / "b").symlink_to("a")
     result = separate("m", "--stems", "vocals")
     assert result.code == 2
-    assert "would both write to out/b" in result.errors[0]
+    assert "would both be written to out/b" in result.errors[0]
     assert files_in(tmp_path / "out") == []
 
 
@@ -354,7 +354,7 @@ def test_files_of_other_settings_that_stay_are_reported(separate: Run, tmp_path:
     separate("song.wav", "--stems", "vocals", "--format", "flac", "--speed", "fast")
     result = separate("song.wav", "--stems", "vocals", "--overwrite")
     assert result.code == 0
-    assert "warning: out/song also has files of different settings: vocals.flac: " in result.err
+    assert "warning: out/song also has files made with different settings: vocals.flac: " in result.err
     assert "speed fast, not leaderboard" in result.err
     assert "vocals.flac" in separate("song.wav", "--stems", "vocals").err
 
@@ -366,7 +366,7 @@ def test_a_file_of_somebody_else_is_kept(separate: Run, tmp_path: Path) -> None:
     mine.write_text("mine")
     result = separate("song.wav", "--stems", "vocals")
     assert result.code == 0
-    assert "out/song/vocals.wav is not a stem that was recorded here" in result.err
+    assert "out/song/vocals.wav was not written by kmdx, or was changed since" in result.err
     assert mine.with_name("vocals.wav.bak").read_text() == "mine"
     assert soundfile.info(mine).frames == 5_000
 
@@ -433,7 +433,7 @@ def test_a_song_that_changes_while_it_is_read_is_not_separated(
     monkeypatch.setattr(audio, "read", changing)
     result = separate("song.wav")
     assert (result.code, files_in(tmp_path / "out")) == (2, [])
-    assert result.errors == ["error: song.wav: changed while it was read; run the command again"]
+    assert result.errors == ["error: song.wav: changed while it was being read; run the command again"]
 
 
 def test_one_bad_song_does_not_stop_the_rest(separate: Run, tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def spoilt(folder: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("missing", "no such file"),
-        ("empty", "is empty"),
+        ("empty", "found an empty file"),
         ("text", "not a sound file"),
         ("truncated", "cut short"),
         ("nan", "NaN or infinity in 1 of 30000 samples"),
@@ -614,9 +614,9 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
         (["--stems", ","], "no stem selected"),
         (["--ensemble", "nope"], "unknown ensemble 'nope'"),
         (["--ensemble", "nope.yaml"], "cannot read the ensemble"),
-        (["--device", "toaster"], "no device 'toaster'"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
         (["--start", "-1"], "start -1 s"),
-        (["--start", "99"], "past its end"),
+        (["--start", "99"], "past the end"),
         (["--duration", "0"], "duration 0 s"),
     ],
 )
@@ -652,7 +652,7 @@ def test_what_could_not_be_written_is_found_out_before_the_work(
     write(tmp_path / "song.wav", noise(5_000), 96_000)
     result = separate("song.wav", "--format", "mp3")
     assert result.code == 2
-    assert "mp3 cannot hold 96000 Hz" in result.errors[0]
+    assert "mp3 does not support 96000 Hz" in result.errors[0]
     (tmp_path / "out").write_text("a file where the folder should be")
     assert "nothing was written" in separate("song.wav").errors[0]
 
@@ -673,7 +673,7 @@ def test_a_song_in_which_a_network_gives_nan_does_not_stop_the_rest(
     result = separate("0.wav", "1.wav", "2.wav", "--format", "float32")
     assert result.code == 1
     assert len(result.errors) == 1
-    assert "network htdemucs gave NaN or infinity in fp32; its weights, " in result.errors[0]
+    assert "network htdemucs returned NaN or infinity in fp32; its weights, " in result.errors[0]
     assert "small.ckpt" in result.errors[0]
     assert "1.wav" not in result.errors[0].partition("network")[2]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "2"]
@@ -703,7 +703,7 @@ def test_ctrl_c_says_what_it_stopped(separate: Run, tmp_path: Path, monkeypatch:
     write(tmp_path / "song.wav", noise(5_000))
     result = separate("song.wav")
     assert result.code == 130
-    assert result.errors == ["error: stopped in song; songs that were finished stay"]
+    assert result.errors == ["error: stopped in song; finished songs are kept"]
     assert not (tmp_path / "out").exists()
 
 
@@ -732,7 +732,7 @@ def test_ctrl_c_leaves_songs_that_are_finished(
     result = separate("a.wav", "b.wav", "c.wav", "--stems", "vocals")
     assert result.code == 130
     assert result.out == "a.wav → out/a (vocals)\n"
-    assert result.errors == ["error: stopped in b; songs that were finished stay"]
+    assert result.errors == ["error: stopped in b; finished songs are kept"]
     assert files_in(tmp_path / "out") == ["a/vocals.wav"]
 
 
@@ -751,7 +751,7 @@ def test_links_in_circles_and_names_too_long(separate: Run, tmp_path: Path) -> N
     ("spoil", "message"),
     [
         (lambda plan: plan["signals"]["V"].update(hears="x2"), "a cycle: V → x2 → D → x1 → V"),
-        (lambda plan: plan["signals"]["V"].update(network="nope"), "no network 'nope'"),
+        (lambda plan: plan["signals"]["V"].update(network="nope"), "unknown network 'nope'"),
         (lambda plan: plan["signals"]["x1"]["sum"].update(x="one"), "expected a number, not 'one'"),
         (lambda plan: plan["networks"]["htdemucs"]["weights"].update(file="nope.ckpt"), "nope.ckpt"),
     ],
@@ -872,15 +872,15 @@ def test_models_are_listed_verified_and_located(
     assert missing.code == 2
     assert "htdemucs             missing: looked for 955717e8-8726e21a.th, " in missing.out
     assert missing.errors == [
-        "error: of 5 weights, 1 missing (htdemucs); `kmdx models pull htdemucs` gets what is missing (about 84 MB)"
+        "error: of 5 weights, 1 missing (htdemucs); `kmdx models pull htdemucs` downloads the missing ones (about 84 MB)"
     ]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "955717e8.safetensors").write_bytes(b"broken")
     broken = run("models", "verify", "htdemucs", "kim_vocal_1")
     assert broken.code == 2
-    assert "1 missing (kim_vocal_1) and 1 damaged or another network's (htdemucs)" in broken.errors[0]
+    assert "1 missing (kim_vocal_1) and 1 damaged or for another network (htdemucs)" in broken.errors[0]
     whole = run("models", "verify", "mini")
-    assert (whole.code, whole.err) == (0, "all 4 weights are here and intact\n")
+    assert (whole.code, whole.err) == (0, "all 4 weights are present and intact\n")
     assert run("models", "verify", "nope").errors == [
         "error: " + run("models", "pull", "nope").errors[0].removeprefix("error: ")
     ]
@@ -904,7 +904,7 @@ def test_verify_without_names_is_of_every_weight(
     assert result.code == 2
     assert len(result.errors) == 1
     assert f"of {count + 4} weights, {count} missing (" in result.errors[0]
-    assert f"`kmdx models pull {' '.join(weights.registry())}` gets what is missing" in result.errors[0]
+    assert f"`kmdx models pull {' '.join(weights.registry())}` downloads the missing ones" in result.errors[0]
     assert len(result.out.splitlines()) == count + 4
 
 

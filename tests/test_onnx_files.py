@@ -373,7 +373,9 @@ def test_a_batch_of_fixed_size_counts(tmp_path: Path) -> None:
 def test_what_a_graph_gives_is_checked_when_it_runs(tmp_path: Path) -> None:
     onnx.save(graph([node("ReduceSum", "x", keepdims=0)], axes=["b", "c", "f", "t"]), tmp_path / "a.onnx")
     network = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
-    with pytest.raises(WeightsError, match=r"a\.onnx gives the shape \[\], not \[1, 4, 128, 32\]"):
+    with pytest.raises(
+        WeightsError, match=r"a\.onnx: the graph returned the shape \[\], expected \[1, 4, 128, 32\]"
+    ):
         network(torch.zeros(1, 2, tiny.CHUNK))
 
 

@@ -43,8 +43,11 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ({"hears": "rest"}, "what is left without vocals has none to estimate"),
         ({"batch": 4, "at_once": 3}, "a batch of 4 cannot go through by 3"),
         ({"loss": {"l1": 0}}, "loss: every term has the weight 0"),
-        ({"network": {**cases.NETWORK, "norm_groups": 3}}, "network: growth 4 does not divide into 3 groups"),
-        ({"network": {**cases.NETWORK, "bins": 60}}, "network: 1 levels need bins that divide by 16"),
+        (
+            {"network": {**cases.NETWORK, "norm_groups": 3}},
+            "network: growth must be divisible by norm_groups: 4 and 3 do not fit",
+        ),
+        ({"network": {**cases.NETWORK, "bins": 60}}, "network: 1 levels need bins divisible by 16"),
         ({"data": {"gain": [6, -6]}}, "data.gain: the first value must not be above the second, not [6, -6]"),
         (
             {"loss": {"spectral": 1}, "network": {**cases.NETWORK, "trim": 3000}},
@@ -57,7 +60,7 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ),
         (
             {"network": {**cases.NETWORK, "trim": 4000}},
-            "network: two trims of 4000 leave nothing of 7936 samples",
+            "network: two trims of 4000 samples leave nothing of a chunk of 7936",
         ),
     ],
 )

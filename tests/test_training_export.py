@@ -177,12 +177,12 @@ def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None
         ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
         (
             "mine: {file: a, architecture: {type: x}}",
-            "the entry mine: the architecture of a: the type is 'x'",
+            "the entry mine: the architecture of a: unknown type 'x'",
         ),
         ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
         ("1: {}", "expected weights by their names"),
         ("- 1", "expected weights by their names"),
-        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
+        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor contains itself"),
     ):
         (tmp_path / "trained.yaml").write_text(text, "utf-8")
         with pytest.raises(WeightsError, match=message) as caught:

@@ -117,11 +117,14 @@ def test_a_weight_of_ones_own_needs_an_architecture(tmp_path: Path) -> None:
     weight = weights.own(path, {"type": "htdemucs", "sources": ["bass", "drums"]})
     assert (weight.name, weight.sources, weight.bytes) == (str(path), (), None)
     for architecture, message in (
-        ({}, "the architecture of mine.pt: the type is None; expected htdemucs, hdemucs, onnx, tfc_tdf"),
-        ({"type": "htdemucs"}, "does not state its sources"),
+        ({}, "the architecture of mine.pt: unknown type None; available: htdemucs, hdemucs, onnx, tfc_tdf"),
+        ({"type": "htdemucs"}, "missing sources"),
         ({"type": "htdemucs", "sources": "bass"}, "must be a list of names, not 'bass'"),
-        ({"type": "onnx", "sources": ["bass"], "n_fft": 512}, "does not state its hop, bins, frames"),
-        ({"type": "onnx", "sources": ["bass", "drums"], **transform}, "has one source, not bass, drums"),
+        ({"type": "onnx", "sources": ["bass"], "n_fft": 512}, "missing hop, bins, frames"),
+        (
+            {"type": "onnx", "sources": ["bass", "drums"], **transform},
+            "must have one source, not bass, drums",
+        ),
         (
             {"type": "onnx", "sources": ["bass"], **transform, "hop": "x"},
             "hop must be a whole number from 1 to 131072, not 'x'",

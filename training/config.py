@@ -80,7 +80,9 @@ class NetworkConfig(Section):
         config = self.unet()
         channels = [config.growth * (level + 1) for level in range(config.levels + 1)]
         if self.norm_groups and any(count % self.norm_groups for count in channels):
-            raise ValueError(f"growth {self.growth} does not divide into {self.norm_groups} groups")
+            raise ValueError(
+                f"growth must be divisible by norm_groups: {self.growth} and {self.norm_groups} do not fit"
+            )
         if 2 * self.trim >= self.chunk:
             raise ValueError(f"two trims of {self.trim} leave nothing of {self.chunk} samples")
         if self.n_fft >= 2 * self.chunk:
