@@ -1,9 +1,9 @@
-"""What a song costs by its length: ``python -m benchmarks.length`` draws ``docs/cost_by_length.svg``.
+"""Measure time and memory by song length: ``python -m benchmarks.length`` draws ``docs/cost_by_length.svg``.
 
-Songs from 30 seconds to half an hour go through ``kmdx separate``, file to file, each in a fresh process,
-with a plan of two small networks and random weights: a TFC-TDF U-Net on chunks and an HTDemucs on
-overlapping segments, which together take a fraction of real time. Counted are loading, reading, separating
-and writing, not what a process does once; memory is the process's peak.
+``kmdx separate`` separates songs from 30 seconds to half an hour, from file to file, each in a new process.
+The plan has two small networks with random weights, which are much faster than real time: a TFC-TDF U-Net on
+chunks and an HTDemucs on overlapping segments. The time includes loading, reading, separating and writing,
+but not the start of the process; memory is the process's peak.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ stems:
 
 
 class Cost(NamedTuple):
-    """Of one song: its length and the work in seconds, and the process's peak in bytes."""
+    """The length and time of one song in seconds, and the process's peak memory in bytes."""
 
     length: float
     seconds: float
@@ -64,7 +64,7 @@ class Cost(NamedTuple):
 
 
 def measure(lengths: Sequence[float]) -> list[Cost]:
-    """Separate a song of each length, each in a process of its own."""
+    """Separate a song of each length, each in its own process."""
     from kmdx import stand_in
 
     costs = []
@@ -73,7 +73,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
         (folder / "small.yaml").write_text(PLAN, "utf-8")
         (folder / "weights").mkdir()
         plan = stand_in.write(folder / "small.yaml", folder / "weights")
-        # The first is done twice: a virtual machine may be slow to hand out memory that nothing used before.
+        # The first runs twice, because a virtual machine may be slow to provide unused memory.
         for number, length in enumerate([lengths[0], *lengths]):
             song = folder / "song.wav"
             with sf.SoundFile(song, "w", RATE, 2, "PCM_16") as file:
@@ -90,7 +90,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
 
 
 def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float, int]:
-    """Do as the command does, on the CPU; returns seconds, and the process's peak of memory in bytes."""
+    """Run ``kmdx separate`` on the CPU; return the seconds, and the process's peak memory in bytes."""
     from kmdx import cli, host
 
     sys.argv = ["kmdx", "separate", str(song), "-e", plan, "-o", str(output), "--device", "cpu", *options]
@@ -106,12 +106,12 @@ def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float,
 def child(song: Path, plan: str) -> None:
     """Separate one song, and print ``[seconds, bytes]``."""
     output = song.with_name("stems")
-    separate(song, output, plan, "--overwrite", "--duration", "1")  # imports and what else happens once
+    separate(song, output, plan, "--overwrite", "--duration", "1")  # imports and other one-time work
     print(json.dumps(separate(song, output, plan, "--overwrite")))
 
 
 def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
-    """Fit ``seconds = factor · length ** exponent``; returns ``(exponent, factor)``."""
+    """Fit ``seconds = factor · length ** exponent``; return ``(exponent, factor)``."""
     lengths, seconds = (np.log([getattr(cost, name) for cost in costs]) for name in ("length", "seconds"))
     power, offset = np.polyfit(lengths, seconds, 1)
     return float(power), float(np.exp(offset))
@@ -119,11 +119,11 @@ def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
 
 WIDTH, HEIGHT = 420, 300  # pixels of one diagram
 LEFT, TOP, BOTTOM, GAP = 64, 48, 48, 40
-LABEL = 48  # that a length takes below a diagram
+LABEL = 48  # pixels of a label below a diagram
 
 
 def svg(costs: Sequence[Cost]) -> str:
-    """Draw work and memory by length, two diagrams side by side."""
+    """Draw time and memory by length, in two diagrams side by side."""
     power, factor = exponent(costs)
     lengths = [cost.length for cost in costs]
     seconds = [cost.seconds for cost in costs]
@@ -165,7 +165,7 @@ def _diagram(
     scale: Callable[[float], float],
     fit: Sequence[float] = (),
 ) -> list[str]:
-    """One diagram over the songs' length, which is logarithmic; ``scale`` is that of the values."""
+    """One diagram with a logarithmic axis for the songs' length; ``scale`` is the scale of the values."""
     low, high = scale(ticks[0]), scale(ticks[-1])
     first, last = _log(min(lengths)), _log(max(lengths))
 
@@ -179,7 +179,7 @@ def _diagram(
     for tick in ticks:
         parts.append(f'<path d="M {left} {y(tick):.1f} h {WIDTH}" stroke="#e2e8f0"/>')
         parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    free = math.inf  # to the left of the label before
+    free = math.inf  # left edge of the previous label
     for length in sorted(lengths, reverse=True):
         parts.append(f'<path d="M {x(length):.1f} {TOP} v {HEIGHT}" stroke="#e2e8f0"/>')
         if x(length) < free:
@@ -208,7 +208,7 @@ def _powers(values: Sequence[float]) -> list[float]:
 
 
 def _steps(values: Sequence[float]) -> list[float]:
-    """Five even steps from zero up to a round number above the values."""
+    """Five equal steps from zero to a round number above the values."""
     top = max(values)
     unit = 10 ** math.floor(_log(top))
     step = next(unit * part for part in (0.25, 0.5, 1.0, 2.5) if 5 * unit * part >= top)
@@ -239,10 +239,10 @@ def main(arguments: list[str] | None = None) -> None:
         child(Path(song), plan)
         return
     if len(set(options.lengths)) < 2:
-        raise KmdxError("a fit needs two lengths")
+        raise KmdxError("--lengths: expected at least two different lengths")
     costs = measure(sorted(set(options.lengths)))
     files.write_text(options.output, svg(costs))
-    print(f"seconds of work grow with the length to the power of {exponent(costs)[0]:.3f}; {options.output}")
+    print(f"time grows with the length to the power of {exponent(costs)[0]:.3f}; written: {options.output}")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def test_the_table_says_what_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(KmdxError, match="no reports in"):
         table.load(tmp_path)
     (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(KmdxError, match=r"other.json is no report"):
+    with pytest.raises(KmdxError, match=r"other.json is not a report"):
         table.load(tmp_path)
 
 

@@ -201,7 +201,7 @@ def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -
     soundfile.write(tmp_path / "loud.wav", noise(30_000, level=1), 44100, subtype="FLOAT")
     result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
     assert result.code == 0
-    assert "accompaniment.wav peaks at" in result.err
+    assert "accompaniment.wav is clipped: it peaks at" in result.err
     assert "--format float32 avoids clipping" in result.err
     assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
 

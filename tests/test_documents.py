@@ -146,7 +146,7 @@ def test_only_files_of_a_bounded_size_are_opened(tmp_path: Path) -> None:
         (tmp_path, "expected a file, found a folder"),
         (tmp_path / "pipe", "a device or pipe"),
         (Path("/dev/zero"), "a device or pipe"),
-        (tmp_path / "large", "larger than 1048576 bytes"),
+        (tmp_path / "large", "larger than the limit of 1048576 bytes"),
         (tmp_path / "missing", "No such file"),
         (tmp_path / "a\0b", "not a valid path"),
         (tmp_path / ("x" * 300), "name too long"),

@@ -40,8 +40,8 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ({"stem": "vocals"}, "test: stem: extra inputs are not permitted"),
         ({"source": "guitar"}, "source: input should be 'bass', 'drums', 'other' or 'vocals', not 'guitar'"),
         ({"steps": 0}, "steps: input should be greater than 0, not 0"),
-        ({"hears": "rest"}, "what is left without vocals has none to estimate"),
-        ({"batch": 4, "at_once": 3}, "a batch of 4 cannot go through by 3"),
+        ({"hears": "rest"}, "with hears: rest, the input contains no vocals to estimate"),
+        ({"batch": 4, "at_once": 3}, r"batch must be a multiple of at_once (3), not 4"),
         ({"loss": {"l1": 0}}, "loss: every term has the weight 0"),
         (
             {"network": {**cases.NETWORK, "norm_groups": 3}},
@@ -51,11 +51,11 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ({"data": {"gain": [6, -6]}}, "data.gain: the first value must not be above the second, not [6, -6]"),
         (
             {"loss": {"spectral": 1}, "network": {**cases.NETWORK, "trim": 3000}},
-            "4096 samples are more than the 1936",
+            "expected at most the 1936 samples left after trimming, not 4096",
         ),
         (
             {"validate_every": 2},
-            "6 steps are 3 epochs of 2, and validate_every: 2 would leave the last without a validation; "
+            "6 steps are 3 epochs of 2; with validate_every: 2, the last would not be validated; "
             "try a multiple of 4 steps, or another validate_every",
         ),
         (
