@@ -142,9 +142,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--network", action="append", help="with --song: only this network; can be repeated")
     parser.add_argument("--half", action="append", choices=HALVES, help="with --dataset: only this precision")
-    parser.add_argument(
-        "--hardware", action="store_true", help="with --dataset: compute in half precision"
-    )
+    parser.add_argument("--hardware", action="store_true", help="with --dataset: compute in half precision")
     arguments = parser.parse_args()
     with warm_heap():
         if arguments.dataset:
