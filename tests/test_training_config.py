@@ -56,7 +56,7 @@ def test_the_published_configs_are_the_published_networks() -> None:
         (
             {"validate_every": 2},
             "6 steps are 3 epochs of 2; with validate_every: 2, the last would not be validated; "
-            "try a multiple of 4 steps, or another validate_every",
+            "use a multiple of 4 steps, or another validate_every",
         ),
         (
             {"network": {**cases.NETWORK, "trim": 4000}},
