@@ -113,7 +113,7 @@ def memory_budget(device: torch.device, own: int = 0) -> int | None:
 
 
 def memory_limit(device: torch.device, own: int = 0) -> int | None:
-    """Limit on this process's GPU memory, in bytes: :data:`DEVICE_BUDGET` plus the memory others use."""
+    """Limit on this process's GPU memory, in bytes: :data:`DEVICE_BUDGET` plus what its other code uses."""
     return DEVICE_BUDGET + torch.cuda.memory_allocated(device) - own if device.type == "cuda" else None
 
 
