@@ -367,7 +367,7 @@ def write_all(
     try:
         with ExitStack() as folders:
             for target, samples in files.items():
-                _refuse_no_file(target)
+                _check_is_file(target)
                 folders.enter_context(folder(target.parent))
                 partials[target] = partial_name(target)
                 folders.callback(_remove, partials[target])  # after success, it no longer exists
@@ -398,7 +398,7 @@ def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> N
     """
     _rate_for(format, rate)
     for target in files:
-        _refuse_no_file(target)
+        _check_is_file(target)
         place = next(parent for parent in target.absolute().parents if parent.exists())
         try:
             with tempfile.TemporaryFile(dir=place):
@@ -429,7 +429,7 @@ def _peak(array: np.ndarray) -> float:
     return float(np.max([(block.max(), -block.min()) for block in signals.blocks(array)]))
 
 
-def _refuse_no_file(target: Path) -> None:
+def _check_is_file(target: Path) -> None:
     if target.exists() and not target.is_file():
         raise AudioError(f"{target}: cannot be written: it is a folder or a device; choose another name")
 

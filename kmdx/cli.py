@@ -153,7 +153,7 @@ def separate(
     failed += len(batch.problems)
     if todo:
         separator = _separator(loaded, options, wanted)
-        err.print(escape(_running_on(separator)))
+        err.print(escape(_describe_device(separator)))
         failed += _separate_all(todo, separator, options)
     if failed:
         raise typer.Exit(2 if failed == len(tasks) + len(batch.problems) else 1)
@@ -251,7 +251,7 @@ def models_verify(
         message = status.message.removeprefix(f"{status.weight.name} is ")
         what = f"{status.path.name}: {message}" if status.path else message
         out.print(escape(f"{status.weight.name:20} {what}"))
-    if problem := _shortcomings(statuses):
+    if problem := _describe_problems(statuses):
         raise KmdxError(problem)
     err.print(f"all {len(statuses)} weights are present and intact")
 
@@ -517,7 +517,7 @@ def _weights_of(names: list[str]) -> list[Any]:
     return list(found.values())
 
 
-def _shortcomings(statuses: list[weights.WeightStatus]) -> str | None:
+def _describe_problems(statuses: list[weights.WeightStatus]) -> str | None:
     """One line: the weights that are missing or unusable, and how to get them; None if all are intact."""
     missing = [status.weight for status in statuses if status.path is None]
     unusable = [status.weight for status in statuses if status.path is not None and not status.ok]
@@ -538,7 +538,7 @@ def _shortcomings(statuses: list[weights.WeightStatus]) -> str | None:
     return text
 
 
-def _running_on(separator: Separator) -> str:
+def _describe_device(separator: Separator) -> str:
     """One line: the device, the precision, and the devices that ONNX Runtime actually uses."""
     computed_in = " and ".join(dict.fromkeys(separator.precisions.values()))
     engine = "" if separator.engine == engines.DEFAULT else f", {separator.engine} engine"

@@ -223,14 +223,14 @@ class Runner:
         if self.room is None:
             return sizes.get(length, CPU_BATCH)
         if self.profile.cost is None:
-            self.profile.cost = self._measured(self.network.length or self.longest or length)
+            self.profile.cost = self._measure_cost(self.network.length or self.longest or length)
         if self.profile.cost is None:
             return 1
         fitting = int(HEADROOM * self.room / (self.profile.cost * length))
         return max(1, min(sizes.get(length, MAX_BATCH), fitting))
 
     @torch.inference_mode()
-    def _measured(self, length: int) -> float | None:
+    def _measure_cost(self, length: int) -> float | None:
         """Bytes per sample of a window, measured with silence; None if the window does not fit now."""
         silence = torch.zeros(1, 2, length, device=self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -313,7 +313,7 @@ class NetworkCache:
         """
         network = self.networks[name]
         if self.device.type != "cpu":
-            self._bring(network)
+            self._ensure_moved(network)
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
             self._narrowed[key] = network.narrow(sources)
@@ -334,7 +334,7 @@ class NetworkCache:
         self._profiles.clear()
         self.networks = networks
 
-    def _bring(self, network: Network) -> None:
+    def _ensure_moved(self, network: Network) -> None:
         """Move a network in, after moving others out until the weights fit into their share."""
         share = math.inf if self.budget is None else WEIGHTS_SHARE * self.budget
         known = id(network) in self._moved

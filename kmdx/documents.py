@@ -462,19 +462,19 @@ class _Composer(Composer, _Events, _Values):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
                 raise _Problem("an anchor contains itself", event.start_mark)
-            self.counted(self.sizes[id(node)], event.start_mark)
+            self.count_nodes(self.sizes[id(node)], event.start_mark)
             return node
         if self.depth == MAX_DEPTH:
             raise _Problem(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         before = self.count
-        self.counted(1, event.start_mark)
+        self.count_nodes(1, event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         self.sizes[id(node)] = self.count - before
         return node
 
-    def counted(self, nodes: int, mark: Any) -> None:
+    def count_nodes(self, nodes: int, mark: Any) -> None:
         """Add to the number of nodes, and check it."""
         self.count += nodes
         if self.count > self.most:

@@ -215,7 +215,7 @@ class _Decoder:
                     ended = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self.last = max(self.last, ended)
                 if self.part.family == "matroska":
-                    lost_bytes = self._passes_over(packet) or lost_bytes
+                    lost_bytes = self._skips_bytes(packet) or lost_bytes
                 if packet.stream.index == self.stream.index:
                     if self.first_packet is None and packet.pts is not None:
                         self.first_packet = self._samples(packet.pts)
@@ -240,7 +240,10 @@ class _Decoder:
         changed = data[:begin] + b"\xff" * (end - begin) + data[end:]
         after = b"" if following is None else bytes(following)
         self.trials += 1
-        return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
+        return not np.array_equal(
+            self._decode_separately([*before, data, after]),
+            self._decode_separately([*before, changed, after]),
+        )
 
     def _has_another_length(self, packet: Any, frames: list[Any], following: Any) -> bool:
         """Whether a packet in the middle of a stream lost its first byte, which gives its length."""
@@ -264,7 +267,7 @@ class _Decoder:
         late = self._samples(packet.pts + packet.duration - following.pts)
         return 2 * self.tick < late < 2 * self._samples(packet.duration)
 
-    def _trial(self, packets: list[bytes]) -> np.ndarray:
+    def _decode_separately(self, packets: list[bytes]) -> np.ndarray:
         """The output of a new decoder for some packets; those that cannot be decoded are skipped.
 
         A damaged packet may declare dozens of channels. PyAV reads beyond the planes of a frame with eight or
@@ -280,7 +283,7 @@ class _Decoder:
                     decoded += [block.to_ndarray().ravel() for block in packed]
         return np.concatenate(decoded)
 
-    def _passes_over(self, packet: Any) -> bool:
+    def _skips_bytes(self, packet: Any) -> bool:
         """Whether bytes between the last packet of any stream and this one belong to no packet."""
         if packet.pos is None or packet.pos < 0 or not packet.size:
             return False

@@ -83,7 +83,7 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
             continue
         is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # found by `*`
         if not placings and len(problems) == count and not is_output:
-            problems.append(_nothing(text))
+            problems.append(_explain_no_songs(text))
         for placing in placings:
             found.setdefault(placing.path.resolve(), placing)
     placings = _assign_places([*found.values()], output, problems)
@@ -225,7 +225,7 @@ def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) 
     for is_same_song in (manifest.SourceFile.is_at, manifest.SourceFile.is_content_of):
         for placing in [placing for placing in placings if placing.kept is None]:
             try:
-                _keep(placing, listing, taken, is_same_song)
+                _keep_place(placing, listing, taken, is_same_song)
             except OSError as error:
                 problems.append(f"{placing.path}: {error.filename or placing.path}: {error.strerror}")
                 placings = [other for other in placings if other is not placing]
@@ -236,7 +236,7 @@ def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) 
     return placings
 
 
-def _keep(
+def _keep_place(
     placing: _Placing,
     listing: _Listing,
     taken: dict[Key, _Placing],
@@ -348,7 +348,7 @@ def _key(names: Iterable[str]) -> Key:
     )
 
 
-def _nothing(text: str) -> str:
+def _explain_no_songs(text: str) -> str:
     """Why an argument names no song."""
     if not text.strip():
         return "a song's name is empty: expected a file, a folder or a pattern"

@@ -117,10 +117,10 @@ class Separator:
         }
         check_weights(self.plan, uses, folder)
         self.folder = folder
-        self._load = partial(self._loaded, uses)
+        self._load = partial(self._build_networks, uses)
         self.cache = NetworkCache(self._load(precision), self.device)
 
-    def _loaded(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
+    def _build_networks(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
         """The networks by the plan's names; networks with the same weight and length are loaded once."""
         loaded: dict[tuple[str, int], Network] = {}
         for use in uses.values():

@@ -33,13 +33,13 @@ Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _rising(values: tuple[float, float]) -> tuple[float, float]:
+def _check_ascending(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the first value must not be above the second")
     return values
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     """A single pattern as a list."""
     return [value] if isinstance(value, str) else value
 
@@ -112,7 +112,7 @@ class Rest(Section):
     """
 
     vocals: str | None = None
-    error: Annotated[tuple[float, float], AfterValidator(_rising)] = (-20.0, -8.0)
+    error: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-20.0, -8.0)
 
 
 class Data(Section):
@@ -133,7 +133,7 @@ class Data(Section):
     """
 
     mixing: Share = 0.7
-    gain: Annotated[tuple[float, float], AfterValidator(_rising)] = (-6.0, 6.0)
+    gain: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-6.0, 6.0)
     swap: Share = 0.5
     invert: Share = 0.5
     silence: Share = 0.0
@@ -248,7 +248,7 @@ class Config(Section):
     checkpointing: bool = False
     compile: bool = False
     nan: Literal["skip", "stop"] = "skip"
-    freeze: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 

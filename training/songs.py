@@ -264,10 +264,10 @@ def _of_folder(folder: Path) -> tuple[list[TrainingSong], list[TrainingSong]]:
             own = next(iter(splits.values()))
     if not own and not reserved:
         place = folder / TRAIN if (folder / TRAIN).is_dir() else folder
-        there = f"; found the splits {', '.join(splits)}" if splits else ""
+        found_splits = f"; found the splits {', '.join(splits)}" if splits else ""
         raise TrainingError(
             f"{place}: no songs: expected folders with {', '.join(STEMS)} in wav, flac or Ogg, "
-            f"or a {described.FILE}{there}"
+            f"or a {described.FILE}{found_splits}"
         )
     _warn_of_files(folder, [*own, *reserved], found.strays)
     return _songs(own), _songs(reserved)

@@ -105,7 +105,7 @@ def _of_run(folder: Path, config: Config, with_optimizer: bool) -> Start:
     other = run.config()
     _same_sizes(other.network.architecture(other.source), config)
     checkpoint = _checkpoint(run)
-    state = _fitted(_without_prefix(weights.load(run.weights).state or {}), config)
+    state = _fit_state(_without_prefix(weights.load(run.weights).state or {}), config)
     moments = _moments(checkpoint, other, config) if with_optimizer else {}
     earlier = run.data().get("start") or {}
     return Start(
@@ -158,9 +158,9 @@ def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start
         sizes = config.network
         graph = _graph(path, (sizes.bins, sizes.frames))
         _same_sizes({"bins": graph.bins, "frames": graph.frames, **graph.sizes}, config)
-        state = _fitted(graph.state, config)
+        state = _fit_state(graph.state, config)
     else:
-        state = _fitted(_without_prefix(checkpoint.state), config)
+        state = _fit_state(_without_prefix(checkpoint.state), config)
     weight = weight or _published(digest)
     return Start(path.resolve(), digest, state, trained_with=weight.trained_with if weight else None)
 
@@ -215,7 +215,7 @@ def _network(config: Config) -> TfcTdf:
         return TfcTdf(config.network.unet(), config.source)
 
 
-def _fitted(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:
+def _fit_state(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:
     """The tensors of a state dict as float32, with the network's own names."""
     network = _network(config)
     try:

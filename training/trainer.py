@@ -109,7 +109,7 @@ def fit(
             with torch.device("meta"):
                 size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
             run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
-        songs = _decoded(songs, decoded or decoded_songs.usual_folder(), console)
+        songs = _decode(songs, decoded or decoded_songs.usual_folder(), console)
         if accelerator == "cpu":
             host.cap_threads()
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
@@ -269,7 +269,7 @@ def _weights_of_vocals(config: Config) -> str | None:
     return weights.file_sha256(Run.existing(Path(name)).weights)
 
 
-def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
+def _decode(songs: Songs, folder: Path, console: Console) -> Songs:
     with console.status("reading the songs") as status:
         return decoded_songs.decode(
             songs, folder, lambda done, total: status.update(f"decoding stems: {done} of {total}")

@@ -64,7 +64,7 @@ class Kernels:
 def table() -> list[Kernels]:
     """All entries; the last one applies to every processor."""
     text = (resources.files("kmdx") / "kernels.yaml").read_text("utf-8")
-    return [Kernels(**{key: _frozen(value) for key, value in entry.items()}) for entry in load_yaml(text)]
+    return [Kernels(**{key: _as_tuple(value) for key, value in entry.items()}) for entry in load_yaml(text)]
 
 
 def choose(found: Processor, entries: Collection[Kernels] | None = None) -> Kernels:
@@ -78,5 +78,5 @@ def here() -> Kernels:
     return choose(host.processor())
 
 
-def _frozen(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value

@@ -138,16 +138,16 @@ def _problem(
 ) -> str | None:
     """What is wrong with a state dict; None if it fits. ``names`` are the names in the file."""
     prefix = _unknown_prefix(state, own)
-    behind = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     others = [name for name in state if not name.startswith(prefix)]
-    others += [prefix + name for name in behind if name not in own and name not in optional]
+    others += [prefix + name for name in inner if name not in own and name not in optional]
     problems = {
-        "missing": [name for name in own if name not in behind],
+        "missing": [name for name in own if name not in inner],
         "unknown": [
             names[name] for name in others if not (len(name) < _MAX_NAME and _AVERAGED.fullmatch(name))
         ],
         "of the wrong shape": [
-            name for name in own if name in behind and own[name].shape != behind[name].shape
+            name for name in own if name in inner and own[name].shape != inner[name].shape
         ],
     }
     counts = ", ".join(f"{len(each)} {what} ({shown(each[0])})" for what, each in problems.items() if each)
@@ -156,7 +156,7 @@ def _problem(
         removed = {names[name].removesuffix(name) for name in own if name in names} - {""}
         without = f", after removing {listed(sorted(removed))} from the names" if removed else ""
         return counts and f"another network's weights: {counts}{without}"
-    first = next(name for name in own if name in behind)
+    first = next(name for name in own if name in inner)
     return (
         f"the names of its tensors begin with {shown(names[prefix + first].removesuffix(first))}"
         f"{counts and f'; without it, {counts}'}: expected {first} and so on, or only the prefixes "
