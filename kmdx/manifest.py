@@ -151,7 +151,7 @@ class StemRecord:
     ) -> str | None:
         """How the file differs from what would be made of a song now; None if it does not."""
         if wanted is None:
-            return f"ensemble {self.settings.ensemble}, which has a stem {self.stem}"
+            return f"ensemble {self.settings.ensemble}; the current one has no stem {self.stem}"
         if not self.song.is_content_of(song):
             return "another song, or an older version of this one"
         return wanted.difference(self.settings, ignored)

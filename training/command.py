@@ -200,16 +200,16 @@ def budget(
     for column in (
         "config",
         "parameters",
-        "GFLOP a step",
+        "GFLOP per step",
         "fixed",
-        "a window",
+        "per window",
         "at once on a T4",
-        "then GPU memory",
-        "min an epoch there",
+        "GPU memory",
+        "min per epoch on it",
     ):
         table.add_column(column, justify="left" if column == "config" else "right")
     if measured:
-        for column in ("s a step here", "h an epoch here", "peak memory here"):
+        for column in ("s per step here", "h per epoch here", "peak memory here"):
             table.add_column(column, justify="right")
     for name in names or sorted(configs.names()):
         chosen = _config(name, change, None)
