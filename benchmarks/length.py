@@ -119,7 +119,7 @@ def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
 
 WIDTH, HEIGHT = 420, 300  # pixels of one diagram
 LEFT, TOP, BOTTOM, GAP = 64, 48, 48, 40
-LABEL = 48  # pixels of a label below a diagram
+LABEL = 48  # that a length takes below a diagram
 
 
 def svg(costs: Sequence[Cost]) -> str:
@@ -165,7 +165,7 @@ def _diagram(
     scale: Callable[[float], float],
     fit: Sequence[float] = (),
 ) -> list[str]:
-    """One diagram with a logarithmic axis for the songs' length; ``scale`` is the scale of the values."""
+    """One diagram over the songs' length, which is logarithmic; ``scale`` is that of the values."""
     low, high = scale(ticks[0]), scale(ticks[-1])
     first, last = _log(min(lengths)), _log(max(lengths))
 
@@ -179,7 +179,7 @@ def _diagram(
     for tick in ticks:
         parts.append(f'<path d="M {left} {y(tick):.1f} h {WIDTH}" stroke="#e2e8f0"/>')
         parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    free = math.inf  # left edge of the previous label
+    free = math.inf  # to the left of the label before
     for length in sorted(lengths, reverse=True):
         parts.append(f'<path d="M {x(length):.1f} {TOP} v {HEIGHT}" stroke="#e2e8f0"/>')
         if x(length) < free:
@@ -208,7 +208,7 @@ def _powers(values: Sequence[float]) -> list[float]:
 
 
 def _steps(values: Sequence[float]) -> list[float]:
-    """Five equal steps from zero to a round number above the values."""
+    """Five even steps from zero up to a round number above the values."""
     top = max(values)
     unit = 10 ** math.floor(_log(top))
     step = next(unit * part for part in (0.25, 0.5, 1.0, 2.5) if 5 * unit * part >= top)
@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         child(Path(song), plan)
         return
     if len(set(options.lengths)) < 2:
-        raise KmdxError("--lengths: expected at least two different lengths")
+        raise KmdxError("a fit needs two lengths")
     costs = measure(sorted(set(options.lengths)))
     files.write_text(options.output, svg(costs))
     print(f"time grows with the length to the power of {exponent(costs)[0]:.3f}; written: {options.output}")

@@ -124,7 +124,7 @@ class Report:
 def as_json(report: Any) -> str:
     """A report, or a dict of one, as JSON, with numbers rounded to four digits."""
     content = report if isinstance(report, dict) else asdict(report)
-    return json.dumps(_round(content), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_rounded(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def describe(device: torch.device | str = "cpu") -> Machine:
@@ -405,12 +405,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _round(value: Any) -> Any:
-    """Round floats to four digits, also in lists and mappings."""
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, in lists and mappings too."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
-        return {key: _round(each) for key, each in value.items()}
+        return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_round(each) for each in value]
+        return [_rounded(each) for each in value]
     return value

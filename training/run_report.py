@@ -93,7 +93,7 @@ def _of_steps(rows: Sequence[dict[str, str]]) -> dict[str, str]:
 
 
 def diagram(curve: Curve, logarithmic: bool = False, dots: bool = False, smooth: bool = False) -> str:
-    """Draw a curve as SVG, without values that are not finite or have no logarithm.
+    """Draw a curve as SVG, without values that are not finite or that have no logarithm.
 
     With ``smooth``, the curve is faint, and its running mean is drawn over it.
     """
