@@ -89,7 +89,7 @@ def test_songs_are_drawn_as_often_as_they_weigh(
 
 def test_a_weight_of_no_song_is_told(data: Path) -> None:
     config = cases.small(data={"weights": {"sogn *": 2}})
-    with pytest.warns(KmdxWarning, match="no song is called 'sogn "):
+    with pytest.warns(KmdxWarning, match="no song matches 'sogn "):
         Windows(config, cases.found(data, config).training)
 
 
