@@ -592,7 +592,7 @@ def spoilt(folder: Path, what: str) -> Path:
         ("truncated", "cut short"),
         ("nan", "NaN or infinity in 1 of 30000 samples"),
         ("no samples", "no samples"),
-        ("one sample", "one sample"),
+        ("one sample", "1 sample, expected at least 2"),
         ("three channels", "3 channels"),
         ("a folder of nothing", "no songs in this folder"),
         ("an empty name", "a song's name is empty"),

@@ -150,7 +150,7 @@ def test_any_signal_of_the_plan_can_be_had(whole: Separator) -> None:
     ("samples", "message"),
     [
         (np.zeros((0, 2)), "no samples"),
-        (np.zeros((1, 2)), "one sample"),
+        (np.zeros((1, 2)), "1 sample, expected at least 2"),
         (np.full((100, 2), np.nan), "NaN"),
         (np.zeros((100, 3)), "3 channels"),
         (np.zeros((2, 44100)), "transpose"),
