@@ -175,7 +175,7 @@ def test_stand_ins_need_no_weights(run: Run, small: Path, tmp_path: Path) -> Non
         (["--seconds", 0], "song length 0 s: expected"),
         (["--seconds", "nan"], "song length nan s: expected"),
         (["--device", "cuda:7"], "device 'cuda:7' is not available"),
-        (["--json", "nowhere/file.json"], "no folder nowhere"),
+        (["--json", "nowhere/file.json"], "folder nowhere does not exist"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) -> None:

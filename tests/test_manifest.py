@@ -321,8 +321,8 @@ def test_what_another_process_is_writing_is_not_removed() -> None:
 
 
 def test_one_process_at_a_time_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_PATIENCE", 0.01)
-    monkeypatch.setattr(manifest, "_REPORTED", 0.0)
+    monkeypatch.setattr(manifest, "_LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr(manifest, "_LOCK_QUIET", 0.0)
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)) as prepare:
         with (
             pytest.warns(KmdxWarning, match="waiting for another process that is writing to out/song"),
