@@ -1,1 +1,1 @@
-"""What is measured here, each script for itself: ``python -m benchmarks.NAME``."""
+"""Benchmarks; each script runs with ``python -m benchmarks.NAME``."""

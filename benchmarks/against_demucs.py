@@ -1,11 +1,11 @@
-"""The htdemucs plan against the ``demucs`` command: ``python -m benchmarks.against_demucs [SONG]``.
+"""Compare the htdemucs plan with the ``demucs`` command: ``python -m benchmarks.against_demucs [SONG]``.
 
-Same weights, same overlap of 0.25, no shifts, float32, on the CPU, the same three stages: vocals from the
-mixture, drums from what is left, bass from what is left then. ``demucs`` hears all three as three songs of
-one call, so that it starts and loads once, as ``kmdx`` does; the stages are made from what ``kmdx`` gave.
-Timed in turns, as whole processes from file to file and as computation alone in this process. The stems are
-not quite the same: ``demucs`` normalizes what each stage hears anew, and the plan only the mixture, which
-shows where little of a stem is in the song, as in the synthetic one that is taken where none is given.
+Both use the same weights, an overlap of 0.25, no shifts, float32 and the CPU, and run the same three stages:
+vocals from the mixture, drums from the residual, and bass from the next residual. ``demucs`` gets the inputs
+of all stages, computed with ``kmdx``, as three songs in one call, so it starts and loads only once, as
+``kmdx`` does. They are timed alternately: as whole processes from file to file, and as computation in this
+process. The stems differ slightly, because ``demucs`` normalizes the input of each stage, and the plan only
+the mixture. The difference is larger for a stem with little energy, as in the default synthetic song.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from kmdx.separator import Separator
 
 ENSEMBLE, SIGNATURE, OVERLAP, RATE = "htdemucs", "955717e8", 0.25, 44100
 STAGES = {"song": "vocals", "without_vocals": "drums", "nor_drums": "bass"}
-"""What is heard, and what is wanted of it."""
+"""The input of each stage, and the stem that it estimates."""
 
 
 def write_repository(folder: Path, models: Path | None) -> HTDemucs:
-    """Write the weights as a model that ``demucs --repo`` finds by its signature; returns the model."""
+    """Write the weights as a model that ``demucs --repo`` finds by its signature; return the model."""
     weight = weights.get(ENSEMBLE)
     checkpoint = weights.load(weights.find(weight, models).path)
     own = {key: value for key, value in weight.architecture.items() if key not in ("type", "gflops")}
@@ -50,18 +50,18 @@ def write_repository(folder: Path, models: Path | None) -> HTDemucs:
 
 
 def stages_of(song: np.ndarray, stems: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What each stage hears: the song without the stems before."""
-    heard = {}
+    """The input of each stage: the song without the stems of earlier stages."""
+    inputs = {}
     for name, stem in STAGES.items():
-        heard[name] = song
+        inputs[name] = song
         song = song - stems[stem]
-    return heard
+    return inputs
 
 
 def as_processes(
     song: np.ndarray, folder: Path, models: Path | None, repeat: int
 ) -> tuple[list[tuple[float, float]], dict[str, float]]:
-    """Run both commands in turns; returns seconds of each, and dB between their stems."""
+    """Run both commands alternately; return the seconds of each, and the difference of their stems in dB."""
     sf.write(folder / "song.wav", song, RATE, subtype="FLOAT")
     ours, theirs = folder / "kmdx", folder / "demucs"
     kmdx = [sys.executable, "-m", "kmdx.cli", "separate", str(folder / "song.wav"), "-e", ENSEMBLE]
@@ -74,13 +74,13 @@ def as_processes(
     for _ in range(repeat):
         own = _run(kmdx, environment)
         stems = {stem: _read(ours / "song" / f"{stem}.wav") for stem in STAGES.values()}
-        for name, heard in stages_of(song, stems).items():
-            sf.write(folder / f"{name}.wav", heard, RATE, subtype="FLOAT")
+        for name, signal in stages_of(song, stems).items():
+            sf.write(folder / f"{name}.wav", signal, RATE, subtype="FLOAT")
         times.append((own, _run(demucs, environment)))
     differences = {}
     for name, stem in STAGES.items():
         other = _read(theirs / SIGNATURE / name / f"{stem}.wav")
-        # The plan brings every stem to the mixture's mean, demucs to that of what it heard.
+        # The plan restores the mixture's mean in every stem, demucs that of the stage's input.
         differences[stem] = decibels(other - other.mean(), stems[stem] - stems[stem].mean())
     return times, differences
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Seconds that a process takes."""
+    """Run a command; return its seconds."""
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -101,12 +101,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> float:
 def as_computation(
     song: np.ndarray, model: HTDemucs, models: Path | None, repeat: int
 ) -> list[tuple[float, float]]:
-    """Seconds of both in this process, loaded before, without files, in turns."""
+    """Seconds of both in this process, alternately, without loading and files."""
     separator = Separator(ENSEMBLE, device="cpu", folder=models, precision="fp32")
-    heard = stages_of(song, separator.separate(song, RATE))  # which also warms up
+    inputs = stages_of(song, separator.separate(song, RATE))  # also a warm-up
 
     def demucs() -> None:
-        for stage in heard.values():
+        for stage in inputs.values():
             wave = torch.from_numpy(stage.T.copy())
             mono = wave.mean(0)
             wave = (wave - mono.mean()) / (mono.std() + 1e-8)  # as demucs.api does
@@ -128,12 +128,12 @@ def _line(what: str, times: Sequence[tuple[float, float]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print both ratios, and dB between the stems."""
+    """Print both ratios, and the difference of the stems in dB."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("song", nargs="?", type=Path)
-    parser.add_argument("--folder", type=Path, help="where weight files lie")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
-    parser.add_argument("--repeat", type=int, default=1, help="rounds, of which the median is taken")
+    parser.add_argument("--folder", type=Path, help="folder of the weight files")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="longest part of the song to use")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds; the median is printed")
     options = parser.parse_args(arguments)
     song = song_of(options.song, options.seconds, RATE)
     print(

@@ -1,10 +1,10 @@
-"""The engine against an ensemble as it was published: times, their ratio, and the difference of the results.
+"""Compare the engine with an ensemble's published form: times, their ratio, and the difference of results.
 
 ``python -m benchmarks.baseline [song.wav] --ensemble leaderboard_c --seconds 12 [--json benchmarks/results]``
-runs on a synthetic song if none is given. ``--json`` writes the report of :func:`kmdx.benchmark.measure` with
-the comparison added; ``benchmarks/results/README.md`` documents the file. A ratio is the published form's
-time over the engine's, measured in turns. A difference is the energy of the published signal over that of the
-difference.
+uses a synthetic song by default. ``--json`` writes the report of :func:`kmdx.benchmark.measure` with the
+comparison added; ``benchmarks/results/README.md`` documents the file. A ratio is the published form's time
+divided by the engine's, measured alternately. A difference is the published signal's energy relative to the
+difference's.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from kmdx.precision import DTYPES, fast_halves
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 SECONDS = 12.0
-EQUAL = 200.0  # dB: no difference at all
+EQUAL = 200.0  # dB, if there is no difference
 CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose product is timed
-PRODUCTS = 4  # timed: the first one is a warm-up
+PRODUCTS = 4  # number of timed products; the first one is a warm-up
 
 
 def compare_song(
@@ -46,7 +46,7 @@ def compare_song(
     Returns
     -------
     dict
-        ``plan`` of the JSON file; ``seconds`` is the mean of the engine's two runs.
+        The entry ``plan`` of the JSON file; ``seconds`` is the mean of the engine's two runs.
     dict of str to ndarray
         The engine's stems.
     """
@@ -76,7 +76,7 @@ def compare_song(
 def compare_network(
     separator: Separator, published: Published, name: str, peaks: dict[str, float]
 ) -> dict[str, Any]:
-    """An entry of the JSON file's ``networks``: windows through the published network and ours, in turns."""
+    """An entry of ``networks`` in the JSON file: windows in the published network and ours, alternately."""
     with benchmark.warm(separator.device):
         network = TimedNetwork(separator, name)
         window = network.window.cpu().numpy()
@@ -97,14 +97,14 @@ def compare_network(
 
 
 def peak_gflops(device: torch.device) -> dict[str, float]:
-    """Matrix products of a device in GFLOP/s, by the precisions that it is fast at; takes about a second."""
+    """Speed of matrix products in GFLOP/s, for each precision that the device is fast at; takes a second."""
     size = CUDA_SIZE if device.type == "cuda" else CPU_SIZE
     names = ["fp32", *(name for name, dtype in DTYPES.items() if dtype in fast_halves(device))]
     return {name: _product_gflops(device, DTYPES[name], size) for name in names}
 
 
 def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """The best of some products of two square matrices, by the faster of torch's libraries."""
+    """The best speed of some products of square matrices, with the faster of torch's libraries."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def _product_gflops(device: torch.device, dtype: torch.dtype, size: int) -> floa
 
 
 def decibels(reference: NDArray[np.floating], estimate: NDArray[np.floating]) -> float:
-    """10·log10 of the reference's energy over the difference's, from −200 (also for NaN) to 200 dB."""
+    """10·log10 of the reference's energy over the difference's, limited to ±200 dB; NaN becomes −200."""
     truth = np.asarray(reference, np.float64)
     error = float(np.square(truth - estimate).sum())
     if error == 0:
@@ -131,7 +131,7 @@ def decibels(reference: NDArray[np.floating], estimate: NDArray[np.floating]) ->
 def compare(
     separator: Separator, published: Published, report: benchmark.Report, song: NDArray[np.float32]
 ) -> dict[str, Any]:
-    """A report of the engine, extended by the comparison: the JSON file."""
+    """The content of the JSON file: a report of the engine, plus the comparison."""
     peaks = peak_gflops(separator.device)
     plan, _ = compare_song(separator, published, song)
     networks = {name: compare_network(separator, published, name, peaks) for name in report.networks}
@@ -154,7 +154,7 @@ def compare(
 
 
 def song_of(path: Path | None, seconds: float, rate: int) -> np.ndarray:
-    """Up to so many seconds of a song as ``(n, 2)`` at that rate, or of a synthetic one."""
+    """The first seconds of a song, or a synthetic song, as ``(n, 2)`` at a rate."""
     if path is None:
         benchmark.check_seconds(seconds)
         return synthetic.song(seconds, rate)
@@ -164,18 +164,18 @@ def song_of(path: Path | None, seconds: float, rate: int) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print seconds, ratio, and the difference of every stem."""
+    """Print the seconds, the ratio, and the difference of every stem."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("song", nargs="?", type=Path)
     parser.add_argument("--ensemble", default=DEFAULT_ENSEMBLE)
-    parser.add_argument("--folder", type=Path, help="where weight files are")
+    parser.add_argument("--folder", type=Path, help="folder of the weight files")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of the song at most")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="longest part of the song to use")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--speed", default="leaderboard")
     parser.add_argument("--engine", default="tuned")
-    parser.add_argument("--stand-in", action="store_true", help="random weights in place of the ensemble's")
-    parser.add_argument("--json", type=Path, help="also compare every network, and write all to this folder")
+    parser.add_argument("--stand-in", action="store_true", help="use random weights")
+    parser.add_argument("--json", type=Path, help="also compare all networks, and write a report here")
     options = parser.parse_args(arguments)
     settings = {name: getattr(options, name) for name in ("device", "precision", "speed", "engine")}
     plan = plan_file.load(options.ensemble)

@@ -1,8 +1,8 @@
-"""Time and memory that finding weights takes: ``python -m benchmarks.blend_search``.
+"""Measure the time and memory of blend search: ``python -m benchmarks.blend_search``.
 
-Inner products are simulated: each signal is the true stem with errors of its own and errors in common with
-others, whose share differs from song to song. Solving is the weights of all stems, the best of climbs from
-every start; cross-validation is what stands beside it in the command's table.
+Inner products are simulated: each signal is the true stem plus its own errors and errors shared with other
+signals, with a different level in each song. "solve" finds the weights of all stems, from all starting
+points. "cross-validate" computes the cross-validated scores of the command's table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evaluator.blend_search.solving import Constraints, best
 from kmdx import terminal
 
 SONGS, STEMS, SIGNALS = 150, 4, 10
-COMMON = 3  # errors that signals have in common
+COMMON = 3  # errors shared by signals
 REPEATS = 5
 
 CONSTRAINTS = {
@@ -32,21 +32,21 @@ CONSTRAINTS = {
 
 
 def simulate(seed: int) -> BlendProblem:
-    """Inner products of a stem's signals, with levels and qualities about those of real ones."""
+    """Simulated inner products of a stem's signals, with realistic levels and qualities."""
     rng = np.random.default_rng(seed)
     own = rng.uniform(0.15, 0.4, SIGNALS)
     common = rng.normal(0, 0.15, (SIGNALS, COMMON))
     energy = 1e4 * rng.lognormal(0, 1, SONGS)
-    heard = rng.normal(0.97, 0.03, (SONGS, SIGNALS))  # of the true stem in each signal
+    gain = rng.normal(0.97, 0.03, (SONGS, SIGNALS))  # of the true stem in each signal
     hardness = rng.lognormal(0, 0.5, (SONGS, 1, 1))
     errors = hardness * (np.diag(own**2) + common @ common.T)
-    gram = energy[:, None, None] * (heard[:, :, None] * heard[:, None, :] + errors)
-    products = InnerProducts(energy, energy, energy[:, None] * heard, gram)
+    gram = energy[:, None, None] * (gain[:, :, None] * gain[:, None, :] + errors)
+    products = InnerProducts(energy, energy, energy[:, None] * gain, gram)
     return BlendProblem(products, np.full(SIGNALS, 1 / SIGNALS), np.arange(SONGS))
 
 
 def solve(problems: Sequence[BlendProblem], constraints: Constraints) -> None:
-    """Weights of all stems."""
+    """Find the weights of all stems."""
     for problem in problems:
         best(problem.products, problem.published, constraints)
 
@@ -54,13 +54,13 @@ def solve(problems: Sequence[BlendProblem], constraints: Constraints) -> None:
 def cross_validate(
     problems: Sequence[BlendProblem], constraints: Constraints, folds: int, prior: float | None
 ) -> None:
-    """Scores of all stems on songs held out."""
+    """Compute the scores of all stems on held-out songs."""
     for problem in problems:
         validate([problem], folds, constraints, prior)
 
 
 def main() -> None:
-    """Print a line for each measurement."""
+    """Print one line per measurement."""
     problems = [simulate(seed) for seed in range(STEMS)]
     size = sum(value.nbytes for problem in problems for value in vars(problem.products).values())
     print(f"{SONGS} songs × {STEMS} stems × {SIGNALS} signals: {size / 1e6:.2f} MB of inner products")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def report(name: str, work: Callable[[], None], repeats: int = REPEATS) -> None:
-    """Print the least time of some, and the peak of arrays, taken apart: watching memory costs time."""
+    """Print the shortest time and the peak memory of arrays; these are measured in separate runs."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Count the arithmetic of the ensemble's networks: GFLOP per second of signal through each.
+"""Count the arithmetic of the ensemble's networks, in GFLOP per second of signal.
 
-The figures stand in ``kmdx/registry.yaml`` as ``gflops``. A multiplication and an addition are
-two operations; convolutions, matrix products, attention and recurrent layers are counted, element-wise
-work and the Fourier transforms are not. Needs no weights: ``python benchmarks/count_arithmetic.py``.
+The numbers are in ``kmdx/registry.yaml`` as ``gflops``. A multiplication and an addition are two operations.
+Convolutions, matrix products, attention and recurrent layers are counted; elementwise operations and Fourier
+transforms are not. Run ``python benchmarks/count_arithmetic.py``; it needs no weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 
 
 def lstm_flops(x: torch.Size, w_input: torch.Size, w_hidden: torch.Size, *_: object, **__: object) -> int:
-    """Operations of one direction of one LSTM layer: ``x`` is (steps, batch, inputs)."""
+    """Operations of one direction of an LSTM layer; ``x`` is (steps, batch, inputs)."""
     steps, batch, inputs = x
     gates, hidden = w_hidden
     return 2 * steps * batch * gates * (inputs + hidden)
 
 
 def count(module: torch.nn.Module, batch: torch.Tensor) -> float:
-    """GFLOP of one forward pass; gradients are on, so that no fused fast path hides its products."""
+    """GFLOP of one forward pass; gradients are enabled, because fused implementations are not counted."""
     mapping = {torch.ops.aten.mkldnn_rnn_layer: lstm_flops}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         module.eval()(batch)
@@ -65,7 +65,7 @@ def unet_gflops(architecture: dict, **sizes: Any) -> float:
 
 
 def main() -> None:
-    """Print one line for each network of the registry."""
+    """Print one line per network of the registry."""
     counted: dict[str, float] = {}
     for name, weight in weights.registry().items():
         architecture = dict(weight.architecture)
@@ -78,7 +78,7 @@ def main() -> None:
         else:
             key = f"{architecture['type']} {architecture.get('cac')}"
             if key not in counted:
-                # HDemucs takes any length and its cost grows with it evenly: ten seconds are enough.
+                # HDemucs accepts any length, and its cost is proportional to it, so ten seconds are enough.
                 seconds = architecture["segment"] if architecture["type"] == "htdemucs" else 10.0
                 counted[key] = demucs_gflops(architecture, seconds)
             gflops = counted[key]

@@ -1,18 +1,19 @@
-"""What half precision costs each network, on any machine: ``python -m benchmarks.half_precision``.
+"""Measure the error of half precision for each network: ``python -m benchmarks.half_precision``.
 
-Computes in float32 and rounds what goes into and comes out of the operations that would be in half precision:
-for a Demucs network those that autocast takes, for a U-Net all but the Fourier transforms. Hardware
-multiplies such numbers exactly and adds in float32, so this is what it gives, but for the order of
-additions. The first and last convolution of a U-Net, which the library keeps in float32, are rounded too.
+This computes in float32 and rounds the inputs and outputs of the operations that would be in half precision:
+those of autocast for a Demucs network, and all but the Fourier transforms for a U-Net. Hardware multiplies
+half-precision numbers exactly and adds in float32, so the result is the same except for the order of
+additions. The first and last convolution of a U-Net are rounded too, although the library keeps them in
+float32.
 
     python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
     python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs    # SDR of whole songs
     python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs --hardware --half bf16
 
-With ``--song``: one line for each network, its error in dB on its first window of the song. With
-``--dataset``: songs in MUSDB18-HQ's layout, each separated in float32 and in half precision, global
-SDR per stem and how much it changed. ``--hardware`` lets this machine compute in half precision, as
-``kmdx separate --precision`` does: networks that do not bear it stay in float32.
+``--song`` prints the error of each network in dB on the first window of the song. ``--dataset`` separates
+songs in MUSDB18-HQ's layout in float32 and in half precision, and prints the global SDR per stem and its
+change. With ``--hardware``, this machine computes in half precision, as with ``kmdx separate --precision``;
+networks that do not support it stay in float32.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ PRODUCTS = (
     "convolution", "addmm", "mm", "bmm", "baddbmm", "_scaled_dot_product", "_linear_pointwise", "mkldnn",
     "_nnpack",
 )  # fmt: skip
-# By name of the operation. Autocast leaves sums with float32 parameters or signals, and with them the
-# residual streams and layer norms, in float32; a U-Net is in half precision from end to end.
+# Names of operations. Autocast keeps sums with float32 parameters or signals in float32, and therefore also
+# residual streams and layer norms. A U-Net is entirely in half precision.
 AUTOCAST = (*PRODUCTS, "native_group_norm", "gelu", "glu")
 THROUGHOUT = (*AUTOCAST, "native_batch_norm", "relu", "clamp_min", "add", "mul")
 
 
 class Rounding(TorchDispatchMode):
-    """Rounds float32 tensors around the operations that half precision would do."""
+    """Rounds the float32 inputs and outputs of operations that would be in half precision."""
 
     def __init__(self, dtype: torch.dtype, operations: tuple[str, ...]) -> None:
         super().__init__()
@@ -56,8 +57,8 @@ class Rounding(TorchDispatchMode):
         self.operations = operations
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, on rounded tensors if it is one of those."""
-        with self:  # inference mode does not take operations apart before they come here
+        """Run an operation, with rounding if it would be in half precision."""
+        with self:  # in inference mode, operations arrive here before they are decomposed
             made = function.decompose(*args, **(kwargs or {}))
         if made is not NotImplemented:
             return made
@@ -74,7 +75,7 @@ class Rounding(TorchDispatchMode):
 
 @contextmanager
 def precision(name: str, networks: Iterable[Network]) -> Iterator[None]:
-    """Compute as these networks do in a precision: fp32, or one of HALVES."""
+    """Simulate a precision of these networks: fp32, or one of HALVES."""
     if name == "fp32":
         yield
     else:
@@ -84,19 +85,19 @@ def precision(name: str, networks: Iterable[Network]) -> Iterator[None]:
 
 
 def decibels(reference: Tensor, estimate: Tensor) -> float:
-    """Energy of the difference in dB of the reference's."""
+    """Energy of the difference relative to the reference, in dB."""
     error = (estimate.double() - reference.double()).square().sum() / reference.double().square().sum()
     return float(10 * torch.log10(error))
 
 
 def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | None) -> None:
-    """Print each network's error on one window."""
+    """Print the error of each network on one window."""
     plan = plan_file.load(ensemble)
     sound = audio.read(song)
     signal = torch.from_numpy(audio.resample(sound.samples, sound.rate, plan.sample_rate).T.copy())
     for name in names or plan.networks:
         use = plan.networks[name]
-        # HDemucs takes any length; ten seconds are enough.
+        # HDemucs accepts any length; ten seconds are enough.
         network = load_for_inference(use, plan.sample_rate, torch.device("cpu"), folder)
         length = network.length or 10 * plan.sample_rate
         window = torch.nn.functional.pad(signal[None, :, :length], (0, max(0, length - signal.shape[-1])))
@@ -109,7 +110,7 @@ def errors(ensemble: str, song: Path, folder: Path | None, names: list[str] | No
 
 
 def scores(ensemble: str, dataset: Path, folder: Path | None, halves: list[str], hardware: bool) -> None:
-    """Print each song's SDR and its changes."""
+    """Print the SDR of each song and its changes."""
     separators = {
         how: Separator(ensemble, device="cpu", folder=folder, precision=how if hardware else "fp32")
         for how in ("fp32", *halves)
@@ -133,15 +134,15 @@ def scores(ensemble: str, dataset: Path, folder: Path | None, halves: list[str],
 
 
 def main() -> None:
-    """Measure one of the two."""
+    """Measure errors on a song, or scores on a data set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--song", type=Path)
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--ensemble", default="leaderboard_c")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--network", action="append", help="with --song: only this one; may be repeated")
-    parser.add_argument("--half", action="append", choices=HALVES, help="with --dataset: only this one")
-    parser.add_argument("--hardware", action="store_true", help="with --dataset: as this machine computes it")
+    parser.add_argument("--network", action="append", help="with --song: only this network; can be repeated")
+    parser.add_argument("--half", action="append", choices=HALVES, help="with --dataset: only this precision")
+    parser.add_argument("--hardware", action="store_true", help="with --dataset: compute in half precision")
     arguments = parser.parse_args()
     with warm_heap():
         if arguments.dataset:
@@ -150,7 +151,7 @@ def main() -> None:
         elif arguments.song:
             errors(arguments.ensemble, arguments.song, arguments.folder, arguments.network)
         else:
-            parser.error("give --song or --dataset")
+            parser.error("expected --song or --dataset")
 
 
 if __name__ == "__main__":

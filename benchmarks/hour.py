@@ -1,10 +1,10 @@
-"""An hour of stereo on the CPU: ``python -m benchmarks.hour [SONG…]`` tells its time, memory and samples.
+"""Separate an hour of stereo on the CPU and print time, memory and errors: ``python -m benchmarks.hour``.
 
-The songs, one behind the other and again from the first, are one file of an hour. ``kmdx separate`` takes it
-with the htdemucs plan at ``--speed fast``, file to file; told is the peak of resident memory until then. Its
-stems are then compared with pieces of the hour, short enough to lie in memory, that go through the plan
-alone: at the hour's level, begun where a window of the hour begins, and without the margins whose windows
-the piece has not all. All of it is one process, which has chosen once how to multiply.
+The songs, concatenated and repeated, become one file of an hour. ``kmdx separate`` separates it with the
+htdemucs plan at ``--speed fast``, from file to file; the peak of resident memory is printed. The stems are
+then compared with pieces of the hour that are short enough for memory and are separated on their own. A piece
+has the hour's level and starts where a window of the hour starts. Its margins are not compared, because they
+lack windows of the hour. Everything runs in one process, so that it uses the same kernels.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from kmdx.nodes import Estimate, Node, Normalize, Sum
 from kmdx.plan import Plan
 from kmdx.windows import OverlapAdd
 
-BLOCK = 2**20  # samples of a file that are read at a time
-WINDOWS = 16  # of a piece
+BLOCK = 2**20  # samples of a file to read at a time
+WINDOWS = 16  # windows of a piece
 OPTIONS = ("--speed", "fast", "--format", "float32")
 
 
 class Piece(NamedTuple):
-    """Of a song, in samples: what goes through the plan, and the part of it that must be as in the whole."""
+    """A part of a song to separate, and the part of it to compare with the whole, in samples."""
 
     begin: int
     end: int
@@ -46,21 +46,21 @@ class Piece(NamedTuple):
 
 
 def write(path: Path, songs: Sequence[Path], samples: int) -> None:
-    """Write so many samples of stereo: songs over and over, or a synthetic one."""
+    """Write a number of stereo samples: repeated songs, or a synthetic song."""
     with sf.SoundFile(path, "w", RATE, 2, "PCM_16") as file:
         for block in _blocks(songs, samples):
             file.write(block[: samples - file.tell()])
 
 
 def _blocks(songs: Sequence[Path], samples: int) -> itertools.chain[NDArray[np.float32]]:
-    """Blocks of the songs that are that many samples together, or more."""
+    """Blocks of the repeated songs with a total of at least ``samples``."""
     if not songs:
         return itertools.chain(synthetic.phrases(samples / RATE, RATE))
     read = []
     for song in songs:
         block, rate = sf.read(song, dtype="float32", always_2d=True)
         if (rate, block.shape[1]) != (RATE, 2) or not len(block):
-            raise KmdxError(f"{song}: not stereo at {RATE} Hz")
+            raise KmdxError(f"{song}: expected 2 channels at {RATE} Hz, not {block.shape[1]} at {rate} Hz")
         read.append(block)
     times = -(-samples // sum(map(len, read)))
     return itertools.chain.from_iterable(itertools.repeat(read, times))
@@ -80,9 +80,9 @@ def pieces(plan: Plan, samples: int) -> list[Piece]:
     """Three pieces of a song: its beginning, its middle and its end."""
     (chunking,) = {use.chunking for use in plan.networks.values()}
     if not isinstance(chunking, OverlapAdd):
-        raise KmdxError(f"{plan.name}: its networks do not overlap and add")
+        raise KmdxError(f"{plan.name}: expected networks with overlap_add")
     stages = sum(isinstance(node, Estimate) for node in plan.nodes.values())
-    margin = stages * chunking.length  # at most: each stage hears what the one before is right about
+    margin = stages * chunking.length  # at most: each stage loses one window at the ends of its input
     stride, windows = chunking.stride, chunking.windows(samples)
     found = []
     for begin, end in (
@@ -98,7 +98,7 @@ def pieces(plan: Plan, samples: int) -> list[Piece]:
 
 
 def without_levels(plan: Plan) -> Plan:
-    """The same plan, but that it hears and gives signals that are normalized already."""
+    """The same plan for input that is already normalized, without normalizing and denormalizing."""
 
     def flat(node: Node) -> Node:
         match node:
@@ -112,12 +112,12 @@ def without_levels(plan: Plan) -> Plan:
 
 
 def compare(song: Path, output: Path, separator: Separator) -> dict[str, float]:
-    """Largest difference of samples between a song's stems and its pieces, by stem; needs the files of both.
+    """The largest difference between samples of a song's stems and those of its pieces, by stem.
 
     Raises
     ------
     KmdxError
-        If the song is too short for any piece, or its plan is not one of overlapping windows.
+        If the song is too short for any piece, or its plan does not use overlapping windows.
     """
     mean, std = level(song)
     samples = sf.info(song).frames
@@ -127,14 +127,14 @@ def compare(song: Path, output: Path, separator: Separator) -> dict[str, float]:
         raise KmdxError(f"{samples / RATE:g} s are too short to compare pieces")
     largest = dict.fromkeys(separator.stems, 0.0)
     for piece in found:
-        heard = (torch.from_numpy(_read(song, piece.begin, piece.end)) - mean) / std
-        for stem, estimate in alone.separate(heard.numpy(), RATE).items():
+        normalized = (torch.from_numpy(_read(song, piece.begin, piece.end)) - mean) / std
+        for stem, estimate in alone.separate(normalized.numpy(), RATE).items():
             inner = torch.from_numpy(estimate[piece.first - piece.begin : piece.last - piece.begin])
             whole = _read(output / song.stem / f"{stem}.wav", piece.first, piece.last)
             difference = np.abs(inner.mul_(std).add_(mean).numpy() - whole).max()
             largest[stem] = max(largest[stem], float(difference))
-        told = ", ".join(f"{place / RATE:.1f}" for place in (piece.first, piece.last))
-        print(f"seconds {told}: the largest differences so far are {largest}", flush=True)
+        part = " to ".join(f"{place / RATE:.1f}" for place in (piece.first, piece.last))
+        print(f"{part} s: the largest differences so far are {largest}", flush=True)
     return largest
 
 
@@ -144,12 +144,12 @@ def _read(path: Path, begin: int, end: int) -> NDArray[np.float32]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and print what was seen."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("songs", nargs="*", type=Path, metavar="SONG", help="stereo files at 44.1 kHz")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--ensemble", default="htdemucs", help="a plan whose windows all overlap and add")
-    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    parser.add_argument("--ensemble", default="htdemucs", help="a plan whose networks all use overlap_add")
+    parser.add_argument("--folder", type=Path, help="folder of the weight files")
     options = parser.parse_args(arguments)
     if options.folder is not None:
         os.environ["KMDX_MODELS"] = str(options.folder)

@@ -1,9 +1,10 @@
-"""Measure each kernel of the project against torch's own: ``python -m benchmarks.kernels [--json FOLDER]``.
+"""Compare the project's kernels with torch's: ``python -m benchmarks.kernels [--json FOLDER]``.
 
-Times layers of leaderboard C's networks both ways, in turns, with one thread and with all, and prints how
-many times faster the project's kernel is and the entry of ``kmdx/kernels.yaml`` that follows. A kernel pays
-where its layers together take at most 1 / 1.1 of the time, with one thread and with all: it needs private
-operations of torch. Run it with nothing else running; the load of the machine is printed with the result.
+This times layers of leaderboard C's networks in both ways alternately, with one thread and with all. It
+prints the speed of the project's kernels relative to torch's, and the resulting entry of
+``kmdx/kernels.yaml``. Since these kernels use private operations of torch, one is enabled only if its layers
+together are at least 1.1 times as fast, both with one thread and with all. Run this on an idle machine; the
+load is printed with the result.
 
     python -m benchmarks.kernels [--rounds 9] [--json benchmarks/results/kernels]
 """
@@ -31,7 +32,7 @@ from kmdx import benchmark, files, host, terminal
 from kmdx.host import warm_heap
 from kmdx.networks import attention, convolution, product
 
-WORTH = 1.1  # times faster that a kernel must be
+MIN_SPEEDUP = 1.1  # required to enable a kernel
 CONVOLUTIONS = {  # channels, frames and bins of a U-Net's levels
     "MDX-Net, level 1": (48, 256, 3072),
     "MDX-Net, level 2": (96, 128, 1536),
@@ -53,7 +54,7 @@ ATTENTION = {"frequency branch": (2688, 2688), "time branch": (1344, 1344), "acr
 
 
 class Case(NamedTuple):
-    """A layer that can be computed both ways."""
+    """A layer that can be computed in both ways."""
 
     name: str
     ours: Callable[[], Tensor]
@@ -92,20 +93,20 @@ def attentions(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def measure(case: Case, rounds: int) -> tuple[float, float]:
-    """Seconds of each way, the best of some rounds in turns."""
+    """The shortest seconds of each way, from some alternating rounds."""
     ours: list[float] = []
     torchs: list[float] = []
     for number in range(rounds + 1):
         for way, times in ((case.ours, ours), (case.torchs, torchs)):
             began = time.perf_counter()
             way()
-            if number:  # the first is for warming up
+            if number:  # the first round is a warm-up
                 times.append(time.perf_counter() - began)
     return min(ours), min(torchs)
 
 
 def compare(cases: Iterator[Case], threads: list[int], rounds: int) -> dict[str, Any]:
-    """Ratios of torch's time over the kernel's, by layer and number of threads, and whether it pays."""
+    """Ratios of torch's time to the kernel's, by layer and number of threads, and whether it is faster."""
     layers: dict[str, dict[str, Any]] = {}
     totals = {count: [0.0, 0.0] for count in threads}
     for case in cases:
@@ -120,12 +121,12 @@ def compare(cases: Iterator[Case], threads: list[int], rounds: int) -> dict[str,
                 "ratio": round(torchs / ours, 2),
             }
     ratios = {f"{count} threads": round(torchs / ours, 2) for count, (ours, torchs) in totals.items()}
-    return {"pays": min(ratios.values()) >= WORTH, "ratio": ratios, "layers": layers}
+    return {"pays": min(ratios.values()) >= MIN_SPEEDUP, "ratio": ratios, "layers": layers}
 
 
 @torch.inference_mode()
 def measure_all(threads: list[int], rounds: int) -> dict[str, Any]:
-    """All kernels that this build of torch has, the attention with the products that pay."""
+    """Measure all kernels of this build of torch; attention uses the faster products."""
     found: dict[str, Any] = {}
     if convolution.winograd_works():
         found["winograd"] = compare(winograd(), threads, rounds)
@@ -139,7 +140,7 @@ def measure_all(threads: list[int], rounds: int) -> dict[str, Any]:
 
 
 def entry(found: dict[str, Any]) -> dict[str, Any]:
-    """The entry of the table that follows from what was measured."""
+    """The entry of the table for these measurements."""
     here = host.processor()
     facts = {"architecture": here.architecture, "vendor": here.vendor, "family": here.family}
     return {
@@ -154,12 +155,10 @@ def entry(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=9, help="measurements of each way, the best of which counts"
-    )
-    parser.add_argument("--json", type=Path, help="also write all of it into this folder")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each way; the shortest counts")
+    parser.add_argument("--json", type=Path, help="also write a report into this folder")
     arguments = parser.parse_args()
     threads = sorted({1, host.usable_cores()})
     before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -167,10 +166,10 @@ def main() -> None:
         found = measure_all(threads, arguments.rounds)
     for kernel, result in found.items():
         ratios = ", ".join(f"{ratio:.2f} × with {count}" for count, ratio in result["ratio"].items())
-        print(f"{kernel}: {ratios}; {'pays' if result['pays'] else 'does not pay'}")
+        print(f"{kernel}: {ratios}; {'enabled' if result['pays'] else 'not enabled'}")
         for layer, counts in result["layers"].items():
             print(f"  {layer:34}" + "  ".join(f"{value['ratio']:5.2f} ×" for value in counts.values()))
-    print(f"load of the machine when it began: {before}")
+    print(f"load of the machine at the start: {before}")
     print(yaml.safe_dump([entry(found)], sort_keys=False))
     if arguments.json:
         here = benchmark.describe()

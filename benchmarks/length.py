@@ -1,9 +1,9 @@
-"""What a song costs by its length: ``python -m benchmarks.length`` draws ``docs/cost_by_length.svg``.
+"""Measure time and memory by song length: ``python -m benchmarks.length`` draws ``docs/cost_by_length.svg``.
 
-Songs from 30 seconds to half an hour go through ``kmdx separate``, file to file, each in a fresh process,
-with a plan of two small networks and random weights: a TFC-TDF U-Net on chunks and an HTDemucs on
-overlapping segments, which together take a fraction of real time. Counted are loading, reading, separating
-and writing, not what a process does once; memory is the process's peak.
+``kmdx separate`` separates songs from 30 seconds to half an hour, from file to file, each in a new process.
+The plan has two small networks with random weights, which are much faster than real time: a TFC-TDF U-Net on
+chunks and an HTDemucs on overlapping segments. The time includes loading, reading, separating and writing,
+but not the start of the process; memory is the process's peak.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ stems:
 
 
 class Cost(NamedTuple):
-    """Of one song: its length and the work in seconds, and the process's peak in bytes."""
+    """The length and time of one song in seconds, and the process's peak memory in bytes."""
 
     length: float
     seconds: float
@@ -68,7 +68,7 @@ class Cost(NamedTuple):
 
 
 def measure(lengths: Sequence[float]) -> list[Cost]:
-    """Separate a song of each length, each in a process of its own."""
+    """Separate a song of each length, each in its own process."""
     from kmdx import stand_in
 
     costs = []
@@ -77,7 +77,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
         (folder / "small.yaml").write_text(PLAN, "utf-8")
         (folder / "weights").mkdir()
         plan = stand_in.write(folder / "small.yaml", folder / "weights")
-        # The first is done twice: a virtual machine may be slow to hand out memory that nothing used before.
+        # The first runs twice, because a virtual machine may be slow to provide unused memory.
         for number, length in enumerate([lengths[0], *lengths]):
             song = folder / "song.wav"
             with sf.SoundFile(song, "w", RATE, 2, "PCM_16") as file:
@@ -94,7 +94,7 @@ def measure(lengths: Sequence[float]) -> list[Cost]:
 
 
 def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float, int]:
-    """Do as the command does, on the CPU; returns seconds, and the process's peak of memory in bytes."""
+    """Run ``kmdx separate`` on the CPU; return the seconds, and the process's peak memory in bytes."""
     from kmdx import cli, host
 
     sys.argv = ["kmdx", "separate", str(song), "-e", plan, "-o", str(output), "--device", "cpu", *options]
@@ -110,19 +110,19 @@ def separate(song: Path, output: Path, plan: str, *options: str) -> tuple[float,
 def child(song: Path, plan: str) -> None:
     """Separate one song, and print ``[seconds, bytes]``."""
     output = song.with_name("stems")
-    separate(song, output, plan, "--overwrite", "--duration", "1")  # imports and what else happens once
+    separate(song, output, plan, "--overwrite", "--duration", "1")  # imports and other one-time work
     print(json.dumps(separate(song, output, plan, "--overwrite")))
 
 
 def exponent(costs: Sequence[Cost]) -> tuple[float, float]:
-    """Fit ``seconds = factor · length ** exponent``; returns ``(exponent, factor)``."""
+    """Fit ``seconds = factor · length ** exponent``; return ``(exponent, factor)``."""
     lengths, seconds = (np.log([getattr(cost, name) for cost in costs]) for name in ("length", "seconds"))
     power, offset = np.polyfit(lengths, seconds, 1)
     return float(power), float(np.exp(offset))
 
 
 def svg(costs: Sequence[Cost]) -> str:
-    """Draw work and memory by length, two diagrams side by side."""
+    """Draw time and memory by length, in two diagrams side by side."""
     power, factor = exponent(costs)
     lengths = [cost.length for cost in costs]
 
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise KmdxError("matplotlib is missing; install it with: pip install '.[plots]'")
     costs = measure(sorted(set(options.lengths)))
     files.write_text(options.output, svg(costs))
-    print(f"seconds of work grow with the length to the power of {exponent(costs)[0]:.3f}; {options.output}")
+    print(f"time grows with the length to the power of {exponent(costs)[0]:.3f}; written: {options.output}")
 
 
 if __name__ == "__main__":

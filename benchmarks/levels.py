@@ -1,8 +1,8 @@
-"""What the speed levels cost and save: ``python -m benchmarks.levels DATASET [--overlap 0.85]``.
+"""Measure time and scores at each speed level: ``python -m benchmarks.levels DATASET [--overlap 0.85]``.
 
-Separates songs in MUSDB18-HQ's layout at each level, in float32 unless ``--precision`` says otherwise; prints
-seconds of work per second of song and the change of each stem's global SDR. ``--overlap`` gives the
-ensemble's networks leaderboard C's overlap, where its own is so small that a level would change nothing.
+This separates songs in MUSDB18-HQ's layout at each level, by default in float32, and prints the seconds of
+work per second of song and the change of each stem's global SDR. Use ``--overlap`` to give the networks the
+overlap of leaderboard C, if the ensemble's own is so small that the levels do not differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kmdx.precision import PRECISIONS
 
 
 def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
-    """Write an ensemble's plan again, with this overlap in all of its networks that add overlaps."""
+    """Write a copy of an ensemble's plan with this overlap in all networks that use overlap_add."""
     content = yaml.safe_load(
         (Path(plan_file.__file__).parent / "plans" / f"{ensemble}.yaml").read_text("utf-8")
     )
@@ -34,7 +34,7 @@ def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
 
 
 def measure(ensemble: str | Path, dataset: Path, models: Path | None, precision: str = "fp32") -> None:
-    """Print a line for each song and level."""
+    """Print one line per song and level."""
     mixtures = sorted(dataset.rglob("mixture.wav"))
     if not mixtures:
         raise KmdxError(f"{dataset}: no song folders with a mixture.wav")
@@ -58,13 +58,13 @@ def measure(ensemble: str | Path, dataset: Path, models: Path | None, precision:
 
 
 def main() -> None:
-    """Measure every level."""
+    """Measure all levels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--ensemble", default="htdemucs")
     parser.add_argument("--overlap", type=float)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--folder", type=Path, help="where weight files lie")
+    parser.add_argument("--folder", type=Path, help="folder of the weight files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         chosen: str | Path = options.ensemble

@@ -1,12 +1,12 @@
-"""A plan as it was published: every network on one window at a time, in float32, nothing skipped.
+"""Run a plan as it was published: each network on one window at a time, in float32, without shortcuts.
 
-It does what the published submission did, for any plan: Demucs' own ``apply_model``, MDX-Net chunk by chunk,
-all four sources of every network, nodes that nobody asks for, each window moved to the GPU and back, and a
-new ONNX Runtime session for each song. It shares nothing with the engine but the plan and the networks before
-they are accelerated, so the engine's result and time can be compared with it.
+For any plan, this does what the published submission did: Demucs' ``apply_model``, MDX-Net chunk by chunk,
+all four sources of every network, all nodes even if unused, each window moved to the GPU and back, and a new
+ONNX Runtime session for each song. It shares only the plan and the unaccelerated networks with the engine, so
+that the engine's results and times can be compared with it.
 
-On the CPU it runs in a process of its own (:class:`Published`): memory that the engine keeps would make it
-faster than it is (HDemucs 21.9 s a window instead of 28.3 s, two cores of an AMD EPYC).
+On the CPU, it runs in a separate process (:class:`Published`). Otherwise, memory kept by the engine would
+make it faster than it is (HDemucs 21.9 s per window instead of 28.3 s, on two cores of an AMD EPYC).
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ def run(
     device: torch.device,
     folder: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Compute every sum of a plan, its stems among them.
+    """Compute all sums of a plan, including its stems.
 
     Parameters
     ----------
     plan : Plan
     networks : mapping of str to Network
-        Those of :func:`kmdx.build.load_network`, on ``device``; all that the plan's nodes name.
+        All networks of the plan's nodes from :func:`kmdx.build.load_network`, on ``device``.
     mixture : Tensor
-        Float32 ``(2, samples)`` at the plan's rate. Silence gives NaN, as it did.
+        Float32 ``(2, samples)`` at the plan's rate. Silence gives NaN, as in the published submission.
     device : torch.device
-        Where networks run; signals stay on the CPU.
+        The device of the networks; signals stay on the CPU.
     folder : Path, optional
-        Where weight files lie, from which ONNX sessions are built; the models folder if not given.
+        Folder of the weight files, for ONNX sessions; by default the models folder.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def run(
                     if isinstance(plain, OnnxNetwork):
                         plain = _session_for_this_song(plain, use, device, folder)
                     for source, estimate in zip(
-                        plain.sources, _hear(plain, use, plan, signals[signal], device), strict=True
+                        plain.sources, _estimate(plain, use, plan, signals[signal], device), strict=True
                     ):
                         signals[f"{name}.{source}"] = estimate
                 case Normalize(signal):
@@ -100,8 +100,8 @@ def run(
     return {name: signals[name] for name, node in plan.nodes.items() if isinstance(node, Sum)}
 
 
-def _hear(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device: torch.device) -> Tensor:
-    """All sources of a network for ``(2, samples)``: ``(sources, 2, samples)``."""
+def _estimate(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device: torch.device) -> Tensor:
+    """Estimate all sources of a network: ``(2, samples)`` in, ``(sources, 2, samples)`` out."""
     how = use.chunking
     if isinstance(how, TrimAndJoin):
         return _trim_and_join(network, signal, how.chunk, how.trim, device)
@@ -115,21 +115,21 @@ def _hear(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device:
 
 
 def _trim_and_join(network: Network, signal: Tensor, chunk: int, trim: int, device: torch.device) -> Tensor:
-    """Chunks of the zero-padded signal, both ends of each dropped, what is left joined."""
+    """Run chunks of the zero-padded signal, drop both ends of each, and join them."""
     samples = signal.shape[-1]
     keep = chunk - 2 * trim
     padding = keep - samples % keep
     padded = torch.cat([torch.zeros(2, trim), signal, torch.zeros(2, padding + trim)], dim=1)
     pieces = []
     for start in range(0, samples + padding, keep):
-        heard = padded[None, :, start : start + chunk].to(device)
-        estimate = network(heard)[0].cpu()
+        batch = padded[None, :, start : start + chunk].to(device)
+        estimate = network(batch)[0].cpu()
         pieces.append(estimate[..., trim : chunk - trim])
     return torch.cat(pieces, dim=-1)[..., :samples]
 
 
 class _AsDemucs(nn.Module):
-    """Another network with what ``apply_model`` asks of one of Demucs'."""
+    """A network with the interface that ``apply_model`` needs."""
 
     def __init__(self, network: Network, length: int, rate: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Published:
     ensemble : str or Path
     device : torch.device
     folder : Path, optional
-        Where weight files are.
+        Folder of the weight files.
 
     Attributes
     ----------
@@ -191,11 +191,11 @@ class Published:
             self._pool.shutdown(cancel_futures=True)
 
     def song(self, mixture: Samples) -> tuple[float, dict[str, Samples]]:
-        """Seconds for a song ``(2, samples)``, and every sum of the plan."""
+        """Separate a song ``(2, samples)``; return the seconds, and all sums of the plan."""
         return self._call(_song, mixture)
 
     def window(self, name: str, sources: Sequence[str], window: Samples) -> tuple[float, Samples]:
-        """Seconds for one window ``(1, 2, T)`` in a network, all of its sources, and its estimate of some."""
+        """Run a network on one window ``(1, 2, T)``; return the seconds, and its estimates of ``sources``."""
         return self._call(_window, name, list(sources), window)
 
     def _call(self, function: Callable[..., Result], *arguments: object) -> Result:
@@ -211,7 +211,7 @@ def _song(
     names = {node.network for node in plan.nodes.values() if isinstance(node, Estimate)}
     networks = {name: load_network(plan.networks[name], plan.sample_rate, where, folder) for name in names}
     signal = torch.from_numpy(mixture)
-    if where.type == "cuda":  # its kernels are loaded, and chosen, when they first run
+    if where.type == "cuda":  # a first run loads and chooses kernels
         run(plan, networks, signal, where, folder)
     seconds, signals = timed(lambda: run(plan, networks, signal, where, folder), where)
     networks.clear()
@@ -239,6 +239,6 @@ def _network(ensemble: str, device: str, folder: Path | None, name: str) -> Netw
 
 
 def free(device: torch.device) -> None:
-    """Release the memory of what is no longer needed."""
+    """Free unused memory."""
     gc.collect()
     devices.empty_cache(device)

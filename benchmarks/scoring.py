@@ -1,7 +1,8 @@
-"""Time and memory that scoring a song from disk takes: ``python -m benchmarks.scoring``.
+"""Measure the time and memory of scoring songs from disk: ``python -m benchmarks.scoring``.
 
-Makes songs of four stems in a temporary folder, 16-bit wav as predictions are, and scores them block by
-block; beside the 4-minute song stands the plain way, whole files in memory and global SDR alone.
+This makes songs of four stems in a temporary folder, as 16-bit wav files like predictions, and scores them
+block by block. For comparison, the 4-minute song is also scored with whole files in memory, for global SDR
+only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MINUTES = (1, 4, 16)
 
 
 def make_song(folder: Path, minutes: int) -> None:
-    """Write references and estimates, noise ten seconds of which repeat."""
+    """Write references and estimates: ten seconds of noise, repeated."""
     rng = np.random.default_rng(0)
     for kind in ("references", "estimates"):
         (folder / kind).mkdir(parents=True)
@@ -36,17 +37,17 @@ def make_song(folder: Path, minutes: int) -> None:
 
 
 def files(folder: Path, kind: str) -> dict[str, Path]:
-    """Files of the stems."""
+    """The files of the stems."""
     return {stem: folder / kind / f"{stem}.wav" for stem in STEMS}
 
 
 def streamed(folder: Path) -> None:
-    """All metrics, block by block."""
+    """Compute all metrics block by block."""
     score_song(files(folder, "references"), files(folder, "estimates"))
 
 
 def whole(folder: Path) -> None:
-    """Global SDR alone, whole files in memory."""
+    """Compute only the global SDR, with whole files in memory."""
     for stem in STEMS:
         truth, guess = (
             sf.read(files(folder, kind)[stem], dtype="float32")[0] for kind in ("references", "estimates")
@@ -55,14 +56,14 @@ def whole(folder: Path) -> None:
 
 
 def main() -> None:
-    """Print a line for each way and length."""
+    """Print one line per method and length."""
     with tempfile.TemporaryDirectory() as temporary:
         for minutes in MINUTES:
             folder = Path(temporary, str(minutes))
             make_song(folder, minutes)
             ways = {"all metrics, streamed": streamed}
             if minutes == 4:
-                ways["global SDR alone, whole files"] = whole
+                ways["only global SDR, whole files"] = whole
             for name, score in ways.items():
                 seconds, peak = measure(score, folder)
                 share = seconds / (60 * minutes)
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def measure(score: Callable[[Path], None], folder: Path) -> tuple[float, float]:
-    """Seconds, best of three, and the peak of its arrays in MiB, taken apart: watching memory costs time."""
+    """The shortest of three times in seconds, and the peak memory of arrays in MiB from a separate run."""
     tracemalloc.start()
     score(folder)
     peak = tracemalloc.get_traced_memory()[1] / 2**20

@@ -1,6 +1,6 @@
 """Print the table of machines in docs/speed.md: ``python -m benchmarks.table [--networks] [FOLDER]``.
 
-It is made of the files that ``python -m benchmarks.baseline --json benchmarks/results`` wrote.
+It uses the files written by ``python -m benchmarks.baseline --json benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Report = dict[str, Any]
 
 
 def load(folder: Path) -> list[Report]:
-    """The reports of a folder, by machine and ensemble.
+    """The reports in a folder, sorted by machine and ensemble.
 
     Raises
     ------
@@ -37,18 +37,18 @@ def load(folder: Path) -> list[Report]:
             report = json.loads(file.read_text("utf-8"))
             Machine(**report["machine"]), report["networks"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise KmdxError(f"{file} is no report of `python -m benchmarks.baseline`: {error}") from error
+            raise KmdxError(f"{file} is not a report of `python -m benchmarks.baseline`: {error}") from error
         reports.append(report)
     return sorted(reports, key=lambda report: (name(report), report["ensemble"]))
 
 
 def name(report: Report) -> str:
-    """What to call the machine."""
+    """The name of the machine."""
     return Machine(**report["machine"]).name
 
 
 def plans(reports: Iterable[Report]) -> Iterator[str]:
-    """Lines of a table with a row for each report of a whole ensemble."""
+    """The lines of a table with one row per report of a whole ensemble."""
     yield (
         f"| machine | ensemble | computed in | 4-minute song | limit {TIME_FACTOR:g} × | than the baseline "
         "| difference | memory |"
@@ -78,7 +78,7 @@ def plans(reports: Iterable[Report]) -> Iterator[str]:
 
 
 def networks(report: Report) -> Iterator[str]:
-    """Lines of a table with a row for each network of a report."""
+    """The lines of a table with one row per network of a report."""
     yield "| network | in | signal per second | GFLOP/s | of peak | than plain | difference |"
     yield "|---|---|---|---|---|---|---|"
     for network, speed in report["networks"].items():
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    parser.add_argument("--networks", action="store_true", help="also a table of networks for each report")
+    parser.add_argument("--networks", action="store_true", help="also print a table of networks per report")
     options = parser.parse_args(arguments)
     reports = load(options.folder)
     print(*plans(reports), sep="\n")

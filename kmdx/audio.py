@@ -1,13 +1,13 @@
-"""Sound files to float32 arrays and back: any format in, wav, flac or mp3 out, resampling.
+"""Read sound files of any format as float32 arrays, write wav, flac and mp3 files, and resample.
 
 Conventions
 -----------
-An array of samples has shape ``(samples, channels)``, the shape ``soundfile`` gives: float32, full
-scale at -1 and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
-:class:`~kmdx.errors.AudioError`. An array too long to be held in memory is stored in a scratch file
-(:mod:`kmdx.signals`); reading, resampling and writing go through it a block at a time.
+An array of samples has the shape ``(samples, channels)``, as in ``soundfile``: float32, full scale at -1
+and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
+:class:`~kmdx.errors.AudioError`. An array too large for memory is stored in a scratch file
+(:mod:`kmdx.signals`); reading, resampling and writing process it one block at a time.
 
-Reading is the work of :mod:`kmdx.decoding`, which says what decodes what, and what becomes of damage.
+:mod:`kmdx.decoding` reads files; it describes the decoders and how damage is handled.
 """
 
 import math
@@ -34,8 +34,8 @@ from .files import commit, folder, partial_name
 from .tags import Tags
 
 HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga"}
-"""Endings of files whose header has the exact length, unless their codec counts in blocks."""
-LOUDEST = 8.0  # times full scale; no recording comes near, what exceeds it was not scaled to [-1, 1]
+"""Extensions of files whose header states the exact length, unless their codec counts in blocks."""
+LOUDEST = 8.0  # times full scale; no recording is as loud, so louder samples were not scaled to [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,25 @@ def check(
     start: float = 0.0,
     loudest: float = math.inf,
 ) -> np.ndarray:
-    """The samples as a contiguous float32 array ``(samples, channels)``, fit to be separated.
+    """Check samples and return them as a contiguous float32 array ``(samples, channels)``.
 
     Parameters
     ----------
     samples : array_like
         ``(samples,)`` or ``(samples, channels)``; floats, or int16 and int32, which are scaled to
-        [-1, 1) as ``soundfile`` does.
+        [-1, 1) as in ``soundfile``.
     what : str
-        What the messages call it: a file's name.
+        Its name in messages, such as a file name.
     rate, start : int, float
-        Hz, and the time in seconds of the first sample, so that a message can tell a time.
+        The rate in Hz and the time of the first sample in seconds, for times in messages.
     loudest : float
-        Warn if a sample's absolute value is above this, with :data:`LOUDEST` for a song.
+        Warn if a sample's absolute value exceeds this; for songs, use :data:`LOUDEST`.
 
     Raises
     ------
     AudioError
-        If there are fewer than two samples, no or more than two channels, NaN or infinity, or a type
-        that is not sound.
+        If there are fewer than two samples, not one or two channels, NaN or infinity, or the type is not
+        one of sound.
     """
     try:
         array = np.asarray(samples)
@@ -87,13 +87,13 @@ def check(
         raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels)")
     length, channels = array.shape
     if length == 0 or channels == 0:
-        raise AudioError(f"{what}: no samples in it, expected at least 2")
+        raise AudioError(f"{what}: contains no samples, expected at least 2")
     if channels > 2 and channels > length:
         raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels): transpose it")
     if channels > 2:
-        raise AudioError(f"{what}: {channels} channels, expected 1 or 2: fold it to stereo first")
+        raise AudioError(f"{what}: {channels} channels, expected 1 or 2: mix it down to stereo first")
     if length == 1:
-        raise AudioError(f"{what}: only one sample, too short to separate: expected at least 2")
+        raise AudioError(f"{what}: too short to separate: 1 sample, expected at least 2")
 
     array = _as_float32(array)
     peak = _peak(array)
@@ -102,8 +102,8 @@ def check(
         first = int(np.argmin(finite))
         where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
         raise AudioError(
-            f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, the first at"
-            f" {where}: export it again, or cut that part out"
+            f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, first at {where}:"
+            " export it again, or cut that part out"
         )
     if peak > loudest:
         warnings.warn(f"{what}: {_too_loud(peak)}", KmdxWarning, stacklevel=3)
@@ -111,12 +111,12 @@ def check(
 
 
 def _too_loud(peak: float) -> str:
-    """What may be wrong with a song of such a peak, and what to do."""
-    found = f"peaks at {peak:g}, where full scale is 1, so its stems may be wrong"
+    """The likely cause of such a peak, and what to do."""
+    found = f"peaks at {peak:g}, expected about 1; its stems may be wrong"
     for bits in (16, 24, 32):
         full_scale = 2 ** (bits - 1)
         if full_scale / 50 < peak <= 2 * full_scale:
-            return f"{found}: as {bits}-bit values stored as floats do; divide it by {full_scale}"
+            return f"{found}; if it contains {bits}-bit values stored as floats, divide it by {full_scale}"
     return f"{found}; scale it to a peak of 1"
 
 
@@ -130,40 +130,40 @@ def read(
 ) -> Audio:
     """Read a sound file, or the sound of a video.
 
-    An AAC file (m4a, mp4) may keep the encoder's silence at its end, less than 1024 samples.
+    The result of an AAC file (m4a, mp4) may end with up to 1023 samples of the encoder's padding.
 
     Parameters
     ----------
     path : path_like
-        wav, flac, mp3, m4a, Ogg, a video, ... ; its content decides, not its extension.
+        wav, flac, mp3, m4a, Ogg, a video and others. The format is detected from the content, not from the
+        extension.
     start, duration : float
-        The part to read, in seconds; without a duration, all that follows `start`.
+        The part to read, in seconds; without a duration, to the end.
     downmix : bool
-        Fold more than two channels to stereo by FFmpeg's matrix (ITU-R BS.775): centre and surrounds
-        at -3 dB, no LFE, nothing scaled down.
+        Mix more than two channels down to stereo with FFmpeg's matrix (ITU-R BS.775): center and surrounds
+        at -3 dB, without LFE and without scaling.
     stream : int
-        Which of several audio streams, as a file of stems has them.
+        Number of the audio stream, for files with several streams, such as stem files.
     accept_holes : bool
-        Replace damaged or missing sound by silence, where it is at most 2 % of the song and 5 s in all,
-        and warn of it (:class:`~kmdx.errors.KmdxWarning`). Otherwise every hole is an error.
+        Replace damaged or missing sound with silence, up to 2 % of the song and 5 s in total, and warn
+        (:class:`~kmdx.errors.KmdxWarning`). Otherwise, every hole is an error.
 
     Raises
     ------
     AudioError
-        If the file cannot be opened, is no sound, has holes beyond these limits (the message gives the
-        time of the first) or of an unknown length, has more than two channels
-        and `downmix` is false, ends before `start`, or fails :func:`check`; or if it is long and there
-        is no room for a scratch file.
+        If the file cannot be opened, is not a sound file, has larger holes (the message gives the time of
+        the first) or holes of unknown length, has more than two channels without `downmix`, ends before
+        `start`, or fails :func:`check`; or if it is long and there is no room for a scratch file.
     """
     path = Path(path)
     check_part(start, duration)
     try:
         if path.exists() and not path.is_file():
             kind = "folder" if path.is_dir() else "pipe or a device"
-            raise AudioError(f"{path}: is a {kind}, expected a sound file")
+            raise AudioError(f"{path}: expected a sound file, found a {kind}")
         with path.open("rb") as file:
             if path.stat().st_size == 0:
-                raise AudioError(f"{path}: is empty (0 bytes), expected a sound file")
+                raise AudioError(f"{path}: expected a sound file, found an empty file")
             request = holes.Request(path, start, duration, downmix, stream, accept_holes)
             samples, rate = decoding.read(file, path.stat().st_size, request)
     except OSError as error:
@@ -173,7 +173,7 @@ def read(
 
 @dataclass(frozen=True)
 class Form:
-    """What files must have in common to be compared or added: length in samples, rate in Hz, channels."""
+    """The length in samples, rate in Hz and channels of a file; equal for files to be compared or added."""
 
     samples: int
     rate: int
@@ -184,7 +184,7 @@ class Form:
 
 
 def info(path: Path) -> Form:
-    """The form of a sound file: from its header, or by decoding it where the header is not exact.
+    """The form of a sound file, from its header or, if the header is not exact, by decoding it.
 
     Raises
     ------
@@ -199,25 +199,25 @@ def info(path: Path) -> Form:
         return _decoded_form(path, stat.st_size, stat.st_mtime_ns)
     with _open(path) as sound:
         if sound.frames < 1:
-            raise AudioError(f"{path}: no samples in it")
+            raise AudioError(f"{path}: contains no samples")
         return Form(sound.frames, sound.samplerate, sound.channels)
 
 
 def is_exact(path: Path) -> bool:
-    """Whether a file's header has its exact length, so that it can be read in blocks."""
+    """Whether a file's header states its exact length, so that it can be read in blocks."""
     suffix = path.suffix.lower()
     if suffix not in HEADERS or suffix in (".wav", ".flac"):
         return suffix in HEADERS
     try:
         return sf.info(path).subtype not in decoding.INEXACT
     except (OSError, sf.SoundFileError, UnicodeEncodeError):
-        return True  # reading the header reports what is wrong with it
+        return True  # the error is reported when the file is read
 
 
 def read_together(paths: Sequence[Path], block: int) -> Iterator[list[npt.NDArray[np.float32]]]:
-    """Read files of one form side by side, ``block`` samples at a time; their headers must be exact.
+    """Read files of the same form in parallel, ``block`` samples at a time; their headers must be exact.
 
-    Each array ``(samples, channels)`` is overwritten by the next block.
+    The arrays ``(samples, channels)`` are overwritten by the next block.
 
     Raises
     ------
@@ -249,18 +249,18 @@ def _open(path: Path) -> sf.SoundFile:
     except (OSError, sf.SoundFileError) as error:
         raise AudioError(f"{path}: cannot be read: {error}") from error
     except UnicodeEncodeError as error:
-        raise AudioError(f"{path}: expected a name in UTF-8: rename it") from error
+        raise AudioError(f"{path}: the file name is not UTF-8: rename the file") from error
 
 
 @lru_cache(maxsize=4096)
 def _decoded_form(path: Path, size: int, time: int) -> Form:
-    """The form of a whole file, decoded once while its size and time stay."""
+    """The form of a whole file; decoded again only if its size or time changes."""
     sound = read(path, accept_holes=False)
     return Form(len(sound.samples), sound.rate, sound.samples.shape[1])
 
 
 def check_part(start: float, duration: float | None) -> None:
-    """Raise :class:`AudioError` if these seconds are no part of any sound."""
+    """Raise :class:`AudioError` if a start or duration is out of range."""
     if not 0 <= start < math.inf:
         raise AudioError(f"start {start:g} s: expected 0 or more seconds")
     if duration is not None and not 0 < duration < math.inf:
@@ -268,21 +268,21 @@ def check_part(start: float, duration: float | None) -> None:
 
 
 def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | None = None) -> np.ndarray:
-    """The samples at another rate, float32, in time with the input (soxr VHQ).
+    """Resample to another rate, float32, without delay (soxr VHQ).
 
     Parameters
     ----------
     samples : ndarray
-        ``(samples, channels)``; returned as they are if the rates and the length are theirs.
+        ``(samples, channels)``; returned unchanged if neither the rate nor the length changes.
     rate_in, rate_out : int
         Hz.
     length : int, optional
-        Trim or zero-pad the output to this many samples: the way back to a length that was known.
+        Trim or zero-pad the output to this number of samples, to restore a known length.
 
     Raises
     ------
     AudioError
-        If a rate is not a whole number of Hz above 0, or a long output finds no room for a scratch file.
+        If a rate is not a positive whole number, or there is no room for the scratch file of a long output.
     """
     rate_in, rate_out = _whole_rate(rate_in), _whole_rate(rate_out)
     samples = np.asarray(samples, dtype=np.float32)
@@ -295,7 +295,7 @@ def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | Non
 
 
 def _resample(samples: np.ndarray, rate_in: int, rate_out: int) -> Iterator[np.ndarray]:
-    """Blocks at another rate, the last of which may be empty: together what soxr makes of the whole."""
+    """Blocks at another rate, the same as soxr makes of the whole; the last block may be empty."""
     stream = soxr.ResampleStream(rate_in, rate_out, samples.shape[1], quality="VHQ")
     for block in signals.blocks(samples):
         yield stream.resample_chunk(np.ascontiguousarray(block))
@@ -303,7 +303,7 @@ def _resample(samples: np.ndarray, rate_in: int, rate_out: int) -> Iterator[np.n
 
 
 def _fit(blocks: Iterable[np.ndarray], length: int, channels: int) -> Iterator[np.ndarray]:
-    """Blocks trimmed to a length in all, and zeros if they are shorter."""
+    """Blocks trimmed or zero-padded to a total length."""
     for block in blocks:
         yield block[:length]
         length -= len(block[:length])
@@ -329,24 +329,24 @@ def write_all(
     tags: Mapping[Path, Tags] | None = None,
     before_rename: Callable[[Mapping[Path, Path]], None] | None = None,
 ) -> dict[Path, float]:
-    """Write files together, or none of them.
+    """Write all files or none.
 
-    Each is written next to its place under a hidden name and forced to the disk; when all are complete
-    they are renamed. After a failure, or Ctrl-C, the hidden files and the folders made for them are gone.
-    All but float32 clip at full scale; nothing is rescaled. A wav too long for its 32-bit sizes is RF64.
+    Each file is written under a hidden name in its folder and flushed to disk. When all are complete, they
+    are renamed. After a failure or Ctrl-C, the hidden files and new folders are removed. All formats except
+    float32 clip at full scale; nothing is rescaled. A wav file too long for 32-bit sizes becomes RF64.
 
     Parameters
     ----------
     files : mapping of Path to array_like
-        Where each array ``(samples, channels)`` goes. Missing folders are made.
+        Arrays ``(samples, channels)`` by path. Missing folders are made.
     rate : int
         Hz.
     format : str
         A name in :data:`FORMATS`.
     tags : mapping of Path to Tags, optional
-        The tags of flac and mp3 files. Those that cannot be written are one warning and no error.
+        The tags of flac and mp3 files. Tags that cannot be written cause one warning, not an error.
     before_rename : callable, optional
-        Called when all files are complete, with the hidden name of each.
+        Called with the hidden name of each file when all files are complete.
 
     Returns
     -------
@@ -356,7 +356,8 @@ def write_all(
     Raises
     ------
     AudioError
-        If the format is unknown or has no such rate, an array fails :func:`check`, or writing fails.
+        If the format is unknown or does not support the rate, an array fails :func:`check`, or writing
+        fails.
     """
     rate = _rate_for(format, rate)
     peaks: dict[Path, float] = {}
@@ -366,10 +367,10 @@ def write_all(
     try:
         with ExitStack() as folders:
             for target, samples in files.items():
-                _refuse_no_file(target)
+                _check_is_file(target)
                 folders.enter_context(folder(target.parent))
                 partials[target] = partial_name(target)
-                folders.callback(_remove, partials[target])  # after a success there is none
+                folders.callback(_remove, partials[target])  # after success, it no longer exists
                 array = check(samples, str(target), rate)
                 left_out = encode(partials[target], array, rate, FORMATS[format], (tags or {}).get(target))
                 untagged.extend([f"{target}: its tags cannot be written: {left_out}"] if left_out else [])
@@ -382,22 +383,22 @@ def write_all(
     except (OSError, sf.SoundFileError, av.FFmpegError) as error:
         written = f"only {', '.join(replaced)} was written" if replaced else "nothing was written"
         raise AudioError(f"{_reason(error)} writing {target}; {written}") from error
-    for complaint in untagged[:1]:  # mutagen would say the same of the others
+    for complaint in untagged[:1]:  # the others have the same problem
         warnings.warn(complaint, KmdxWarning, stacklevel=2)
     return peaks
 
 
 def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> None:
-    """Find out whether :func:`write_all` could write, before the work that would be lost.
+    """Check in advance that :func:`write_all` can write, so that no work is lost.
 
     Raises
     ------
     AudioError
-        If the format is unknown or has no such rate, or a file cannot be made in its folder.
+        If the format is unknown or does not support the rate, or a file cannot be made in its folder.
     """
     _rate_for(format, rate)
     for target in files:
-        _refuse_no_file(target)
+        _check_is_file(target)
         place = next(parent for parent in target.absolute().parents if parent.exists())
         try:
             with tempfile.TemporaryFile(dir=place):
@@ -412,7 +413,7 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
         return array
     full_scale = np.float32(1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max + 1)
     converted = signals.empty(array.shape)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which its peak shows
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which `check` reports
         for target, block in zip(signals.blocks(converted), signals.blocks(array), strict=True):
             np.divide(block, full_scale, out=target, casting="same_kind")
     return converted
@@ -424,17 +425,17 @@ def _remove(path: Path) -> None:
 
 
 def _peak(array: np.ndarray) -> float:
-    """The largest absolute sample; NaN or infinite if one is."""
+    """The largest absolute sample; NaN or infinite if any sample is."""
     return float(np.max([(block.max(), -block.min()) for block in signals.blocks(array)]))
 
 
-def _refuse_no_file(target: Path) -> None:
+def _check_is_file(target: Path) -> None:
     if target.exists() and not target.is_file():
-        raise AudioError(f"{target}: is a folder or a device, expected the name of a file to write")
+        raise AudioError(f"{target}: cannot be written: it is a folder or a device; choose another name")
 
 
 def _rate_for(format: str, rate: float) -> int:
-    """The rate in whole Hz, if the format can hold it."""
+    """The rate in whole Hz, if the format supports it."""
     whole = _whole_rate(rate)
     check_format(format, whole)
     return whole

@@ -1,8 +1,8 @@
-"""How long an ensemble takes on this machine: each network on full windows, and a song as a whole.
+"""Measure an ensemble's speed on this machine: each network on full windows, and a whole song.
 
-Times are wall-clock seconds. A *factor* is seconds of work per second of song. GFLOP/s count the published
-network's arithmetic, whatever is really computed, so a method with fewer operations can exceed the hardware's
-peak.
+Times are wall-clock seconds. A *factor* is the seconds of work per second of song. GFLOP/s count the
+arithmetic of the published network, not of its implementation, so a method with fewer operations can exceed
+the hardware's peak.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from kmdx.plan import Plan, suggest
 from kmdx.precision import exact
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator
 
-LONG_SONG = 240.0  # seconds of the song whose time is estimated
+LONG_SONG = 240.0  # seconds of the song whose time is predicted
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds of a synthetic song
-FEWEST, MOST, BUDGET = 2, 5, 20.0  # runs of a network: at least, at most, and seconds for them
+MIN_RUNS, MAX_RUNS, BUDGET = 2, 5, 20.0  # runs of a network, and seconds for them
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What speed depends on; sizes are in bytes, and ``None`` is what the system does not report."""
+    """The hardware and software that determine speed; sizes are in bytes, and ``None`` means unknown."""
 
     cpu: str
     cores: int
@@ -62,29 +62,29 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The GPU's name, or the CPU's with its widest instruction set and its cores."""
+        """The GPU's name, or the CPU's name with its widest instruction set and number of cores."""
         widest = f" ({self.features[-1]})" if self.features else ""
         return self.gpu or f"{self.cpu}{widest}, {self.cores} core{'s' if self.cores > 1 else ''}"
 
 
 @dataclass(frozen=True)
 class NetworkSpeed:
-    """One network on full windows."""
+    """The speed of one network on full windows."""
 
     precision: str
     window_seconds: float
     windows_at_once: int
     seconds: float
-    """For one window, the median."""
+    """Median time of one window."""
     throughput: float
     """Seconds of signal per second."""
     gflops: float | None
-    """GFLOP/s; ``None`` where the weights' entry does not state the arithmetic."""
+    """GFLOP/s; ``None`` if the weights' entry does not state the arithmetic."""
 
 
 @dataclass(frozen=True)
 class SongSpeed:
-    """A whole song; ``peak_memory`` is that of the process, ``peak_device_memory`` of a GPU by torch."""
+    """The speed of a whole song; ``peak_memory`` is the process's, ``peak_device_memory`` a GPU's."""
 
     song_seconds: float
     seconds: float
@@ -95,7 +95,7 @@ class SongSpeed:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured; ``plan`` and ``prediction`` only where the whole ensemble was."""
+    """All measurements; ``plan`` and ``prediction`` are None unless the whole ensemble was measured."""
 
     kmdx: str
     date: str
@@ -122,14 +122,14 @@ class Report:
 
 
 def as_json(report: Any) -> str:
-    """A report, or a dict of one, as JSON, numbers to four digits."""
+    """A report, or a dict of one, as JSON, with numbers rounded to four digits."""
     content = report if isinstance(report, dict) else asdict(report)
     rounded = json.loads(json.dumps(content), parse_float=lambda digits: float(f"{float(digits):.4g}"))
     return json.dumps(rounded, indent=2, ensure_ascii=False) + "\n"
 
 
 def describe(device: torch.device | str = "cpu") -> Machine:
-    """The machine that this process runs on, with its GPU where ``device`` is one."""
+    """The machine that this process runs on, including the GPU if ``device`` is one."""
     device = torch.device(device)
     gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Machine(
@@ -173,12 +173,13 @@ def measure(
     with_stand_in : bool
         Use random weights instead of the ensemble's own.
     on_step : callable
-        Called with a line about what is measured next.
+        Called with a one-line description of each step before it begins.
 
     Raises
     ------
     KmdxError
-        If there is no such ensemble, network, engine, weight file or device, or no song can be that long.
+        If the ensemble, network, engine or device is unknown, a weight file is missing, or the song's length
+        is not allowed.
     """
     published = plan_file.load(ensemble)
     names = check_networks(published, networks)
@@ -196,11 +197,11 @@ def measure(
         loaded = time.perf_counter() - began
         whole = None
         if not networks:
-            on_step(f"a song of {seconds:.1f} s")
+            on_step(f"measuring a song of {seconds:.1f} s")
             whole = time_song(separator, seconds)
         measured = {}
         for name in names:
-            on_step(f"network {name}")
+            on_step(f"measuring network {name}")
             measured[name] = _time_network(separator, name)
         return Report(
             kmdx=version("kmdx-net"),
@@ -221,7 +222,7 @@ def measure(
 
 
 def check_networks(plan: Plan, wanted: Collection[str]) -> list[str]:
-    """The networks to measure, in the order in which they run; all of the plan's if none is named.
+    """The networks to measure, in the order in which they run; by default all of the plan's.
 
     Raises
     ------
@@ -232,18 +233,18 @@ def check_networks(plan: Plan, wanted: Collection[str]) -> list[str]:
     for name in wanted:
         if name not in known:
             hint = suggest(name, known)
-            raise PlanError(f"no network {name!r} in {plan.name}{hint}; available: {', '.join(known)}")
+            raise PlanError(f"unknown network {name!r} of {plan.name}{hint}; available: {', '.join(known)}")
     return [name for name in known if not wanted or name in wanted]
 
 
 def check_seconds(seconds: float) -> None:
-    """Raise :class:`KmdxError` if a synthetic song cannot be that long."""
+    """Raise :class:`KmdxError` if this length of a synthetic song is not allowed."""
     if not SHORTEST <= seconds <= LONGEST:
-        raise KmdxError(f"a song of {seconds:g} s: expected {SHORTEST:g} to {LONGEST:g} s")
+        raise KmdxError(f"song length {seconds:g} s: expected {SHORTEST:g} to {LONGEST:g} s")
 
 
 def time_song(separator: Separator, seconds: float) -> SongSpeed:
-    """Time a synthetic song of ``seconds``; on a GPU after a run that loads the kernels."""
+    """Time a synthetic song of ``seconds``; on a GPU, an untimed run loads the kernels first."""
     rate, device = separator.plan.sample_rate, separator.device
     song = synthetic.song(seconds, rate)
     if device.type == "cuda":
@@ -256,16 +257,16 @@ def time_song(separator: Separator, seconds: float) -> SongSpeed:
 
 
 class TimedNetwork:
-    """A network of a separator, ready to run as many full windows of a synthetic song at once as it takes.
+    """A network of a separator that runs full windows of a synthetic song, in batches as for a real song.
 
     Attributes
     ----------
     sources : tuple of str
-        Sources that the plan uses.
+        The sources that the plan uses.
     window, estimate : Tensor
         One window ``(1, 2, T)``, and the network's estimate of it ``(1, sources, 2, T)`` on the CPU.
     at_once : int
-        Windows that go together.
+        Windows in one batch.
     """
 
     def __init__(self, separator: Separator, name: str) -> None:
@@ -277,7 +278,7 @@ class TimedNetwork:
         self.sources = next(used[node] for node, network in runs.items() if network == name)
         self._runner = separator.cache.runner(name, self.sources, length)
         self.window = _windows(1, length, rate).to(self.device)
-        self.estimate = self._run(self.window).cpu()  # the first run decides how many windows go together
+        self.estimate = self._run(self.window).cpu()  # the first run determines the batch size
         self.at_once = self._runner.size(length)
         self._windows = _windows(self.at_once, length, rate).to(self.device)
         if self.at_once > 1:
@@ -294,21 +295,21 @@ class TimedNetwork:
 
 
 def repeated(run: Callable[[], Any]) -> list[Any]:
-    """Results of :data:`FEWEST` runs, and of up to :data:`MOST` while they take less than :data:`BUDGET`."""
+    """Results of :data:`MIN_RUNS` runs, and of up to :data:`MAX_RUNS` within :data:`BUDGET` seconds."""
     results: list[Any] = []
     began = time.perf_counter()
-    while len(results) < FEWEST or (len(results) < MOST and time.perf_counter() - began < BUDGET):
+    while len(results) < MIN_RUNS or (len(results) < MAX_RUNS and time.perf_counter() - began < BUDGET):
         results.append(run())
     return results
 
 
 def warm(device: torch.device) -> Any:
-    """A heap as it is in the middle of a song, on the CPU."""
+    """On the CPU, the heap settings that are used during a song."""
     return host.warm_heap() if device.type == "cpu" else nullcontext()
 
 
 def speed_of(separator: Separator, name: str, at_once: int, seconds: float) -> NetworkSpeed:
-    """What a network's seconds per window amount to."""
+    """A network's speed, from its seconds per window."""
     use = separator.plan.networks[name]
     window = use.chunking.length / separator.plan.sample_rate
     arithmetic = use.weight.architecture.get("gflops")
@@ -324,10 +325,10 @@ def _time_network(separator: Separator, name: str) -> NetworkSpeed:
 
 
 def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = LONG_SONG) -> SongSpeed:
-    """Estimate the time of a long song from the time of a window.
+    """Predict the time of a long song from the time of a window.
 
-    A short song's own factor is not a long one's: its last segments reach beyond its end, and a network that
-    accepts any length gets it in one short window.
+    A short song has a different factor: its last segments extend beyond its end, and a network that accepts
+    any length processes it in one short window.
     """
     samples = int(seconds * plan.sample_rate)
     runs = plan.runs(plan.stems).values()
@@ -336,7 +337,7 @@ def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = L
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Run it; returns the seconds it took, and its result."""
+    """Call ``work``; return the seconds it took, and its result."""
     devices.synchronize(device)
     began = time.perf_counter()
     result = work()
@@ -345,7 +346,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def tables(report: Report) -> Iterator[RenderableType]:
-    """The report for people, one thing to print after the other."""
+    """The report as lines and tables to print."""
     here = report.machine
     gigabytes = "" if here.memory is None else f", {here.memory / 1e9:.0f} GB"
     yield escape(f"{here.name}{gigabytes}; torch {here.torch}, {here.threads} threads")
@@ -387,7 +388,7 @@ def tables(report: Report) -> Iterator[RenderableType]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds, or milliseconds, to print."""
+    """A duration as text, in seconds or milliseconds."""
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 

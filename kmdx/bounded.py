@@ -1,8 +1,8 @@
-"""Calls of functions that a stranger's file may crash, in a process of their own with limits.
+"""Call functions that read untrusted files, in a separate process with limits on time and memory.
 
-Native code, and Python code that was not written for hostile input, can crash on a file, loop without end or
-take all memory. :func:`call` makes each of these a :class:`Failed` with a reason. The process runs this
-module; it never imports torch unless the function does.
+On a hostile file, native code and careless Python code can crash, loop forever or exhaust memory.
+:func:`call` turns each of these into :class:`Failed` with a reason. The process runs this module and imports
+torch only if the function does.
 """
 
 from __future__ import annotations
@@ -21,36 +21,35 @@ from typing import Any
 
 from kmdx.errors import SHOWN
 
-# Threads of numpy reserve memory for each core, and so does the allocator for each thread.
+# numpy reserves memory for each core, and the allocator for each thread.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-_TOO_LONG = "it takes longer than the {} s that it may"
-_TOO_LARGE = "it needs more than the {} MB of memory that it may"
+_TOO_LONG = "it takes longer than the limit of {} s"
+_TOO_LARGE = "it needs more memory than the limit of {} MB"
 
 
 class Failed(Exception):
-    """A call that gave nothing; the message is the reason, such as "crashes (SIGSEGV)"."""
+    """A call returned no result; the message is the reason, such as "it crashes (SIGSEGV)"."""
 
 
 def call(function: Callable[..., Any], *arguments: Any, seconds: int, memory: int) -> Any:
-    """Call a function in a process of its own, and return what it returns.
+    """Call a function in a separate process and return its result.
 
     Parameters
     ----------
     function : callable
-        A function of a module.
+        A function at the top level of a module.
     *arguments
-        Anything that JSON can hold; so is what it returns.
+        JSON values. The result must be a JSON value, too.
     seconds : int
-        Of a processor. Windows does not limit these; ten times as long by the clock, and half a minute, is
-        the limit everywhere.
+        CPU time; not limited on Windows. Wall time is limited on every system: 30 s plus ten times this.
     memory : int
-        Bytes of address space. Windows and macOS do not limit it.
+        Bytes of address space; not limited on Windows and macOS.
 
     Raises
     ------
     Failed
-        If the process cannot be started, crashes, exceeds a limit, or the function raises anything.
+        If the process cannot start, crashes or exceeds a limit, or if the function raises an exception.
     """
     try:
         given = json.dumps(
@@ -71,24 +70,24 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: int, memory: in
     except (OSError, ValueError) as error:
         raise Failed(f"no process can be started: {error}") from error
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])  # after what libraries print
+        return json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
     raise Failed(_reason(done, seconds, memory))
 
 
 def _reason(done: subprocess.CompletedProcess[bytes], seconds: int, memory: int) -> str:
     """Why a process ended without a result."""
-    code, said = done.returncode, done.stderr.decode(errors="replace").rstrip().rpartition("\n")[2]
-    said = re.sub(r"^(\w+\.)+|[^ -~]", "", said)[: 2 * SHOWN]  # the error's class, without its modules
+    code, message = done.returncode, done.stderr.decode(errors="replace").rstrip().rpartition("\n")[2]
+    message = re.sub(r"^(\w+\.)+|[^ -~]", "", message)[: 2 * SHOWN]  # drops the modules of the error's class
     if code == -getattr(signal, "SIGXCPU", 0):
         return _TOO_LONG.format(seconds)
     if code == 1:
-        return _TOO_LARGE.format(memory // 10**6) if said.startswith("MemoryError") else said
+        return _TOO_LARGE.format(memory // 10**6) if message.startswith("MemoryError") else message
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code:#x}"
-    return f"it crashes ({name}), or needs more than the {memory // 10**6} MB of memory that it may"
+    return f"it crashes ({name}), or it needs more memory than the limit of {memory // 10**6} MB"
 
 
 def _limit(seconds: int, memory: int) -> None:
-    """Limit what this process may use, where the system can."""
+    """Limit this process's time and memory, where the system supports it."""
     try:
         import resource
     except ImportError:
@@ -104,7 +103,7 @@ def _main(given: str) -> None:
     module, name, arguments, seconds, memory, folder = json.loads(given)
     _limit(seconds, memory)
     called = getattr(import_module(module), name)
-    os.chdir(folder)  # relative paths are the caller's; it began where the package is found
+    os.chdir(folder)  # relative paths are relative to the caller; this process started in another folder
     print(json.dumps(called(*arguments)))
 
 

@@ -1,4 +1,4 @@
-"""From a weight to a network that runs: finds the file, reads it safely, loads it strictly."""
+"""Build networks from weights: find the file, read it safely, and load it strictly."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from kmdx.weights import FoundWeight
 
 
 def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
-    """Build a network of a plan and load its weights, in the form that was published.
+    """Build a network of a plan in its published form, and load its weights.
 
     Parameters
     ----------
     use : NetworkUse
-        Its weights, whose ``architecture`` says how to build it, and how signals go through it.
+        Its weights, whose ``architecture`` describes the network, and its window.
     rate : int
-        Rate in Hz of those signals.
+        Sample rate of the plan's signals, in Hz.
     device : torch.device
-        Where it will run.
+        The device to run on.
     folder : Path, optional
-        Where weight files lie; the models folder if not given.
+        Folder of the weight files; by default the models folder.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, unsafe, holds another network's weights, or the network works
-        at another rate or length than the plan.
+        If the file is missing, damaged or unsafe, or belongs to another network, or if the network's
+        sample rate or length differs from the plan's.
     """
     network = _load(use, rate, folder, lambda found: _build(use, found, device))
     assert isinstance(network, nn.Module)
@@ -56,16 +56,16 @@ def load_for_inference(
     precision: str = "fp32",
     speed: str = speeds.DEFAULT,
 ) -> Network:
-    """Build a network of a plan as :func:`load_network` does, and make it ready for an engine.
+    """Build a network of a plan as :func:`load_network` does, and prepare it for an engine.
 
-    A published ONNX graph becomes the torch network that it was exported from, for every engine. The
-    network stays in the host's memory until something brings it to ``device``; only a graph that has to
-    be run by ONNX Runtime is there from the beginning.
+    With every engine, a published ONNX graph becomes the torch network that it was exported from. The
+    network is built in host memory and moved to ``device`` later; only a graph that needs ONNX Runtime is
+    built on the device.
 
     Parameters
     ----------
     use, rate, device, folder
-        As for :func:`load_network`, and so are the errors.
+        As for :func:`load_network`, which raises the same errors.
     engine : str
         See :mod:`kmdx.engine`.
     precision, speed
@@ -80,7 +80,7 @@ def load_for_inference(
 def _load(
     use: NetworkUse, rate: int, folder: Path | None, build: Callable[[FoundWeight], Network]
 ) -> Network:
-    """Build a network from its weights' file, and see that it works at the plan's rate and length."""
+    """Build a network from its weight file, and check that its rate and length match the plan."""
     found = weights.find(use.weight, folder)
     try:
         network = build(found)
@@ -93,12 +93,12 @@ def _load(
 
 
 def _check(network: Network, use: NetworkUse, rate: int) -> None:
-    """Raise :class:`ValueError` if a network does not work at the plan's rate and length."""
+    """Raise :class:`ValueError` if a network's rate or length differs from the plan's."""
     own_rate = getattr(getattr(network, "model", None), "samplerate", rate)
     if own_rate != rate:
-        raise ValueError(f"it works at {own_rate} Hz, and the plan at {rate} Hz")
+        raise ValueError(f"it needs {own_rate} Hz, but the plan's sample rate is {rate} Hz")
     if network.length not in (None, use.chunking.length):
-        raise ValueError(f"it takes in {network.length} samples at once, not {use.chunking.length}")
+        raise ValueError(f"it accepts only windows of {network.length} samples, not {use.chunking.length}")
 
 
 def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
@@ -109,7 +109,7 @@ def _ported(use: NetworkUse, path: Path) -> TfcTdf | None:
     try:
         spectrogram = spectrogram_of(architecture)
         graph = weights.unet(path, (spectrogram.bins, spectrogram.frames))
-    except WeightsError:  # ONNX Runtime may know it, or reports what is wrong with it
+    except WeightsError:  # ONNX Runtime may run it, or reports the error
         return None
     if (graph.bins, graph.frames) != (spectrogram.bins, spectrogram.frames):
         return None
@@ -121,15 +121,15 @@ def _build(use: NetworkUse, found: FoundWeight, device: torch.device) -> Network
     kind = types.type_of(architecture)
     if kind.file == "graph":
         spectrogram = spectrogram_of(architecture)
-        if not found.known:  # published ones are safe
+        if not found.known:  # published graphs are safe
             weights.check_graph(path, (SPECTRUM_CHANNELS, spectrogram.bins, spectrogram.frames))
         return OnnxNetwork(path, spectrogram, architecture["sources"][0], device).eval()
 
     checkpoint = weights.load(path)
     if checkpoint.state is None:
-        raise ValueError(f"it is an ONNX graph, and {kind.name} weights are needed")
+        raise ValueError(f"expected {kind.name} weights, found an ONNX graph")
     if checkpoint.klass is not None and checkpoint.klass != kind.name:
-        raise ValueError(f"it holds a network of class {checkpoint.klass}, and {kind.name} is needed")
+        raise ValueError(f"expected a network of class {kind.name}, found {checkpoint.klass}")
     own = checkpoint.kwargs if kind.arguments else None
     stated = {**(own or architecture), "type": kind.name}
     network: Network = types.function(kind.build)(stated, use.chunking.segment, checkpoint.state)

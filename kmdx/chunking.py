@@ -1,8 +1,8 @@
-"""How a signal of any length goes through a network that hears a few seconds at a time.
+"""Pass a signal of any length through a network that takes a few seconds at a time.
 
-A span of many windows is brought to the device at once, its windows run in batches and are put together
-there, and what is complete goes back: memory does not grow with the song. The estimates do not depend on how
-the windows were grouped. ``advance`` is called without arguments after every window.
+A span of many windows is copied to the device, its windows run in batches and are combined there, and
+finished samples are copied back, so memory does not grow with the song. The estimates do not depend on how
+windows are grouped. ``advance`` is called without arguments after every window.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def overlap_add(
     stride: int,
     advance: Advance = lambda: None,
 ) -> None:
-    """Run overlapping segments and add them up under a triangular window.
+    """Run overlapping segments and add them with triangular weights.
 
-    Segments start every ``stride`` samples as long as the start lies within the signal, also after
-    one has reached its end. A network of fixed length hears a short segment with the song around it,
-    zeros only beyond the song; any other hears it as short as it is.
+    Segments start every ``stride`` samples until the start would be beyond the signal, even if an earlier
+    segment has reached its end. For a network of fixed length, a short segment is extended with the song
+    around it, and with zeros beyond the song; other networks process it as it is.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def overlap_add(
     signal : Signal
         ``(2, samples)``.
     estimates : sequence of Signal
-        ``(2, samples)`` for each source, to be filled.
+        Outputs, ``(2, samples)`` for each source.
     length, stride : int
-        Samples of a segment, and between the starts of two.
+        Samples of a segment, and between the starts of two segments.
     advance : callable
         Called after each segment.
 
@@ -56,14 +56,14 @@ def overlap_add(
     window /= window.max()
 
     starts = range(0, samples, stride)
-    left_over = torch.zeros(len(estimates) + 1, 2, 0, device=runner.device)  # by the segments before
+    left_over = torch.zeros(len(estimates) + 1, 2, 0, device=runner.device)  # from earlier segments
     for group in _groups(starts, max(1, (SPAN - length) // stride)):
         first, last = group[0], group[-1]
-        complete = min(last + stride, samples)  # no later segment reaches what is before it
+        complete = min(last + stride, samples)  # later segments do not change earlier samples
         end = min(last + length, samples)
         sums = torch.zeros(len(estimates) + 1, 2, end - first, device=runner.device)
         sums[..., : left_over.shape[-1]] = left_over
-        total, weight = sums[:-1], sums[-1]  # the weights stand twice, once for each channel
+        total, weight = sums[:-1], sums[-1]  # the weights are stored twice, once for each channel
         for start, estimate in _run(runner, signal, group, length, advance):
             part = slice(start - first, start - first + estimate.shape[-1])
             total[..., part] += window[: estimate.shape[-1]] * estimate
@@ -82,10 +82,10 @@ def trim_and_join(
     trim: int,
     advance: Advance = lambda: None,
 ) -> None:
-    """Run chunks side by side, drop ``trim`` samples at both ends of each and join the rest.
+    """Run adjacent chunks, drop ``trim`` samples at both ends of each, and join them.
 
-    The signal gets ``trim`` zeros before it and, behind it, zeros up to a whole number of chunks and
-    ``trim`` more; one chunk more than needed when it divides evenly.
+    The signal is padded with ``trim`` zeros at its start and, at its end, with zeros up to a whole number of
+    chunks plus ``trim``. If the chunks divide it evenly, one more chunk than needed runs.
 
     Parameters
     ----------
@@ -94,20 +94,20 @@ def trim_and_join(
     signal : Signal
         ``(2, samples)``.
     estimates : sequence of Signal
-        ``(2, samples)`` for each source, to be filled.
+        Outputs, ``(2, samples)`` for each source.
     chunk, trim : int
-        Samples of a chunk, and dropped at each of its ends.
+        Samples of a chunk, and samples dropped at each end.
     advance : callable
         Called after each chunk.
 
-    Source: the published submission, which has it from KUIELab-MDX-Net.
+    Source: the published submission, which follows KUIELab-MDX-Net.
     """
     samples = signal.length
     keep = chunk - 2 * trim
-    starts = range(0, samples + 1, keep)  # one more where they divide evenly
+    starts = range(0, samples + 1, keep)  # one more if they divide evenly
     for group in _groups(starts, max(1, SPAN // keep)):
-        heard = signal.span(group[0] - trim, group[-1] - trim + chunk, runner.device)
-        windows = [heard[:, start - group[0] :][:, :chunk] for start in group]
+        span = signal.span(group[0] - trim, group[-1] - trim + chunk, runner.device)
+        windows = [span[:, start - group[0] :][:, :chunk] for start in group]
         for start, estimate in zip(group, _batches(runner, windows, advance), strict=True):
             kept = estimate[..., trim : chunk - trim][..., : max(0, samples - start)]
             _put(kept, estimates, start)
@@ -117,24 +117,24 @@ def trim_and_join(
 def _run(
     runner: Runner, signal: Signal, starts: Sequence[int], length: int, advance: Advance
 ) -> Iterator[tuple[int, Tensor]]:
-    """Estimates ``(sources, 2, …)`` of segments, each heard at the length that the network needs."""
+    """Estimates ``(sources, 2, …)`` of segments, each extended to the length that the network needs."""
     samples = signal.length
     fixed = runner.network.length
-    places = []  # of each segment: where it begins, what is heard before it, its own samples
+    places = []  # for each segment: start, samples added before it, its own samples, input samples
     for start in starts:
         own = min(length, samples - start)
         missing = 0 if fixed is None else fixed - own
         places.append((start, missing // 2, own, own + missing))
     first = min(start - before for start, before, _, _ in places)
-    end = max(start - before + heard for start, before, _, heard in places)
+    end = max(start - before + size for start, before, _, size in places)
     span = signal.span(first, end, runner.device)
-    windows = [span[:, start - before - first :][:, :heard] for start, before, _, heard in places]
+    windows = [span[:, start - before - first :][:, :size] for start, before, _, size in places]
     for (start, before, own, _), estimate in zip(places, _batches(runner, windows, advance), strict=True):
         yield start, estimate[..., before : before + own]
 
 
 def _batches(runner: Runner, windows: Sequence[Tensor], advance: Advance) -> Iterator[Tensor]:
-    """Run windows of one length together, as many as the runner takes; one estimate for each, in order."""
+    """Run windows in batches of equal length, as large as the runner allows; one estimate each, in order."""
     position = 0
     while position < len(windows):
         length = windows[position].shape[-1]
@@ -155,7 +155,7 @@ def _groups(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _put(values: Tensor, estimates: Sequence[Signal], start: int) -> None:
-    """Write ``(sources, 2, n)`` into the signals they belong to."""
+    """Write ``(sources, 2, n)`` into the signals of the sources."""
     for estimate, source in zip(estimates, values, strict=True):
         estimate.put(start, source)
 

@@ -1,4 +1,4 @@
-"""The ``kmdx`` command: separate songs, fetch weights, look at ensembles."""
+"""The ``kmdx`` command: separate songs, download weights, show ensembles."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kmdx import audio, inputs
     from kmdx.separator import Separator, Stems
 
-SMALLEST = "htdemucs"  # the ensemble of the smallest download
+SMALLEST = "htdemucs"  # the ensemble with the smallest download
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -47,7 +47,7 @@ app = typer.Typer(
     context_settings=HELP_SETTINGS,
 )
 models_app = typer.Typer(
-    help="List, fetch and check weight files.",
+    help="List, download and check weight files.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=HELP_SETTINGS,
@@ -70,7 +70,7 @@ def version(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
 ) -> None:
-    """Handle options that belong to no subcommand."""
+    """Handle options that do not belong to a subcommand."""
     if show:
         from importlib.metadata import version
 
@@ -80,14 +80,16 @@ def version(
 
 @app.command()
 def separate(
-    songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or patterns.")],
+    songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or glob patterns.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Stems go to OUTPUT/<song>/<stem>; folders are mirrored."),
+        typer.Option(
+            "--output", "-o", help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored."
+        ),
     ] = Path("separated"),
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
-        str | None, typer.Option(help="Comma-separated, such as vocals,drums; all by default.")
+        str | None, typer.Option(help="Comma-separated stems, such as vocals,drums; default: all.")
     ] = None,
     accompaniment: Annotated[
         bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")
@@ -98,26 +100,26 @@ def separate(
     engine: EngineOption = Engine.tuned,
     format: Annotated[
         FormatName,
-        typer.Option(case_sensitive=False, help="How stems are written; mp3 is 320 kbit/s, flac 24 bit."),
+        typer.Option(case_sensitive=False, help="File format of the stems. mp3 is 320 kbit/s, flac 24-bit."),
     ] = FormatName.wav16,
-    start: Annotated[float, typer.Option(help="Begin this many seconds into the song.")] = 0.0,
+    start: Annotated[float, typer.Option(help="Start this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
     downmix: Annotated[
-        bool, typer.Option("--downmix", help="Fold more than two channels to stereo.")
+        bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Separate again what is finished, and replace stems of other settings."
+            "--overwrite", help="Separate finished songs again, and replace stems made with other settings."
         ),
     ] = False,
 ) -> None:
-    """Separate songs into stems, at each song's own rate, channels and length.
+    """Separate songs into stems with the rate, channels and length of each song.
 
-    The stems of a file go to OUTPUT/<name>; a folder is mirrored in OUTPUT. A song whose stems are all
-    finished is skipped. If any file of a song was made with different settings, the song is an error and
-    nothing is replaced, unless --overwrite is given; more stems and other formats may be added. Exit code: 0
-    when every song was separated or had been before, 1 when some could not be, 2 when none.
+    The stems of a file are written to OUTPUT/<name>; a folder is mirrored in OUTPUT. A song whose stems are
+    all finished is skipped; missing stems and other formats are added. If a song has stems made with
+    different settings, it is an error and nothing is replaced, unless --overwrite is given. Exit code: 0 if
+    all songs are separated, 1 if some failed, 2 if all failed.
     """
     from kmdx import audio, inputs
 
@@ -151,7 +153,7 @@ def separate(
     failed += len(batch.problems)
     if todo:
         separator = _separator(loaded, options, wanted)
-        err.print(escape(_running_on(separator)))
+        err.print(escape(_describe_device(separator)))
         failed += _separate_all(todo, separator, options)
     if failed:
         raise typer.Exit(2 if failed == len(tasks) + len(batch.problems) else 1)
@@ -169,17 +171,17 @@ def benchmark(
         list[str] | None, typer.Option(help="Measure only this network; can be repeated.")
     ] = None,
     stand_in: Annotated[
-        bool, typer.Option("--stand-in", help="Use random weights: same arithmetic, other sound.")
+        bool, typer.Option("--stand-in", help="Use random weights, which take the same time.")
     ] = False,
     json: Annotated[
-        Path | None, typer.Option(help="Also write the results to this file, or to a file in this folder.")
+        Path | None, typer.Option(help="Also write the results as JSON to this file, or into this folder.")
     ] = None,
 ) -> None:
-    """Measure how fast an ensemble is on this machine: each network, and a synthetic song as a whole."""
+    """Measure an ensemble's speed on this machine: each network, and a whole synthetic song."""
     from kmdx.benchmark import as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
-        raise KmdxError(f"{json} cannot be written: no folder {json.parent}")
+        raise KmdxError(f"{json} cannot be written: folder {json.parent} does not exist")
     try:
         report = measure(
             ensemble,
@@ -193,7 +195,7 @@ def benchmark(
             on_step=lambda message: err.print(escape(f"{message} …")),
         )
     except weights.MissingWeights as error:
-        raise KmdxError(f"{error}; --stand-in measures without them") from error
+        raise KmdxError(f"{error}; --stand-in measures with random weights instead") from error
     for part in tables(report):
         out.print(part)
     if json is not None:
@@ -207,7 +209,7 @@ def benchmark(
 
 @models_app.command("list")
 def models_list() -> None:
-    """List every weight: what it is, its size and license, and whether it is here."""
+    """List all weights: description, size, license, and whether the file is on this machine."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "signature", "size", "file", "license", "what"):
         table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
@@ -226,9 +228,9 @@ def models_list() -> None:
 def models_pull(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
 ) -> None:
-    """Download weights from where they are published, check them and put them in the models folder.
+    """Download weights from their publishers, check them and store them in the models folder.
 
-    Exit code 2 if any could not be pulled.
+    Exit code: 2 if any download failed.
     """
     for weight, path in weights.pull_all(_weights_of(names)):
         out.print(escape(f"{weight.name}: {path} (license: {weight.license})"))
@@ -237,26 +239,26 @@ def models_pull(
 @models_app.command("verify")
 def models_verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; all by default.")
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; default: all.")
     ] = None,
 ) -> None:
-    """Show for each weight which file holds it, whether its content is known, and whether it is intact.
+    """Show the file of each weight, whether its checksum is known, and whether it is intact.
 
-    Exit code 2 if any is missing, damaged or another network's.
+    Exit code: 2 if any weight is missing, damaged or belongs to another network.
     """
     statuses = weights.verify(weights=_weights_of(names) if names else weights.known().values())
     for status in statuses:
         message = status.message.removeprefix(f"{status.weight.name} is ")
         what = f"{status.path.name}: {message}" if status.path else message
         out.print(escape(f"{status.weight.name:20} {what}"))
-    if problem := _shortcomings(statuses):
+    if problem := _describe_problems(statuses):
         raise KmdxError(problem)
-    err.print(f"all {len(statuses)} weights are here and intact")
+    err.print(f"all {len(statuses)} weights are present and intact")
 
 
 @models_app.command("where")
 def models_where() -> None:
-    """Print the folder that weight files are looked for in, and why it is that one."""
+    """Print the folder in which weight files are searched for, and why that folder was chosen."""
     folder = weights.where()
     out.print(escape(str(folder.path)))
     err.print(escape(folder.reason))
@@ -287,16 +289,16 @@ def list_ensembles() -> None:
             loaded.title,
         )
     out.print(table)
-    out.print("GFLOP: arithmetic per second of audio. A plan of your own is named by its path.")
+    out.print("GFLOP: arithmetic per second of audio. To use your own plan, give its path.")
 
 
 @ensembles_app.command("show")
 def ensembles_show(
-    name: Annotated[str, typer.Argument(help="An ensemble, or the path of a plan (.yaml).")],
-    stems: Annotated[str | None, typer.Option(help="Only what these stems need.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of an ensemble, or path of a plan (.yaml).")],
+    stems: Annotated[str | None, typer.Option(help="Show only what these stems need.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
 ) -> None:
-    """Show an ensemble: stages, weights, licenses, arithmetic per second of audio, and its graph."""
+    """Show an ensemble: its stages, weights, licenses, arithmetic per second of audio, and graph."""
     loaded = plan_file.load(name)
     wanted = _stems(loaded, stems, False)
     out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")
@@ -320,7 +322,7 @@ def ensembles_show(
 
 @dataclass(frozen=True)
 class SeparateOptions:
-    """How the songs of one command are separated and written; the command's own options."""
+    """The options of ``kmdx separate``."""
 
     ensemble: str
     device: str
@@ -335,14 +337,14 @@ class SeparateOptions:
 
 
 class SongTask(NamedTuple):
-    """A song to separate, and its stems."""
+    """A song to separate, and the stems to make of it."""
 
     song: inputs.InputSong
     wanted: manifest.Wanted
 
 
 def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], manifest.StemSettings | None]:
-    """What each stem of the plan would be made with now."""
+    """The settings that each stem of the plan would be made with now."""
     from kmdx import device as devices
     from kmdx import precision as precisions
 
@@ -373,7 +375,7 @@ def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], ma
 
 
 def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
-    """Report what is in the songs' folders; return the songs to separate, and how many cannot be."""
+    """Report what is in the songs' folders; return the songs to separate, and how many failed."""
     from kmdx import audio
 
     endings = tuple({format.extension for format in audio.FORMATS.values()})
@@ -390,20 +392,20 @@ def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
         if status.conflicts:
             terminal.complain(
                 f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
-                "--overwrite separates it again, another --output keeps them"
+                "use --overwrite to replace them, or another --output to keep them"
             )
             failed += 1
         elif status.missing:
             todo.append(SongTask(task.song, task.wanted.only(status.missing)))
         else:
-            err.print(escape(f"{path}: already in {folder}; --overwrite separates it again"))
+            err.print(escape(f"{path}: already in {folder}; use --overwrite to separate it again"))
         for name in status.unknown:
             terminal.warn(
-                f"{folder / name} is not a stem that was recorded here; unless what is made now begins with "
-                f"it, it is kept as {name}.bak"
+                f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
+                f"{name}.bak, unless the new stem begins with the same bytes"
             )
         if status.stale:
-            terminal.warn(f"{folder} also has files of different settings: {'; '.join(status.stale)}")
+            terminal.warn(f"{folder} also has files made with different settings: {'; '.join(status.stale)}")
     return todo, failed
 
 
@@ -427,7 +429,7 @@ def _separator(loaded: plan.Plan, options: SeparateOptions, stems: tuple[str, ..
 
 
 def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions) -> int:
-    """Separate songs, report each, and return how many could not be."""
+    """Separate songs, report each, and return how many failed."""
     from kmdx import audio, pipeline, tags
 
     failed: list[SongTask] = []
@@ -439,7 +441,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
             source = manifest.identify(path)
             sound = audio.read(path, options.start, options.duration, options.downmix)
             if not source.is_content_of(path):
-                raise AudioError(f"{path}: changed while it was read; run the command again")
+                raise AudioError(f"{path}: changed while it was being read; run the command again")
         except OSError as error:
             raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
         return sound, source
@@ -477,7 +479,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
         terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
         for path, peak in peaks.items():
             if peak > 1 and audio.FORMATS[options.format].integer:
-                terminal.warn(f"{path} peaks at {peak:.3f} and is clipped; --format float32 keeps it whole")
+                terminal.warn(f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping")
 
     def fail(task: SongTask, error: KmdxError) -> None:
         terminal.complain(str(error))
@@ -487,19 +489,19 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
         pipeline.run(tasks, read, separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
-        terminal.complain(f"stopped{where}; songs that were finished stay")
+        terminal.complain(f"stopped{where}; finished songs are kept")
         raise typer.Exit(130) from None
     return len(failed)
 
 
 def _stems(loaded: plan.Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
-    """Stems that the options ask for, checked against the plan."""
+    """The stems that the options request, checked against the plan."""
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
     return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
 
 
 def _weights_of(names: list[str]) -> list[Any]:
-    """Weights meant by names of weights and ensembles, each once."""
+    """The weights that names of weights and ensembles refer to, each once."""
     found = {}
     for name in names:
         if name in plan_file.names() or name.endswith((".yaml", ".yml")):
@@ -515,13 +517,13 @@ def _weights_of(names: list[str]) -> list[Any]:
     return list(found.values())
 
 
-def _shortcomings(statuses: list[weights.WeightStatus]) -> str | None:
-    """Which weights are missing or cannot be used, and how to get them, in a line; None if all are well."""
+def _describe_problems(statuses: list[weights.WeightStatus]) -> str | None:
+    """One line: the weights that are missing or unusable, and how to get them; None if all are intact."""
     missing = [status.weight for status in statuses if status.path is None]
     unusable = [status.weight for status in statuses if status.path is not None and not status.ok]
     counts = [
         f"{len(found)} {what} ({', '.join(weight.name for weight in found)})"
-        for found, what in ((missing, "missing"), (unusable, "damaged or another network's"))
+        for found, what in ((missing, "missing"), (unusable, "damaged or for another network"))
         if found
     ]
     if not counts:
@@ -532,12 +534,12 @@ def _shortcomings(statuses: list[weights.WeightStatus]) -> str | None:
             " ".join(weight.name for weight in pullable),
             sum(weight.bytes or 0 for weight in pullable),
         )
-        text += f"; `kmdx models pull {names}` gets what is missing (about {_megabytes(size)})"
+        text += f"; `kmdx models pull {names}` downloads the missing ones (about {_megabytes(size)})"
     return text
 
 
-def _running_on(separator: Separator) -> str:
-    """One line: the device, what networks compute in, and what ONNX Runtime really runs on."""
+def _describe_device(separator: Separator) -> str:
+    """One line: the device, the precision, and the devices that ONNX Runtime actually uses."""
     computed_in = " and ".join(dict.fromkeys(separator.precisions.values()))
     engine = "" if separator.engine == engines.DEFAULT else f", {separator.engine} engine"
     line = f"{separator.plan.name} on {separator.device} in {computed_in}{engine}"

@@ -1,11 +1,11 @@
-"""What a sound file declares about its own length, and how much of that the file holds.
+"""Compare the length that a sound file declares with the sound that it contains.
 
-Decoders return what they find: less than declared where a file was cut short, usually without an error.
-The structure of the file shows it: sizes of chunks, positions of Ogg pages, the number of mp3 frames.
-:func:`inspect` reads that structure, and nothing of the sound.
+If a file is cut short, decoders return less sound than declared, usually without an error. The structure of
+the file reveals this: sizes of chunks, positions of Ogg pages, the number of mp3 frames. :func:`inspect`
+reads this structure, but not the sound.
 
-It also gives decoders a corrected view of a file whose header is known to be wrong: a wav written to a
-pipe, a wav longer than its 32-bit sizes can express, an mp3 with damaged frames.
+If a header is known to be wrong, it also gives decoders a corrected view of the file: for a wav written to a
+pipe, a wav longer than its 32-bit sizes can express, or an mp3 with damaged frames.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from typing import Any, BinaryIO, NamedTuple
 from .errors import AudioError
 
 MAX_CHUNKS = 2000  # a file with more chunks before its sound is refused
-INCOMPLETE = "its last packet is incomplete, perhaps its end is missing"
-SYNCS = 20  # packets of a transport stream that are looked at
+INCOMPLETE = "its last packet is incomplete, so its end may be missing"
+SYNCS = 20  # packets of a transport stream to check
 PACK, PROGRAM_END = 0xBA, 0xB9  # start codes of a program stream
 MAX_BLOCKS = 500_000  # of a Matroska file
-MAX_INDEX = 500_000  # chunks that the index of an avi file may list
-BETWEEN = 64  # bytes between two of them that may be something else
-MAX_DAMAGED = 0.1  # of these, how many may be damaged; where there are more, it is another kind of index
+MAX_INDEX = 500_000  # chunks in the index of an avi file
+BETWEEN = 64  # bytes allowed between two of these chunks
+MAX_DAMAGED = 0.1  # share of damaged chunks; with more, the index is of another kind
 MAX_BOXES = 200_000  # of an mp4 file; a fragmented one has two for every few seconds
-UNKNOWN_32 = 0x7FFFE000  # a 32-bit size from here on that the file cannot hold means "not known"
+UNKNOWN_32 = 0x7FFFE000  # a 32-bit size of at least this that does not fit into the file means "unknown"
 UNKNOWN_64 = 2**63 - 2**13
-AMBIGUOUS = 2**30  # bytes of sound; from here on such a size could also be the true one
+AMBIGUOUS = 2**30  # bytes of sound; with at least this much, such a size could also be the true one
 WRAP = 2**32
-MAX_LAST = 2**20  # bytes at the end of a wav of unknown size in which other chunks are looked for
-WINDOW = 2**18  # bytes that are read at a time
-FARTHEST = 2**43  # bytes: beyond, file systems refuse to be asked
+MAX_LAST = 2**20  # bytes at the end of a wav of unknown size to search for other chunks
+WINDOW = 2**18  # bytes to read at a time
+FARTHEST = 2**43  # bytes: file systems refuse to seek further
 
 
 class View(io.RawIOBase):
-    """A read-only file composed of ranges of another file and of bytes that replace others.
+    """A read-only file composed of ranges of another file and replacement bytes.
 
-    C libraries read it. They cannot pass on an exception (they print it, or worse), so the first one is
-    kept for :meth:`raise_failure`, and the file seems to end there.
+    C libraries read it. They cannot pass on an exception (they print it, or worse). Therefore the file seems
+    to end at the first exception, which is kept for :meth:`raise_failure`.
 
     Parameters
     ----------
     file : BinaryIO
     pieces : sequence of range or bytes
-        Ranges of positions in the file, and bytes, one after the other.
+        Ranges of positions in the file, and bytes, in order.
     """
 
     def __init__(self, file: BinaryIO, pieces: Sequence[range | bytes]) -> None:
         self.name = ""
-        # What a library may still ask for; then the file seems to end.
+        # Remaining calls and bytes of the reading library; after them, the file seems to end.
         self.calls_left: float = math.inf
         self.bytes_left: float = math.inf
         self._file = file
@@ -69,15 +69,15 @@ class View(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Total number of bytes."""
         return self._starts[-1]
 
     def limit(self, calls: float, count: float = math.inf) -> None:
-        """Let a library make that many calls, and read that many bytes, from now on."""
+        """Limit the calls that a library makes, and the bytes that it reads, from now on."""
         self.calls_left, self.bytes_left = calls, count
 
     def replaced(self, changes: Mapping[int, bytes]) -> View:
-        """The same view, with other bytes at some positions of the file, which do not overlap."""
+        """A view with other bytes at some positions of the file; replacements must not overlap."""
         places = sorted(changes)
         pieces: list[range | bytes] = []
         for piece in self._pieces:
@@ -94,7 +94,7 @@ class View(io.RawIOBase):
         return View(self._file, pieces)
 
     def without(self, others: Sequence[range]) -> View:
-        """The same view without some ranges of the file, which are in order."""
+        """A view without some ranges of the file, which must be in order."""
         pieces: list[range | bytes] = []
         for piece in self._pieces:
             if isinstance(piece, range):
@@ -133,7 +133,7 @@ class View(io.RawIOBase):
         return filled
 
     def raise_failure(self) -> None:
-        """Raise the error of the system that ended the file early for a decoder."""
+        """Raise the system error, if any, that ended the file early."""
         if self._failure is not None:
             raise self._failure
 
@@ -156,12 +156,12 @@ class View(io.RawIOBase):
 
 
 class FileWindow:
-    """Bytes of a file at any position, read in large blocks."""
+    """Random access to the bytes of a file, read in large blocks."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._start, self._data = 0, b""
-        self._ended = False  # whether the file ends with these bytes
+        self._ended = False  # whether these bytes reach the end of the file
 
     def __call__(self, position: int, count: int) -> bytes:
         inside = position - self._start
@@ -175,33 +175,33 @@ class FileWindow:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a file that is decoded from beginning to end, and what the file declares about it.
+    """A part of a file that is decoded from beginning to end, and what the file declares about it.
 
-    Most files are one part; a chained Ogg file has one for each of its links.
+    Most files have one part; a chained Ogg file has one for each link.
     """
 
     view: View
     family: str = ""
-    """"wav", "chunks" (its relatives), "flac", "vorbis" (one stream, undamaged), "ogg", "mp3", "adts",
-    "matroska", "mp4", "fragments" (of an mp4 file), "avi", "asf", or "" for another."""
-    share: float = 1.0  # of the declared bytes of sound, how many the file holds
+    """"wav", "chunks" (similar formats), "flac", "vorbis" (one undamaged stream), "ogg", "mp3", "adts",
+    "matroska", "mp4", "fragments" (of an mp4 file), "avi", "asf", or "" for others."""
+    share: float = 1.0  # share of the declared bytes of sound that the file contains
     ends: tuple[float | None, ...] = ()  # timestamps at which the audio streams end, in ticks (avi: seconds)
     duration: float | None = None  # seconds at which the longest stream ends
-    delays: tuple[float, ...] = ()  # seconds that a Matroska file's durations count before each stream
-    begin: int = 0  # position of what follows the headers, in a Matroska file
-    lead: tuple[bool, ...] = ()  # whether something is missing before the first packet of a stream
-    missing: int = 0  # samples that are declared and missing at the end
-    is_counted: bool = False  # the file declares how many frames it has, and some are missing
-    mute: tuple[range, ...] = ()  # timestamps, in samples, of what replaces damaged frames
-    marks: tuple[int, ...] = ()  # timestamps, in samples, where something is damaged, and nothing missing
+    delays: tuple[float, ...] = ()  # seconds before each stream that a Matroska file's durations include
+    begin: int = 0  # position after the headers of a Matroska file
+    lead: tuple[bool, ...] = ()  # whether sound is missing before the first packet of a stream
+    missing: int = 0  # declared samples that are missing at the end
+    is_counted: bool = False  # the file declares its number of frames, and some are missing
+    mute: tuple[range, ...] = ()  # timestamps, in samples, of frames that replace damaged ones
+    marks: tuple[int, ...] = ()  # timestamps, in samples, of damage without missing sound
     cut: bool = False  # the file ends in the middle of its structure
-    stops: bool = False  # decoders do not get to its end, and do not notice
-    notes: tuple[str, ...] = ()  # what the user should know, though nothing is lost
+    stops: bool = False  # decoders stop before its end without an error
+    notes: tuple[str, ...] = ()  # information for the user when no sound is lost
 
 
 @dataclass(frozen=True)
 class _Chunks:
-    """How a kind of file is made of chunks, each with a name and a size."""
+    """The layout of a format that consists of chunks, each with a name and a size."""
 
     begin: int  # position of the first chunk
     name: int  # bytes
@@ -221,7 +221,7 @@ _BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free"
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
-_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names in a W64 file end
+_GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # end of the names in a W64 file
 _WAV = _Chunks(12, 4, "<I", b"data", b"fmt ")
 _AVI = _Chunks(12, 4, "<I", b"movi", b"")
 _RIFX = _Chunks(12, 4, ">I", b"data", b"fmt ")
@@ -237,15 +237,15 @@ def inspect(file: BinaryIO, size: int) -> list[Part]:
     Parameters
     ----------
     file : BinaryIO
-        A file that was opened for reading.
+        A file opened for reading.
     size : int
-        Its bytes.
+        Its size in bytes.
 
     Raises
     ------
     AudioError
-        If it is a wav file or one of its relatives, and has no sound among its first chunks, or if it
-        has too many tags, or too many links or pages of Ogg. The message does not name the file.
+        If it is a wav or similar file without sound among its first chunks, or if it has too many tags, or
+        too many links or pages of Ogg. The message does not name the file.
     OSError
         If it cannot be read.
     """
@@ -316,13 +316,13 @@ def _is_pack_cut(file: BinaryIO, size: int) -> bool:
 
 
 def _flac_files(file: BinaryIO, begin: int, size: int) -> list[Part]:
-    """A flac file, or several that were joined; each starts with its name and its STREAMINFO."""
+    """The parts of one flac file or several joined files; each begins with a marker and its STREAMINFO."""
     begins, position, step = [begin], begin + 8, 2**20
     while position < size:
         data = _at(file, position, step)
         begins += [position + found.start() for found in re.finditer(rb"fLaC[\0\x80]\0\0\x22", data)]
         if len(begins) > MAX_CHUNKS:
-            raise AudioError(f"more than {MAX_CHUNKS} flac files in it: cut it into several files")
+            raise AudioError(f"contains more than {MAX_CHUNKS} flac files: cut it into several files")
         position += step - 7 if len(data) == step else step
     return [
         Part(View(file, [range(first, last)]), "flac") for first, last in itertools.pairwise([*begins, size])
@@ -338,7 +338,7 @@ def _kind(magic: bytes) -> _Chunks | None:
 
 
 def _at(file: BinaryIO, position: int, count: int) -> bytes:
-    """Bytes at a position, which is the file's own account and may be anywhere."""
+    """Bytes at a position that the file declares, which may be invalid."""
     if not 0 <= position <= FARTHEST or count <= 0:
         return b""
     file.seek(position)
@@ -346,7 +346,7 @@ def _at(file: BinaryIO, position: int, count: int) -> bytes:
 
 
 def _walk(file: BinaryIO, size: int, kind: _Chunks) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each chunk, position of its content, and declared size of its content."""
+    """The name of each chunk, and the position and declared size of its content."""
     position = kind.begin
     for _ in range(MAX_CHUNKS):
         header = _at(file, position, kind.header)
@@ -360,7 +360,7 @@ def _walk(file: BinaryIO, size: int, kind: _Chunks) -> Iterator[tuple[bytes, int
         position = -(-end // kind.align) * kind.align
         if position >= size:
             return
-    raise AudioError(f"no sound among its first {MAX_CHUNKS} chunks, expected a '{_text(kind.sound)}' chunk")
+    raise AudioError(f"no sound in its first {MAX_CHUNKS} chunks, expected a '{_text(kind.sound)}' chunk")
 
 
 def _text(name: bytes) -> str:
@@ -368,7 +368,7 @@ def _text(name: bytes) -> str:
 
 
 def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
-    """A wav file, or another that consists of chunks."""
+    """A wav file, or another file of chunks."""
     from . import frames
 
     form, long_size, table = b"", None, None
@@ -391,12 +391,12 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
         unknown = _unknown(declared, UNKNOWN_64 if kind.size[1] == "Q" else UNKNOWN_32)
     held = max(0, size - position)
     if declared == 0 and _chunk_follows(file, position, size, kind):
-        unknown = False  # there is no sound
+        unknown = False  # the file really has no sound
     if unknown and kind is _WAV and (declared == 0 or declared > held):
         held = _without_last_chunks(file, position, size) - position
     length, share, notes = _length(file, kind, position, declared, held, unknown and declared != held)
     end = position + length
-    needed = range(size) if kind is _CAF or not form else range(end)  # a caf may need what follows the sound
+    needed = range(size) if kind is _CAF or not form else range(end)  # caf may need data after the sound
     magic = _at(file, 0, 4)
     if kind is _WAV and (declared != length or magic == b"BW64"):
         view = View(file, [_rf64(form, length), range(position, end)])
@@ -416,9 +416,9 @@ def _chunked(file: BinaryIO, size: int, kind: _Chunks) -> Part:
 
 
 def _alac(file: BinaryIO, size: int, end: int, table: int | None, part: Part) -> Part:
-    """ALAC in CAF, whose sound ends at `end`: its table tells how many samples there are.
+    """ALAC in CAF, whose sound ends at `end`: its table states the number of samples.
 
-    FFmpeg takes the remainder in the table away from the last packet, which is already short by it.
+    FFmpeg subtracts the remainder in the table from the last packet, which is already shorter by it.
     """
     for name, position, _ in _walk(file, size, replace(_CAF, begin=end)) if table is None else ():
         if name == b"pakt":
@@ -434,13 +434,13 @@ def _alac(file: BinaryIO, size: int, end: int, table: int | None, part: Part) ->
 def _length(
     file: BinaryIO, kind: _Chunks, position: int, declared: int, held: int, unknown: bool
 ) -> tuple[int, float, tuple[str, ...]]:
-    """Bytes of sound to read, the share of the declared ones, and notes."""
+    """The bytes of sound to read, their share of the declared bytes, and notes."""
     if unknown and (declared == 0 or declared > held):
         if declared and held > AMBIGUOUS:
             return (
                 held,
                 1.0,
-                (f"its header declares {declared} bytes of sound, it holds {held}; read to its end",),
+                (f"its header declares {declared} bytes of sound, but it contains {held}; reading all",),
             )
         return held, 1.0, ()
     if declared > held:
@@ -452,7 +452,7 @@ def _length(
         return (
             length,
             1.0,
-            (f"its header declares {declared} bytes of sound, read {length}: the size wrapped at 4 GiB",),
+            (f"its header declares {declared} bytes of sound; reading {length}: the size wrapped at 4 GiB",),
         )
     return declared, 1.0, ()
 
@@ -462,7 +462,7 @@ def _unknown(declared: int, limit: int) -> bool:
 
 
 def _chunk_follows(file: BinaryIO, position: int, size: int, kind: _Chunks) -> bool:
-    """Whether a chunk that fits in the file begins here, or the file ends."""
+    """Whether the file ends here, or a chunk begins that fits into it."""
     header = _at(file, position, kind.header)
     if len(header) < kind.header:
         return not header
@@ -472,7 +472,7 @@ def _chunk_follows(file: BinaryIO, position: int, size: int, kind: _Chunks) -> b
 
 
 def _without_last_chunks(file: BinaryIO, position: int, size: int) -> int:
-    """Where the sound of unknown size that begins at `position` ends: before the chunks that end the file."""
+    """The end of sound of unknown size that begins at `position`: before the last chunks of the file."""
     begin = max(position, size - MAX_LAST)
     data = _at(file, begin, size - begin)
     end = len(data)
@@ -497,9 +497,9 @@ def _rf64(form: bytes, length: int) -> bytes:
 
 
 def _avi(file: BinaryIO, size: int) -> Part:
-    """An avi file, with the headers of its chunks as its index tells them.
+    """An avi file, with the headers of its chunks restored from its index.
 
-    A decoder counts chunks: one without its header makes what follows it early.
+    A decoder counts chunks: if the header of one is damaged, later sound would come too early.
     """
     from . import frames
 
@@ -529,12 +529,12 @@ def _avi(file: BinaryIO, size: int) -> Part:
         if found is not None:
             return replace(found, share=share)
     headers = {chunk.at: chunk.header for chunk in chunks if chunk.damaged}
-    notes = ("its index is damaged, perhaps some sound is missing",) if is_damaged else ()
+    notes = ("its index is damaged, so some sound may be missing",) if is_damaged else ()
     return Part(view.replaced(headers), "avi", ends=ends, cut=share < 1, notes=notes)
 
 
 def _declared_streams(headers: bytes) -> Iterator[float | None]:
-    """The seconds that an avi file declares for each audio stream, None where it does not."""
+    """The length in seconds that an avi file declares for each audio stream; None if it does not."""
     for found in re.finditer(b"strh", headers):
         if headers[found.end() + 4 : found.end() + 8] != b"auds" or len(headers) < found.end() + 40:
             continue
@@ -543,20 +543,20 @@ def _declared_streams(headers: bytes) -> Iterator[float | None]:
 
 
 class _Indexed(NamedTuple):
-    """A chunk that the index of an avi file lists."""
+    """A chunk listed in the index of an avi file."""
 
     header: bytes
     at: int
     end: int
-    damaged: bool  # another header is in the file
+    damaged: bool  # the header in the file differs
 
 
 def _indexed(file: BinaryIO, movie: range, index: bytes) -> tuple[list[_Indexed], bool]:
-    """The chunks of an avi file, none where the index is of another kind; and whether it is damaged."""
+    """The chunks of an avi file, none if the index is of another kind; and whether it is damaged."""
     entries = [*struct.iter_unpack("<4sIII", index[: len(index) // 16 * 16])]
     if not entries:
         return [], False
-    for base in (movie.start, 0):  # offsets count from the list, or from the beginning of the file
+    for base in (movie.start, 0):  # offsets are relative to the list, or to the beginning of the file
         chunks, wrong = [], 0
         ends = [base + offset for _, _, offset, _ in entries[1:]] + [movie.stop]
         for (name, _, offset, length), next_at in zip(entries, ends, strict=True):
@@ -572,10 +572,9 @@ def _indexed(file: BinaryIO, movie: range, index: bytes) -> tuple[list[_Indexed]
 
 
 def _asf(file: BinaryIO, size: int) -> Part:
-    """An asf file (wma, wmv): the duration and the size that its properties declare.
+    """An asf file (wma, wmv), with the duration and size from its properties.
 
-    A decoder derives the duration from the size of the file. In a stream that was recorded as it was sent,
-    neither is known.
+    Decoders derive the duration from the size of the file. In a recorded live stream, neither is known.
     """
     whole = View(file, [range(size)])
     length, count = struct.unpack("<QI", _at(file, 16, 12).ljust(12, b"\0"))
@@ -598,7 +597,7 @@ def _asf(file: BinaryIO, size: int) -> Part:
 
 
 def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) -> float:
-    """How much of the declared sound the file holds, by name, position and declared size of its chunks."""
+    """The share of the declared sound in the file, from the name, position and size of its chunks."""
     held = declared = 0
     for name, position, length in chunks:
         if name in sounds:
@@ -608,7 +607,7 @@ def _share(chunks: Iterator[tuple[Any, int, int]], sounds: set[Any], size: int) 
 
 
 def _voice_blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
-    """Kind, position and declared size of each block of a VOC file."""
+    """The kind, position and declared size of each block of a VOC file."""
     position = int.from_bytes(_at(file, 20, 2), "little")
     for _ in range(MAX_CHUNKS):
         header = _at(file, position, 4)
@@ -636,8 +635,8 @@ def _au(file: BinaryIO, size: int) -> Part:
 def _mp4(file: BinaryIO, size: int) -> Part:
     """An mp4 or mov file.
 
-    The table in its header lists all its sound, unless it is made of fragments: then a decoder reads from
-    box to box, ends where it finds none, and takes for the declared length what it has found.
+    The table in its header lists all sound, unless it consists of fragments. A decoder of fragments reads
+    from box to box, stops where it finds none, and uses what it has found as the declared length.
     """
     whole = View(file, [range(size)])
     position, end = 0, 0
@@ -664,9 +663,9 @@ def _mp4(file: BinaryIO, size: int) -> Part:
             stops = position > size and name != b"mdat" and not is_tag
             break
     else:
-        raise AudioError(f"more than {MAX_BOXES} boxes in it, expected a sound file")
-    if is_fragmented:  # a gap between timestamps is a hole: there are no edits
-        # Where one index lists all fragments, a decoder finds those behind the damage.
+        raise AudioError(f"expected a sound file, found more than {MAX_BOXES} mp4 boxes")
+    if is_fragmented:  # there are no edits, so a gap between timestamps is a hole
+        # If one index lists all fragments, a decoder finds those after the damage.
         indexed = position < end <= size and _at(file, end, 8)[4:] in (b"", b"mfra")
         ended = name == b"mdat" and position > size
         return Part(
@@ -674,13 +673,13 @@ def _mp4(file: BinaryIO, size: int) -> Part:
             "fragments",
             duration=duration,
             stops=end > size or (stops and not indexed),
-            notes=("its last fragment is incomplete, perhaps its end is missing",) if ended else (),
+            notes=("its last fragment is incomplete, so its end may be missing",) if ended else (),
         )
     return Part(whole, "mp4", cut=position > size)
 
 
 def _movie_duration(file: BinaryIO, position: int, length: int) -> float | None:
-    """The seconds that an mp4 file's header declares, fragments included; None if it does not."""
+    """The duration in seconds that an mp4 file's header declares, with fragments; None if it does not."""
     rate, ticks = 0, 0
     for name, begin in [*_boxes(file, range(position, position + length))]:
         content = _at(file, begin, 36)
@@ -694,7 +693,7 @@ def _movie_duration(file: BinaryIO, position: int, length: int) -> float | None:
 
 
 def _boxes(file: BinaryIO, inside: range) -> Iterator[tuple[bytes, int]]:
-    """Name and position of the content of the boxes in another one, and of those in its "mvex"."""
+    """The name and content position of each box inside another box, including those inside its "mvex"."""
     position = inside.start
     for _ in range(MAX_CHUNKS):
         header = _at(file, position, 8)
@@ -710,13 +709,13 @@ def _is_name(name: bytes) -> bool:
 
 
 def _is_zeros(file: BinaryIO, position: int, size: int) -> bool:
-    """Whether the rest of the file is zeros, of which a few are looked at."""
+    """Whether the rest of the file is zeros, as far as 1 MiB shows."""
     rest = _at(file, position, min(size - position, 2**20))
     return rest.count(0) == len(rest)
 
 
 def _indexed_end(box: bytes, end: int) -> int:
-    """Where the last fragment ends that an index (sidx) lists, which itself ends at `end`."""
+    """The end of the last fragment listed in an index (sidx), which itself ends at `end`."""
     at = 8 if int.from_bytes(box[:4], "big") != 1 else 16
     wide = box[at : at + 1] != b"\0"
     at += 16 if not wide else 20  # version, track, scale and first time; then the first offset
@@ -735,7 +734,7 @@ _TRACKS, _TRACK, _TRACK_TYPE, _DELAY, AUDIO_TRACK = 0x1654AE6B, 0xAE, 0x83, 0x56
 
 
 def _matroska(file: BinaryIO, size: int) -> Part:
-    """A Matroska or WebM file: its segment's size, and the duration of its longest stream."""
+    """A Matroska or WebM file, with its segment's size and the duration of its longest stream."""
     whole = View(file, [range(size)])
     position, end = 0, size
     cut, duration = False, None
@@ -772,7 +771,7 @@ def _info_duration(info: bytes) -> float | None:
 
 
 def _delays(file: BinaryIO, tracks: range) -> Iterator[float]:
-    """Of each audio track, the seconds of the encoder's delay, which timestamps count and decoders drop."""
+    """The encoder delay of each audio track in seconds; timestamps include it, and decoders drop it."""
     for identifier, begin, length in _elements(file, tracks):
         if identifier == _TRACK:
             values = {
@@ -785,7 +784,7 @@ def _delays(file: BinaryIO, tracks: range) -> Iterator[float]:
 
 
 def _elements(file: BinaryIO, inside: range) -> Iterator[tuple[int, int, int]]:
-    """Identifier, position and size of the content of each EBML element in another one."""
+    """The identifier, and the position and size of the content, of each EBML element inside another."""
     position = inside.start
     for _ in range(MAX_CHUNKS):
         identifier, begin, length = _element(file, position)
@@ -796,7 +795,7 @@ def _elements(file: BinaryIO, inside: range) -> Iterator[tuple[int, int, int]]:
 
 
 def _is_block_cut(file: BinaryIO, position: int, size: int) -> bool:
-    """Whether the last element after this position, as a block of a live stream, ends beyond the file."""
+    """Whether the last element after this position, such as a live stream's block, ends beyond the file."""
     for _ in range(MAX_BLOCKS):
         identifier, begin, length = _element(file, position)
         if position >= size:
@@ -808,7 +807,7 @@ def _is_block_cut(file: BinaryIO, position: int, size: int) -> bool:
 
 
 def _element(file: BinaryIO, position: int) -> tuple[int, int, int | None]:
-    """An EBML element: its identifier (0 if there is none), position and size of its content."""
+    """An EBML element: its identifier (0 if there is none), and the position and size of its content."""
     header = _at(file, position, 12)
     if not header or header[0] == 0:
         return 0, position, None

@@ -1,9 +1,9 @@
-"""Decode sound files to float32, a block at a time, with silence in place of what is damaged or missing.
+"""Decode sound files to float32, one block at a time, with silence in place of damaged or missing sound.
 
-libsndfile decodes what it counts exactly: PCM, float, µ-law, A-law, FLAC, undamaged Ogg Vorbis, and its
-rarer codecs. FFmpeg (:mod:`kmdx.ffmpeg`) decodes the rest, and every file of more than two channels,
-because it knows their loudspeakers. :mod:`kmdx.containers` tells what the file declares about its length,
-and :mod:`kmdx.holes` what becomes of the difference.
+libsndfile decodes formats whose length it knows exactly: PCM, float, µ-law, A-law, FLAC, undamaged Ogg
+Vorbis, and its rarer codecs. FFmpeg (:mod:`kmdx.ffmpeg`) decodes the others, and all files of more than two
+channels, because it knows their speaker layouts. :mod:`kmdx.containers` reads the length that a file
+declares, and :mod:`kmdx.holes` handles missing sound.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from .containers import Part
 from .errors import AudioError, reason
 from .holes import DecodedSong, Request, changed
 
-SHORT_WAV = 0.1  # seconds: a wav that is shorter than declared by no more is only a little shorter
+SHORT_WAV = 0.1  # seconds: if a wav is shorter than declared by up to this, nothing is considered missing
 DECODED = 2**20  # samples that libsndfile decodes at a time
-SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: towards and across a damaged place of a flac file
+SMALL_STEP, LARGE_STEP = 2**10, 2**12  # samples: up to a damaged place in a flac file, and across it
 
-# libsndfile counts the samples of these by whole blocks, from a mean bit rate, or in the first link only.
+# libsndfile's length of these is not exact: it counts whole blocks, or only the first link, or uses a mean
+# bit rate.
 INEXACT = {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "GSM610", "OPUS"}
 SNDFILE = {"wav", "chunks", "flac", "vorbis"}
 
 
 def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
-    """Decode the wanted part of a file.
+    """Decode the requested part of a file.
 
     Parameters
     ----------
@@ -75,12 +76,12 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
 
 
 def check_whole(path: Path) -> None:
-    """Find out whether a file holds all the sound that its header declares, without decoding it.
+    """Check that a file contains all the sound that its header declares, without decoding it.
 
     Raises
     ------
     AudioError
-        If it was cut short, or its header does not tell how long it is.
+        If it is cut short, or its header does not declare its length.
     OSError
         If it cannot be read.
     """
@@ -97,7 +98,7 @@ def check_whole(path: Path) -> None:
 
 
 def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
-    """The file in libsndfile, if that reads it exactly."""
+    """Open the file in libsndfile; None if libsndfile does not read it exactly."""
     if part.family not in SNDFILE or request.stream:
         return None
     part.view.seek(0)
@@ -106,7 +107,7 @@ def _open_sndfile(part: Part, request: Request) -> sf.SoundFile | None:
         sound = sf.SoundFile(part.view)
     except sf.LibsndfileError:
         return None
-    length_known = 0 < sound.frames < 2**62  # not so in a flac that was written to a pipe
+    length_known = 0 < sound.frames < 2**62  # unknown in a flac file that was written to a pipe
     inexact = sound.subtype in INEXACT and (sound.format, sound.subtype) != ("AIFF", "GSM610")
     if sound.channels > 2 or inexact or not length_known:
         sound.close()
@@ -136,7 +137,7 @@ def _decode_sndfile(song: DecodedSong, part: Part, sound: sf.SoundFile) -> Itera
 
 
 def _pcm(song: DecodedSong, sound: sf.SoundFile, last: int) -> Iterator[np.ndarray]:
-    """The samples up to the last, or fewer where a file ends before its time."""
+    """The samples up to ``last``, or fewer if the file ends early."""
     try:
         if song.position:
             sound.seek(song.position)
@@ -152,28 +153,28 @@ def _pcm(song: DecodedSong, sound: sf.SoundFile, last: int) -> Iterator[np.ndarr
 def _flac(
     song: DecodedSong, part: Part, sound: sf.SoundFile, last: int, begin: int = 0
 ) -> Iterator[np.ndarray]:
-    """The samples up to the last of a flac file that begins at `begin` in the song.
+    """The samples up to ``last`` of a flac file that starts at ``begin`` in the song.
 
-    libsndfile stops at a damaged frame: it is opened again behind it.
+    libsndfile stops at a damaged frame, so the file is opened again after it.
     """
     channels, step = sound.channels, DECODED
     across = LARGE_STEP * max(1, round(song.rate / 48_000))
-    reader = _sought(part, song.position - begin, sound)
+    reader = _seek(part, song.position - begin, sound)
     while song.position < last:
         block = None if reader is None else _block(reader, min(last - song.position, step))
         if block is not None:
             yield from song.add(block)
             continue
-        if reader is not None and step == DECODED:  # once more, in small steps up to the damaged frame
+        if reader is not None and step == DECODED:  # try again in small steps up to the damaged frame
             step = SMALL_STEP
         else:
             yield from song.silence(min(across, last - song.position), channels)
             step = DECODED
-        reader = _sought(part, song.position - begin)
+        reader = _seek(part, song.position - begin)
 
 
 def _block(sound: sf.SoundFile, count: int) -> np.ndarray | None:
-    """The next samples; None if they are damaged, or missing."""
+    """The next samples; None if they are damaged or missing."""
     try:
         block = sound.read(count, dtype="float32", always_2d=True)
     except sf.LibsndfileError:
@@ -181,8 +182,8 @@ def _block(sound: sf.SoundFile, count: int) -> np.ndarray | None:
     return block if len(block) else None
 
 
-def _sought(part: Part, position: int, sound: sf.SoundFile | None = None) -> sf.SoundFile | None:
-    """The file in libsndfile, at a position; None if the samples there are damaged."""
+def _seek(part: Part, position: int, sound: sf.SoundFile | None = None) -> sf.SoundFile | None:
+    """Open the file in libsndfile at a position; None if the samples there are damaged."""
     try:
         if sound is None:
             part.view.seek(0)
@@ -194,7 +195,7 @@ def _sought(part: Part, position: int, sound: sf.SoundFile | None = None) -> sf.
 
 
 def _decode_parts(song: DecodedSong, parts: list[Part]) -> Iterator[np.ndarray]:
-    """The wanted samples of a file of several parts, or of one that FFmpeg decodes."""
+    """The requested samples of a file with several parts, or of a file that FFmpeg decodes."""
     channels = 0
     for part in parts:
         sound = _open_sndfile(part, song.request)
@@ -216,7 +217,7 @@ def _decode_parts(song: DecodedSong, parts: list[Part]) -> Iterator[np.ndarray]:
 
 
 def _next_sndfile(song: DecodedSong, sound: sf.SoundFile) -> Iterator[np.ndarray]:
-    """The samples of one of several parts, which follows what was decoded."""
+    """The samples of the next of several parts."""
     try:
         while len(block := sound.read(DECODED, dtype="float32", always_2d=True)):
             yield from song.add(block)

@@ -1,8 +1,8 @@
-"""The device that networks run on: which it is, its memory, and what is in that memory.
+"""The device that networks run on, its memory budget, and the networks in its memory.
 
-One place decides what fits: a budget for the whole library, of which weights, signals and windows have their
-shares. :class:`NetworkCache` keeps the networks that fit, :class:`Runner` runs one on as many windows at once
-as fit. Only here are errors of memory handled; sizes are in bytes.
+The library has one memory budget, divided into shares for weights, signals and windows. :class:`NetworkCache`
+keeps as many networks on the device as fit; :class:`Runner` runs one network on as many windows at once as
+fit. This module handles all out-of-memory errors. Sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from kmdx.networks.network import Network
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
-DEVICE_BUDGET = 11 * 2**30  # of a GPU's memory at most: a 12 GB card, and room for its driver
-CARD_SHARE = 0.8  # of a smaller card's memory
-FREE_SHARE = 0.9  # of what is free when a song begins
-SMALLEST_BUDGET = 2**28  # bytes that are tried whatever is free
+DEVICE_BUDGET = 11 * 2**30  # largest budget: a 12 GB card, minus room for its driver
+CARD_SHARE = 0.8  # budget on a smaller card, as a share of its memory
+FREE_SHARE = 0.9  # usable share of the memory that is free when a song begins
+SMALLEST_BUDGET = 2**28  # smallest budget, however little memory is free
 
-OUT_OF_MEMORY = (  # what torch's other errors of memory say
+OUT_OF_MEMORY = (  # texts of out-of-memory errors that are plain RuntimeErrors in torch
     "allocate memory",
     "not enough memory",
     "out of memory",
@@ -37,25 +37,25 @@ OUT_OF_MEMORY = (  # what torch's other errors of memory say
     "ALLOCATION_FAILED",  # of cuDNN, on the device and on the host
     "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle did not fit
     "valid cuDNN algorithm",  # no algorithm's workspace fitted
-    "unable to find an engine",  # the same, of GET and FIND; rarely there really is none
+    "unable to find an engine",  # the same, from cuDNN's GET and FIND modes
 )
-WEIGHTS_SHARE = 0.5  # of the device's budget, for the networks' weights
-SIGNALS_SHARE = 0.25  # of it, for a song's signals; the rest is for windows
-MAX_BATCH = 32  # windows at once; beyond a few a GPU is busy anyway
-HEADROOM = 0.8  # of the room for windows, for what the next ones need beside their share
-CPU_BATCH = 1  # windows at once on the CPU: two cores are busy with one, more leave the caches earlier
+WEIGHTS_SHARE = 0.5  # share of the budget for the networks' weights
+SIGNALS_SHARE = 0.25  # share of the budget for a song's signals; the rest is for windows
+MAX_BATCH = 32  # windows at once; a few already keep a GPU busy
+HEADROOM = 0.8  # usable share of the room for windows; the rest absorbs variations
+CPU_BATCH = 1  # windows at once on a CPU: one keeps two cores busy, and more would overflow the caches
 
 
 def choose(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is CUDA where there is one, else the CPU.
+    """Return the device with this name; ``"auto"`` is CUDA if available, else the CPU.
 
-    A CUDA device without a number is the current one, and gets its number. Warns where ``"auto"`` comes
-    to the CPU of a machine with an NVIDIA driver.
+    ``"cuda"`` becomes the current CUDA device, with its number. Warns if ``"auto"`` chooses the CPU on a
+    machine with an NVIDIA driver.
 
     Raises
     ------
     DeviceError
-        If torch knows no such device or this machine does not have it.
+        If torch does not know the device, or this machine does not have it.
     """
     if not isinstance(name, str):
         raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
@@ -64,28 +64,30 @@ def choose(name: str) -> torch.device:
             return torch.device("cuda", torch.cuda.current_device())
         if NVIDIA_DRIVER.exists():
             warnings.warn(
-                f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use CUDA: all "
-                "runs on the CPU, many times slower; install torch's CUDA build",
+                f"this machine has an NVIDIA driver, but torch {torch.__version__} cannot use CUDA; "
+                "networks run on the CPU, many times slower; install torch's CUDA build",
                 KmdxWarning,
                 stacklevel=2,
             )
         return torch.device("cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:  # lists every kind of device that torch has ever had
-        raise DeviceError(f"no device {name!r} here; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError as error:  # its message lists all device types of torch
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error).split(":")[0]
-        raise DeviceError(f"no device {name!r} here ({reason}); use auto, cpu, cuda or cuda:N") from error
+        raise DeviceError(
+            f"device {name!r} is not available ({reason}); use auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell errors of memory from others; on the CPU torch has no class for them."""
+    """Whether an error means that memory ran out; on the CPU, torch has no class for this."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -93,11 +95,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_budget(device: torch.device, own: int = 0) -> int | None:
-    """Bytes of a GPU's memory for the library; None elsewhere.
+    """The library's memory budget on a GPU, in bytes; None on other devices.
 
-    It is :data:`DEVICE_BUDGET` or a share of a smaller card, halved until it is free. So what else is on the
-    card changes it in steps, and the few megabytes that always come and go do not change which windows are
-    computed together. ``own`` bytes of what is allocated are the caller's.
+    The budget is :data:`DEVICE_BUDGET`, or a share of a smaller card's memory, halved until that much is
+    free. It changes only in steps, so small changes in the card's free memory do not change the batch size.
+    ``own`` bytes of the allocated memory belong to the caller.
     """
     if device.type != "cuda":
         return None
@@ -111,22 +113,22 @@ def memory_budget(device: torch.device, own: int = 0) -> int | None:
 
 
 def memory_limit(device: torch.device, own: int = 0) -> int | None:
-    """Bytes of a GPU's memory beyond which nothing may go: :data:`DEVICE_BUDGET`, beside what others use."""
+    """Limit on this process's GPU memory, in bytes: :data:`DEVICE_BUDGET` plus what its other code uses."""
     return DEVICE_BUDGET + torch.cuda.memory_allocated(device) - own if device.type == "cuda" else None
 
 
 @contextmanager
 def limited(device: torch.device, limit: int | None) -> Iterator[None]:
-    """Let torch take at most ``limit`` bytes of a GPU's memory, including what it keeps for later.
+    """Limit torch to ``limit`` bytes of a GPU's memory, including its cache.
 
-    Without, it would keep ever more pieces of what was freed on a large GPU. At the limit it gives back what
-    it keeps, and where that does not suffice raises the error of memory that it would on a smaller GPU.
+    Without a limit, torch's cache grows on a large GPU. At the limit, torch frees its cache. If that is not
+    enough, it raises the same out-of-memory error as on a smaller GPU.
     """
     if limit is None:
         yield
         return
-    tell = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # torch before 2.8
-    before = tell(device)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # new in torch 2.8
+    before = fraction(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(before, limit / total), device)
     try:
@@ -136,13 +138,13 @@ def limited(device: torch.device, limit: int | None) -> Iterator[None]:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give back what torch keeps of a GPU's memory for later."""
+    """Free torch's cache of GPU memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -150,26 +152,26 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU's memory that torch held at most since the last reset, unused blocks included."""
+    """The most GPU memory that torch reserved since the last reset, in bytes, including its cache."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Measure the peak of a GPU's memory from here on."""
+    """Restart measuring the peak of GPU memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 @dataclass
 class BatchProfile:
-    """What is known of a network's windows.
+    """Measured memory use of a network's windows.
 
     Attributes
     ----------
     cost : float or None
-        Bytes for each sample of a window; the same for every song.
+        Bytes per sample of a window; the same for every song.
     sizes : dict of int to int
-        The largest batch for each window length in samples, where a larger one did not fit in this song.
+        The largest batch size by window length in samples, if a larger batch did not fit in this song.
     """
 
     cost: float | None = None
@@ -179,24 +181,24 @@ class BatchProfile:
 class Runner:
     """One network on its device.
 
-    On a GPU as many windows go together as there is room for, by the memory that a window of silence took.
-    That number follows from the network and the room alone, because sums over a batch of another size are
-    in another order: neither the songs before nor what is free at the moment change it. When memory runs
-    out all the same, half as many go together for the rest of the song, and what failed is done again.
+    On a GPU, a batch has as many windows as fit, computed from the memory that a window of silence needs. The
+    batch size changes the order of sums, and so the last bits of results. It therefore depends only on the
+    network and the room, not on earlier songs or on the memory that happens to be free. If memory still runs
+    out, the failed batch runs again in halves, and the rest of the song uses the smaller batch size.
 
     Parameters
     ----------
     network : Network
-        On ``device`` already.
+        Already on ``device``.
     device : torch.device
     profile : BatchProfile, optional
-        What earlier songs told of the network and these sources; this one's is added.
+        Measurements from earlier songs with this network and these sources; updated by this song.
     room : int, optional
-        Bytes of the device's memory for windows; None for the CPU, where they go one by one.
+        Bytes of the device's memory for windows; None on the CPU, where windows run one by one.
     evict : callable, optional
-        Called when a single window does not fit; frees what it can and tells whether it did.
+        Called if a single window does not fit; frees memory and returns whether it could.
     longest : int, optional
-        Samples of the longest window, for a network that takes any length.
+        Samples of the longest window, for a network that accepts any length.
     """
 
     def __init__(
@@ -221,15 +223,15 @@ class Runner:
         if self.room is None:
             return sizes.get(length, CPU_BATCH)
         if self.profile.cost is None:
-            self.profile.cost = self._measured(self.network.length or self.longest or length)
+            self.profile.cost = self._measure_cost(self.network.length or self.longest or length)
         if self.profile.cost is None:
             return 1
         fitting = int(HEADROOM * self.room / (self.profile.cost * length))
         return max(1, min(sizes.get(length, MAX_BATCH), fitting))
 
     @torch.inference_mode()
-    def _measured(self, length: int) -> float | None:
-        """Bytes that each sample of a window takes, by a window of silence; None if it does not fit now."""
+    def _measure_cost(self, length: int) -> float | None:
+        """Bytes per sample of a window, measured with silence; None if the window does not fit now."""
         silence = torch.zeros(1, 2, length, device=self.device)
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -250,7 +252,7 @@ class Runner:
                 raise
             if len(windows) == 1 and not self.evict():
                 raise
-        # Here the error is gone, and with it the tensors that its frames held.
+        # Outside the except block, the error and the tensors in its stack frames are freed.
         empty_cache(self.device)
         half = max(1, len(windows) // 2)
         if len(windows) > 1:
@@ -260,18 +262,17 @@ class Runner:
 
 
 class NetworkCache:
-    """An ensemble's networks, brought to a device when they are asked for.
+    """An ensemble's networks, moved to a device when they are needed.
 
     Parameters
     ----------
     networks : mapping of str to Network
-        By the plan's names; one network may have several.
+        By the plan's names; one network may have several names.
     device : torch.device
     budget : int, optional
-        Bytes of the device's memory that may be used in all; by default
-        :func:`memory_budget` when a song begins. None where that is not known: on the CPU,
-        where everything is already, and on devices that are not CUDA's, where everything stays that was
-        moved in.
+        Bytes of the device's memory that may be used in total; by default :func:`memory_budget` at the
+        beginning of a song. It is None on the CPU, where the networks already are, and on devices other
+        than CUDA, where networks stay once moved.
     """
 
     def __init__(
@@ -279,16 +280,16 @@ class NetworkCache:
     ) -> None:
         self.networks = networks
         self.device = device
-        self._moved: dict[int, Network] = {}  # on the device by its id, the longest unused first
+        self._moved: dict[int, Network] = {}  # networks on the device by id, the least recently used first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._profiles: defaultdict[tuple[int, tuple[str, ...]], BatchProfile] = defaultdict(BatchProfile)
         self._given = budget
         self.refresh_budget()
 
     def refresh_budget(self) -> None:
-        """Before a song: estimate again, since the program may use more of the device by now.
+        """Compute the budget again before a song, because the memory in use may have changed.
 
-        What an earlier song ran out of memory with is forgotten: it must not change this one's stems.
+        Batch sizes that were reduced for an earlier song are reset: they must not change this song's stems.
         """
         own = sum(map(_bytes, self._moved.values()))
         self.limit = memory_limit(self.device, own)
@@ -298,7 +299,7 @@ class NetworkCache:
 
     @property
     def room(self) -> int | None:
-        """Bytes for windows: what is left of the budget by weights and signals, whichever are there now."""
+        """Bytes for windows: the budget minus the shares of weights and signals, used or not."""
         if self.budget is None:
             return None
         every = {id(network): network for network in self.networks.values()}
@@ -306,13 +307,13 @@ class NetworkCache:
         return int((1 - SIGNALS_SHARE) * self.budget - weights)
 
     def runner(self, name: str, sources: Sequence[str], longest: int | None = None) -> Runner:
-        """Return a network on the device, ready to estimate these sources of its own.
+        """Return a runner for a network on the device that estimates only these of its sources.
 
-        ``longest`` are the samples of the longest window; not needed of a network that takes only one length.
+        ``longest`` is the length of the longest window in samples; networks of fixed length do not need it.
         """
         network = self.networks[name]
         if self.device.type != "cpu":
-            self._bring(network)
+            self._ensure_moved(network)
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
             self._narrowed[key] = network.narrow(sources)
@@ -326,30 +327,30 @@ class NetworkCache:
         )
 
     def replace(self, networks: Mapping[str, Network]) -> None:
-        """Have other networks from here on; those that there were are moved out, and forgotten."""
+        """Replace all networks; the old ones are moved off the device."""
         for network in [*self._moved.values()]:
             self._evict(network)
         self._narrowed.clear()
         self._profiles.clear()
         self.networks = networks
 
-    def _bring(self, network: Network) -> None:
-        """Move a network in, and others out until the budget's share for weights is kept."""
+    def _ensure_moved(self, network: Network) -> None:
+        """Move a network in, after moving others out until the weights fit into their share."""
         share = math.inf if self.budget is None else WEIGHTS_SHARE * self.budget
         known = id(network) in self._moved
-        self._moved[id(network)] = self._moved.pop(id(network), network)  # now the last one used
+        self._moved[id(network)] = self._moved.pop(id(network), network)  # now the most recently used
         if known:
             return
         while len(self._moved) > 1 and sum(map(_bytes, self._moved.values())) > share:
             self._evict(next(iter(self._moved.values())))
         try:
             self._move_in(network)
-        except BaseException:  # a part of its weights may have arrived
+        except BaseException:  # some of its weights may be on the device
             self._evict(network)
             raise
 
     def _move_in(self, network: Network) -> None:
-        """Move a network in, alone if there is no room for it beside the others."""
+        """Move a network in; if it does not fit next to the others, move them out first."""
         try:
             return _move(network, self.device)
         except (RuntimeError, MemoryError) as error:
@@ -358,7 +359,7 @@ class NetworkCache:
         _move(network, self.device)
 
     def _evict_others(self, kept: Network) -> bool:
-        """Move out all but one network; tell whether there was one to move."""
+        """Move out all networks but one; return whether any was moved."""
         others = [network for network in self._moved.values() if network is not kept]
         for network in others:
             self._evict(network)
@@ -366,7 +367,7 @@ class NetworkCache:
 
     def _evict(self, network: Network) -> None:
         del self._moved[id(network)]
-        # Narrowed networks share its parameters, but have layers of their own on the device.
+        # Narrowed networks share its parameters, but also have their own layers on the device.
         self._narrowed = {key: other for key, other in self._narrowed.items() if key[0] != id(network)}
         _move(network, torch.device("cpu"))
         empty_cache(self.device)
@@ -378,5 +379,5 @@ def _bytes(network: Any) -> int:
 
 
 def _move(network: Any, device: torch.device) -> None:
-    with torch.inference_mode(False):  # else its parameters could never be moved again
+    with torch.inference_mode(False):  # otherwise its parameters could not be moved again
         network.to(device)

@@ -1,11 +1,11 @@
-"""YAML and JSON that users write, read within bounds.
+"""Read YAML and JSON from users, with limits.
 
-A document is data of six kinds: mappings, lists, texts, numbers, truth values and nothing. Its size, its
-depth and its number of nodes are bounded, where an alias counts as much as what it stands for. Whatever
-is in the text, the only error is a :class:`~kmdx.errors.DocumentError`, of one line.
+A document consists of mappings, lists, strings, numbers, booleans and null. Its size, depth and number of
+nodes are limited; an alias counts as much as the nodes it refers to. Whatever the text contains, the only
+error is a :class:`~kmdx.errors.DocumentError` with a one-line message.
 
-YAML is version 1.1 as PyYAML reads it, but for what surprises: dates are texts, a key that is given twice
-is an error, and so are numbers that versions 1.1 and 1.2 read differently (``010``, ``1:30``).
+YAML is version 1.1 as PyYAML reads it, with three exceptions: dates are strings, duplicate keys are errors,
+and so are numbers that versions 1.1 and 1.2 read differently (``010``, ``1:30``).
 """
 
 from __future__ import annotations
@@ -37,45 +37,46 @@ MAX_BYTES = 2**20  # leaderboard C has 2,833
 MAX_NODES = 25_000  # leaderboard C has 315
 MAX_DEPTH = 50  # leaderboard C has 5
 MAX_JSON_BYTES = 2**24
-BIGGEST = 2**63  # whole numbers are below it
-MAX_KEY = 201  # bytes of a key that becomes a name: two names of 100 bytes and a dot between them
+BIGGEST = 2**63  # integers must be below it
+MAX_KEY = 201  # bytes of a key: two names of 100 bytes with a dot between them
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 _MERGE = f"{_TAG}merge"
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal in YAML 1.1, not so in 1.2
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal in YAML 1.1, but not in 1.2
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """Read a text file of at most ``limit`` bytes: UTF-8, with any line ends, which become Unix's.
+    r"""Read a UTF-8 text file of at most ``limit`` bytes; all line ends become ``\n``.
 
     Raises
     ------
     DocumentError
-        If it is missing, no regular file, larger, or in another encoding; does not name the path.
+        If it is missing, too large, not a regular file or not UTF-8. The message does not name the path.
     """
     try:
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode):  # a pipe would block, a device has no end
+        if stat.S_ISREG(mode):  # reading a pipe could block, and a device may have no end
             with path.open("rb") as file:
                 content = file.read(limit + 1)
     except OSError as error:
         raise DocumentError(error.strerror or str(error)) from error
     except ValueError as error:  # a path with a null character
-        raise DocumentError(f"not a path of a file: {error}") from error
+        raise DocumentError(f"not a valid path: {error}") from error
     if not stat.S_ISREG(mode):
-        raise DocumentError(f"a {'folder' if stat.S_ISDIR(mode) else 'device or pipe'}, expected a file")
+        found = "folder" if stat.S_ISDIR(mode) else "device or pipe"
+        raise DocumentError(f"expected a file, found a {found}")
     if len(content) > limit:
-        raise DocumentError(f"larger than {limit} bytes, the most that is read")
+        raise DocumentError(f"larger than the limit of {limit} bytes")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DocumentError("text in UTF-16 or UTF-32: save it as UTF-8")
+        raise DocumentError("expected UTF-8, found UTF-16 or UTF-32: save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DocumentError(
-            f"not a text file in UTF-8 (line {line} has the byte 0x{error.object[error.start]:02x}): "
+            f"expected UTF-8, found the byte 0x{error.object[error.start]:02x} in line {line}: "
             "save it as UTF-8"
         ) from error
     return io.StringIO(text, newline=None).read()
@@ -93,7 +94,7 @@ def read_yaml(path: Path, limit: int = MAX_BYTES, nodes: int = MAX_NODES) -> Any
 
 
 def load_yaml(text: str, nodes: int = MAX_NODES) -> Any:
-    """Return the plain values of a YAML text, ``None`` where it is empty; errors as for :func:`compose`."""
+    """Return the plain values of a YAML text, ``None`` if it is empty; errors as for :func:`compose`."""
     root = compose(text, nodes)
     return None if root is None else value(root)
 
@@ -104,21 +105,21 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     Raises
     ------
     DocumentError
-        As for :func:`read_text`, or if it is no JSON, or nested too deeply for Python.
+        As for :func:`read_text`, or if it is not JSON or is nested too deeply for Python.
     """
     text = read_text(path, limit)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DocumentError(f"not JSON: {error.msg}", error.lineno) from error
-    except ValueError as error:  # a number of thousands of digits
-        raise DocumentError("not JSON that can be read: a number is too large") from error
+        raise DocumentError(f"not valid JSON: {error.msg}", error.lineno) from error
+    except ValueError as error:  # a number with thousands of digits
+        raise DocumentError("the JSON cannot be read: a number is too large") from error
     except RecursionError as error:
-        raise DocumentError("not JSON that can be read: nested too deeply") from error
+        raise DocumentError("the JSON cannot be read: it is nested too deeply") from error
 
 
 def parse(text: str) -> YamlPart:
-    """Return the root of a YAML text; errors as for :func:`compose`, and where the text is empty."""
+    """Return the root of a YAML text; errors as for :func:`compose`, and if the text is empty."""
     root = compose(text)
     if root is None:
         raise DocumentError("the file is empty")
@@ -126,20 +127,20 @@ def parse(text: str) -> YamlPart:
 
 
 def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
-    """Return the root of a YAML text's graph of nodes, ``None`` where the text is empty.
+    """Return the root of a YAML text's graph of nodes, ``None`` if the text is empty.
 
-    Merges (``<<``) are done. Keys are scalars, each given once.
+    Merges (``<<``) are resolved. Keys are scalars without duplicates.
 
     Raises
     ------
     DocumentError
-        If the text is no YAML of one document, is too large, too deep or of too many nodes.
+        If the text is not a single YAML document, is too large or too deep, or has too many nodes.
     """
     if len(text) > MAX_BYTES:
-        raise DocumentError(f"longer than {MAX_BYTES} characters, the most that is read")
+        raise DocumentError(f"longer than the limit of {MAX_BYTES} characters")
     if found := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, found.start()) + 1
-        raise DocumentError(f"not YAML: the character {quoted(found[0])} is not allowed", line)
+        raise DocumentError(f"not valid YAML: the character {quoted(found[0])} is not allowed", line)
     try:
         return _Composer(text, nodes).get_single_node()
     except yaml.YAMLError as error:
@@ -148,48 +149,48 @@ def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
 
 @dataclass(frozen=True)
 class Number:
-    """Annotates numbers from ``low`` and below ``high``: ``Annotated[int, Number(1, 9)]`` for whole ones."""
+    """Annotates numbers in [low, high): ``Annotated[int, Number(1, 9)]`` accepts integers from 1 to 8."""
 
     low: float
     high: float
 
     def __get_pydantic_core_schema__(self, source: type, handler: Any) -> Any:
-        """What pydantic checks such a number with."""
+        """The schema with which pydantic checks such a number."""
         from pydantic_core import core_schema
 
         return core_schema.no_info_plain_validator_function(partial(self.check, source))
 
     def check(self, kind: type, value: Any) -> float:
-        """Return a value as such a number; raise :class:`ValueError` if it is none."""
+        """Return a value as such a number; raise :class:`ValueError` if it is not one."""
         if isinstance(value, dict | list):
             raise ValueError("expected a number, not a mapping or list")
         if isinstance(value, str) and _EXPONENT.fullmatch(value):
-            value = float(value)  # 1e-3, which is a text in YAML 1.1
+            value = float(value)  # 1e-3, which is a string in YAML 1.1
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError("expected a number")
         if not self.low <= value < self.high or (kind is int and value != int(value)):
             whole = "whole " if kind is int else ""
-            raise ValueError(f"expected a {whole}number from {self.low:.9g} and below {self.high:.9g}")
+            raise ValueError(f"expected a {whole}number of at least {self.low:.9g} and below {self.high:.9g}")
         return int(value) if kind is int else value
 
 
 @dataclass(frozen=True)
 class YamlPart:
-    """A part of a YAML document, which knows its line and its key.
+    """A part of a YAML document that knows its line and key.
 
     Attributes
     ----------
     node : yaml.Node
         A node of the graph that :func:`compose` returns.
     keys : tuple
-        The keys and positions that lead to it.
+        The keys and list positions that lead to it.
     """
 
     node: yaml.Node
     keys: tuple[str | int, ...] = ()
 
     def below(self, *keys: str | int) -> YamlPart:
-        """Return the part that keys lead to from here, as far as it exists."""
+        """Return the part that keys lead to; if it does not exist, the last part on the way that does."""
         node = self.node
         for key in keys:
             found = dict(_children(node))
@@ -199,7 +200,7 @@ class YamlPart:
         return YamlPart(node, (*self.keys, *keys))
 
     def error(self, problem: str, *below: str | int) -> DocumentError:
-        """Return an error that names the line and the key of this part, or of what is below it."""
+        """Return an error that names the line and key of this part, or of a part below it."""
         part = self.below(*below)
         where = ".".join(map(shown, part.keys))
         return DocumentError(f"{where}: {problem}" if where else problem, part.node.start_mark.line + 1)
@@ -210,33 +211,33 @@ class YamlPart:
         Raises
         ------
         DocumentError
-            If it is no mapping, or a key is not allowed, not printable or longer than :data:`MAX_KEY`.
+            If it is not a mapping, or a key is not allowed, not printable or longer than :data:`MAX_KEY`.
         """
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("expected a mapping of names to values")
         for node, _ in self.node.value:
             name, place = node.value, YamlPart(node, self.keys)
             if not name.isprintable() or not 0 < len(name.encode()) <= MAX_KEY:
-                raise place.error(f"{quoted(name)} is no name of 1 to {MAX_KEY} bytes")
+                raise place.error(f"expected a name of 1 to {MAX_KEY} bytes, found {quoted(name)}")
             if allowed and name not in allowed:
                 known = ", ".join(sorted(allowed))
                 raise place.error(f"unknown key {quoted(name)}{suggest(name, allowed)}; allowed: {known}")
         return {str(name): YamlPart(node, (*self.keys, name)) for name, node in _children(self.node)}
 
     def elements(self) -> list[YamlPart]:
-        """Return the parts of a list; raises :class:`DocumentError` if it is none."""
+        """Return the parts of a list; raises :class:`DocumentError` if it is not a list."""
         if not isinstance(self.node, yaml.SequenceNode):
             raise self.error("expected a list")
         return [YamlPart(node, (*self.keys, place)) for place, node in _children(self.node)]
 
     def text(self) -> str:
-        """Return a scalar as it is written: ``1:30`` is a text where a text is expected."""
+        """Return a scalar as it is written: ``1:30`` is a string if a string is expected."""
         if not isinstance(self.node, yaml.ScalarNode):
-            raise self.error("expected a text")
+            raise self.error("expected a string")
         return str(self.node.value).strip()
 
     def plain(self) -> Any:
-        """Return plain values; raises :class:`DocumentError` where one cannot be read."""
+        """Return plain values; raises :class:`DocumentError` if one cannot be read."""
         if self.node.tag == f"{_TAG}map":
             return {name: part.plain() for name, part in self.entries().items()}
         if self.node.tag == f"{_TAG}seq":
@@ -252,21 +253,21 @@ class YamlPart:
         Parameters
         ----------
         target : callable
-            Its annotations show what is expected: texts, :class:`YamlPart` for what it reads itself, and
-            whatever else pydantic can check.
+            Its annotations define what is expected: strings, :class:`YamlPart` for parts that it reads
+            itself, and anything else that pydantic can check.
         *given
-            Arguments that do not come from the document; they are the first.
+            Positional arguments that do not come from the document.
         **known
-            Further arguments, which replace what the document has for them.
+            Keyword arguments that override those of the document.
 
         Raises
         ------
         DocumentError
-            If a key is unknown or missing, a value is not what is expected, or the target raises
+            If a key is unknown or missing, a value does not match, or the target raises
             :class:`ValueError`.
         """
         function = getattr(target, "__func__", target)
-        taken = len(given) + (function is not target)  # with what a method is bound to
+        taken = len(given) + (function is not target)  # a bound method's first argument is taken
         expected = dict([*_parameters(function).items()][taken:])
         entries = self.entries(expected)
         for name, parameter in expected.items():
@@ -277,7 +278,7 @@ class YamlPart:
             if name in known:
                 continue
             kind = expected[name].annotation
-            if get_origin(kind) is UnionType:  # with None, for a key that may be left out
+            if get_origin(kind) is UnionType:  # `T | None`, for an optional key
                 (kind,) = set(get_args(kind)) - {NoneType}
             if kind is YamlPart:
                 arguments[name] = part
@@ -292,12 +293,12 @@ class YamlPart:
 
 
 def checked(kind: Callable[..., T], value: Any, part: YamlPart | None = None) -> T:
-    """Return plain values as what pydantic makes of them; ``part`` is where they are from.
+    """Check plain values with pydantic and return its result; ``part`` is their place in the document.
 
     Raises
     ------
     DocumentError
-        If they are not what is expected; names the first wrong key and, with a part, its line.
+        If they do not match; names the first wrong key and, if a part is given, its line.
     """
     from pydantic import ValidationError
 
@@ -327,7 +328,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 @cache
 def _adapter(kind: Any) -> Any:
-    """What checks values of a kind: a pydantic model by its own rules, anything else strictly."""
+    """The pydantic adapter of a type: a model follows its own rules, other types are strict."""
     from pydantic import BaseModel, TypeAdapter
 
     is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
@@ -335,7 +336,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node]]:
-    """What a mapping or list contains, by key or position."""
+    """The contents of a mapping or list, by key or position."""
     if isinstance(node, yaml.MappingNode):
         yield from ((key.value, value) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -343,12 +344,12 @@ def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node]]:
 
 
 def value(node: yaml.Node) -> Any:
-    """Return what a node of :func:`compose` stands for, as plain values.
+    """Return the plain values of a node of :func:`compose`.
 
     Raises
     ------
     DocumentError
-        If it, or a part of it, has a tag of another kind or is not what its tag says.
+        If any part of it has an unsupported tag, or does not match its tag.
     """
     try:
         return _Values().construct_document(node)
@@ -357,7 +358,7 @@ def value(node: yaml.Node) -> Any:
 
 
 def _failure(error: yaml.YAMLError) -> DocumentError:
-    """What a reader of YAML complains of, in one line."""
+    """A YAML error as one line."""
     if isinstance(error, _Problem):
         return DocumentError(error.message, error.mark.line + 1)
     if isinstance(error, yaml.MarkedYAMLError):
@@ -366,11 +367,11 @@ def _failure(error: yaml.YAMLError) -> DocumentError:
     else:
         reason, mark = getattr(error, "reason", str(error)), None
     short = " ".join(reason.split())[:200]
-    return DocumentError(f"not YAML: {short}", None if mark is None else mark.line + 1)
+    return DocumentError(f"not valid YAML: {short}", None if mark is None else mark.line + 1)
 
 
 class _Plain(Resolver):
-    """Which plain scalars are no texts: as in YAML 1.1, but for dates and ``=``."""
+    """Resolves plain scalars as in YAML 1.1, except that dates and ``=`` are strings."""
 
 
 _Plain.yaml_implicit_resolvers = {
@@ -380,7 +381,7 @@ _Plain.yaml_implicit_resolvers = {
 
 
 class _Problem(ConstructorError):
-    """What is wrong with a node."""
+    """An error in a node."""
 
     def __init__(self, message: str, mark: Any) -> None:
         super().__init__(None, None, message, mark)
@@ -389,36 +390,36 @@ class _Problem(ConstructorError):
 
 
 class _Values(_Plain, SafeConstructor):
-    """Makes plain values of nodes."""
+    """Makes plain values from nodes."""
 
     def __init__(self) -> None:
         _Plain.__init__(self)
         SafeConstructor.__init__(self)
 
     def scalar(self, node: yaml.Node) -> Any:
-        """A number, truth value or nothing, if that is what the text would be without its tag."""
+        """A number, boolean or null, if the text would be one without its tag, too."""
         kind, text = node.tag.removeprefix(_TAG), node.value
         if not isinstance(node, yaml.ScalarNode):
             raise _Problem(f"expected {kind}, not a mapping or list", node.start_mark)
         natural = self.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_TAG)
         if text.endswith("\n") or (natural != kind and (natural, kind) != ("int", "float")):
-            raise _Problem(f"{quoted(text)} is no {kind}", node.start_mark)
+            raise _Problem(f"expected {kind}, found {quoted(text)}", node.start_mark)
         if kind in ("int", "float") and _AMBIGUOUS.fullmatch(text):
             raise _Problem(
-                f"{quoted(text)} is read in two ways: write it in decimal, or in quotes", node.start_mark
+                f"{quoted(text)} is ambiguous in YAML: write it in decimal, or in quotes", node.start_mark
             )
         try:
             number = getattr(self, f"construct_yaml_{kind}")(node)
         except ValueError as error:  # 0x_, thousands of digits, or a float in another base than 10
-            raise _Problem(f"{quoted(text)} is no number that can be read", node.start_mark) from error
+            raise _Problem(f"{quoted(text)} cannot be read as a number", node.start_mark) from error
         if kind == "int" and abs(number) >= BIGGEST:
-            raise _Problem(f"{quoted(text)} is too large a number", node.start_mark)
+            raise _Problem(f"the number {quoted(text)} is too large", node.start_mark)
         return number
 
     def other(self, node: yaml.Node) -> Any:
-        """What has any other tag."""
+        """A node with any other tag."""
         tag = quoted(node.tag.replace(_TAG, "!!", 1))
-        raise _Problem(f"the tag {tag} has no meaning here", node.start_mark)
+        raise _Problem(f"the tag {tag} is not supported", node.start_mark)
 
 
 _Values.yaml_constructors = {
@@ -431,7 +432,7 @@ _Values.yaml_constructors = {
 
 
 class _SlowEvents(Reader, yaml.scanner.Scanner, yaml.parser.Parser):
-    """The events of a text, where PyYAML was built without libyaml."""
+    """The events of a text, if PyYAML was built without libyaml."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -439,12 +440,12 @@ class _SlowEvents(Reader, yaml.scanner.Scanner, yaml.parser.Parser):
         yaml.parser.Parser.__init__(self)
 
 
-# Of libyaml the events alone: its own composer calls itself in C, as deep as a text wants.
+# Only libyaml's events are used: its composer is recursive in C, to any depth that the text has.
 _Events: Any = vars(yaml.cyaml)["CParser"] if yaml.__with_libyaml__ else _SlowEvents
 
 
 class _Composer(Composer, _Events, _Values):
-    """Puts nodes together from events, and counts them."""
+    """Builds nodes from events, and counts them."""
 
     def __init__(self, text: str, most: int) -> None:
         _Events.__init__(self, text)
@@ -452,42 +453,42 @@ class _Composer(Composer, _Events, _Values):
         _Values.__init__(self)
         self.most = most
         self.count = self.depth = 0
-        self.sizes: dict[int, int] = {}  # nodes below each node, itself included, by its id
+        self.sizes: dict[int, int] = {}  # number of nodes in each subtree, by the id of its root
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
-        """The next node; an alias counts as what it stands for."""
+        """The next node; an alias counts as much as the nodes it refers to."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self.sizes:
-                raise _Problem("an anchor that holds itself", event.start_mark)
-            self.counted(self.sizes[id(node)], event.start_mark)
+                raise _Problem("an anchor contains itself", event.start_mark)
+            self.count_nodes(self.sizes[id(node)], event.start_mark)
             return node
         if self.depth == MAX_DEPTH:
-            raise _Problem(f"more than {MAX_DEPTH} levels deep", event.start_mark)
+            raise _Problem(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         before = self.count
-        self.counted(1, event.start_mark)
+        self.count_nodes(1, event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         self.sizes[id(node)] = self.count - before
         return node
 
-    def counted(self, nodes: int, mark: Any) -> None:
-        """Count nodes that are there once more."""
+    def count_nodes(self, nodes: int, mark: Any) -> None:
+        """Add to the number of nodes, and check it."""
         self.count += nodes
         if self.count > self.most:
-            raise _Problem(f"more than {self.most} values, aliases written out", mark)
+            raise _Problem(f"more than {self.most} values, with aliases expanded", mark)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping with its merges done."""
+        """A mapping with its merges resolved."""
         node = super().compose_mapping_node(anchor)
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Problem(f"a {key.id} as a key: expected a name", key.start_mark)
+                raise _Problem(f"expected a name as the key, found a {key.id}", key.start_mark)
             if key.value in keys:
-                raise _Problem(f"the key {quoted(key.value)} is there twice", key.start_mark)
+                raise _Problem(f"duplicate key {quoted(key.value)}", key.start_mark)
             keys.add(key.value)
         self.flatten_mapping(node)
         node.value = [*{key.value: (key, value) for key, value in node.value}.values()]

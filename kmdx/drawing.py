@@ -47,16 +47,16 @@ class Box:
 
 
 def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
-    """Say of each network that runs: stage, what it hears and gives, weights, license, arithmetic, how."""
+    """Describe each network that runs: stage, input, outputs, weights, license, arithmetic, chunking."""
     used = plan.sources_used(plan.signals_of(wanted))
     for name in sorted(used, key=plan.stage):
         network = plan.runs([name])[name]
-        (heard,) = plan.nodes[name].inputs
+        (signal,) = plan.nodes[name].inputs
         use = plan.networks[network]
-        gives = ", ".join(f"{name}.{source}" for source in used[name])
+        outputs = ", ".join(f"{name}.{source}" for source in used[name])
         cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
-            f"stage {plan.stage(name)}: {network} hears {heard}, gives {gives}; "
+            f"stage {plan.stage(name)}: {network}({signal}) gives {outputs}; "
             f"weights {use.weight.name} ({use.weight.license}); {cost}; {use.chunking}"
         )
 
@@ -194,8 +194,8 @@ def _lines(
 ) -> Iterator[str]:
     """Lines from each node to those that hear it, straight in its lanes and curved between columns."""
     for number, (source, users) in enumerate(_users(inputs).items()):
-        colour = LINES[number % len(LINES)]
-        style = f'fill="none" stroke="{colour}" stroke-width="1.3"'
+        color = LINES[number % len(LINES)]
+        style = f'fill="none" stroke="{color}" stroke-width="1.3"'
         end = max((columns[user] for user in users), default=-1)
         for column in range(columns[source] + 1, end):
             yield _curve(column, middles[source, column - 1], middles[source, column], style)
@@ -205,7 +205,7 @@ def _lines(
             column = columns[user]
             y = middles[user, column]
             yield _curve(column, middles[source, column - 1], y, style)
-            yield f'<circle cx="{MARGIN + COLUMN * column}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+            yield f'<circle cx="{MARGIN + COLUMN * column}" cy="{y:.1f}" r="3" fill="{color}"/>'
 
 
 def _curve(column: int, start: float, end: float, style: str) -> str:

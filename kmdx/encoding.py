@@ -1,8 +1,8 @@
-"""Arrays to sound files: what can be written, and the encoders, which write the same bytes every time.
+"""Encode arrays as sound files: the output formats and their encoders, which are deterministic.
 
-A file's bytes depend on the samples, the rate, the format, the tags and the installed encoders alone: not
-on the time, the file's name or the size of the blocks that samples come in. libsndfile encodes all but
-float32, whose wav it stamps with the time of day.
+A file's bytes depend only on the samples, the rate, the format, the tags and the installed encoders, not on
+the time, the file's name or the sizes of blocks. libsndfile encodes all formats except float32, for which it
+would write a time stamp.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from . import signals
 from .errors import AudioError
 from .tags import TagError, Tags, id3, write_flac
 
-WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, beyond them RF64 is written
+WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, so longer files are RF64
 FLOAT = 3  # WAVE_FORMAT_IEEE_FLOAT
 
 MP3_LEAD = 47
 """Zeros before an mp3's first sample; decoders skip them with LAME's delay of 1105 samples.
 
-Together they are 1152 samples, so that the song begins with a frame. Otherwise FFmpeg loses count in a
-frame in which the delay ends and the song too: songs of up to 46 samples are decoded too long.
+Together they are 1152 samples, so the song begins at the start of a frame. Otherwise, if the delay and the
+song end in the same frame, FFmpeg counts wrong: songs of up to 46 samples are decoded too long.
 """
 MP3_SHORT = 8 * 1152
-"""Samples; shorter songs get two frames of 1152 zeros more on both sides.
+"""Samples; shorter songs are padded with two frames of 1152 zeros on both sides.
 
-FFmpeg is sure of an mp3 from its seventh frame on. What has fewer, it may take for a video.
+FFmpeg recognizes an mp3 with certainty only from seven frames on; it may take a shorter file for a video.
 """
 
-LAME_GAIN = 0.95  # what LAME multiplies samples by at the highest bit rate of a rate below 32 kHz
+LAME_GAIN = 0.95  # LAME's gain at the highest bit rate if the sample rate is below 32 kHz
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file that :func:`encode` makes."""
+    """An output format of :func:`encode`."""
 
-    extension: str  # with its dot
+    extension: str  # with the dot
     container: str  # libsndfile's name of the file format
     subtype: str  # libsndfile's name of the sample format
-    integer: bool  # samples beyond full scale are clipped; in mp3 too, because its players clip them
+    integer: bool  # samples beyond full scale are clipped; also in mp3, because players clip them
     rates: Container[int] = range(1, 2**31)  # Hz
-    tagged: bool = False  # whether its files carry tags
+    tagged: bool = False  # whether its files have tags
 
 
 FORMATS: dict[str, Format] = {
@@ -70,18 +70,18 @@ FORMATS: dict[str, Format] = {
 
 
 def check_format(name: str, rate: int) -> Format:
-    """The format of that name.
+    """The format with this name.
 
     Raises
     ------
     AudioError
-        If there is none, or it has no such rate (Hz), or the installed libsndfile does not write it.
+        If it is unknown, does not support the rate (Hz), or the installed libsndfile does not write it.
     """
     if name not in FORMATS:
-        raise AudioError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
+        raise AudioError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")
     format = FORMATS[name]
     if rate not in format.rates:
-        raise AudioError(f"{name} cannot hold {rate} Hz: choose another format, such as wav24")
+        raise AudioError(f"{name} does not support {rate} Hz: choose another format, such as wav24")
     if not sf.check_format(format.container, format.subtype):
         raise AudioError(
             f"libsndfile {sf.__libsndfile_version__} does not write {name}: choose another format, or"
@@ -91,7 +91,7 @@ def check_format(name: str, rate: int) -> Format:
 
 
 def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tags | None = None) -> str:
-    """Write a new file and force it to the disk.
+    """Write a new file and flush it to disk.
 
     Parameters
     ----------
@@ -100,21 +100,21 @@ def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tag
     samples : ndarray
         Float32 ``(samples, channels)``, finite.
     rate : int
-        One of the format's, in Hz.
+        A rate that the format supports, in Hz.
     tags : Tags, optional
-        For flac and mp3; wav files get none.
+        For flac and mp3; wav files have none.
 
     Returns
     -------
     str
-        Why the tags had to be left out, empty if they did not: the samples are complete either way.
+        Why the tags could not be written; empty if they were. The samples are complete in both cases.
 
     Raises
     ------
     OSError, soundfile.SoundFileError
         If the disk is full, for example.
     """
-    with path.open("x+b", buffering=0) as file:  # no buffer, whose seek or close could fail
+    with path.open("x+b", buffering=0) as file:  # unbuffered, so that seeking and closing cannot fail
         sink = _Sink(file)
         try:
             left_out = _ENCODERS[format.container](sink, samples, rate, format, tags)
@@ -139,7 +139,7 @@ def _encode_wav(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
 
 
 def _float_header(length: int, channels: int, rate: int, long: bool) -> bytes:
-    """What precedes the samples of a wav of 32-bit floats, or if `long`, of an RF64 (EBU Tech 3306)."""
+    """The header of a wav file of 32-bit floats, or if `long`, of an RF64 file (EBU Tech 3306)."""
     size = 4 * length * channels  # bytes
     unknown = 0xFFFFFFFF  # see the ds64 chunk
     kind = struct.pack("<HHIIHHH", FLOAT, channels, rate, 4 * channels * rate, 4 * channels, 32, 0)
@@ -161,7 +161,7 @@ def _encode_flac(sink: _Sink, samples: np.ndarray, rate: int, format: Format, ta
     except TagError as error:
         sink.raise_failure()
         sink.seek(0)
-        sink.truncate()  # some of the tags may be written
+        sink.truncate()  # the tags may be partly written
         _encode_sndfile(sink, samples, rate, format)
         return str(error)
     return ""
@@ -178,22 +178,22 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
     extra = 2 * 1152 if len(samples) < MP3_SHORT else 0
     before, after = MP3_LEAD + extra, extra
     gain = np.float32(1 if rate >= 32_000 else 1 / LAME_GAIN)
-    # Without compression the bit rate is 320 kbit/s, or the most there is: 160 below 32 kHz, 64 below 16.
+    # Compression level 0 means the highest bit rate: 320 kbit/s, or 160 below 32 kHz, or 64 below 16 kHz.
     options = {"compression_level": 0, "bitrate_mode": "CONSTANT"}
     with _sndfile(sink, samples, rate, format, **options) as sound:
         sound.write(np.zeros((before, samples.shape[1])))
         for block in signals.blocks(samples):
-            sound.write(gain * block.clip(-1, 1))  # LAME ends the whole process on samples of 1e9
+            sound.write(gain * block.clip(-1, 1))  # LAME would abort the whole process on samples of 1e9
         sound.write(np.zeros((after, samples.shape[1])))
     _note_padding(sink, before, after)
     return left_out
 
 
 def _note_padding(sink: _Sink, before: int, after: int) -> None:
-    """Have decoders skip more samples of an mp3, whose first frame is LAME's and has no sound.
+    """Make decoders skip more samples of an mp3, by changing its first frame, which has no sound.
 
-    LAME's extension of the Xing header begins 120 bytes after the word "Info" (gabriel.mp3-tech.org):
-    21 bytes into it are 12 bits of delay and 12 of padding, 34 bytes into it is the CRC-16 of all before.
+    LAME's extension of the Xing header begins 120 bytes after the word "Info" (gabriel.mp3-tech.org). At
+    offset 21, it has 12 bits of delay and 12 of padding; at offset 34, the CRC-16 of everything before.
     """
     sink.seek(0)
     frame = sink.read(256)
@@ -231,10 +231,10 @@ _ENCODERS = {"WAV": _encode_wav, "FLAC": _encode_flac, "MP3": _encode_mp3}
 
 
 class _Sink(io.RawIOBase):
-    """A file for an encoder in C, which cannot raise what happens in here: the first exception is kept.
+    """A file for an encoder in C, which cannot pass on exceptions: the first one is kept.
 
-    Given a path instead, libsndfile reports a full disk as "System error", or not at all where flac's
-    last block is lost on closing. Positions count from `origin`.
+    With a path instead, libsndfile reports a full disk as "System error", or not at all if flac's last block
+    is lost on closing. Positions are relative to `origin`.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -272,7 +272,7 @@ class _Sink(io.RawIOBase):
 
     def _write_whole(self, data: bytes) -> int:
         written = 0
-        while written < len(data):  # the last write to a disk before it is full may be a part
+        while written < len(data):  # the last write before the disk is full may be incomplete
             written += self.file.write(data[written:])
         return written
 

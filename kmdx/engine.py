@@ -1,4 +1,4 @@
-"""Engines: by which operations networks compute the same function."""
+"""Engines: alternative implementations of the same network functions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from kmdx.errors import PlanError, quoted
 TUNED, PLAIN = "tuned", "plain"
 ENGINES = {
     TUNED: "the project's own kernels where they are faster on this processor",
-    PLAIN: "torch's own operations alone",
+    PLAIN: "only torch's own operations",
 }
-"""What each engine is, by its name."""
+"""A description of each engine, by name."""
 
 DEFAULT = TUNED
 
 
 def check(name: str) -> str:
-    """Return an engine's name; raises :class:`PlanError` if there is none of that name."""
+    """Return an engine's name; raises :class:`PlanError` if no such engine exists."""
     if name not in ENGINES:
         raise PlanError(f"unknown engine {quoted(name)}; available: {', '.join(ENGINES)}")
     return name

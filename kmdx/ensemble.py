@@ -1,8 +1,8 @@
-"""Runs a plan: each network on its input, residuals and blends between them.
+"""Run a plan: networks, and the residuals and blends between them.
 
-Signals are :class:`~kmdx.signals.Signal`, ``(2, samples)``: those of most songs are on the device, those of
-long songs are worked on block by block. A node runs when something wanted needs it, and its signals are freed
-after the last node that needs them.
+Signals are :class:`~kmdx.signals.Signal`, ``(2, samples)``. Most songs are kept on the device; long songs are
+processed block by block. A node runs only if a wanted signal needs it, and its signals are freed after the
+last node that uses them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from kmdx.plan import Plan
 from kmdx.signals import Level, Signal, combine
 
 Progress = Callable[[float, float], None]
-"""Called with seconds of audio done and seconds in all."""
+"""Called with the seconds of audio done, and in total."""
 
-ALIVE = 16  # signals at once, as in leaderboard C
+ALIVE = 16  # signals in memory at once, as in leaderboard C
 
 
 class NotFinite(ArithmeticError):
-    """NaN or infinity in an estimate of the network of that name."""
+    """A network's estimate contains NaN or infinity."""
 
     def __init__(self, network: str) -> None:
-        super().__init__(f"{network} gave NaN or infinity")
+        super().__init__(f"{network} returned NaN or infinity")
         self.network = network
 
 
@@ -48,29 +48,29 @@ def run(
     ----------
     plan : Plan
     cache : NetworkCache
-        At least the networks that ``wanted`` need.
+        Contains at least the networks that ``wanted`` need.
     mixture : Signal
         ``(2, samples)`` at the plan's rate, on the CPU.
     wanted : collection of str
         Stems, signals, or ``NODE.SOURCE``.
     progress : callable, optional
-        Called after every window with ``(seconds of audio done, seconds in all)``; each network's
-        share is its share of the arithmetic.
+        Called after every window with ``(seconds of audio done, seconds in total)``. Each network's share
+        of the seconds is its share of the arithmetic.
     known : mapping of str to Signal, optional
-        Signals that an earlier run of the same song gave, ``(2, samples)`` on the CPU, by their references:
-        sums or ``NODE.SOURCE``. What only they need does not run again.
+        Signals from an earlier run of the same song, ``(2, samples)`` on the CPU, by reference: sums or
+        ``NODE.SOURCE``. Nodes that only they need do not run again.
 
     Returns
     -------
     dict of str to Signal
-        ``(2, samples)`` each, on the device, or on the CPU where they are long. Silence gives silence.
+        ``(2, samples)`` each, on the device, or on the CPU if the song is long. Silence gives silence.
 
     Raises
     ------
     PlanError
         If the plan has no such signal, or a known one is the mixture or a normalized signal.
     NotFinite
-        If a network gives NaN or infinity, in whatever it computes.
+        If an estimate of a network contains NaN or infinity.
     AudioError
         If a sum or normalized signal is not finite although all estimates are.
     """
@@ -88,7 +88,7 @@ def run(
     meter = _Meter(plan, order, mixture.length, progress)
     song = SongSignals(plan, cache, plan.sources_used(wanted, known), meter)
     song.signals[MIXTURE] = placed
-    del placed  # so that the song alone decides when it is freed
+    del placed  # so that `song` holds the only reference, and can free it
     needed = {name: signal for name, signal in known.items() if pending[name]}
     song.signals.update({name: signal.to(cache.device, limit) for name, signal in needed.items()})
 
@@ -112,14 +112,14 @@ def run(
 
 @dataclass
 class SongSignals:
-    """The signals of a song while a plan runs, and what nodes compute them with.
+    """The signals of a song while a plan runs, and the operations that nodes use.
 
     Attributes
     ----------
     signals : dict of str to Signal
-        ``(2, samples)`` by reference; those that no later node needs are gone.
+        ``(2, samples)`` by reference; signals are removed when no later node needs them.
     levels : dict of str to Level
-        Of normalized signals, by node.
+        Levels of normalized signals, by node.
     """
 
     plan: Plan
@@ -130,7 +130,7 @@ class SongSignals:
     levels: dict[str, Level] = field(default_factory=dict)
 
     def estimate(self, name: str, network: str, reference: str) -> dict[str, Signal]:
-        """A network's estimates of the sources that something uses, by reference."""
+        """A network's estimates of the sources that are used, by reference."""
         window = self.plan.networks[network].chunking
         runner = self.cache.runner(network, self.used[name], window.length)
         signal = self.signals[reference]
@@ -139,7 +139,7 @@ class SongSignals:
         return estimates
 
     def measure(self, name: str, reference: str) -> Level:
-        """The level of a signal, kept under the node's name."""
+        """The level of a signal; also stored under the node's name."""
         self.levels[name] = self.signals[reference].level()
         return self.levels[name]
 
@@ -149,7 +149,7 @@ class SongSignals:
 
 
 class _Meter:
-    """Turns finished windows into seconds of audio, each network weighing what its arithmetic weighs."""
+    """Converts finished windows to seconds of audio, weighting networks by their arithmetic."""
 
     def __init__(self, plan: Plan, order: Collection[str], samples: int, progress: Progress | None) -> None:
         self.plan = plan
@@ -163,12 +163,12 @@ class _Meter:
         self.total = sum(map(self.cost, runs))
 
     def cost(self, network: str) -> float:
-        """Arithmetic of a network in any one unit; the others' mean where it is not stated."""
+        """Relative arithmetic of a network; if it is not stated, the mean of the others."""
         gflops = self.plan.networks[network].gflops
         return self.usual if gflops is None else gflops
 
     def __call__(self, network: str) -> Callable[[], None]:
-        """Return what to call after each window of a network's run."""
+        """Return a function to call after each window of a network's run."""
         windows = self.plan.networks[network].chunking.windows(self.samples)
         share = self.cost(network) / self.total / windows
 

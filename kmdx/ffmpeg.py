@@ -1,8 +1,7 @@
-"""FFmpeg's decoders (PyAV), and what their timestamps tell of holes.
+"""Decode with FFmpeg (PyAV), and find holes from timestamps.
 
-A packet that is damaged or missing leaves a gap between the timestamps around it. Timestamps also have
-gaps without damage (edits, pauses, rounding), and some damage decodes without an error; this module knows
-which is which.
+A damaged or missing packet leaves a gap between timestamps. Gaps also occur without damage (edits, pauses,
+rounding), and some damage decodes without an error. This module distinguishes these cases.
 """
 
 from __future__ import annotations
@@ -24,45 +23,45 @@ from .containers import Part, View
 from .errors import AudioError, reason
 from .holes import MAX_HOLES, DecodedSong, changed, time_text
 
-PAUSE = 0.5  # seconds: a gap in timestamps without damage; speech encoders leave out silence
-OPENING_CALLS = 50_000  # FFmpeg's reads, of 32 KiB each, and seeks until it has opened a file
-PACKET_CALLS = 4000  # and until it has found the next packet
-MAX_OPENING = 2**26  # bytes that it reads to open a file: no cover and no index is as long
-MAX_PACKET = 2**25  # bytes that it reads for a packet of sound, where there is no video between
-MAX_DAMAGED = 10_000  # packets of a file that cannot be decoded: minutes of sound
+PAUSE = 0.5  # seconds: longest gap in timestamps without damage; speech encoders omit silence
+OPENING_CALLS = 50_000  # limit on FFmpeg's reads, of 32 KiB each, and seeks to open a file
+PACKET_CALLS = 4000  # the same to find the next packet
+MAX_OPENING = 2**26  # limit on bytes read to open a file: longer than any cover or index
+MAX_PACKET = 2**25  # limit on bytes read for a packet of sound, if the file has no video
+MAX_DAMAGED = 10_000  # limit on packets that cannot be decoded: minutes of sound
 LONGEST_FRAME = 2**14  # samples
-BLOCK_HEADER = 64  # bytes between two blocks of a Matroska file that are not lost
+BLOCK_HEADER = 64  # bytes allowed between two blocks of a Matroska file
 
-# Codecs in whose packets a long run of zeros means nothing, or damage.
+# Codecs in whose packets a long run of zeros has no meaning, or is damage.
 ENTROPY_CODED = {"opus", "vorbis", "aac", "mp3", "mp3float", "mp2", "mp2float", "wmav1", "wmav2"}
 ZEROS, ZEROS_KEPT = re.compile(rb"\0{96,}"), 32  # a decoder reads ahead, from both ends of a packet
 LONGER = 0.25  # seconds that an undamaged asf file may declare beyond its sound
-LONG_TAIL = 0.5  # seconds: that no stream reaches the declared end is more than its rounding
-MAX_TRIALS = 500  # packets of a file; where there are more, its encoder leaves zeros
+LONG_TAIL = 0.5  # seconds: if no stream comes this close to the declared end, the file is cut short
+MAX_TRIALS = 500  # packets of a file; if more have zeros, its encoder writes them
 
 # Codecs in which the first byte of a packet gives its length.
 SELF_TIMED = {"opus", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb"}
 
 FRAMES = {"mp3", "adts", "ac3"}  # families whose timestamps FFmpeg estimates
 
-# Codecs with checksums, which FFmpeg compares only when asked to.
+# Codecs with checksums, which FFmpeg verifies only on request.
 CHECKED = {"flac", "tta", "wavpack", "ac3", "eac3"}
 
-# FFmpeg's names of containers that declare the length of a stream, and by how many seconds the sound may
-# fall short of it in an undamaged file.
+# FFmpeg's names of containers that declare the length of a stream, and the seconds by which the sound of an
+# undamaged file may be shorter.
 DECLARING = {
     "flac": 0.0, "tta": 0.0, "wv": 0.0, "ape": 0.0, "nistsphere": 0.0, "mov": 0.002,
     "avi": 0.25, "rm": 0.25, "flv": 0.02,
 }  # fmt: skip
 
-# Before version 19, PyAV refuses a file whose tags are not UTF-8 unless told otherwise.
+# Before version 19, PyAV by default refuses a file whose tags are not UTF-8.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def decode(song: DecodedSong, part: Part, channels: int) -> Generator[np.ndarray, None, int]:
-    """The wanted samples of a part that FFmpeg decodes, from its beginning: FFmpeg's seeks are not exact.
+    """The requested samples of a part, decoded from its beginning because FFmpeg's seeks are not exact.
 
-    It returns how many channels there are, which must be those that came before.
+    Returns the number of channels, which must be that of the earlier parts.
     """
     try:
         with _open_ffmpeg(part.view, song.path) as container:
@@ -78,30 +77,28 @@ def decode(song: DecodedSong, part: Part, channels: int) -> Generator[np.ndarray
 
 def _open_ffmpeg(view: View, path: Path) -> Any:
     view.seek(0)
-    view.name = str(path)  # some formats are known by their names only
+    view.name = str(path)  # some formats are recognized only by the file name
     view.limit(OPENING_CALLS, MAX_OPENING)
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
     return av.open(view, "r", options=options, **ANY_TAGS)
 
 
 def _stream(container: Any, song: DecodedSong) -> Any:
-    """The wanted audio stream."""
+    """The requested audio stream."""
     streams, wanted = container.streams.audio, song.request.stream
     if not streams:
         others = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise AudioError(f"{song.path}: no audio stream in it (streams found: {others})")
+        raise AudioError(f"{song.path}: contains no audio stream (streams found: {others})")
     if not 0 <= wanted < len(streams):
-        raise AudioError(
-            f"{song.path}: no audio stream {wanted} in it, expected one of 0 to {len(streams) - 1}"
-        )
+        raise AudioError(f"{song.path}: no audio stream {wanted}, expected one of 0 to {len(streams) - 1}")
     if streams[wanted].codec_context is None:
-        raise AudioError(f"{song.path}: its sound is of a kind that FFmpeg does not know, or it is damaged")
+        raise AudioError(f"{song.path}: FFmpeg does not support its codec, or the file is damaged")
     return streams[wanted]
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What must not change within a song."""
+    """Properties that must not change within a song."""
 
     rate: int
     layout: str
@@ -110,13 +107,13 @@ class _Form:
 
 
 class _Decoder:
-    """Decodes one part of a file, and finds its holes by the timestamps of what was decoded."""
+    """Decodes one part of a file, and finds its holes from the timestamps of the decoded frames."""
 
     def __init__(self, song: DecodedSong, part: Part, container: Any, stream: Any) -> None:
         self.song, self.part, self.container, self.stream = song, part, container, stream
         self.form: _Form | None = None
-        self.tick = float(stream.time_base * (stream.rate or 1))  # samples: how exact timestamps are
-        self.frame_tick = self.tick  # of frames' timestamps
+        self.tick = float(stream.time_base * (stream.rate or 1))  # samples: resolution of timestamps
+        self.frame_tick = self.tick  # resolution of frames' timestamps
         self.converter: Any = None
         self.channels = 0
         self.expected: float | None = None  # timestamp of the next frame, in samples
@@ -125,22 +122,22 @@ class _Decoder:
         self.broken = False  # the container could not be read to its end
         self.excess = 0.0  # samples of the next frame that belong before its timestamp
         self.overlaps = False  # the next packet begins before the last one ends
-        self.last = -math.inf  # seconds at which the last packet of any stream ends
+        self.last = -math.inf  # end of the last packet of any stream, in seconds
         self.damaged = 0.0  # samples in packets that could not be decoded since the last good one
-        self.damaged_packets = 0  # in all
-        self.lost_bytes = False  # bytes were passed over since the last good packet
-        self.covered = part.begin  # position in the file up to which there were packets
+        self.damaged_packets = 0  # total number
+        self.lost_bytes = False  # bytes were skipped since the last good packet
+        self.covered = part.begin  # position in the file up to which packets were found
         self.first_packet: float | None = None  # timestamp, in samples
-        self.left = math.inf  # samples up to the declared end, beyond which there is padding
+        self.left = math.inf  # samples up to the declared end; padding follows
         self.decoded = 0
-        self.trials = 0  # packets that were decoded twice
+        self.trials = 0  # number of packets that were decoded twice
         if stream.codec_context.name in CHECKED:
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         self.mute = [span.start for span in part.mute]
         self.marks = deque(part.marks)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The wanted samples of this part, and silence for its holes."""
+        """The requested samples of this part, and silence for its holes."""
         song = self.song
         song.notes += self.part.notes
         for frame in self._frames():
@@ -160,12 +157,12 @@ class _Decoder:
             if song.complete:
                 return
         if self.converter is None:
-            why = f": {reason(self.error)}" if self.error else ": an empty sound, or not a sound file"
-            raise AudioError(f"{song.path}: no samples in it{why}") from self.error
+            why = f": {reason(self.error)}" if self.error else ": it is empty, or not a sound file"
+            raise AudioError(f"{song.path}: contains no samples{why}") from self.error
         yield from self._end()
 
     def _frames(self) -> Iterator[Any]:
-        """Frames of the stream; packets that cannot be decoded leave a gap."""
+        """The frames of the stream; packets that cannot be decoded leave a gap."""
         before: deque[bytes] = deque(maxlen=2)
         nothing = (None, False)
         packet, (following, lost_bytes) = None, next(packets := self._packets(), nothing)
@@ -191,7 +188,7 @@ class _Decoder:
             yield from frames
 
     def _check_damaged(self) -> None:
-        """Do not go on to the end of a file in which there is no more sound."""
+        """Stop early if a file has no more sound."""
         self.damaged_packets += 1
         if self.channels:
             self.song.check_missing(round(self.damaged))
@@ -202,9 +199,9 @@ class _Decoder:
             )
 
     def _packets(self) -> Iterator[tuple[Any, bool]]:
-        """Packets of the stream, up to the end or to the first that cannot be read.
+        """The packets of the stream up to the end, or up to the first that cannot be read.
 
-        With each, whether bytes before it were passed over.
+        Each comes with whether bytes before it were skipped.
         """
         lost_bytes = False
         everything = self._declared_duration() is not None or self.part.family == "matroska"
@@ -218,7 +215,7 @@ class _Decoder:
                     ended = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self.last = max(self.last, ended)
                 if self.part.family == "matroska":
-                    lost_bytes = self._passes_over(packet) or lost_bytes
+                    lost_bytes = self._skips_bytes(packet) or lost_bytes
                 if packet.stream.index == self.stream.index:
                     if self.first_packet is None and packet.pts is not None:
                         self.first_packet = self._samples(packet.pts)
@@ -228,10 +225,10 @@ class _Decoder:
             self.error, self.broken = error, True
 
     def _is_zeroed(self, packet: Any, before: Iterable[bytes], following: Any) -> bool:
-        """Whether a part of a packet was overwritten with zeros, as where a download or a disk left a hole.
+        """Whether part of a packet was overwritten with zeros, for example by a faulty download or disk.
 
-        Such a packet may be decoded without an error, to noise. An encoder, too, leaves zeros where it has
-        nothing to say; but then the decoder ignores them, and it makes no difference what is there.
+        Such a packet may decode to noise without an error. Encoders also write zeros as padding, but decoders
+        ignore padding: replacing those zeros does not change the decoded sound.
         """
         if self.stream.codec_context.name not in ENTROPY_CODED or self.trials > MAX_TRIALS:
             return False
@@ -243,7 +240,10 @@ class _Decoder:
         changed = data[:begin] + b"\xff" * (end - begin) + data[end:]
         after = b"" if following is None else bytes(following)
         self.trials += 1
-        return not np.array_equal(self._trial([*before, data, after]), self._trial([*before, changed, after]))
+        return not np.array_equal(
+            self._decode_separately([*before, data, after]),
+            self._decode_separately([*before, changed, after]),
+        )
 
     def _has_another_length(self, packet: Any, frames: list[Any], following: Any) -> bool:
         """Whether a packet in the middle of a stream lost its first byte, which gives its length."""
@@ -255,23 +255,23 @@ class _Decoder:
         return not is_last and (longer < -2 * self.tick or (name != "opus" and longer > 2 * self.tick))
 
     def _excess(self, packet: Any, frames: list[Any]) -> float:
-        """The samples of the packet before a damaged one that an Opus decoder had kept."""
+        """Samples from before a damaged packet that an Opus decoder had buffered."""
         if self.stream.codec_context.name != "opus" or not packet.duration or not self.damaged:
             return 0.0
         return max(0.0, sum(frame.samples for frame in frames) - self._samples(packet.duration))
 
     def _overlaps(self, packet: Any, following: Any) -> bool:
-        """Whether a packet's timestamp is too late: it would end after the next one has begun."""
+        """Whether a packet's timestamp is too late: the packet would overlap the next one."""
         if following is None or packet.pts is None or following.pts is None or not packet.duration:
             return False
         late = self._samples(packet.pts + packet.duration - following.pts)
         return 2 * self.tick < late < 2 * self._samples(packet.duration)
 
-    def _trial(self, packets: list[bytes]) -> np.ndarray:
-        """What a new decoder makes of packets; those that cannot be decoded are left out.
+    def _decode_separately(self, packets: list[bytes]) -> np.ndarray:
+        """The output of a new decoder for some packets; those that cannot be decoded are skipped.
 
-        A damaged packet may declare dozens of channels. PyAV reads beyond the planes of a frame that has
-        eight or more, so frames are packed before they are read.
+        A damaged packet may declare dozens of channels. PyAV reads beyond the planes of a frame with eight or
+        more channels, so frames are packed first.
         """
         context = av.CodecContext.create(self.stream.codec_context.name, "r")
         context.extradata = self.stream.codec_context.extradata
@@ -283,8 +283,8 @@ class _Decoder:
                     decoded += [block.to_ndarray().ravel() for block in packed]
         return np.concatenate(decoded)
 
-    def _passes_over(self, packet: Any) -> bool:
-        """Whether there are bytes between this packet of any stream and the last that belong to none."""
+    def _skips_bytes(self, packet: Any) -> bool:
+        """Whether bytes between the last packet of any stream and this one belong to no packet."""
         if packet.pos is None or packet.pos < 0 or not packet.size:
             return False
         lost_bytes = bool(self.covered and packet.pos > self.covered + BLOCK_HEADER)
@@ -295,7 +295,7 @@ class _Decoder:
         return ticks * self.tick
 
     def _begin(self, frame: Any) -> None:
-        """Get ready for frames like this first one."""
+        """Set up for frames of the same form as this first one."""
         song = self.song
         self.form = self._form_of(frame)
         if song.rate not in (0, self.form.rate):
@@ -305,8 +305,8 @@ class _Decoder:
         layout = self.form.layout
         if self.form.channels > 2 and not song.request.downmix:
             raise AudioError(
-                f"{song.path}: {self.form.channels} channels, expected 1 or 2: --downmix (downmix=True) folds"
-                " them to stereo"
+                f"{song.path}: {self.form.channels} channels, expected 1 or 2: mix them down to stereo with"
+                " --downmix (downmix=True)"
             )
         self.channels = min(self.form.channels, 2)
         self.converter = av.AudioResampler(
@@ -318,7 +318,7 @@ class _Decoder:
         return _Form(frame.sample_rate, frame.layout.name, frame.format.name, frame.layout.nb_channels)
 
     def _gap(self, frame: Any) -> Iterator[np.ndarray]:
-        """Silence for what is missing before a frame."""
+        """Silence for missing sound before a frame."""
         at = None if frame.pts is None else frame.pts * self.frame_tick - self.excess
         self.excess = 0.0
         if at is not None and self._is_absurd(at):
@@ -330,14 +330,14 @@ class _Decoder:
             end = self._declared_end() if self.part.family == "ogg" else None
             if self.part.is_counted and self.stream.duration:
                 self.left = self._samples(self.stream.duration)
-            if end is not None:  # FFmpeg does not drop the padding of a stream that has only one page
+            if end is not None:  # FFmpeg does not remove the padding of a stream with only one page
                 is_excerpt = at is not None and at > LONGEST_FRAME and not missing
                 self.left = end - (at if is_excerpt and at is not None else 0)
         else:
             missing = self.damaged if at is None else at - self.expected
         usual = max(self.usual, frame.samples)
         explained = bool(self.damaged or self.lost_bytes)
-        # Timestamps that count packets are exact.
+        # Timestamps that are counted in packets are exact.
         slack = 2 * self.tick if self.tick < usual or not self.damaged else 0.5 * self.tick
         if missing > max(slack, (0.25 if self.damaged else 0.75) * usual):
             yield from self._hole(missing, usual, explained)
@@ -349,14 +349,14 @@ class _Decoder:
         self.decoded += frame.samples
 
     def _is_absurd(self, at: float) -> bool:
-        """Whether a timestamp is damaged: it is far beyond the end that the file declares."""
+        """Whether a timestamp is damaged: it is far beyond the declared end."""
         if self.expected is None or at - self.expected < MAX_HOLES * self.song.rate:
             return False
         end = self._declared_end()
         return end is not None and at > end + MAX_HOLES * self.song.rate
 
     def _missing_lead(self, at: float | None) -> float:
-        """Samples missing before the first frame; a stream may well begin later than at 0."""
+        """Samples missing before the first frame; an undamaged stream may also begin later than 0."""
         number = self.song.request.stream
         is_damaged = self.lost_bytes or (number < len(self.part.lead) and self.part.lead[number])
         if at is not None and at > 0 and is_damaged:
@@ -371,9 +371,9 @@ class _Decoder:
         is_rounded = self.tick > 1 or 1 / self.tick % 1 > 1e-6
         is_counted = self.part.family in FRAMES
         if is_counted or (is_rounded and abs(missing - packets * usual) <= 2 * self.tick):
-            missing = packets * usual  # timestamps are rounded, packets are not
+            missing = packets * usual  # timestamps are rounded, but packets have a fixed length
         if self.part.family == "mp4" and not explained:
-            return  # its table of samples is complete: the gap is an edit
+            return  # its table of samples is complete, so the gap is an edit
         is_pause = self.part.family == "matroska" and not explained and missing <= PAUSE * song.rate
         self.left -= round(missing)
         yield from song.silence(round(missing), self.channels, is_hole=not is_pause)
@@ -386,7 +386,7 @@ class _Decoder:
             yield from self.song.add(samples)
 
     def _is_muted(self, frame: Any) -> bool:
-        """Whether a frame was put in the place of a damaged one."""
+        """Whether a frame replaces a damaged one."""
         if not self.mute or frame.pts is None:
             return False
         at = round(frame.pts * self.frame_tick)
@@ -394,12 +394,12 @@ class _Decoder:
         return number >= 0 and at in self.part.mute[number]
 
     def _end(self) -> Iterator[np.ndarray]:
-        """Silence for what is missing at the end."""
+        """Silence for missing sound at the end."""
         song = self.song
         missing = self._missing_end() or self.damaged
         if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
             raise AudioError(
-                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: no more sound found:"
+                f"{song.path}: damaged: found no more sound after {time_text(song.seconds(song.position))}:"
                 " copy or export it again"
             )
         if missing >= 1:
@@ -410,11 +410,11 @@ class _Decoder:
             ) from self.error
         elif self.part.cut and self._declared_end() is None:
             raise AudioError(
-                f"{song.path}: cut short: it ends in the middle of its sound, at"
+                f"{song.path}: cut short: its sound stops at"
                 f" {time_text(song.seconds(song.position))}: copy or export it again"
             )
         elif self.part.cut:
-            song.note("the file is cut short, though its sound is complete")
+            song.note("the file is cut short, but its sound is complete")
 
     def _missing_end(self) -> float:
         if self.part.missing:
@@ -428,7 +428,7 @@ class _Decoder:
         return max(1.0, missing - self._delay()) if missing > self._tolerance() else 0.0
 
     def _declared_end(self) -> float | None:
-        """The timestamp at which the stream ends, in samples, if the file declares it."""
+        """The end of the stream as a timestamp in samples; None if the file does not declare it."""
         name = self.container.format.name.split(",")[0]
         number = self.song.request.stream
         if (declared := self._declared_duration()) is not None:
@@ -450,15 +450,15 @@ class _Decoder:
         return None if end is None or not math.isfinite(end) else end
 
     def _declared_duration(self) -> float | None:
-        """The seconds that the file declares for the longest of its streams."""
+        """The declared duration of the longest stream, in seconds."""
         if self.container.format.name == "flv":
             return self.container.duration / 1e6 if self.container.duration else None
         return self.part.duration
 
     def _tolerance(self) -> float:
         """Samples by which an undamaged stream may be shorter than declared."""
-        if self.part.family == "matroska":  # its durations include the encoder's delay, and perhaps padding
-            is_trimmed = self.last_frame < self.usual  # and so the last one
+        if self.part.family == "matroska":  # durations include the delay, and maybe padding
+            is_trimmed = self.last_frame < self.usual
             return (2 * self.usual if is_trimmed else self._delay()) + 2 * self.tick
         if self.part.family == "fragments" and not self.part.notes:
             return 2 * self.usual + 2 * self.tick
@@ -468,6 +468,6 @@ class _Decoder:
         return max(DECLARING.get(name, 0.0) * self.stream.rate, 2 * self.tick)
 
     def _delay(self) -> float:
-        """Samples of the encoder's delay, which a Matroska file's durations include."""
+        """The encoder's delay in samples, which a Matroska file's durations include."""
         number = self.song.request.stream
         return self.part.delays[number] * self.stream.rate if number < len(self.part.delays) else 0.0

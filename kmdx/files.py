@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that exist only if they contain something."""
+"""Write files completely or not at all, and make folders that do not stay behind empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""How the name of a file ends while it is written; it begins with a dot."""
+"""Suffix of a file while it is being written; its name also starts with a dot."""
 
 
 def sha256(path: Path) -> str:
@@ -26,22 +26,22 @@ def sha256(path: Path) -> str:
 
 
 def partial_name(path: Path) -> Path:
-    """A new hidden name next to a file, under which it is written until it is complete."""
-    # 50 characters of the name: with the rest they fit in the 255 bytes a file name may have.
+    """A new hidden name next to a file, for writing it until it is complete."""
+    # 50 characters: the result must fit into the 255 bytes that a file name may have.
     return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{PARTIAL}")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a hidden name to write a file under; it gets its own name when the block ends.
+    """Yield a hidden name to write a file under; when the block ends, the file is renamed to ``path``.
 
-    The content is forced to the disk first. After an exception, a kill or a power loss at any moment, the
-    file is what it was before, or complete.
+    The content is flushed to disk first. After an exception, a kill or a power loss at any moment, ``path``
+    is either unchanged or complete.
 
     Raises
     ------
     OSError
-        If the file cannot be written, or is a device or a pipe: a new file would replace it.
+        If the file cannot be written, or ``path`` is a device or a pipe, which a new file would replace.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "a device or a pipe, not a file", str(path))
@@ -49,18 +49,18 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield partial
         commit(partial, path)
-    finally:  # after a success there is none
+    finally:  # after success, the partial file no longer exists
         with suppress(OSError):
             partial.unlink()
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Give a complete file its own name; its content is forced to the disk before, and its name after.
+    """Rename a complete file to its own name; flush its content to disk before, and its name after.
 
     Raises
     ------
     OSError
-        If either cannot be done.
+        If the file cannot be flushed or renamed.
     """
     with partial.open("rb" if os.name == "posix" else "rb+") as file:
         os.fsync(file.fileno())
@@ -69,9 +69,9 @@ def commit(partial: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write a text file in UTF-8, whole or not at all; see :func:`atomic`.
+    r"""Write a text file in UTF-8, completely or not at all; see :func:`atomic`.
 
-    A file name that is not UTF-8 becomes ``\udc…``, which JSON reads back as that name.
+    In a file name, a byte that is not UTF-8 becomes ``\udc…``, which JSON reads back as that byte.
     """
     with atomic(path) as partial:
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -79,7 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """Make a folder and those above it; after an exception, those that were made and are empty are removed.
+    """Make a folder and its parents; after an exception, remove the new ones that are empty.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def folder(path: Path) -> Iterator[None]:
     try:
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:  # by a file
+        except FileExistsError as error:  # a file has this name
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from error
         yield
     except BaseException:
@@ -101,9 +101,9 @@ def folder(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Force the names in a folder to the disk, where the system can do that."""
+    """Flush the names in a folder to disk, if the system supports that."""
     if os.name == "posix":
-        with suppress(OSError):  # some network file systems cannot
+        with suppress(OSError):  # some network file systems do not
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -112,9 +112,9 @@ def sync_folder(path: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it, however deep, as far as possible; links are not followed."""
+    """Remove a folder and everything in it, as far as possible, at any depth; links are not followed."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:  # Python before 3.13 calls itself for each level
+    except RecursionError:  # before Python 3.13, rmtree is recursive
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, timeout=600, check=False)

@@ -1,7 +1,7 @@
-"""Files that are nothing but frames, one after the other: mp3 and its relatives, and AAC in ADTS.
+"""Files that consist only of frames: mp3 and similar formats, and AAC in ADTS.
 
-Such a file has no timestamps, so lost bytes make everything after them early. Here frames are counted by
-their headers; damaged ones are replaced by copies of their neighbor, to be muted when they are decoded.
+Such a file has no timestamps, so after lost bytes, all sound would come too early. This module counts frames
+by their headers. It replaces damaged frames with copies of their neighbors, to be muted after decoding.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import BinaryIO, NamedTuple
 from .containers import WINDOW, FileWindow, Part, View
 from .errors import AudioError
 
-CHAIN = 3  # frames in a row that make a beginning
-LONG_CHAIN = 16  # where something else comes before: other kinds of files hold a few frames in a row
-NO_SOUND = "after its last frame there is something that is no sound, perhaps its end is damaged"
-FEW = 0.1  # of a frame
-LEAD = 2**16  # bytes before the first frame that may be something else
+CHAIN = 3  # consecutive frames that identify a beginning
+LONG_CHAIN = 16  # the same after other data: other formats may contain a few frames in a row
+NO_SOUND = "its last frame is followed by data that is not sound, so its end may be damaged"
+FEW = 0.1  # share of a frame
+LEAD = 2**16  # bytes of other data allowed before the first frame
 MAX_TAGS = 100  # before the first frame
 MAX_FRAMES = 1_000_000  # of a file: some hours
-MAX_OTHERS = 5000  # tags and damaged places among the frames; files that were joined have some each
-MAX_ATTEMPTS = 2**18  # places where frames are looked for: enough for any song, and a second's work
-SEARCHED = 2**14  # bytes that are searched for a frame at a time
+MAX_OTHERS = 5000  # tags and damaged places between frames; each joined file adds some
+MAX_ATTEMPTS = 2**18  # positions to search for frames: enough for any song, and about a second of work
+SEARCHED = 2**14  # bytes to search for a frame at a time
 
-# kbit/s by the header's index, from 1 on: MPEG 1 layers I, II and III, then MPEG 2 layers I, and II and III.
+# kbit/s by the header's index, from 1: MPEG 1 layers I, II and III, then MPEG 2 layers I, and II and III.
 BIT_RATES = (
     (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -53,18 +53,18 @@ _ADTS_SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]|ID3|APETAGEX|TAG")
 
 @dataclass
 class _Frames:
-    """The frames of a file: where those begin that are whole, and the bytes between them that are none."""
+    """The intact frames of a file, and the bytes between them."""
 
-    samples: int  # of each
+    samples: int  # of each frame
     good: list[range] = field(default_factory=list)
-    gaps: dict[int, int] = field(default_factory=dict)  # bytes lost, by the number of good frames before
+    gaps: dict[int, int] = field(default_factory=dict)  # lost bytes, by the number of good frames before them
     cut: bool = False  # the last frame ends beyond the file
-    tail: range = range(0)  # what follows the last good frame, and is no tag
-    change: int | None = None  # position from which on the frames are of another kind
+    tail: range = range(0)  # data after the last good frame, except tags
+    change: int | None = None  # position after which frames are of another kind
 
 
 def after_tags(file: BinaryIO, position: int) -> int:
-    """The position after the ID3v2 tags, and the zeros behind them, that begin at `position`.
+    """The position after the ID3v2 tags that begin at `position`.
 
     Raises
     ------
@@ -78,14 +78,13 @@ def after_tags(file: BinaryIO, position: int) -> int:
             return position
         size = sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
         position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
-    raise AudioError(f"more than {MAX_TAGS} ID3 tags before its sound: copy or export it again")
+    raise AudioError(f"contains more than {MAX_TAGS} ID3 tags before its sound: export it again")
 
 
 def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool = True) -> Part | None:
-    """A file of frames, the first of which is at `begin`; None for another file.
+    """A file of frames that begins at `begin`; None for other files.
 
-    Where frames are damaged or missing, the part's view has copies of a neighbor in their place, which are
-    to be muted.
+    In the part's view, damaged or missing frames are replaced with copies of their neighbors, to be muted.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
     begin, size : int
         Where the frames begin and end.
     searched : int
-        Bytes in which the first frame is looked for, after something else.
+        Bytes to search for the first frame after other data.
     padded : bool
         Whether zeros before and after the frames are padding.
     """
@@ -117,7 +116,7 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
 def _search(
     window: FileWindow, position: int, end: int, size: int, parse: _Parse, sync: re.Pattern[bytes]
 ) -> tuple[int, _Header | None]:
-    """Where a long chain of frames begins, and the header of the first."""
+    """The position of a long chain of frames, and the header of the first frame."""
     begin = position
     while position < min(end, size - 10):
         data = window(position, SEARCHED)
@@ -139,18 +138,18 @@ def _part(
     declared = _declared(window, good[0]) if family == "mp3" else None
     is_declared = declared is not None
     if is_declared:
-        frames.gaps.pop(0, None)  # nothing is missing before the frame that declares
-    total = len(good) - is_declared  # without that frame
-    if declared is not None and declared < total:  # files were joined: it counts those of the first
+        frames.gaps.pop(0, None)  # nothing is missing before the info frame, which declares the number
+    total = len(good) - is_declared  # without the info frame
+    if declared is not None and declared < total:  # joined files: it counts only the first one's frames
         declared = None
     damaged_end = _is_end_damaged(window, frames, padded)
     lost = _lost(frames, None if declared is None else declared - total, damaged_end)
     missing, notes = _missing(window, frames, declared, total + sum(lost.values()), damaged_end)
-    stop = inside.stop if frames.cut or frames.change else good[-1].stop  # not the tags behind it
+    stop = inside.stop if frames.cut or frames.change else good[-1].stop  # without the tags after it
     whole: list[range | bytes] = [range(inside.start, stop)]
     mute, marks = [], []
     gapless = sum(map(len, good)) == good[-1].stop - good[0].start
-    if lost or not gapless:  # tags, or bytes that are no frame, would confuse the decoder
+    if lost or not gapless:  # tags and other bytes between frames would confuse the decoder
         whole, number = [range(inside.start, good[0].start)], 0
         for index, frame in enumerate(good):
             copies = lost.get(index, 0)
@@ -177,12 +176,12 @@ def _part(
 def _missing(
     window: FileWindow, frames: _Frames, declared: int | None, total: int, damaged_end: bool
 ) -> tuple[int, tuple[str, ...]]:
-    """How many frames are missing at the end, and what the user should know of it."""
+    """The number of frames missing at the end, and notes for the user."""
     tail = frames.tail
     if declared is not None:
         missing = max(0, declared - total)
         if missing == 1 and not frames.cut and not damaged_end and not frames.gaps:
-            missing = 0  # some encoders count the frame that declares, too
+            missing = 0  # some encoders also count the info frame
         if len(tail) > LEAD and damaged_end:
             return missing, (NO_SOUND,)
     elif damaged_end and not window(tail.start, min(len(tail), WINDOW)).strip(b"\0"):
@@ -193,14 +192,14 @@ def _missing(
     else:
         missing = 0
     if frames.cut and not missing:
-        return 0, ("its last frame is incomplete, perhaps its end is missing",)
+        return 0, ("its last frame is incomplete, so its end may be missing",)
     return missing, ()
 
 
 def _is_end_damaged(window: FileWindow, frames: _Frames, padded: bool) -> bool:
-    """Whether what follows the last good frame was sound: it is no tag, and no padding with zeros.
+    """Whether the data after the last good frame was sound, and not a tag or padding with zeros.
 
-    Where an end was overwritten with zeros, they begin in the middle of a frame.
+    If the end was overwritten with zeros, they begin in the middle of a frame.
     """
     tail, good = frames.tail, frames.good
     if not tail or frames.change is not None:
@@ -215,10 +214,10 @@ def _is_end_damaged(window: FileWindow, frames: _Frames, padded: bool) -> bool:
 
 
 def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, int]:
-    """How many frames are lost in each gap, by its bytes; where known, `total` at most in all.
+    """The number of frames lost in each gap, estimated from its bytes; at most `total`, if known.
 
-    Where bytes were removed, less than a frame may be left of many: it was at least one. A few bytes are
-    left where a header with a wrong length leads too near.
+    If bytes were removed, less than a frame may be left of many frames, so at least one is lost. A gap of a
+    few bytes comes from a header with a wrong length.
     """
     mean = sum(map(len, frames.good)) / len(frames.good)
     lost = {
@@ -241,7 +240,7 @@ def _lost(frames: _Frames, total: int | None, damaged_end: bool) -> dict[int, in
 
 
 def _skip_zeros(window: FileWindow, position: int) -> int:
-    """The first byte that is not zero: some writers pad a tag beyond its size."""
+    """The position of the first nonzero byte: some programs pad a tag beyond its size."""
     data = window(position, WINDOW)
     return position + len(data) - len(data.lstrip(b"\0"))
 
@@ -254,7 +253,7 @@ def _chain(
     kind: tuple[int, ...] | None,
     length: int = CHAIN,
 ) -> _Header | None:
-    """The header of a frame that others of its kind follow, up to the end of the file."""
+    """The header of a frame that is followed by others of its kind, or by the end of the file."""
     first = header = parse(window(position, 10))
     for number in range(length):
         if header is None or header.kind != (kind or first.kind):  # type: ignore[union-attr]
@@ -269,7 +268,7 @@ def _chain(
 def _count(
     window: FileWindow, position: int, size: int, parse: _Parse, sync: re.Pattern[bytes], first: _Header
 ) -> _Frames:
-    """Find all frames of a file whose first is at `position`."""
+    """Find all frames of a file whose first frame is at `position`."""
     frames = _Frames(first.samples)
     attempts, others = iter(range(MAX_ATTEMPTS)), 0
     while position < size:
@@ -280,12 +279,12 @@ def _count(
             if not frames.cut:
                 frames.good.append(range(position, end))
                 if len(frames.good) > MAX_FRAMES:
-                    raise AudioError(f"more than {MAX_FRAMES} frames in it: cut it into several files")
+                    raise AudioError(f"contains more than {MAX_FRAMES} frames: cut it into several files")
             position = end
             continue
         others += 1
         if others > MAX_OTHERS:
-            raise AudioError(f"damaged: something that is no sound in more than {MAX_OTHERS} places")
+            raise AudioError(f"damaged: more than {MAX_OTHERS} places without sound: export it again")
         after = _after_other(window, position)
         if after == position:
             other = _chain(window, position, size, parse, None)
@@ -301,7 +300,7 @@ def _count(
 
 
 def _after_other(window: FileWindow, position: int) -> int:
-    """The position after a tag: ID3, APE or Lyrics3, in the middle of joined files or at the end."""
+    """The position after a tag (ID3, APE or Lyrics3) between joined files or at the end."""
     data = window(position, 32)
     if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
         return position + 10 + sum(b << s for b, s in zip(data[6:10], (21, 14, 7, 0), strict=True))
@@ -312,7 +311,7 @@ def _after_other(window: FileWindow, position: int) -> int:
         return position + (found.end() if found else 0)
     if data.startswith(b"APETAGEX") and len(data) == 32:
         size, _, flags = struct.unpack_from("<III", data, 12)
-        return position + size + (32 if flags & 0x20000000 else 0)  # the size counts the footer only
+        return position + size + (32 if flags & 0x20000000 else 0)  # the size excludes the header
     return position
 
 
@@ -325,7 +324,7 @@ def _resync(
     kind: tuple[int, ...],
     attempts: Iterator[int],
 ) -> int:
-    """Where the next frames begin, or a tag; the end of the file if none do."""
+    """The position of the next frames or tag; the end of the file if there are none."""
     for _ in attempts:
         data = window(position, SEARCHED)
         found = sync.search(data)
@@ -402,7 +401,7 @@ KINDS = (
 
 
 def _declared(window: FileWindow, frame: range) -> int | None:
-    """The number of frames that the first one declares (Xing, Info or VBRI), without itself."""
+    """The number of frames declared in the first frame (Xing, Info or VBRI), without that frame."""
     data = window(frame.start, min(len(frame), 200))
     if data[36:40] == b"VBRI" and len(data) >= 54:
         return int(struct.unpack_from(">I", data, 50)[0])

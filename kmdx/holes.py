@@ -1,8 +1,8 @@
-"""The song that is being decoded: its wanted part, its holes, and whether they are too many.
+"""The song being decoded: its requested part, and its holes.
 
-A hole is a time for which the file has no sound, although the sound around it, or the length that the file
-declares, shows that there was some: damaged packets, lost pages, a missing end. It becomes silence of the
-same length. Beyond :data:`MAX_HOLES` or :data:`MAX_SHARE` the file is refused.
+A hole is a stretch of missing sound: damaged packets, lost pages, or a missing end. It is detected from the
+sound around it, or from the length that the file declares, and replaced with silence of the same length. A
+file whose holes exceed :data:`MAX_HOLES` or :data:`MAX_SHARE` is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from . import signals
 from .errors import AudioError, KmdxWarning
 
-MAX_HOLES = 5.0  # seconds of a song that may be missing
-ABSURD = 3600.0  # seconds: a longer hole is a damaged time
-MAX_SHARE = 0.02  # of a song that may be missing
+MAX_HOLES = 5.0  # most missing seconds of a song
+ABSURD = 3600.0  # seconds: a longer hole means a damaged timestamp
+MAX_SHARE = 0.02  # largest missing share of a song
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be read of which file; see :func:`kmdx.audio.read`."""
+    """The file and the part of it to read; see :func:`kmdx.audio.read`."""
 
     path: Path
     start: float = 0.0
@@ -36,19 +36,19 @@ class Request:
 
 
 class DecodedSong:
-    """Where the decoded blocks go: the wanted part of the song, and its holes.
+    """Collects decoded blocks: the requested part of the song, and its holes.
 
-    Positions are samples from the beginning of the song, whatever part of it is wanted.
+    Positions are in samples from the beginning of the song, not of the requested part.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.rate = 0
         self.position = 0
-        self.declared = 0  # length of the song, if it is known
+        self.declared = 0  # length of the song, if known
         self.shape = 0
         self.holes: list[range] = []
-        self.damaged: list[int] = []  # positions at which something was damaged, and nothing is missing
+        self.damaged: list[int] = []  # positions of damage without missing sound
         self.notes: list[str] = []
 
     @property
@@ -57,11 +57,11 @@ class DecodedSong:
 
     @property
     def first(self) -> int:
-        """The first wanted sample."""
+        """The first sample of the requested part."""
         return round(self.request.start * self.rate)
 
     def end(self, rate: int | None = None) -> float:
-        """The sample after the last wanted one; infinite without a duration."""
+        """The sample after the requested part; infinite without a duration."""
         rate = rate or self.rate
         if self.request.duration is None:
             return math.inf
@@ -69,14 +69,14 @@ class DecodedSong:
 
     @property
     def complete(self) -> bool:
-        """Whether all that is wanted was decoded."""
+        """Whether the requested part is completely decoded."""
         return self.position >= self.end()
 
     def seconds(self, position: float) -> float:
         return position / self.rate
 
     def add(self, block: np.ndarray) -> Iterator[np.ndarray]:
-        """The wanted samples of the next block."""
+        """The requested samples of the next block."""
         begin = min(max(0, self.first - self.position), len(block))
         end = min(max(begin, self.end() - self.position), len(block))
         self.position += len(block)
@@ -84,7 +84,7 @@ class DecodedSong:
             yield block[begin : int(end)]
 
     def silence(self, count: int, channels: int, is_hole: bool = True) -> Iterator[np.ndarray]:
-        """Silence of the next `count` samples, which are missing.
+        """Silence in place of the next `count` samples, which are missing.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class DecodedSong:
             yield np.zeros((min(signals.BLOCK, len(wanted) - begin), channels), np.float32)
 
     def check_missing(self, count: int) -> None:
-        """Find out whether the song may lack the next `count` samples, before they are known exactly.
+        """Check whether the next `count` samples may be missing, before their exact number is known.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class DecodedSong:
             raise self._too_damaged()
 
     def mark(self) -> None:
-        """Something is damaged here, and nothing is missing."""
+        """Record damage at the current position without missing sound."""
         if self.first <= self.position <= self.end():
             self.damaged.append(self.position)
 
@@ -126,18 +126,18 @@ class DecodedSong:
         self.notes.append(text)
 
     def finish(self) -> None:
-        """Warn of what was damaged.
+        """Warn about damage.
 
         Raises
         ------
         AudioError
-            If too much is missing, or the song ended before its wanted part.
+            If too much is missing, or the song ends before the requested part.
         """
         length = max(self.position, self.declared)
         if self.position <= self.first and self.end() > self.first:
             start = self.request.start
             raise AudioError(
-                f"{self.path}: start {start:g} s is past its end, it lasts {self.seconds(length):.3f} s"
+                f"{self.path}: start {start:g} s is past the end at {self.seconds(length):.3f} s"
             )
         if sum(map(len, self.holes)) > MAX_SHARE * length:
             raise self._too_damaged()
@@ -155,41 +155,41 @@ class DecodedSong:
                 for hole in self.holes[:5]
             ]
             more = f" and {len(self.holes) - 5} more" if len(self.holes) > 5 else ""
-            yield f"damaged or incomplete, {total:.3g} s of it replaced by silence: {', '.join(places)}{more}"
+            yield f"damaged or incomplete, {total:.3g} s replaced with silence: {', '.join(places)}{more}"
         if self.damaged:
             places = [time_text(self.seconds(position)) for position in self.damaged[:5]]
             more = f" and {len(self.damaged) - 5} more" if len(self.damaged) > 5 else ""
-            yield f"damaged at {', '.join(places)}{more}, though no sound is missing"
+            yield f"damaged at {', '.join(places)}{more}, but no sound is missing"
 
     def _too_damaged(self) -> AudioError:
         total = self.seconds(sum(map(len, self.holes)))
         first = time_text(self.seconds(self.holes[0].start))
         limit = (
-            f"at most {MAX_SHARE:.0%} and {MAX_HOLES:g} s may be missing"
+            f"expected at most {MAX_SHARE:.0%} and {MAX_HOLES:g} s"
             if self.request.accept_holes
-            else "none may be missing here"
+            else "expected a complete file"
         )
         lost = (
-            f"at least {total:.3g} s of sound are"
+            f"at least {total:.3g} s of sound are missing"
             if total < ABSURD
-            else "much of its sound or of its times is"
+            else "much of its sound is missing, or its timestamps are damaged"
         )
         return AudioError(
-            f"{self.path}: cut short or damaged: {lost} missing, the first at"
-            f" {first}; {limit}: copy or export it again, or read a part that is whole"
+            f"{self.path}: cut short or damaged: {lost}, first at {first}; {limit}: copy or export it again,"
+            " or read a part that is intact"
         )
 
 
 def time_text(seconds: float) -> str:
-    """A time in a song, in seconds and, where it is long, also in minutes."""
+    """A time in a song in seconds and, from one minute on, also in minutes."""
     minutes = f" ({int(seconds) // 60}:{int(seconds) % 60:02d})" if seconds >= 60 else ""
     return f"{seconds:.3f} s{minutes}"
 
 
 def changed(song: DecodedSong) -> AudioError:
-    """The error where what follows has another rate or other channels."""
+    """The error for a song whose rate or channels change."""
     where = time_text(song.seconds(song.position))
     return AudioError(
-        f"{song.path}: its rate or its channels change at {where}: convert it to one rate, or cut it into"
-        " several files"
+        f"{song.path}: its sample rate or channels change at {where}: convert it to a single form, or cut it"
+        " into several files"
     )

@@ -1,7 +1,7 @@
-"""What this process may use of the machine, and facts about its processor; without torch until it is asked.
+"""Cores, memory and heap of this process, and facts about the processor. torch is imported only when needed.
 
-Sizes are in bytes; what a system does not report is ``None``. A container's limits are in files of the
-kernel's control groups, version 2 or 1; every group around a process limits it as well.
+Sizes are in bytes; a value that the system does not report is ``None``. A container's limits are in files of
+the kernel's control groups, version 2 or 1; a process is limited by its own group and all groups around it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 CPUINFO = Path("/proc/cpuinfo")
 ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
-ARITHMETIC = {  # torch's name of an instruction set: its maker's
+ARITHMETIC = {  # torch's name of an instruction set: the vendor's name
     "avx2": "AVX2",
     "avx512_f": "AVX-512",
     "avx512_bf16": "AVX512-BF16",
@@ -40,18 +40,20 @@ ARITHMETIC = {  # torch's name of an instruction set: its maker's
 VENDORS = {"authenticamd": "amd", "hygongenuine": "amd", "genuineintel": "intel"}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEEP = 2**31 - 1
-MMAP_THRESHOLD = 32 * 2**20  # bytes: what glibc itself arrives at once large blocks have been freed;
-TRIM_THRESHOLD = 2 * MMAP_THRESHOLD  # with mallopt it stops adapting them, and its first values are far lower
+NO_THRESHOLD = 2**31 - 1
+# Bytes. By default, glibc raises its thresholds to these values when large blocks are freed. After mallopt it
+# no longer does so, and its initial values are far lower.
+MMAP_THRESHOLD = 32 * 2**20
+TRIM_THRESHOLD = 2 * MMAP_THRESHOLD
 
 
 def usable_cores() -> int:
-    """How many cores this process may use, a part of one counted as one."""
+    """The number of cores that this process may use, rounded up."""
     return max(1, math.ceil(min(_visible_cores(), _cpu_quota())))
 
 
 def memory() -> int | None:
-    """Bytes of memory that this process may use; ``None`` where the system does not tell."""
+    """Bytes of memory that this process may use; ``None`` if the system does not report it."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -62,9 +64,9 @@ def memory() -> int | None:
 
 
 def cap_threads() -> None:
-    """Let torch use no more threads than this process has cores, which it takes for all of the machine's.
+    """Limit torch's threads to the cores of this process; by default, torch counts the machine's cores.
 
-    What the user has set, by ``OMP_NUM_THREADS`` or ``torch.set_num_threads``, is left alone.
+    A number set by the user with ``OMP_NUM_THREADS`` or ``torch.set_num_threads`` is not changed.
     """
     import torch
 
@@ -78,20 +80,20 @@ def cap_threads() -> None:
 
 @contextmanager
 def warm_heap() -> Iterator[None]:
-    """Let glibc keep large blocks between uses instead of asking the system for fresh pages each time.
+    """Let glibc reuse large blocks instead of requesting new pages from the system each time.
 
-    A network makes and frees blocks of hundreds of megabytes; with malloc's defaults every one is a fresh
-    mapping whose pages are zeroed when they are first touched. Measured on HDemucs (two cores of an AMD
-    EPYC): 4.5 s instead of 5.3 s for ten seconds of signal. Afterwards all is given back, and glibc
-    keeps blocks of up to 32 MiB, as it does in any process that has freed some. Works in the main thread,
-    and does nothing with another C library.
+    A network allocates and frees blocks of hundreds of megabytes. With malloc's defaults, each block is a new
+    mapping whose pages are zeroed on first use. Measured on HDemucs (two cores of an AMD EPYC): 4.5 s instead
+    of 5.3 s for ten seconds of signal. Afterwards all memory is returned, and glibc keeps blocks of up to
+    32 MiB, as in any process that has freed large blocks. This works in the main thread, and has no effect
+    with another C library.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
-    libc.mallopt(M_MMAP_THRESHOLD, KEEP)
-    libc.mallopt(M_TRIM_THRESHOLD, KEEP)
+    libc.mallopt(M_MMAP_THRESHOLD, NO_THRESHOLD)
+    libc.mallopt(M_TRIM_THRESHOLD, NO_THRESHOLD)
     try:
         yield
     finally:
@@ -101,7 +103,7 @@ def warm_heap() -> Iterator[None]:
 
 
 def peak_memory(process: int | None = None) -> int | None:
-    """Bytes of memory that a process, by default this one, took at most since it began or since the reset."""
+    """Peak memory of a process, by default this one, in bytes, since its start or the last reset."""
     peak = kilobytes(Path(f"/proc/{_process(process)}/status"), "VmHWM")
     if peak is not None or process is not None:
         return peak
@@ -114,7 +116,7 @@ def peak_memory(process: int | None = None) -> int | None:
 
 
 def reset_peak_memory(process: int | None = None) -> bool:
-    """Measure the peak of a process from here on, which only Linux can; returns whether it does."""
+    """Restart measuring a process's peak memory; returns whether the system supports it (only Linux)."""
     try:
         Path(f"/proc/{_process(process)}/clear_refs").write_text("5")
     except OSError:
@@ -127,7 +129,7 @@ def _process(process: int | None) -> str:
 
 
 def kilobytes(file: Path, name: str) -> int | None:
-    """Bytes in a line ``name: 123 kB`` of a file of Linux; ``None`` without one."""
+    """Bytes from a line ``name: 123 kB`` of a Linux status file; ``None`` if there is no such line."""
     found = field(file, name)
     return int(found.split()[0]) * 1024 if found else None
 
@@ -139,9 +141,9 @@ class Processor:
     Attributes
     ----------
     architecture : str
-        ``x86_64``, ``arm64``, or what the system calls another one.
+        ``x86_64``, ``arm64``, or the system's name of another one.
     vendor : str or None
-        ``amd`` or ``intel``; ``None`` for others and where the system does not tell.
+        ``amd`` or ``intel``; ``None`` for others, or if unknown.
     family : int or None
         The family of an x86 processor, such as 25 for AMD's Zen 3 and Zen 4.
     features : frozenset of str
@@ -179,7 +181,7 @@ def features() -> frozenset[str]:
 
     if hasattr(torch.cpu, "get_capabilities"):
         return frozenset(name for name, value in capabilities().items() if value is True)
-    # torch before 2.6 has a function for each instead, and knows fewer.
+    # Before torch 2.6, each instruction set has its own function, and fewer are known.
     widest = torch.backends.cpu.get_cpu_capability()
     found = {"AVX2": {"avx2"}, "AVX512": {"avx2", "avx512_f"}}.get(widest, set())
     older = {"_is_avx512_bf16_supported": "avx512_bf16", "_is_amx_tile_supported": "amx_bf16"}
@@ -187,20 +189,20 @@ def features() -> frozenset[str]:
 
 
 def arithmetic() -> tuple[str, ...]:
-    """What the processor offers for arithmetic, by the names that makers use, the widest units last."""
+    """Instruction sets for arithmetic, by the vendors' names, the widest last."""
     found = features()
     return tuple(name for key, name in ARITHMETIC.items() if key in found)
 
 
 def capabilities() -> Mapping[str, Any]:
-    """What torch knows about the processor; nothing where it is too old to tell."""
+    """What torch reports about the processor; empty for old versions of torch."""
     import torch
 
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def cpu_name() -> str:
-    """Name of the CPU's model, or at least of its architecture."""
+    """The CPU's model, or else its architecture."""
     return _name_from_the_system() or platform.processor() or platform.machine() or "unknown CPU"
 
 
@@ -225,7 +227,7 @@ def _name_from_the_system() -> str | None:
 
 
 def field(file: Path, name: str) -> str | None:
-    """The first value of that name in a file of ``name : value`` lines; ``None`` without one."""
+    """The first value with this name in a file of ``name : value`` lines; ``None`` if there is none."""
     try:
         text = file.read_text(errors="replace")
     except OSError:
@@ -250,10 +252,10 @@ def _visible_cores() -> int:
 
 
 def _cpu_quota() -> float:
-    """Cores' worth of time that this process gets; infinite without a limit."""
+    """The CPU quota of this process in cores; infinite without a limit."""
     limits = [_words(folder / "cpu.max") for folder in _folders("")]  # "200000 100000", or "max 100000"
     limits += [
-        [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]  # a quota of -1 is none
+        [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]  # -1 means no quota
         for folder in _folders("cpu")
     ]
     shares = [
@@ -263,7 +265,7 @@ def _cpu_quota() -> float:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The process's group and those around it: of version 1 for one controller, of version 2 without."""
+    """Folders of the process's group and all groups around it; version 2 if ``controller`` is empty."""
     root = GROUPS / controller
     yield root
     for line in _lines(OWN_GROUPS):  # "4:cpu,cpuacct:/docker/12ab", in version 2 "0::/docker/12ab"

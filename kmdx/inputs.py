@@ -1,9 +1,9 @@
-"""Which songs a command line means, and the folder that the stems of each go to.
+"""Find the songs that a command line names, and choose an output folder for the stems of each.
 
-The stems of a file argument go to ``OUTPUT/<name>``. A folder argument is mirrored: those of ``m/a/b.wav``
-go to ``OUTPUT/a/b``. A file ``mixture.*`` has the name of its folder. Songs that would share a folder get
-more of the folders above them, then their file's extension, then a number. A song that already has stems
-under one of these names keeps it.
+The stems of a file argument go to ``OUTPUT/<name>``. A folder argument is mirrored: the stems of
+``m/a/b.wav`` go to ``OUTPUT/a/b``. A file ``mixture.*`` is named after its folder. If songs would share an
+output folder, the names of their parent folders are added, then their file extensions, then a number. A song
+that already has stems under one of these names keeps that folder.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from kmdx.errors import KmdxError
 SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
 COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 EXTENSIONS = SOUND | COMPRESSED
-"""What counts as a song inside a folder; a file that is named itself may end in anything."""
+"""Extensions of songs in folders; a file that is named directly may have any extension."""
 
 
-_LONGEST = 255  # bytes of a name that every file system takes
+_LONGEST = 255  # bytes: the longest name that every file system accepts
 _ILLEGAL = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # on Windows
 _RESERVED = re.compile(
     r"(con|prn|aux|nul|(clock|conin|conout)\$|(com|lpt)[0-9¹²³])(?= *(\.|$))", re.IGNORECASE
@@ -39,36 +39,37 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class InputSong:
-    """A file to separate, and the folder of its stems, relative to OUTPUT and with ``/``."""
+    """A file to separate, and the folder of its stems, relative to OUTPUT and with ``/`` as separator."""
 
     path: Path
     place: str
 
     def folder(self, output: Path) -> Path:
-        """Folder of its stems."""
+        """The folder of its stems."""
         return output / self.place
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a command line's arguments mean: songs, and a line for each argument that means none."""
+    """The songs that the arguments of a command line name, and one line for each problem."""
 
     songs: list[InputSong]
     problems: list[str]
 
 
 def collect(inputs: Iterable[str], output: Path) -> Batch:
-    """Find the songs that files, folders and patterns mean.
+    """Find the songs that files, folders and patterns name.
 
-    A folder means every sound file in it and below, but only ``mixture.*`` of a folder that has one: the
-    other files next to a mixture are its stems. Finished stems and what is below ``output`` do not count.
+    A folder stands for all sound files in it and below. If a folder contains ``mixture.*``, its other sound
+    files are taken for the mixture's stems and skipped. Finished stems and files below ``output`` are
+    skipped, too.
 
     Parameters
     ----------
     inputs : iterable of str
         Paths and glob patterns.
     output : Path
-        Folder that the folders of stems are in.
+        Parent of the songs' output folders.
     """
     inputs = list(inputs)
     found: dict[Path, _Placing] = {}  # by the file's real path
@@ -77,12 +78,12 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
         count = len(problems)
         try:
             placings = list(_placings(text, output, problems))
-        except OSError as error:  # a name too long, a folder that may not be read
+        except OSError as error:  # the name is too long, or the folder is not readable
             problems.append(f"{text}: {error.strerror}")
             continue
-        is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # named by the shell's `*`
+        is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # found by `*`
         if not placings and len(problems) == count and not is_output:
-            problems.append(_nothing(text))
+            problems.append(_explain_no_songs(text))
         for placing in placings:
             found.setdefault(placing.path.resolve(), placing)
     placings = _assign_places([*found.values()], output, problems)
@@ -90,19 +91,19 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
 
 
 def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Collection[str]) -> None:
-    """Check that no two songs write to the same place; links in OUTPUT may lead two names to one folder.
+    """Check that no two songs write to the same place: with links in OUTPUT, two names may be one folder.
 
     Parameters
     ----------
     songs : iterable of InputSong
     output : Path
     names : collection of str
-        Names of the files that are written into each song's folder.
+        Names of the files to be written into each song's folder.
 
     Raises
     ------
     KmdxError
-        If two songs share a folder, or the folder of one has the path of another's file.
+        If two songs share a folder, or the folder of one has the same path as a stem of another.
     """
     songs = list(songs)
     owners: dict[Key, InputSong] = {}
@@ -110,7 +111,7 @@ def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Colle
         folder = _key(song.folder(output).resolve().parts)
         if other := owners.get(folder):
             raise KmdxError(
-                f"{song.path} and {other.path} would both write to {song.folder(output)}; "
+                f"{song.path} and {other.path} would both be written to {song.folder(output)}; "
                 "separate them in two commands with different --output"
             )
         owners[folder] = song
@@ -119,24 +120,24 @@ def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Colle
         for end in range(1, len(folder) + 1):
             if other := stems.get(folder[:end]):
                 raise KmdxError(
-                    f"{song.path}: its folder {song.folder(output)} has the name of a stem of {other.path}; "
+                    f"{song.path}: its folder {song.folder(output)} would also be a stem of {other.path}; "
                     "separate them in two commands with different --output"
                 )
 
 
 @dataclass
 class _Placing:
-    """A song whose place is being found.
+    """A song for which a place (an output folder) is being chosen.
 
     Attributes
     ----------
     path : Path
     depth : int
-        How many of the folders above the song its place has.
+        How many of the song's parent folders are part of its place.
     tag : str
-        What is added to its name, in brackets.
+        Text added to its name in parentheses.
     kept : tuple of str, optional
-        The place that it has had since an earlier run.
+        Its place from an earlier run.
     """
 
     path: Path
@@ -146,8 +147,8 @@ class _Placing:
 
     @cached_property
     def names(self) -> Key:
-        """The names of all folders above it and its own, valid on every system."""
-        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (links are left as they are)
+        """The names of its parent folders and its own name, made valid on every system."""
+        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (does not resolve links)
         names = path.parent.parts[1:]
         if path.stem != MIXTURE or not names:
             names = (*names, path.stem)
@@ -155,12 +156,12 @@ class _Placing:
 
     @property
     def directory(self) -> Key:
-        """Where it is, for comparison."""
+        """The folder that it is in, as a key."""
         return _key(self.names[:-1])
 
     @property
     def extension(self) -> str:
-        """What distinguishes it from another of the same name in the same folder."""
+        """Its extension, which distinguishes it from a file of the same name in the same folder."""
         return _portable(self.path.suffix.lstrip(".") or "no extension")
 
     @property
@@ -169,13 +170,13 @@ class _Placing:
         return self.kept or self.at(self.depth, self.tag)
 
     def at(self, depth: int, tag: str) -> Key:
-        """The place with this many of the folders above it, and this tag."""
+        """The place with this many parent folders and this tag."""
         end = f" ({tag})" if tag else ""
         name = _shortened(self.names[-1], _LONGEST - len(end.encode())) + end
         return (*self.names[-1 - depth : -1], name)
 
     def earlier(self, listing: _Listing) -> Iterator[Path]:
-        """The folders that an earlier run may have given it, among those that exist."""
+        """The existing folders that an earlier run may have given it."""
         for depth in (*range(self.depth, len(self.names)), *reversed(range(self.depth))):
             for tag in ("", self.extension, *listing.numbers(self.at(depth, ""))):
                 folder = listing.find(self.at(depth, tag))
@@ -184,14 +185,14 @@ class _Placing:
 
 
 class _Listing:
-    """The folders in OUTPUT: one may be there in another case or normal form than it is asked for."""
+    """The folders in OUTPUT, found by name regardless of case and Unicode normal form."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self._names: dict[Path, dict[str, str]] = {}
 
     def find(self, place: Key) -> Path | None:
-        """The folder of a place, None if there is none."""
+        """The folder of a place; None if it does not exist."""
         folder = self.output
         for key in _key(place):
             name = self._names_in(folder).get(key)
@@ -201,7 +202,7 @@ class _Listing:
         return folder
 
     def numbers(self, place: Key) -> list[str]:
-        """The numbers with which folders of this name exist."""
+        """The numbers in the names of existing folders, ``<name> (<number>)``."""
         parent = self.find(place[:-1])
         pattern = re.compile(rf"{re.escape(_key(place)[-1])} \((\d+)\)")
         matches = map(pattern.fullmatch, self._names_in(parent) if parent is not None else ())
@@ -211,20 +212,20 @@ class _Listing:
         if folder not in self._names:
             try:
                 names = sorted(path.name for path in folder.iterdir())
-            except OSError:  # there is none, or it is a file
+            except OSError:  # it does not exist, or is a file
                 names = []
             self._names[folder] = {_key((name,))[0]: name for name in names}
         return self._names[folder]
 
 
 def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) -> list[_Placing]:
-    """Give each song a place of its own; return the songs but for those whose files cannot be compared."""
+    """Give each song its own place; return the songs, except those whose files cannot be compared."""
     listing = _Listing(output)
     taken: dict[Key, _Placing] = {}
     for is_same_song in (manifest.SourceFile.is_at, manifest.SourceFile.is_content_of):
         for placing in [placing for placing in placings if placing.kept is None]:
             try:
-                _keep(placing, listing, taken, is_same_song)
+                _keep_place(placing, listing, taken, is_same_song)
             except OSError as error:
                 problems.append(f"{placing.path}: {error.filename or placing.path}: {error.strerror}")
                 placings = [other for other in placings if other is not placing]
@@ -235,13 +236,13 @@ def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) 
     return placings
 
 
-def _keep(
+def _keep_place(
     placing: _Placing,
     listing: _Listing,
     taken: dict[Key, _Placing],
     is_same_song: Callable[[manifest.SourceFile, Path], bool],
 ) -> None:
-    """Leave a song where it has stems already, unless another song of this run is there."""
+    """Keep a song in the folder that already has its stems, unless another song of this run uses it."""
     for folder in placing.earlier(listing):
         place = folder.relative_to(listing.output).parts
         owner = manifest.owner(folder)
@@ -254,7 +255,7 @@ def _keep(
 def _clashes(
     placings: list[_Placing], listing: _Listing, taken: Mapping[Key, _Placing]
 ) -> list[tuple[list[_Placing], list[_Placing]]]:
-    """The songs that share a place, with the one that has it already."""
+    """The groups of songs that share a place, each with the songs that already own it."""
     groups = defaultdict(list)
     for placing in placings:
         groups[_key(placing.place)].append(placing)
@@ -271,7 +272,7 @@ def _clashes(
 
 
 def _widen(group: list[_Placing], others: list[_Placing]) -> None:
-    """Tell songs that share a place apart: by a folder more, by their extensions, or by numbers."""
+    """Give songs that share a place distinct names: add a parent folder, their extensions, or numbers."""
     everyone = [*group, *others]
     deepest = [len(placing.names) - 1 for placing in group]
     if len({placing.directory for placing in everyone}) > 1 and any(
@@ -289,7 +290,7 @@ def _widen(group: list[_Placing], others: list[_Placing]) -> None:
 
 
 def _placings(text: str, output: Path, problems: list[str]) -> Iterator[_Placing]:
-    """The songs that one argument means; none if there are none."""
+    """The songs that one argument names."""
     path = Path(text)
     if not text.strip():
         return
@@ -307,7 +308,7 @@ def _placings(text: str, output: Path, problems: list[str]) -> Iterator[_Placing
 
 
 def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator[Path]:
-    """Songs in a folder and below it, in order of name; each folder once, whatever links lead to it."""
+    """The songs in and below a folder, sorted by name; each folder once, even if several links lead to it."""
     if folder.resolve() in passed:
         return
     passed.add(folder.resolve())
@@ -326,8 +327,8 @@ def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator
 
 
 def _portable(name: str) -> str:
-    """The name, or the nearest one that Windows, macOS and Linux take."""
-    name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # bytes that are no text
+    """The name, changed where necessary so that Windows, macOS and Linux accept it."""
+    name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # bytes that are not UTF-8
     name = _ILLEGAL.sub("_", name)
     if match := _RESERVED.match(name):
         name = f"{match[0]}_{name[match.end() :]}"
@@ -336,25 +337,25 @@ def _portable(name: str) -> str:
 
 
 def _shortened(name: str, most: int) -> str:
-    """The first part of a name, with this many bytes at most and no dots or spaces at its end."""
+    """A name shortened to at most ``most`` bytes, without dots or spaces at its end."""
     return name.encode()[:most].decode(errors="ignore").rstrip(". ")
 
 
 def _key(names: Iterable[str]) -> Key:
-    """Names as file systems compare them that count neither case nor normal form."""
+    """Names in a form that compares equal regardless of case and Unicode normal form."""
     return tuple(
         unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()) for name in names
     )
 
 
-def _nothing(text: str) -> str:
-    """Why an argument gave no song."""
+def _explain_no_songs(text: str) -> str:
+    """Why an argument names no song."""
     if not text.strip():
         return "a song's name is empty: expected a file, a folder or a pattern"
     if Path(text).is_dir():
         return f"{text}: no songs in this folder"
     if Path(text).exists():
-        return f"{text}: is a pipe or a device, expected a sound file"
+        return f"{text}: expected a sound file, found a pipe or a device"
     if glob.has_magic(text):
-        return f"{text}: nothing matches this pattern"
+        return f"{text}: no file matches this pattern"
     return f"{text}: no such file"

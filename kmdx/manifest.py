@@ -1,19 +1,19 @@
-"""Which stems are finished, and what each was made with.
+"""Records of finished stems and of the settings that each was made with.
 
-Next to the stems of a song is a hidden folder, ``.kmdx``, with one JSON record for each stem file: its size
-and checksum, the song it was made from, and every setting that changes its sound. A stem counts as finished
-only if its size is that of its record.
+The stems of a song are accompanied by a hidden folder, ``.kmdx``, with one JSON record for each stem file:
+its size and checksum, the song it was made from, and every setting that changes its sound. A stem counts as
+finished only if its size matches its record.
 
-Writing goes through these steps, so that a kill at any moment leaves the old finished stem, the new one, or
-none that counts as finished:
+Stems are written in these steps. A kill at any moment leaves the old finished stem, the new finished stem,
+or a stem that does not count as finished:
 
-1. each stem is written under a hidden name, ``.<file>.<random>.partial``;
-2. its record is written as ``.kmdx/.<file>.json.new``;
-3. the stem gets its own name, which replaces an older one in one step;
-4. its record does, too.
+1. Each stem is written under a hidden name, ``.<file>.<random>.partial``.
+2. Its record is written as ``.kmdx/.<file>.json.new``.
+3. The stem is renamed to its own name, which replaces an older one atomically.
+4. Its record is renamed, too.
 
-Where a kill left a ``.json.new``, the stem's checksum shows which of the two records is its own. One process
-at a time writes to a folder: it holds the lock ``.kmdx/lock``.
+If a kill left a ``.json.new``, the stem's checksum shows which of the two records describes it. Only one
+process at a time writes to a folder: the one that holds the lock ``.kmdx/lock``.
 """
 
 from __future__ import annotations
@@ -33,16 +33,19 @@ from kmdx import documents, files
 from kmdx.errors import AudioError, DocumentError, KmdxWarning
 
 FOLDER = ".kmdx"
-_RECORD, _NEW = ".json", ".json.new"  # behind a dot and the file's name: `**/vocals.*` finds the stem alone
-_PATIENCE = 120.0  # seconds that another process may hold a folder
-_REPORTED = 1.0  # after which the wait is reported
+_RECORD, _NEW = (
+    ".json",
+    ".json.new",
+)  # after a dot and the file name: `**/vocals.*` finds only stems
+_LOCK_TIMEOUT = 120.0  # seconds to wait for another process
+_LOCK_QUIET = 1.0  # seconds before the wait is reported
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The file that a song was read from: where it was, its size, two times in ns, and its checksum.
+    """The file that a song was read from: its path, size in bytes, two times in ns, and SHA-256.
 
-    Programs may set ``modified``, also to the same in two songs; ``changed`` is the system's own.
+    Programs can set ``modified`` to any time, so two songs may share it; only the system sets ``changed``.
     """
 
     path: str
@@ -52,7 +55,7 @@ class SourceFile:
     changed: int = 0
 
     def is_content_of(self, path: Path) -> bool:
-        """Whether a file has this content: by its checksum, unless it is the very file, left as it was."""
+        """Whether a file has this content; the checksum is skipped for the same, untouched file."""
         stat = path.stat()
         if stat.st_size != self.bytes:
             return False
@@ -61,13 +64,13 @@ class SourceFile:
         return untouched or files.sha256(path) == self.sha256
 
     def is_at(self, path: Path) -> bool:
-        """Whether this is where a file is, whatever its content."""
+        """Whether this record's path is that of a file, whatever its content."""
         return self.path == str(path.resolve())
 
 
 @dataclass(frozen=True)
 class StemSettings:
-    """Everything besides the song that changes how a stem sounds, or the file that it is in.
+    """Everything except the song that affects a stem's sound or file.
 
     Attributes
     ----------
@@ -76,13 +79,13 @@ class StemSettings:
     plan : str
         Checksum of the part of the plan that the stem needs.
     weights : mapping of str to (str or None)
-        Checksum of each weight file that it needs; None where the file is missing, which equals anything.
+        Checksum of each weight file that it needs; None for a missing file, which matches any checksum.
     precision, engine, speed : str
-        What the networks compute in, by which implementation, and how much they overlap.
+        The options of the same names.
     start : float
-        Where the part of the song begins, in seconds.
+        Start of the separated part of the song, in seconds.
     duration : float or None
-        How long that part is; None for all that follows.
+        Length of that part in seconds; None for the rest of the song.
     downmix : bool
     format : str
         A name in :data:`kmdx.audio.FORMATS`.
@@ -100,7 +103,7 @@ class StemSettings:
     format: str
 
     def difference(self, other: StemSettings, ignored: Collection[str] = ()) -> str | None:
-        """In what another's differ from these, such as ``speed fast, not balanced``; None if in nothing."""
+        """How other settings differ from these, such as ``speed fast, not balanced``; None if they do not."""
         found = []
         for name in (field.name for field in fields(self)):
             own, its = getattr(self, name), getattr(other, name)
@@ -119,19 +122,20 @@ class StemSettings:
 
 @dataclass(frozen=True)
 class StemRecord:
-    """What is known of one stem file.
+    """The record of one stem file.
 
     Attributes
     ----------
     file, stem : str
-        The file's name, and the stem in it.
+        Name of the file, and of the stem in it.
     bytes : int
+        Size of the file.
     sha256 : str
-        Of the file's content.
+        Checksum of the file.
     song : SourceFile
     settings : StemSettings
     program : str
-        Which version wrote it.
+        The version of kmdx-net that wrote it.
     """
 
     file: str
@@ -145,29 +149,29 @@ class StemRecord:
     def difference(
         self, song: Path, wanted: StemSettings | None, ignored: Collection[str] = ()
     ) -> str | None:
-        """Why the file is not what would be made of a song now; None if it is."""
+        """How the file differs from what would be made of a song now; None if it does not."""
         if wanted is None:
-            return f"ensemble {self.settings.ensemble}, which has a stem {self.stem}"
+            return f"ensemble {self.settings.ensemble}; the current one has no stem {self.stem}"
         if not self.song.is_content_of(song):
-            return "another file, or an older version of this one"
+            return "another song, or an older version of this one"
         return wanted.difference(self.settings, ignored)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The stems of one song that are to be made.
+    """The stems to make of one song.
 
     Attributes
     ----------
     song : Path
     folder : Path
-        Where its stems go.
+        Output folder of its stems.
     files : mapping of str to str
-        Name of the file of each stem that is wanted.
+        File name of each stem to make.
     settings : callable
-        What a stem would be made with now, by its name; None for one that the plan has not.
+        Returns the settings that a stem would be made with now; None if the plan does not have the stem.
     overwrite : bool
-        Whether finished stems are made again, and those of other settings are replaced.
+        Whether to make finished stems again, and to replace those made with other settings.
     """
 
     song: Path
@@ -182,24 +186,24 @@ class Wanted:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Path of each stem's file."""
+        """The path of each stem file."""
         return {stem: self.folder / name for stem, name in self.files.items()}
 
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What is in a song's folder already.
+    """What a song's folder already contains.
 
     Attributes
     ----------
     missing : list of str
-        Stems that are wanted and not finished with these settings; all of them to overwrite.
+        Stems still to be made with these settings; with ``overwrite``, all stems.
     conflicts : list of str
-        Files that were made with other settings and prevent the work, with what differs.
+        Files made with other settings that prevent the work, and how their settings differ.
     stale : list of str
-        Files next to the wanted ones that were made with other settings, or have no record.
+        Other files that were made with other settings or have no record.
     unknown : list of str
-        Files in the place of wanted ones that are not what a record describes.
+        Files that have the name of a stem to be made but do not match a record.
     """
 
     missing: list[str]
@@ -209,7 +213,7 @@ class FolderStatus:
 
 
 def identify(song: Path) -> SourceFile:
-    """Return what a song's file is now; raises :class:`OSError` if it cannot be read."""
+    """Return the current state of a song's file; raises :class:`OSError` if it cannot be read."""
     stat = song.stat()
     return SourceFile(
         str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song), stat.st_ctime_ns
@@ -217,23 +221,23 @@ def identify(song: Path) -> SourceFile:
 
 
 def owner(folder: Path) -> SourceFile | None:
-    """Return the song whose stems are in a folder, by their records; None where there are none."""
+    """Return the song whose stems are in a folder; None if the folder has no records."""
     return next((record.song for record in _records(folder).values()), None)
 
 
 def recorded(folder: Path) -> set[str]:
-    """Names of the files in a folder that have a record: they are stems, not songs."""
+    """Names of the files in a folder that have a record, and are therefore stems, not songs."""
     return {*_records(folder)}
 
 
 def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
-    """Compare the files in a song's folder with what is wanted.
+    """Compare the files in a song's folder with the stems to make.
 
     Parameters
     ----------
     wanted : Wanted
     is_sound : callable
-        Whether a file's ending is one that stems have.
+        Whether a file name has an extension of stems.
 
     Raises
     ------
@@ -256,18 +260,18 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     ]
     conflicts = [] if wanted.overwrite or not missing else [*differing.values()]
     stale = [] if conflicts else [text for name, text in differing.items() if name not in targets]
-    there = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name) and path.is_file())
+    present = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name) and path.is_file())
     stale += [
         f"{name}: no record of how it was made"
-        for name in there
+        for name in present
         if not (name in records or name in targets) and wanted.settings(Path(name).stem) is not None
     ]
-    unknown = [name for name in there if name in targets and name not in finished]
+    unknown = [name for name in present if name in targets and name not in finished]
     return FolderStatus(missing, conflicts, stale, [] if conflicts else unknown)
 
 
 def clean(folder: Path) -> None:
-    """Remove what an interrupted run left in a folder, unless another process is writing there now."""
+    """Remove the leftovers of an interrupted run from a folder, unless another process is writing to it."""
     if not any(_partials(folder)) and not any(_records_in(folder, _NEW)):
         return
     with suppress(OSError, filelock.Timeout), _lock(folder, 0):
@@ -276,22 +280,22 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path, Path]], None]]:
-    """Hold a song's folder while its stems are written.
+    """Lock a song's folder while its stems are written.
 
-    Yields what to call when all of them are complete under their hidden names, before they get their own:
-    with the hidden name of each path. It writes their records.
+    Yields a function that writes the records. Call it with the hidden name of each path when all stems are
+    complete, before they are renamed.
 
     Raises
     ------
     AudioError
-        If the folder cannot be made or locked, or has stems of other settings by now.
+        If the folder cannot be made or locked, or now has stems made with other settings.
     """
 
     def prepare(partials: Mapping[Path, Path]) -> None:
         for stem, name in wanted.files.items():
             partial = partials[wanted.folder / name]
             settings = wanted.settings(stem)
-            assert settings is not None, "what is written is what the plan has"
+            assert settings is not None, "only stems of the plan are written"
             record = StemRecord(
                 file=name,
                 stem=stem,
@@ -305,17 +309,17 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
             _write_new(wanted.folder, record)
 
     try:
-        with _lock(wanted.folder, _PATIENCE):
+        with _lock(wanted.folder, _LOCK_TIMEOUT):
             _recover(wanted.folder)
-            there = owner(wanted.folder)
-            if there is not None and song.path != there.path and song.sha256 != there.sha256:
+            other = owner(wanted.folder)
+            if other is not None and song.path != other.path and song.sha256 != other.sha256:
                 raise AudioError(
-                    f"{wanted.folder}: another process put the stems of {there.path} there meanwhile; "
+                    f"{wanted.folder}: meanwhile, another process wrote the stems of {other.path} to it; "
                     "nothing was replaced; run the command again"
                 )
             if found := status(wanted, lambda _: False).conflicts:
                 raise AudioError(
-                    f"{wanted.folder}: another process wrote stems with different settings meanwhile"
+                    f"{wanted.folder}: meanwhile, another process wrote stems with different settings to it"
                     f" ({'; '.join(found)}); nothing was replaced"
                 )
             try:
@@ -324,31 +328,33 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
                 _recover(wanted.folder)
     except filelock.Timeout as error:
         raise AudioError(
-            f"{wanted.folder}: another process has been writing there for {_PATIENCE / 60:.0f} minutes; "
-            "nothing was written"
+            f"{wanted.folder}: another process has been writing to it for {_LOCK_TIMEOUT / 60:.0f} minutes; "
+            "nothing was written; run the command again when it has finished"
         ) from error
     except OSError as error:
         raise AudioError(f"{wanted.folder}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
-def _lock(folder: Path, patience: float) -> Iterator[None]:
-    """Be the only process that writes to a folder; leaves nothing of its own where that fails."""
+def _lock(folder: Path, timeout: float) -> Iterator[None]:
+    """Be the only process that writes to a folder; a failure leaves no new files or folders behind."""
     place = folder / FOLDER
     with files.folder(place):
         lock = filelock.FileLock(place / "lock")
         try:
-            lock.acquire(timeout=min(patience, _REPORTED))
+            lock.acquire(timeout=min(timeout, _LOCK_QUIET))
         except filelock.Timeout:
-            if not patience:
+            if not timeout:
                 raise
-            warnings.warn(f"waiting for another process that writes to {folder}", KmdxWarning, stacklevel=4)
-            lock.acquire(timeout=patience)
+            warnings.warn(
+                f"waiting for another process that is writing to {folder}", KmdxWarning, stacklevel=4
+            )
+            lock.acquire(timeout=timeout)
         try:
             yield
         except BaseException:
             if not any(_records_in(folder, _RECORD)):
-                with suppress(OSError):  # Windows keeps a file that is open
+                with suppress(OSError):  # Windows does not remove an open file
                     (place / "lock").unlink()
             raise
         finally:
@@ -356,7 +362,7 @@ def _lock(folder: Path, patience: float) -> Iterator[None]:
 
 
 def _recover(folder: Path) -> None:
-    """Finish or undo what an interrupted run did in a folder; the folder is locked."""
+    """Finish or undo the work of an interrupted run in a folder, which must be locked."""
     for partial in _partials(folder):
         partial.unlink(missing_ok=True)
     for new in [*_records_in(folder, _NEW)]:
@@ -370,7 +376,7 @@ def _recover(folder: Path) -> None:
 
 
 def _records(folder: Path) -> dict[str, StemRecord]:
-    """The record of each file in a folder that has one and exists; of two, the one that its content is of."""
+    """The records of existing files in a folder; of two for one file, the one that matches its content."""
     found: dict[str, StemRecord] = {}
     for place in _records_in(folder, _RECORD):
         record = _read(place)
@@ -388,18 +394,18 @@ def _records(folder: Path) -> dict[str, StemRecord]:
 
 
 def _has_size(folder: Path, record: StemRecord) -> bool:
-    """Whether the file of a record is there with its size."""
+    """Whether the file of a record exists and has the recorded size."""
     path = folder / record.file
     return path.is_file() and path.stat().st_size == record.bytes
 
 
 def _has_content(folder: Path, record: StemRecord) -> bool:
-    """Whether the file of a record is there with the content that the record is of."""
+    """Whether the file of a record exists and has the recorded content."""
     return _has_size(folder, record) and files.sha256(folder / record.file) == record.sha256
 
 
 def _keep_unknown(path: Path, new: Path) -> None:
-    """Give a file that is not what its record describes another name, unless a new one begins with it."""
+    """Rename a file that does not match its record, unless the new file begins with the same bytes."""
     record = _records(path.parent).get(path.name)
     is_recorded = record is not None and _has_content(path.parent, record)
     if not path.exists() or is_recorded or _begins_with(new, path):
@@ -413,7 +419,7 @@ def _keep_unknown(path: Path, new: Path) -> None:
 
 
 def _begins_with(whole: Path, part: Path) -> bool:
-    """Whether a file is the beginning of another one, or equal to it."""
+    """Whether the content of ``whole`` begins with that of ``part``."""
     with whole.open("rb") as first, part.open("rb") as second:
         while block := second.read(2**20):
             if block != first.read(len(block)):
@@ -422,25 +428,25 @@ def _begins_with(whole: Path, part: Path) -> bool:
 
 
 def _write_new(folder: Path, record: StemRecord) -> None:
-    """Write a record that counts from when its file has its own name."""
+    """Write a record that takes effect when its stem file has been renamed."""
     text = json.dumps(asdict(record), indent=1)
     files.write_text(folder / FOLDER / f".{record.file}{_NEW}", f"{text}\n")
 
 
 def _read(path: Path) -> StemRecord | None:
-    """Read a record; None if the file is none, or was cut off."""
+    """Read a record; None if the file is not a record or is incomplete."""
     try:
         content = documents.read_json(path)
         song, settings = SourceFile(**content["song"]), StemSettings(**content["settings"])
         record = StemRecord(**{**content, "song": song, "settings": settings})
-    except (DocumentError, TypeError, KeyError):  # no JSON, or other values than a record has
+    except (DocumentError, TypeError, KeyError):  # not JSON, or not the fields of a record
         return None
     is_usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
     return record if is_usable else None
 
 
 def _is_of_types(record: StemRecord) -> bool:
-    """Whether a record's values are what they are declared to be, as far as its readers need it."""
+    """Whether the values of a record that its readers use have their declared types."""
     song, settings = record.song, record.settings
     texts: list[Any] = [record.file, record.stem, record.sha256, song.path, song.sha256, settings.ensemble]
     weights = settings.weights
@@ -458,12 +464,12 @@ def _records_in(folder: Path, ending: str) -> Iterator[Path]:
 
 
 def _partials(folder: Path) -> Iterator[Path]:
-    there = (path for place in (folder, folder / FOLDER) for path in _entries(place))
-    return (path for path in there if path.name.startswith(".") and path.name.endswith(files.PARTIAL))
+    entries = (path for place in (folder, folder / FOLDER) for path in _entries(place))
+    return (path for path in entries if path.name.startswith(".") and path.name.endswith(files.PARTIAL))
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """What is in a folder; nothing where there is no such folder."""
+    """The entries of a folder, sorted; none if the folder does not exist."""
     try:
         yield from sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
-"""The kinds of nodes of a plan. Each is one class: its inputs, its formula, and how it is read and runs.
+"""The kinds of nodes in a plan. Each kind is one class: its inputs, its formula, how to read and run it.
 
-Plans can use every class that is defined, by the arguments of its ``read``. A reference names a signal:
-``NODE``, or ``NODE.SOURCE`` for an estimate of a network. Nothing here needs torch until a node runs.
+Plans can use every class defined here; the arguments of its ``read`` are its keys in a plan. A reference
+names a signal: ``NODE``, or ``NODE.SOURCE`` for a network's estimate. torch is imported when a node runs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from kmdx.plan import NetworkUse
     from kmdx.signals import Signal
 
-MAX_WEIGHT = 1e6  # of a signal in a sum
+MAX_WEIGHT = 1e6  # largest weight of a signal in a sum
 
 KINDS: list[type[Node]] = []
-"""Every kind of node, in the order of definition."""
+"""All kinds of nodes, in the order of definition."""
 
 
 class Node(ABC):
@@ -34,9 +34,9 @@ class Node(ABC):
     Attributes
     ----------
     kind : str
-        What checksums of plans call it; never change it, or finished stems count as made by another plan.
+        Its name in checksums of plans. Never change it, or finished stems no longer match their plan.
     network : str or None
-        Name of the network that runs in it.
+        Name of the network that it runs.
     terms : mapping of str to float, or None
         References and weights of a weighted sum.
     can_be_given : bool
@@ -45,7 +45,7 @@ class Node(ABC):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     read: ClassVar[Callable[..., Node]]
-    """Makes a node of its keys in a plan, which are keyword arguments; may raise ValueError."""
+    """Makes a node from its keys in a plan, passed as keyword arguments; may raise ValueError."""
     kind: ClassVar[str]
     can_be_given: ClassVar[bool] = True
     network: str | None = None
@@ -57,40 +57,40 @@ class Node(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
-        """References to the signals it needs."""
+        """References to its input signals."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The entry of a plan from which ``read`` makes the same node."""
+        """The plan entry from which ``read`` makes the same node."""
 
     @abstractmethod
     def formula(self) -> str:
-        """The node in words, such as ``x − 0.8·V.vocals``."""
+        """The node as text, such as ``x − 0.8·V.vocals``."""
 
     @abstractmethod
     def renamed(self, names: Mapping[str, str]) -> Node:
-        """The same node with new names for some references."""
+        """A copy of the node with new names for some references."""
 
     @abstractmethod
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
         """Compute its signals ``(2, samples)``, by reference."""
 
     def outputs(self, name: str, networks: Mapping[str, NetworkUse]) -> tuple[str, ...]:
-        """References to the signals it gives under a name."""
+        """References to its output signals if the node has this name."""
         return (name,)
 
     def fault(self, nodes: Mapping[str, Node]) -> tuple[str, str] | None:
-        """What is wrong with it among the other nodes: a key of its own, and a message."""
+        """An error in its use of other nodes: its key, and a message; None if there is none."""
         return None
 
     def level(self, name: str, below: set[str | None]) -> set[str | None]:
-        """Normalized signals whose level it has, given those of its inputs; ``None`` is the mixture's."""
+        """The normalized signals whose level it has, given those of its inputs; ``None`` is the mixture."""
         return below
 
 
 @dataclass(frozen=True)
 class Estimate(Node):
-    """``network`` takes ``signal`` as input; gives one signal ``NODE.SOURCE`` per source."""
+    """The estimates of ``network`` from ``signal``: one signal ``NODE.SOURCE`` per source."""
 
     kind: ClassVar[str] = "Hear"
     network: str = field()
@@ -98,7 +98,7 @@ class Estimate(Node):
 
     @classmethod
     def read(cls, network: str, hears: str) -> Estimate:
-        """From the names of the network and of its input."""
+        """Make one from the names of the network and its input."""
         return cls(network, hears)
 
     @property
@@ -107,7 +107,7 @@ class Estimate(Node):
         return (self.signal,)
 
     def settings(self) -> dict[str, Any]:
-        """The names of the network and of its input."""
+        """The names of the network and its input."""
         return {"network": self.network, "hears": self.signal}
 
     def formula(self) -> str:
@@ -115,11 +115,11 @@ class Estimate(Node):
         return f"{self.network}({self.signal})"
 
     def renamed(self, names: Mapping[str, str]) -> Estimate:
-        """With a new name for its input."""
+        """A copy with a new name for its input."""
         return Estimate(self.network, names.get(self.signal, self.signal))
 
     def outputs(self, name: str, networks: Mapping[str, NetworkUse]) -> tuple[str, ...]:
-        """One per source of the network."""
+        """One reference per source of the network."""
         return tuple(f"{name}.{source}" for source in networks[self.network].sources)
 
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
@@ -129,7 +129,7 @@ class Estimate(Node):
 
 @dataclass(frozen=True)
 class Sum(Node):
-    """A weighted sum of signals; with ``denormalize`` then at the level that node removed."""
+    """A weighted sum of signals; ``denormalize`` names a node whose removed level is restored."""
 
     kind: ClassVar[str] = "Sum"
     terms: Mapping[str, float] = field()
@@ -139,7 +139,7 @@ class Sum(Node):
     def read(
         cls, sum: dict[str, Annotated[float, Number(-MAX_WEIGHT, MAX_WEIGHT)]], denormalize: str | None = None
     ) -> Sum:
-        """From the weights, and the name of the normalized signal."""
+        """Make one from the weights and the name of the normalized signal."""
         if not sum:
             raise ValueError("a sum needs at least one signal")
         return cls(sum, denormalize)
@@ -150,9 +150,9 @@ class Sum(Node):
         return (*self.terms, *([self.denormalize] if self.denormalize else []))
 
     def settings(self) -> dict[str, Any]:
-        """Weights, and the normalized signal."""
-        back = {} if self.denormalize is None else {"denormalize": self.denormalize}
-        return {"sum": dict(self.terms), **back}
+        """The weights and the normalized signal."""
+        restored = {} if self.denormalize is None else {"denormalize": self.denormalize}
+        return {"sum": dict(self.terms), **restored}
 
     def formula(self) -> str:
         """``x − 0.8·V.vocals − 0.2·M.vocals``."""
@@ -167,21 +167,21 @@ class Sum(Node):
         return f"{text if len(parts) == 1 else f'({text})'} · std + mean"
 
     def renamed(self, names: Mapping[str, str]) -> Sum:
-        """With new names for its terms."""
+        """A copy with new names for its terms."""
         return Sum({names.get(term, term): weight for term, weight in self.terms.items()}, self.denormalize)
 
     def fault(self, nodes: Mapping[str, Node]) -> tuple[str, str] | None:
-        """Whether ``denormalize`` names a normalized signal."""
+        """An error if ``denormalize`` does not name a normalized signal."""
         if self.denormalize is None or isinstance(nodes.get(self.denormalize), Normalize):
             return None
         return "denormalize", f"{quoted(self.denormalize)} is not a normalized signal"
 
     def level(self, name: str, below: set[str | None]) -> set[str | None]:
-        """The mixture's, where it is restored."""
+        """The mixture's level if it is restored, else that of its inputs."""
         return below if self.denormalize is None else {None}
 
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
-        """Add up, and restore the level."""
+        """Add the signals and restore the level."""
         import torch
 
         first, *others = self.terms.values()
@@ -199,15 +199,15 @@ class Sum(Node):
 
 @dataclass(frozen=True)
 class Normalize(Node):
-    """``(signal − mean) / std``, with mean and unbiased std of its mono sum."""
+    """``(signal − mean) / std``, with the mean and unbiased std of the signal's mono sum."""
 
     kind: ClassVar[str] = "Normalize"
-    can_be_given: ClassVar[bool] = False  # its level goes with it
+    can_be_given: ClassVar[bool] = False  # other nodes also need its level
     signal: str
 
     @classmethod
     def read(cls, normalize: str) -> Normalize:
-        """From the name of the signal."""
+        """Make one from the name of the signal."""
         return cls(normalize)
 
     @property
@@ -224,29 +224,29 @@ class Normalize(Node):
         return f"({self.signal} − mean) / std"
 
     def renamed(self, names: Mapping[str, str]) -> Normalize:
-        """With a new name for its signal."""
+        """A copy with a new name for its signal."""
         return Normalize(names.get(self.signal, self.signal))
 
     def level(self, name: str, below: set[str | None]) -> set[str | None]:
-        """Its own."""
+        """Its own level instead of the mixture's."""
         return {name, *below - {None}}
 
     def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
-        """Measure the level, and remove it."""
+        """Measure the level and remove it."""
         import torch
 
         level = song.measure(name, self.signal)
 
         def normalize(target: Tensor, signal: Tensor) -> None:
             torch.sub(signal, level.mean, out=target)
-            # A tensor on the device: CUDA multiplies by a number's reciprocal, which gives other bits.
+            # A tensor on the device: CUDA multiplies by a number's reciprocal, which changes the last bits.
             target.div_(signal.new_tensor(level.std))
 
         return {name: song.make(normalize, [self.signal])}
 
 
 def forms() -> dict[tuple[str, ...], type[Node]]:
-    """Every kind of node, by each set of keys that it can have in a plan: the arguments of its ``read``."""
+    """The kinds of nodes by the sets of keys that they can have in a plan: the arguments of ``read``."""
     found: dict[tuple[str, ...], type[Node]] = {}
     for kind in KINDS:
         keys = inspect.signature(kind.read).parameters

@@ -1,7 +1,7 @@
-"""The pages of an Ogg file: where each link of a chain begins, and where its sound ends.
+"""Read the pages of an Ogg file: where each link of a chain begins, and where its sound ends.
 
-A page carries a position in samples (its granule) and a checksum (RFC 3533). Decoders drop a
-page whose checksum is wrong, and the last page is marked as such.
+A page has a position in samples (its granule) and a checksum (RFC 3533). Decoders drop a page with a wrong
+checksum. The last page is marked.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .containers import FileWindow, Part, View
 from .errors import AudioError
 
 MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
-MAX_PAGES = 500_000  # of a file: more than two hours where each has one packet
+MAX_PAGES = 500_000  # of a file: more than two hours with one packet per page
 HEADER = struct.Struct("<4sBBqIIIB")
 BEGINS, ENDS = 2, 4  # flags of a page
 MAX_OTHER = 2**16  # bytes between two pages that a decoder may search
-SEARCHED = 2**14  # bytes that are searched at a time for the next page
-PAGE = b"OggS\0"  # how a page begins: its name, and the version
+SEARCHED = 2**14  # bytes to search at a time for the next page
+PAGE = b"OggS\0"  # beginning of a page: its name and version
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -31,25 +31,25 @@ class _Page:
     flags: int
     granule: int
     serial: int
-    body: int  # position of what follows the header
+    body: int  # position after the header
     end: int
 
 
 @dataclass
 class _Stream:
-    """What the pages of one stream of sound tell."""
+    """The state of one audio stream while its pages are read."""
 
     pre_skip: int
     is_vorbis: bool
-    intact: bool = True  # so far, every page follows the one before and has its checksum
+    intact: bool = True  # so far, no bytes between pages, and all checksums are correct
     started: bool = False  # a page with sound was found
-    lead: bool = False  # damaged bytes come before it
-    granules: list[int] = field(default_factory=lambda: [0])  # the last ones
+    lead: bool = False  # damaged bytes come before that page
+    granules: list[int] = field(default_factory=lambda: [0])  # the last few
     last: _Page | None = None
 
 
 def links(file: BinaryIO, size: int) -> list[Part]:
-    """The links of an Ogg file, which are decoded one after the other.
+    """The links of an Ogg file, to be decoded one after the other.
 
     Raises
     ------
@@ -60,8 +60,8 @@ def links(file: BinaryIO, size: int) -> list[Part]:
     streams: dict[int, _Stream] = {}
     begin, sound = 0, False  # of the current link
     expected = 0  # where a page should begin
-    others: list[range] = []  # what is no page
-    headers = 0  # first pages of streams
+    others: list[range] = []  # bytes outside pages
+    headers = 0  # number of first pages of streams
     for page in _pages(file, size):
         if page.position > expected + MAX_OTHER:
             others.append(range(expected, page.position))
@@ -69,7 +69,7 @@ def links(file: BinaryIO, size: int) -> list[Part]:
         if page.flags & BEGINS:
             headers += 1
             if headers > MAX_STREAMS:
-                raise AudioError(f"more than {MAX_STREAMS} Ogg streams in it: cut it into several files")
+                raise AudioError(f"contains more than {MAX_STREAMS} Ogg streams: cut it into several files")
             if sound:
                 parts.append(_part(file, begin, page.position, size, streams))
                 begin, sound, streams = page.position, False, {}
@@ -80,7 +80,7 @@ def links(file: BinaryIO, size: int) -> list[Part]:
         if (stream := streams.get(page.serial)) is not None:
             _follow(file, size, stream, page, skipped)
     if not expected:
-        raise AudioError("no page of Ogg in it, expected a sound file")
+        raise AudioError("expected a sound file, found no intact Ogg page")
     if size > expected + MAX_OTHER:
         others.append(range(expected, size))
     parts.append(_part(file, begin, size, size, streams))
@@ -100,14 +100,14 @@ def _part(file: BinaryIO, begin: int, end: int, size: int, streams: dict[int, _S
         ends=() if cut else tuple(stream.granules[-1] - stream.pre_skip for stream in streams.values()),
         lead=tuple(stream.lead for stream in streams.values()),
         cut=cut,
-        notes=("no page is marked as its last, perhaps its end is missing",)
+        notes=("no page is marked as its last, so its end may be missing",)
         if not marked and not cut and end == size
         else (),
     )
 
 
 def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bool) -> None:
-    """Add a page to what is known of its stream."""
+    """Update the state of a stream with its next page."""
     stream.last = page
     if stream.is_vorbis:
         stream.intact = stream.intact and not skipped and _is_sound(file, page, size)
@@ -122,7 +122,7 @@ def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bo
 
 
 def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
-    """The pages of a file, wherever they are between other bytes.
+    """The pages of a file, which may have other bytes between them.
 
     Raises
     ------
@@ -144,11 +144,11 @@ def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
             continue
         yield _Page(position, flags, granule, serial, body, body + sum(lacing))
         position = body + sum(lacing)
-    raise AudioError(f"more than {MAX_PAGES} Ogg pages in it: cut it into several files")
+    raise AudioError(f"contains more than {MAX_PAGES} Ogg pages: cut it into several files")
 
 
 def _find(window: FileWindow, position: int, size: int) -> int:
-    """Where the next page begins, `size` if there is none: a page has version 0."""
+    """The position of the next page, which must have version 0; `size` if there is none."""
     while position < size:
         data = window(position, min(SEARCHED, size - position))
         found = data.find(PAGE)
@@ -159,7 +159,7 @@ def _find(window: FileWindow, position: int, size: int) -> int:
 
 
 def _stream(file: BinaryIO, page: _Page) -> _Stream | None:
-    """The stream of sound that a page begins, if it is one."""
+    """The audio stream that begins with a page; None if it does not begin one."""
     file.seek(page.body)
     head = file.read(12)
     if head.startswith(b"OpusHead") and len(head) == 12:
@@ -170,9 +170,9 @@ def _stream(file: BinaryIO, page: _Page) -> _Stream | None:
 
 
 def _is_sound(file: BinaryIO, page: _Page, size: int) -> bool:
-    """Whether a page is complete and has the checksum that it declares.
+    """Whether a page is complete and its checksum is correct.
 
-    Ogg's CRC-32 takes the bits of a byte in the other order than zlib's, and starts and ends with 0.
+    Ogg's CRC-32 processes the bits of a byte in the opposite order to zlib's, without inverting the value.
     """
     if page.end > size:
         return False

@@ -1,4 +1,4 @@
-"""Work on one item after the other, while the next is read and the result of the last is written."""
+"""Process items one by one, while the next item is read and the last result is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Interrupted(Exception, Generic[Item]):
-    """Ctrl-C stopped a run in `item`; ``None`` if all of its items were finished nevertheless."""
+    """Ctrl-C stopped a run during `item`; ``None`` if all items had been processed."""
 
     def __init__(self, item: Item | None) -> None:
         super().__init__(item)
@@ -28,26 +28,26 @@ def run(
     write: Callable[[Item, Result], None],
     fail: Callable[[Item, KmdxError], None],
 ) -> None:
-    """Read, work on and write each item.
+    """Read, process and write each item.
 
-    One item at most is read ahead, and one at most is being written while the next is worked on.
+    At most one item is read ahead, and at most one is being written while the next is processed.
 
     Parameters
     ----------
     items : sequence
         At least one.
     read, write : callable
-        Each is called in a thread of its own.
+        Each runs in its own thread.
     work : callable
-        Called in the calling thread with an item and what was read of it.
+        Called in the calling thread with an item and the result of ``read``.
     fail : callable
-        Called where ``write`` would have been, if one of the three raises a :class:`KmdxError`; so what
-        the two report is in the order of the items.
+        Called instead of ``write`` if ``read``, ``work`` or ``write`` raises a :class:`KmdxError`. Calls of
+        ``write`` and ``fail`` are in the order of the items.
 
     Raises
     ------
     Interrupted
-        On Ctrl-C, after the writing in progress has ended.
+        On Ctrl-C, after the current write has finished.
     """
 
     def finish(item: Item, outcome: Result | KmdxError) -> None:
@@ -62,7 +62,7 @@ def run(
     written: Future[None] | None = None
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     try:
-        with writer:  # waits for it, whatever happens
+        with writer:  # waits for it in any case
             for current, reading in _ahead(reader, read, items):
                 outcome: Result | KmdxError | None
                 try:
@@ -72,7 +72,7 @@ def run(
                 if written is not None:
                     written.result()
                 written = writer.submit(finish, current, outcome)
-                outcome = None  # let go when it is written
+                outcome = None  # so that it is freed when it is written
             current = None
             if written is not None:
                 written.result()
@@ -85,7 +85,7 @@ def run(
 def _ahead(
     reader: Executor, read: Callable[[Item], Read], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Future[Read]]]:
-    """Each item and its reading, behind which that of the next is queued."""
+    """Each item and the future of its reading, after queueing the reading of the next item."""
     following = reader.submit(read, items[0])
     for number, item in enumerate(items, 1):
         reading = following

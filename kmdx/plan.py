@@ -1,8 +1,8 @@
-"""An ensemble as data: which network has which input, what is subtracted and what is blended.
+"""An ensemble as data: networks, their inputs, and the sums that make residuals, blends and stems.
 
-Networks have weights and a window (:mod:`kmdx.windows`). Nodes (:mod:`kmdx.nodes`) form a graph that begins
-at the mixture; some of its sums are the stems. :mod:`kmdx.plan_file` reads one from YAML. Nothing here needs
-torch.
+Each network has weights and a window (:mod:`kmdx.windows`). Nodes (:mod:`kmdx.nodes`) form a graph that
+starts at the mixture; some of its sums are the stems. :mod:`kmdx.plan_file` reads plans from YAML. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from kmdx.windows import Window
 
 @dataclass(frozen=True)
 class NetworkUse:
-    """A network of the plan: its weights and how signals go through it."""
+    """A network of the plan: its weights, and how signals pass through it."""
 
     weight: Weight
     chunking: Window
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What the network can estimate."""
+        """The sources that the network can estimate."""
         return tuple(self.weight.architecture["sources"])
 
     @property
     def gflops(self) -> float | None:
-        """Arithmetic in GFLOP per second of audio, where the weights' entry states it."""
+        """Arithmetic in GFLOP per second of audio; None if the weights' entry does not state it."""
         per_second = self.weight.architecture.get("gflops")
         return None if per_second is None else per_second * self.chunking.load
 
 
 def node_of(reference: str) -> str:
-    """Return the node that gives a signal: ``V`` for ``V.vocals``."""
+    """Return the node that produces a signal: ``V`` for ``V.vocals``."""
     return reference.partition(".")[0]
 
 
@@ -52,18 +52,18 @@ class Plan:
     Attributes
     ----------
     name : str
-        The file's name without its ending.
+        The file's name without its extension.
     title, description : str
-        For people.
+        Text for users.
     sample_rate : int
-        Rate in Hz that all its networks work at.
+        Sample rate of all its networks, in Hz.
     networks : mapping of str to NetworkUse
     nodes : mapping of str to Node
         Signals and stems by name; a stem is a :class:`Sum`.
     stems : tuple of str
         Names of the nodes that are its result, in the file's order.
     digest : str
-        sha256 of the file's text, which tells two plans apart.
+        SHA-256 of the file's text.
     """
 
     name: str
@@ -76,14 +76,14 @@ class Plan:
     digest: str = field(repr=False)
 
     def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
-        """Names of the nodes that ``wanted`` need, each after those that it needs itself.
+        """Names of the nodes that ``wanted`` need, each after its own inputs.
 
-        Everything else is pruned, also what only ``known`` signals need. Both are references: stems,
-        signals or ``NODE.SOURCE``.
+        All other nodes are pruned, including those that only ``known`` signals need. Both arguments are
+        references: stems, signals or ``NODE.SOURCE``.
         """
         ordered: dict[str, None] = {}
         for reference in wanted:
-            pending = [(reference, False)]  # the last one next, and whether all that it needs is in order
+            pending = [(reference, False)]  # a stack; True when all inputs of the reference are ordered
             while pending:
                 reference, is_ready = pending.pop()
                 name = node_of(reference)
@@ -95,14 +95,14 @@ class Plan:
         return list(ordered)
 
     def needed(self, wanted: Collection[str], known: Collection[str] = ()) -> set[str]:
-        """References to all signals that are at hand, or made, on the way to ``wanted``; these included."""
+        """References to all signals that ``wanted`` need, directly or indirectly, and to ``wanted``."""
         order = self.order(wanted, known)
         return {*wanted, *(reference for name in order for reference in self.nodes[name].inputs)}
 
     def sources_used(
         self, wanted: Collection[str], known: Collection[str] = ()
     ) -> dict[str, tuple[str, ...]]:
-        """For each node with a network that ``wanted`` need, the sources that anything uses, in order."""
+        """For each network node that ``wanted`` need, the sources that are used, in the network's order."""
         references = self.needed(wanted, known).difference(known)
         used = {}
         for name in self.order(wanted, known):
@@ -113,16 +113,16 @@ class Plan:
         return used
 
     def networks_used(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
-        """Names of the networks that ``wanted`` need, in the order in which they run first."""
+        """Names of the networks that ``wanted`` need, in the order of their first runs."""
         return list(dict.fromkeys(self.runs(wanted, known).values()))
 
     def runs(self, wanted: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
-        """For each node with a network that ``wanted`` need, that network, in the order in which they run."""
+        """The network of each network node that ``wanted`` need, in the order in which they run."""
         networks = {name: self.nodes[name].network for name in self.order(wanted, known)}
         return {name: network for name, network in networks.items() if network is not None}
 
     def stage(self, reference: str) -> int:
-        """How many networks lie one behind the other on the longest way to a signal; the mixture is 0."""
+        """The number of networks on the longest path from the mixture to a signal; 0 for the mixture."""
         return self._stages[node_of(reference)]
 
     @cached_property
@@ -135,7 +135,7 @@ class Plan:
         return stages
 
     def held(self, wanted: Collection[str]) -> int:
-        """How many signals are held at once, at the most, on the way to ``wanted``; these included."""
+        """The largest number of signals in memory at once while ``wanted`` are computed, including them."""
         order = self.order(wanted)
         last = {reference: name for name in order for reference in self.nodes[name].inputs}
         used = self.sources_used(wanted)
@@ -148,22 +148,22 @@ class Plan:
         return most
 
     def windows_per_second(self, wanted: Iterable[str]) -> float:
-        """How many windows all networks together take for a second of audio."""
+        """The number of windows that all networks together process per second of audio."""
         runs = self.runs(wanted).values()
         return sum(self.networks[network].chunking.per_second(self.sample_rate) for network in runs)
 
     def load(self, wanted: Iterable[str]) -> float:
-        """Seconds of signal that all networks together work through for each second of a long song."""
+        """Seconds of signal that all networks together process per second of a long song."""
         return sum(self.networks[network].chunking.load for network in self.runs(wanted).values())
 
     def gflops(self, wanted: Iterable[str]) -> float | None:
-        """Arithmetic of ``wanted`` in GFLOP per second of audio; ``None`` where a network states none."""
+        """Arithmetic for ``wanted`` in GFLOP per second of audio; ``None`` if it is unknown for a network."""
         costs = [self.networks[network].gflops for network in self.runs(wanted).values()]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
 
     def checksum(self, wanted: Collection[str]) -> str:
-        """Checksum of all that ``wanted`` depend on in the plan, apart from the content of weight files."""
+        """Checksum of the parts of the plan that ``wanted`` depend on, but not of the weight files."""
         order = self.order(wanted)
         uses = {name: self.networks[name] for name in self.networks_used(wanted)}
         parts = {
@@ -177,7 +177,7 @@ class Plan:
         return hashlib.sha256(json.dumps(parts, default=dict).encode()).hexdigest()
 
     def capped(self, overlap: float) -> Plan:
-        """Return the same plan with no network's segments overlapping more than this share of them."""
+        """Return the plan with the overlap of all segments limited to this fraction of their length."""
         networks = {
             name: replace(use, chunking=use.chunking.capped(overlap)) for name, use in self.networks.items()
         }
@@ -186,12 +186,12 @@ class Plan:
     def check_stems(
         self, stems: Iterable[str] | None, allowed: Collection[str] | None = None
     ) -> tuple[str, ...]:
-        """Return the stems asked for, all of the plan's for ``None``, each once.
+        """Return the requested stems without duplicates; all of the plan's stems for ``None``.
 
         Raises
         ------
         PlanError
-            If one is not in ``allowed``: by default the plan's stems and, where there are vocals, the
+            If a stem is not in ``allowed``, by default the plan's stems and, if they include vocals, the
             accompaniment.
         """
         if stems is None:
@@ -208,26 +208,31 @@ class Plan:
         return names
 
     def signals_of(self, stems: Iterable[str]) -> tuple[str, ...]:
-        """Return the signals that stems are made of: the accompaniment is made of the vocals."""
+        """Return the signals that stems are computed from: the vocals for the accompaniment."""
         return tuple(dict.fromkeys("vocals" if stem == ACCOMPANIMENT else stem for stem in stems))
 
     def check_wanted(self, wanted: Iterable[str]) -> None:
-        """Raise :class:`PlanError` if one of ``wanted`` is no signal of this plan."""
+        """Raise :class:`PlanError` if one of ``wanted`` is not a signal of this plan."""
         known = dict.fromkeys([MIXTURE, *self._references()])
         for reference in wanted:
             if reference not in known:
-                raise PlanError(f"{self.name}: no signal {quoted(reference)}{suggest(reference, known)}")
+                raise PlanError(
+                    f"{self.name}: unknown signal {quoted(reference)}{suggest(reference, known)}; expected "
+                    "a name of this plan, or NODE.SOURCE"
+                )
 
     def check_known(self, known: Iterable[str]) -> None:
-        """Raise :class:`PlanError` if one of ``known`` is no signal, or one that must be made anew.
+        """Raise :class:`PlanError` if one of ``known`` is not a signal, or cannot be passed in.
 
-        Those are normalized signals: with them goes the level that other sums are brought back to.
+        The mixture and normalized signals cannot be passed in: sums also need a normalized signal's level.
         """
         known = list(known)
         self.check_wanted(known)
         for reference in known:
             if reference == MIXTURE or not self.nodes[node_of(reference)].can_be_given:
-                raise PlanError(f"{self.name}: {quoted(reference)} cannot be given, only sums and estimates")
+                raise PlanError(
+                    f"{self.name}: {quoted(reference)} cannot be passed in; expected a sum or an estimate"
+                )
 
     def _references(self) -> Iterator[str]:
         for name, node in self.nodes.items():

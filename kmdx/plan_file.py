@@ -1,19 +1,19 @@
-"""Reads a plan from its YAML file and says what is wrong with it; writes one as YAML.
+"""Read plans from YAML files and report errors in them; write plans as YAML.
 
-``networks`` names each network with its weights and with one of :mod:`kmdx.windows`, the ways to pass a
-signal of any length through it; ``signals`` is a graph of :mod:`kmdx.nodes`; ``stems`` are the weighted sums
-that are the result::
+``networks`` gives each network a name, its weights and a window (:mod:`kmdx.windows`), the way to pass a
+signal of any length through it. ``signals`` is a graph of nodes (:mod:`kmdx.nodes`). ``stems`` are the
+weighted sums that are the result::
 
     networks:
       first: {weights: htdemucs, overlap_add: {overlap: 0.25}}
     signals:
       x:     {normalize: mixture}                       # (mixture − mean) / std, of its mono sum
-      V:     {network: first, hears: x}                 # gives V.vocals, V.drums, …
+      V:     {network: first, hears: x}                 # estimates V.vocals, V.drums, … from x
       rest:  {sum: {x: 1, V.vocals: -1}}
     stems:
-      vocals: {sum: {V.vocals: 1}, denormalize: x}      # · std + mean, of that same mixture
+      vocals: {sum: {V.vocals: 1}, denormalize: x}      # · std + mean, of the same mixture
 
-``mixture`` is the song itself. A plan is checked whole when it is loaded; nothing here needs torch.
+``mixture`` is the song itself. Loading a plan checks it completely. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 
 RATES = (1000, 384_001)  # Hz
-MAX_WINDOWS = 200  # of one network for a second of audio, and ten times as many of all networks
-MAX_LOAD = 200.0  # times that each sample goes through one network: an overlap of 0.995
-MAX_HELD = 200  # signals in memory at once; leaderboard C holds 16
+MAX_WINDOWS = 200  # windows of one network per second of audio; ten times as many for all networks
+MAX_LOAD = 200.0  # passes of each sample through one network: an overlap of 0.995
+MAX_HELD = 200  # signals in memory at once; leaderboard C needs 16
 
 _RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)
 
@@ -64,7 +64,7 @@ def load(ensemble: str | Path) -> Plan:
     Raises
     ------
     PlanError
-        If there is none, or its file is not a valid plan; names the line and the key.
+        If it does not exist, or its file is not a valid plan; names the line and the key.
     """
     text = str(ensemble)
     if text in names():
@@ -83,21 +83,21 @@ def load(ensemble: str | Path) -> Plan:
 
 
 def parse(text: str, name: str, folder: Path | None = None) -> Plan:
-    """Check the text of a plan and make it a :class:`Plan`.
+    """Check the text of a plan and return it as a :class:`Plan`.
 
     Parameters
     ----------
     text : str
         YAML.
     name : str
-        What to call the plan, in messages too.
+        Name of the plan, also used in messages.
     folder : Path, optional
-        Where weight files that the plan names by path are looked for.
+        Folder to which the paths of weight files in the plan are relative.
 
     Raises
     ------
     PlanError
-        At the first thing that is wrong; names the line and the key.
+        For the first error in the plan; names the line and the key.
     """
     try:
         root = documents.parse(text)
@@ -107,19 +107,19 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
 
 
 def dump(plan: Plan, folder: Path | None = None) -> str:
-    """Return the text of a plan: :func:`parse` makes the same plan of it, but for its name and digest.
+    """Return a plan as YAML, from which :func:`parse` makes the same plan, except its name and digest.
 
     Parameters
     ----------
     plan : Plan
     folder : Path, optional
-        Where the text will lie: weight files of one's own are named relative to it. Without it, by
-        their full paths.
+        Folder in which the text will be stored. The paths of the user's own weight files are relative to
+        it; by default, they are absolute.
     """
 
     def weight(use: NetworkUse) -> Any:
         path = use.weight.path
-        if path is None or use.weight.name != str(path):  # the registry's, or trained here
+        if path is None or use.weight.name != str(path):  # from the registry, or trained with this project
             return use.weight.name
         file = path.resolve() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve()))
         return {"file": str(file), "architecture": json.loads(json.dumps(dict(use.weight.architecture)))}
@@ -139,13 +139,13 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
 
 
 class _Reader:
-    """Makes a plan of a document; every complaint carries the line and the dotted key."""
+    """Makes a plan from a document; every error names the line and the dotted key."""
 
     def __init__(self, name: str, folder: Path | None, root: YamlPart) -> None:
         self.name = name
         self.folder = folder
         self.root = root
-        self.known: dict[str, Weight] = {}  # weights by their names, each looked for once
+        self.known: dict[str, Weight] = {}  # weights by name, each looked up once
 
     def plan(
         self,
@@ -164,7 +164,7 @@ class _Reader:
         places = signals.entries()
         for name in ends:
             if name in places:
-                raise ends[name].error("a signal of that name is defined too")
+                raise ends[name].error("a signal has the same name; rename one of them")
         places |= ends
         _check_names(places, ends)
         nodes = {name: _node(part) for name, part in places.items()}
@@ -188,7 +188,7 @@ class _Reader:
             raise self.root.error(f"all networks together: {excess}")
         held = plan.held(plan.stems)
         if held > MAX_HELD:
-            raise self.root.error(f"{held} signals are held at once; the most is {MAX_HELD}")
+            raise self.root.error(f"needs {held} signals in memory at once; at most {MAX_HELD} are allowed")
         return plan
 
     def network(self, part: YamlPart, rate: int) -> NetworkUse:
@@ -197,10 +197,10 @@ class _Reader:
             raise part.error("the key 'weights' is missing")
         weight = self.weight(entries["weights"])
         if len(entries) != 2:
-            raise part.error(f"give either {' or '.join(map(repr, WINDOWS))}")
+            raise part.error(f"expected either {' or '.join(map(repr, WINDOWS))}")
         own_rate = types.read(weight.architecture).sample_rate
         if own_rate != rate:
-            problem = f"{weight.name} works at {own_rate} Hz, and the plan at {rate} Hz"
+            problem = f"{weight.name} needs {own_rate} Hz, but the plan's sample rate is {rate} Hz"
             raise entries["weights"].error(problem)
         (key,) = set(entries) - {"weights"}
         chunking = entries[key].read(WINDOWS[key].read, weight, rate)
@@ -235,25 +235,25 @@ def _node(part: YamlPart) -> Node:
         if entries.keys() == set(form):
             return part.read(kind.read)
     *others, last = (f"{{{', '.join(form)}}}" for form in known)
-    raise part.error(f"expected {', '.join(others)} or {last}, not {{{listed(entries)}}}")
+    raise part.error(f"expected the keys {', '.join(others)} or {last}, not {{{listed(entries)}}}")
 
 
 def _check_names(places: Mapping[str, YamlPart], stems: Collection[str]) -> None:
-    """Check names of nodes, and that stems can be files of their own wherever they are written."""
+    """Check the names of nodes, and that the names of stems can be distinct file names on every system."""
     files: dict[str, str] = {_file_name(name): name for name in (MIXTURE, ACCOMPANIMENT)}
     for name, part in places.items():
         if name in (MIXTURE, ACCOMPANIMENT):
-            raise part.error(f"the name {name!r} has its own meaning; choose another")
+            raise part.error(f"the name {name!r} is reserved; choose another")
         if not re.fullmatch(r"[\w-]+", name):
-            raise part.error("names are made of letters, digits, '_' and '-'")
+            raise part.error("a name may contain only letters, digits, '_' and '-'")
         if len(name.encode()) > architectures.MAX_NAME:
-            raise part.error(f"names have {architectures.MAX_NAME} bytes at the most")
+            raise part.error(f"a name may have at most {architectures.MAX_NAME} bytes")
         if name in stems:
             other = files.setdefault(_file_name(name), name)
             if other != name:
-                raise part.error(f"{other!r} would be the same file where case does not count")
+                raise part.error(f"{other!r} would be the same file on systems that ignore case")
             if _RESERVED.fullmatch(name):
-                raise part.error("no file can have that name on Windows; choose another")
+                raise part.error("Windows does not allow this file name; choose another")
 
 
 def _check_references(
@@ -263,15 +263,15 @@ def _check_references(
     for name, node in nodes.items():
         if node.network is not None and node.network not in networks:
             hint = suggest(node.network, networks)
-            raise places[name].error(f"no network {quoted(node.network)}{hint}", "network")
+            raise places[name].error(f"unknown network {quoted(node.network)}{hint}", "network")
         known |= dict.fromkeys(node.outputs(name, networks))
     for name, node in nodes.items():
         for reference in node.inputs:
             if reference not in known:
                 hint = suggest(reference, known)
                 if reference in nodes:
-                    hint = f"; say which source: {listed(nodes[reference].outputs(reference, networks))}"
-                raise places[name].error(f"no signal {quoted(reference)}{hint}")
+                    hint = f"; name a source: {listed(nodes[reference].outputs(reference, networks))}"
+                raise places[name].error(f"unknown signal {quoted(reference)}{hint}")
         if fault := node.fault(nodes):
             raise places[name].error(fault[1], fault[0])
 
@@ -281,7 +281,7 @@ def _check_cycles(places: Mapping[str, YamlPart], nodes: Mapping[str, Node]) -> 
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
-        circle = error.args[1][:0:-1]  # each one before what it needs
+        circle = error.args[1][:0:-1]  # each node before its inputs
         position = {name: number for number, name in enumerate(nodes)}
         start = circle.index(min(circle, key=position.__getitem__))
         circle = [*circle[start:], *circle[: start + 1]]
@@ -289,20 +289,20 @@ def _check_cycles(places: Mapping[str, YamlPart], nodes: Mapping[str, Node]) -> 
 
 
 def _excess(windows: float, load: float, most_windows: float, most_load: float) -> str | None:
-    """What is too much for a second of audio; None if nothing is."""
+    """A message if a second of audio needs too many windows or passes; None if it does not."""
     if windows <= most_windows and load <= most_load:
         return None
     return (
-        f"each second of audio takes {windows:.4g} windows and goes through {load:.4g} times; the most is "
-        f"{most_windows:g} windows and {most_load:g} times: overlap less, or use longer windows"
+        f"each second of audio needs {windows:.4g} windows and is processed {load:.4g} times; at most "
+        f"{most_windows:g} windows and {most_load:g} times are allowed: overlap less, or use longer windows"
     )
 
 
 def _file_name(stem: str) -> str:
-    """What tells files apart on macOS and Windows."""
+    """A stem's name in a form that is equal for names of the same file on macOS and Windows."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
 def _printable(text: str) -> str:
-    """A text on one line, without what cannot be printed."""
+    """A text on one line, without unprintable characters."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

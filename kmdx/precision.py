@@ -1,12 +1,12 @@
-"""Which number format a network computes in, by the speed level, the device and what the network can bear.
+"""Choose the precision of a network by the speed level, the device and the network.
 
-With ``auto``, a GPU computes in float16 where it is fast at it (measured: at most 0.007 dB of a score), and a
-CPU in float32 unless the speed level trades exactness for time: its half precision is bfloat16, which changed
-scores of the real htdemucs by −0.070 to +0.114 dB.
+With ``auto``, a GPU that is fast at float16 computes in float16; the largest measured change of a score was
+0.007 dB. A CPU computes in float32, unless the speed level trades accuracy for time. Its half precision is
+bfloat16, which changed scores of the real htdemucs by −0.070 to +0.114 dB.
 
-Parameters of convolutions and matrix products and what goes through them may be in half precision, in
-U-Nets everything between the first and the last convolution. Spectrograms, local attention, sums over windows
-and the statistics of normalisations are in float32 always.
+Half precision applies to the parameters and inputs of convolutions and matrix products; in U-Nets, to
+everything between the first and the last convolution. Spectrograms, local attention, sums over windows and
+the statistics of normalizations are always in float32.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PRECISIONS = ("auto", *DTYPES)
 
 AMPERE = (8, 0)  # compute capability of the first NVIDIA GPUs with bfloat16
-VOLTA = (7, 0)  # and of the first with tensor cores, for float16
+VOLTA = (7, 0)  # compute capability of the first with tensor cores, for float16
 
 
 def check(precision: str) -> str:
-    """Return the precision's name; raises :class:`DeviceError` if there is none such."""
+    """Return the precision's name; raises :class:`DeviceError` if it is unknown."""
     if precision not in PRECISIONS:
         raise DeviceError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     return precision
 
 
 def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
-    """Half precisions that a device computes faster than float32, the preferred one first."""
+    """Half precisions in which a device is faster than in float32, the preferred one first."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
-        if capability >= AMPERE:  # as fast at either, and float16 is eight times as exact
+        if capability >= AMPERE:  # both are equally fast, and float16 is eight times as accurate
             return (torch.float16, torch.bfloat16)
         return (torch.float16,) if capability >= VOLTA else ()
     if device.type == "cpu" and cpu_has_bf16():
@@ -50,14 +50,14 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> tuple[torch.dtype, ...]:
-    """Half precisions that a choice of precision allows on a device, the preferred one first.
+    """Half precisions that a precision option allows on a device, the preferred one first.
 
     Raises
     ------
     DeviceError
-        If there is no such precision.
+        If the precision is unknown.
     PlanError
-        If there is no such speed level.
+        If the speed level is unknown.
     """
     level = speeds.get(speed)
     if check(precision) == "auto":
@@ -66,25 +66,25 @@ def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT
 
 
 def in_words(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> str:
-    """What a choice of precision comes to on a device, such as ``bf16 where a network supports it``."""
+    """The result of a precision option on a device, such as ``bf16 where a network supports it``."""
     found = candidates(precision, device, speed)[:1]
     return f"{NAMES[found[0]]} where a network supports it" if found else "fp32"
 
 
 def warn_if_slow(precision: str, device: torch.device) -> None:
-    """Warn of a half precision that was asked for by name and that the device has no hardware for."""
+    """Warn about an explicit half precision that the device does not support in hardware."""
     known = device.type in ("cpu", "cuda")
     if known and precision not in ("auto", "fp32") and DTYPES[precision] not in fast_halves(device):
         warnings.warn(
-            f"{device} computes {precision} in software here, many times slower than fp32; "
-            "--precision auto chooses what is fast",
+            f"{device} emulates {precision} in software, which is many times slower than fp32; "
+            "--precision auto chooses a fast one",
             KmdxWarning,
             stacklevel=3,
         )
 
 
 def cpu_has_bf16() -> bool:
-    """Tell whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
+    """Whether the CPU multiplies bfloat16 in hardware: AVX512-BF16 or AMX."""
     return not host.features().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
@@ -94,26 +94,26 @@ def choose(
     supported_dtypes: Collection[torch.dtype],
     speed: str = speeds.DEFAULT,
 ) -> torch.dtype:
-    """Choose the number format of a network.
+    """Choose the precision of a network.
 
     Parameters
     ----------
     precision : str
-        ``auto``: the first half precision that the device is fast at and the network supports, else float32;
-        on a CPU float32, unless the speed level allows half precision there. ``fp32``, ``fp16`` or
-        ``bf16``: that one, but float32 for a network that does not bear it.
+        ``auto``: the first half precision that the device is fast at and the network supports, else
+        float32; on a CPU, float32 unless the speed level allows half precision. ``fp32``, ``fp16`` or
+        ``bf16``: this precision, or float32 for a network that does not support it.
     device : torch.device
     supported_dtypes : collection of torch.dtype
-        Half precisions that cost the network no more than its estimate can spare.
+        Half precisions in which the network's estimates stay accurate.
     speed : str
-        Speed level; with ``fast`` every network is taken to bear every half precision.
+        Speed level; with ``fast``, all networks use half precision.
 
     Raises
     ------
     DeviceError
-        If there is no such precision.
+        If the precision is unknown.
     PlanError
-        If there is no such speed level.
+        If the speed level is unknown.
     """
     force_half = speeds.get(speed).force_half
     found = candidates(precision, device, speed)
@@ -125,20 +125,20 @@ REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_prec
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Compute float32 as float32 and add up half precisions in it, whatever the program has set for torch.
+    """Use exact float32 and accumulate half precision in float32, whatever the program has set in torch.
 
-    Inside, neither convolutions nor recurrent layers nor matrix products use TF32 (or bfloat16 on the CPU),
-    sums of half-precision products are in float32, and cuDNN chooses no kernel by timing and none that adds
-    up in an order of chance. Afterwards all is as it was. The settings are those of the whole process.
+    Inside this context, convolutions, recurrent layers and matrix products do not use TF32 (or bfloat16 on
+    the CPU), products in half precision are accumulated in float32, and cuDNN chooses deterministic kernels,
+    not by timing. Afterwards, the previous settings are restored. They apply to the whole process.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     operations = _operations()
     formats = [operation.fp32_precision for operation in operations]
     _set_formats(operations, ["ieee"] * len(operations))
-    # torch refuses to tell the older settings where the newer ones say something else. As the newer ones
-    # are now, it refuses only if the older one allows TF32.
-    convolutions = _told(lambda: cudnn.allow_tf32, True)
-    products = _told(torch.get_float32_matmul_precision, "high")
+    # torch refuses to read an older setting that contradicts the newer ones. Since the newer ones are now
+    # "ieee", it refuses only if the older one allows TF32.
+    convolutions = _value_or(lambda: cudnn.allow_tf32, True)
+    products = _value_or(torch.get_float32_matmul_precision, "high")
     reductions = {name: _reduction(name) for name in REDUCTIONS}
     choices = cudnn.benchmark, cudnn.deterministic
     try:
@@ -159,7 +159,7 @@ def exact() -> Iterator[None]:
 
 
 def _operations() -> list[Any]:
-    """What has a setting of its own for float32; nothing in torch before 2.9."""
+    """The operations with their own float32 setting; none in torch before 2.9."""
     backends: Any = torch.backends
     kinds = [(backends.cudnn, "conv"), (backends.cudnn, "rnn"), (backends.cuda, "matmul")]
     kinds += [(backends.mkldnn, name) for name in ("conv", "rnn", "matmul")]
@@ -172,15 +172,15 @@ def _set_formats(operations: Collection[Any], formats: Collection[str]) -> None:
         operation.fp32_precision = value
 
 
-def _told(read: Callable[[], Any], otherwise: Any) -> Any:
+def _value_or(read: Callable[[], Any], default: Any) -> Any:
     try:
         return read()
     except RuntimeError:
-        return otherwise
+        return default
 
 
 def _reduction(name: str) -> Any:
-    """Whether sums may be in half precision; with whether they may be split up, where torch tells that."""
+    """Whether sums may be in half precision and, in newer torch, whether they may be split."""
     matmul: Any = torch.backends.cuda.matmul
     if not hasattr(matmul, f"{name}_split_k"):
         return getattr(matmul, name)

@@ -1,7 +1,7 @@
-"""What the headers of rare formats declare about the length of their sound: those that libsndfile reads.
+"""Read the declared length of the sound from headers of rare formats that libsndfile supports.
 
-Each function returns where the sound begins and how many bytes of it are declared; None if the file is of
-another format.
+Each function returns the position of the sound and its declared bytes, or None if the file has another
+format.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SDS_HEADER, SDS_BLOCK, SDS_DATA = 21, 127, 120  # bytes of a sample dump, of a b
 
 
 def inspect(file: BinaryIO, size: int) -> Part | None:
-    """The sound of a file in a rare format, None for another file.
+    """The sound of a file in a rare format; None for other formats.
 
     Raises
     ------
     AudioError
-        If it lacks blocks that it declares, and libsndfile would not notice.
+        If blocks are missing that libsndfile would not miss.
     """
     file.seek(0)
     head = file.read(HEADER).ljust(HEADER, b"\0")
@@ -43,7 +43,7 @@ def inspect(file: BinaryIO, size: int) -> Part | None:
 
 
 def _check_dump(head: bytes, size: int) -> None:
-    """MIDI Sample Dump Standard: blocks of 120 bytes, each of which has 7 bits of a sample."""
+    """MIDI Sample Dump Standard: blocks of 120 bytes, each with 7 bits of a sample."""
     width = head[6]
     count = head[10] | head[11] << 7 | head[12] << 14
     in_block = SDS_DATA // max(1, -(-width // 7))
@@ -51,13 +51,13 @@ def _check_dump(head: bytes, size: int) -> None:
     held = max(0, size - SDS_HEADER) // SDS_BLOCK
     if held < declared:
         raise AudioError(
-            f"cut short or damaged: {held} of the {declared} blocks of sound that it declares are there:"
+            f"cut short or damaged: found {held} of {declared} declared blocks of sound:"
             " copy or export it again"
         )
 
 
 def _matlab_4(head: bytes) -> tuple[int, int] | None:
-    """MAT 4: a matrix with the rate, and one with the sound."""
+    """MAT 4: one matrix with the rate, and one with the sound."""
     order = "<" if head[4:12] == b"\1\0\0\0\1\0\0\0" else ">"
     if head[20:30] != b"samplerate":
         return None
@@ -70,7 +70,7 @@ def _matlab_4(head: bytes) -> tuple[int, int] | None:
 
 
 def _matlab_5(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    """MAT 5: elements, of which the last has the sound; libsndfile declares 8 bytes too many."""
+    """MAT 5: a list of elements; the last contains the sound. libsndfile declares 8 bytes too many."""
     if not head.startswith(b"MATLAB 5.0 MAT-file"):
         return None
     last = max(_elements(file, "<" if head[126:128] == b"IM" else ">"), default=None)
@@ -90,7 +90,7 @@ def _elements(file: BinaryIO, order: str) -> Iterator[tuple[int, int]]:
 
 
 def _mpc(head: bytes) -> tuple[int, int] | None:
-    """A sound of an Akai MPC 2000."""
+    """The sound of an Akai MPC 2000."""
     if head[:2] != b"\1\4" or head[21] > 1:
         return None
     (count,) = struct.unpack_from("<I", head, 30)

@@ -1,4 +1,4 @@
-"""`Separator`: a plan, its weights and a device make stems of songs."""
+"""`Separator` separates songs into stems, with a plan, its weights and a device."""
 
 from __future__ import annotations
 
@@ -31,47 +31,45 @@ from kmdx.signals import Signal, blocks, empty
 Stems = dict[str, NDArray[np.float32]]
 
 DEFAULT_ENSEMBLE = "leaderboard_c"
-OVERFLOW = (
-    "half precision overflowed in this song; it is done again in fp32, which --precision fp32 does at once"
-)
-LOUD = 8.0  # times full scale: beyond, a network may overflow because of the song
+OVERFLOW = "half precision overflowed; this song is separated again in fp32 (--precision fp32 avoids this)"
+LOUD = 8.0  # times full scale: a network may overflow on a louder song
 
 
 class Separation(NamedTuple):
-    """What became of a song: its stems, float32 ``(n, channels)`` each, and their rate in Hz."""
+    """A separated song: its stems, each float32 ``(n, channels)``, and their rate in Hz."""
 
     stems: Stems
     rate: int
 
 
 class Separator:
-    """Separates songs with one ensemble, whose weights are loaded once.
+    """Separates songs with one ensemble and loads its weights only once.
 
     Parameters
     ----------
     ensemble : str, Path or Plan
-        Name of an ensemble, the path of a plan's YAML file, or a plan that is loaded already.
+        Name of an ensemble, path of a plan's YAML file, or a loaded plan.
     device : str
-        ``"auto"`` (CUDA where there is one, else the CPU), or a torch device such as ``"cuda:1"``.
+        ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
-        What will be asked for: stems of the plan and ``"accompaniment"``. Only the networks that
-        they need are loaded and run. All of the plan's stems if not given.
+        Stems of the plan, and ``"accompaniment"``; by default, all of the plan's stems. Only the networks
+        that these stems need are loaded and run.
     folder : Path, optional
-        Where weight files lie; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
+        Folder of the weight files; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
     precision : str
-        ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. Auto is float16 on GPUs that are fast at it, for
-        networks that bear it; on a CPU float32, unless ``speed`` is lower than ``"leaderboard"`` and the
-        CPU is fast at bfloat16. See :func:`kmdx.precision.choose`.
+        ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. On GPUs that are fast at it, auto means float16 for
+        the networks that support it. On a CPU, auto means float32, or bfloat16 if the CPU is fast at it and
+        ``speed`` is below ``"leaderboard"``. See :func:`kmdx.precision.choose`.
     speed : str
-        ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"``: less overlap; see ``speeds.yaml``.
+        ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
     engine : str
-        ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"``
-        (torch's own operations alone). The two differ in the last bits of a float.
+        ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"`` (only
+        torch's own operations). Their results differ in the last bits of a float.
 
     Attributes
     ----------
     plan : Plan
-        What is run: the ensemble at this speed.
+        The ensemble at this speed.
     stems : tuple of str
     device : torch.device
     speed, engine : str
@@ -80,16 +78,16 @@ class Separator:
     Raises
     ------
     PlanError
-        If there is no such ensemble, speed or engine, or no such stem in it.
+        If the ensemble, speed or engine is unknown, or the ensemble does not have such a stem.
     WeightsError
-        If a weight file is missing, damaged, unsafe or another network's.
+        If a weight file is missing, damaged or unsafe, or belongs to another network.
     DeviceError
-        If this machine has no such device, or there is no such precision.
+        If this machine has no such device, or the precision is unknown.
 
     Examples
     --------
     >>> separator = Separator("leaderboard_c", stems=["vocals"])
-    >>> vocals = separator.separate(samples, 44100)["vocals"]  # (n, channels) in, the same out
+    >>> vocals = separator.separate(samples, 44100)["vocals"]  # input and output are (n, channels)
     """
 
     def __init__(
@@ -119,11 +117,11 @@ class Separator:
         }
         check_weights(self.plan, uses, folder)
         self.folder = folder
-        self._load = partial(self._loaded, uses)
+        self._load = partial(self._build_networks, uses)
         self.cache = NetworkCache(self._load(precision), self.device)
 
-    def _loaded(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
-        """The networks by the plan's names, each weight once."""
+    def _build_networks(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
+        """The networks by the plan's names; networks with the same weight and length are loaded once."""
         loaded: dict[tuple[str, int], Network] = {}
         for use in uses.values():
             key = (use.weight.name, use.chunking.length)
@@ -140,15 +138,15 @@ class Separator:
         return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
     def under(self, changed: plan.Plan) -> Separator:
-        """The same networks, not loaded again, under a plan in which only signals and stems differ.
+        """A separator with the same loaded networks, for a plan that differs only in signals and stems.
 
         Raises
         ------
         PlanError
-            If the plan has other networks.
+            If the plan's networks differ.
         """
         if changed.networks != self.plan.networks:
-            raise PlanError(f"{changed.name}: its networks are not those that were loaded")
+            raise PlanError(f"{changed.name}: its networks differ from the loaded ones; make a new separator")
         separator = copy.copy(self)
         separator.plan = changed
         return separator
@@ -160,15 +158,15 @@ class Separator:
 
     @property
     def precisions(self) -> dict[str, str]:
-        """What each network computes in: ``fp32``, ``fp16`` or ``bf16`` by the plan's names.
+        """The precision of each network, by the plan's names: ``fp32``, ``fp16`` or ``bf16``.
 
-        A song in which half precision overflows is done again in fp32, and that song alone.
+        If half precision overflows in a song, only that song is separated again in fp32.
         """
         return {name: precisions.NAMES[network.dtype] for name, network in self.networks.items()}
 
     @property
     def providers(self) -> dict[str, tuple[str, ...]]:
-        """For each network run by ONNX Runtime, the execution providers that it really got."""
+        """The execution providers that ONNX Runtime actually uses for each of its networks."""
         return {
             name: network.providers
             for name, network in self.networks.items()
@@ -191,35 +189,36 @@ class Separator:
         samples : array_like
             ``(n, 2)``, ``(n, 1)`` or ``(n,)``, full scale ±1.
         rate : int
-            Its sample rate in Hz; other rates than the plan's are resampled both ways.
+            Sample rate of the song in Hz. If it differs from the plan's rate, the song is resampled, and
+            the stems are resampled back.
         stems : iterable of str, optional
-            Some of those that the separator was made for; all of them if not given.
+            A subset of the separator's stems; by default, all of them.
         progress : callable, optional
-            Called with ``(seconds of audio done, seconds in all)`` after every window.
+            Called with ``(seconds of audio done, seconds in total)`` after every window.
         name : str
-            What errors and warnings call the song.
+            The song's name in errors and warnings.
 
         Returns
         -------
         dict of str to ndarray
-            Float32, each ``(n, channels)`` as the input; ``(n, 1)`` for ``(n,)``. Mono is separated
-            as two equal channels and folded back to their mean. Nothing is rescaled.
+            Float32, each ``(n, channels)`` like the input; ``(n, 1)`` for ``(n,)``. A mono song is separated
+            as two equal channels, and the result is their mean. Nothing is rescaled.
 
         Warns
         -----
         KmdxWarning
-            If the song exceeds eight times full scale, as 16-bit values do that were stored as floats.
+            If the song exceeds eight times full scale, for example 16-bit values stored as floats.
 
         Raises
         ------
         AudioError
-            If the array is not a song: no samples, more than two channels, NaN.
+            If the array is not a song: no samples, more than two channels, or NaN.
         NetworkError
-            If a network gives NaN or infinity even in fp32.
+            If a network returns NaN or infinity even in fp32.
         PlanError
-            If a stem is asked for that the separator was not made for.
+            If the separator was not made for one of the stems.
         DeviceError
-            If the device's memory does not suffice.
+            If the device does not have enough memory.
         """
         song = audio.check(samples, name, loudest=audio.LOUDEST)
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
@@ -238,9 +237,9 @@ class Separator:
         stems: Iterable[str] | None = None,
         progress: Progress | None = None,
     ) -> Separation:
-        """Separate a song held in a file of any format, or ``duration`` seconds of it from ``start``.
+        """Separate a file of any format, or ``duration`` seconds of it from ``start``.
 
-        Parameters are those of :func:`kmdx.audio.read` and of :meth:`separate`, and so are the errors.
+        Parameters and errors are those of :func:`kmdx.audio.read` and :meth:`separate`.
 
         Returns
         -------
@@ -267,26 +266,26 @@ class Separator:
         samples, rate
             As for :meth:`separate`.
         names : collection of str
-            Names of the plan's sums, or ``NODE.SOURCE``.
+            Names of the plan's signals, or ``NODE.SOURCE``.
         known : mapping of str to array_like, optional
-            Signals that an earlier call gave for the same song, ``(n, channels)`` at ``rate``: networks
-            that only they need do not run again.
+            Signals of the same song from an earlier call, ``(n, channels)`` at ``rate``. Networks that
+            only these signals need do not run again.
         progress : callable, optional
             As for :meth:`separate`.
 
         Returns
         -------
         dict of str to ndarray
-            Float32 ``(n, channels)`` each, under its name.
+            Each signal by name, float32 ``(n, channels)``.
 
         Raises
         ------
         AudioError
-            As for :meth:`separate`, or if a known signal has another form than the song.
+            As for :meth:`separate`, or if a known signal's shape differs from the song's.
         NetworkError
             As for :meth:`separate`.
         PlanError
-            If the plan has no such signal, or the separator has not loaded a network for it.
+            If the plan has no such signal, or the separator did not load a network that it needs.
         """
         known = known or {}
         self.plan.check_wanted(names)
@@ -294,14 +293,15 @@ class Separator:
         missing = [name for name in self.plan.networks_used(names, known) if name not in self.networks]
         if missing:
             raise PlanError(
-                f"made for {', '.join(self.stems)}, this separator has not loaded {', '.join(missing)}"
+                f"this separator was made for {', '.join(self.stems)} and did not load {', '.join(missing)}; "
+                "make one for all stems"
             )
         song = audio.check(samples, "the song", loudest=audio.LOUDEST)
         needed = self.plan.needed(names, known)
         checked = {name: audio.check(signal, name) for name, signal in known.items() if name in needed}
         for name, signal in checked.items():
             if signal.shape != song.shape:
-                raise AudioError(f"{name}: shape {signal.shape}, but the song's is {song.shape}")
+                raise AudioError(f"{name}: shape {signal.shape}, expected the song's shape {song.shape}")
         return self._signals(song, rate, names, progress, checked)
 
     def _signals(
@@ -312,11 +312,11 @@ class Separator:
         progress: Progress | None,
         known: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> Stems:
-        """Bring a checked song to the networks, and what they say back to its rate, channels and length."""
+        """Run the plan on a checked song; the signals have the song's rate, channels and length."""
         count, channels = song.shape
         resampled = audio.resample(song, rate, self.plan.sample_rate)
         if len(resampled) < 2:
-            raise AudioError(f"{count} samples at {rate} Hz are too short to separate")
+            raise AudioError(f"the song is too short to separate: {count} samples at {rate} Hz")
         mixture = Signal.from_samples(resampled)
         del resampled
         given = {
@@ -332,10 +332,10 @@ class Separator:
             if not devices.is_out_of_memory(error):
                 raise
             seconds = count / rate
-            said = f" ({first_line(error)})" if str(error).strip() else ""
+            details = f" ({first_line(error)})" if str(error).strip() else ""
             raise DeviceError(
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
-                f"(start and duration), ask for fewer stems, or choose another device{said}"
+                f"(start and duration), request fewer stems, or choose another device{details}"
             ) from error
         del mixture
         found = {}
@@ -351,12 +351,12 @@ class Separator:
         progress: Progress | None,
         known: Mapping[str, Signal],
     ) -> dict[str, Signal]:
-        """Run the plan, once more in fp32 if half precision overflows; the next song is in half again."""
+        """Run the plan, and again in fp32 if half precision overflows; the next song uses half again."""
         try:
             return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
         except ensemble.NotFinite as error:
             failed = error.network
-        # Here the error is gone, and with it the signals that its frames held.
+        # Outside the except block, the error and the signals in its stack frames are freed.
         if any(network.dtype != torch.float32 for network in self.networks.values()):
             warnings.warn(OVERFLOW, KmdxWarning, stacklevel=4)
             half = self.cache.networks
@@ -370,23 +370,23 @@ class Separator:
         raise self._not_finite(failed, mixture)
 
     def _not_finite(self, name: str, mixture: Signal) -> NetworkError:
-        """What to tell of a network that gave NaN or infinity in fp32."""
+        """The error for a network that returned NaN or infinity in fp32."""
         weight = self.plan.networks[name].weight
         file = str(weights.find(weight, self.folder).path)
-        if weight.path:  # which is its name
+        if weight.path:  # its name is its path
             check = "use another file"
         else:
             file, check = f"{weight.name} in {file}", f"check it with `kmdx models verify {weight.name}`"
         peak = mixture.peak()
         loud = f"; or the song is too loud: it peaks at {peak:.3g}, expected about 1" if peak > LOUD else ""
         return NetworkError(
-            f"network {name} gave NaN or infinity in fp32; its weights, {file}, are damaged "
-            f"or of another network: {check}{loud}"
+            f"network {name} returned NaN or infinity in fp32; its weights, {file}, are damaged "
+            f"or belong to another network: {check}{loud}"
         )
 
 
 def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
-    """Raise :class:`MissingWeights` naming all weights of an ensemble that are not there, and their size."""
+    """Raise :class:`MissingWeights` with the names and total size of all missing weights of an ensemble."""
     needed = {use.weight.name: use.weight for use in uses.values()}
     errors = {}
     for name, weight in needed.items():
@@ -404,7 +404,7 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
         raise weights.MissingWeights(
             f"{len(errors)} of the weights that {chosen.name} needs are not in "
             f"{weights.models_folder(folder)}: {', '.join(errors)}; "
-            f"`kmdx models pull {pull}` gets them (about {size / 1e6:.0f} MB)"
+            f"`kmdx models pull {pull}` downloads them (about {size / 1e6:.0f} MB)"
         )
 
 

@@ -1,13 +1,13 @@
-"""Signals of any length: on a device, in memory, or beyond a size in scratch files that are mapped into it.
+"""Signals of any length: on a device, in memory, or in memory-mapped scratch files if they are large.
 
-:class:`Signal` is what networks and ensembles work on: torch, ``(channels, samples)``. Sound files come from
-and go to arrays of numpy, ``(samples, channels)``; for these there are :func:`empty`, :func:`join` and
-:func:`blocks`, which do not import torch.
+Networks and ensembles work on :class:`Signal`: torch, ``(channels, samples)``. Sound files are read into and
+written from numpy arrays, ``(samples, channels)``; :func:`empty`, :func:`join` and :func:`blocks` handle
+these without importing torch.
 
 A scratch file has no name. It is deleted with the last view of its array, or when the process ends. It is in
-the folder for temporary files: ``$TMPDIR`` if set, else the system's choice, such as ``/tmp``. That should be
-on a disk: where the folder is kept in memory (tmpfs), nothing is saved. Pages of a mapped file count as
-resident memory from their first use until :func:`release`. No value is lost by it: they are read again.
+the folder for temporary files: ``$TMPDIR`` if set, else the system's default, such as ``/tmp``. This folder
+should be on a disk; a folder in memory (tmpfs) saves nothing. Pages of a mapped file count as resident memory
+from their first use until :func:`release`. Releasing loses no values, because the pages are read again.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LIMIT = 2**28  # bytes; a larger array is in a file: 12.7 min of stereo at 44.1 kHz fit
-BLOCK = 2**16  # samples of a long array that are worked on at a time
-ROWS = 64  # sources times channels; fewer rows of an array are released one by one
+LIMIT = 2**28  # bytes; a larger array is stored in a file: 12.7 min of stereo at 44.1 kHz fit
+BLOCK = 2**16  # samples of a long array processed at a time
+ROWS = 64  # sources times channels; up to this number, rows of an array are released one by one
 
-SIGNAL_BLOCK = 2**20  # samples of a signal that are worked on at a time
-# The same for a short signal on the CPU: few enough that they stay in its cache and torch uses one thread. On
-# a busy machine, threads that wait for each other take up to 40 ms for each operation, and a plan may have
+SIGNAL_BLOCK = 2**20  # samples of a signal processed at a time
+# The same for a short signal on the CPU: small enough to stay in its cache, and for torch to use one thread.
+# On a busy machine, threads that wait for each other need up to 40 ms per operation, and a plan may have
 # 2,000 sums.
 CACHED_BLOCK = 2**13
 
 GRAIN = 2**20
-"""Bytes: the released range is rounded outwards to a multiple.
+"""Bytes; a released range is rounded outward to a multiple of this.
 
-Using a page brings its neighbors (on Linux 64 KiB) into memory, released ones too.
+Using a page also loads its neighbors (64 KiB on Linux), even if they were released.
 """
 
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
-"""Scratch files that are in use, by their address."""
+"""Scratch files in use, by address."""
 
 
 def empty(shape: tuple[int, ...], limit: int | None = None) -> NDArray[np.float32]:
-    """Make a float32 array whose values are not set, in a scratch file if it is large.
+    """Make an uninitialized float32 array, in a scratch file if it is large.
 
     Parameters
     ----------
     shape : tuple of int
     limit : int, optional
-        Bytes beyond which it is in a file; :data:`LIMIT` if not given.
+        Largest size in memory, in bytes; :data:`LIMIT` by default.
 
     Raises
     ------
     AudioError
-        If the folder for temporary files has no room for it: at once, not when it is written to.
+        If the folder for temporary files has no room for it; raised here, not on later writes.
     """
     size = 4 * math.prod(shape)
     if size <= _limit(limit):
@@ -80,16 +80,16 @@ def empty(shape: tuple[int, ...], limit: int | None = None) -> NDArray[np.float3
 def join(
     blocks: Iterable[NDArray[np.float32]], limit: int | None = None, *, expected: float = 0
 ) -> NDArray[np.float32]:
-    """Join blocks along their first axis, in a scratch file if they are many; none are ``(0,)``.
+    """Join blocks along their first axis, in a scratch file if they are large; without blocks, ``(0,)``.
 
     Parameters
     ----------
     blocks : iterable of ndarray
-        Float32, of the same shape but for the first axis; beyond ``limit``, each is freed before the next.
+        Float32, of the same shape except for the first axis. Beyond ``limit``, each is freed before the next.
     limit : int, optional
-        Bytes beyond which the array is in a file; :data:`LIMIT` if not given.
+        Largest size in memory, in bytes; :data:`LIMIT` by default.
     expected : float
-        Expected bytes in all; beyond the limit, not even the first blocks are held in memory.
+        Expected size in bytes; if it is above the limit, even the first blocks are written to the file.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def join(
         file = tempfile.TemporaryFile()  # noqa: SIM115
     size = 0
     with file:
-        for block in itertools.chain(_taken(held), remaining):
+        for block in itertools.chain(_drain(held), remaining):
             size += block.nbytes
             with _room_for(size):
                 file.write(np.ascontiguousarray(block).data)
@@ -122,9 +122,9 @@ def join(
 
 
 def release(array: NDArray[Any]) -> None:
-    """Let a scratch array, or a part of one, leave this process's resident memory; others are left alone.
+    """Remove a scratch array, or part of one, from resident memory; other arrays are not affected.
 
-    Its values stay. Any view will do, also one that went through torch.
+    Its values are kept. ``array`` may be any view, even one that came from torch.
     """
     if array.size == 0 or (found := _mapping_of(array)) is None:
         return
@@ -138,12 +138,12 @@ def release(array: NDArray[Any]) -> None:
     first, end = (place - address for place in _bounds(array))
     begin = first // GRAIN * GRAIN
     end = min(-(-end // GRAIN) * GRAIN, len(mapping))
-    if hasattr(mapping, "madvise"):  # Windows has no such call
+    if hasattr(mapping, "madvise"):  # not on Windows
         mapping.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def blocks(array: NDArray[Any], length: int | None = None) -> Iterator[NDArray[Any]]:
-    """Consecutive views along the first axis, of :data:`BLOCK` if no length is given, released after use."""
+    """Consecutive views along the first axis, by default of :data:`BLOCK`; each is released after its use."""
     length = length or BLOCK
     for begin in range(0, len(array), length):
         block = array[begin : begin + length]
@@ -160,8 +160,8 @@ class Signal:
     tensor : Tensor
         Float32 ``(channels, samples)``.
     long : bool
-        Whether it stays on the CPU, in a scratch file if it is large for the host as well, and each block
-        leaves the memory after its use. So do signals that are made from it.
+        Whether it stays on the CPU, and each block is released after its use. If it is also large for the
+        host, it is in a scratch file. Signals made from it behave in the same way.
     """
 
     tensor: Tensor
@@ -183,20 +183,20 @@ class Signal:
         return cls(torch.from_numpy(channels))
 
     def to_samples(self, channels: int) -> NDArray[np.float32]:
-        """The array ``(samples, channels)`` of a stereo signal, folded to the mean for one channel."""
+        """A stereo signal as an array ``(samples, channels)``; for one channel, their mean."""
         samples = empty((self.length, channels))
         for target, source in zip(blocks(samples), blocks(self.tensor.cpu().numpy().T), strict=True):
             target[:] = source if channels == 2 else source.mean(1, keepdims=True)
         return samples
 
     def to(self, device: torch.device, limit: float | None = None) -> Signal:
-        """The signal on a device; where it has more bytes than the limit or :data:`LIMIT`, a long signal."""
+        """The signal on a device, or a long signal if it is larger than ``limit`` or :data:`LIMIT`."""
         if self.tensor.nbytes > (LIMIT if limit is None else min(LIMIT, limit)):
             return Signal(self.tensor, long=True)
         return Signal(self.tensor.to(device))
 
     def new_empty(self) -> Signal:
-        """A signal of the same shape in a place of the same kind, whose values are not set."""
+        """An uninitialized signal of the same shape, stored in the same way."""
         import torch
 
         if self.long:
@@ -204,30 +204,30 @@ class Signal:
         return Signal(torch.empty(self.tensor.shape, device=self.tensor.device))
 
     def new_zeros(self) -> Signal:
-        """Silence, otherwise as :meth:`new_empty`."""
+        """Silence of the same shape, stored in the same way."""
         silence = self.new_empty()
         for block in silence.blocks():
             block.zero_()
         return silence
 
     def span(self, first: int, end: int, device: torch.device) -> Tensor:
-        """Samples ``first`` to ``end`` on a device, ``(channels, end - first)``; zeros beyond the signal."""
+        """Samples ``first`` to ``end`` on a device, ``(channels, end - first)``, zero outside the signal."""
         import torch
 
         inside = self.tensor[:, max(first, 0) : min(end, self.length)].to(device, torch.float32)
         return torch.nn.functional.pad(inside, (max(-first, 0), max(end - self.length, 0)))
 
     def put(self, start: int, values: Tensor) -> None:
-        """Write ``(channels, n)`` from sample ``start`` on."""
+        """Write ``(channels, n)``, beginning at sample ``start``."""
         self.tensor[:, start : start + values.shape[-1]] = values
 
     def release(self) -> None:
-        """Let it leave the memory if it is in a scratch file."""
+        """Remove it from resident memory if it is in a scratch file."""
         if self.tensor.device.type == "cpu":
             release(self.tensor.numpy())
 
     def blocks(self, step: int | None = None) -> Iterator[Tensor]:
-        """Consecutive views ``(channels, step)``; those of a long signal are released after their use."""
+        """Consecutive views ``(channels, step)``; for a long signal, each is released after its use."""
         step = step or SIGNAL_BLOCK
         for start in range(0, self.length, step):
             block = self.tensor[:, start : start + step]
@@ -237,15 +237,15 @@ class Signal:
 
     @property
     def _step(self) -> int:
-        """Samples at a time of simple operations, whose result does not depend on it."""
+        """Block length for elementwise operations; their result does not depend on it."""
         return CACHED_BLOCK if self.tensor.device.type == "cpu" and not self.long else SIGNAL_BLOCK
 
     def is_silent(self) -> bool:
-        """Whether all samples are zeros."""
+        """Whether all samples are zero."""
         return not any(block.any() for block in self.blocks())
 
     def is_finite(self) -> bool:
-        """Whether there is neither NaN nor infinity."""
+        """Whether it contains neither NaN nor infinity."""
         return all(bool(block.isfinite().all()) for block in self.blocks(self._step))
 
     def peak(self) -> float:
@@ -255,8 +255,8 @@ class Signal:
     def level(self) -> Level:
         """Mean and unbiased standard deviation of the mono sum.
 
-        Where the mono sum is constant, as when the two channels cancel, the deviation is that of both
-        channels; a constant signal keeps its level.
+        If the mono sum is constant, for example because the channels cancel, the deviation is that of both
+        channels. A constant signal keeps its level.
         """
         mean, std = self._moments(lambda block: block.mean(0))
         if std == 0:
@@ -264,10 +264,10 @@ class Signal:
         return Level(mean, std or 1.0)
 
     def _moments(self, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Mean and unbiased standard deviation, exactly 0 where float32 cannot tell the values apart."""
+        """Mean and unbiased standard deviation, which is exactly 0 if all values are equal in float32."""
         import torch
 
-        exact = torch.float32 if self.tensor.device.type == "mps" else torch.float64  # which that lacks
+        exact = torch.float32 if self.tensor.device.type == "mps" else torch.float64  # MPS has no float64
         count, total, low, high = 0, 0.0, math.inf, -math.inf
         for block in self.blocks():
             found = values(block)
@@ -284,16 +284,17 @@ class Signal:
 
 @dataclass(frozen=True)
 class Level:
-    """Mean and standard deviation that a signal was normalized with."""
+    """The mean and standard deviation with which a signal was normalized."""
 
     mean: float
     std: float
 
 
 def combine(function: Callable[..., None], signals: Sequence[Signal]) -> Signal:
-    """Make a signal each sample of which depends on the same sample of others.
+    """Make a signal whose samples depend only on the same samples of other signals.
 
-    ``function`` fills it in blocks: it gets a block of the new signal, and those of the others.
+    ``function`` is called for each block with a block of the new signal, to be filled, and the same blocks of
+    the others.
     """
     made = signals[0].new_empty()
     step = made._step
@@ -306,30 +307,30 @@ def _limit(limit: int | None) -> int:
     return LIMIT if limit is None else limit
 
 
-def _taken(held: deque[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The blocks of a queue, each removed before its use."""
+def _drain(held: deque[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Remove and yield the blocks of a queue."""
     while held:
         yield held.popleft()
 
 
 @contextmanager
 def _room_for(size: int) -> Iterator[None]:
-    """Report where a scratch file had no room, and how much it needs."""
+    """Turn a full disk into an error that names the scratch folder and the space needed."""
     try:
         yield
     except OSError as error:
-        words = error.strerror or str(error)
+        problem = error.strerror or str(error)
         folder = tempfile.tempdir or "any folder for temporary files"
         raise AudioError(
-            f"{words[:1].lower()}{words[1:]} in {folder}, where at least {size / 1e9:.2f} GB of scratch space"
+            f"{problem[:1].lower()}{problem[1:]} in {folder}; at least {size / 1e9:.2f} GB of scratch space"
             " are needed: free some, or set TMPDIR to another folder"
         ) from error
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Reserve a file's space on the disk; without it, a write to its mapping would kill the process."""
+    """Reserve a file's space on disk; without it, a write to the mapping could kill the process."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > free:  # not tried: for a moment it would leave no space to others
+    if size > free:  # checked first, because trying would fill the disk for a moment
         raise OSError(errno.ENOSPC, f"only {free / 1e9:.2f} GB are free")
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
@@ -348,9 +349,9 @@ def _map(file: IO[bytes], size: int) -> NDArray[np.float32]:
 
 
 def _mapping_of(array: NDArray[Any]) -> tuple[int, mmap.mmap] | None:
-    """The address of the scratch file that an array is in, and its mapping.
+    """The address and mapping of the scratch file that an array is in; None if it is not in one.
 
-    Only the address identifies it: an array that came from torch does not know its memory's owner.
+    It is found by address, because an array that came from torch does not know the owner of its memory.
     """
     first, end = _bounds(array)
     for reference in _mapped.valuerefs():
@@ -361,7 +362,7 @@ def _mapping_of(array: NDArray[Any]) -> tuple[int, mmap.mmap] | None:
 
 
 def _bounds(array: NDArray[Any]) -> tuple[int, int]:
-    """Address of an array's first byte, and of the byte after its last."""
+    """The addresses of an array's first byte, and of the byte after its last."""
     first = end = array.__array_interface__["data"][0]
     for length, stride in zip(array.shape, array.strides, strict=True):
         reach = (length - 1) * stride

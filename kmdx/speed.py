@@ -1,4 +1,4 @@
-"""Speed levels: less overlap and lower precision, for faster results. Numbers in speeds.yaml."""
+"""Speed levels: less overlap and lower precision for faster results. The numbers are in speeds.yaml."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DEFAULT = "leaderboard"
 
 @dataclass(frozen=True)
 class Speed:
-    """One level.
+    """One speed level.
 
     Attributes
     ----------
     title : str
-        For people.
+        A short description.
     overlap : float
-        No network's segments overlap more than this share of their length.
+        The largest overlap of a network's segments, as a fraction of their length.
     cpu_half : bool
-        With precision ``auto``, half precision also on CPUs that are fast at it.
+        Whether precision ``auto`` uses half precision also on CPUs that are fast at it.
     force_half : bool
-        Half precision also for networks that do not bear it well.
+        Whether to use half precision also for networks that lose accuracy with it.
     """
 
     title: str
@@ -43,7 +43,7 @@ def levels() -> dict[str, Speed]:
 
 
 def get(name: str) -> Speed:
-    """Return a level; raises :class:`PlanError` if there is none of that name."""
+    """Return a level; raises :class:`PlanError` if no such level exists."""
     known = levels()
     if name not in known:
         raise PlanError(

@@ -1,8 +1,8 @@
-"""Random weights in the place of an ensemble's own, for measuring speed where those are not.
+"""Stand-ins: random weights in place of an ensemble's own, for measuring speed without them.
 
-The arithmetic is the same, the sound is not. Weights are seeded by their network's name and scaled so that
-signals keep their level from layer to layer, the last layer's so that an estimate is about half as loud as
-what the network hears: nothing dies out or explodes, and what a precision costs shows.
+The arithmetic is the same; the sound is not. Each network's weights are seeded by its name. They are scaled
+so that signals keep their level from layer to layer, and an estimate is about half as loud as the input.
+Nothing vanishes or explodes, so the effect of a lower precision can be measured, too.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, UNET, TfcTdf, TfcTdfConfig,
 from kmdx.weights import Weight, own
 
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
-"""Sizes of the U-Net in every ONNX graph of the registry, where the graph alone states them."""
+"""Sizes of the U-Net in the registry's ONNX graphs; only the graphs themselves state them."""
 
-LEVEL = 0.5  # of an estimate, where 1 is that of the input
-SECONDS = 1.0  # of noise at most that the level is set by
-RATE = 44100  # Hz: of that noise
+LEVEL = 0.5  # level of an estimate, relative to the input
+SECONDS = 1.0  # most seconds of noise used to set the level
+RATE = 44100  # Hz, of that noise
 
 
 def write(ensemble: str | Path, folder: Path) -> Path:
-    """Write stand-ins for all weights of an ensemble, and a plan that is the same but for naming them.
+    """Write stand-ins for all weights of an ensemble, and a copy of its plan that uses them.
 
     Parameters
     ----------
     ensemble : str or Path
-        Name of an ensemble, or the path of a plan's YAML file.
+        Name of an ensemble, or path of a plan's YAML file.
     folder : Path
-        Where all of it goes; it must be there.
+        Existing folder for the files.
 
     Returns
     -------
     Path
-        The plan's file, which has the name of the ensemble. A graph of the user's own stays what it is,
-        since its sizes stand nowhere else.
+        The new plan's file, named after the ensemble. The user's own graphs are used as they are, because
+        only the graphs state their sizes.
 
     Raises
     ------
     PlanError
-        If there is no such ensemble.
+        If the ensemble does not exist.
     KmdxError
         If an architecture cannot be built.
     """
@@ -65,7 +65,7 @@ def write(ensemble: str | Path, folder: Path) -> Path:
             try:
                 files[weight.name] = str(_write_weights(weight, name, folder / str(number)).absolute())
             except (KeyError, TypeError, ValueError) as error:
-                raise KmdxError(f"no stand-in for the weights of {name}: {error}") from error
+                raise KmdxError(f"cannot make a stand-in for the weights of {name}: {error}") from error
         networks[name] = replace(use, weight=own(Path(files[weight.name]), weight.architecture))
     path = folder / f"{plan.name}.yaml"
     path.write_text(plan_file.dump(replace(plan, networks=networks)), "utf-8")
@@ -74,7 +74,7 @@ def write(ensemble: str | Path, folder: Path) -> Path:
 
 @torch.no_grad()
 def _write_weights(weight: Weight, seed: str, path: Path) -> Path:
-    """Write one file, named ``path`` with the ending of its kind; returns its path."""
+    """Write one file, named ``path`` plus its extension; return its path."""
     kind = types.type_of(weight.architecture)
     make = types.function(kind.stand_in)
     if kind.file == "graph":
@@ -113,22 +113,22 @@ def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
     network.load(_random(shapes, seed))
     network.eval()
     spectrogram, step = config.spectrogram, 2**config.levels
-    frames = step * math.ceil((spectrogram.n_fft / spectrogram.hop + 1) / step)  # few, to be quick
+    frames = step * math.ceil((spectrogram.n_fft / spectrogram.hop + 1) / step)  # few, for speed
     _set_level(network, spectrogram.hop * (frames - 1), [network.final_conv])
     return network.requires_grad_(False)
 
 
 def _set_level(network: nn.Module, samples: int, last: Iterable[nn.Module]) -> None:
     """Scale the last layers so that noise of ``samples`` samples gives an estimate at :data:`LEVEL`."""
-    heard = _noise(samples)
-    gain = LEVEL * heard.std() / network(heard).std()
+    noise = _noise(samples)
+    gain = LEVEL * noise.std() / network(noise).std()
     for layer in last:
         for parameter in layer.parameters():
             parameter.mul_(gain)
 
 
 def _export(network: TfcTdf, path: Path) -> Path:
-    """Write the U-Net as the graph that the published training code exports."""
+    """Write the U-Net as an ONNX graph, as the published training code exports it."""
     import onnx
 
     class Unet(nn.Module):
@@ -141,7 +141,7 @@ def _export(network: TfcTdf, path: Path) -> Path:
 
     spectrogram = network.config.spectrogram
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about its age
+        warnings.simplefilter("ignore")  # the exporter warns that it is deprecated
         torch.onnx.export(
             Unet().eval(),
             (torch.zeros(1, SPECTRUM_CHANNELS, spectrogram.bins, 2**network.config.levels),),
@@ -152,7 +152,7 @@ def _export(network: TfcTdf, path: Path) -> Path:
             dynamo=False,
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )
-    model = onnx.load(path)  # traced with few frames, to be quick; no node depends on their number
+    model = onnx.load(path)  # traced with few frames, for speed; no node depends on their number
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[3].dim_value = spectrogram.frames
     onnx.save(model, path)
@@ -164,7 +164,7 @@ def _random(shapes: Mapping[str, Tensor], seed: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     state = {}
     for name, like in shapes.items():
-        if not like.is_floating_point():  # how many batches a norm has seen
+        if not like.is_floating_point():  # number of batches that a norm has seen
             state[name] = torch.zeros(like.shape, dtype=like.dtype)
             continue
         noise = torch.randn(like.shape, generator=generator)

@@ -1,10 +1,10 @@
-"""Tags and covers: read from any file that mutagen knows, written into flac and mp3.
+"""Tags and covers: read from any file that mutagen supports, and written into flac and mp3.
 
-Songs come from anywhere, and mutagen does not limit what their tags cost: 2 MB of small ID3 frames take it
-7 s, and 1 MB of compressed ones 1 GB of memory. So it reads tags in a process of its own, with limits on time
-and memory (:mod:`kmdx.bounded`).
+Songs are untrusted, and mutagen has no limits: 2 MB of small ID3 frames take 7 s, and 1 MB of compressed ones
+1 GB of memory. Tags are therefore read in a separate process, with limits on time and memory
+(:mod:`kmdx.bounded`).
 
-To write tags into another format, add a function like :func:`write_flac`: for m4a, mutagen's ``MP4`` takes
+To write tags into another format, add a function like :func:`write_flac`. For m4a, mutagen's ``MP4`` accepts
 the same values under the names in column ``mp4`` of :data:`NAMES`.
 """
 
@@ -30,11 +30,11 @@ from mutagen.mp4 import MP4Cover, MP4Tags
 from . import bounded
 from .errors import KmdxWarning, first_line
 
-SECONDS = 2  # of a processor, to read the tags of one song, which takes less than 0.1
+SECONDS = 2  # CPU time for the tags of one song, which normally take less than 0.1
 MEMORY = 2**29  # bytes of address space
-COVER_LIMIT = 10_000_000  # bytes; flac has room for 16 MB
+COVER_LIMIT = 10_000_000  # bytes; flac allows 16 MB
 TEXT_LIMIT = 1000  # characters of a value
-VALUES = 20  # of a field
+VALUES = 20  # values of a field
 
 FRONT_COVER = 3  # its number in ID3, flac and ASF
 IMAGES = {
@@ -47,15 +47,15 @@ IMAGES = {
 
 
 class TagError(Exception):
-    """Tags that cannot be written; the message is mutagen's."""
+    """Tags cannot be written; the message is mutagen's."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What a song or a stem is called, and its cover.
+    """The tags of a song or a stem, and its cover.
 
-    Each field of text has any number of values; a single one may be given as a string. `track` and `disc`
-    are numbers, or a number and a total as in ``"3/12"``. `cover` is the content of an image file of the
+    Each text field has any number of values; a single value may be given as a string. `track` and `disc`
+    are numbers, or a number and a total as in ``"3/12"``. `cover` is the content of an image file with the
     MIME type `cover_type`.
     """
 
@@ -77,16 +77,16 @@ class Tags:
                 object.__setattr__(self, field, (value,))
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any tag or cover is set."""
         return bool(self.cover) or any(getattr(self, field) for field in NAMES)
 
     def of_stem(self, stem: str) -> Tags:
-        """The tags of one of the song's stems: the same, with the stem's name as the subtitle."""
+        """The tags of one of the song's stems: the song's tags, with the stem's name as the subtitle."""
         return dataclasses.replace(self, subtitle=(stem,)) if self else self
 
 
 class Names(NamedTuple):
-    """What a field is called in each family of tags."""
+    """The name of a field in each tag format."""
 
     id3: str
     vorbis: str
@@ -111,34 +111,34 @@ VORBIS_TOTALS = {"track": ("tracktotal", "totaltracks"), "disc": ("disctotal", "
 
 
 def read(path: str | os.PathLike[str]) -> Tags:
-    """Read the tags of a song; none if it has none, or is of a kind that mutagen does not know.
+    """Read the tags of a song; empty if it has none, or mutagen does not support its format.
 
-    Whatever is wrong with them is one :class:`~kmdx.errors.KmdxWarning` and no error: tags that cannot be
-    read within the limits, a cover of more than 10 MB, a text of more than 1000 characters. A song's own
-    subtitle is not read: :meth:`Tags.of_stem` puts the stem's name there.
+    Every problem causes one :class:`~kmdx.errors.KmdxWarning`, not an error: tags that cannot be read within
+    the limits, a cover larger than 10 MB, or a text longer than 1000 characters. The song's subtitle is not
+    read, because :meth:`Tags.of_stem` sets it to the stem's name.
     """
     try:
-        song = os.path.abspath(path)  # noqa: PTH100 (links are left as they are)
+        song = os.path.abspath(path)  # noqa: PTH100 (does not resolve links)
         found = bounded.call(report, song, seconds=SECONDS, memory=MEMORY)
     except bounded.Failed as error:
         found = {"problem": str(error)}
     if "problem" in found:
         warnings.warn(
-            f"{path}: its tags cannot be read, the stems get none: {found['problem']}",
+            f"{path}: its tags cannot be read, so the stems have none: {found['problem']}",
             KmdxWarning,
             stacklevel=2,
         )
         return Tags()
     if found["left_out"]:
         warnings.warn(
-            f"{path}: left out of the stems' tags: {', '.join(found['left_out'])}", KmdxWarning, stacklevel=2
+            f"{path}: omitted from the stems' tags: {', '.join(found['left_out'])}", KmdxWarning, stacklevel=2
         )
     texts = {field: tuple(values) for field, values in found["texts"].items()}
     return Tags(**texts, cover=base64.b64decode(found["cover"]), cover_type=found["cover_type"])
 
 
 def id3(tags: Tags) -> bytes:
-    """An ID3v2.4 tag, which an mp3 begins with. One without values still tells a reader that it is an mp3.
+    """An ID3v2.4 tag for the beginning of an mp3. Even an empty tag identifies the file as an mp3.
 
     Raises
     ------
@@ -150,25 +150,25 @@ def id3(tags: Tags) -> bytes:
         frames.add(TSSE(encoding=3, text=["LAME"]))
         for field, values in _texts(tags):
             frame: Any = Frames[NAMES[field].id3](encoding=3, text=list(values))
-            if field == "date" and not all(map(str, frame.text)):  # "circa 1975": an ID3 date has digits
+            if field == "date" and not all(map(str, frame.text)):  # "circa 1975" is not an ID3 date
                 frame.text = re.findall(r"\d{4}", " ".join(values))[:1]
             frames.add(frame)
         if tags.cover:
             frames.add(APIC(encoding=3, mime=tags.cover_type, type=FRONT_COVER, desc="", data=tags.cover))
         written = io.BytesIO()
         frames.save(written, v1=0, padding=lambda info: 0)
-    except Exception as error:  # of any class, as mutagen's mistakes may be: no stem is lost over its tags
+    except Exception as error:  # mutagen may raise any class, and no stem may be lost because of its tags
         raise TagError(_reason(error)) from error
     return written.getvalue()
 
 
 def write_flac(file: io.RawIOBase, tags: Tags) -> None:
-    """Write tags into a flac file that has none.
+    """Write tags into a flac file without tags.
 
     Raises
     ------
     TagError
-        If mutagen cannot write them, which leaves the file damaged.
+        If mutagen cannot write them; the file is then damaged.
     """
     try:
         file.seek(0)
@@ -190,7 +190,7 @@ def write_flac(file: io.RawIOBase, tags: Tags) -> None:
 
 
 def _texts(tags: Tags) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The fields of text that have values."""
+    """The text fields that have values."""
     for field in NAMES:
         if values := getattr(tags, field):
             yield field, values
@@ -200,17 +200,17 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-# What follows runs in the process of its own.
+# The following functions run in the separate process.
 
 
 def report(path: str) -> dict[str, Any]:
-    """What :func:`read` is to know of a file: in what JSON can hold."""
+    """Read the tags of a file for :func:`read`, as JSON values."""
     try:
         song = mutagen.File(path)
         if song is None or song.tags is None:
             return {"texts": {}, "cover": "", "cover_type": "", "left_out": []}
         texts = {field: _values(song.tags, field) for field in NAMES if field != "subtitle"}
-    except Exception as error:  # mutated files make mutagen raise nearly every class there is
+    except Exception as error:  # on damaged files, mutagen raises exceptions of almost any class
         return {"problem": _reason(error)}
     left_out = []
     try:
@@ -228,7 +228,7 @@ def report(path: str) -> dict[str, Any]:
         left_out.append(f"the cover ({len(cover.data) / 1e6:.1f} MB, at most {COVER_LIMIT / 1e6:.0f} MB)")
         cover_type = ""
     elif cover.data and not cover_type:
-        left_out.append("the cover (no image of a known kind)")
+        left_out.append("the cover (not an image of a known type)")
     return {
         "texts": texts,
         "cover": base64.b64encode(cover.data).decode() if cover_type else "",
@@ -238,7 +238,7 @@ def report(path: str) -> dict[str, Any]:
 
 
 class _Picture(NamedTuple):
-    """A picture in a file."""
+    """A picture in a sound file."""
 
     kind: int  # what it shows, by ID3's numbers
     declared: str
@@ -246,13 +246,13 @@ class _Picture(NamedTuple):
 
     @property
     def type(self) -> str:
-        """Its MIME type: what it is, or else is declared to be; empty if neither is known."""
+        """Its MIME type by its content, or else as declared; empty if unknown."""
         found = next((name for magic, name in IMAGES.items() if self.data.startswith(magic)), self.declared)
         return found if self.data and re.fullmatch(r"image/[\w.+-]{1,30}", found, re.ASCII) else ""
 
 
 def _values(tags: Any, field: str) -> list[str]:
-    """The values of a field, cleaned of what no text has."""
+    """The values of a field, without control characters."""
     names = NAMES[field]
     found: Any
     if isinstance(tags, ID3):
@@ -289,7 +289,7 @@ def _pictures(song: Any) -> Iterator[_Picture]:
         for name in tags:
             if name.lower().startswith("cover art"):
                 kind = FRONT_COVER if "front" in name.lower() else 0
-                yield _Picture(kind, "", tags[name].value.partition(b"\0")[2])  # behind a file's name
+                yield _Picture(kind, "", tags[name].value.partition(b"\0")[2])  # after a file name
     elif isinstance(tags, ASFTags):
         for picture in tags.get("WM/Picture", []):  # kind, size of the data, two texts, the data
             content = bytes(picture.value)

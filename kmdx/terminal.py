@@ -1,9 +1,9 @@
-"""What commands share: consoles, progress bars, types of options, and how a command ends.
+"""Code shared by all commands: consoles, progress bars, option types, and exit codes.
 
 Every command of the project runs through :func:`run`.
 
-Printing never decides what becomes of the work. Text that a stream cannot encode is replaced, and what a
-stream does not accept (none is open, the disk behind it is full, its reader is gone) is dropped.
+A failure to print never stops the work. Text that a stream cannot encode is replaced. Output that a stream
+does not accept is dropped: the stream may be closed, its disk full, or its reader gone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from kmdx.errors import KmdxError, KmdxWarning, shown
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-PIPE_WIDTH = 200  # columns where there is no terminal to ask
-READABLE = "kmdx-readable"  # the name of the error handler for text that a stream cannot encode
+PIPE_WIDTH = 200  # columns when the output is not a terminal
+READABLE = "kmdx-readable"  # name of the error handler for text that a stream cannot encode
 SPELLED_OUT = {
     "→": "->", "←": "<-", "−": "-", "–": "-", "—": "-", "…": "...", "×": "x", "·": "*", "±": "+/-", "²": "^2",
     "½": "1/2", "∞": "inf", "≈": "~", "≤": "<=", "≥": ">=", "‖": "||", "µ": "u", "‘": "'", "’": "'", "“": '"',
@@ -41,7 +41,7 @@ SPELLED_OUT = {
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """Make a console that looks up its stream whenever it prints."""
+    """Make a console that looks up its stream each time it prints."""
     stream = sys.stderr if stderr else sys.stdout
     on_terminal = stream is not None and stream.isatty()
     return Console(width=None if on_terminal else PIPE_WIDTH, highlight=False, soft_wrap=True, stderr=stderr)
@@ -52,7 +52,7 @@ err = _console(stderr=True)
 
 
 class FormatName(str, Enum):
-    """Formats of written stems."""
+    """File formats of stems."""
 
     wav16 = "wav16"
     wav24 = "wav24"
@@ -62,7 +62,7 @@ class FormatName(str, Enum):
 
 
 class Precision(str, Enum):
-    """What the networks compute in."""
+    """Number formats in which the networks compute."""
 
     auto = "auto"
     fp32 = "fp32"
@@ -71,7 +71,7 @@ class Precision(str, Enum):
 
 
 class SpeedName(str, Enum):
-    """How much work is put into a song."""
+    """Speed levels."""
 
     leaderboard = "leaderboard"
     balanced = "balanced"
@@ -79,37 +79,37 @@ class SpeedName(str, Enum):
 
 
 class Engine(str, Enum):
-    """Which operations the networks run."""
+    """Implementations of the networks."""
 
     tuned = "tuned"
     plain = "plain"
 
 
 EnsembleOption = Annotated[
-    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or the path of a plan (.yaml).")
+    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or path of a plan (.yaml).")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
         case_sensitive=False,
-        help="What the networks compute in. auto: fp16 on GPUs that are fast at it; on a CPU fp32, and with "
-        "--speed balanced or fast bf16 where the CPU is fast at it.",
+        help="Precision of the networks. auto means fp16 on GPUs that are fast at it. On a CPU it means "
+        "fp32, or bf16 if the CPU is fast at it and --speed is balanced or fast.",
     ),
 ]
 SpeedOption = Annotated[
     SpeedName,
     typer.Option(
         case_sensitive=False,
-        help="leaderboard is the ensemble as published; balanced and fast overlap less.",
+        help="leaderboard runs the ensemble as published. balanced and fast overlap segments less.",
     ),
 ]
 EngineOption = Annotated[
     Engine,
     typer.Option(
         case_sensitive=False,
-        help="tuned runs the project's own kernels where they are faster on this processor; plain runs "
-        "torch's own operations alone.",
+        help="tuned uses the project's own kernels where they are faster on this processor. plain uses only "
+        "torch's operations.",
     ),
 ]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
@@ -119,22 +119,21 @@ JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help=
 def run(command: Callable[[], object], *, quiet: bool = False) -> None:
     """Run a command; a user's mistake ends it with one line and exit code 2.
 
-    So does what the system refuses, such as a file in a folder that the user may not open. Otherwise the exit
-    code is that of the work: it is 0 after ``kmdx models list >/dev/full``, too. A warning on standard error
-    then reports that output was lost, except where its reader ended first (``| head``).
-    Warnings of this package are printed in one line each, every time, whatever ``PYTHONWARNINGS`` asks for;
-    others as ever, or where ``quiet`` not at all.
+    So does what the system refuses, such as a file in a folder that the user may not open. Lost output does
+    not change the exit code: it is 0 even after ``kmdx models list >/dev/full``. A warning on standard error
+    reports lost output, unless its reader ended first (``| head``). Each warning of this package is one line,
+    whatever ``PYTHONWARNINGS`` is. Other warnings are shown as usual, or not at all if ``quiet``.
     """
     protect_streams()
     with warnings.catch_warnings():
         warnings.simplefilter("always", KmdxWarning)
-        ever = warnings.showwarning
+        show_other = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *more: Any, **others: Any) -> None:
             if issubclass(category, KmdxWarning):
                 warn(str(message))
             elif not quiet:
-                ever(message, category, *more, **others)
+                show_other(message, category, *more, **others)
 
         warnings.showwarning = show
         try:
@@ -160,28 +159,28 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
 
 
 def complain(message: str, console: Console = err) -> None:
-    """Print what went wrong."""
+    """Print an error."""
     console.print(f"[bold red]error:[/bold red] {escape(message)}")
 
 
 def warn(message: str, console: Console = err) -> None:
-    """Print what the user should know."""
+    """Print a warning."""
     console.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}")
 
 
 def say(line: str) -> None:
-    """Print a line on standard output, above the progress bar if standard error has one.
+    """Print a line on standard output, above the progress bar if standard error shows one.
 
-    Not with rich: :data:`out` does not know of the bar that :data:`err` keeps, which catches what is
-    printed with ``print``.
+    This uses ``print`` because the bar redirects ``print``, but not what :data:`out` prints.
     """
     print(line, flush=True)
 
 
 def progress_bar(*columns: ProgressColumn, **options: Any) -> Progress:
-    """A progress bar on a terminal, with a task's description before it and these columns behind it.
+    """A progress bar, with the task's description before it and these columns after it.
 
-    Options are those of rich's ``Progress``: on standard error, and gone at its end, if not given.
+    Options are those of rich's ``Progress``. By default the bar is on standard error, disappears at its end,
+    and is shown only on a terminal.
     """
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -192,14 +191,14 @@ def progress_bar(*columns: ProgressColumn, **options: Any) -> Progress:
 
 @contextlib.contextmanager
 def song_bar(label: str, seconds: float) -> Iterator[Callable[[float, float], None]]:
-    """A bar in seconds of audio with the time left; the callback gets those done, and those in all."""
+    """A bar in seconds of audio, with the time left; call the callback with seconds done and in total."""
     from rich.progress import TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     with progress_bar(
         TaskProgressColumn(),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
-        redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile appears above the bar
+        redirect_stdout=sys.stdout.isatty(),  # printed lines appear above the bar
     ) as bar:
         task = bar.add_task(escape(label), total=seconds, text=f"0 of {seconds:.0f} s")
         yield lambda done, total: bar.update(
@@ -209,7 +208,7 @@ def song_bar(label: str, seconds: float) -> Iterator[Callable[[float, float], No
 
 @contextlib.contextmanager
 def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar in bytes with speed and time left; the callback gets those done, and those in all if known."""
+    """A bar in bytes, with speed and time left; call the callback with bytes done and, if known, in total."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -222,29 +221,29 @@ def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
 
 def protect_streams() -> None:
-    """Make standard output and standard error accept all text, whatever is behind them.
+    """Make standard output and standard error accept all text, wherever it goes.
 
-    Descriptors 0 to 2 that are closed lead to the null device from here on. Otherwise the next file that
-    is opened would get such a number, and what a library or a child process prints would end up in it.
+    Closed descriptors 0 to 2 are opened on the null device. Otherwise the next file opened would get such a
+    number, and the output of a library or a child process would be written into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one. Child processes inherit it, as any standard stream.
+            # This is the lowest free number, so open returns it. Child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _protected(sys.stdout), _protected(sys.stderr)
-    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
+    logging.raiseExceptions = False  # no traceback when a log cannot be written
 
 
 def _protected(stream: Any) -> Any:
-    """Return a stream like this one that never fails, or the stream itself if no file is behind it."""
+    """Return a stream like this one that never fails, or the stream itself if it does not write to a file."""
     if stream is None:
-        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the end)
+        stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (stays open until exit)
     if isinstance(stream, _Stream) or not isinstance(stream, io.TextIOWrapper):
         return stream
     raw = getattr(stream.buffer, "raw", stream.buffer)  # python -u has no buffer above the raw file
-    if not isinstance(raw, io.FileIO):  # a Windows console, or a test's memory: only text can be wrong
+    if not isinstance(raw, io.FileIO):  # a Windows console, or a test's buffer: only encoding can fail
         stream.reconfigure(errors=READABLE)
         return stream
     with contextlib.suppress(OSError):
@@ -253,42 +252,42 @@ def _protected(stream: Any) -> Any:
 
 
 class _Sink(io.FileIO):
-    """A file that drops what cannot be written, so that no flush fails, and none at the very end.
+    """A file that drops what it cannot write, so that no flush fails, not even the one at exit.
 
     Attributes
     ----------
     lost : OSError or None
-        Why something was dropped.
+        Why output was dropped; None if nothing was.
     """
 
     lost: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of it, or drop what is left of it."""
-        rest = memoryview(data).cast("B")
-        size = len(rest)
+        """Write all data, or drop the part that cannot be written."""
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
         try:
-            while rest:
-                written = super().write(rest)
-                if written is None:  # a pipe that does not block is full: wait as for one that does
+            while remaining:
+                written = super().write(remaining)
+                if written is None:  # a non-blocking pipe is full: wait until it can be written
                     select.select((), (self.fileno(),), ())
                 else:
-                    rest = rest[written:]
+                    remaining = remaining[written:]
         except OSError as error:
             self.lost = error
         return size
 
 
 class _Stream(io.TextIOWrapper):
-    """Text into a sink, encoded and passed on as another stream does it, with replacements."""
+    """A text stream into a sink, with another stream's encoding and buffering, and with replacements."""
 
     buffer = None  # type: ignore[assignment]  # hidden: click would write UTF-8 into it if this stream is ASCII
 
     def __init__(self, like: io.TextIOWrapper, sink: _Sink) -> None:
         self.sink = sink
-        self.like = like  # a stream that nobody holds closes its descriptor, which the next file would get
+        self.like = like  # a collected stream closes its descriptor, and the next file would get it
         super().__init__(
-            sink,  # not buffered any further, as with python -u: the text above it is gathered, too
+            sink,  # no second buffer, as with python -u: the text layer already buffers
             encoding=like.encoding,
             errors=READABLE,
             line_buffering=like.line_buffering,
@@ -297,18 +296,18 @@ class _Stream(io.TextIOWrapper):
 
 
 def _report_lost_output() -> None:
-    """Warn of output that was lost, unless nobody was left to read it."""
+    """Warn about lost output, unless its reader ended first."""
     sys.stdout.flush()
     if isinstance(sys.stdout, _Stream) and sys.stdout.sink.lost is not None:
         reason, sys.stdout.sink.lost = sys.stdout.sink.lost, None
         if reason.errno != errno.EPIPE:
-            warn(f"standard output cannot be written ({reason.strerror}): some of the output is lost")
+            warn(f"standard output cannot be written ({reason.strerror}); some output was lost")
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-    """Spell out what a stream cannot encode in ASCII, which every encoding has; escape what has no spelling.
+    """Replace characters that a stream cannot encode with similar ASCII text, or with escapes.
 
-    Escapes, unlike question marks, keep the names of songs apart.
+    Unlike question marks, escapes keep the names of songs distinct.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error

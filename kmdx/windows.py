@@ -1,7 +1,7 @@
-"""The ways in which a signal of any length passes through a network that accepts a few seconds.
+"""Ways to pass a signal of any length through a network that accepts only a few seconds.
 
-Each way is one class: how it is read from a plan, what it costs, and how it runs. Plans can use every class
-that is defined, by its ``key``. Nothing here needs torch until it runs; :mod:`kmdx.chunking` has the code.
+Each way is one class: how to read it from a plan, its cost, and how to run it. Plans can use every class
+defined here by its ``key``. torch is imported only when one runs; the algorithms are in :mod:`kmdx.chunking`.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from kmdx.signals import Signal
 
 WINDOWS: dict[str, type[Window]] = {}
-"""Every way, by its key in a plan."""
+"""All classes by their key in a plan."""
 
 
 class Window(ABC):
-    """A way for a signal to pass through a network.
+    """A way to pass a signal through a network.
 
     Attributes
     ----------
     key : str
-        What a plan calls it.
+        Its name in plans.
     length : int
-        Samples that the network takes as input at once.
+        Samples of one window, the network's input.
     segment : float or None
-        Seconds of a window, for a network whose length can be chosen.
+        Seconds of a window, for a network that accepts windows of different lengths.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     key: ClassVar[str]
     read: ClassVar[Callable[..., Window]]
-    """Makes one of a weight, the plan's sample rate and its entries, which are keyword arguments."""
+    """Makes one from a weight, the plan's sample rate, and its keys in a plan as keyword arguments."""
     length: int
     segment: float | None = None
 
@@ -49,7 +49,7 @@ class Window(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The entry of a plan from which ``read`` makes the same."""
+        """The plan entry from which ``read`` makes the same window."""
 
     @property
     @abstractmethod
@@ -58,16 +58,16 @@ class Window(ABC):
 
     @abstractmethod
     def windows(self, samples: int) -> int:
-        """How many windows a signal of that many samples takes."""
+        """The number of windows of a signal."""
 
     @abstractmethod
     def run(
         self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
     ) -> None:
-        """Fill ``estimates``, ``(2, samples)`` per source, from ``signal``; call ``advance`` per window."""
+        """Fill ``estimates``, ``(2, samples)`` per source; call ``advance`` after each window."""
 
     def capped(self, overlap: float) -> Window:
-        """The same with at most this share of overlap, if overlap can be chosen."""
+        """A copy with at most this overlap, if the overlap can be chosen."""
         return self
 
     def per_second(self, rate: int) -> float:
@@ -82,12 +82,12 @@ class Window(ABC):
 
 @dataclass(frozen=True)
 class OverlapAdd(Window):
-    """Overlapping segments, summed under a triangular window as in Demucs.
+    """Overlapping segments, added with triangular weights as in Demucs.
 
     Attributes
     ----------
     overlap : float
-        Share of a segment that the next one repeats, in [0, 1).
+        Fraction of a segment that the next one repeats, in [0, 1).
     segment : float
         Seconds of one segment.
     length : int
@@ -107,7 +107,7 @@ class OverlapAdd(Window):
         overlap: Annotated[float, Number(0, 1)],
         segment: Annotated[float, Number(0, 3600)] | None = None,
     ) -> OverlapAdd:
-        """From the share of overlap, and the segment where the network has none of its own."""
+        """Make one from the overlap, and from the segment if the network does not define its own."""
         fixed = _fixed_length(weight)
         own = weight.architecture.get("segment")
         if segment is None and fixed is not None:
@@ -115,29 +115,29 @@ class OverlapAdd(Window):
         elif segment is None and own is not None:
             segment = float(own)
         if segment is None:
-            raise ValueError("the key 'segment' is missing, and the network has none of its own")
+            raise ValueError("the key 'segment' is missing, and the network does not define a segment")
         if fixed is not None and abs(segment * rate - fixed) >= 1:
-            raise ValueError(f"{weight.name} takes {fixed} samples at once; leave 'segment' out")
+            raise ValueError(f"{weight.name} accepts only windows of {fixed} samples; leave 'segment' out")
         made = cls(overlap, segment, int(segment * rate) if fixed is None else fixed)
         if made.length < 2 or made.stride < 1:
-            raise ValueError(f"an overlap of {overlap:g} of {segment:g} s leaves no stride")
+            raise ValueError(f"an overlap of {overlap:g} of {segment:g} s leaves no stride; overlap less")
         return made
 
     def settings(self) -> dict[str, Any]:
-        """Segment and overlap."""
+        """The segment and the overlap."""
         return {"segment": self.segment, "overlap": self.overlap}
 
     @property
     def stride(self) -> int:
-        """Samples between the starts of two segments, in the float arithmetic of the published run."""
+        """Samples between the starts of two segments, rounded as in the published run."""
         return int((1 - self.overlap) * self.length)
 
     def windows(self, samples: int) -> int:
-        """How many segments a signal of that many samples takes."""
+        """The number of segments of a signal."""
         return math.ceil(samples / self.stride)
 
     def capped(self, overlap: float) -> OverlapAdd:
-        """The same with at most this share of overlap."""
+        """A copy with at most this overlap."""
         return self if self.overlap <= overlap else replace(self, overlap=overlap)
 
     def run(
@@ -176,30 +176,30 @@ class TrimAndJoin(Window):
         chunk: Annotated[int, Number(1, MAX_LENGTH + 1)],
         trim: Annotated[int, Number(0, MAX_LENGTH)],
     ) -> TrimAndJoin:
-        """From the samples of a chunk and of a trim."""
+        """Make one from the samples of a chunk and a trim."""
         if 2 * trim >= chunk:
-            raise ValueError(f"two trims of {trim} leave nothing of {chunk} samples")
+            raise ValueError(f"two trims of {trim} samples leave nothing of a chunk of {chunk}")
         fixed = _fixed_length(weight)
         if fixed is not None and chunk != fixed:
-            raise ValueError(f"{weight.name} takes {fixed} samples at once, not {chunk}")
+            raise ValueError(f"{weight.name} accepts only chunks of {fixed} samples, not {chunk}")
         return cls(chunk, trim)
 
     def settings(self) -> dict[str, Any]:
-        """Chunk and trim."""
+        """The chunk and the trim."""
         return {"chunk": self.chunk, "trim": self.trim}
 
     @property
     def length(self) -> int:  # type: ignore[override]
-        """Samples that the network takes as input at once."""
+        """Samples of one window, the network's input."""
         return self.chunk
 
     @property
     def stride(self) -> int:
-        """Samples of a chunk that reach the result."""
+        """Samples of a chunk that become part of the result."""
         return self.chunk - 2 * self.trim
 
     def windows(self, samples: int) -> int:
-        """How many chunks a signal of that many samples takes; one more when they divide evenly."""
+        """The number of chunks of a signal; one more than needed if they divide it evenly."""
         return samples // self.stride + 1
 
     def run(
@@ -215,6 +215,6 @@ class TrimAndJoin(Window):
 
 
 def _fixed_length(weight: Weight) -> int | None:
-    """Samples of the only window that a network between spectrograms of fixed size accepts."""
+    """The only window length, in samples, of a network that maps spectrograms of fixed size; else None."""
     sizes = weight.architecture
     return sizes["hop"] * (sizes["frames"] - 1) if "frames" in sizes else None

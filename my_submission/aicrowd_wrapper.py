@@ -1,14 +1,14 @@
-"""What the challenge's server calls: reads a song's mixture, runs the model, writes its stems.
+"""The wrapper that the challenge's server calls: read a mixture, run the model, write the stems.
 
 Environment
 -----------
 AICROWD_DATASET_DIR
     Folder of song folders, each with a ``mixture.wav``.
 AICROWD_PUBLIC_SHARED_DIR
-    Predictions are written to its ``predictions/<song>/<stem>.wav``, 16 bit.
+    Predictions are written to ``predictions/<song>/<stem>.wav`` in this folder, 16-bit.
 
-``python -m my_submission.aicrowd_wrapper`` separates all songs of the data set, which is the way to try
-a submission.
+To try a submission, run ``python -m my_submission.aicrowd_wrapper``, which separates all songs of the data
+set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AIcrowdWrapper:
     Parameters
     ----------
     dataset_dir, predictions_dir : str
-        Used where the environment does not name the folders.
+        Used if the environment variables are not set.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AIcrowdWrapper:
         self.instruments = self.model.instruments
 
     def raise_aicrowd_error(self, msg: str) -> None:
-        """Raise an error whose text the challenge shows to the entrant.
+        """Raise an error whose message the challenge shows to the participant.
 
         Raises
         ------
@@ -61,13 +61,13 @@ class AIcrowdWrapper:
         Raises
         ------
         NameError
-            If there is no such data set, or no song in it.
+            If the data set does not exist or has no songs.
         """
         if not self.dataset_dir.is_dir():
             self.raise_aicrowd_error(f"no data set at {self.dataset_dir}; set AICROWD_DATASET_DIR")
         names = sorted(path.parent.name for path in self.dataset_dir.glob("*/mixture.wav"))
         if not names:
-            self.raise_aicrowd_error(f"no song folder with a mixture.wav in {self.dataset_dir}")
+            self.raise_aicrowd_error(f"{self.dataset_dir} has no song folders with a mixture.wav")
         return names
 
     def separate_music_file(self, music_name: str) -> None:
@@ -76,7 +76,7 @@ class AIcrowdWrapper:
         Raises
         ------
         NameError
-            If the model returns other stems than the four, a wrong length or a wrong rate.
+            If the model does not return exactly the expected stems, or returns a wrong length or rate.
         """
         mixture, rate = soundfile.read(self.dataset_dir / music_name / "mixture.wav")
         stems, rates = self.model.separate_music_file(mixture, rate)
@@ -87,7 +87,7 @@ class AIcrowdWrapper:
             soundfile.write(folder / f"{instrument}.wav", stems[instrument], rates[instrument])
 
     def evaluate(self) -> None:
-        """Separate every song of the data set, saying on standard error which is done."""
+        """Separate all songs of the data set, and report each on standard error."""
         for music_name in self.get_all_music_names():
             self.separate_music_file(music_name)
             print(f"{music_name} → {self.predictions_dir / music_name}", file=sys.stderr)
@@ -111,16 +111,16 @@ class AIcrowdWrapper:
 
 
 def main() -> None:
-    """Separate every song of the data set.
+    """Separate all songs of the data set.
 
     Raises
     ------
     KmdxError
-        If the data set or the model's stems are not what they should be.
+        If the data set or the model's stems are wrong.
     """
     try:
         AIcrowdWrapper().evaluate()
-    except NameError as error:  # what the challenge shows to the entrant
+    except NameError as error:  # the challenge shows its message to the participant
         raise KmdxError(str(error)) from error
 
 

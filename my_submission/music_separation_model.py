@@ -1,4 +1,4 @@
-"""The separation model as the challenge's interface asks for it, over :class:`kmdx.Separator`."""
+"""The separation model with the challenge's interface, based on :class:`kmdx.Separator`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from kmdx.ensemble import Progress
 
 
 class MusicSeparationModel:
-    """Separates one song after the other; weights are loaded when it is made.
+    """Separates songs one by one; the weights are loaded when the model is made.
 
     Parameters
     ----------
     ensemble : str or Path
-        Name of an ensemble, or the path of a plan's YAML file.
+        Name of an ensemble, or path of a plan's YAML file.
     device : str
         As for :class:`kmdx.Separator`.
     folder : Path, optional
-        Where weight files lie.
+        Folder of the weight files.
     precision, engine : str
         As for :class:`kmdx.Separator`.
 
     Attributes
     ----------
     progress : callable or None
-        Called with ``(seconds of audio done, seconds in all)`` while a song is separated.
+        Called with ``(seconds of audio done, seconds in total)`` while a song is separated.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class MusicSeparationModel:
 
     @property
     def instruments(self) -> list[str]:
-        """Names of the ensemble's stems: bass, drums, other, vocals as the challenge asks, or others."""
+        """Names of the ensemble's stems; the challenge requires bass, drums, other and vocals."""
         return sorted(self.separator.stems)
 
     def raise_aicrowd_error(self, msg: str) -> None:
-        """Raise an error whose text the challenge shows to the entrant.
+        """Raise an error whose message the challenge shows to the participant.
 
         Raises
         ------
         NameError
-            Always; the challenge's own choice of class.
+            Always; the challenge prescribes this class.
         """
         raise NameError(msg)
 
@@ -64,7 +64,7 @@ class MusicSeparationModel:
         Parameters
         ----------
         mixed_sound_array : array_like
-            ``(n, 2)``, full scale ±1, as ``soundfile.read`` gives it.
+            ``(n, 2)``, full scale ±1, as returned by ``soundfile.read``.
         sample_rate : int
             Its rate in Hz.
 
@@ -73,7 +73,7 @@ class MusicSeparationModel:
         stems : dict of str to ndarray
             Float32 ``(n, 2)`` for each of ``instruments``.
         sample_rates : dict of str to int
-            The input's rate for each of them.
+            The input's rate for each stem.
         """
         stems = self.separator.separate(mixed_sound_array, sample_rate, progress=self.progress)
         return stems, dict.fromkeys(stems, sample_rate)

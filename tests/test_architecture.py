@@ -78,15 +78,15 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**UNET, "growth": True}, "growth must be a whole number from 1 to 4096, not True"),
         ({**UNET, "growth": 4000}, r"a network of [0-9.e+]+ parameters \([0-9.]+ GB\) is too large"),
         ({**UNET, "convolutions": 10**8}, "convolutions must be a whole number from 1 to 64"),
-        ({**UNET, "norm_groups": 3}, "growth 4 does not divide into 3 groups"),
+        ({**UNET, "norm_groups": 3}, "growth must be divisible by norm_groups: 4 and 3 do not fit"),
         ({**UNET, "hop": 1024}, "a hop of 1024 leaves gaps between windows of 1024 samples"),
         ({**UNET, "n_fft": 2**16}, "a window of 65536 samples is too long for 7936"),
         ({**UNET, "bins": 514}, "bins must be from 1 to 513, not 514"),
         ({**UNET, "hop": 64, "frames": 2**16, "growth": 1024}, "a tensor of .* GB in the network"),
-        ({**UNET, "botleneck": 8}, "'botleneck' is no size of the type tfc_tdf; did you mean 'bottleneck'?"),
-        ({**UNET, "sources": ["a", "b"]}, "has one source, not a, b"),
-        ({**HTDEMUCS, "sources": ["a", "a"]}, "named twice"),
-        ({**HTDEMUCS, "sources": ["a\nb"]}, r"'a\\nb' is no name of a source"),
+        ({**UNET, "botleneck": 8}, "unknown key 'botleneck' of type tfc_tdf; did you mean 'bottleneck'?"),
+        ({**UNET, "sources": ["a", "b"]}, "must have one source, not a, b"),
+        ({**HTDEMUCS, "sources": ["a", "a"]}, "duplicate source"),
+        ({**HTDEMUCS, "sources": ["a\nb"]}, r"expected a source name of 1 to 100 bytes, not 'a\\nb'"),
         ({**HTDEMUCS, "sources": []}, "must be a list of names"),
         ({**HTDEMUCS, "channels": 10**8}, "channels must be a whole number from 1 to 8192"),
         ({**HTDEMUCS, "channels": 8000}, "parameters .* is too large"),
@@ -94,17 +94,17 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**HTDEMUCS, "audio_channels": 1}, "audio_channels must be a whole number from 2 to 2"),
         ({**HTDEMUCS, "segment": float("nan")}, "segment must be a number from 0.001 to 3600, not nan"),
         ({**HTDEMUCS, "t_emb": "none"}, "t_emb must be sin or cape or scaled"),
-        ({**HTDEMUCS, "bottom_channels": 18}, "a transformer of 18 channels cannot be built"),
-        ({**HTDEMUCS, "channels": 4}, "4 channels leave none when they are divided by a dconv_comp of 8"),
+        ({**HTDEMUCS, "bottom_channels": 18}, "a transformer of 18 channels: expected a multiple of 4"),
+        ({**HTDEMUCS, "channels": 4}, "dconv_comp must be at most the number of channels, 4, not 8"),
         ({**HTDEMUCS, "cac": "yes"}, "cac must be true or false"),
-        ({**HTDEMUCS, "depth": [1]}, "depth must be a number, a text or true or false"),
-        ({**HTDEMUCS, "x": 1}, "'x' is no size of the type htdemucs; expected"),
-        ({"type": "hdemucs", "sources": ["a"], "t_layers": 3}, "'t_layers' is no size of the type hdemucs"),
+        ({**HTDEMUCS, "depth": [1]}, "depth must be a number, a string, true or false"),
+        ({**HTDEMUCS, "x": 1}, "unknown key 'x' of type htdemucs; expected"),
+        ({"type": "hdemucs", "sources": ["a"], "t_layers": 3}, "unknown key 't_layers' of type hdemucs"),
         ({**{key: UNET[key] for key in ("n_fft", "hop", "bins", "frames")}, "type": "onnx", "sources": ["a"], "layers": 5},
-         "with layers, it must state its convolutions, growth, too"),
-        ({"type": "roformer", "sources": ["a"]}, "the type is 'roformer'; expected htdemucs, hdemucs, onnx, tfc_tdf"),
+         "with layers, convolutions, growth must be given, too"),
+        ({"type": "roformer", "sources": ["a"]}, "unknown type 'roformer'; available: htdemucs, hdemucs, onnx, tfc_tdf"),
         ({**HTDEMUCS, "t_sparse_self_attn": True}, "not supported"),
-        ({**HTDEMUCS, "multi_freqs": [2]}, "multi_freqs must be a list of fewer than 16 shares"),
+        ({**HTDEMUCS, "multi_freqs": [2]}, "multi_freqs must be a list of fewer than 16 fractions"),
     ],
 )  # fmt: skip
 def test_architectures_that_cannot_be_built_are_refused_by_their_numbers(
@@ -131,5 +131,5 @@ def test_networks_are_not_built_of_impossible_sizes() -> None:
 def test_layers_that_do_not_fit_each_other_are_found_when_a_network_is_built(change: dict[str, int]) -> None:
     options = {key: value for key, value in {**tiny.HDEMUCS, **change}.items() if key != "type"}
     state = HDemucs(**options).state_dict()
-    with pytest.raises(ValueError, match="its layers do not fit each other"):
+    with pytest.raises(ValueError, match="the sizes of its layers do not match"):
         build({**options, "type": "hdemucs"}, 0.1, state)

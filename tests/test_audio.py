@@ -47,16 +47,16 @@ def test_check_scales_integers_as_soundfile_does(tmp_path, dtype):
         (np.zeros((100, 6)), "6 channels, expected 1 or 2"),
         (np.zeros((2, 3, 4)), "shape (2, 3, 4), expected (samples, channels)"),
         (np.float32(1), "shape ()"),
-        (np.zeros((0, 2)), "no samples"),
-        (np.zeros((5, 0)), "no samples"),
-        (np.zeros((1, 2)), "only one sample"),
+        (np.zeros((0, 2)), "contains no samples"),
+        (np.zeros((5, 0)), "contains no samples"),
+        (np.zeros((1, 2)), "1 sample, expected at least 2"),
         (np.zeros(5, np.uint8), "samples are uint8, expected floats in [-1, 1], int16 or int32"),
         (np.zeros(5, np.int64), "samples are int64"),
         (np.zeros(5, complex), "samples are complex128"),
         (["a", "b"], "samples are <U1"),
         ([[0.0, 0.1], [0.2]], "not an array of numbers"),
         (None, "samples are object"),
-        ([0.0, float("nan")], "NaN or infinity in 1 of 2 samples, the first at sample 1"),
+        ([0.0, float("nan")], "NaN or infinity in 1 of 2 samples, first at sample 1"),
         ([0.0, 1e300], "NaN or infinity in 1 of 2"),
     ],
 )
@@ -144,11 +144,11 @@ def test_nan_is_located_in_a_long_sound(tmp_path, long, place):
     samples = tone()
     samples[place, 1] = np.nan
     sf.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
-    expected = f"NaN or infinity in 1 of 22050 samples, the first at {place / RATE:.3f} s"
+    expected = f"NaN or infinity in 1 of 22050 samples, first at {place / RATE:.3f} s"
     assert expected in refusal(audio.read, tmp_path / "a.wav")
     many = np.zeros((3 * signals.BLOCK, 1), np.float32)
     many[[-7, -5]] = np.inf
-    assert f"in 2 of {len(many)} samples, the first at sample {len(many) - 7}" in refusal(
+    assert f"in 2 of {len(many)} samples, first at sample {len(many) - 7}" in refusal(
         audio.check, many, "a song"
     )
 
@@ -157,7 +157,7 @@ def test_a_long_file_without_scratch_space_is_refused(tmp_path, monkeypatch, lon
     audio.write(tmp_path / "a.wav", tone(), RATE)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
     message = refusal(audio.read, tmp_path / "a.wav")
-    assert f"in {tmp_path / 'nothing'}, where at least" in message
+    assert f"in {tmp_path / 'nothing'}; at least" in message
     assert "of scratch space are needed" in message
 
 

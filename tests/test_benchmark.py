@@ -161,7 +161,7 @@ def test_stand_ins_need_no_weights(run: Run, small: Path, tmp_path: Path) -> Non
     plan.write_text(small.read_text("utf-8"), "utf-8")
     missing = run("--seconds", 0.2, ensemble=plan)
     assert missing.code == 2
-    assert "--stand-in measures without" in missing.err
+    assert "--stand-in measures with random weights" in missing.err
     result = run("--network", "htdemucs", "--stand-in", ensemble=plan)
     assert result.code == 0, result.err
     assert "stand-in weights" in result.out
@@ -172,10 +172,10 @@ def test_stand_ins_need_no_weights(run: Run, small: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--network", "htdemuc"], "did you mean 'htdemucs'?"),
-        (["--seconds", 0], "a song of 0 s: expected"),
-        (["--seconds", "nan"], "a song of nan s: expected"),
-        (["--device", "cuda:7"], "no device"),
-        (["--json", "nowhere/file.json"], "no folder nowhere"),
+        (["--seconds", 0], "song length 0 s: expected"),
+        (["--seconds", "nan"], "song length nan s: expected"),
+        (["--device", "cuda:7"], "device 'cuda:7' is not available"),
+        (["--json", "nowhere/file.json"], "folder nowhere does not exist"),
     ],
 )
 def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) -> None:

@@ -46,7 +46,7 @@ def test_mistakes_are_one_line(
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "none named"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "unknown speed 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "no device 'moon'"),
+        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "unknown device 'moon'"),
         (("collect", plan_of_two, data, "-o", data), "holds other things"),
     ):
         done = run(*arguments)

@@ -121,13 +121,13 @@ def test_known_signals_that_cannot_be_are_refused(plan_of_two: Path) -> None:
     separator = Separator(plan_of_two, device="cpu", precision="fp32")
     song = noise(2000)
     for name, message in (
-        ("x", "'x' cannot be given"),
-        ("mixture", "'mixture' cannot be given"),
+        ("x", "'x' cannot be passed in"),
+        ("mixture", "'mixture' cannot be passed in"),
         ("V.vocal", "did you mean 'V.vocals'"),
     ):
         with pytest.raises(KmdxError, match=message):
             separator.signals(song, 44100, ["bass"], known={name: song})
-    with pytest.raises(KmdxError, match=r"V.bass: shape \(1999, 2\), but the song's is \(2000, 2\)"):
+    with pytest.raises(KmdxError, match=r"V.bass: shape \(1999, 2\), expected the song's shape \(2000, 2\)"):
         separator.signals(song, 44100, ["bass"], known={"V.bass": song[1:]})
 
 

@@ -193,5 +193,5 @@ def test_a_separator_goes_under_another_plan_of_its_networks(plan_of_two: Path, 
     assert other["drums"] == pytest.approx(own["drums"], abs=1e-7)
     assert other["bass"].std() > 1.1 * own["bass"].std()
     assert separator.plan == plan
-    with pytest.raises(KmdxError, match="not those that were loaded"):
+    with pytest.raises(KmdxError, match="its networks differ from the loaded ones"):
         separator.under(plan_file.load(small))

@@ -54,8 +54,8 @@ def test_arguments_and_results_arrive() -> None:
     ("function", "reason"),
     [
         (crash, r"it crashes \(SIGSEGV\)"),
-        (go_on, "it takes longer than the 2 s that it may"),
-        (fill_memory, "it needs more than the 500 MB of memory that it may"),
+        (go_on, "it takes longer than the limit of 2 s"),
+        (fill_memory, "it needs more memory than the limit of 500 MB"),
         (leave, r"it crashes \(exit code 0x7\)"),
         (complain, "lines$"),
     ],

@@ -152,7 +152,7 @@ def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert "\n" not in messages[0]
-    with pytest.raises(WeightsError, match="it works at 44100 Hz, and the plan at 48000 Hz"):
+    with pytest.raises(WeightsError, match="it needs 44100 Hz, but the plan's sample rate is 48000 Hz"):
         load_for_inference(use_of(tiny.write_htdemucs(tmp_path), "htdemucs"), 48_000, CPU)
 
 

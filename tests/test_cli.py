@@ -85,15 +85,15 @@ def test_models_are_listed_verified_and_located(
     assert missing.code == 2
     assert "htdemucs             missing: looked for 955717e8-8726e21a.th, " in missing.out
     assert missing.errors == [
-        "error: of 5 weights, 1 missing (htdemucs); `kmdx models pull htdemucs` gets what is missing (about 84 MB)"
+        "error: of 5 weights, 1 missing (htdemucs); `kmdx models pull htdemucs` downloads the missing ones (about 84 MB)"
     ]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "955717e8.safetensors").write_bytes(b"broken")
     broken = run("models", "verify", "htdemucs", "kim_vocal_1")
     assert broken.code == 2
-    assert "1 missing (kim_vocal_1) and 1 damaged or another network's (htdemucs)" in broken.errors[0]
+    assert "1 missing (kim_vocal_1) and 1 damaged or for another network (htdemucs)" in broken.errors[0]
     whole = run("models", "verify", "mini")
-    assert (whole.code, whole.err) == (0, "all 4 weights are here and intact\n")
+    assert (whole.code, whole.err) == (0, "all 4 weights are present and intact\n")
     assert run("models", "verify", "nope").errors == [
         "error: " + run("models", "pull", "nope").errors[0].removeprefix("error: ")
     ]
@@ -115,7 +115,7 @@ def test_verify_without_names_is_of_every_weight(
     assert result.code == 2
     assert len(result.errors) == 1
     assert f"of {count + 4} weights, {count} missing (" in result.errors[0]
-    assert f"`kmdx models pull {' '.join(weights.registry())}` gets what is missing" in result.errors[0]
+    assert f"`kmdx models pull {' '.join(weights.registry())}` downloads the missing ones" in result.errors[0]
     assert len(result.out.splitlines()) == count + 4
 
 

@@ -23,7 +23,7 @@ def test_finished_songs_are_skipped_unless_overwrite_is_given(separate: Run, tmp
     made = stem.stat().st_mtime_ns
     skipped = separate("song.wav", "--stems", "vocals")
     assert skipped.code == 0
-    assert "already in out/song; --overwrite separates it again" in skipped.err
+    assert "already in out/song; use --overwrite to separate it again" in skipped.err
     assert stem.stat().st_mtime_ns == made
     assert separate("song.wav", "--stems", "vocals", "--overwrite").code == 0
     assert stem.stat().st_mtime_ns > made
@@ -95,7 +95,7 @@ def test_remaining_files_with_other_settings_are_reported(separate: Run, tmp_pat
     separate("song.wav", "--stems", "vocals", "--format", "flac", "--speed", "fast")
     result = separate("song.wav", "--stems", "vocals", "--overwrite")
     assert result.code == 0
-    assert "warning: out/song also has files of different settings: vocals.flac: " in result.err
+    assert "warning: out/song also has files made with different settings: vocals.flac: " in result.err
     assert "speed fast, not leaderboard" in result.err
     assert "vocals.flac" in separate("song.wav", "--stems", "vocals").err
 
@@ -107,7 +107,7 @@ def test_a_file_that_kmdx_did_not_write_is_kept(separate: Run, tmp_path: Path) -
     mine.write_text("mine")
     result = separate("song.wav", "--stems", "vocals")
     assert result.code == 0
-    assert "out/song/vocals.wav is not a stem that was recorded here" in result.err
+    assert "out/song/vocals.wav was not written by kmdx, or was changed since" in result.err
     assert mine.with_name("vocals.wav.bak").read_text() == "mine"
     assert soundfile.info(mine).frames == 5_000
 

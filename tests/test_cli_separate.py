@@ -124,8 +124,8 @@ def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -
     soundfile.write(tmp_path / "loud.wav", noise(30_000, level=1), 44100, subtype="FLOAT")
     result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
     assert result.code == 0
-    assert "accompaniment.wav peaks at" in result.err
-    assert "--format float32 keeps it whole" in result.err
+    assert "accompaniment.wav is clipped: it peaks at" in result.err
+    assert "--format float32 avoids clipping" in result.err
     assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
 
 
@@ -135,7 +135,7 @@ def test_a_song_of_16_bit_values_stored_as_floats_is_one_warning(separate: Run, 
     assert result.code == 0
     assert result.err.count("warning: ") == 1
     assert "warning: song.wav: peaks at " in result.err
-    assert "as 16-bit values stored as floats do; divide it by 32768" in result.err
+    assert "16-bit values stored as floats, divide it by 32768" in result.err
 
 
 def test_stems_get_the_tags_of_the_song(separate: Run, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_song_with_broken_tags_is_separated_with_one_warning(separate: Run, tm
     result = separate("song.flac", "--format", "flac")
     assert result.code == 0
     assert result.err.count("warning: ") == 1
-    assert "warning: song.flac: its tags cannot be read, the stems get none: " in result.err
+    assert "warning: song.flac: its tags cannot be read, so the stems have none: " in result.err
     assert len(files_in(tmp_path / "out")) == 4
 
 

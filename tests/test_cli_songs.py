@@ -55,7 +55,7 @@ def test_two_songs_with_one_folder_are_refused_before_any_work(separate: Run, tm
     (tmp_path / "out" / "b").symlink_to("a")
     result = separate("m", "--stems", "vocals")
     assert result.code == 2
-    assert "would both write to out/b" in result.errors[0]
+    assert "would both be written to out/b" in result.errors[0]
     assert files_in(tmp_path / "out") == []
 
 
@@ -175,7 +175,7 @@ def test_a_song_in_which_a_network_gives_nan_does_not_stop_the_rest(
     result = separate("0.wav", "1.wav", "2.wav", "--format", "float32")
     assert result.code == 1
     assert len(result.errors) == 1
-    assert "network htdemucs gave NaN or infinity in fp32; its weights, " in result.errors[0]
+    assert "network htdemucs returned NaN or infinity in fp32; its weights, " in result.errors[0]
     assert "small.ckpt" in result.errors[0]
     assert "1.wav" not in result.errors[0].partition("network")[2]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "2"]
@@ -191,7 +191,7 @@ def test_ctrl_c_reports_the_song_that_it_stopped(
     write(tmp_path / "song.wav", noise(5_000))
     result = separate("song.wav")
     assert result.code == 130
-    assert result.errors == ["error: stopped in song; songs that were finished stay"]
+    assert result.errors == ["error: stopped in song; finished songs are kept"]
     assert not (tmp_path / "out").exists()
 
 
@@ -216,7 +216,7 @@ def test_ctrl_c_keeps_finished_songs(separate: Run, tmp_path: Path, monkeypatch:
     result = separate("a.wav", "b.wav", "c.wav", "--stems", "vocals")
     assert result.code == 130
     assert result.out == "a.wav → out/a (vocals)\n"
-    assert result.errors == ["error: stopped in b; songs that were finished stay"]
+    assert result.errors == ["error: stopped in b; finished songs are kept"]
     assert files_in(tmp_path / "out") == ["a/vocals.wav"]
 
 

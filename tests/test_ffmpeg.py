@@ -27,7 +27,7 @@ def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_p
     samples, told = read(path)
     late = len(samples) - len(whole)  # timestamps are rounded to 1 ms
     assert 0 <= late <= 48
-    assert "replaced by silence: at 0.000 s" in told[0]
+    assert "replaced with silence: at 0.000 s" in told[0]
     np.testing.assert_allclose(samples[48000 + late :], whole[48000:], atol=1e-3)
 
 
@@ -43,9 +43,9 @@ def test_a_fragmented_mp4_with_a_damaged_structure_never_becomes_a_shorter_song(
         overwrite(path, fragments[10], data)
         if flags:  # its index leads to the fragments behind the damage
             assert len(read(path)[0]) == len(whole)
-            assert "none may be missing" in read_refusal(path, accept_holes=False)
+            assert "expected a complete file" in read_refusal(path, accept_holes=False)
         else:
-            assert "damaged after 2." in read_refusal(path)
+            assert "damaged: found no more sound after 2." in read_refusal(path)
         path.write_bytes(content)
     overwrite(path, fragments[10] + 4, bytes(4))
     samples, told = read(path)
@@ -53,13 +53,13 @@ def test_a_fragmented_mp4_with_a_damaged_structure_never_becomes_a_shorter_song(
     assert "for 0.209 s" in told[0]
     np.testing.assert_allclose(samples[4 * RATE :], whole[4 * RATE :], atol=0.1)
     overwrite(path, fragments[-1], bytes(200))
-    assert "none may be missing" in read_refusal(path, accept_holes=False)
+    assert "expected a complete file" in read_refusal(path, accept_holes=False)
     for behind in (bytes(1000), b"TAG" + bytes(125)):
         path.write_bytes(content + behind)
         assert read(path, accept_holes=False)[1] == []
     if flags:  # the index lists more than there is
         path.write_bytes(content[: fragments[10]])
-        assert "no more sound found" in read_refusal(path)
+        assert "found no more sound" in read_refusal(path)
 
 
 @pytest.mark.parametrize("name", ["opus.webm", "mp3.mka", "aac.mka"])
@@ -74,9 +74,9 @@ def test_a_damaged_end_of_a_matroska_file_is_a_hole(tmp_path, name):
     overwrite(path, last, bytes(200))
     samples, told = read(path)
     assert abs(len(samples) - len(whole)) < 1100  # the padding that the lost packet declared
-    assert "replaced by silence: at 3.9" in told[0] or "replaced by silence: at 4.0" in told[0]
+    assert "replaced with silence: at 3.9" in told[0] or "replaced with silence: at 4.0" in told[0]
     path.write_bytes(content[: last + 10])
-    assert "replaced by silence" in read(path)[1][0]
+    assert "replaced with silence" in read(path)[1][0]
 
 
 def test_a_fragmented_mp4_shorter_than_its_declared_duration_is_refused(tmp_path):
@@ -90,4 +90,4 @@ def test_a_fragmented_mp4_shorter_than_its_declared_duration_is_refused(tmp_path
     np.testing.assert_array_equal(read(path, accept_holes=False)[0], whole)
     for number in (len(fragments) // 2, -2):
         path.write_bytes(content[: fragments[number]])
-        assert "missing, the first at " in read_refusal(path)
+        assert "missing, first at " in read_refusal(path)

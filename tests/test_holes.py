@@ -18,11 +18,11 @@ def test_a_hole_is_silent_and_what_follows_is_in_time(tmp_path, name):
     samples, told = read(path)
     assert len(samples) == len(whole)
     assert len(told) == 1
-    assert "replaced by silence: at 5." in told[0] or "replaced by silence: at 6." in told[0]
+    assert "replaced with silence: at 5." in told[0] or "replaced with silence: at 6." in told[0]
     for part in (slice(2000, 5 * rate), slice(7 * rate, 11 * rate)):
         np.testing.assert_allclose(samples[part], whole[part], atol=1e-3)
     assert not samples[5 * rate : 7 * rate].all(axis=1).all()
-    assert "none may be missing here" in read_refusal(path, accept_holes=False)
+    assert "expected a complete file" in read_refusal(path, accept_holes=False)
 
 
 def test_zeros_inside_a_packet_that_decodes_without_an_error_are_a_hole(tmp_path):
@@ -34,7 +34,7 @@ def test_zeros_inside_a_packet_that_decodes_without_an_error_are_a_hole(tmp_path
     overwrite(path, at, bytes(130))
     samples, told = read(path)
     assert len(samples) == 4 * 48000
-    assert "0.02 s of it replaced by silence: at 2.0" in told[0]
+    assert "0.02 s replaced with silence: at 2.0" in told[0]
 
 
 def test_zeros_inside_a_packet_of_many_channels_are_a_hole(tmp_path):
@@ -51,7 +51,7 @@ def test_zeros_inside_a_packet_of_many_channels_are_a_hole(tmp_path):
         file.mux(stream.encode(None))
     whole = audio.read(path, downmix=True).samples
     overwrite(path, 0.5, bytes(300))
-    assert "the first at 0.5" in read_refusal(path, downmix=True)
+    assert "first at 0.5" in read_refusal(path, downmix=True)
     assert len(audio.read(path, 0.7, 0.2, downmix=True).samples) == round(0.2 * RATE) < len(whole)
 
 
@@ -60,7 +60,7 @@ def test_everything_after_five_seconds_of_holes_is_refused_at_once(tmp_path):
     content = bytearray(path.read_bytes())
     content[21:26] = bytes([content[21] | 0x0F, 255, 255, 255, 255])  # STREAMINFO's count of samples
     path.write_bytes(content)
-    assert "the first at 3.99" in read_refusal(path)
+    assert "first at 3.99" in read_refusal(path)
 
 
 def test_zeros_from_an_encoder_are_not_damage(tmp_path):
@@ -79,7 +79,7 @@ def test_damage_in_alac_is_a_hole_in_caf_too(tmp_path):
     overwrite(path, 0.5, bytes(200))
     samples, told = read(path)
     assert len(samples) == len(whole)
-    assert "replaced by silence: at 4." in told[0]
+    assert "replaced with silence: at 4." in told[0]
 
 
 # Timestamps of these follow from what is declared or indexed, so that one packet may be lost.
@@ -113,7 +113,7 @@ def test_alac_in_caf_of_whole_blocks_has_its_holes_noticed(tmp_path):
     overwrite(path, 0.5, bytes(200))
     samples, told = read(path)
     assert len(samples) == 4096 * 100
-    assert "replaced by silence: at 4." in told[0]
+    assert "replaced with silence: at 4." in told[0]
     path.write_bytes(content[: len(content) // 2] + content[len(content) // 2 + 700 :])
     assert "cut short or damaged" in read_refusal(path)
 
@@ -127,7 +127,7 @@ def test_only_the_damaged_packets_of_the_wanted_part_count(tmp_path):
         if 6000 < time < 13_000:
             content[at + 12 : at + size] = bytes(size - 12)
     path.write_bytes(content)
-    assert "the first at 6.0" in read_refusal(path)
+    assert "first at 6.0" in read_refusal(path)
     assert len(read(path, 15.0, 1.0)[0]) == RATE
 
 
@@ -146,7 +146,7 @@ def test_zeros_in_mp2_that_decode_without_an_error_are_a_hole(tmp_path):
     with av.open(str(path)) as file:
         packet = next(packet for packet in file.demux() if packet.pts and packet.pts > 100)
     overwrite(path, packet.pos + 8 + packet.size // 2, bytes(180))
-    assert "replaced by silence: at 2." in read(path)[1][0]
+    assert "replaced with silence: at 2." in read(path)[1][0]
 
 
 def test_a_damaged_timestamp_gives_no_absurd_duration(tmp_path):

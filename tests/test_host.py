@@ -206,7 +206,7 @@ import ctypes
 from kmdx import host
 
 libc = host._glibc()
-if libc is None or not libc.mallopt(host.M_MMAP_THRESHOLD, host.KEEP):
+if libc is None or not libc.mallopt(host.M_MMAP_THRESHOLD, host.NO_THRESHOLD):
     raise SystemExit("no glibc, or one that takes no such threshold")
 libc.mallopt(host.M_MMAP_THRESHOLD, 128 * 1024)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

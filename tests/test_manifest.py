@@ -115,7 +115,7 @@ def test_a_stem_of_other_settings_prevents_the_work_on_other_stems_too() -> None
 def test_another_song_prevents_the_work() -> None:
     finish(FOLDER, SONG)
     SONG.write_text("another version")
-    assert status().conflicts == ["vocals.wav: another file, or an older version of this one"]
+    assert status().conflicts == ["vocals.wav: another song, or an older version of this one"]
 
 
 def test_a_song_that_only_got_another_time_is_the_same() -> None:
@@ -129,7 +129,7 @@ def test_another_song_with_the_same_size_and_time_is_another_song() -> None:
     finish(FOLDER, SONG)
     SONG.write_bytes(SONG.read_bytes()[::-1])
     os.utime(SONG, ns=times)
-    assert status().conflicts == ["vocals.wav: another file, or an older version of this one"]
+    assert status().conflicts == ["vocals.wav: another song, or an older version of this one"]
 
 
 def test_files_of_other_settings_in_other_formats_are_stale() -> None:
@@ -321,12 +321,12 @@ def test_what_another_process_is_writing_is_not_removed() -> None:
 
 
 def test_one_process_at_a_time_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "_PATIENCE", 0.01)
-    monkeypatch.setattr(manifest, "_REPORTED", 0.0)
+    monkeypatch.setattr(manifest, "_LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr(manifest, "_LOCK_QUIET", 0.0)
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)) as prepare:
         with (
-            pytest.warns(KmdxWarning, match="waiting for another process that writes to out/song"),
-            pytest.raises(AudioError, match="another process has been writing there"),
+            pytest.warns(KmdxWarning, match="waiting for another process that is writing to out/song"),
+            pytest.raises(AudioError, match="another process has been writing to it"),
         ):
             write(wanted(FOLDER, SONG, "drums"))
         audio.write_all({FOLDER / "bass.wav": [0.5, 0.5]}, 8000, before_rename=prepare)
@@ -340,7 +340,7 @@ def test_stems_of_another_song_that_came_meanwhile_are_never_replaced(overwrite:
     other.write_text("another song")
     late = wanted(FOLDER, SONG, overwrite=overwrite)
     write(wanted(FOLDER, other), level=0.1)
-    with pytest.raises(AudioError, match=r"put the stems of .*other\.wav there meanwhile"):
+    with pytest.raises(AudioError, match=r"meanwhile, another process wrote the stems of .*other\.wav"):
         write(late)
     assert level() == pytest.approx(0.1, abs=1e-4)
 
@@ -350,7 +350,7 @@ def test_stems_that_another_process_wrote_with_other_settings_meanwhile_are_kept
     assert not manifest.status(late, is_sound).conflicts
     write(wanted(FOLDER, SONG, speed="fast"), level=0.1)
     with pytest.raises(
-        AudioError, match=r"another process wrote stems with different settings meanwhile \(vocals"
+        AudioError, match=r"another process wrote stems with different settings to it \(vocals"
     ):
         write(late)
     assert level() == pytest.approx(0.1, abs=1e-4)

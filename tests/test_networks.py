@@ -79,7 +79,7 @@ def test_unet_loads_the_authors_layout_and_refuses_anything_else() -> None:
         target.load({name: value for name, value in state.items() if name != "final_conv.0.bias"})
     with pytest.raises(ValueError, match=r"1 unknown \(extra\)"):
         target.load({**state, "extra": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"of another shape \(first_conv.0.weight\)"):
+    with pytest.raises(ValueError, match=r"of the wrong shape \(first_conv.0.weight\)"):
         target.load({**state, "first_conv.0.weight": torch.zeros(3, 4, 1, 1)})
     with pytest.raises(ValueError, match="not the periodic Hann window"):
         target.load({**state, "window": torch.hamming_window(1024)})
@@ -95,7 +95,7 @@ def test_unet_with_other_norms_refuses_the_weights() -> None:
         batch_norm.load(tiny.author_state(group_norm))
 
 
-@pytest.mark.parametrize(("change", "message"), [({"layers": 4}, "odd"), ({"layers": 15}, "divide")])
+@pytest.mark.parametrize(("change", "message"), [({"layers": 4}, "odd"), ({"layers": 15}, "divisible")])
 def test_unet_config_refuses_sizes_that_do_not_fit(change: dict, message: str) -> None:
     sizes = {"layers": 5, "convolutions": 1, "growth": 4, "norm_groups": 2, **change}
     with pytest.raises(ValueError, match=message):
@@ -116,7 +116,7 @@ def test_onnx_equals_the_network_it_was_exported_from(dynamic: bool, batch: torc
 def test_onnx_that_lands_on_the_cpu_of_a_cuda_machine_is_a_loud_warning(tmp_path) -> None:
     network = tiny.unet("vocals", None, seed=3)
     tiny.export(network, tmp_path / "vocals.onnx")
-    with pytest.warns(KmdxWarning, match="runs on the CPU although cuda:0 was asked for"):
+    with pytest.warns(KmdxWarning, match="runs on the CPU instead of cuda:0"):
         exported = OnnxNetwork(
             tmp_path / "vocals.onnx", network.config.spectrogram, "vocals", torch.device("cuda:0")
         )

@@ -125,7 +125,7 @@ def test_a_song_whose_name_is_not_utf_8_fails_alone(
     (songs / "test" / NAMES[0]).rename(songs / "test" / name)
     result = evaluate(data=songs)
     assert result.code == 1
-    assert re.search(r"failed: caf\\udce9: .*\.wav: expected a name in UTF-8: rename it", result.out)
+    assert re.search(r"failed: caf\\udce9: .*\.wav: the file name is not UTF-8: rename the file", result.out)
     records = {record["song"]: record["status"] for record in results(tmp_path / "run")["songs"]}
     assert records == {name: "failed", **dict.fromkeys(NAMES[1:], "ok")}
 

@@ -234,7 +234,7 @@ def refusal(action, *arguments) -> str:
 def test_more_than_the_disk_has_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     message = refusal(signals.empty, (2**50,))
-    assert f" GB are free in {tmp_path}, where at least {2**52 / 1e9:.2f} GB of scratch space" in message
+    assert f" GB are free in {tmp_path}; at least {2**52 / 1e9:.2f} GB of scratch space" in message
 
 
 def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     message = refusal(signals.empty, (5_000_000,), 0)
-    assert message.startswith(f"no space left on device in {tmp_path}, where at least 0.02 GB")
+    assert message.startswith(f"no space left on device in {tmp_path}; at least 0.02 GB")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")

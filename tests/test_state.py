@@ -91,17 +91,17 @@ def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]
         ({**prefixed("model."), "loss.weight": torch.ones(3)}, r"of 7 tensors 1 unknown \(loss.weight\), after removing model\. from"),
         ({**prefixed("module."), "module.extra": torch.ones(3)}, r"of 7 tensors 1 unknown \(module\.extra\), after removing module\. from"),
         (prefixed("module.", FIRST_MISSING), r"of 7 tensors 1 missing \(conv\.weight\), after removing module\. from"),
-        (prefixed("module.", {**STATE, "conv.bias": torch.ones(1)}), r"of 7 tensors 1 of another shape \(conv\.bias\), after removing module\."),
+        (prefixed("module.", {**STATE, "conv.bias": torch.ones(1)}), r"of 7 tensors 1 of the wrong shape \(conv\.bias\), after removing module\."),
         ({**prefixed("model.", FIRST_MISSING), **prefixed("ema.", OTHER)}, r"of 7 tensors 1 missing \(conv\.weight\), after removing model\. from"),
         (prefixed("encoder.", FIRST_MISSING), r"begin with encoder\.; without it, of 7 tensors 1 missing \(conv\.weight\): expected"),
         (prefixed("module.encoder.", FIRST_MISSING), r"begin with module\.encoder\.; without it, of 7 tensors 1 missing"),
-        (prefixed("net_", {**STATE, "conv.bias": torch.ones(1)}), r"begin with net_; without it, of 7 tensors 1 of another shape \(conv\.bias\)"),
+        (prefixed("net_", {**STATE, "conv.bias": torch.ones(1)}), r"begin with net_; without it, of 7 tensors 1 of the wrong shape \(conv\.bias\)"),
         ({**STATE, "model.conv.bias": torch.ones(3)}, r"two tensors for conv\.bias, conv\.bias and model\.conv\.bias"),
         ({**STATE, "extra": torch.ones(1)}, r"of 7 tensors 1 unknown \(extra\)"),
         ({name: STATE[name] for name in list(STATE)[1:]}, r"1 missing \(conv\.weight\)"),
-        ({**STATE, "conv.weight": torch.ones(3, 2)}, r"1 of another shape \(conv\.weight\)"),
-        ({**STATE, "conv.weight": torch.ones(3, 2, 1, dtype=torch.int8)}, r"conv\.weight is of the type int8"),
-        ({**STATE, "norm.num_batches_tracked": torch.tensor(True)}, r"tracked is of the type bool"),
+        ({**STATE, "conv.weight": torch.ones(3, 2)}, r"1 of the wrong shape \(conv\.weight\)"),
+        ({**STATE, "conv.weight": torch.ones(3, 2, 1, dtype=torch.int8)}, r"conv\.weight has the type int8"),
+        ({**STATE, "norm.num_batches_tracked": torch.tensor(True)}, r"tracked has the type bool"),
         ({**prefixed("x\n" * 1000)}, r"begin with 'x\\nx"),
     ],
 )  # fmt: skip
@@ -191,14 +191,14 @@ HUGE_DEMUCS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", HUGE_DEMUCS, ids=lambda options: str(options)[:40])
 def test_a_demucs_larger_than_its_file_is_refused_before_it_is_built(options: dict[str, Any]) -> None:
     state = demucs_state()
-    reason = "another network's weights|must be|too large|named twice"
+    reason = "another network's weights|must be|too large|duplicate source"
     with building_nothing(), pytest.raises(ValueError, match=reason):
         demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, state)
 
 
 @pytest.mark.parametrize("options", [{"t_layers": 64}, {"t_hidden_scale": 64.0}], ids=str)
 def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="more parameters|another shape|has shape"):
+    with pytest.raises(ValueError, match="more parameters|wrong shape|has shape"):
         demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, demucs_state())
 
 
@@ -219,9 +219,9 @@ def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[st
         ({"audio_channels": 1}, "audio_channels must be .* 2 to 2, not 1"),
         ({"cac": "yes"}, "cac must be true or false, not 'yes'"),
         ({"t_emb": "rotary"}, "t_emb must be sin or cape or scaled, not 'rotary'"),
-        ({"multi_freqs": 3}, "multi_freqs must be a list of fewer than 16 shares"),
+        ({"multi_freqs": 3}, "multi_freqs must be a list of fewer than 16 fractions"),
         ({"t_sparse_self_attn": True}, "t_sparse_self_attn is not supported"),
-        ({"wiener_iters": 1}, "htdemucs cannot be built: its sizes do not fit together"),
+        ({"wiener_iters": 1}, "htdemucs cannot be built: its sizes are inconsistent"),
         ({"t_heads": 3}, "htdemucs cannot be built"),
         ({"norm_starts": 0, "norm_groups": 3}, "htdemucs cannot be built: num_channels"),
         ({"growth": 1.5}, "htdemucs cannot be built"),
@@ -237,7 +237,7 @@ def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
     network = tiny.demucs(architecture, seed=1)
     options = {name: value for name, value in architecture.items() if name != "type"}
     with pytest.raises(
-        ValueError, match="its layers do not fit each other"
+        ValueError, match="the sizes of its layers do not match"
     ):  # found when it runs: it was built
         demucs.build({"type": "hdemucs", **options}, 1.5, network.state_dict())
 

@@ -118,7 +118,7 @@ def test_a_data_set_of_nothing(
 ) -> None:
     monkeypatch.setattr(wrapper, "dataset_dir", tmp_path)
     (tmp_path / "song").mkdir()
-    with pytest.raises(NameError, match=r"no song folder with a mixture\.wav"):
+    with pytest.raises(NameError, match=r"has no song folders with a mixture\.wav"):
         wrapper.evaluate()
 
 

@@ -156,7 +156,7 @@ def test_a_cover_beyond_the_limit_is_left_out_and_the_rest_kept(tmp_path):
     song.save()
     found, words = complaint(path)
     assert (found.title, found.genre, found.cover) == (SONG.title, SONG.genre, b"")
-    assert "left out of the stems' tags: the cover (12.0 MB, at most 10 MB)" in words
+    assert "omitted from the stems' tags: the cover (12.0 MB, at most 10 MB)" in words
 
 
 def test_a_title_of_a_million_characters_is_left_out(tmp_path):
@@ -205,7 +205,7 @@ def test_a_compressed_tag_of_gigabytes_is_given_up_on(tmp_path):
     path.write_bytes(id3_tag(b"TIT2", b"\x7f\x7f\x7f\x7f" + bomb(), 0b1001) + path.read_bytes())
     found, words = complaint(path)
     assert not found
-    assert "its tags cannot be read, the stems get none: " in words
+    assert "its tags cannot be read, so the stems have none: " in words
 
 
 def test_a_tag_that_is_cut_off_is_no_error(tmp_path):

@@ -13,7 +13,7 @@ from training import command
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nothing", "--data", "x", "-o", "y"], "no config 'nothing'"),
+        (["run", "nothing", "--data", "x", "-o", "y"], "unknown config 'nothing'"),
         (
             ["run", "vocals", "--data", "nowhere", "-o", "y", "--set", "precision=fp32"],
             "nowhere: no such folder",

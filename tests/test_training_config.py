@@ -40,24 +40,27 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ({"stem": "vocals"}, "test: stem: extra inputs are not permitted"),
         ({"source": "guitar"}, "source: input should be 'bass', 'drums', 'other' or 'vocals', not 'guitar'"),
         ({"steps": 0}, "steps: input should be greater than 0, not 0"),
-        ({"hears": "rest"}, "what is left without vocals has none to estimate"),
-        ({"batch": 4, "at_once": 3}, "a batch of 4 cannot go through by 3"),
+        ({"hears": "rest"}, "with hears: rest, the input contains no vocals to estimate"),
+        ({"batch": 4, "at_once": 3}, r"batch must be a multiple of at_once (3), not 4"),
         ({"loss": {"l1": 0}}, "loss: every term has the weight 0"),
-        ({"network": {**cases.NETWORK, "norm_groups": 3}}, "network: growth 4 does not divide into 3 groups"),
-        ({"network": {**cases.NETWORK, "bins": 60}}, "network: 1 levels need bins that divide by 16"),
+        (
+            {"network": {**cases.NETWORK, "norm_groups": 3}},
+            "network: growth must be divisible by norm_groups: 4 and 3 do not fit",
+        ),
+        ({"network": {**cases.NETWORK, "bins": 60}}, "network: 1 levels need bins divisible by 16"),
         ({"data": {"gain": [6, -6]}}, "data.gain: the first value must not be above the second, not [6, -6]"),
         (
             {"loss": {"spectral": 1}, "network": {**cases.NETWORK, "trim": 3000}},
-            "4096 samples are more than the 1936",
+            "expected at most the 1936 samples left after trimming, not 4096",
         ),
         (
             {"validate_every": 2},
-            "6 steps are 3 epochs of 2, and validate_every: 2 would leave the last without a validation; "
-            "try a multiple of 4 steps, or another validate_every",
+            "6 steps are 3 epochs of 2; with validate_every: 2, the last would not be validated; "
+            "use a multiple of 4 steps, or another validate_every",
         ),
         (
             {"network": {**cases.NETWORK, "trim": 4000}},
-            "network: two trims of 4000 leave nothing of 7936 samples",
+            "network: two trims of 4000 samples leave nothing of a chunk of 7936",
         ),
     ],
 )

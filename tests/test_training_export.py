@@ -52,7 +52,7 @@ def test_a_weight_too_large_for_half_is_named(
     name = next(iter(dict(network.named_parameters())))
     network.get_parameter(name).data.fill_(1e6)
     monkeypatch.setattr(trainer, "trained", lambda *_: network)
-    with pytest.raises(TrainingError, match=f"{name} does not fit into float16: leave --half out"):
+    with pytest.raises(TrainingError, match=f"{name} exceeds the range of float16: leave out --half"):
         export.export(run, "mine", tmp_path / "models", half=True)
 
 
@@ -71,11 +71,13 @@ def test_a_name_is_replaced_by_the_same_run_alone(fit: Callable[..., Run], tmp_p
     first, second = fit("first", steps=2), fit("second", steps=2, seed=1)
     export.export(first, "mine", models)
     before = export.export(first, "mine", models).state.read_bytes()
-    with pytest.raises(TrainingError, match="name 'mine': another run's weight has it in .*; add --replace"):
+    with pytest.raises(
+        TrainingError, match="name 'mine': a weight from another run has this name in .*; add --replace"
+    ):
         export.export(second, "mine", models)
     assert (models / "mine.pt").read_bytes() == before
     export.export(second, "mine", models, replace=True)
-    with pytest.raises(TrainingError, match="another run's weight"):
+    with pytest.raises(TrainingError, match="a weight from another run"):
         export.export(first, "mine", models)
 
 
@@ -90,7 +92,7 @@ def test_exporting_says_what_it_exports(
     step = max(scores, key=lambda step: scores[step])
     arguments = ["training", "export", str(run.folder), "--models", str(tmp_path / "models")]
     monkeypatch.setattr(sys, "argv", arguments)
-    for steps, end in ((6, "has ended"), (8, "has not ended yet")):
+    for steps, end in ((6, "is complete"), (8, "is not complete yet")):
         run.config_file.write_text(
             run.config_file.read_text("utf-8").replace("steps: 6", f"steps: {steps}"), "utf-8"
         )
@@ -171,9 +173,9 @@ def test_an_exported_network_separates_as_before(
 
 def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) -> None:
     run = fit(steps=2)
-    with pytest.raises(TrainingError, match="expected small letters"):
+    with pytest.raises(TrainingError, match="expected only lower-case letters"):
         export.export(run, "My Net", tmp_path)
-    with pytest.raises(TrainingError, match="a weight that is known has that name"):
+    with pytest.raises(TrainingError, match="a known weight has this name"):
         export.export(run, "mdx_vocals", tmp_path)
     with pytest.raises(TrainingError, match="not a training run"):
         Run.existing(tmp_path)

@@ -112,7 +112,9 @@ def test_a_term_with_windows_needs_signals_as_long(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(LOSSES, "cubic", Term("mean cubed difference", cubic, uses_windows=True))
     network = {**cases.NETWORK, "trim": 3000}
     assert isinstance(cases.small(network=network, loss={"l1": 1}), Config)
-    with pytest.raises(TrainingError, match="4096 samples are more than the 1936"):
+    with pytest.raises(
+        TrainingError, match="expected at most the 1936 samples left after trimming, not 4096"
+    ):
         cases.small(network=network, loss={"cubic": 1})
 
 

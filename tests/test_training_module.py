@@ -58,7 +58,7 @@ def test_the_estimated_vocals_are_taken_out_in_training(monkeypatch: pytest.Monk
     monkeypatch.setattr(made, "estimate", estimate)
     window = batch()
     made.training_step(window, 0)
-    assert torch.allclose(heard[0], 0.5 * window.heard)
+    assert torch.allclose(heard[0], 0.5 * window.input)
 
 
 def test_the_estimated_vocals_are_taken_out_in_validation(data: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_estimated_vocals_are_taken_out_in_validation(data: Path) -> None:
     song = cases.found(data, made.config).validation[0]
     found = validation.estimate(made.config, made.network, made.vocals, song, torch.device("cpu"))
     mixture = np.sum([*sampling.whole(song).values()], axis=0)
-    assert np.allclose(found.heard, 0.5 * mixture, atol=1e-6)
+    assert np.allclose(found.input, 0.5 * mixture, atol=1e-6)
 
 
 def test_the_terms_of_a_step_are_those_of_all_its_windows(fit: Callable[..., Run]) -> None:
@@ -215,22 +215,22 @@ def scaled_steps(made: Unmixing, count: int, loss: float = 1.0, factor: float = 
 def test_steps_that_the_scaler_skips_are_counted(nan: str) -> None:
     made = unmixing(precision="fp16", nan=nan)
     before = next(made.network.parameters()).clone()
-    scaled_steps(made, module.SETTLING)
-    assert made.skipped == module.SETTLING
+    scaled_steps(made, module.SCALE_SEARCH)
+    assert made.skipped == module.SCALE_SEARCH
     assert torch.equal(next(made.network.parameters()), before)
     scaled_steps(made, 1, factor=1.0)
-    assert (made.skipped, made._in_a_row) == (module.SETTLING, 0)
+    assert (made.skipped, made._skipped_in_a_row) == (module.SCALE_SEARCH, 0)
     assert not torch.equal(next(made.network.parameters()), before)
 
 
 def test_too_many_that_the_scaler_skips_end_the_run() -> None:
     made = unmixing(precision="fp16", nan="stop")
     with pytest.raises(TrainingError, match="loss or gradient is not finite"):
-        scaled_steps(made, module.SETTLING + 1)
+        scaled_steps(made, module.SCALE_SEARCH + 1)
     made = unmixing(precision="fp16")
-    with pytest.raises(TrainingError, match="100 steps in a row"):
-        scaled_steps(made, module.MOST_SKIPPED)
-    assert made.skipped == module.MOST_SKIPPED
+    with pytest.raises(TrainingError, match="100 consecutive steps"):
+        scaled_steps(made, module.MAX_SKIPPED)
+    assert made.skipped == module.MAX_SKIPPED
     with pytest.raises(TrainingError, match="loss or gradient is not finite"):
         scaled_steps(unmixing(precision="fp16", nan="stop"), 1, loss=math.nan)
 

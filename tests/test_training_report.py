@@ -56,13 +56,13 @@ def test_excerpts_are_the_loudest_seconds_and_nothing_else_is_estimated(
 ) -> None:
     config = cases.small()
     network = TfcTdf(config.network.unet(), "vocals").eval()
-    through, lengths = validation._through, []
+    run_network, lengths = validation._run, []
 
     def noted(config: object, network: object, signal: np.ndarray, device: torch.device) -> np.ndarray:
         lengths.append(signal.shape[1])
-        return through(config, network, signal, device)  # type: ignore[arg-type]
+        return run_network(config, network, signal, device)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(validation, "_through", noted)
+    monkeypatch.setattr(validation, "_run", noted)
     monkeypatch.setattr(trainer, "trained", lambda run: network)
     run = Run(tmp_path)
     (made,) = run_report._excerpts(run, config, songs.Songs((), (long,)), torch.device("cpu"))
@@ -89,7 +89,7 @@ def test_control_c_while_the_page_is_made_is_one_line(
     with pytest.raises(SystemExit) as caught:
         command.main()
     assert caught.value.code == 130
-    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
+    assert capsys.readouterr().err.startswith("stopped; the same command resumes")
 
 
 def heights(drawn: str, style: str) -> np.ndarray:

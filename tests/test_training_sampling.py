@@ -22,10 +22,10 @@ def test_a_window_depends_on_seed_and_number_alone(data: Path) -> None:
     config = cases.small()
     training = cases.found(data, config).training
     first, again = Windows(config, training), Windows(config, training)
-    assert torch.equal(first[7].heard, again[7].heard)
-    assert not torch.equal(first[7].heard, first[8].heard)
-    assert not torch.equal(first[7].heard, Windows(cases.small(seed=1), training)[7].heard)
-    assert first[7].heard.shape == first[7].target.shape == (2, cases.CHUNK)
+    assert torch.equal(first[7].input, again[7].input)
+    assert not torch.equal(first[7].input, first[8].input)
+    assert not torch.equal(first[7].input, Windows(cases.small(seed=1), training)[7].input)
+    assert first[7].input.shape == first[7].target.shape == (2, cases.CHUNK)
 
 
 def test_an_unmixed_window_is_a_place_in_a_song(data: Path) -> None:
@@ -39,7 +39,7 @@ def test_an_unmixed_window_is_a_place_in_a_song(data: Path) -> None:
         mixture = sum(stems.values())
         place = np.flatnonzero(np.abs(stems["vocals"][0] - window.target[0, 0].numpy()) < 1e-9)
         matches += [
-            np.abs(mixture[:, start : start + cases.CHUNK] - window.heard.numpy()).max() < 1e-6
+            np.abs(mixture[:, start : start + cases.CHUNK] - window.input.numpy()).max() < 1e-6
             for start in place
             if start + cases.CHUNK <= song.samples
         ]
@@ -89,7 +89,7 @@ def test_songs_are_drawn_as_often_as_they_weigh(
 
 def test_a_weight_of_no_song_is_told(data: Path) -> None:
     config = cases.small(data={"weights": {"sogn *": 2}})
-    with pytest.warns(KmdxWarning, match="no song is called 'sogn "):
+    with pytest.warns(KmdxWarning, match="no song matches 'sogn "):
         Windows(config, cases.found(data, config).training)
 
 
@@ -102,7 +102,7 @@ def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path)
     )
     vocals = Windows(cases.small(data=still), training)
     for number in range(3):
-        estimated = whole[number].heard - rest[number].heard
+        estimated = whole[number].input - rest[number].input
         assert decibels(vocals[number].target.numpy(), estimated.numpy()) == pytest.approx(12, abs=0.3)
 
 

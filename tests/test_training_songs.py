@@ -40,13 +40,15 @@ def test_stems_of_different_lengths_are_told(data: Path, tmp_path: Path) -> None
         songs.find([tmp_path], "vocals", cases.CHUNK, ["song 0"])
     (message,) = [str(warning.message) for warning in told]
     assert message == (
-        f"{song / 'vocals.wav'}: 1.5 s, where bass.wav has 2.0 s: cut off? taken as silent from there on"
+        f"{song / 'vocals.wav'}: shorter (1.5 s) than bass.wav (2.0 s), perhaps cut short; treated as silent after its end"
     )
 
 
 def test_a_variant_that_is_too_short_is_refused(data: Path, tmp_path: Path) -> None:
     write(tmp_path / "song 1", bass=0.1, drums=0.1, other=0.1, vocals=0.1)
-    with pytest.raises(TrainingError, match=f"song 1 in {tmp_path} is shorter than a window: 0.1 s of 0.2 s"):
+    with pytest.raises(
+        TrainingError, match=f"song 1 in {tmp_path} is shorter than a window: 0.1 s, expected at least 0.2 s"
+    ):
         songs.find([data], "vocals", cases.CHUNK, ["song 0", "song 2"], [tmp_path])
 
 
@@ -58,7 +60,7 @@ def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
         sampling.read(stem, RATE // 2, RATE)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("song 0", "validate"), ("song 1", "train")])
+@pytest.mark.parametrize(("name", "kind"), [("song 0", "validation"), ("song 1", "training")])
 def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
     name: str, kind: str, data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
@@ -68,7 +70,7 @@ def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
     for file in (copy / name).glob("vocals.*"):
         file.unlink()
     soundfile.write(copy / name / "vocals.wav", np.zeros((88_200, 2)), RATE)
-    with pytest.raises(TrainingError, match=f"vocals is silent in every song to {kind} with"):
+    with pytest.raises(TrainingError, match=f"vocals is silent in all {kind} songs"):
         fit(folder=copy)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -90,7 +92,7 @@ def test_a_run_of_a_vocals_network_is_found_from_everywhere(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rest": {"vocals": "mdx_vocals"}}, "rest.vocals: A small network hears the mixture"),
+        ({"rest": {"vocals": "mdx_vocals"}}, "rest.vocals: the input of A small network is the mixture"),
         (
             {"source": "bass", "hears": "rest", "rest": {"vocals": "runs/a"}},
             "rest.vocals: runs/a: no such run",
@@ -132,10 +134,10 @@ def without_bass(song: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (shorten, r"vocals of song 1 had 88200 samples, \d+ bytes, and has 80000 samples"),
-        (without_bass, r"bass of song 1 had 88200 samples, \d+ bytes, and has no file"),
-        (shutil.rmtree, "song 1 is gone from the songs for training"),
-        (add, "song 3 is new in the songs for training"),
+        (shorten, r"vocals of song 1 had 88200 samples, \d+ bytes, and now has 80000 samples"),
+        (without_bass, r"bass of song 1 had 88200 samples, \d+ bytes, and now has no file"),
+        (shutil.rmtree, "the training song song 1 is missing now"),
+        (add, "the training song song 3 is new"),
     ],
 )
 def test_songs_that_have_changed_are_named(
@@ -182,7 +184,7 @@ def test_unknown_sound_files_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, rehearsal=1)
     _, told = of_folder(tmp_path)
-    expected = "sound files that are no stem, or there twice, are not used: a/rehearsal.wav, b/rehearsal.wav"
+    expected = "ignoring sound files that are not stems, or are duplicates: a/rehearsal.wav, b/rehearsal.wav"
     assert told == [f"{tmp_path}: {expected}"]
 
 
@@ -191,7 +193,7 @@ def test_two_stems_train_a_network_of_vocals_only(tmp_path: Path) -> None:
         write(tmp_path / name, vocals=1, accompaniment=1)
     found, _ = of_folder(tmp_path)
     assert found.training[0].stems["other"].path.name == "accompaniment.wav"
-    with pytest.raises(TrainingError, match="a has accompaniment, which is not split into drums and others"):
+    with pytest.raises(TrainingError, match="a has accompaniment instead of a separate stem drums"):
         of_folder(tmp_path, "drums")
 
 
@@ -219,7 +221,7 @@ def test_a_summed_stem_is_known_again_by_all_its_files(tmp_path: Path) -> None:
 
 
 def test_songs_are_found_and_split(data: Path) -> None:
-    with pytest.warns(KmdxWarning, match="song 2: no bass: taken as silent"):
+    with pytest.warns(KmdxWarning, match="song 2: no bass: treated as silent"):
         both = songs.find([data], "bass", 1000, ["song 0"])
     assert [song.name for song in both.training] == ["song 1", "song 2"]
     assert [song.name for song in both.validation] == ["song 0"]
@@ -277,16 +279,16 @@ def broken(data: Path, tmp_path: Path, how: str) -> list[Path]:
     ("how", "validation", "message"),
     [
         ("rate", ["song 0"], "vocals.flac: 48000 Hz, expected 44100 Hz"),
-        ("short", ["song 0"], "song 1 is shorter than a window: 0.1 s of 0.2 s"),
+        ("short", ["song 0"], "song 1 is shorter than a window: 0.1 s, expected at least 0.2 s"),
         ("damaged", ["song 0"], "vocals.flac: cannot be read"),
-        ("source", ["song 0"], "none of 2 songs to train with has vocals"),
+        ("source", ["song 0"], "none of 2 training songs has vocals"),
         ("empty", ["song 0"], "no songs: expected folders with bass, drums, other, vocals"),
         ("missing", ["song 0"], "copy: no such folder"),
-        ("file", ["song 0"], "vocals.flac: not a folder"),
-        ("twice", ["song 0"], "two songs are called 'song 0'"),
-        ("", [], "no songs to validate with in"),
+        ("file", ["song 0"], "vocals.flac: expected a folder or a .yaml file"),
+        ("twice", ["song 0"], "two songs have the name 'song 0'"),
+        ("", [], "no validation songs in"),
         ("", ["song 9"], "no validation song matches 'song 9'; available: song 0, song 1, song 2"),
-        ("", ["song *"], "no songs to train with"),
+        ("", ["song *"], "no training songs"),
     ],
 )
 def test_wrong_data_is_one_line_before_anything_begins(

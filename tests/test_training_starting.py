@@ -142,7 +142,7 @@ def test_what_weights_were_trained_with_goes_on_to_what_starts_from_them(
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"growth": 6}, r"first_conv\.0\.weight has the sizes \(4, 4, 1, 1\), expected \(6, 4, 1, 1\)"),
+        ({"growth": 6}, r"first_conv\.0\.weight has the shape \(4, 4, 1, 1\), expected \(6, 4, 1, 1\)"),
         ({"layers": 5}, r"another network's weights: of \d+ tensors \d+ missing \(encoding_blocks\.1\."),
         ({"norm_groups": None}, r"missing \(first_conv\.1\.running_mean\)"),
         ({"n_fft": 1024}, "its window is not the periodic Hann window of 1024 samples"),
@@ -170,7 +170,7 @@ def test_what_cannot_be_started_from_is_one_line(fit: Callable[..., Run], tmp_pa
     )
     with pytest.raises(TrainingError, match="its optimizer is adamw, not rmsprop"):
         starting.read(str(other.folder), cases.small(optimizer={"kind": "rmsprop"}), with_optimizer=True)
-    with pytest.raises(TrainingError, match="a weight file has no optimizer's state"):
+    with pytest.raises(TrainingError, match="a weight file has no optimizer state"):
         starting.read(str(other.best), cases.small(), with_optimizer=True)
 
 
@@ -197,13 +197,13 @@ def test_a_run_that_goes_on_must_have_begun_from_the_same_weights(
     author_file(tmp_path / "one.pt")
     author_file(tmp_path / "two.pt", seed=0)
     fit(source=tmp_path / "one.pt", steps=2)
-    with pytest.raises(TrainingError, match=r"begun from .*one\.pt \(\w+\), not .*two\.pt"):
+    with pytest.raises(TrainingError, match=r"started from .*one\.pt \(\w+\), not .*two\.pt"):
         fit(source=tmp_path / "two.pt", steps=4)
     (tmp_path / "one.pt").rename(tmp_path / "moved.pt")
     fit(source=tmp_path / "moved.pt", steps=4)
     assert fit(steps=6).data()["start"]["path"].endswith("moved.pt")
     fit("random", steps=2)
-    with pytest.raises(TrainingError, match=r"begun from random weights, not .*moved\.pt"):
+    with pytest.raises(TrainingError, match=r"started from random weights, not .*moved\.pt"):
         fit("random", source=tmp_path / "moved.pt", steps=2)
 
 
@@ -213,7 +213,7 @@ def test_a_run_without_a_checkpoint_still_needs_what_it_starts_from(
     author_file(tmp_path / "one.pt")
     run = fit(source=tmp_path / "one.pt", steps=2)
     run.last.unlink()
-    with pytest.raises(TrainingError, match=r"nothing is learned yet: add --from .*one\.pt"):
+    with pytest.raises(TrainingError, match=r"has no checkpoint yet: add --from .*one\.pt"):
         fit(steps=2)
 
 
@@ -281,7 +281,7 @@ def test_validation_leaves_frozen_modules_as_they_were(data: Path) -> None:
     ("patterns", "message"),
     [
         (["encoder.*"], "no parameter matches encoder.*; their names begin with first_conv, encoding_blocks"),
-        (["*"], "all 44 tensors of parameters are frozen"),
+        (["*"], "all 44 parameter tensors are frozen"),
     ],
 )
 def test_patterns_that_cannot_be_are_one_line(
@@ -351,7 +351,7 @@ def test_the_rate_of_an_extended_run_follows_the_longer_cosine(
 
 def test_fewer_steps_than_are_done_is_one_line(fit: Callable[..., Run]) -> None:
     fit(steps=6)
-    with pytest.raises(TrainingError, match="6 steps are done, and steps is 4; expected 6 or more"):
+    with pytest.raises(TrainingError, match="6 steps are complete, but steps is 4; expected at least 6"):
         fit(steps=4)
 
 

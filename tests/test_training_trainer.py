@@ -179,9 +179,9 @@ def test_or_the_run_stops(data: Path, tmp_path: Path, fit: Callable[..., Run]) -
 
 def test_a_run_is_what_it_was_begun_as(fit: Callable[..., Run], data: Path) -> None:
     fit()
-    with pytest.raises(TrainingError, match="begun with seed 0, not 1"):
+    with pytest.raises(TrainingError, match="started with seed 0, not 1"):
         fit(seed=1)
-    with pytest.raises(TrainingError, match="begun with validation"):
+    with pytest.raises(TrainingError, match="started with validation"):
         fit(validation=["song 1"])
 
 
@@ -204,9 +204,9 @@ def test_fewer_windows_at_once_may_be_asked_for_later(fit: Callable[..., Run]) -
 def test_a_gradient_that_is_never_finite_ends_the_run(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_SKIPPED", 5)
+    monkeypatch.setattr(module, "MAX_SKIPPED", 5)
     monkeypatch.setattr(losses, "total", lambda config, terms: terms["l1"] * float("nan"))
-    with pytest.raises(TrainingError, match="5 steps in a row up to step 5 were not finite"):
+    with pytest.raises(TrainingError, match="5 consecutive steps up to step 5 were not finite"):
         fit(steps=20)
 
 
@@ -214,7 +214,7 @@ def test_a_full_disk_is_told_before_the_first_step(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(TrainingError, match="checkpoints and logs need 0.13 GB, and 0.00 GB are free"):
+    with pytest.raises(TrainingError, match="checkpoints and logs need 0.13 GB, but only 0.00 GB are free"):
         fit()
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -232,7 +232,7 @@ def test_a_file_that_vanishes_is_one_line(
         return decoded
 
     monkeypatch.setattr(decoded_songs, "decode", and_then_it_vanishes)
-    with pytest.raises(TrainingError, match="cannot be read any more"):
+    with pytest.raises(TrainingError, match="can no longer be read"):
         fit(folder=copy)
 
 

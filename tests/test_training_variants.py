@@ -68,7 +68,7 @@ def test_what_is_there_is_not_written_again(data: Path, tmp_path: Path) -> None:
         ("data", float("nan"), 1, "speed nan: expected"),
         ("data", 0.5, 0, "every 0: expected 1 or more"),
         ("none", 0.5, 1, "no such folder"),
-        ("data/train", 0.5, 1, "two songs are called 'a'"),
+        ("data/train", 0.5, 1, "two songs have the name 'a'"),
     ],
 )
 def test_mistakes_are_one_line(

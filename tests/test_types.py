@@ -82,7 +82,8 @@ def test_a_plan_at_another_rate_is_refused_with_its_line(name: str, tmp_path: Pa
         f"stems: {{{source}: {{sum: {{N.{source}: 1}}}}}}\n"
     )
     with pytest.raises(
-        PlanError, match=r"line 2: networks\.n\.weights: .* works at 44100 Hz, and the plan at 48000"
+        PlanError,
+        match=r"line 2: networks\.n\.weights: .* needs 44100 Hz, but the plan's sample rate is 48000",
     ):
         plan_file.parse(text, "plan", tmp_path)
     example[TYPES[name].rate] = 48000

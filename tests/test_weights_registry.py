@@ -117,11 +117,14 @@ def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:
     weight = weights.own(path, {"type": "htdemucs", "sources": ["bass", "drums"]})
     assert (weight.name, weight.sources, weight.bytes) == (str(path), (), None)
     for architecture, message in (
-        ({}, "the architecture of mine.pt: the type is None; expected htdemucs, hdemucs, onnx, tfc_tdf"),
-        ({"type": "htdemucs"}, "does not state its sources"),
+        ({}, "the architecture of mine.pt: unknown type None; available: htdemucs, hdemucs, onnx, tfc_tdf"),
+        ({"type": "htdemucs"}, "missing sources"),
         ({"type": "htdemucs", "sources": "bass"}, "must be a list of names, not 'bass'"),
-        ({"type": "onnx", "sources": ["bass"], "n_fft": 512}, "does not state its hop, bins, frames"),
-        ({"type": "onnx", "sources": ["bass", "drums"], **transform}, "has one source, not bass, drums"),
+        ({"type": "onnx", "sources": ["bass"], "n_fft": 512}, "missing hop, bins, frames"),
+        (
+            {"type": "onnx", "sources": ["bass", "drums"], **transform},
+            "must have one source, not bass, drums",
+        ),
         (
             {"type": "onnx", "sources": ["bass"], **transform, "hop": "x"},
             "hop must be a whole number from 1 to 131072, not 'x'",
@@ -138,7 +141,7 @@ def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None
         ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
         (
             "mine: {file: a, architecture: {type: x}}",
-            "the entry mine: the architecture of a: the type is 'x'",
+            "the entry mine: the architecture of a: unknown type 'x'",
         ),
         ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
         (
@@ -151,7 +154,7 @@ def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None
         ),
         ("1: {}", "expected weights by their names"),
         ("- 1", "expected weights by their names"),
-        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor that holds itself"),
+        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor contains itself"),
     ):
         (tmp_path / "trained.yaml").write_text(text, "utf-8")
         with pytest.raises(WeightsError, match=message) as caught:

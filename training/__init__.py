@@ -1,1 +1,1 @@
-"""Training the networks: the songs they learn from, and what becomes of them."""
+"""Train networks: songs, windows, the training loop, logs and export."""

@@ -1,7 +1,7 @@
-"""What a config needs, measured without computing anything: memory and arithmetic of one step.
+"""Estimate the memory and arithmetic of one training step without running it.
 
-The forward pass runs on tensors without content, and what autograd keeps of it is counted: each storage once,
-parameters left out.
+The forward pass runs on fake tensors. The tensors that autograd saves are counted: each storage once, without
+parameters.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from training.config import Config, TrainingError
 from training.module import Unmixing, recompute
 from training.songs import Songs
 
-T4 = 16 * 10**9  # bytes; the driver and torch's kernels take OVERHEAD of them
+T4 = 16 * 10**9  # bytes, of which the driver and torch's kernels take OVERHEAD
 OVERHEAD = 0.9e9
 # Assumed: half of its float32 peak, a third of its float16 peak; it has no bfloat16.
 T4_GFLOPS = {"fp32": 4e3, "fp16": 20e3, "bf16": 4e3}
-SPARE = 0.9  # of what is left, for what the allocator cannot use
-DTYPES = {"fp32": torch.float32, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # counted alike
+HEADROOM = 0.9  # usable share of the remaining memory; the allocator cannot use all of it
+DTYPES = {"fp32": torch.float32, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # equal sizes
 
 
 class _FullNorm(nn.GroupNorm):
-    """A group norm as CUDA's autocast computes it: in float32, whatever comes in. The CPU's does not."""
+    """A group norm that always computes in float32, as under CUDA's autocast, but not under the CPU's."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
@@ -42,19 +42,19 @@ class _FullNorm(nn.GroupNorm):
 
 @dataclass(frozen=True)
 class Budget:
-    """What one step of a config needs.
+    """The memory and arithmetic of one step.
 
     Attributes
     ----------
     parameters : int
-        Of the network.
+        Number of parameters of the network.
     fixed : int
-        Bytes that do not grow with the batch: weights and their average, and of what is trained gradients
-        and the optimizer's moments.
+        Bytes that do not depend on the batch: weights, their average, and the gradients and optimizer's
+        moments of trained parameters.
     window : int
-        Bytes for each window: what autograd keeps, and as much again as its largest part while computing.
+        Bytes per window: the tensors that autograd saves, plus temporary memory for the largest of them.
     forward, gflop : float
-        GFLOP of one window: forward, and both ways.
+        GFLOP per window: of the forward pass, and of forward and backward pass.
     """
 
     parameters: int
@@ -64,20 +64,20 @@ class Budget:
     gflop: float
 
     def memory(self, at_once: int) -> int:
-        """Bytes with so many windows at once."""
+        """Bytes needed for a number of windows at once."""
         return self.fixed + at_once * self.window
 
     def most(self, room: float) -> int:
-        """How many windows at once fit; 0 if none do."""
+        """The number of windows that fit at once; 0 if none fits."""
         return max(0, int((room - self.fixed) // self.window))
 
 
-class _Kept:
-    """What autograd keeps while it is entered: bytes of each storage, those of ``own`` tensors left out."""
+class _SavedTensors:
+    """Counts the storages that autograd saves, in bytes, except those of ``own`` tensors."""
 
     def __init__(self, own: Iterable[Tensor] = ()) -> None:
         self.own = {tensor.untyped_storage()._cdata for tensor in own}
-        self.held: list[torch.UntypedStorage] = []  # else another could take a storage's place
+        self.held: list[torch.UntypedStorage] = []  # keeps them alive, so that no address is reused
         self.sizes: dict[int, int] = {}
 
     @contextmanager
@@ -85,12 +85,12 @@ class _Kept:
         """Count while computing in the config's precision."""
         half = config.precision != "fp32"
         with (
-            torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor),
             torch.autocast("cpu", DTYPES[config.precision], enabled=half),
         ):
             yield
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.own:
             self.held.append(storage)
@@ -99,7 +99,7 @@ class _Kept:
 
 
 def measure(config: Config) -> Budget:
-    """Count what a config needs."""
+    """Estimate the memory and arithmetic of a config."""
     with FakeTensorMode():
         network = TfcTdf(config.network.unet(), config.source)
         if config.checkpointing:
@@ -108,44 +108,44 @@ def measure(config: Config) -> Budget:
             for module in network.modules():
                 if isinstance(module, nn.GroupNorm):
                     module.__class__ = _FullNorm
-        kept = _Kept([*network.parameters(), *network.buffers()])
+        saved = _SavedTensors([*network.parameters(), *network.buffers()])
         sizes = freezing.freeze(network, config.freeze)
         spectrum = torch.randn(1, SPECTRUM_CHANNELS, config.network.bins, config.network.frames)
-        with kept.counting(config), FlopCounterMode(display=False) as counter:
+        with saved.counting(config), FlopCounterMode(display=False) as counter:
             network.unet(spectrum)
     moments = 2 if config.optimizer.kind == "adamw" else 1
-    everywhere = 1 + (config.average is not None)  # numbers for each parameter
-    trained = 1 + moments  # and for each one that is trained: its gradient and the optimizer's state
+    everywhere = 1 + (config.average is not None)  # numbers per parameter: weight and average
+    trained = 1 + moments  # more numbers per trained parameter: gradient and optimizer's state
     again = _largest_block(config) if config.checkpointing else 0
     forward = counter.get_total_flops() / 1e9
     return Budget(
         parameters=sizes.total,
         fixed=4 * (everywhere * sizes.total + trained * sizes.trained),
-        window=sum(kept.sizes.values()) + 2 * max(kept.sizes.values()) + again,
+        window=sum(saved.sizes.values()) + 2 * max(saved.sizes.values()) + again,
         forward=forward,
         gflop=(4 if config.checkpointing else 3) * forward,
     )
 
 
 def _largest_block(config: Config) -> int:
-    """Bytes that autograd keeps of the first block while it is computed again."""
+    """Bytes that autograd saves for the first block while it is recomputed."""
     sizes = config.network
     with FakeTensorMode():
-        kept = _Kept()
+        saved = _SavedTensors()
         block = Block(sizes.unet(), sizes.growth, sizes.bins)
         x = torch.randn(1, sizes.growth, sizes.frames, sizes.bins, requires_grad=True)
-        with kept.counting(config):
+        with saved.counting(config):
             block(x)
-    return sum(kept.sizes.values())
+    return sum(saved.sizes.values())
 
 
 def at_once(config: Config, accelerator: str, devices: int) -> int:
-    """How many windows go through the network together on one device.
+    """The number of windows that go through the network together on one device.
 
     Raises
     ------
     TrainingError
-        If not even one fits.
+        If not even one window fits.
     """
     share = max(1, config.batch // devices)
     if config.at_once != "auto":
@@ -153,33 +153,33 @@ def at_once(config: Config, accelerator: str, devices: int) -> int:
     if accelerator != "cuda":
         return share
     free, _ = torch.cuda.mem_get_info()
-    fitting = measure(config).most(SPARE * free)
+    fitting = measure(config).most(HEADROOM * free)
     if not fitting:
         raise TrainingError(f"one window does not fit into {free / 1e9:.1f} GB: set checkpointing: true")
     return divisor(share, fitting)
 
 
 def divisor(batch: int, most: int) -> int:
-    """The largest part of a batch that divides it and has at most so many windows; 0 if none has."""
+    """The largest divisor of a batch that is at most ``most``; 0 if there is none."""
     return next((size for size in range(min(most, batch), 0, -1) if batch % size == 0), 0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A real step: seconds, and bytes that the process or the GPU took at most."""
+    """A measured step: its seconds, and the peak memory of the process or the GPU in bytes."""
 
     seconds: float
     memory: int
 
 
 def epoch_on_t4(config: Config, needed: Budget) -> float:
-    """Seconds that an epoch would take on a T4 that computes at :data:`T4_GFLOPS`."""
+    """Estimated seconds of an epoch on a T4, at :data:`T4_GFLOPS`."""
     return config.epoch * config.batch * needed.gflop / T4_GFLOPS[config.precision]
 
 
 def row(config: Config, needed: Budget) -> list[str]:
-    """What a config needs, as cells of a table."""
-    size = divisor(config.batch, needed.most(SPARE * (T4 - OVERHEAD)))
+    """The budget of a config as cells of a table."""
+    size = divisor(config.batch, needed.most(HEADROOM * (T4 - OVERHEAD)))
     return [
         f"{needed.parameters / 1e6:.2f} M",
         f"{needed.gflop * config.batch:.0f}",
@@ -192,7 +192,7 @@ def row(config: Config, needed: Budget) -> list[str]:
 
 
 def step(config: Config) -> Step:
-    """Take two steps on noise, as many windows together as :func:`at_once` gives; the second is timed."""
+    """Run two steps on noise with the batch size from :func:`at_once`, and time the second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]

@@ -25,7 +25,7 @@ app = typer.Typer(
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the config, such as batch=4."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the config, such as batch=4."),
 ]
 
 
@@ -36,32 +36,37 @@ def main() -> None:
 
 @app.callback()
 def training() -> None:
-    """Train the MDX-Net half: networks for one stem each, from folders of songs."""
+    """Train MDX-Net networks, one for each stem, with folders of songs."""
 
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one of training/configs.")],
-    data: Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Songs; can be repeated.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or a name in training/configs.")
+    ],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")
+    ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="RUN", help="The run's folder; the same command continues it."
+            "--output", "-o", metavar="RUN", help="The run's folder. The same command resumes a run."
         ),
     ],
     variants: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="The same songs at another pitch or tempo.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of the same songs at another pitch or tempo."),
     ] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Songs to validate with.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Names of the validation songs.")
     ] = None,
     decoded: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where decoded flac and Ogg are kept.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for decoded flac and Ogg files.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    devices: Annotated[int, typer.Option(help="How many GPUs, or processes on the CPU.")] = 1,
+    devices: Annotated[int, typer.Option(help="Number of GPUs, or of processes on the CPU.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read songs; by default half the cores.")
+        int | None, typer.Option(help="Processes that read songs; default: half the cores.")
     ] = None,
     start: Annotated[
         str | None,
@@ -69,21 +74,21 @@ def run(
     ] = None,
     with_optimizer: Annotated[
         bool,
-        typer.Option("--with-optimizer", help="With --from RUN: also its optimizer's state."),
+        typer.Option("--with-optimizer", help="With --from RUN, also load the optimizer's state."),
     ] = False,
     change: Changes = None,
 ) -> None:
-    """Train a network, or go on where it was interrupted: bit for bit, on the same machine.
+    """Train a network, or resume an interrupted run; on the same machine, the result is identical.
 
-    Checks everything first. A checkpoint is written after each epoch, and at the end the page of curves and
-    excerpts. With --from the network starts from existing weights. A larger --set steps=N extends a run that
-    has ended.
+    All inputs are checked first. A checkpoint is written after each epoch, and a report with curves and
+    excerpts at the end. With --from, the network starts from existing weights. A larger --set steps=N extends
+    a finished run.
     """
     from training import run_report, songs, starting, trainer
 
     chosen = _config(config, change, validation)
     if with_optimizer and start is None:
-        raise TrainingError("--with-optimizer needs --from RUN: the run whose optimizer is meant")
+        raise TrainingError("--with-optimizer needs --from RUN, the run with the optimizer's state")
     try:
         made = trainer.fit(
             chosen,
@@ -98,7 +103,7 @@ def run(
             start=None if start is None else starting.read(start, chosen, with_optimizer),
         )
         if trainer.is_first():
-            with warnings.catch_warnings():  # given when the run began
+            with warnings.catch_warnings():  # already shown at the beginning of the run
                 warnings.simplefilter("ignore", KmdxWarning)
                 found = songs.find(
                     data, chosen.source, chosen.network.chunk, chosen.validation, variants or []
@@ -106,13 +111,13 @@ def run(
             written = run_report.write(made, found, trainer.accelerator_of(device, devices))
             out.print(f"report: {escape(str(written))}")
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on after the last epoch that was finished")
+        err.print("stopped; the same command resumes after the last complete epoch")
         raise typer.Exit(130) from None
 
 
 @app.command()
 def report(folder: RunFolder) -> None:
-    """Write the page of curves and excerpts again, even during the run."""
+    """Write the report with curves and excerpts again; this also works during the run."""
     from training import run_report, songs
     from training.run import Run
 
@@ -128,17 +133,17 @@ def report(folder: RunFolder) -> None:
 def export(
     folder: RunFolder,
     name: Annotated[
-        str | None, typer.Option(help="Name of the files, and in plans; by default the folder's.")
+        str | None, typer.Option(help="Name of the files, also used in plans; default: the folder's name.")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write to; by default the models folder.")
+        Path | None, typer.Option(metavar="DIR", help="Output folder; default: the models folder.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Round the weights to float16.")] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a weight of that name from another run.")
+        bool, typer.Option("--replace", help="Replace a weight with this name from another run.")
     ] = False,
 ) -> None:
-    """Write the best weights as .pt and .onnx into the models folder, where a plan can name them."""
+    """Write the best weights as .pt and .onnx into the models folder, for use in plans."""
     from kmdx import weights
     from training import export as exporting
     from training.run import Run
@@ -152,55 +157,59 @@ def export(
     )
     score = "not validated yet" if made.score is None else f"SDR {made.score:.3f} dB"
     out.print(
-        f"weights of step {made.step}, {score}; the run {'has ended' if made.ended else 'has not ended yet'}"
+        f"weights of step {made.step}, {score}; the run is {'complete' if made.ended else 'not complete yet'}"
     )
     out.print(
         f"{escape(str(made.state))}\n{escape(str(made.graph))}: differs by {made.difference:.1e} of the peak"
     )
-    out.print(escape(f"plans name it so: weights: {made.name}"))
+    out.print(escape(f"to use it in a plan: weights: {made.name}"))
 
 
 @app.command()
 def variants(
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for --variants of a run.")],
-    data: Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Songs; can be repeated.")],
-    speed: Annotated[float, typer.Option(help="0.5 is twice as long and an octave lower.")] = 0.5,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Output folder; pass it to a run as --variants.")
+    ],
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")
+    ],
+    speed: Annotated[float, typer.Option(help="0.5 makes songs twice as long and an octave lower.")] = 0.5,
     every: Annotated[int, typer.Option(help="Use every nth song of each folder.")] = 1,
 ) -> None:
-    """Write songs at another speed, pitch and tempo together, to train with next to the songs as they are."""
+    """Write copies of songs at another speed, which changes pitch and tempo, as additional training data."""
     from training import variants as writing
 
     count = sum(1 for _ in writing.write(output, data, speed, every))
-    out.print(f"{count} songs at {speed:g} of their speed: {escape(str(output))}")
+    out.print(f"{count} songs at {speed:g} × their speed: {escape(str(output))}")
 
 
 @app.command()
 def budget(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="CONFIG…", help="By default all of training/configs.")
+        list[str] | None, typer.Argument(metavar="CONFIG…", help="Configs; default: all of training/configs.")
     ] = None,
     measured: Annotated[
-        bool, typer.Option("--measure", help="Time one real step of each on this machine.")
+        bool, typer.Option("--measure", help="Also time one real step of each config on this machine.")
     ] = False,
     change: Changes = None,
 ) -> None:
-    """Predict memory and time: what one step needs, and how many windows go at once on a T4 of 16 GB."""
+    """Predict the memory and time of a training step, and the batch size that fits on a 16 GB T4."""
     from training import budget as budgets
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in (
         "config",
         "parameters",
-        "GFLOP a step",
+        "GFLOP per step",
         "fixed",
-        "a window",
+        "per window",
         "at once on a T4",
-        "then GPU memory",
-        "min an epoch there",
+        "GPU memory",
+        "min per epoch on it",
     ):
         table.add_column(column, justify="left" if column == "config" else "right")
     if measured:
-        for column in ("s a step here", "h an epoch here", "peak memory here"):
+        for column in ("s per step here", "h per epoch here", "peak memory here"):
             table.add_column(column, justify="right")
     for name in names or sorted(configs.names()):
         chosen = _config(name, change, None)

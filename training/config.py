@@ -1,6 +1,6 @@
-"""What a training run is to do: one YAML file, read strictly.
+"""The config of a training run: one YAML file, read strictly.
 
-``training/configs/`` holds one for each network of the MDX-Net half, and those of the small ensemble.
+``training/configs/`` contains one for each network of the MDX-Net half.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _rising(values: tuple[float, float]) -> tuple[float, float]:
+def _check_ascending(values: tuple[float, float]) -> tuple[float, float]:
     if values[0] > values[1]:
         raise ValueError("the first value must not be above the second")
     return values
 
 
-def _listed(value: Any) -> Any:
-    """A single pattern as a list of one."""
+def _as_list(value: Any) -> Any:
+    """A single pattern as a list."""
     return [value] if isinstance(value, str) else value
 
 
 class TrainingError(KmdxError):
-    """A training run that cannot begin or go on."""
+    """A training run cannot start or continue."""
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys and infinite numbers are refused; nothing changes once it is read."""
+    """A part of a config; immutable, without unknown keys and infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -70,7 +70,7 @@ class NetworkConfig(Section):
 
     @property
     def chunk(self) -> int:
-        """Samples of a window."""
+        """Samples of one window."""
         return self.hop * (self.frames - 1)
 
     @model_validator(mode="after")
@@ -80,37 +80,39 @@ class NetworkConfig(Section):
         config = self.unet()
         channels = [config.growth * (level + 1) for level in range(config.levels + 1)]
         if self.norm_groups and any(count % self.norm_groups for count in channels):
-            raise ValueError(f"growth {self.growth} does not divide into {self.norm_groups} groups")
+            raise ValueError(
+                f"growth must be divisible by norm_groups: {self.growth} and {self.norm_groups} do not fit"
+            )
         if 2 * self.trim >= self.chunk:
-            raise ValueError(f"two trims of {self.trim} leave nothing of {self.chunk} samples")
+            raise ValueError(f"two trims of {self.trim} samples leave nothing of a chunk of {self.chunk}")
         if self.n_fft >= 2 * self.chunk:
             raise ValueError(f"a window of {self.n_fft} samples is too long for {self.chunk}")
         return self
 
     def unet(self) -> TfcTdfConfig:
-        """The same for the network's class."""
+        """The sizes for the network's class."""
         sizes = self.model_dump(include={"layers", "convolutions", "growth", "norm_groups", "bottleneck"})
         return TfcTdfConfig(SpectrogramConfig(self.n_fft, self.hop, self.bins, self.frames), **sizes)
 
     def architecture(self, source: str) -> dict[str, Any]:
-        """The same for a plan or the registry."""
+        """The sizes for a plan or the registry."""
         return {"type": "tfc_tdf", "sources": [source], **self.model_dump(exclude={"trim"})}
 
 
 class Rest(Section):
-    """Where the estimated vocals come from that are subtracted from the network's input.
+    """The source of the estimated vocals that are subtracted from the network's input.
 
     Attributes
     ----------
     vocals : str, optional
-        A run of a vocals network, or a weight by its name. Without it, the true vocals with an error.
+        A run of a vocals network, or the name of a weight. By default, the true vocals plus an error.
     error : pair of float
-        Energy of that error over that of the vocals in dB, drawn evenly in between. Half of it is vocals
-        left over, half the rest taken away with them: what separators get wrong.
+        Range of the error's energy relative to that of the vocals in dB, drawn uniformly. As in real
+        separators, half of the error is missing vocals, and half is leakage of other stems.
     """
 
     vocals: str | None = None
-    error: Annotated[tuple[float, float], AfterValidator(_rising)] = (-20.0, -8.0)
+    error: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-20.0, -8.0)
 
 
 class Data(Section):
@@ -119,19 +121,19 @@ class Data(Section):
     Attributes
     ----------
     mixing : float
-        Share of windows whose stems come from different songs and places.
+        Share of windows whose stems come from different songs and positions.
     gain : pair of float
-        dB, drawn evenly for each stem.
+        Range of the gain of each stem in dB, drawn uniformly.
     swap, invert : float
-        Share of stems whose channels are swapped, and whose polarity is inverted.
+        Shares of stems with swapped channels, and with inverted polarity.
     silence : float
-        Share of windows without the source that is to be estimated.
+        Share of windows without the source to be estimated.
     weights : mapping of str to float
-        How much more often than others songs are drawn, by name or pattern; the first match counts.
+        Relative frequency of songs, by name or pattern; the first match counts, and the default is 1.
     """
 
     mixing: Share = 0.7
-    gain: Annotated[tuple[float, float], AfterValidator(_rising)] = (-6.0, 6.0)
+    gain: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-6.0, 6.0)
     swap: Share = 0.5
     invert: Share = 0.5
     silence: Share = 0.0
@@ -139,12 +141,12 @@ class Data(Section):
 
 
 class Loss(Section):
-    """A weight for each term of :data:`training.losses.LOSSES`, by its name; 0 leaves a term out.
+    """The weight of each term in :data:`training.losses.LOSSES`, by name; 0 disables a term.
 
     Attributes
     ----------
     windows : tuple of int
-        Samples of the windows of terms that compare spectra; the hop is a quarter.
+        Window lengths in samples for terms that compare spectra; the hop is a quarter of a window.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -189,8 +191,8 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warm_up: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine"] = "cosine"
-    final: Share = 0.01  # of the rate, at the cosine's end
-    clip: Positive | None = None  # norm of the gradient
+    final: Share = 0.01  # share of the rate at the end of the cosine
+    clip: Positive | None = None  # largest norm of the gradient
 
 
 class Config(Section):
@@ -201,30 +203,30 @@ class Config(Section):
     source : str
         The stem to estimate.
     hears : str
-        ``mixture``, or ``rest``: the mixture without estimated vocals, as in the ensemble.
+        The network's input: ``mixture``, or ``rest``, the mixture without estimated vocals.
     steps, epoch : int
-        Steps of the optimizer in all, and between two checkpoints.
+        Total steps of the optimizer, and steps between two checkpoints.
     validate_every : int
         Epochs between two validations.
     patience : int, optional
-        Validations without a better score after which the run ends early.
+        Number of validations without a better score after which the run stops early.
     batch : int
-        Windows of one step.
+        Windows in one step.
     at_once : int or "auto"
-        Windows that go through the network together; the gradients of the others are accumulated. On a GPU
-        ``auto`` is what its memory holds, elsewhere the whole batch.
+        Windows that go through the network together; their gradients are accumulated over the batch.
+        ``auto`` is as many as fit into a GPU's memory; on a CPU, the whole batch.
     precision : str
-        ``fp32``, ``fp16`` or ``bf16``; transforms and losses are in float32 always.
+        ``fp32``, ``fp16`` or ``bf16``; transforms and losses are always in float32.
     average : float, optional
-        Decay of the exponential moving average of the weights, which is what is validated and exported.
+        Decay of the exponential moving average of the weights, which is validated and exported.
     checkpointing : bool
-        Compute activations a second time instead of keeping them.
+        Recompute activations instead of storing them.
     compile : bool
-        torch.compile the U-Net.
+        Compile the U-Net with torch.compile.
     nan : str
         ``skip`` a step whose loss or gradient is not finite, or ``stop``.
     freeze : tuple of str
-        Parameters that stay as they are, by name or pattern: see :mod:`training.freezing`.
+        Parameters that are not trained, by name or pattern: see :mod:`training.freezing`.
     """
 
     title: str
@@ -246,37 +248,38 @@ class Config(Section):
     checkpointing: bool = False
     compile: bool = False
     nan: Literal["skip", "stop"] = "skip"
-    freeze: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _together(self) -> Config:
         if self.hears == "rest" and self.source == "vocals":
-            raise ValueError("what is left without vocals has none to estimate")
+            raise ValueError("with hears: rest, the input contains no vocals to estimate")
         kept = self.network.chunk - 2 * self.network.trim
         windowed = any(weight and LOSSES[name].uses_windows for name, weight in self.loss.weights.items())
         if windowed and max(self.loss.windows) > kept:
             raise ValueError(
-                f"loss.windows: {max(self.loss.windows)} samples are more than the {kept} that are kept"
+                f"loss.windows: expected at most the {kept} samples left after trimming, not "
+                f"{max(self.loss.windows)}"
             )
         if self.epochs % self.validate_every:
             raise ValueError(
-                f"{self.steps} steps are {self.epochs} epochs of {self.epoch}, and validate_every: "
-                f"{self.validate_every} would leave the last without a validation; try a multiple of "
+                f"{self.steps} steps are {self.epochs} epochs of {self.epoch}; with validate_every: "
+                f"{self.validate_every}, the last would not be validated; use a multiple of "
                 f"{self.epoch * self.validate_every} steps, or another validate_every"
             )
         if self.at_once != "auto" and self.batch % self.at_once:
-            raise ValueError(f"a batch of {self.batch} cannot go through by {self.at_once}")
+            raise ValueError(f"batch must be a multiple of at_once ({self.at_once}), not {self.batch}")
         return self
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole run."""
+        """Number of epochs of the whole run."""
         return -(-self.steps // self.epoch)
 
     def absolute(self) -> Config:
-        """The same wherever it is read: a run whose vocals are taken out is named by its whole path."""
+        """A copy that does not depend on the current folder: ``rest.vocals`` becomes an absolute path."""
         name = self.rest.vocals
         if name is None or not Path(name).expanduser().is_dir():
             return self
@@ -291,39 +294,39 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     ----------
     name : str
     changes : mapping, optional
-        Values that replace the file's, by dotted key.
+        Values that override the file's, by dotted key.
 
     Raises
     ------
     TrainingError
-        If there is no such config, or a value is wrong; names the line and the key.
+        If the config does not exist, or a value is wrong; names the line and the key.
     """
     path = Path(name)
     if not path.is_file():
         path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(names()))
-        raise TrainingError(f"no config {quoted(name)}: expected a YAML file, or one of {known}")
+        raise TrainingError(f"unknown config {quoted(name)}; expected a YAML file, or one of {known}")
     try:
         root = documents.parse(documents.read_text(path))
         content = documents.value(root.node)
     except DocumentError as error:
         raise TrainingError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise TrainingError(f"{path}: expected keys and values")
+        raise TrainingError(f"{path}: expected a mapping of keys to values")
     for key, value in (changes or {}).items():
         *outer, last = key.split(".")
         part = content
         for step in outer:
             part = part.setdefault(step, {})
             if not isinstance(part, dict):
-                raise TrainingError(f"{key}: {step} has no keys below it")
+                raise TrainingError(f"{key}: {step} is a value, not a section with keys")
         part[last] = value
     return parse(content, str(path), None if changes else root)
 
 
 def parse(content: Mapping[str, Any], place: str, root: YamlPart | None = None) -> Config:
-    """Check a config's content; ``place`` and ``root`` are where it comes from, for the message."""
+    """Check the content of a config; ``place`` and ``root`` give its source in messages."""
     try:
         return documents.checked(Config, content, root)
     except DocumentError as error:
@@ -331,10 +334,10 @@ def parse(content: Mapping[str, Any], place: str, root: YamlPart | None = None) 
 
 
 def dump(config: Config) -> str:
-    """A config as YAML, every value written out."""
+    """A config as YAML, including default values."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def names() -> list[str]:
-    """Configs that can be named."""
+    """Names of the configs in ``training/configs``."""
     return [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")]

@@ -1,8 +1,8 @@
-"""Compressed stems decoded once, so that any window can be read without what comes before it.
+"""Decode compressed stems once, so that any window can be read directly.
 
-Uncompressed files are read in place. Others are decoded into a folder that is kept between runs: wav of the
-same resolution for flac, of 32 bits for lossy formats and for stems that are the sum of several files, under
-a name that changes with the files.
+Uncompressed files are read in place. Others are decoded into a folder that is kept between runs: flac to wav
+of the same resolution, and lossy formats and sums of several files to 32-bit wav. The file name changes when
+the source files change.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ WIDTH = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}  # bytes of a sample; 4 in any o
 
 
 def usual_folder() -> Path:
-    """Where decoded stems lie if nothing else is said."""
+    """The default folder for decoded stems."""
     return platformdirs.user_cache_path("kmdx") / "decoded"
 
 
-def decode(songs: Songs, folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> Songs:
-    """Make every stem one that can be read from any place.
+def decode(
+    songs: Songs, folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Songs:
+    """Decode stems where necessary, so that all can be read from any position.
 
     Parameters
     ----------
     songs : Songs
     folder : Path
-        Where decoded stems lie.
-    tell : callable
-        Called with how many are decoded, and of how many.
+        Folder for decoded stems.
+    on_progress : callable
+        Called with the number of decoded stems, and their total.
 
     Raises
     ------
     TrainingError
-        If a file is damaged, or the folder cannot hold what is decoded; it is looked at before.
+        If a file is damaged, or the folder has no room for the decoded stems, which is checked first.
     """
     stems = {
         stem.sources: stem
@@ -64,14 +66,14 @@ def decode(songs: Songs, folder: Path, tell: Callable[[int, int], None] = lambda
         free = shutil.disk_usage(folder).free
         if size > free:
             raise TrainingError(
-                f"{folder}: {size / 1e9:.2f} GB are needed for {len(missing)} decoded stems, and "
-                f"{free / 1e9:.2f} GB are free; name another folder with --decoded"
+                f"{folder}: {len(missing)} decoded stems need {size / 1e9:.2f} GB, but only "
+                f"{free / 1e9:.2f} GB are free; choose another folder with --decoded"
             )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for done, _ in enumerate(
                 pool.map(lambda parts: _decode(stems[parts], targets[parts]), missing), 1
             ):
-                tell(done, len(missing))
+                on_progress(done, len(missing))
 
     def readable(version: dict[str, TrainingStem]) -> dict[str, TrainingStem]:
         return {
@@ -100,7 +102,7 @@ def _make(folder: Path) -> None:
 
 
 def _name(parts: Sequence[AudioSource]) -> str:
-    """A name that changes with the files that are decoded."""
+    """A file name that changes when the source files change."""
     places = []
     for part in parts:
         try:
@@ -117,7 +119,7 @@ def _width(stem: TrainingStem) -> int:
 
 
 def _decode(stem: TrainingStem, target: Path) -> None:
-    """Write a stem's wav, whole or not at all."""
+    """Write a stem's wav file completely or not at all."""
     try:
         with files.atomic(target) as partial:
             if stem.parts:
@@ -136,7 +138,7 @@ def _sum(stem: TrainingStem, target: Path) -> None:
 
 
 def _copy(path: Path, target: Path) -> None:
-    """Write a compressed file's samples in its own resolution."""
+    """Write the samples of a compressed file in their own resolution."""
     with sf.SoundFile(path) as source:
         subtype = source.subtype if source.subtype in WIDTH and source.subtype != "PCM_S8" else "FLOAT"
         with sf.SoundFile(target, "w", source.samplerate, source.channels, subtype, format="WAV") as sound:

@@ -1,4 +1,4 @@
-"""From a run to files that the ensemble uses: the author's ``.pt`` layout, and an ONNX graph."""
+"""Export a run's weights for use in ensembles: as ``.pt`` in the author's layout, and as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from training import budget, trainer
 from training.config import Config, TrainingError
 from training.run import Run
 
-TOLERANCE = 1e-4  # of the largest value: what the graph and the network may differ by
+TOLERANCE = 1e-4  # largest difference between graph and network, relative to the largest value
 OPSET = 13  # of the published graph
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class Exported(NamedTuple):
-    """An exported network: its files, how far the graph is from the network, and its name in plans.
+    """An exported network: its files, the difference between graph and network, and its name in plans.
 
-    ``step`` and ``score`` (dB; None where nothing was validated yet) are those of its checkpoint, and
-    ``ended`` is whether the run has no steps left.
+    ``step`` and ``score`` (dB; None if not validated yet) are those of its checkpoint. ``ended`` is whether
+    the run has no steps left.
     """
 
     state: Path
@@ -46,29 +46,29 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     ----------
     run : Run
     name : str
-        Of the files and in plans.
+        Name of the files, also used in plans.
     folder : Path
         The models folder.
     half : bool
-        Round the weights to float16: the ``.pt`` is half as large, and the graph has the same weights.
+        Round the weights to float16: the ``.pt`` file is half as large, and the graph has the same weights.
     replace : bool
-        Also take the name of a weight that another run exported.
+        Replace a weight with the same name from another run.
 
     Raises
     ------
     TrainingError
-        If the name cannot be one or is another run's, the folder cannot be written to, a weight is too
-        large for float16, or the graph does not agree with the network.
+        If the name is invalid or belongs to another run, the folder cannot be written to, a weight is too
+        large for float16, or the graph's output differs from the network's.
     """
     if not NAME.fullmatch(name):
-        raise TrainingError(f"name {name!r}: expected small letters, digits, '_', '-' and '.'")
+        raise TrainingError(f"name {name!r}: expected only lower-case letters, digits, '_', '-' and '.'")
     elsewhere = folder.resolve() != weights.shipped_folder().resolve()
     if name in weights.registry() or (name in weights.shipped() and elsewhere):
-        raise TrainingError(f"name {name!r}: a weight that is known has that name; choose another")
+        raise TrainingError(f"name {name!r}: a known weight has this name; choose another")
     state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
     if not replace and name in weights.trained(folder) and not run.wrote(state):
         raise TrainingError(
-            f"name {name!r}: another run's weight has it in {folder}; add --replace to replace it"
+            f"name {name!r}: a weight from another run has this name in {folder}; add --replace to replace it"
         )
     config = run.config()
     checkpoint, score = run.checkpoint()
@@ -82,7 +82,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
             torch.save(author_state(network, half), state_partial)
             write_graph(network, graph_partial)
             difference = compare(network, graph_partial)
-            if not difference <= TOLERANCE:  # also where it is no number
+            if not difference <= TOLERANCE:  # also if it is NaN
                 raise TrainingError(
                     f"the exported graph differs from the network by {difference:.1e} of its peak; "
                     f"expected at most {TOLERANCE:.0e}"
@@ -105,12 +105,12 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
 
 @torch.no_grad()
 def _round(network: TfcTdf) -> None:
-    """Round a network's weights to what float16 holds."""
-    for name, tensor in network.state_dict().items():  # shares its memory
+    """Round a network's weights to float16 values."""
+    for name, tensor in network.state_dict().items():  # shares memory with the network
         if tensor.is_floating_point():
             tensor.copy_(tensor.half())
             if not tensor.isfinite().all():
-                raise TrainingError(f"{name} does not fit into float16: leave --half out")
+                raise TrainingError(f"{name} exceeds the range of float16: leave out --half")
 
 
 def _gflops(config: Config) -> float:
@@ -119,14 +119,14 @@ def _gflops(config: Config) -> float:
 
 
 def author_state(network: TfcTdf, half: bool = False) -> dict[str, torch.Tensor]:
-    """A state dict as the author's files hold it: parameters, and the constants of the transform."""
+    """A state dict in the layout of the author's files: parameters, and the constants of the transform."""
     dtype = torch.float16 if half else torch.float32
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
     }
     if half:
-        return state  # the constants would take most of the file, and any reader can make them
+        return state  # without the constants, which would be most of the file and can be recomputed
     padding = torch.zeros(1, SPECTRUM_CHANNELS, *network.padding_shape)
     return {"window": network.spectrogram.window, "freq_pad": padding, **state}
 
@@ -148,7 +148,7 @@ def write_graph(network: TfcTdf, path: Path) -> None:
 
 
 def compare(network: TfcTdf, graph: Path) -> float:
-    """The largest difference between graph and network on noise, as a share of the largest value."""
+    """The largest difference between graph and network on noise, relative to the largest value."""
     import onnxruntime
 
     sizes = network.config.spectrogram

@@ -1,9 +1,9 @@
-"""Parts of a network that are not trained, chosen by the config's ``freeze``.
+"""Freeze parts of a network, chosen by the config's ``freeze``.
 
-A pattern is compared with the names of parameters, such as ``encoding_blocks.0.tfc.H.0.0.weight``, and with
-those of the modules that they belong to: ``encoding_blocks``, ``encoding_blocks.*`` and ``*.bias`` are
-patterns. What is frozen has no gradient and no state in the optimizer. A module whose parameters are all
-frozen runs as in inference, so that the statistics of batch norms stay as they are.
+A pattern is matched against the names of parameters, such as ``encoding_blocks.0.tfc.H.0.0.weight``, and of
+the modules that contain them. Examples are ``encoding_blocks``, ``encoding_blocks.*`` and ``*.bias``. Frozen
+parameters have no gradient and no optimizer state. A module whose parameters are all frozen runs in inference
+mode, so that the statistics of batch norms do not change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.config import TrainingError
 
 @dataclass(frozen=True)
 class Trained:
-    """How many parameters of a network are trained, and how many it has."""
+    """The number of trained parameters of a network, and the total."""
 
     trained: int
     total: int
@@ -32,14 +32,14 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
     Raises
     ------
     TrainingError
-        If a pattern matches nothing, or if nothing is left to train.
+        If a pattern matches nothing, or all parameters are frozen.
     """
     names = [name for name, _ in network.named_parameters()]
     frozen = matching(names, patterns)
     if len(frozen) == len(names):
         raise TrainingError(
-            f"freeze: all {len(names)} tensors of parameters are frozen; expected patterns that leave some "
-            f"of {listed(_top_level(names))} to train"
+            f"freeze: all {len(names)} parameter tensors are frozen; leave some of "
+            f"{listed(_top_level(names))} to train"
         )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -49,7 +49,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
 
 
 def matching(names: Collection[str], patterns: Sequence[str]) -> set[str]:
-    """The names of parameters that match a pattern; raises :class:`TrainingError` for one without any."""
+    """The names of parameters that match a pattern; raises :class:`TrainingError` if a pattern has none."""
     found: set[str] = set()
     for pattern in patterns:
         own = {name for name in names if any(fnmatchcase(part, pattern) for part in _parts(name))}
@@ -63,7 +63,7 @@ def matching(names: Collection[str], patterns: Sequence[str]) -> set[str]:
 
 
 def hold_statistics(network: nn.Module) -> None:
-    """Let modules whose parameters are all frozen run as in inference."""
+    """Set modules whose parameters are all frozen to inference mode."""
     for module in network.modules():
         parameters = [*module.parameters()]
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -71,7 +71,7 @@ def hold_statistics(network: nn.Module) -> None:
 
 
 def _parts(name: str) -> Iterator[str]:
-    """A parameter's name, and those of the modules that it belongs to."""
+    """A parameter's name, and the names of the modules that contain it."""
     while name:
         yield name
         name = name.rpartition(".")[0]

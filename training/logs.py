@@ -1,4 +1,4 @@
-"""What happens in a run, as it happens: CSV files, and lines on the terminal."""
+"""The log of a run: CSV files, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ EVERY = 10  # steps between two rows
 
 
 class CsvTable:
-    """A CSV file that rows are added to; those of steps that are done again are dropped when a run goes on.
+    """A CSV file to append to; when a run resumes, rows of steps that are repeated are removed.
 
-    A row may have a column that the file lacks. It is added, and is empty in the rows before.
+    If a row has a new column, the column is added and is empty in earlier rows.
 
     Parameters
     ----------
     path : Path
     columns : sequence of str
-        Columns to begin with; those of a file that exists stay.
+        Initial columns; those of an existing file are kept.
     after : int
         The last step whose rows are kept.
     """
@@ -45,7 +45,7 @@ class CsvTable:
         self._open([row for row in rows if _number(row.get("step")) <= after])
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write a row, numbers to six digits."""
+        """Write a row, with numbers rounded to six digits."""
         new = [name for name in row if name not in self.columns]
         if new:
             self.file.close()
@@ -57,7 +57,7 @@ class CsvTable:
         self.file.flush()
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The columns and rows of the file."""
+        """Return the columns and rows of the file."""
         if not self.path.is_file():
             return [], []
         with self.path.open(encoding="utf-8", newline="") as file:
@@ -65,7 +65,7 @@ class CsvTable:
             return [name for name in reader.fieldnames or [] if name], list(reader)
 
     def _open(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Write the file again with these rows, and open it for more."""
+        """Rewrite the file with these rows, and open it for appending."""
         with files.atomic(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
@@ -75,12 +75,12 @@ class CsvTable:
 
 
 def _number(text: str | None) -> float:
-    """A step's number; of a row that was cut off, one beyond all."""
+    """The number of a step; infinity for an incomplete row."""
     return int(text) if text and text.isdigit() else float("inf")
 
 
 class Journal(Callback):
-    """Keeps the run's tables and shows where it stands.
+    """Writes the run's CSV files and shows its progress.
 
     Parameters
     ----------
@@ -94,11 +94,11 @@ class Journal(Callback):
         self.bar = progress_bar(TextColumn("{task.fields[text]}"), console=console)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Open the tables where the run goes on."""
+        """Open the CSV files at the current step."""
         assert isinstance(module, Unmixing)
         self.began = self.since = time.perf_counter()
         self.first = self.last = self.noted = self.reported = trainer.global_step
-        self.validated: set[str] = set()  # names that are logged in validation, and remain with steps
+        self.validated: set[str] = set()  # names logged in validation, which later steps still report
         columns = ("step", "loss", *LOSSES, "learning_rate", "gradient", "skipped", "seconds")
         self.steps = CsvTable(self.run.steps, columns, self.first)
         self.validation = CsvTable(self.run.validation, VALIDATION, self.first)
@@ -113,7 +113,7 @@ class Journal(Callback):
         batch: Any,
         index: int,
     ) -> None:
-        """Note a step."""
+        """Log a step."""
         assert isinstance(module, Unmixing)
         step = trainer.global_step
         if step == self.last:
@@ -132,17 +132,17 @@ class Journal(Callback):
         self.last = step
 
     def left(self, module: Unmixing, step: int) -> str:
-        """Time left at the pace since this process began, validation included."""
+        """Time left at the pace since this process began, including validation."""
         pace = (time.perf_counter() - self.began) / max(1, step - self.first)
         return f"{timedelta(seconds=round(pace * (module.config.steps - step)))} left"
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Stop the clock of the steps."""
+        """Pause the clock of the steps."""
         self.paused = time.perf_counter()
         self.before = {*trainer.logged_metrics} - self.validated
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Note the scores."""
+        """Log the scores."""
         assert isinstance(module, Unmixing)
         step = trainer.global_step
         self.validated = {*trainer.logged_metrics} - self.before
@@ -155,13 +155,13 @@ class Journal(Callback):
         self.since += time.perf_counter() - self.paused
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        """Report after an epoch without validation, unless a progress bar does."""
+        """Report an epoch without validation if there is no progress bar."""
         assert isinstance(module, Unmixing)
         if not self.console.is_terminal and self.reported != trainer.global_step:
             self.report(trainer, module)
 
     def report(self, trainer: lightning.Trainer, module: Unmixing, *what: str) -> None:
-        """Print a line: the step, the score if there is one, loss and time left."""
+        """Print one line: the step, the score if there is one, the loss and the time left."""
         step = self.reported = trainer.global_step
         parts = [*what]
         loss = trainer.callback_metrics.get("loss")
@@ -179,12 +179,12 @@ class Journal(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, error: BaseException
     ) -> None:
-        """Leave the terminal as it was."""
+        """Remove the progress bar after an error."""
         self.bar.stop()
 
 
 def quiet() -> None:
-    """Keep lightning's own remarks off the terminal: they are about its API."""
+    """Silence lightning's own messages, which are about its API."""
     import logging
     import warnings
 

@@ -1,7 +1,7 @@
-"""The terms of the loss: how far an estimated waveform is from the true one.
+"""The terms of the loss, each a distance between an estimated waveform and the true one.
 
-One entry in :data:`LOSSES` is all that a new term takes. Its name becomes a key of the config's section
-``loss``, a column of ``steps.csv`` and a curve on the page.
+A new term needs only an entry in :data:`LOSSES`. Its name becomes a key of the config's section ``loss``, a
+column of ``steps.csv`` and a curve in the report.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Term:
     Attributes
     ----------
     title : str
-        Its name on the page.
+        Its name in the report.
     function : callable
         Takes the estimate and the target, float32 waveforms ``(B, 2, T)``, and the config's section
-        ``loss``; returns a scalar that falls as the estimate gets better.
+        ``loss``; returns a scalar that is lower for better estimates.
     weight : float
-        Its weight where the config gives none; 0 leaves it out.
+        Its default weight; 0 disables it.
     uses_windows : bool
-        Whether it needs signals as long as the longest of ``loss.windows``.
+        Whether signals must be at least as long as the longest of ``loss.windows``.
     """
 
     title: str
@@ -42,16 +42,16 @@ class Term:
 
 
 def _spectral(estimate: Tensor, target: Tensor, config: Loss) -> Tensor:
-    """Mean absolute difference of complex spectra, real and imaginary part apart, over several windows.
+    """Mean absolute difference of the real and imaginary parts of spectra, averaged over window lengths.
 
-    It is linear in the signals: the spectrum of the difference is the difference of the spectra. Spectra
-    are normalized so that noise weighs the same in each.
+    The spectrum is linear, so the spectrum of the difference is the difference of the spectra. Spectra are
+    normalized so that noise has the same weight at each window length.
     """
     difference = (estimate - target).flatten(0, 1)  # (B·2, T)
     values = []
     for size in config.windows:
         window = torch.hann_window(size, device=difference.device)
-        spectrum = torch.stft(  # not centered, since reflection has no deterministic gradient on GPUs
+        spectrum = torch.stft(  # not centered: reflect padding has no deterministic gradient on GPUs
             difference, size, size // 4, window=window, normalized=True, return_complex=True, center=False
         )
         values.append(torch.view_as_real(spectrum).abs().mean())
@@ -68,7 +68,7 @@ LOSSES: dict[str, Term] = {
 
 
 def terms(config: Loss, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Terms of the loss that have a weight, unweighted, by name.
+    """The unweighted values of all terms with a nonzero weight, by name.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is trained, and how: one TFC-TDF U-Net under lightning."""
+"""Train a TFC-TDF U-Net with lightning."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from training.sampling import Example, Windows
 from training.songs import Songs
 from training.starting import Start
 
-MOST_SKIPPED = 100  # steps in a row that are not finite, before the run ends
-SETTLING = 20  # steps in a row that fp16 may need to find a scale, from 2^16 down, where nan is "stop"
+MAX_SKIPPED = 100  # consecutive steps that are not finite, before the run stops
+SCALE_SEARCH = 20  # consecutive steps that fp16 may need to lower its scale from 2^16, if nan is "stop"
 
 
 class Unmixing(lightning.LightningModule):
@@ -33,25 +33,25 @@ class Unmixing(lightning.LightningModule):
     ----------
     config : Config
     songs : Songs
-        Decoded.
+        Decoded songs.
     vocals : Network, optional
-        Whose estimate is subtracted from the network's input.
+        A network whose estimate is subtracted from the trained network's input.
     at_once : int
         Windows that go through the network together.
     workers : int
         Processes that read windows.
     start : Start, optional
-        What the network starts from in place of random weights.
+        Weights to start from instead of random ones.
 
     Attributes
     ----------
     parameters_trained : Trained
-        How many of the network's parameters are trained.
+        The number of trained parameters, and the total.
 
     Raises
     ------
     TrainingError
-        If the config freezes all of the network, or something that it does not have.
+        If the config freezes the whole network, or a part that does not exist.
     """
 
     def __init__(
@@ -77,46 +77,46 @@ class Unmixing(lightning.LightningModule):
         if config.checkpointing:
             recompute(self.network)
         self.unet: Callable[[Tensor], Tensor] = self.network.unet
-        self._vocals = (vocals,)  # in a tuple, so that it is not taken for a part of what is trained
+        self._vocals = (vocals,)  # in a tuple, so that it is not registered as a submodule
         self._statistics: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
         self.skipped = 0
-        self._in_a_row = 0
+        self._skipped_in_a_row = 0
 
     @property
     def vocals(self) -> Network | None:
-        """The network whose estimate is subtracted from this one's input."""
+        """The network whose estimate is subtracted from the trained network's input."""
         return self._vocals[0]
 
     def train(self, mode: bool = True) -> Unmixing:
-        """Set the mode; modules that are frozen stay as in inference."""
+        """Set the mode; frozen modules stay in inference mode."""
         super().train(mode)
         freezing.hold_statistics(self.network)
         return self
 
-    def estimate(self, heard: Tensor) -> Tensor:
-        """The source in windows ``(B, 2, T)``; transforms in float32, whatever the U-Net computes in."""
+    def estimate(self, windows: Tensor) -> Tensor:
+        """Estimate the source in windows ``(B, 2, T)``; transforms are always in float32."""
         spectrogram = self.network.spectrogram
-        with torch.autocast(heard.device.type, enabled=False):
-            spectrum = spectrogram(heard.float())
+        with torch.autocast(windows.device.type, enabled=False):
+            spectrum = spectrogram(windows.float())
         estimate = self.unet(spectrum)
-        with torch.autocast(heard.device.type, enabled=False):
+        with torch.autocast(windows.device.type, enabled=False):
             wave: Tensor = spectrogram.inverse(estimate.float())
         return wave
 
     def training_step(self, batch: Example, index: int) -> Tensor:
-        """Loss of the windows, over the samples that inference keeps."""
+        """The loss of the windows, over the samples that inference keeps."""
         if not self._losses:
             self._statistics = [buffer.clone() for buffer in self.network.buffers()]
-        heard, target = batch
+        windows, target = batch
         if self.vocals is not None:
-            with torch.no_grad(), torch.autocast(heard.device.type, enabled=False):
-                heard = heard - self.vocals(heard)[:, 0]
+            with torch.no_grad(), torch.autocast(windows.device.type, enabled=False):
+                windows = windows - self.vocals(windows)[:, 0]
         trim = self.config.network.trim
         kept = slice(trim, target.shape[-1] - trim)
-        estimate = self.estimate(heard)[..., kept]
-        with torch.autocast(heard.device.type, enabled=False):
+        estimate = self.estimate(windows)[..., kept]
+        with torch.autocast(windows.device.type, enabled=False):
             terms = losses.terms(self.config.loss, estimate, target[..., kept])
             loss = losses.total(self.config.loss, terms)
         self._losses.append(loss.detach())
@@ -129,7 +129,7 @@ class Unmixing(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm; step over, or stop at, a loss or gradient that is not finite."""
+        """Clip the gradient's norm; skip a step whose loss or gradient is not finite, or stop."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip or math.inf)
         loss = torch.stack(self._losses).mean()
@@ -139,31 +139,32 @@ class Unmixing(lightning.LightningModule):
         for name, value in {"loss": loss, "gradient": norm, **means}.items():
             self.log(name, value, on_step=True, on_epoch=False)
         if loss.isfinite() and norm.isfinite():
-            self._in_a_row = 0
+            self._skipped_in_a_row = 0
             return
         step = self.trainer.global_step + 1
-        self._in_a_row += 1
-        scaling = self.config.precision == "fp16" and bool(loss.isfinite())  # the scale is lower in the next
-        if self.config.nan == "stop" and not (scaling and self._in_a_row <= SETTLING):
+        self._skipped_in_a_row += 1
+        scaling = self.config.precision == "fp16" and bool(loss.isfinite())  # the next step has a lower scale
+        if self.config.nan == "stop" and not (scaling and self._skipped_in_a_row <= SCALE_SEARCH):
             raise TrainingError(
-                f"loss or gradient is not finite at step {step}: lower optimizer.rate or set optimizer.clip; "
-                "the last checkpoint is untouched"
+                f"the loss or gradient is not finite at step {step}: lower optimizer.rate or set "
+                "optimizer.clip; the last checkpoint is intact"
             )
         self.skipped += 1
-        if self._in_a_row == MOST_SKIPPED:
+        if self._skipped_in_a_row == MAX_SKIPPED:
             raise TrainingError(
-                f"{MOST_SKIPPED} steps in a row up to step {step} were not finite: nothing is learned"
+                f"{MAX_SKIPPED} consecutive steps up to step {step} were not finite: lower optimizer.rate or "
+                "set optimizer.clip"
             )
         for buffer, before in zip(self.network.buffers(), self._statistics, strict=True):
             buffer.copy_(before)
-        optimizer.zero_grad()  # nothing to step along
+        optimizer.zero_grad()  # skips the step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of steps that were skipped."""
+        """Store the number of skipped steps."""
         checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting, and in the epoch that was cut short where a run of fewer steps ended."""
+        """Restore the number of skipped steps, and continue the incomplete last epoch of an extended run."""
         self.skipped = checkpoint["skipped"]
         done = checkpoint["global_step"]
         if done % self.config.epoch and done < self.config.steps:
@@ -172,14 +173,14 @@ class Unmixing(lightning.LightningModule):
                 counts.update({name: count - 1 for name, count in counts.items()})
 
     def on_train_start(self) -> None:
-        """Set the learning rate, which is another one where the run was extended."""
+        """Set the learning rate, which changes if the run is extended."""
         schedule = self.lr_schedulers()
         assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
         for group, base in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
             group["lr"] = base * self.rate(schedule.last_epoch)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, and its learning rate by step."""
+        """The optimizer and its learning rate schedule."""
         chosen = self.config.optimizer
         kind = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}[chosen.kind]
         trained = {
@@ -195,7 +196,7 @@ class Unmixing(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step, as a share of the config's."""
+        """The learning rate at a step, relative to the config's."""
         chosen = self.config.optimizer
         if step < chosen.warm_up:
             return (step + 1) / chosen.warm_up
@@ -205,7 +206,7 @@ class Unmixing(lightning.LightningModule):
         return chosen.final + (1 - chosen.final) * (1 + math.cos(math.pi * progress)) / 2
 
     def train_dataloader(self) -> DataLoader:
-        """The windows of the epoch that begins."""
+        """The windows of the next epoch."""
         trainer = self.trainer
         return sampling.loader(
             self.config,
@@ -218,13 +219,13 @@ class Unmixing(lightning.LightningModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Numbers of the songs that this process validates with."""
+        """The numbers of the validation songs of this process."""
         songs = range(len(self.songs.validation))
         own = [[number] for number in songs[self.trainer.global_rank :: self.trainer.world_size]]
         return DataLoader(own or [[]], batch_size=None)  # type: ignore[arg-type]
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a list of scores."""
+        """Clear the scores."""
         self.scores: dict[str, float] = {}
 
     def validation_step(self, numbers: list[int], index: int) -> None:
@@ -236,41 +237,41 @@ class Unmixing(lightning.LightningModule):
                 self.scores[song.name] = score
 
     def on_validation_epoch_end(self) -> None:
-        """Gather the scores of all processes."""
+        """Collect the scores of all processes."""
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, self.scores)
             self.scores = {name: score for part in gathered for name, score in part.items()}
         if not self.scores:
-            raise TrainingError(f"{self.config.source} is silent in every song to validate with")
+            raise TrainingError(f"{self.config.source} is silent in all validation songs")
         wrong = sorted(name for name, score in self.scores.items() if not math.isfinite(score))
         if wrong:
             raise TrainingError(
                 f"the score of {', '.join(wrong)} is not finite at step {self.trainer.global_step}: "
-                "listen to the stems, or lower optimizer.rate; the last checkpoint is untouched"
+                "check the stems, or lower optimizer.rate; the last checkpoint is intact"
             )
         self.log("sdr", sum(self.scores.values()) / len(self.scores), rank_zero_only=False)
 
     def on_fit_start(self) -> None:
-        """Bring the vocals network to where this one is, and compile this one where that is asked for."""
-        if self.config.compile:  # now, since a compiled function cannot be copied for the average
+        """Move the vocals network to the device, and compile the trained network if requested."""
+        if self.config.compile:  # not earlier, because a compiled function cannot be copied for the average
             self.unet = torch.compile(self.network.unet)
         if isinstance(self.vocals, nn.Module):
             self.vocals.to(self.device)
 
 
 def recompute(network: TfcTdf) -> None:
-    """Let a network's blocks keep only their inputs."""
+    """Make a network's blocks save only their inputs, and recompute the rest for the gradient."""
     for module in network.modules():
         if isinstance(module, Block):
             module.__class__ = RecomputedBlock
 
 
 class RecomputedBlock(Block):
-    """A block that keeps only its input, and is computed a second time for the gradient."""
+    """A block that saves only its input, and is recomputed for the gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As :class:`Block`."""
+        """See :class:`Block`."""
         if not torch.is_grad_enabled():
             return super().forward(x)
         result: Tensor = checkpoint(super().forward, x, use_reentrant=False, context_fn=self._contexts)
@@ -282,7 +283,7 @@ class RecomputedBlock(Block):
 
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
-    """Batch norms count a window once, although they see it twice."""
+    """Keep batch norms from updating their statistics a second time."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     counts = [norm.get_buffer("num_batches_tracked") for norm in norms]
     before = [(norm.momentum, count.clone()) for norm, count in zip(norms, counts, strict=True)]
@@ -297,7 +298,7 @@ def _statistics_untouched(block: nn.Module) -> Iterator[None]:
 
 
 class Averaging(WeightAveraging):
-    """Exponential moving average of weights and statistics, whose decay rises to the config's at first."""
+    """Exponential moving average of weights and statistics; its decay rises to the config's value."""
 
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:

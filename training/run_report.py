@@ -1,4 +1,4 @@
-"""The page of a run: its curves, its scores, and excerpts of the songs for validation."""
+"""The report of a run: its curves, its scores, and excerpts of validation songs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 TEMPLATE = "page.html.jinja"
 EXCERPTS = 3  # songs
-SECONDS = 10.0  # of each, where its true stem is loudest
-POINTS = 400  # of a curve at most
-SMOOTHING = 0.95  # what is left of a value's weight in the running mean one point later
+SECONDS = 10.0  # of each excerpt, where the true stem is loudest
+POINTS = 400  # most points of a curve
+SMOOTHING = 0.95  # factor by which a value's weight in the running mean decreases per point
 NOT_DRAWN = ("step", "skipped", "seconds")  # columns of steps.csv
-TITLES = {"gradient": "norm of the gradient"}  # of other columns, where the name with spaces will not do
+TITLES = {"gradient": "norm of the gradient"}  # of columns whose names are not descriptive
 VALIDATED = "validation SDR in dB"
 WIDTH, HEIGHT = 440, 180  # pixels of a diagram
 VARIABLES = {plots.TEXT: "--soft", plots.LINE: "--line", plots.BLUE: "--curve"}  # the page's colors
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 
 
 def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
-    """Write the page of a run, and the excerpts that it plays, made on a device; returns its path."""
+    """Write the report of a run, and the excerpts that it plays, computed on ``device``; return its path."""
     config = run.config()
     steps, scores = _read(run.steps), _read(run.validation)
     by_step: dict[float, list[float]] = defaultdict(list)
@@ -82,7 +82,7 @@ def write(run: Run, songs: Songs, device: str = "cpu") -> Path:
 
 
 def _of_steps(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """A diagram for each column of ``steps.csv`` that has values, by its title."""
+    """A diagram for each column of ``steps.csv`` that has values, by title."""
     columns = dict.fromkeys(column for row in rows for column in row if column)
     diagrams = {}
     for column in columns:
@@ -101,7 +101,7 @@ def diagram(
 ) -> str:
     """Draw a curve as SVG, without values that are not finite or that have no logarithm.
 
-    ``smooth`` draws the curve faintly, and over it a running mean of it as it is drawn.
+    With ``smooth``, the curve is faint, and its running mean is drawn over it.
     """
     points = [
         (step, value)
@@ -142,7 +142,7 @@ def diagram(
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Each value's mean with the ones before it, which weigh less the longer ago they were."""
+    """The running mean of values, with exponentially decreasing weights for older ones."""
     means, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = SMOOTHING * mean + value, SMOOTHING * weight + 1
@@ -163,13 +163,13 @@ def _curve(rows: Sequence[dict[str, str]], column: str) -> Curve:
 
 
 def _pace(rows: Sequence[dict[str, str]]) -> float | None:
-    """Median seconds of a step."""
+    """Median seconds per step."""
     seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
     return float(np.median(seconds)) if seconds else None
 
 
 def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> list[dict[str, Any]]:
-    """Write the loudest seconds of some songs: the network's input, the true stem and the estimate."""
+    """Write the loudest seconds of some songs: the network's input, the true stem, and the estimate."""
     network, vocals = trainer.trained(run).to(device), trainer.vocals_network(config)
     if isinstance(vocals, torch.nn.Module):
         vocals.to(device)
@@ -182,7 +182,7 @@ def _excerpts(run: Run, config: Config, songs: Songs, device: torch.device) -> l
         found = validation.excerpt(config, network, vocals, song, part, device)
         written = {}
         for what, signal in zip(
-            ("heard", "true", "estimated"), (found.heard, found.truth, found.estimate), strict=True
+            ("heard", "true", "estimated"), (found.input, found.truth, found.estimate), strict=True
         ):
             path = folder / f"{number} {what}.flac"
             with files.atomic(path) as partial:

@@ -1,7 +1,7 @@
-"""The windows that a network learns from, drawn across songs and stems.
+"""Draw training windows across songs and stems.
 
-Each window is drawn from a generator of its own, keyed by the run's seed and the window's number. So what a
-step learns from depends on nothing else: not on workers, processes, or where a run was interrupted.
+Each window has its own random generator, keyed by the run's seed and the window's number. The windows of a
+step therefore do not depend on workers, processes or interruptions.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ Generator = np.random.Generator
 class Example(NamedTuple):
     """The network's input, and the source in it: float32 ``(2, T)`` each."""
 
-    heard: Tensor
+    input: Tensor
     target: Tensor
 
 
-class _Drawn:
-    """Songs to draw from, some more often than others."""
+class _WeightedSongs:
+    """Songs to draw from with different probabilities."""
 
     def __init__(self, songs: Sequence[TrainingSong], weights: Mapping[str, float]) -> None:
         self.songs = songs
         self.ends = list(accumulate(_weight(song.name, weights) for song in songs))
 
-    def one(self, generator: Generator) -> TrainingSong:
+    def draw(self, generator: Generator) -> TrainingSong:
         return self.songs[bisect_right(self.ends, generator.random() * self.ends[-1])]
 
 
@@ -52,13 +52,13 @@ def _weight(name: str, weights: Mapping[str, float]) -> float:
 
 
 class Windows(Dataset[Example]):
-    """Windows by their number, without end.
+    """An endless data set of windows, by number.
 
     Parameters
     ----------
     config : Config
     songs : sequence of TrainingSong
-        To learn from, decoded.
+        Decoded songs to train with.
     """
 
     def __init__(self, config: Config, songs: Sequence[TrainingSong]) -> None:
@@ -66,40 +66,41 @@ class Windows(Dataset[Example]):
         self.songs = songs
         for pattern in config.data.weights:
             if not any(fnmatchcase(song.name, pattern) for song in songs):
-                warnings.warn(f"data.weights: no song is called {pattern!r}", KmdxWarning, stacklevel=2)
+                warnings.warn(f"data.weights: no song matches {pattern!r}", KmdxWarning, stacklevel=2)
         self.with_stem = {
-            name: _Drawn([song for song in songs if name in song.stems], config.data.weights)
+            name: _WeightedSongs([song for song in songs if name in song.stems], config.data.weights)
             for name in STEMS
         }
-        self.any = _Drawn(songs, config.data.weights)
+        self.all = _WeightedSongs(songs, config.data.weights)
 
     def __getitem__(self, number: int) -> Example:
-        """Draw the window of that number."""
+        """Draw the window with this number."""
         generator = np.random.Generator(np.random.Philox(key=[self.config.seed, number]))
         stems = self._stems(generator)
         data = self.config.data
         if generator.random() < data.silence:
             stems[self.config.source] = np.zeros_like(stems[self.config.source])
         for name, samples in stems.items():
-            stems[name] = _varied(samples, generator, data.gain, data.swap, data.invert)
-        heard = np.sum([*stems.values()], axis=0)
+            stems[name] = _augment(samples, generator, data.gain, data.swap, data.invert)
+        mixture = np.sum([*stems.values()], axis=0)
         if self.config.hears == "rest" and self.config.rest.vocals is None:
-            heard = heard - estimated(stems["vocals"], heard, generator.uniform(*self.config.rest.error))
-        return Example(torch.from_numpy(heard), torch.from_numpy(stems[self.config.source]))
+            error = generator.uniform(*self.config.rest.error)
+            mixture = mixture - estimated(stems["vocals"], mixture, error)
+        return Example(torch.from_numpy(mixture), torch.from_numpy(stems[self.config.source]))
 
     def _stems(self, generator: Generator) -> dict[str, NDArray[np.float32]]:
         length = self.config.network.chunk
         if generator.random() >= self.config.data.mixing:
-            song = self.any.one(generator)
+            song = self.all.draw(generator)
             version = song.versions[generator.integers(len(song.versions))]
             start = _start(generator, max(stem.samples for stem in version.values()), length)
             return {name: read(version.get(name), start, length) for name in STEMS}
         stems = {}
         for name in STEMS:
-            drawn = self.with_stem[name]
+            candidates = self.with_stem[name]
             stem, start = None, 0
-            if drawn.songs:
-                song = drawn.one(generator)
+            if candidates.songs:
+                song = candidates.draw(generator)
                 versions = [version for version in song.versions if name in version]
                 stem = versions[generator.integers(len(versions))][name]
                 start = _start(generator, stem.samples, length)
@@ -108,12 +109,12 @@ class Windows(Dataset[Example]):
 
 
 def read(stem: TrainingStem | None, start: int, length: int) -> NDArray[np.float32]:
-    """Samples ``(2, length)`` of a stem from ``start``; zeros beyond its end, and of a silent one.
+    """Samples ``(2, length)`` of a stem from ``start``; zeros after its end, and for a silent stem.
 
     Raises
     ------
     TrainingError
-        If its file is gone, or is no longer what it was.
+        If its file was removed or changed.
     """
     window = np.zeros((2, length), np.float32)
     if stem is None or start >= stem.samples:
@@ -124,7 +125,7 @@ def read(stem: TrainingStem | None, start: int, length: int) -> NDArray[np.float
             sound.seek(start)
             samples = sound.read(expected, dtype="float32", always_2d=True)
     except (OSError, sf.SoundFileError) as error:
-        raise TrainingError(f"{stem.path}: cannot be read any more: {error}") from error
+        raise TrainingError(f"{stem.path}: can no longer be read: {error}") from error
     if len(samples) < expected:
         raise TrainingError(f"{stem.path}: ends after {start + len(samples)} of {stem.samples} samples")
     window[:, :expected] = samples.T
@@ -134,9 +135,9 @@ def read(stem: TrainingStem | None, start: int, length: int) -> NDArray[np.float
 def loader(
     config: Config, windows: Windows, done: int, at_once: int, workers: int, rank: int, ranks: int
 ) -> DataLoader:
-    """The windows that one of ``ranks`` processes learns from, ``at_once`` together.
+    """The windows of one of ``ranks`` processes, in batches of ``at_once``.
 
-    They are those from the step after ``done`` to the end of its epoch.
+    They begin with the step after ``done`` and end with its epoch.
     """
     numbers = list(_numbers(config, done, at_once, rank, ranks))
     return DataLoader(
@@ -149,7 +150,7 @@ def loader(
 
 
 def _numbers(config: Config, done: int, at_once: int, rank: int, ranks: int) -> Iterator[list[int]]:
-    """Numbers of the windows that go together: those of a step are the same, however they are divided."""
+    """The numbers of the windows in each batch; a step has the same windows, however they are divided."""
     epoch = done // config.epoch
     for step in range(done, min((epoch + 1) * config.epoch, config.steps)):
         own = range(step * config.batch + rank, (step + 1) * config.batch, ranks)
@@ -161,10 +162,10 @@ def _start(generator: Generator, samples: int, length: int) -> int:
     return int(generator.integers(max(1, samples - length + 1)))
 
 
-def _varied(
+def _augment(
     samples: NDArray[np.float32], generator: Generator, gain: tuple[float, float], swap: float, invert: float
 ) -> NDArray[np.float32]:
-    """At another level, channels swapped, polarity inverted."""
+    """Change the level, and randomly swap the channels and invert the polarity."""
     factor = 10 ** (generator.uniform(*gain) / 20)
     if generator.random() < invert:
         factor = -factor
@@ -174,7 +175,7 @@ def _varied(
 
 
 def estimated(vocals: NDArray[np.float32], mixture: NDArray[np.float32], error: float) -> NDArray[np.float32]:
-    """The true vocals with an error of so many dB: half of it vocals left out, half of it the rest let in."""
+    """The true vocals with an error in dB: half is missing vocals, and half leakage of other stems."""
     level = 10 ** (error / 20)
     rest = mixture - vocals
     norm, other = (math.sqrt(float(np.square(signal).sum())) for signal in (vocals, rest))
@@ -183,5 +184,5 @@ def estimated(vocals: NDArray[np.float32], mixture: NDArray[np.float32], error: 
 
 
 def whole(song: TrainingSong, names: Sequence[str] = STEMS) -> Mapping[str, NDArray[np.float32]]:
-    """Stems ``(2, samples)`` of a song, from its beginning to its end."""
+    """The stems ``(2, samples)`` of a whole song."""
     return {name: read(song.stems.get(name), 0, song.samples) for name in names}

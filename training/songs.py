@@ -1,12 +1,13 @@
-"""Songs to train with: their stems, found and checked before anything else happens.
+"""Find and check the stems of training songs before a run starts.
 
 Layout
 ------
-Any that :mod:`evaluator.layouts` recognizes or a ``dataset.yaml`` describes (:mod:`evaluator.described`). A
-stem without a file is silent; a ``mixture`` is not needed, since stems are summed again. Networks are trained
-with the four stems of MUSDB18, so the sound of any other stem is added to ``other``: nothing of a song is
-left out. The accompaniment of a song of two stems is its ``other`` for a network of vocals, and is refused
-for any other network. A folder of variants has the same songs at another pitch or tempo, in the same layout.
+Any layout that :mod:`evaluator.layouts` recognizes or a ``dataset.yaml`` describes
+(:mod:`evaluator.described`). A stem without a file is silent. A ``mixture`` is not needed, because it is
+computed from the stems. Networks are trained with the four stems of MUSDB18; all other stems of a song are
+added to ``other``. For a vocals network, the accompaniment of a song with two stems is its ``other``; other
+networks refuse such a song. A folder of variants has the same songs at another pitch or tempo, in the same
+layout.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from kmdx.errors import AudioError, KmdxWarning, listed
 from training.config import TrainingError
 
 IN_PLACE = (".wav", ".flac", ".ogg")
-"""Endings of files that libsndfile reads a part of."""
+"""Extensions of files that libsndfile can read in part."""
 TRAIN = "train"
 VALIDATION = ("valid", "validation")
-UNEVEN = 0.1  # seconds that stems of one song may differ in length without a word
+UNEVEN = 0.1  # seconds by which stems of a song may differ in length without a warning
 MUSDB18 = Path(__file__).with_name("musdb18.yaml")
 
 
 @dataclass(frozen=True)
 class TrainingStem:
-    """A stem's file, or what it is the sum of, with one or two channels at :data:`RATE`.
+    """The file of a stem, or the files whose sum it is, with one or two channels at :data:`RATE`.
 
     Attributes
     ----------
@@ -48,7 +49,7 @@ class TrainingStem:
         The file, or the first of several.
     samples, channels : int
     parts : tuple of AudioSource
-        Streams or files to decode and sum; empty where ``path`` is all and can be read in part.
+        Streams or files to decode and add; empty if ``path`` is the only file and can be read in part.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class TrainingStem:
 
     @property
     def sources(self) -> tuple[AudioSource, ...]:
-        """What it is the sum of, one file or more."""
+        """The files or streams whose sum it is."""
         return self.parts or (AudioSource(self.path),)
 
     @property
@@ -69,16 +70,16 @@ class TrainingStem:
 
 @dataclass(frozen=True)
 class TrainingSong:
-    """A song: its stems by name, silent ones left out.
+    """A song: its stems by name, without silent ones.
 
     Attributes
     ----------
     name : str
     stems : mapping of str to TrainingStem
     variants : tuple of mapping
-        The same at other pitches or tempos.
+        The same stems at other pitches or tempos.
     accompanied : bool
-        Whether ``other`` is everything but the vocals.
+        Whether ``other`` is everything except the vocals.
     """
 
     name: str
@@ -93,13 +94,13 @@ class TrainingSong:
 
     @property
     def versions(self) -> tuple[Mapping[str, TrainingStem], ...]:
-        """The song as it is, and its variants."""
+        """The original song and its variants."""
         return (self.stems, *self.variants)
 
 
 @dataclass(frozen=True)
 class Songs:
-    """Songs to learn from and songs to validate with, no song in both."""
+    """Training songs and validation songs, without overlap."""
 
     training: tuple[TrainingSong, ...]
     validation: tuple[TrainingSong, ...]
@@ -117,22 +118,22 @@ def find(
     Parameters
     ----------
     folders : sequence of Path
-        Data sets; of each the split ``train`` where it has splits.
+        Data sets; of those with splits, the split ``train`` is used.
     source : str
-        The stem that is to be estimated: at least one song of either kind must have it.
+        The stem to estimate; at least one training song and one validation song must have it.
     shortest : int
-        Samples that a song must have: one window.
+        Smallest length of a song in samples: one window.
     validation : sequence of str
-        Names, or patterns of names, of songs to validate with, beside those in a split ``valid`` or
-        ``validation``. Without either, MUSDB18's own fourteen.
+        Names or patterns of validation songs, in addition to those in a split ``valid`` or ``validation``.
+        Without either, the fourteen validation songs of MUSDB18 are used.
     variants : sequence of Path
         Folders of variants.
 
     Raises
     ------
     TrainingError
-        If a folder is missing or holds no songs, a stem cannot be read or has another rate, a song or a
-        variant of one is too short, or there is nothing to train or to validate with.
+        If a folder is missing or has no songs, a stem cannot be read or has another rate, a song or a variant
+        is too short, or there are no training songs or no validation songs.
     """
     found: dict[str, TrainingSong] = {}
     held: dict[str, TrainingSong] = {}
@@ -140,11 +141,11 @@ def find(
         own, reserved = _of_folder(folder)
         for song in (*own, *reserved):
             if song.name in found or song.name in held:
-                raise TrainingError(f"two songs are called {song.name!r}; one is in {folder}")
+                raise TrainingError(f"two songs have the name {song.name!r}; one is in {folder}; rename it")
             if song.accompanied and source != "vocals":
                 raise TrainingError(
-                    f"{song.name} has {ACCOMPANIMENT}, which is not split into {source} and others: "
-                    "leave it out, or train vocals"
+                    f"{song.name} has {ACCOMPANIMENT} instead of a separate stem {source}: "
+                    "leave the song out, or train vocals"
                 )
         found.update({song.name: song for song in own})
         held.update({song.name: song for song in reserved})
@@ -163,22 +164,22 @@ def find(
     where = ", ".join(map(str, folders))
     if not held:
         raise TrainingError(
-            f"no songs to validate with in {where}: put some into {folders[0] / VALIDATION[0]}, "
+            f"no validation songs in {where}: put some into {folders[0] / VALIDATION[0]}, "
             "or name them with --validation"
         )
     if not found:
-        raise TrainingError(f"no songs to train with in {where}: all of them are validated with")
-    for what, songs in (("to train with", found), ("to validate with", held)):
+        raise TrainingError(f"no training songs in {where}: all of them are validation songs")
+    for kind, songs in (("training", found), ("validation", held)):
         for song in songs.values():
-            _long_enough(song.name, song.stems, shortest)
+            _check_length(song.name, song.stems, shortest)
         if not any(source in song.stems for song in songs.values()):
-            raise TrainingError(f"none of {len(songs)} songs {what} has {source}: {_some(songs)}")
+            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {_some(songs)}")
     others = [_versions(folder) for folder in variants]
     for folder, version in zip(variants, others, strict=True):
         if not version.keys() & found.keys():
-            raise TrainingError(f"{folder}: no variant of a song to train with: names must be the songs' own")
+            raise TrainingError(f"{folder}: no variants of training songs: expected the songs' names")
         for name in version.keys() & found.keys():
-            _long_enough(f"{name} in {folder}", version[name], shortest)
+            _check_length(f"{name} in {folder}", version[name], shortest)
     training = (
         replace(song, variants=tuple(version[name] for version in others if name in version))
         for name, song in found.items()
@@ -187,15 +188,15 @@ def find(
 
 
 def to_train_with(folder: Path) -> list[TrainingSong]:
-    """Songs of a data set that are not set apart; raises :class:`TrainingError` if there are none."""
+    """Training songs of a data set; raises :class:`TrainingError` if there are none."""
     own, _ = _of_folder(folder)
     if not own:
-        raise TrainingError(f"{folder}: no songs to train with")
+        raise TrainingError(f"{folder}: no training songs")
     return own
 
 
 def contents(songs: Sequence[TrainingSong]) -> dict[str, list[dict[str, str]]]:
-    """Lengths of the stems and sizes of their files, of each song's versions, to know them again by."""
+    """The lengths of stems and sizes of their files for all versions of each song, to detect changes."""
     return {
         song.name: [
             {name: f"{stem.samples} samples, {_size(stem)} bytes" for name, stem in version.items()}
@@ -206,12 +207,12 @@ def contents(songs: Sequence[TrainingSong]) -> dict[str, list[dict[str, str]]]:
 
 
 def blocks(stem: TrainingStem) -> Iterator[NDArray[np.float32]]:
-    """Read a stem from its beginning to its end, float32 ``(samples, channels)``.
+    """Read a whole stem in blocks, float32 ``(samples, channels)``.
 
     Raises
     ------
     TrainingError
-        If a file is damaged or gone.
+        If a file is damaged or missing.
     """
     try:
         yield from sources.blocks(stem.sources, stem.form)
@@ -225,7 +226,7 @@ def whole(stem: TrainingStem) -> NDArray[np.float32]:
 
 
 def _size(stem: TrainingStem) -> int:
-    """Bytes of a stem's files."""
+    """Total size of a stem's files in bytes."""
     path = stem.path
     try:
         return sum(path.stat().st_size for path in {part.path for part in stem.sources})
@@ -237,20 +238,20 @@ def _samples(stems: Mapping[str, TrainingStem]) -> int:
     return max(stem.samples for stem in stems.values())
 
 
-def _long_enough(name: str, stems: Mapping[str, TrainingStem], shortest: int) -> None:
+def _check_length(name: str, stems: Mapping[str, TrainingStem], shortest: int) -> None:
     if _samples(stems) < shortest:
         raise TrainingError(
-            f"{name} is shorter than a window: {_samples(stems) / RATE:.1f} s of "
+            f"{name} is shorter than a window: {_samples(stems) / RATE:.1f} s, expected at least "
             f"{shortest / RATE:.1f} s; leave it out, or train a network with fewer frames"
         )
 
 
 def _of_folder(folder: Path) -> tuple[list[TrainingSong], list[TrainingSong]]:
-    """Songs of a data set to train with, and those that it sets apart."""
+    """The training songs and the validation songs of a data set."""
     if not folder.exists():
         raise TrainingError(f"{folder}: no such folder")
     if not folder.is_dir() and folder.suffix.lower() not in (".yaml", ".yml"):
-        raise TrainingError(f"{folder}: not a folder")
+        raise TrainingError(f"{folder}: expected a folder or a .yaml file")
     found = dataset.scan(folder)
     splits = {key(name): songs for name, songs in found.splits.items() if name is not None}
     reserved: list[SongFiles] = []
@@ -263,24 +264,24 @@ def _of_folder(folder: Path) -> tuple[list[TrainingSong], list[TrainingSong]]:
             own = next(iter(splits.values()))
     if not own and not reserved:
         place = folder / TRAIN if (folder / TRAIN).is_dir() else folder
-        there = f"; found the splits {', '.join(splits)}" if splits else ""
+        found_splits = f"; found the splits {', '.join(splits)}" if splits else ""
         raise TrainingError(
             f"{place}: no songs: expected folders with {', '.join(STEMS)} in wav, flac or Ogg, "
-            f"or a {described.FILE}{there}"
+            f"or a {described.FILE}{found_splits}"
         )
     _warn_of_files(folder, [*own, *reserved], found.strays)
     return _songs(own), _songs(reserved)
 
 
 def _warn_of_files(folder: Path, songs: Sequence[SongFiles], strays: Sequence[Path]) -> None:
-    """Warn of sound files that are no stem, and of stems that become a part of ``other``."""
+    """Warn about sound files that are not used, and about stems that are added to ``other``."""
     unknown = [*strays, *(path for song in songs for path in song.extra)]
     if unknown:
         names = listed(
             [path.relative_to(folder) if path.is_relative_to(folder) else path for path in unknown]
         )
         warnings.warn(
-            f"{folder}: sound files that are no stem, or there twice, are not used: {names}",
+            f"{folder}: ignoring sound files that are not stems, or are duplicates: {names}",
             KmdxWarning,
             stacklevel=2,
         )
@@ -308,12 +309,12 @@ def _songs(found: Sequence[SongFiles]) -> list[TrainingSong]:
 
 
 def _is_accompanied(files: SongFiles) -> bool:
-    """Whether a song has its accompaniment in one, and not as the three stems that it is made of."""
+    """Whether a song has its accompaniment in one stem instead of three."""
     return ACCOMPANIMENT in files.sources and not {"bass", "drums", "other"} <= files.sources.keys()
 
 
 def _others(files: SongFiles) -> tuple[str, ...]:
-    """Which of a song's stems make up ``other`` among the four."""
+    """The stems of a song that make up ``other``."""
     if _is_accompanied(files):
         return (ACCOMPANIMENT,)
     named = {MIXTURE, ACCOMPANIMENT, "bass", "drums", "vocals"}
@@ -327,7 +328,7 @@ def _stems(folder: Path) -> dict[str, TrainingStem]:
 
 
 def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
-    """The four stems of a song, silent ones left out."""
+    """The four stems of a song, without silent ones."""
     kept = ("vocals",) if _is_accompanied(files) else ("bass", "drums", "vocals")
     parts = {name: files.sources[name] for name in kept if name in files.sources}
     others = tuple(part for name in _others(files) for part in files.sources[name])
@@ -336,13 +337,13 @@ def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
     stems = {name: _stem(*parts[name]) for name in STEMS if name in parts}
     silent = [name for name in STEMS if name not in stems]
     if stems and silent and not _is_accompanied(files):
-        warnings.warn(f"{files.name}: no {', '.join(silent)}: taken as silent", KmdxWarning, stacklevel=2)
+        warnings.warn(f"{files.name}: no {', '.join(silent)}: treated as silent", KmdxWarning, stacklevel=2)
     longest = max(stems.values(), key=lambda stem: stem.samples, default=None)
     for stem in stems.values():
         if longest is not None and longest.samples - stem.samples > UNEVEN * RATE:
             warnings.warn(
-                f"{stem.path}: {stem.samples / RATE:.1f} s, where {longest.path.name} has "
-                f"{longest.samples / RATE:.1f} s: cut off? taken as silent from there on",
+                f"{stem.path}: shorter ({stem.samples / RATE:.1f} s) than {longest.path.name} "
+                f"({longest.samples / RATE:.1f} s), perhaps cut short; treated as silent after its end",
                 KmdxWarning,
                 stacklevel=2,
             )
@@ -350,7 +351,7 @@ def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
 
 
 def _stem(*parts: AudioSource | Path) -> TrainingStem:
-    """A stem by what it is the sum of."""
+    """A stem that is the sum of some files or streams."""
     summed = tuple(part if isinstance(part, AudioSource) else AudioSource(part) for part in parts)
     forms = [_form(part) for part in summed]
     first = summed[0]
@@ -371,7 +372,7 @@ def _form(part: AudioSource) -> Form:
     if form.rate != RATE:
         raise TrainingError(f"{part.path}: {form.rate} Hz, expected {RATE} Hz: resample the data set")
     if form.channels > 2:
-        raise TrainingError(f"{part.path}: {form.channels} channels, expected one or two")
+        raise TrainingError(f"{part.path}: {form.channels} channels, expected 1 or 2: mix it down to stereo")
     return form
 
 

@@ -1,7 +1,7 @@
-"""What a run starts from: weights in a file, or another run's best.
+"""Read the weights that a run starts from: a file, or another run's best weights.
 
-Only weights are taken over, and from a run its optimizer's state where that is asked for. Steps, the
-learning rate's schedule, the average of weights and the windows start again.
+Only weights are loaded and, on request, a run's optimizer state. Steps, the learning rate schedule, the
+average of weights and the windows start from the beginning.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from training import freezing
 from training.config import Config, TrainingError
 from training.run import Run
 
-PREFIX = "network."  # before the names in a run's checkpoint
-FREE = ("type", "sources", "gflops")  # of an architecture: what weights of one shape may differ in
+PREFIX = "network."  # of the names in a run's checkpoint
+FREE = ("type", "sources", "gflops")  # keys of an architecture in which compatible weights may differ
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Start:
     path : Path
         The weight file, or the run's folder.
     sha256 : str
-        Of the weight file, or of the run's checkpoint.
+        Checksum of the weight file, or of the run's checkpoint.
     state : mapping of str to Tensor
         State dict of the network, float32.
     moments : mapping
-        State of the optimizer by the parameter's name; empty where it is not taken over.
+        State of the optimizer by parameter name; empty if it is not loaded.
     step : int, optional
-        Steps that the run had done.
+        Completed steps of the run.
     trained_with : str, optional
-        What the weights were trained with that people also score on.
+        Test songs, if any, that the weights were trained with.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Start:
     trained_with: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """What a run notes of it."""
+        """The entry in a run's ``data.yaml``."""
         return {
             "path": str(self.path),
             "sha256": self.sha256,
@@ -70,24 +70,24 @@ def read(name: str, config: Config, with_optimizer: bool = False) -> Start:
     Parameters
     ----------
     name : str
-        A weight file (``.pt``, ``.ckpt``, ``.safetensors``, ``.onnx``), the folder of a run, or a weight's
-        name in the registry or the models folder.
+        A weight file (``.pt``, ``.ckpt``, ``.safetensors``, ``.onnx``), the folder of a run, or the name of a
+        weight in the registry or the models folder.
     config : Config
-        Of the run that starts; its network must have the same sizes.
+        Config of the new run; its network must have the same sizes.
     with_optimizer : bool
-        Take over the optimizer's state too, which only a run has.
+        Whether to load the optimizer's state, too; only runs have one.
 
     Raises
     ------
     TrainingError
-        If there is no such file, run or weight, it cannot be read, or it does not fit the config.
+        If the file, run or weight does not exist, cannot be read, or does not match the config.
     """
     path = Path(name).expanduser()
     try:
         if path.is_dir():
             return _of_run(path, config, with_optimizer)
         if with_optimizer:
-            raise TrainingError("a weight file has no optimizer's state: leave --with-optimizer out")
+            raise TrainingError("a weight file has no optimizer state: leave out --with-optimizer")
         if path.is_file():
             return _of_file(path, config, None)
         if len(path.parts) == 1 and name in weights.known():
@@ -105,7 +105,7 @@ def _of_run(folder: Path, config: Config, with_optimizer: bool) -> Start:
     other = run.config()
     _same_sizes(other.network.architecture(other.source), config)
     checkpoint = _checkpoint(run)
-    state = _fitted(_without_prefix(weights.load(run.weights).state or {}), config)
+    state = _fit_state(_without_prefix(weights.load(run.weights).state or {}), config)
     moments = _moments(checkpoint, other, config) if with_optimizer else {}
     earlier = run.data().get("start") or {}
     return Start(
@@ -122,17 +122,17 @@ def _checkpoint(run: Run) -> dict[str, Any]:
     try:
         return run.checkpoint()[0]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{run.weights}: damaged or cut off; train that run again") from error
+        raise TrainingError(f"{run.weights}: damaged or incomplete; train that run again") from error
 
 
 def _moments(
     checkpoint: Mapping[str, Any], other: Config, config: Config
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """The optimizer's state by the names of the parameters that it belongs to."""
+    """The optimizer's state by parameter name."""
     if other.optimizer.kind != config.optimizer.kind:
         raise TrainingError(
-            f"its optimizer is {other.optimizer.kind}, not {config.optimizer.kind}: leave --with-optimizer "
-            f"out, or set optimizer.kind={other.optimizer.kind}"
+            f"its optimizer is {other.optimizer.kind}, not {config.optimizer.kind}: leave out "
+            f"--with-optimizer, or set optimizer.kind={other.optimizer.kind}"
         )
     names = [name for name, _ in _network(config).named_parameters()]
     there, here = (freezing.matching(names, each.freeze) for each in (other, config))
@@ -141,7 +141,7 @@ def _moments(
     found = {name: states[number] for number, name in trained if number in states and name not in here}
     if not found:
         raise TrainingError(
-            "its optimizer has no state of a parameter that is trained here: leave --with-optimizer out"
+            "its optimizer has no state for the parameters that this run trains: leave out --with-optimizer"
         )
     return found
 
@@ -149,7 +149,7 @@ def _moments(
 def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start:
     checkpoint = weights.load(path)
     if checkpoint.klass is not None:
-        raise TrainingError(f"it holds a network of class {checkpoint.klass}, expected a TFC-TDF U-Net")
+        raise TrainingError(f"expected a TFC-TDF U-Net, found a network of class {checkpoint.klass}")
     weight = weight or _trained_here(path)
     if weight is not None and weight.architecture["type"] == "tfc_tdf":
         _same_sizes(weight.architecture, config)
@@ -158,9 +158,9 @@ def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start
         sizes = config.network
         graph = _graph(path, (sizes.bins, sizes.frames))
         _same_sizes({"bins": graph.bins, "frames": graph.frames, **graph.sizes}, config)
-        state = _fitted(graph.state, config)
+        state = _fit_state(graph.state, config)
     else:
-        state = _fitted(_without_prefix(checkpoint.state), config)
+        state = _fit_state(_without_prefix(checkpoint.state), config)
     weight = weight or _published(digest)
     return Start(path.resolve(), digest, state, trained_with=weight.trained_with if weight else None)
 
@@ -175,7 +175,7 @@ def _graph(path: Path, spectrum: tuple[int, int]) -> weights.UnetGraph:
 
 
 def _trained_here(path: Path) -> weights.Weight | None:
-    """The entry of a file in the ``trained.yaml`` next to it; a graph has the sizes of its weights."""
+    """The entry of a file in the ``trained.yaml`` next to it; a graph has the same entry as its weights."""
     for weight in weights.trained(path.parent).values():
         if weight.path is not None and weight.path.with_suffix(path.suffix).resolve() == path.resolve():
             return weight
@@ -183,7 +183,7 @@ def _trained_here(path: Path) -> weights.Weight | None:
 
 
 def _published(digest: str) -> weights.Weight | None:
-    """The published weight with this content."""
+    """The published weight with this checksum; None if there is none."""
     for weight in weights.registry().values():
         if any(source.sha256 == digest for source in weight.contents):
             return weight
@@ -191,7 +191,7 @@ def _published(digest: str) -> weights.Weight | None:
 
 
 def _same_sizes(architecture: Mapping[str, Any], config: Config) -> None:
-    """Compare the sizes of a network with those of the config's."""
+    """Check that an architecture has the sizes of the config's network."""
     expected = config.network.architecture(config.source)
     given = {key: architecture[key] for key in expected if key in architecture and key not in FREE}
     differing = [key for key, value in given.items() if value != expected[key]]
@@ -204,7 +204,7 @@ def _same_sizes(architecture: Mapping[str, Any], config: Config) -> None:
 
 
 def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict of the network in a run's checkpoint, or the state dict as it is."""
+    """A state dict without the prefix of a run's checkpoint."""
     if not all(name.startswith(PREFIX) for name in state):
         return state
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
@@ -215,8 +215,8 @@ def _network(config: Config) -> TfcTdf:
         return TfcTdf(config.network.unet(), config.source)
 
 
-def _fitted(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:
-    """The tensors of a state dict under the network's own names, as float32."""
+def _fit_state(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]:
+    """The tensors of a state dict as float32, with the network's own names."""
     network = _network(config)
     try:
         network.load(state)
@@ -226,10 +226,10 @@ def _fitted(state: Mapping[str, Tensor], config: Config) -> Mapping[str, Tensor]
 
 
 def _first_difference(state: Mapping[str, Tensor], network: TfcTdf) -> str:
-    """The sizes of the first tensor that has others than the network's."""
+    """The shape of the first tensor that differs from the network's."""
     for name, own in network.state_dict().items():
         for given, tensor in state.items():
             same = given == name or given.endswith(f".{name}")
             if same and tensor.shape != own.shape:
-                return f"; {shown(given)} has the sizes {tuple(tensor.shape)}, expected {tuple(own.shape)}"
+                return f"; {shown(given)} has the shape {tuple(tensor.shape)}, expected {tuple(own.shape)}"
     return ""

@@ -1,4 +1,4 @@
-"""Runs a training run: from its config and songs to its best weights, and on where it was interrupted."""
+"""Start or resume a training run, from its config and songs to its best weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fit(
     workers: int | None = None,
     start: Start | None = None,
 ) -> Run:
-    """Train a network, or go on where an earlier process ended, also with more steps than it had.
+    """Train a network, or resume an earlier run, which may be extended by more steps.
 
     Parameters
     ----------
@@ -58,34 +58,34 @@ def fit(
     output : Path
         The run's folder.
     console : Console
-        Where progress goes.
+        Console for progress.
     decoded : Path, optional
-        Where decoded stems are kept; the user's cache if not given.
+        Folder for decoded stems; by default in the user's cache.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     devices : int
-        How many GPUs, or processes on the CPU.
+        Number of GPUs, or of processes on the CPU.
     workers : int, optional
-        Processes that read windows, for each device; half the cores if not given.
+        Processes per device that read windows; by default half the cores.
     start : Start, optional
-        What a new run starts from in place of random weights; a run that goes on must have begun with it.
+        Weights for a new run to start from, instead of random ones; a resumed run must have the same.
 
     Raises
     ------
     TrainingError
-        If anything that the run needs is missing, before the first step; or if it stops at a loss that is
+        Before the first step, if anything that the run needs is missing; later, if it stops at a loss that is
         not finite.
     """
     run = Run(output)
     first = is_first()
     if config.rest.vocals is not None and config.hears != "rest":
-        raise TrainingError(f"rest.vocals: {config.title} hears the mixture; it needs hears: rest")
+        raise TrainingError(f"rest.vocals: the input of {config.title} is the mixture; set hears: rest")
     config = config.absolute()
     accelerator = accelerator_of(device, devices)
     _check_shares(config, devices)
     reading = _workers(workers, devices)
     if accelerator == "cpu" and config.precision == "fp16":
-        raise TrainingError("precision fp16 needs a GPU: use --set precision=fp32, or bf16")
+        raise TrainingError("precision fp16 needs a GPU: use --set precision=fp32 or precision=bf16")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         songs = find(folders, config.source, config.network.chunk, config.validation, variants)
@@ -109,7 +109,7 @@ def fit(
             with torch.device("meta"):
                 size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
             run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
-        songs = _decoded(songs, decoded or decoded_songs.usual_folder(), console)
+        songs = _decode(songs, decoded or decoded_songs.usual_folder(), console)
         if accelerator == "cpu":
             host.cap_threads()
             torch.set_num_threads(max(1, torch.get_num_threads() // devices))
@@ -136,26 +136,26 @@ def fit(
         except (RuntimeError, MemoryError) as error:
             if any(sign in str(error) for sign in KILLED):
                 raise TrainingError(
-                    "a process that reads songs was killed: too little memory, or, in Docker, too little "
-                    "/dev/shm; set --workers lower, or start Docker with --shm-size=2g"
+                    "a process that reads songs was killed, probably for lack of memory or, in Docker, of "
+                    "/dev/shm; lower --workers, or start Docker with --shm-size=2g"
                 ) from error
             if is_out_of_memory(error):
                 raise TrainingError(
-                    f"out of memory with {module.at_once} windows at once: set at_once lower, "
-                    f"or checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
+                    f"out of memory with {module.at_once} windows at once: lower at_once, or set "
+                    f"checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
                 ) from error
             raise
         except OSError as error:
             raise TrainingError(
-                f"{output}: {error.strerror or error}; the last checkpoint is untouched"
+                f"{output}: {error.strerror or error}; the last checkpoint is intact"
             ) from error
-        except SystemExit as error:  # lightning's answer to Ctrl-C
+        except SystemExit as error:  # lightning raises it on Ctrl-C
             raise KeyboardInterrupt from error
     return run
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are complete or absent: written under another name first."""
+    """Writes checkpoints completely or not at all, under another name first."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint."""
@@ -166,28 +166,28 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class Patience(EarlyStopping):
-    """Lightning's, which goes on counting with the config's patience, whatever it was before."""
+    """Early stopping that uses the current config's patience, not the one in the checkpoint."""
 
     @property
     def state_key(self) -> str:
-        """As of lightning's own class, so that checkpoints of earlier runs are understood."""
+        """The key of lightning's own class, so that checkpoints of earlier runs can be read."""
         return super().state_key.replace(type(self).__qualname__, EarlyStopping.__qualname__)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and the count of validations since."""
+        """Restore the best score, and the number of validations since."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's, which remember the best score also where the run's folder has moved."""
+    """Checkpoints that remember the best score even if the run's folder was moved."""
 
     @property
     def state_key(self) -> str:
-        """As of lightning's own class, so that checkpoints of earlier runs are understood."""
+        """The key of lightning's own class, so that checkpoints of earlier runs can be read."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, unless the checkpoint that has it is gone."""
+        """Restore the best score, unless its checkpoint is missing."""
         here = Path(str(self.dirpath))
 
         def moved(path: str) -> str:
@@ -209,7 +209,7 @@ class Checkpoints(ModelCheckpoint):
 
 
 def _of_worker(error: TrainingError) -> TrainingError:
-    """A mistake without the traceback that a worker sends along."""
+    """An error from a worker, without the worker's traceback."""
     for line in reversed(str(error).splitlines()):
         name, _, message = line.partition(": ")
         if name.endswith(TrainingError.__name__):
@@ -218,24 +218,24 @@ def _of_worker(error: TrainingError) -> TrainingError:
 
 
 def is_first() -> bool:
-    """Whether this is the process that started those of the other devices."""
+    """Whether this is the main process, which started those of the other devices."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def vocals_network(config: Config) -> Network | None:
-    """The network that estimates the vocals to be taken out, or None where the true ones are.
+    """The network that estimates the vocals to subtract; None if true vocals or none are subtracted.
 
     Raises
     ------
     TrainingError
-        If its windows have another length than those of the network that is trained.
+        If its windows have another length than those of the trained network.
     """
     name = config.rest.vocals
     if config.hears != "rest" or name is None:
         return None
     sizes = config.network
     if not Path(name).is_dir() and (len(Path(name).parts) > 1 or name.startswith((".", "~"))):
-        raise TrainingError(f"rest.vocals: {name}: no such run")
+        raise TrainingError(f"rest.vocals: {name}: no such run; expected a run's folder, or a weight's name")
     if Path(name).is_dir():
         network: Network = trained(Run.existing(Path(name)))
     else:
@@ -250,7 +250,7 @@ def vocals_network(config: Config) -> Network | None:
 
 
 def trained(run: Run, checkpoint: Mapping[str, Any] | None = None) -> TfcTdf:
-    """The network of a run with its best weights, or those of a checkpoint of it, for inference."""
+    """The network of a run for inference, with its best weights or those of a checkpoint."""
     config = run.config()
     network = TfcTdf(config.network.unet(), config.source)
     state = (checkpoint or run.checkpoint()[0])["state_dict"]
@@ -262,14 +262,14 @@ def trained(run: Run, checkpoint: Mapping[str, Any] | None = None) -> TfcTdf:
 
 
 def _weights_of_vocals(config: Config) -> str | None:
-    """What a run of a vocals network is known by; ``None`` where none is taken out."""
+    """The checksum that identifies a run of a vocals network; ``None`` if no such run is used."""
     name = config.rest.vocals
     if config.hears != "rest" or name is None or not Path(name).is_dir():
         return None
     return weights.file_sha256(Run.existing(Path(name)).weights)
 
 
-def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
+def _decode(songs: Songs, folder: Path, console: Console) -> Songs:
     with console.status("reading the songs") as status:
         return decoded_songs.decode(
             songs, folder, lambda done, total: status.update(f"decoding stems: {done} of {total}")
@@ -277,12 +277,12 @@ def _decoded(songs: Songs, folder: Path, console: Console) -> Songs:
 
 
 def accelerator_of(device: str, devices: int) -> str:
-    """``cpu`` or ``cuda``, for what is asked for.
+    """``cpu`` or ``cuda``, for the requested device.
 
     Raises
     ------
     TrainingError
-        If there is no such device, or there are not so many.
+        If the device is unknown, or there are not enough devices.
     """
     available = torch.cuda.device_count()
     if device not in ("auto", "cpu", "cuda"):
@@ -291,25 +291,25 @@ def accelerator_of(device: str, devices: int) -> str:
     if devices < 1:
         raise TrainingError(f"--devices {devices}: expected 1 or more")
     if chosen == "cuda" and devices > available:
-        raise TrainingError(f"--devices {devices}: this machine has {available} GPUs")
+        raise TrainingError(f"--devices {devices}: this machine has only {available} GPUs")
     return chosen
 
 
 def _check_shares(config: Config, devices: int) -> None:
-    """See that a batch can be shared among the devices, and a share go through by so many at once."""
+    """Check that a batch can be divided among the devices, and each share into groups of ``at_once``."""
     share, left = divmod(config.batch, devices)
     if left:
-        raise TrainingError(f"a batch of {config.batch} cannot be shared by {devices} devices")
+        raise TrainingError(f"batch must be a multiple of --devices ({devices}), not {config.batch}")
     if config.at_once != "auto" and share % min(config.at_once, share):
         raise TrainingError(
-            f"a batch of {config.batch} cannot go through {devices} devices by {config.at_once} windows each"
+            f"the batch per device must be a multiple of at_once ({config.at_once}), not {share}"
         )
 
 
-def _workers(asked: int | None, devices: int) -> int:
-    if asked is not None and asked < 0:
-        raise TrainingError(f"--workers {asked}: expected 0 or more")
-    return max(1, host.usable_cores() // 2 // devices) if asked is None else asked
+def _workers(requested: int | None, devices: int) -> int:
+    if requested is not None and requested < 0:
+        raise TrainingError(f"--workers {requested}: expected 0 or more")
+    return max(1, host.usable_cores() // 2 // devices) if requested is None else requested
 
 
 def _trainer(
@@ -335,7 +335,7 @@ def _trainer(
                 "sdr",
                 mode="max",
                 patience=config.patience,
-                check_finite=False,  # the module names the song
+                check_finite=False,  # the module does this, and names the song
                 check_on_train_epoch_end=False,
             )
         )

@@ -1,4 +1,4 @@
-"""Scores a network on whole songs, as the ensemble would run it."""
+"""Score a network on whole songs, run as in the ensemble."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ BLOCK = 2**16  # samples read at a time
 class Estimated(NamedTuple):
     """A network's input, its estimate and the true stem: float32 ``(2, samples)`` each."""
 
-    heard: NDArray[np.float32]
+    input: NDArray[np.float32]
     estimate: NDArray[np.float32]
     truth: NDArray[np.float32]
 
 
 def check(config: Config, songs: Songs) -> None:
-    """See that something can be learned and scored: some stem of either kind is not silent.
+    """Check that the source is not silent in all training songs, or in all validation songs.
 
     Raises
     ------
     TrainingError
-        If the source is silent in every song to train or to validate with, or a file cannot be read.
+        If it is, or a file cannot be read.
     """
-    for what, group in (("train", songs.training), ("validate", songs.validation)):
-        if not any(_sounds(song.stems[config.source]) for song in group if config.source in song.stems):
-            raise TrainingError(f"{config.source} is silent in every song to {what} with")
+    for kind, group in (("training", songs.training), ("validation", songs.validation)):
+        if not any(_has_sound(song.stems[config.source]) for song in group if config.source in song.stems):
+            raise TrainingError(f"{config.source} is silent in all {kind} songs")
 
 
-def _sounds(stem: TrainingStem) -> bool:
-    """Whether there is anything in a stem but zeros; it is read until then."""
+def _has_sound(stem: TrainingStem) -> bool:
+    """Whether a stem contains anything except zeros; it is read only up to the first sound."""
     if stem.parts:
         return any(block.any() for block in blocks(stem))
     try:
@@ -59,7 +59,7 @@ def _sounds(stem: TrainingStem) -> bool:
 def score(
     config: Config, network: TfcTdf, vocals: Network | None, song: TrainingSong, device: torch.device
 ) -> float | None:
-    """Global SDR in dB; ``None`` where the true stem is silent."""
+    """Global SDR in dB; ``None`` if the true stem is silent."""
     if config.source not in song.stems:
         return None
     found = estimate(config, network, vocals, song, device)
@@ -72,10 +72,10 @@ def score(
 def estimate(
     config: Config, network: TfcTdf, vocals: Network | None, song: TrainingSong, device: torch.device
 ) -> Estimated:
-    """Run a network over a song, in chunks that are trimmed and joined."""
+    """Run a network on a whole song, in chunks that are trimmed and joined."""
     stems = sampling.whole(song)
-    heard = _heard(config, vocals, stems, device)
-    return Estimated(heard, _through(config, network, heard, device), stems[config.source])
+    signal = _input(config, vocals, stems, device)
+    return Estimated(signal, _run(config, network, signal, device), stems[config.source])
 
 
 @torch.inference_mode()
@@ -87,50 +87,50 @@ def excerpt(
     part: slice,
     device: torch.device,
 ) -> Estimated:
-    """What :func:`estimate` gives for a part of a song, from the chunks around it."""
+    """The result of :func:`estimate` for a part of a song, computed only from the chunks around it."""
     sizes = config.network
     keep = sizes.chunk - 2 * sizes.trim
-    depth = 1 if vocals is None else 2  # networks, each of which has more input than output
-    begin = max(0, part.start // keep - depth) * keep  # where a chunk of the whole song begins, too
+    depth = 1 if vocals is None else 2  # number of networks; the input of each is longer than its output
+    begin = max(0, part.start // keep - depth) * keep  # start of a chunk of the whole song
     around = slice(begin, part.stop + depth * sizes.chunk)
     stems = sampling.whole(song)
     if vocals is None:
-        heard = _heard(config, None, stems, device)[:, around]
+        signal = _input(config, None, stems, device)[:, around]
     else:
         parts = {name: samples[:, around] for name, samples in stems.items()}
-        heard = _heard(config, vocals, parts, device)
+        signal = _input(config, vocals, parts, device)
     own = slice(part.start - begin, part.stop - begin)
-    made = _through(config, network, heard, device)
-    return Estimated(heard[:, own], made[:, own], stems[config.source][:, part])
+    made = _run(config, network, signal, device)
+    return Estimated(signal[:, own], made[:, own], stems[config.source][:, part])
 
 
-def _heard(
+def _input(
     config: Config, vocals: Network | None, stems: Mapping[str, NDArray[np.float32]], device: torch.device
 ) -> NDArray[np.float32]:
-    """The network's input: all stems, or what is left without vocals that are estimated."""
+    """The network's input: the mixture, or the mixture without estimated vocals."""
     mixture: NDArray[np.float32] = np.sum([*stems.values()], axis=0)
     if config.hears != "rest":
         return mixture
     if vocals is None:
         return mixture - sampling.estimated(stems["vocals"], mixture, sum(config.rest.error) / 2)
-    return mixture - _through(config, vocals, mixture, device)
+    return mixture - _run(config, vocals, mixture, device)
 
 
-def _through(
+def _run(
     config: Config, network: Network, signal: NDArray[np.float32], device: torch.device
 ) -> NDArray[np.float32]:
-    """A network's estimate; one in training computes as in inference."""
+    """A network's estimate, in inference mode even during training."""
     made = np.empty_like(signal)
     modules = [*network.modules()] if isinstance(network, nn.Module) else []
-    training = [module for module in modules if module.training]  # not those that are frozen
+    training = [module for module in modules if module.training]  # without frozen modules
     for module in training:
         module.training = False
     try:
         sizes = config.network
         runner = Runner(network, device, room=memory_budget(device))
         with torch.autocast(device.type, enabled=False):
-            heard, estimate = (Signal(torch.from_numpy(each)) for each in (signal, made))
-            chunking.trim_and_join(runner, heard, [estimate], sizes.chunk, sizes.trim)
+            source, estimate = (Signal(torch.from_numpy(each)) for each in (signal, made))
+            chunking.trim_and_join(runner, source, [estimate], sizes.chunk, sizes.trim)
     finally:
         for module in training:
             module.training = True

@@ -1,4 +1,4 @@
-"""Variants of songs to train with: the same songs played slower or faster, pitch and tempo together."""
+"""Variants of songs for training: the same songs at another speed, which changes pitch and tempo."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ SLOWEST, FASTEST = 0.25, 4.0
 
 
 def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -> Iterator[str]:
-    """Write variants of songs as ``OUTPUT/<song>/<stem>.wav``, 16 bit; yields the name of each that exists.
+    """Write variants of songs as 16-bit ``OUTPUT/<song>/<stem>.wav``; yield each song's name when it exists.
 
-    A song that exists there, complete and at this speed, is not written again.
+    A song that already exists, complete and at this speed, is not written again.
 
     Parameters
     ----------
     output : Path
-        What ``--variants`` names then.
+        Output folder; pass it to a run as ``--variants``.
     folders : sequence of Path
-        Data sets, of each the split ``train`` where it has splits.
+        Data sets; of those with splits, the split ``train`` is used.
     speed : float
-        0.5 is twice as long and an octave lower.
+        0.5 makes songs twice as long and an octave lower.
     every : int
-        Of each data set only one song in so many, the first among them.
+        Use every nth song of each data set, beginning with the first.
 
     Raises
     ------
     TrainingError
-        If the speed is out of bounds, a data set has no songs to train with, or two songs have one name.
+        If the speed is out of range, a data set has no training songs, or two songs have the same name.
     AudioError
         If a stem cannot be read, or a variant cannot be written.
     """
     if not SLOWEST <= speed <= FASTEST or speed == 1:
-        raise TrainingError(f"speed {speed:g}: expected {SLOWEST:g} to {FASTEST:g}, and not 1")
+        raise TrainingError(f"speed {speed:g}: expected {SLOWEST:g} to {FASTEST:g}, except 1")
     if every < 1:
         raise TrainingError(f"every {every}: expected 1 or more")
     chosen = [song for folder in folders for song in to_train_with(folder)[::every]]
     names = [song.name for song in chosen]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise TrainingError(f"two songs are called {twice[0]!r}")
+        raise TrainingError(f"two songs have the name {twice[0]!r}; rename one of them")
     for song in chosen:
         files = {name: output / song.name / f"{name}.wav" for name in song.stems}
         if not _written(song.stems, files, speed):
@@ -59,7 +59,7 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
 
 
 def _written(stems: Mapping[str, TrainingStem], files: Mapping[str, Path], speed: float) -> bool:
-    """Whether all stems have a variant of the length that they have at this speed."""
+    """Whether all stems have a variant whose length matches this speed."""
     return all(
         files[name].is_file() and abs(audio.info(files[name]).samples - stem.samples / speed) < 2
         for name, stem in stems.items()

@@ -1,1 +1,1 @@
-"""Networks and nothing else: each turns a batch of stereo waveforms into its sources' estimates."""
+"""Networks: each turns a batch of stereo waveforms into estimates of its sources."""

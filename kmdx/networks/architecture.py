@@ -1,7 +1,7 @@
-"""The sizes of each family of networks: checked, and what they amount to computed from the numbers alone.
+"""Check the sizes of each family of networks, and compute its parameters and memory from them.
 
-:mod:`kmdx.networks.types` has the table that these functions are for. Nothing here builds anything or needs
-torch.
+The table in :mod:`kmdx.networks.types` uses these functions. This module builds no networks and does not
+import torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from kmdx.errors import listed, quoted
 
 MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
-MAX_VALUES = 2**29  # of one tensor between two layers, or of all at once in a graph: 2 GiB in float32
+MAX_VALUES = 2**29  # in one tensor between two layers, or in all tensors of a graph: 2 GiB in float32
 MAX_LENGTH = 2**23  # samples of one window: 190 s at 44.1 kHz
-MAX_NAME = 100  # bytes in UTF-8, so that a file can have the name
+MAX_NAME = 100  # bytes in UTF-8, so that it can be a file name
 
 TRANSFORM = ("n_fft", "hop", "bins", "frames")
 UNET = ("layers", "convolutions", "growth", "norm_groups")
@@ -25,7 +25,7 @@ UNET = ("layers", "convolutions", "growth", "norm_groups")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a size can be: whole ones, unless it says otherwise."""
+    """The allowed values of a size: integers by default."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Range:
         return f"{kind} from {self.low:g} to {self.high:g}{' or null' if self.optional else ''}"
 
 
-SWITCH, TEXT = "true or false", "a text"
+SWITCH, TEXT = "true or false", "a string"
 LISTS = ("sources", "multi_freqs", "t_cape_glob_loc_scale")
 COMMON = {"segment": Range(1e-3, 3600, whole=False), "gflops": Range(1e-6, 1e6, whole=False)}
 UNET_SIZES: Mapping[str, Range | str] = {
@@ -112,10 +112,10 @@ TRANSFORMER_SWITCHES = (
     "t_sparse_self_attn", "t_sparse_cross_attn", "t_mask_type", "t_mask_random_seed", "t_sparse_attn_window",
     "t_global_window", "t_sparsity", "t_auto_sparsity", "t_cross_first", "use_train_segment",
 )  # fmt: skip
-"""Arguments of HTDemucs that hardly change its size."""
+"""Arguments of HTDemucs with little or no effect on its size."""
 
 EMBEDDINGS = ("sin", "cape", "scaled")
-# What the constructors take where nothing is stated, as far as it changes the size.
+# The constructors' default arguments that affect the size.
 HDEMUCS = dict(
     audio_channels=2, channels=48, channels_time=None, growth=2, nfft=4096, cac=True, depth=6, rewrite=True,
     hybrid=True, multi_freqs=None, multi_freqs_depth=2, freq_emb=0.2, kernel_size=8, time_stride=2, stride=4,
@@ -133,12 +133,12 @@ HTDEMUCS = {
 
 
 def check_unet(sizes: Mapping[str, Any]) -> None:
-    """Check the sizes of a TFC-TDF U-Net, or of the transform alone where it states no layers.
+    """Check the sizes of a TFC-TDF U-Net, or only of its transform if ``sizes`` has no layers.
 
     Raises
     ------
     ValueError
-        If one is impossible, they do not fit each other, or are too large.
+        If a size is impossible, or sizes are inconsistent or too large.
     """
     check_sizes(UNET_SIZES, sizes)
     n_fft, hop, bins, frames = (sizes[key] for key in TRANSFORM)
@@ -154,7 +154,7 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
     stated = [key for key in needed if key in sizes]
     if stated and len(stated) < len(needed):
         lacking = [key for key in needed if key not in sizes]
-        raise ValueError(f"with {listed(stated)}, it must state its {listed(lacking)}, too")
+        raise ValueError(f"with {listed(stated)}, {listed(lacking)} must be given, too")
     if stated:
         _check_levels(sizes)
         _check_total(parameters_of_unet(sizes))
@@ -162,12 +162,12 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
 
 
 def check_hdemucs(options: Mapping[str, Any]) -> None:
-    """Check the arguments of an HDemucs; unknown ones are left to its constructor.
+    """Check the arguments of an HDemucs; unknown arguments are checked by its constructor.
 
     Raises
     ------
     ValueError
-        If one is of another kind or out of range, or the network would be too large to be built.
+        If an argument has the wrong type or is out of range, or the network would be too large.
     """
     _check_branches(options, HDEMUCS_SIZES, HDEMUCS)
     _check_total(parameters_of_hdemucs(options))
@@ -180,7 +180,7 @@ def check_htdemucs(options: Mapping[str, Any]) -> None:
     if sizes["t_emb"] not in EMBEDDINGS:
         raise ValueError(f"t_emb must be {' or '.join(EMBEDDINGS)}, not {quoted(sizes['t_emb'])}")
     if sizes["t_layers"] and _width(sizes) % 4:
-        raise ValueError(f"a transformer of {_width(sizes)} channels cannot be built: they must divide by 4")
+        raise ValueError(f"a transformer of {_width(sizes)} channels: expected a multiple of 4")
     for key in ("t_sparse_self_attn", "t_sparse_cross_attn"):
         if options.get(key):
             raise ValueError(f"{key} is not supported: it needs the package xformers")
@@ -188,40 +188,40 @@ def check_htdemucs(options: Mapping[str, Any]) -> None:
 
 
 def check_tensor(values: int, length: int) -> None:
-    """Raise ValueError if a window is too long, or its largest tensor between two layers too large."""
+    """Raise ValueError if a window is too long, or its largest tensor between two layers is too large."""
     if length > MAX_LENGTH:
-        raise ValueError(f"windows of {length} samples are too long; the most is {MAX_LENGTH}")
+        raise ValueError(f"windows of {length} samples are too long; expected at most {MAX_LENGTH}")
     if values > MAX_VALUES:
         raise ValueError(
-            f"a window of {length} samples makes a tensor of {4 * values / 1e9:.3g} GB in the network; "
-            f"the most is {4 * MAX_VALUES / 1e9:.1f} GB"
+            f"a window of {length} samples needs a tensor of {4 * values / 1e9:.3g} GB in the network; "
+            f"expected at most {4 * MAX_VALUES / 1e9:.1f} GB"
         )
 
 
 def parameters_of_htdemucs(options: Mapping[str, Any]) -> int:
-    """Parameters of an HTDemucs, from its checked arguments."""
+    """Number of parameters of an HTDemucs, from its checked arguments."""
     options = {**HTDEMUCS, **options}
     return sum(_demucs_parameters(options)) + _transformer_parameters(options)
 
 
 def parameters_of_hdemucs(options: Mapping[str, Any]) -> int:
-    """Parameters of an HDemucs, from its checked arguments."""
+    """Number of parameters of an HDemucs, from its checked arguments."""
     return sum(_demucs_parameters({**HDEMUCS, **options}))
 
 
 def largest_tensor_of_unet(sizes: Mapping[str, Any], length: int) -> int:
-    """About how many values the largest tensor between two layers of a U-Net has."""
+    """Approximate number of values in the largest tensor between two layers of a U-Net."""
     channels = max(4, sizes.get("growth", 4))
     return int(sizes["frames"] * max(channels * sizes["bins"], 2 * sizes["n_fft"]))
 
 
 def largest_tensor_of_htdemucs(options: Mapping[str, Any], length: int) -> int:
-    """About how many values the largest tensor between two layers of an HTDemucs has."""
+    """Approximate number of values in the largest tensor between two layers of an HTDemucs."""
     return _largest_tensor_of_branches({**HTDEMUCS, **options}, length)
 
 
 def largest_tensor_of_hdemucs(options: Mapping[str, Any], length: int) -> int:
-    """About how many values the largest tensor between two layers of an HDemucs has."""
+    """Approximate number of values in the largest tensor between two layers of an HDemucs."""
     return _largest_tensor_of_branches({**HDEMUCS, **options}, length)
 
 
@@ -236,18 +236,18 @@ def _largest_tensor_of_branches(options: Mapping[str, Any], length: int) -> int:
 
 
 def check_sources(sources: Any) -> None:
-    """Raise ValueError if sources are not a list of names, each once."""
+    """Raise ValueError if sources are not a list of distinct names."""
     if not isinstance(sources, list | tuple) or not sources or not all(isinstance(s, str) for s in sources):
         raise ValueError(f"the sources must be a list of names, not {quoted(sources)}")
     for name in sources:
         if not (name.isprintable() and name.strip() == name and 0 < len(name.encode()) <= MAX_NAME):
-            raise ValueError(f"{quoted(name)} is no name of a source of 1 to {MAX_NAME} bytes")
+            raise ValueError(f"expected a source name of 1 to {MAX_NAME} bytes, not {quoted(name)}")
     if len(set(sources)) < len(sources):
-        raise ValueError(f"a source is named twice in {quoted(sources)}")
+        raise ValueError(f"duplicate source in {quoted(sources)}")
 
 
 def check_sizes(allowed: Mapping[str, Range | str], sizes: Mapping[str, Any]) -> None:
-    """Raise ValueError if a size is of another kind than allowed, or out of its range."""
+    """Raise ValueError if a size has the wrong type or is out of range."""
     kinds = {SWITCH: bool, TEXT: str}
     for key, expected in {**COMMON, **allowed}.items():
         if key in sizes:
@@ -257,7 +257,7 @@ def check_sizes(allowed: Mapping[str, Range | str], sizes: Mapping[str, Any]) ->
 
 
 def _check_levels(sizes: Mapping[str, Any]) -> None:
-    """Check what halves at each level of a U-Net."""
+    """Check that the axes of a U-Net can be halved at each level."""
     layers, bins, frames, growth = (sizes[key] for key in ("layers", "bins", "frames", "growth"))
     if layers % 2 == 0:
         raise ValueError(f"layers must be odd and at least 3, not {layers}")
@@ -265,41 +265,41 @@ def _check_levels(sizes: Mapping[str, Any]) -> None:
     divisor = shrink * sizes.get("bottleneck", 8)
     if bins % divisor or frames % shrink:
         raise ValueError(
-            f"{layers // 2} levels need bins that divide by {divisor} and frames that divide by {shrink}, "
+            f"{layers // 2} levels need bins divisible by {divisor} and frames divisible by {shrink}, "
             f"not {bins} and {frames}"
         )
     groups = sizes.get("norm_groups")
     if groups is not None and growth % groups:
-        raise ValueError(f"growth {growth} does not divide into {groups} groups")
+        raise ValueError(f"growth must be divisible by norm_groups: {growth} and {groups} do not fit")
 
 
 def _check_branches(
     options: Mapping[str, Any], allowed: Mapping[str, Range | str], defaults: Mapping[str, Any]
 ) -> None:
-    """Check what both kinds of Demucs have."""
+    """Check the arguments that both kinds of Demucs have."""
     check_sources(options.get("sources"))
     check_sizes(allowed, options)
     ratios = options.get("multi_freqs")
     if ratios is not None and not (
         isinstance(ratios, list | tuple) and len(ratios) < 16 and all(r in Range(0, 1, False) for r in ratios)
     ):
-        raise ValueError(f"multi_freqs must be a list of fewer than 16 shares, not {quoted(ratios)}")
+        raise ValueError(f"multi_freqs must be a list of fewer than 16 fractions, not {quoted(ratios)}")
     sizes = {**defaults, **options}
     channels, divisor = min(sizes["channels"], sizes["channels_time"] or math.inf), sizes["dconv_comp"]
     if sizes["dconv_mode"] and channels < divisor:
-        raise ValueError(f"{channels} channels leave none when they are divided by a dconv_comp of {divisor}")
+        raise ValueError(f"dconv_comp must be at most the number of channels, {channels}, not {divisor}")
 
 
 def _check_total(count: int) -> None:
     if count > MAX_PARAMETERS:
         raise ValueError(
-            f"a network of {count:.4g} parameters ({4 * count / 1e9:.3g} GB) is too large; the most is "
+            f"a network of {count:.4g} parameters ({4 * count / 1e9:.3g} GB) is too large; expected at most "
             f"{MAX_PARAMETERS:,} ({4 * MAX_PARAMETERS / 1e9:g} GB)"
         )
 
 
 def parameters_of_unet(sizes: Mapping[str, Any]) -> int:
-    """Parameters of a TFC-TDF U-Net, from its checked sizes."""
+    """Number of parameters of a TFC-TDF U-Net, from its checked sizes."""
     growth, levels, bottleneck = sizes["growth"], sizes["layers"] // 2, sizes.get("bottleneck", 8)
 
     def block(level: int) -> int:
@@ -317,7 +317,7 @@ def parameters_of_unet(sizes: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer of a Demucs' spectral branch with its decoder: what comes in and goes out of the encoder."""
+    """One encoder layer of Demucs' spectral branch, with the decoder layer on the same level."""
 
     channels_in: int
     channels: int
@@ -326,7 +326,7 @@ class _Layer:
     freqs: int
     kernel: int
     stride: int
-    decoded: int  # channels out of the decoder
+    decoded: int  # output channels of the decoder
     decoded_time: int
     norm: bool
     attention: bool
@@ -336,7 +336,7 @@ class _Layer:
 
 
 def _layers(options: Mapping[str, Any]) -> Iterator[_Layer]:
-    """The layers as the constructors of HDemucs and HTDemucs lay them out."""
+    """The layers that the constructors of HDemucs and HTDemucs make."""
     time_in = options["audio_channels"]
     channels_in = time_in * (2 if options["cac"] else 1)
     time, channels = options["channels_time"] or options["channels"], options["channels"]
@@ -373,7 +373,7 @@ def _layers(options: Mapping[str, Any]) -> Iterator[_Layer]:
 
 
 def _demucs_parameters(options: Mapping[str, Any]) -> Iterator[int]:
-    """Parameters of each part of an HDemucs, or of what an HTDemucs has without its transformer."""
+    """Parameters of each part of an HDemucs, or of an HTDemucs without its transformer."""
     for index, layer in enumerate(_layers(options)):
         spectral = layer.freqs > 1
         yield layer.copies * _coder(layer, options, spectral)
@@ -385,7 +385,7 @@ def _demucs_parameters(options: Mapping[str, Any]) -> Iterator[int]:
 
 
 def _coder(layer: _Layer, options: Mapping[str, Any], spectral: bool, time: bool = False) -> int:
-    """Parameters of an encoder's layer and of the decoder's that answers it, in one branch."""
+    """Parameters of an encoder layer and the decoder layer on the same level, in one branch."""
     channels_in, channels, decoded = layer.channels_in, layer.channels, layer.decoded
     kernel = layer.kernel
     if time:
@@ -420,7 +420,7 @@ def _residual_branch(channels: int, layer: _Layer, options: Mapping[str, Any]) -
 
 
 def _outside(options: Mapping[str, Any]) -> int:
-    """Channels before an HTDemucs' transformer, and after it."""
+    """Channels before and after an HTDemucs' transformer."""
     return int(options["channels"] * options["growth"] ** (options["depth"] - 1))
 
 
@@ -430,7 +430,7 @@ def _width(options: Mapping[str, Any]) -> int:
 
 
 def _transformer_parameters(options: Mapping[str, Any]) -> int:
-    """Parameters of an HTDemucs' transformer, and of what comes before and after it."""
+    """Parameters of an HTDemucs' transformer, and of the layers directly before and after it."""
     outside, width, layers = _outside(options), _width(options), options["t_layers"]
     total = 2 * (2 * outside * width + outside + width) if options["bottom_channels"] else 0
     if not layers:

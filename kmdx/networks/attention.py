@@ -1,9 +1,9 @@
-"""Attention that never keeps the whole matrix of weights, and Demucs' own kind in float32.
+"""Attention without a full matrix of weights, and Demucs' local attention in float32.
 
-torch's fused kernel is one way. On a CPU the other way is matrix products, a block of queries at a time: on
-one core of an AMD EPYC (Zen 5), 8 heads of 2688 steps in float32 took 0.09 s instead of 0.16 s, in bfloat16
-0.08 s instead of 0.16 s, with the same error. :mod:`kmdx.networks.kernels` lists the processors on which it
-pays, by precision.
+There are two implementations: torch's fused kernel and, on a CPU, matrix products of one block of queries at
+a time. On one core of an AMD EPYC (Zen 5), 8 heads of 2688 steps took 0.09 s with blocks instead of 0.16 s
+in float32, and 0.08 s instead of 0.16 s in bfloat16, with the same error. :mod:`kmdx.networks.kernels` lists
+the processors on which blocks are faster, by precision.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from kmdx.networks import kernels, product
 
 BLOCK = 384  # queries at a time
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # that blocks are for
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}  # in which blocks can be used
 
 
 class FusedAttention(nn.MultiheadAttention):
-    """Multi-head attention without masks, batch first, whose weights nobody asks for.
+    """Multi-head attention without masks, batch first, that does not return attention weights.
 
-    In inference, torch's own layer multiplies out the whole matrix of attention weights where query and
-    key are the same; on two cores of an AMD EPYC (Zen 1) the fused kernel takes 0.26 s instead of 0.33 s
-    for 8 heads of 2656 steps.
+    In inference, torch's own layer computes the full matrix of attention weights if query and key are the
+    same. On two cores of an AMD EPYC (Zen 1), the fused kernel needs 0.26 s instead of 0.33 s for 8 heads of
+    2656 steps.
     """
 
     def forward(
@@ -39,8 +39,8 @@ class FusedAttention(nn.MultiheadAttention):
         if query is key:
             parts = product.linear(query, weights, biases).chunk(3, dim=-1)
         else:
-            asked = product.linear(query, weights[:size], biases[:size])
-            parts = (asked, *product.linear(key, weights[size:], biases[size:]).chunk(2, dim=-1))
+            queries = product.linear(query, weights[:size], biases[:size])
+            parts = (queries, *product.linear(key, weights[size:], biases[size:]).chunk(2, dim=-1))
         heads = (part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
         result = attend(*heads)
         out = self.out_proj
@@ -48,7 +48,7 @@ class FusedAttention(nn.MultiheadAttention):
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Tell whether a layer is one of these."""
+        """Whether this class can replace a layer."""
         return (
             type(module) is nn.MultiheadAttention
             and module.batch_first
@@ -60,7 +60,7 @@ class FusedAttention(nn.MultiheadAttention):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend from ``(B, heads, T, D)`` to ``(B, heads, S, D)``, the way that pays on this processor."""
+    """Attend from ``(B, heads, T, D)`` to ``(B, heads, S, D)``, in the faster way for this processor."""
     on_cpu = query.device.type == "cpu" and not torch.is_grad_enabled()
     if on_cpu and blocks_are_used(query.dtype):
         return attend_in_blocks(query, key, value)
@@ -68,7 +68,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend by matrix products; weights are made in float32 also where the rest is in half precision."""
+    """Attend by matrix products; weights are computed in float32 even if all else is in half precision."""
     query = query * query.shape[-1] ** -0.5
     result = torch.empty_like(query)
     with torch.autocast(query.device.type, enabled=False):
@@ -77,22 +77,23 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
                 keys = key[batch, head].float().contiguous()  # (S, D)
                 values = value[batch, head].T.contiguous()  # (D, S)
                 parts = query[batch, head].split(BLOCK), result[batch, head].split(BLOCK)
-                for asked, answer in zip(*parts, strict=True):
-                    weights = product.linear(asked.float(), keys).softmax(-1).to(value.dtype)
-                    answer.copy_(product.linear(weights, values))
+                for queries, target in zip(*parts, strict=True):
+                    weights = product.linear(queries.float(), keys).softmax(-1).to(value.dtype)
+                    target.copy_(product.linear(weights, values))
     return result
 
 
 def blocks_are_used(dtype: torch.dtype) -> bool:
-    """Whether the processor's entry of the table asks for blocks in a number format."""
+    """Whether the processor's entry in the table enables blocks for this precision."""
     return PRECISIONS.get(dtype) in kernels.here().attention
 
 
 class ExactLocalState(LocalState):
-    """Demucs' local attention, in float32 whatever the network around it computes in.
+    """Demucs' local attention, always in float32.
 
     It counts frames in the type of its input, and bfloat16 has no odd numbers above 256: in a window of
-    44 s neighbours would stand at one place. The error of a branch was -8 dB, and is -35 dB so.
+    44 s, neighboring frames would get the same position. In float32, a branch's error falls from -8 dB to
+    -35 dB.
     """
 
     def forward(self, x: Tensor) -> Tensor:

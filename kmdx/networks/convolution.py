@@ -1,14 +1,14 @@
-"""Convolutions that give the same numbers faster on a CPU, where no gradients are asked for.
+"""Convolutions with faster implementations on a CPU, used when no gradients are needed.
 
-Each class is a convolution of torch with another way to compute it: same parameters, same names in
-the state dict, the ordinary way wherever the other one does not apply.
+Each class is a torch convolution with the same parameters and state dict, but another algorithm. If the
+algorithm does not apply, torch's own is used.
 
-- 3×3 convolutions by Winograd's minimal filtering F(6×6, 3×3), a fifth of the multiplications
-  (Lavin and Gray 2015, arXiv 1509.09308), in torch's own NNPACK. Measured on two cores of an AMD EPYC
-  (Zen 1): 1.9 to 2.9 × oneDNN's direct convolution, 110 dB of it. :mod:`kmdx.networks.kernels` lists the
-  processors on which it pays.
+- 3×3 convolutions by Winograd's minimal filtering F(6×6, 3×3), with a fifth of the multiplications
+  (Lavin and Gray 2015, arXiv 1509.09308), in torch's NNPACK. Measured on two cores of an AMD EPYC (Zen 1):
+  1.9 to 2.9 × as fast as oneDNN's direct convolution, with an error of −110 dB.
+  :mod:`kmdx.networks.kernels` lists the processors on which it is faster.
 - Transposed convolutions whose kernel is once or twice their stride: one matrix product, whose columns
-  are then laid side by side. 1.0 to 6.6 × on the same machine.
+  are then interleaved. 1.0 to 6.6 × as fast on the same machine.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
-        # On one row most of Winograd's tiles are padding.
+        # With few rows, most of Winograd's tiles would be padding.
         if _plain(input, self) and min(input.shape[-2:]) > 4 and winograd_is_used():
             return torch._nnpack_spatial_convolution(input.contiguous(), self.weight, self.bias, padding=1)
         return super().forward(input)
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Tell whether a convolution is one of these."""
+        """Whether this class can replace a convolution."""
         return type(conv) is nn.Conv2d and (
             conv.kernel_size,
             conv.stride,
@@ -63,7 +63,7 @@ class MatmulConvTranspose1d(nn.ConvTranspose1d):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Tell whether a convolution is one of these."""
+        """Whether this class can replace a convolution."""
         return type(conv) is nn.ConvTranspose1d and (
             conv.kernel_size[0] == 2 * conv.stride[0]
             and (conv.padding, conv.output_padding, conv.dilation, conv.groups) == ((0,), (0,), (1,), 1)
@@ -71,7 +71,7 @@ class MatmulConvTranspose1d(nn.ConvTranspose1d):
 
 
 class MatmulConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution along the first axis alone, its kernel ``(2 · stride, 1)``."""
+    """A transposed convolution along the first axis only, with a kernel of ``(2 · stride, 1)``."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve ``(B, C, F, T)``."""
@@ -87,7 +87,7 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Tell whether a convolution is one of these."""
+        """Whether this class can replace a convolution."""
         return type(conv) is nn.ConvTranspose2d and (
             conv.kernel_size == (2 * conv.stride[0], 1)
             and conv.stride[1] == 1
@@ -96,7 +96,7 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
 
 
 class ShuffledConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution whose kernel is its stride, equal on both axes."""
+    """A transposed convolution whose kernel equals its stride, on both axes."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
@@ -109,7 +109,7 @@ class ShuffledConvTranspose2d(nn.ConvTranspose2d):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Tell whether a convolution is one of these."""
+        """Whether this class can replace a convolution."""
         return type(conv) is nn.ConvTranspose2d and (
             conv.kernel_size == conv.stride
             and conv.stride[0] == conv.stride[1]
@@ -119,12 +119,12 @@ class ShuffledConvTranspose2d(nn.ConvTranspose2d):
 
 @cache
 def winograd_is_used() -> bool:
-    """Whether the processor's entry of the table asks for Winograd's way, and torch does it, correctly."""
+    """Whether the processor's entry in the table enables Winograd, and it works in this build of torch."""
     return kernels.here().winograd and winograd_works()
 
 
 def winograd_works() -> bool:
-    """Whether this build of torch convolves by NNPACK on this processor, and correctly."""
+    """Whether this build of torch has NNPACK, and it computes correctly on this processor."""
     available = getattr(torch, "_nnpack_available", None)
     if available is None or not hasattr(torch, "_nnpack_spatial_convolution") or not available():
         return False
@@ -134,18 +134,18 @@ def winograd_works() -> bool:
     with torch.inference_mode():
         try:
             ours = torch._nnpack_spatial_convolution(image, weight, None, padding=1)
-        except RuntimeError:  # a CPU that NNPACK has no code for
+        except RuntimeError:  # NNPACK does not support this CPU
             return False
         return torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3)
 
 
 def _plain(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:
-    """Tell whether the fast ways apply: a batch in float32 on the CPU without gradients or autocast."""
+    """Whether the fast algorithms apply: a float32 batch on the CPU, without gradients or autocast."""
     return input.dim() == conv.weight.dim() and is_exact_on_cpu(input)
 
 
 def _overlap(first: Tensor, second: Tensor, output: Tensor, axis: int) -> None:
-    """Add two halves of a kernel's columns, the second one step later along ``axis``, into ``output``."""
+    """Add both halves of a kernel's columns into ``output``, the second half one step later on ``axis``."""
     steps = first.shape[axis]
     output.narrow(axis, 0, steps).copy_(first)
     output.narrow(axis, steps, 1).zero_()

@@ -1,4 +1,4 @@
-"""HTDemucs and HDemucs of the ``demucs`` package behind the face of a network."""
+"""HTDemucs and HDemucs of the ``demucs`` package as networks of this library."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class DemucsNetwork(nn.Module):
     Parameters
     ----------
     model : HTDemucs or HDemucs
-        The network with its weights, its ``segment`` set to the seconds it will be run at.
+        The network with its weights. Its ``segment`` must be the length of its windows in seconds.
     dtype : torch.dtype
-        What its convolutions and matrix products compute in.
+        Precision of its convolutions and matrix products.
     """
 
     supported_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
@@ -38,19 +38,19 @@ class DemucsNetwork(nn.Module):
         self.dtype = dtype
         self.training = model.training
         self.sources: tuple[str, ...] = tuple(model.sources)
-        # HTDemucs always runs at its segment's full length, HDemucs at whatever it is given.
+        # HTDemucs always runs at its segment's full length, HDemucs at the length of its input.
         self.length: int | None = (
             int(model.segment * model.samplerate) if isinstance(model, HTDemucs) else None
         )
 
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
-        # Autocast leaves transforms and normalisations in float32.
+        # Autocast leaves transforms and normalizations in float32.
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(batch).float()
 
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
-        """Make it ready for inference in a number format, with faster layers where ``tuned``."""
+        """Prepare it for inference in a precision, with faster layers if ``tuned``."""
         fast.make_local_attention_exact(self.model)
         if tuned:
             fast.accelerate(self.model)
@@ -58,11 +58,11 @@ class DemucsNetwork(nn.Module):
         fast.store_products(self.model, dtype)
 
     def narrow(self, sources: Sequence[str]) -> DemucsNetwork:
-        """Return the same network computing only ``sources``, sharing all weights but the last layers'.
+        """Return a network that computes only ``sources`` and shares all weights except the last layers'.
 
-        Only the last layer of each branch and the inverse transform tell the sources apart, so
-        their channels are cut to those of ``sources``; the estimates stay what they were. Wiener
-        filtering would mix the sources again; no published network has it, and it is refused.
+        Sources are separate channels only in the last layer of each branch and in the inverse transform, so
+        these keep only the channels of ``sources``. The estimates do not change. Wiener filtering would mix
+        the sources, so it is refused; no published network uses it.
         """
         if tuple(sources) == self.sources:
             return self
@@ -70,7 +70,7 @@ class DemucsNetwork(nn.Module):
         if unknown:
             raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
         if getattr(self.model, "wiener_iters", 0) > 0 and not self.model.cac:
-            raise ValueError("a network with Wiener iterations estimates all its sources or none")
+            raise ValueError("a network with Wiener iterations must estimate all of its sources")
         indices = [self.sources.index(source) for source in sources]
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
         model = copy.deepcopy(self.model, shared)
@@ -81,8 +81,8 @@ class DemucsNetwork(nn.Module):
 
 
 def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
-    """Cut the output channels of a branch's last layer, ``count`` equal groups, to these groups."""
-    assert isinstance(layer.norm2, nn.Identity), "a normalised last layer would mix the sources"
+    """Keep only some of the ``count`` equal groups of output channels of a branch's last layer."""
+    assert isinstance(layer.norm2, nn.Identity), "a normalized last layer would mix the sources"
     conv = layer.conv_tr
     weight = conv.weight.detach()  # (in, count · channels, kernel …)
     grouped = weight.unflatten(1, (count, -1))[:, indices]
@@ -94,7 +94,7 @@ def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
     conv.out_channels = conv.weight.shape[1]
 
 
-# What decides whether the layers' sizes fit each other; they do with the package's own values.
+# Arguments that determine whether the layers' sizes match; they do with the package's default values.
 STRUCTURE = (
     "nfft", "depth", "growth", "channels_time", "hybrid", "kernel_size", "stride", "time_stride", "context",
     "context_enc", "multi_freqs", "multi_freqs_depth", "dconv_comp", "dconv_attn", "dconv_lstm",
@@ -110,20 +110,20 @@ def build(
     Parameters
     ----------
     architecture : mapping
-        ``type``, ``htdemucs`` or ``hdemucs``, and constructor arguments of the class, ``sources`` among them.
-        Those that the installed version of demucs no longer has are left out, as demucs does; a wrong guess
-        shows in the state dict.
+        ``type``, ``htdemucs`` or ``hdemucs``, and constructor arguments of the class, including ``sources``.
+        Like demucs, this ignores arguments that the installed version of demucs no longer has; if they
+        mattered, the state dict does not fit.
     segment : float or None
-        Seconds it will be run at, in place of its own.
+        Length of its windows in seconds; None for its own segment.
     state : mapping
         Its state dict, in any floating type.
 
-    A network of another structure than the published ones is run once.
+    A network whose structure differs from the published ones is tried on one window.
 
     Raises
     ------
     ValueError
-        If an option is wrong or the network too large, or a parameter is missing, unknown or of another
+        If an option is wrong, the network is too large, or a parameter is missing, unknown or has the wrong
         shape.
     """
     kind = architecture["type"]
@@ -132,16 +132,14 @@ def build(
     types.TYPES[kind].check(own)
     bands, blocks = len(own.get("multi_freqs") or ()) + 1, max(1, abs(own.get("dconv_depth", 2)))
     layers = own.get("depth", 6) * bands * blocks + own.get("t_layers", 5)
-    if layers > len(state):  # before a module is made for each
-        raise ValueError(
-            f"another network's weights: it has {layers} layers, and the file {len(state)} tensors"
-        )
+    if layers > len(state):  # checked before making a module for each layer
+        raise ValueError(f"another network's weights: expected at least {layers} tensors, found {len(state)}")
     try:
         with NoInitialization.for_state(state):
             model = CLASSES[kind](**{**own, "rescale": 0})
-    # Sizes that do not fit together: Demucs asserts, and torch raises the others, as it finds them.
+    # Inconsistent sizes raise AssertionError in Demucs, and the other errors in torch.
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = first_line(error) if str(error).strip() else "its sizes do not fit together"
+        reason = first_line(error) if str(error).strip() else "its sizes are inconsistent"
         raise ValueError(f"{kind} cannot be built: {reason}") from error
     seconds = model.segment if segment is None else segment
     types.check_window({**own, "type": kind}, int(seconds * model.samplerate))
@@ -157,9 +155,9 @@ def build(
 
 @torch.inference_mode()
 def _try(network: DemucsNetwork, length: int) -> None:
-    """Run one window through a network of an unusual structure, which may fail in any of its layers."""
+    """Run one window through a network of unusual structure, whose layers may not match."""
     try:
         network(torch.zeros(1, 2, network.length or length))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"its layers do not fit each other: {reason or 'other lengths'}") from error
+        raise ValueError(f"the sizes of its layers do not match: {reason or 'different lengths'}") from error

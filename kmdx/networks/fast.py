@@ -1,4 +1,4 @@
-"""What networks do to be ready for inference: faster layers, and parameters in their number format."""
+"""Prepare networks for inference: use faster layers, and store parameters in the right precision."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ FAST = (
     OneDnnLinear,
     FusedAttention,
 )
-"""Layers with another way to compute the same: parameters and names in the state dict stay."""
+"""Layers with faster implementations, and with the same parameters and state dict."""
 
 
 def make_local_attention_exact(network: nn.Module) -> None:
-    """Have local attention count frames in float32, whatever it computes in."""
+    """Make local attention compute in float32, whatever the network's precision."""
     for module in network.modules():
         if isinstance(module, LocalState):
             module.__class__ = ExactLocalState
 
 
 def accelerate(network: nn.Module) -> None:
-    """Give every layer of a network, whoever built it, that has a faster way the class that takes it."""
+    """Replace the class of every layer that has a faster implementation."""
     for module in network.modules():
         for fast in FAST:
             if fast.fits(module):
@@ -43,7 +43,7 @@ def accelerate(network: nn.Module) -> None:
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Fold each batch normalisation right behind a convolution into the convolution's parameters."""
+    """Fold each batch normalization directly after a convolution into the convolution's parameters."""
     for layers in network.modules():
         if isinstance(layers, nn.Sequential) and len(layers) > 1 and isinstance(layers[1], nn.BatchNorm2d):
             conv = layers[0]
@@ -54,7 +54,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def store_products(layers: nn.Module, dtype: torch.dtype) -> None:
-    """Store what autocast would convert for every window; not where float32 is computed in any case."""
+    """Convert parameters once instead of for every window by autocast, except in layers that use float32."""
     if isinstance(layers, ExactLocalState):
         return
     if isinstance(layers, (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)):
@@ -65,7 +65,7 @@ def store_products(layers: nn.Module, dtype: torch.dtype) -> None:
 
 
 def store_all_but_batch_norms(layers: nn.Module, dtype: torch.dtype) -> None:
-    """Store a part of a U-Net; batch norms take half precision in and out with parameters in float32."""
+    """Convert a part of a U-Net, except batch norms, which accept half precision with float32 parameters."""
     for module in layers.modules():
         if not isinstance(module, nn.BatchNorm2d):
             for parameter in module.parameters(recurse=False):

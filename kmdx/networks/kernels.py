@@ -1,8 +1,8 @@
-"""Which of the project's own kernels this processor runs, by a table of measured processors.
+"""Choose the project's own kernels for this processor from a table of measured processors.
 
-The choice follows from facts about the processor and the build of torch, never from a measurement at run
-time: the kernels differ in the order of their sums, so the same command would give other bits in a busier
-minute. The table is ``kernels.yaml``; ``python -m benchmarks.kernels`` measures an entry of it.
+The choice depends only on the processor and the build of torch, never on a measurement at run time. Kernels
+add in different orders, so timing them could change the last bits of a result from run to run. The table is
+``kernels.yaml``; ``python -m benchmarks.kernels`` measures a processor for it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from kmdx.host import Processor
 
 @dataclass(frozen=True)
 class Kernels:
-    """An entry of the table: the processors that it is for, and which kernels pay on them.
+    """An entry of the table: a kind of processor, and the kernels that are faster on it.
 
     Attributes
     ----------
     name : str
-        The processors, in words.
+        Description of the processors.
     products : bool
-        Matrix products in float32 by oneDNN where torch would ask MKL.
+        Whether float32 matrix products use oneDNN instead of MKL.
     winograd : bool
-        3×3 convolutions by Winograd's minimal filtering in NNPACK.
+        Whether 3×3 convolutions use Winograd's minimal filtering in NNPACK.
     attention : tuple of str
         Precisions, ``fp32`` and ``bf16``, in which attention runs as matrix products, a block of queries
         at a time.
     measured : str
-        What this is based on.
+        The measurements that this is based on.
     architecture, vendor, family
-        What a processor must be, if given; see :class:`kmdx.host.Processor`.
+        Required properties of the processor, if given; see :class:`kmdx.host.Processor`.
     features : tuple of str
-        Instruction sets that it must have.
+        Required instruction sets.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Kernels:
     features: tuple[str, ...] = ()
 
     def fit(self, found: Processor) -> bool:
-        """Whether a processor is one of these."""
+        """Whether the entry applies to a processor."""
         return (
             self.architecture in (None, found.architecture)
             and self.vendor in (None, found.vendor)
@@ -62,21 +62,21 @@ class Kernels:
 
 
 def table() -> list[Kernels]:
-    """All entries; the last one fits every processor."""
+    """All entries; the last one applies to every processor."""
     text = (resources.files("kmdx") / "kernels.yaml").read_text("utf-8")
-    return [Kernels(**{key: _frozen(value) for key, value in entry.items()}) for entry in load_yaml(text)]
+    return [Kernels(**{key: _as_tuple(value) for key, value in entry.items()}) for entry in load_yaml(text)]
 
 
 def choose(found: Processor, entries: Collection[Kernels] | None = None) -> Kernels:
-    """The first entry of the table that fits a processor."""
+    """The first entry of the table that applies to a processor."""
     return next(entry for entry in entries or table() if entry.fit(found))
 
 
 @cache
 def here() -> Kernels:
-    """The entry of the processor that this process runs on."""
+    """The entry for the processor that this process runs on."""
     return choose(host.processor())
 
 
-def _frozen(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The one face of every network: a batch of stereo waveforms in, one estimate per source out."""
+"""The interface of every network: a batch of stereo waveforms in, one estimate per source out."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 class Network(Protocol):
-    """What the rest of the library knows of a network.
+    """The interface of a network.
 
     Attributes
     ----------
     sources : tuple of str
         The sources it estimates, in the order of its output.
     length : int or None
-        The only length, in samples, that it accepts; ``None`` where any length will do.
+        The only length, in samples, that it accepts; ``None`` if it accepts any length.
     supported_dtypes : tuple of torch.dtype
         Half precisions whose error is far below that of its estimate.
     dtype : torch.dtype
-        What it computes in.
+        Its precision.
     """
 
     sources: tuple[str, ...]
@@ -34,13 +34,13 @@ class Network(Protocol):
         ...
 
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
-        """Make a network that was just loaded ready for inference, in place.
+        """Prepare a newly loaded network for inference, in place.
 
-        It computes in ``dtype``, and parameters of convolutions and matrix products are stored so. With
-        ``tuned``, layers that have a faster implementation use it; without, only torch's own operations run.
+        It computes in ``dtype``, in which it also stores the parameters of convolutions and matrix products.
+        With ``tuned``, layers use faster implementations where they exist; otherwise, only torch's own.
         """
         ...
 
     def narrow(self, sources: Sequence[str]) -> Network:
-        """Return the same network computing only ``sources``, in that order, from shared weights."""
+        """Return a network with shared weights that computes only ``sources``, in this order."""
         ...

@@ -1,4 +1,4 @@
-"""An MDX-Net network exported to ONNX, run by ONNX Runtime between torch's transforms."""
+"""An MDX-Net network exported to ONNX: ONNX Runtime runs the graph, torch the transforms around it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxrun
 
 
 class OnnxNetwork(nn.Module):
-    """One ONNX Runtime session behind the face of a network; estimates one source.
+    """An ONNX Runtime session as a network of this library; it estimates one source.
 
     Parameters
     ----------
     path : Path
-        The exported graph: one input and one output of shape ``(batch, 4, bins, frames)``, which
-        :func:`kmdx.weights.check_graph` has checked.
+        The exported graph, checked by :func:`kmdx.weights.check_graph`: one input and one output of shape
+        ``(batch, 4, bins, frames)``.
     spectrogram : SpectrogramConfig
         The transform around it.
     source : str
         Name of the source it estimates.
     device : torch.device
-        Where it should run. A CUDA device without ONNX Runtime's CUDA provider falls back to the
-        CPU with a warning.
+        The device to run on. On a CUDA device, if ONNX Runtime's CUDA provider is missing, the network runs
+        on the CPU with a warning.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class OnnxNetwork(nn.Module):
 
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self.input_name, self.output_name = inputs[0].name, outputs[0].name
-        # A dynamic axis carries a name instead of a number.
+        # A dynamic axis has a name instead of a number.
         self.batch_size: int | None = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -65,28 +65,30 @@ class OnnxNetwork(nn.Module):
         return self.spectrogram.inverse(estimate.to(batch.device))[:, None]
 
     def _run(self, spectrum: Tensor) -> Tensor:
-        """Run the session on ``(b, 4, bins, frames)``, filled up with zeros to a fixed batch size."""
+        """Run the session on ``(b, 4, bins, frames)``, padded with zeros to a fixed batch size."""
         count = len(spectrum)
         if self.batch_size and count < self.batch_size:
             spectrum = torch.cat([spectrum, spectrum.new_zeros(self.batch_size - count, *spectrum.shape[1:])])
-        heard = np.ascontiguousarray(spectrum.cpu().numpy())
+        inputs = np.ascontiguousarray(spectrum.cpu().numpy())
         try:
-            (estimate,) = self.session.run([self.output_name], {self.input_name: heard})
+            (estimate,) = self.session.run([self.output_name], {self.input_name: inputs})
         except _runtime_errors() as error:
             reason = first_line(error)
             if "allocate memory" in str(error) or "out of memory" in str(error).lower():
                 raise torch.OutOfMemoryError(reason) from error
             raise WeightsError(f"ONNX Runtime cannot run {self.path}: {reason}") from error
-        if np.shape(estimate) != heard.shape:
+        if np.shape(estimate) != inputs.shape:
             shape = list(np.shape(estimate))
-            raise WeightsError(f"the graph in {self.path} gives the shape {shape}, not {list(heard.shape)}")
+            raise WeightsError(
+                f"{self.path}: the graph returned the shape {shape}, expected {list(inputs.shape)}"
+            )
         return torch.from_numpy(estimate)[:count]
 
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
-        """Do nothing: ONNX Runtime has its own ways."""
+        """Do nothing: ONNX Runtime optimizes the graph itself."""
 
     def narrow(self, sources: Sequence[str]) -> OnnxNetwork:
-        """Return itself: there is one source to ask for."""
+        """Return itself, because it has only one source."""
         if tuple(sources) != self.sources:
             raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
         return self
@@ -94,9 +96,9 @@ class OnnxNetwork(nn.Module):
 
 @functools.cache
 def _runtime_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises of graphs: a class for each of its status codes, without a base of their own.
+    """The exceptions that ONNX Runtime raises for graphs.
 
-    What its own code throws comes as the last two.
+    It has one class for each status code, without a common base. Its C++ exceptions become the last two.
     """
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -105,23 +107,23 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def _session(path: Path, device: torch.device) -> Any:
-    """Open the graph once, on the providers for ``device``, and check which it really got."""
+    """Open the graph on the providers for ``device``, and check which of them are actually used."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f"it is an ONNX graph; {INSTALL_HINT}") from error
+        raise ValueError(f"an ONNX graph needs ONNX Runtime; {INSTALL_HINT}") from error
 
     wanted: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        # By default it would choose convolutions by timing them: other bits from run to run.
+        # By default, it would choose convolutions by timing, and results would vary in their last bits.
         chosen = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
         wanted.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, **chosen}))
         if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # finds the CUDA libraries that torch brought
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that come with torch
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.use_deterministic_compute = True
-    options.log_severity_level = 3  # the check below says the same in one line
+    options.log_severity_level = 3  # the check below reports missing providers in one line
     available = set(onnxruntime.get_available_providers())
     try:
         session = onnxruntime.InferenceSession(
@@ -133,8 +135,8 @@ def _session(path: Path, device: torch.device) -> Any:
         raise ValueError(f"ONNX Runtime cannot load it: {first_line(error)}") from error
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         warnings.warn(
-            f"{path.name} runs on the CPU although {device} was asked for, and will be many times slower: "
-            f"ONNX Runtime {onnxruntime.__version__} offers {sorted(available)}; {INSTALL_HINT}",
+            f"{path.name} runs on the CPU instead of {device}, many times slower: "
+            f"ONNX Runtime {onnxruntime.__version__} offers only {sorted(available)}; {INSTALL_HINT}",
             KmdxWarning,
             stacklevel=2,
         )

@@ -1,8 +1,9 @@
-"""Matrix products in float32 on a CPU, by the faster of torch's two libraries.
+"""Float32 matrix products on a CPU, with the faster of torch's two libraries.
 
-torch asks MKL for products and oneDNN for convolutions. On an AMD CPU MKL keeps to AVX2, also where there is
-AVX-512: on one core of an EPYC (Zen 5) it gives 95 to 108 GFLOP/s, oneDNN 225 to 250. Both sum in float32, in
-another order: 120 dB apart. Which one is faster is known for the processor: see :mod:`kmdx.networks.kernels`.
+torch uses MKL for products and oneDNN for convolutions. On AMD CPUs, MKL uses only AVX2 even if AVX-512 is
+available: on one core of an EPYC (Zen 5), it reaches 95 to 108 GFLOP/s, and oneDNN 225 to 250. Both add in
+float32, but in different orders; their results differ by −120 dB. :mod:`kmdx.networks.kernels` lists which
+one is faster on a processor.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ class OneDnnLinear(nn.Linear):
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
-        """Tell whether a layer is one of these."""
+        """Whether this class can replace a layer."""
         return type(module) is nn.Linear
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Map the last axis of ``(…, in)`` by a weight ``(out, in)``, as torch's function of that name does."""
+    """Map the last axis of ``(…, in)`` by a weight ``(out, in)``, like ``torch.nn.functional.linear``."""
     if is_exact_on_cpu(input) and weight.dtype == torch.float32 and onednn_is_used():
         return _onednn(input, weight, bias)
     return F.linear(input, weight, bias)
@@ -46,12 +47,12 @@ def matmul(first: Tensor, second: Tensor) -> Tensor:
 
 @cache
 def onednn_is_used() -> bool:
-    """Whether the processor's entry of the table asks for oneDNN, and torch has it, and it is correct."""
+    """Whether the processor's entry in the table enables oneDNN, and it works in this build of torch."""
     return kernels.here().products and onednn_works()
 
 
 def onednn_works() -> bool:
-    """Whether this build of torch multiplies by oneDNN, and correctly."""
+    """Whether this build of torch can multiply with oneDNN, and the result is correct."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     generator = torch.Generator().manual_seed(0)
@@ -59,13 +60,13 @@ def onednn_works() -> bool:
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         try:
             ours = _onednn(rows, weight)
-        except RuntimeError:  # a build of torch that has it in name only
+        except RuntimeError:  # the function exists, but is not implemented in this build
             return False
         return torch.allclose(ours, F.linear(rows, weight), atol=1e-3)
 
 
 def is_exact_on_cpu(tensor: Tensor) -> bool:
-    """Tell whether what is computed of a tensor is float32 on the CPU, without gradients or autocast."""
+    """Whether operations on a tensor run in float32 on the CPU, without gradients or autocast."""
     return (
         tensor.device.type == "cpu"
         and tensor.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The spectrogram that MDX-Net hears: complex numbers as channels, the lowest bins only.
+"""The spectrogram that MDX-Net takes as input: complex numbers as channels, only the lowest bins.
 
 Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203), section 3.
 """
@@ -25,7 +25,7 @@ class SpectrogramConfig:
     hop : int
         Samples between frames.
     bins : int
-        How many of the ``n_fft // 2 + 1`` bins are kept, from the lowest.
+        Number of bins kept of all ``n_fft // 2 + 1``, beginning with the lowest.
     frames : int
         Frames of one chunk.
     """
@@ -40,15 +40,15 @@ class SpectrogramConfig:
 
     @property
     def chunk(self) -> int:
-        """Samples of one chunk: centred frames lie at both ends, so one hop fewer than frames."""
+        """Samples of one chunk: with centered frames at both ends, one hop fewer than frames."""
         return self.hop * (self.frames - 1)
 
 
 class Spectrogram(nn.Module):
     """Waveforms ``(B, 2, T)`` to channels ``(B, 4, bins, frames)`` and back.
 
-    Channels are left-real, left-imaginary, right-real, right-imaginary. Frames are centred with
-    reflect padding and not normalised; the inverse fills the bins above ``bins`` with zeros.
+    Channels are left-real, left-imaginary, right-real, right-imaginary. Frames are centered with reflect
+    padding and not normalized. The inverse fills the bins above ``bins`` with zeros.
     """
 
     window: Tensor

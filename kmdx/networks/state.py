@@ -1,4 +1,4 @@
-"""Strict loading of a state dict into a network built for it, with one line that says what does not fit."""
+"""Strict loading of a state dict into a network built for it, with a one-line error if it does not fit."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch.overrides import TorchFunctionMode
 
 from kmdx.errors import listed, shown
 
-# What trainers put before the names: DataParallel, Lightning and many scripts, torch.compile.
+# Prefixes that trainers add to names: DataParallel; Lightning and many scripts; torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
-_MAX_PREFIXES = 16  # before one name
-_MAX_NAME = 1000  # characters of a name of a copy with averaged weights
-_SAMPLE = 20  # names of a network that an unknown prefix is looked for with
-_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # torch.compile of a part of a network
-_AVERAGED = re.compile(r"(\w*_)?(ema|averaged?|swa)(_\w*)?\..*|n_averaged")  # a copy, with averaged weights
+_MAX_PREFIXES = 16  # prefixes of one name
+_MAX_NAME = 1000  # characters of a name in a copy with averaged weights
+_SAMPLE = 20  # names used to search for an unknown prefix
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")  # from torch.compile of a part of a network
+_AVERAGED = re.compile(r"(\w*_)?(ema|averaged?|swa)(_\w*)?\..*|n_averaged")  # a copy with averaged weights
 
 
 class NoInitialization(TorchFunctionMode):
-    """While it is on, networks are built without the drawing of random weights that are replaced at once.
+    """A context in which networks are built without random weights, which would be replaced anyway.
 
     Parameters
     ----------
     values : int, optional
-        How many values the parameters may have in all; checked before memory is taken for them.
+        Largest total number of values in the parameters; checked before memory is allocated.
 
     Raises
     ------
     ValueError
-        From within, if a network has more.
+        Inside the context, if a network has more values.
     """
 
     def __init__(self, values: int | None = None) -> None:
@@ -43,14 +43,14 @@ class NoInitialization(TorchFunctionMode):
 
     @classmethod
     def for_state(cls, state: Mapping[str, Tensor]) -> NoInitialization:
-        """One that builds no network larger than a state dict.
+        """A context that refuses networks much larger than a state dict.
 
-        Twice as large, to be exact: what Demucs splits into bands of frequency it builds whole before.
+        The limit is twice the size, because Demucs builds some layers before it splits them into bands.
         """
         return cls(2 * sum(tensor.numel() for tensor in state.values()))
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Leave out what initializes, and do everything else."""
+        """Skip initializations, and run everything else."""
         kwargs = kwargs or {}
         drawing = function in (Tensor.normal_, Tensor.uniform_)
         if drawing or getattr(function, "__module__", "") == nn.init.__name__:
@@ -71,29 +71,29 @@ class NoInitialization(TorchFunctionMode):
 def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], optional: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Make ``state`` the parameters and buffers of ``module``, floating tensors as float32.
+    """Load ``state`` into the parameters and buffers of ``module``; floating tensors become float32.
 
-    What trainers put before names (:data:`PREFIXES`) is left out, also where it is not before all of them,
-    and so is a copy with averaged weights next to the network's own. The tensors are copied, so that the
-    file that they are mapped from may change; the module may have been built under :class:`NoInitialization`.
+    Prefixes that trainers add to some or all names (:data:`PREFIXES`) are removed. A copy with averaged
+    weights next to the network's own is ignored. The tensors are copied, so that the file they are mapped
+    from may change. The module may have been built under :class:`NoInitialization`.
 
     Parameters
     ----------
     module : nn.Module
     state : mapping
     optional : collection of str
-        Names that the state may have on top.
+        Additional names that the state may have.
 
     Returns
     -------
     dict
-        The tensors that have these names.
+        The tensors with the optional names.
 
     Raises
     ------
     ValueError
-        If a tensor is missing, unknown, of another shape, or not of numbers of the kind that is needed; the
-        message names the first, and what is before the names.
+        If a tensor is missing, unknown, or has the wrong shape or type; the message names the first one, and
+        the names' prefix.
     """
     own = module.state_dict()
     names = _without_prefixes(state, {*own, *optional})
@@ -104,9 +104,7 @@ def load_strictly(
         real = tensor.is_floating_point() or (tensor.dtype != torch.bool and not needed.is_floating_point())
         if not real:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"its tensor {names[short]} is of the type {kind}, and a floating-point type is needed"
-            )
+            raise ValueError(f"its tensor {names[short]} has the type {kind}, expected a floating-point type")
     kinds = {name: torch.float32 if each.is_floating_point() else each.dtype for name, each in own.items()}
     taken = {name: state[names[name]].to(kind, copy=True) for name, kind in kinds.items()}
     module.load_state_dict(taken, strict=True, assign=True)
@@ -114,7 +112,7 @@ def load_strictly(
 
 
 def _without_prefixes(state: Collection[str], wanted: Collection[str]) -> dict[str, str]:
-    """The names of a state dict by what is behind the prefixes that trainers put before them."""
+    """The names in a state dict, by the same names without the prefixes that trainers add."""
     names: dict[str, str] = {}
     for name in state:
         short = _COMPILED.sub("", name)
@@ -126,7 +124,7 @@ def _without_prefixes(state: Collection[str], wanted: Collection[str]) -> dict[s
         if short in names and short in wanted:
             raise ValueError(
                 f"it has two tensors for {short}, {shown(names[short])} and {shown(name)}: "
-                "save it again with one of them"
+                "save it again with only one of them"
             )
         names[name if short in names else short] = name
     return names
@@ -138,18 +136,18 @@ def _problem(
     own: Mapping[str, Tensor],
     optional: Collection[str],
 ) -> str | None:
-    """What is wrong with a state dict, if anything; ``names`` are those in the file."""
+    """What is wrong with a state dict; None if it fits. ``names`` are the names in the file."""
     prefix = _unknown_prefix(state, own)
-    behind = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     others = [name for name in state if not name.startswith(prefix)]
-    others += [prefix + name for name in behind if name not in own and name not in optional]
+    others += [prefix + name for name in inner if name not in own and name not in optional]
     problems = {
-        "missing": [name for name in own if name not in behind],
+        "missing": [name for name in own if name not in inner],
         "unknown": [
             names[name] for name in others if not (len(name) < _MAX_NAME and _AVERAGED.fullmatch(name))
         ],
-        "of another shape": [
-            name for name in own if name in behind and own[name].shape != behind[name].shape
+        "of the wrong shape": [
+            name for name in own if name in inner and own[name].shape != inner[name].shape
         ],
     }
     counts = ", ".join(f"{len(each)} {what} ({shown(each[0])})" for what, each in problems.items() if each)
@@ -158,16 +156,16 @@ def _problem(
         removed = {names[name].removesuffix(name) for name in own if name in names} - {""}
         without = f", after removing {listed(sorted(removed))} from the names" if removed else ""
         return counts and f"another network's weights: {counts}{without}"
-    first = next(name for name in own if name in behind)
+    first = next(name for name in own if name in inner)
     return (
         f"the names of its tensors begin with {shown(names[prefix + first].removesuffix(first))}"
-        f"{counts and f'; without it, {counts}'}: expected {first} and so on, with nothing before them but "
+        f"{counts and f'; without it, {counts}'}: expected {first} and so on, or only the prefixes "
         f"{', '.join(PREFIXES)}"
     )
 
 
 def _unknown_prefix(names: Collection[str], own: Collection[str]) -> str:
-    """What is before most of a network's names, where the names as they are do not fit."""
+    """The prefix of most of a network's names, if the unchanged names do not fit."""
     sample = [*own][:: math.ceil(len(own) / _SAMPLE)]
     found = Counter(name.removesuffix(wanted) for wanted in sample for name in names if name.endswith(wanted))
     for prefix in ("", *(prefix for prefix, _ in found.most_common(3))):

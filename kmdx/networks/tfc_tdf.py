@@ -1,7 +1,7 @@
 """TFC-TDF U-Net v2, the network of the MDX-Net half.
 
-Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203). Batch normalisation (vocals) and group
-normalisation with any number of groups (bass, drums, other) are one class with one config.
+Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203). The same class has batch normalization (vocals)
+or group normalization with any number of groups (bass, drums, other).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kmdx.networks.state import NoInitialization, load_strictly
 UNET = (*architecture.UNET, "bottleneck")
 WAVE_CHANNELS = 2
 SPECTRUM_CHANNELS = 2 * WAVE_CHANNELS  # real and imaginary part of each
-TRANSFORM_CONSTANTS = ("window", "freq_pad")  # stored in the author's files beside the parameters
+TRANSFORM_CONSTANTS = ("window", "freq_pad")  # stored in the author's files next to the parameters
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class TfcTdfConfig:
     spectrogram : SpectrogramConfig
         The transform around the network.
     layers : int
-        ``L``: blocks in all, encoder, bottleneck and decoder; odd.
+        ``L``: total number of blocks in encoder, bottleneck and decoder; odd.
     convolutions : int
         ``l``: 3×3 convolutions of one block.
     growth : int
         ``g``: channels of the first level, and added by each level below it.
     norm_groups : int or None
-        Groups of the group normalisation; ``None`` is batch normalisation.
+        Groups of the group normalization; ``None`` for batch normalization.
     bottleneck : int
         The frequency layers narrow to ``bins // bottleneck`` and widen again.
     """
@@ -57,18 +57,18 @@ class TfcTdfConfig:
 
     @property
     def levels(self) -> int:
-        """How often the U-Net halves both axes."""
+        """The number of times that the U-Net halves both axes."""
         return self.layers // 2
 
     def norm(self, channels: int) -> nn.Module:
-        """Build the normalisation of this many channels."""
+        """Build a normalization layer."""
         if self.norm_groups is None:
             return nn.BatchNorm2d(channels)
         return nn.GroupNorm(self.norm_groups, channels)
 
 
 class TimeFrequencyConvolutions(nn.Module):
-    """TFC: a chain of 3×3 convolutions, each with normalisation and ReLU; ``(B, C, T, F)``."""
+    """TFC: a chain of 3×3 convolutions, each with normalization and ReLU; ``(B, C, T, F)``."""
 
     def __init__(self, config: TfcTdfConfig, channels: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class TfcTdf(nn.Module):
-    """The U-Net between a spectrogram and its inverse; estimates one source.
+    """The U-Net between a spectrogram and its inverse; it estimates one source.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class TfcTdf(nn.Module):
     Attributes
     ----------
     dtype : torch.dtype
-        What is computed in between the first and the last convolution.
+        The precision between the first and the last convolution.
     """
 
     supported_dtypes: tuple[torch.dtype, ...] = (
@@ -171,8 +171,8 @@ class TfcTdf(nn.Module):
 
     def unet(self, spectrum: Tensor) -> Tensor:
         """Map the mixture's spectrogram ``(B, 4, bins, frames)`` to the source's, same shape."""
-        # The 1×1 convolutions at both ends do not care which axis is which: it is cheaper to let time
-        # and frequency swap places where there are four channels.
+        # The blocks need frequency as the last axis. Swapping the axes is cheapest outside the 1×1
+        # convolutions at both ends, where there are only four channels.
         x = self.first_conv(spectrum.transpose(-1, -2).contiguous()).to(self.dtype)  # (B, g, frames, bins)
         skips = []
         for block, down in zip(self.encoding_blocks, self.ds, strict=True):
@@ -185,7 +185,7 @@ class TfcTdf(nn.Module):
         return self.final_conv(x.float()).transpose(-1, -2)
 
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
-        """Make it ready for inference in a number format, with faster layers where ``tuned``."""
+        """Prepare it for inference in a precision, with faster layers if ``tuned``."""
         if tuned:
             fast.fold_batch_norms(self)
             fast.accelerate(self)
@@ -195,21 +195,21 @@ class TfcTdf(nn.Module):
             fast.store_all_but_batch_norms(layers, dtype)
 
     def narrow(self, sources: Sequence[str]) -> TfcTdf:
-        """Return itself: there is one source to ask for."""
+        """Return itself, because it has only one source."""
         if tuple(sources) != self.sources:
             raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
         return self
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Copy a published state dict, strictly.
+        """Copy a published state dict strictly.
 
-        The author's files also hold the transform's constants (``window`` and ``freq_pad``); they
-        must be the ones that this network uses.
+        The author's files also contain the transform's constants (``window`` and ``freq_pad``), which must
+        match this network's.
 
         Raises
         ------
         ValueError
-            If a constant differs, or a parameter is missing, unknown or of another shape.
+            If a constant differs, or a parameter is missing, unknown or has the wrong shape.
         """
         constants = load_strictly(self, state, TRANSFORM_CONSTANTS)
         window = constants.get("window")
@@ -226,18 +226,18 @@ class TfcTdf(nn.Module):
 
     @classmethod
     def of_state(cls, config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
-        """Build the network that a published state dict belongs to, for inference, with tensors of its own.
+        """Build a network for inference from a copy of a published state dict.
 
         Raises
         ------
         ValueError
-            If the state is that of a network with other sizes.
+            If the state dict belongs to a network of other sizes.
         """
         convolutions = config.layers * config.convolutions
-        if convolutions > len(state):  # before a module is made for each
+        if convolutions > len(state):  # checked before making a module for each
             raise ValueError(
-                f"another network's weights: {config.layers} layers of {config.convolutions} convolutions, "
-                f"and {len(state)} tensors in the file"
+                f"another network's weights: expected {config.layers} layers of {config.convolutions} "
+                f"convolutions, found {len(state)} tensors"
             )
         with NoInitialization.for_state(state):
             network = cls(config, source)
@@ -246,18 +246,18 @@ class TfcTdf(nn.Module):
 
     @property
     def padding_shape(self) -> tuple[int, int]:
-        """Shape ``(bins, frames)`` of the zeros that stand for the bins left out."""
+        """Shape ``(bins, frames)`` of the zeros that replace the bins above the network's."""
         spectrogram = self.config.spectrogram
         return (spectrogram.n_fft // 2 + 1 - spectrogram.bins, spectrogram.frames)
 
 
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> TfcTdf:
-    """Build a U-Net from its architecture and load its weights strictly; its window has one length.
+    """Build a U-Net from its architecture and load its weights strictly; ``segment`` is not used.
 
     Raises
     ------
     ValueError
-        If the state is that of a network with other sizes.
+        If the state dict belongs to a network of other sizes.
     """
     sizes = {key: architecture[key] for key in UNET if key in architecture}
     config = TfcTdfConfig(spectrogram_of(architecture), **sizes)
@@ -265,5 +265,5 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
 
 
 def spectrogram_of(architecture: Mapping[str, Any]) -> SpectrogramConfig:
-    """The transform that an architecture states."""
+    """The transform of an architecture."""
     return SpectrogramConfig(**{key: architecture[key] for key in TRANSFORM})

@@ -1,10 +1,11 @@
-"""The table of network types: what an architecture must and may contain, and where the code of a type is.
+"""The table of network types: required and optional keys of an architecture, and the code of each type.
 
-The registry, plans, the builder, stand-ins and the docs read it; nothing here needs torch. A new type is one
-module with a network (:class:`kmdx.networks.network.Network`), a ``build`` and a ``stand_in``, and one entry.
+The registry, plans, the builder, stand-ins and the docs use it. This module does not import torch. A new type
+needs one module with a network (:class:`kmdx.networks.network.Network`), a ``build`` and a ``stand_in``, and
+one entry in the table.
 
-An architecture is a mapping as plans and the registry have it: ``type``, ``sources``, and sizes under the
-names that the network's class has for them.
+An architecture is a mapping in a plan or the registry: ``type``, ``sources``, and sizes named like the
+arguments of the network's class.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks.architecture import COMMON, LISTS, Range
 
-DEFAULT_RATE = 44100  # Hz, of an architecture that states none
+DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
 
 
@@ -29,32 +30,33 @@ class NetworkType:
     Attributes
     ----------
     name : str
-        What architectures call it.
+        Its name in architectures.
     file : str
         ``state`` for a state dict, ``graph`` for an ONNX graph.
     build, stand_in : str
         Functions, as ``module:name``. ``build(architecture, segment, state)`` makes the network with its
-        weights, for windows of ``segment`` seconds if that can be chosen. ``stand_in(architecture, seed)``
-        makes a module with random weights, whose state dict or graph takes the place of real weights.
+        weights, for windows of ``segment`` seconds if their length can be chosen. ``stand_in(architecture,
+        seed)`` makes a module with random weights, whose state dict or graph replaces real weights.
     precisions : tuple of str
         Half precisions that it supports.
     needed : tuple of str
-        What an architecture must contain besides the type and the sources.
+        Keys that an architecture must contain, in addition to the type and the sources.
     sizes : mapping of str to Range or str
-        What it may contain, and the values that each may have.
+        Keys that an architecture may contain, and their allowed values.
     check : callable
-        Raises :class:`ValueError` if sizes do not fit each other or are too large.
+        Raises :class:`ValueError` if sizes are inconsistent or too large.
     parameters : callable
-        Number of parameters from a checked architecture; 0 where only the file states them.
+        Number of parameters from a checked architecture; 0 if only the file states them.
     largest_tensor : callable
-        Values of the largest tensor between two layers, from a checked architecture and a window's length.
+        Values in the largest tensor between two layers, from a checked architecture and a window's length.
     one_source : bool
+        Whether it has only one source.
     rate : str
-        The size that is the sample rate.
+        The key of the sample rate.
     arguments : bool
-        Whether a weight file may have the constructor's arguments, which replace the architecture then.
+        Whether a weight file may contain constructor arguments, which then replace the architecture.
     others : tuple of str
-        More keys that it may contain, which its constructor checks.
+        More allowed keys, whose values the constructor checks.
     """
 
     name: str
@@ -75,19 +77,19 @@ class NetworkType:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a network before it is built.
+    """The properties of a network that are known before it is built.
 
     Attributes
     ----------
     type : NetworkType
     sources : tuple of str
-        What it estimates, in the order of its output.
+        The sources it estimates, in the order of its output.
     sample_rate : int
         Hz.
     channels : int
-        Of its input.
+        Channels of its input.
     length : int or None
-        The only number of samples that it accepts; ``None`` if any will do.
+        The only number of samples that it accepts; ``None`` if it accepts any.
     """
 
     type: NetworkType
@@ -140,15 +142,15 @@ ONNX = replace(
     file="graph",
     precisions=(),
     needed=sizes_of.TRANSFORM,
-    parameters=lambda sizes: 0,  # the graph alone states them
+    parameters=lambda sizes: 0,  # only the graph states them
 )
 
 TYPES: dict[str, NetworkType] = {each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF)}
-"""Every type, by name."""
+"""All types by name."""
 
 
 def function(place: str) -> Callable[..., Any]:
-    """The function at ``module:name``, imported now."""
+    """Import and return the function ``module:name``."""
     module, _, name = place.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
@@ -160,39 +162,39 @@ def type_of(architecture: Mapping[str, Any]) -> NetworkType:
     Raises
     ------
     ValueError
-        If there is no such type.
+        If the type is unknown.
     """
     name = architecture.get("type")
     if not isinstance(name, str) or name not in TYPES:
-        raise ValueError(f"the type is {quoted(name)}; expected {', '.join(TYPES)}")
+        raise ValueError(f"unknown type {quoted(name)}; available: {', '.join(TYPES)}")
     return TYPES[name]
 
 
 def read(architecture: Mapping[str, Any]) -> Architecture:
-    """Check an architecture as a plan or a models folder states it, and that it is of a sane size.
+    """Check an architecture from a plan or a models folder.
 
     Raises
     ------
     ValueError
-        If its type is unknown, a size is missing, unknown to the type, or impossible, or the network would
-        be too large to be built.
+        If its type is unknown, a key is missing or unknown, a size is impossible, or the network would be too
+        large.
     """
     kind = type_of(architecture)
     lacking = [key for key in ("sources", *kind.needed) if key not in architecture]
     if lacking:
-        raise ValueError(f"it does not state its {', '.join(lacking)}")
+        raise ValueError(f"missing {', '.join(lacking)}")
     sizes_of.check_sources(architecture["sources"])
     if kind.one_source and len(architecture["sources"]) > 1:
         raise ValueError(
-            f"a network of type {kind.name} has one source, not {listed(architecture['sources'])}"
+            f"a network of type {kind.name} must have one source, not {listed(architecture['sources'])}"
         )
     known = {*COMMON, *kind.sizes}
     for key, value in architecture.items():
         if key not in ("type", "sources", *known, *kind.others):
             hint = suggest(key, kind.sizes) or f"; expected {', '.join(kind.sizes)}"
-            raise ValueError(f"{quoted(key)} is no size of the type {kind.name}{hint}")
+            raise ValueError(f"unknown key {quoted(key)} of type {kind.name}{hint}")
         if isinstance(value, Mapping) or (isinstance(value, list) and key not in LISTS):
-            raise ValueError(f"{shown(key)} must be a number, a text or true or false, not {quoted(value)}")
+            raise ValueError(f"{shown(key)} must be a number, a string, true or false, not {quoted(value)}")
     sizes_of.check_sizes(kind.sizes, architecture)
     kind.check(architecture)
     frames = architecture.get("frames")
@@ -202,11 +204,11 @@ def read(architecture: Mapping[str, Any]) -> Architecture:
 
 
 def check_window(architecture: Mapping[str, Any], length: int) -> None:
-    """Check how much a network works on when its input has ``length`` samples of two channels.
+    """Check the memory that a network needs for an input of ``length`` samples of two channels.
 
     Raises
     ------
     ValueError
-        If that, or a tensor between two of its layers, is too large.
+        If the input, or a tensor between two of its layers, is too large.
     """
     sizes_of.check_tensor(type_of(architecture).largest_tensor(architecture, length), length)
