@@ -24,7 +24,7 @@ from kmdx import plan_file
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig, spectrogram_of
 
 FILE = Path(__file__).with_suffix(".npz")
-SAMPLES = 355_000  # two windows of every network at least: the longest stride is 8 s
+SAMPLES = 400_000  # the second window of each network weighs enough to show: the longest stride is 8 s
 STEP = 197  # of the samples, one in this many is stored
 DEMUCS = {"ft_vocals": (7.7, 0.85), "ft_drums": (7.8, 0.85), "ft_bass": (7.8, 0.85), "ft_other": (7.8, 0.80), "mmi": (44, 0.85),
           "extra": (40, 0.80)}  # fmt: skip

@@ -10,7 +10,9 @@ from conftest import decibels
 
 from kmdx import Separator
 
-ASKED = 80  # dB; the two implementations agree within 103 to 131 dB
+# dB. The two implementations agree within 102 dB or better. The change of the plan that shows least, an
+# overlap of 0.80 that becomes 0.79, leaves 66 dB.
+ASKED = 80
 
 
 def test_every_stage_of_leaderboard_c_is_the_golden_one(tmp_path: Path) -> None:
