@@ -28,7 +28,7 @@ IGNORED = {
     ".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
 }  # fmt: skip
 """What in a submission's folder is not its own."""
-DEEPEST = 100  # levels of a submission's folder that are looked at
+MAX_DEPTH = 100  # levels of a submission's folder that are looked at
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _mapped(literal: str) -> Iterator[Path]:
 
 
 def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
-    """What is in a submission's folder, to :data:`DEEPEST`: files, folders, and links, not followed.
+    """What is in a submission's folder, to :data:`MAX_DEPTH`: files, folders, and links, not followed.
 
     Caches, version control, virtual environments and the folders in ``without`` are left out, and so is what
     cannot be listed.
@@ -209,5 +209,5 @@ def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
             e for e in own if e.is_dir(follow_symlinks=False) and Path(e.path).resolve() not in left_out
         ]
         yield from (Path(entry.path) for entry in own)
-        if len(place.parts) - len(folder.parts) < DEEPEST:
+        if len(place.parts) - len(folder.parts) < MAX_DEPTH:
             pending += [Path(entry.path) for entry in reversed(folders)]

@@ -370,11 +370,11 @@ def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: 
     assert bass.expected == bass.validated.mean()
     assert not drums.recommended, "equal shares are the best there is"
     assert drums.gains.mean() <= 0
-    assert np.array_equal(drums.taken, drums.stem.published)
+    assert np.array_equal(drums.weights_to_use, drums.stem.published)
     assert drums.expected == drums.published_sdr.mean()
     overridden = search(pretended(tmp_path, bass=gaining, drums=idle), SearchOptions(prior=0, anyway=True))
     assert all(each.recommended for each in overridden.found)
-    assert np.array_equal(overridden.found[1].taken, overridden.found[1].weights)
+    assert np.array_equal(overridden.found[1].weights_to_use, overridden.found[1].weights)
 
 
 def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path:
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights != pytest.approx(best(products, found.stem.published), abs=1e-4)
     assert len(found.validated) == 5
-    assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
+    assert any("silent are left out" in note and note.endswith("song 2") for note in found.notes)
 
     silent = InnerProducts(
         *(0 * value for value in (products.energy, products.energy, products.cross)), products.gram
@@ -418,7 +418,7 @@ def test_dither_alone_is_silence(tmp_path: Path) -> None:
     without = products.of_songs(np.arange(6) != 2)
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights.sum() > 0.5
-    assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
+    assert any("silent are left out" in note and note.endswith("song 2") for note in found.notes)
     dithered.energy[2] *= 16
     (found,) = search(pretended(tmp_path, vocals=dithered), SearchOptions(prior=0)).found
     assert len(found.validated) == 6
@@ -793,7 +793,7 @@ def test_each_network_runs_once_a_song(
     assert run(*arguments).code == 0
     assert len(ran) == 3 * len(SONGS), "the first song was there"
     done = run(*arguments)
-    assert done.err.count("collected before") == len(SONGS)
+    assert done.err.count("already collected") == len(SONGS)
     assert len(ran) == 3 * len(SONGS)
 
 
@@ -812,7 +812,7 @@ def test_a_collection_goes_on_after_an_interruption(
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
     done = run(*arguments)
     assert done.code == 130
-    assert "goes on where this one ended" in done.err
+    assert "repeat the command to resume" in done.err
     assert load(tmp_path / "new").songs == SONGS[:2]
     monkeypatch.setattr(collecting, "measure_song", measure)
     assert run(*arguments).code == 0
@@ -850,7 +850,7 @@ def test_a_song_that_changed_is_collected_again(
     before = load(copied).stems[0].products.energy
     done = run("collect", plan_of_two, changed, "-o", copied, *COLLECT)
     assert done.code == 0
-    assert done.err.count("collected before") == 3
+    assert done.err.count("already collected") == 3
     after = load(copied).stems[0].products.energy
     assert after[0] == pytest.approx(before[0] / 4, rel=1e-2)
     assert np.array_equal(after[1:], before[1:])
@@ -866,7 +866,7 @@ def test_signals_are_kept_if_asked_for(
     rows = [soundfile.read(copied / "signals" / "d" / "vocals" / f"{name}.wav")[0] for name in stem.signals]
     exact = np.stack([row.ravel() for row in rows])
     assert stem.products.gram[SONGS.index("d")] == pytest.approx(exact @ exact.T, rel=1e-9)
-    assert "collected before" in run(*arguments).err
+    assert "already collected" in run(*arguments).err
 
 
 def test_a_record_outlives_signals_that_cannot_be_kept(
@@ -882,8 +882,8 @@ def test_a_record_outlives_signals_that_cannot_be_kept(
     done = run(*arguments)
     assert done.code == 1
     assert "1 of 1 songs are in" in done.out
-    assert "d: collected, but its signals are not kept: no space left" in done.err
-    assert "warning: not all signals are kept" in done.err
+    assert "d: collected, but its signals could not be kept: no space left" in done.err
+    assert "warning: not all signals were kept" in done.err
     record = json.loads((copied / "songs" / "d.json").read_text("utf-8"))
     assert record["status"] == "ok"
     assert record["stems"] == json.loads(before)["stems"]
@@ -932,7 +932,7 @@ def test_a_network_that_gives_nan_fails_the_song(
     assert "NaN" in done.err
     solved = run("solve", tmp_path / "new")
     assert solved.code == 2
-    assert "none of its 1 songs was collected, a: " in solved.err
+    assert "none of its 1 songs was collected; a: " in solved.err
 
 
 def test_the_written_plan_says_where_it_is_from_and_has_what_is_needed(
@@ -981,10 +981,10 @@ def test_stems_that_gain_nothing_keep_their_published_weights_in_the_plan(
         path.write_text(json.dumps(record), "utf-8")
     done = run("solve", copied, "-o", tmp_path / "found.yaml")
     assert done.code == 0, done.err
-    assert "kept: no gain on songs held out" in done.out
+    assert "published: no gain on held-out songs" in done.out
     terms = plan_file.load(tmp_path / "found.yaml").nodes["drums"].terms
     assert terms == pytest.approx({"V_drums": 0.6, "D_drums": 0.2, "W_drums": 0.2})
-    assert "foretold" in done.err, "what was rendered is not what these inner products say"
+    assert "predicted" in done.err, "what was rendered is not what these inner products say"
 
 
 def test_nothing_is_written_when_nothing_gains(
@@ -1007,8 +1007,8 @@ def test_mistakes_are_one_line(
     strings.write_text(yaml.safe_dump(content).replace("one.ckpt", str(plan_of_two.with_name("one.ckpt"))))
     (copied / "songs" / "a.json").write_text("{")
     for arguments, message in (
-        (("solve", tmp_path), "no collection in it"),
-        (("solve", tmp_path / "other"), "holds another run"),
+        (("solve", tmp_path), "is not a collection"),
+        (("solve", tmp_path / "other"), "is another kind of run"),
         (("solve", copied), "a.json is damaged"),
         (("solve", collected, "--prior", "much"), "--prior much: expected auto"),
         (("solve", collected, "--prior", "-1"), "--prior -1: expected auto"),
@@ -1023,7 +1023,7 @@ def test_mistakes_are_one_line(
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "unknown speed 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "no device 'moon'"),
-        (("collect", plan_of_two, data, "-o", data), "holds other things"),
+        (("collect", plan_of_two, data, "-o", data), "contains other files"),
     ):
         done = run(*arguments)
         assert done.code == 2, arguments
@@ -1041,7 +1041,7 @@ def test_plans_of_others_are_not_written_over(
     own = (copied / "plan.yaml").read_bytes()
     arguments = ("solve", copied, "--anyway", "--prior", "1", "-o")
     for path, message in (
-        (copied / "plan.yaml", "lies in the collection"),
+        (copied / "plan.yaml", "is in the collection"),
         (source, "is the plan that the weights are for"),
     ):
         for force in ((), ("--force",)):
@@ -1054,7 +1054,7 @@ def test_plans_of_others_are_not_written_over(
     assert "is the plan that the weights are for" in done.err
     done = run(*arguments, other)
     assert done.code == 2
-    assert "--force writes over it" in done.err
+    assert "use --force to overwrite it" in done.err
     assert other.read_text("utf-8") == "title: mine\n"
     assert run(*arguments, other, "--force").code == 0
     assert run(*arguments, other).code == 0, "its own plan is written over"
@@ -1067,9 +1067,9 @@ def test_reports_and_pictures_spare_collections_and_plans(
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     for asked, option in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
         for path, message in (
-            (copied / "run.json", "lies in the collection"),
-            (copied / "songs" / "new.json", "lies in the collection"),
-            (tmp_path / "x.yaml", "has the name of a plan"),
+            (copied / "run.json", "is in the collection"),
+            (copied / "songs" / "new.json", "is in the collection"),
+            (tmp_path / "x.yaml", "has the file name of a plan"),
         ):
             done = run(asked, copied, option, path)
             assert (done.code, done.out) == (2, "")
@@ -1205,7 +1205,7 @@ def test_sets_with_a_stem_that_is_not_scored_are_all_tried(tmp_path: Path) -> No
         frozenset(names),
     }
     assert within(sets, 1.5).members == {"one", "keys"}
-    with pytest.raises(KmdxError, match="no set of members can make every stem"):
+    with pytest.raises(KmdxError, match="no set of members can estimate every stem"):
         within([], 1.5)
 
 
@@ -1224,7 +1224,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     arguments = ("members", collected, "--runs", "--folds", "2", "--budget", budget)
     done = run(*arguments, "-o", path, "--svg", svg, "--json", tmp_path / "members.json")
     assert done.code == 0, done.err
-    assert f"Within {budget:g}" in done.out
+    assert f"Within a real-time factor of {budget:g}" in done.out
     plan = plan_file.load(path)
     assert {name for name in plan.nodes if name in ("V", "W", "D")} == best_of_them.members
     stems = Separator(path, device="cpu", precision="fp32").separate(noise(8000), 44100)
@@ -1251,7 +1251,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     assert best_of_all.score == max(each.score for each in sets.values())
     done = run("members", collected, "--budget", 1e-9)
     assert done.code == 2
-    assert "the fastest set that makes every stem" in done.err
+    assert "the fastest set that estimates every stem" in done.err
 
 
 def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_published_ones(
@@ -1272,7 +1272,7 @@ def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_publishe
     budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
     done = run("members", collected, "--runs", "--budget", budget, "--prior", "inf", "-o", path)
     assert done.code == 0, done.err
-    assert "no weights gain on songs held out over the set's share" in done.out
+    assert "no new weights gain on held-out songs; the set keeps its share" in done.out
     plan = plan_file.load(path)
     shares = {stem.name: dict(zip(stem.signals, stem.published, strict=True)) for stem in whole.stems}
     if {"V_drums", "W_drums"} <= plan.nodes["drums"].terms.keys():
@@ -1295,8 +1295,8 @@ def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
     changed = found[-1].applied(plan, -0.1)
     assert changed.nodes["x3"].terms == {"x2": 1, "B.bass": -1.1}
     search = stage_moves.Search(plan, [], [], found)
-    assert search.behind(next(move for move in found if move.node == "x1")) == ["D", "B"]
-    assert search.behind(next(move for move in found if move.node == "x3")) == []
+    assert search.dependent_runs(next(move for move in found if move.node == "x1")) == ["D", "B"]
+    assert search.dependent_runs(next(move for move in found if move.node == "x3")) == []
     assert {move.node for move in stage_moves.moves(plan, ["x2"])} == {"x2"}
     with pytest.raises(KmdxError, match="'x9' is not a sum that later stages take as input; available:"):
         stage_moves.moves(plan, ["x9"])
@@ -1325,8 +1325,8 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
     assert ran == []
     # x1 has three moves, each tried twice on three songs, and D hears it; rest costs nothing.
     said = 3 * 3 + 3 * 2 * 3 + 1 * (3 + 1)
-    assert f"at most {said} network runs on 3 songs and, for the result, 1 held out" in dry.out
-    assert "time not known" in dry.out
+    assert f"at most {said} network runs on 3 songs, plus 1 held out for the result" in dry.out
+    assert "time unknown" in dry.out
 
     output = tmp_path / "found.yaml"
     done = run(*arguments, "-o", output)
@@ -1368,7 +1368,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
     arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
     most = 0
-    play = stage_search._Song.play
+    play = stage_search._Song.score
 
     def watched(self: Any, *rest: Any) -> float:
         nonlocal most
@@ -1376,7 +1376,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
         most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*.npy")))
         return score
 
-    monkeypatch.setattr(stage_search._Song, "play", watched)
+    monkeypatch.setattr(stage_search._Song, "score", watched)
     done = run(*arguments)
     assert done.code in (0, 1), done.err
     tracks = find_tracks(data, "test", "[ad]")
@@ -1392,7 +1392,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     monkeypatch.setattr(stage_search.np, "save", full)
     done = run(*arguments)
     assert done.code == 2
-    assert "estimates cannot be written there (No space left on device)" in done.err
+    assert "estimates cannot be written (No space left on device)" in done.err
     monkeypatch.setattr(stage_search.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     done = run(*arguments)
     assert done.code == 2
@@ -1411,13 +1411,13 @@ def test_what_a_search_of_stages_refuses(
     content["stems"] = {"bass": {"sum": {"V.bass": 1}}}
     flat.write_text(yaml.safe_dump(content), "utf-8")
     for arguments, message in (
-        (("stages", flat, data), "no later stage hears a sum of estimates"),
+        (("stages", flat, data), "no later stage takes a sum of estimates as input"),
         (("stages", staged, data, "--only", "rust"), "'rust' is not a sum"),
         (("stages", staged, data, "--step", "0"), "--step 0: expected"),
         (("stages", staged, data, "--search", "5"), "--search 5: expected 1 to 4"),
-        (("stages", staged, data, "--collected", tmp_path), "no collection in it"),
+        (("stages", staged, data, "--collected", tmp_path), "is not a collection"),
         (("stages", "leaderboard_c", data, "--collected", copied), "a collection of another plan"),
-        (("members", copied, "-o", tmp_path / "found.yaml"), "give --budget, too"),
+        (("members", copied, "-o", tmp_path / "found.yaml"), "needs a --budget"),
         (("members", copied, "--budget", "-1"), "--budget -1: expected"),
     ):
         done = run(*arguments)
@@ -1426,7 +1426,7 @@ def test_what_a_search_of_stages_refuses(
     for path in sorted((copied / "songs").glob("*.json"))[1:]:
         path.unlink()
     for command_name, message in (
-        ("solve", "has one song: weights found on it cannot be tried on another"),
+        ("solve", "has one song, so weights found on it cannot be validated on another"),
         ("members", "too few songs to hold one out"),
     ):
         done = run(command_name, copied)
@@ -1472,5 +1472,5 @@ def test_blends_may_be_deep_and_are_bounded_when_they_are_written_out() -> None:
     wide = {f"s{number}": Sum({f"s{number + 1}": 1.0, f"t{number}": 1.0}) for number in range(40)}
     wide |= {f"t{number}": Sum({f"s{number + 1}": 1.0}) for number in range(40)}
     wide |= {"s40": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
-    with pytest.raises(PlanError, match="vocals is a blend of more than 100000 terms when it is written out"):
+    with pytest.raises(PlanError, match="vocals expands to more than 100000 terms"):
         flatten(replace(plan, nodes={**plan.nodes, **wide}))

@@ -29,7 +29,7 @@ from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 from evaluator.predictions import Predictions
 from evaluator.process import Submission
-from evaluator.protocol import Desk
+from evaluator.protocol import Workspace
 from evaluator.records import SongRecord
 from evaluator.results import describe_weights
 from evaluator.scoring import score_song
@@ -244,19 +244,19 @@ def test_a_full_disk_fails_the_song_and_the_run_goes_on(evaluate, tmp_path: Path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("evaluator.protocol.as_wav", full)
-    monkeypatch.setattr(Desk, "lay_out", lambda desk, track: lay_out(desk, track))
+    monkeypatch.setattr(Workspace, "prepare", lambda workspace, track: prepare(workspace, track))
     assert evaluate("--tracks", NAMES[0]).code == 1
     (record,) = results(tmp_path / "run")["songs"]
     assert record["reason"] == "it could not be scored: No space left on device"
 
 
-def lay_out(desk: Desk, track: Any) -> Callable[[], object]:
-    """What :meth:`Desk.lay_out` does, with the mixture copied."""
-    desk.predictions.clear()
-    desk.clear()
-    desk._next.mkdir()
-    shutil.copyfile(track.files["mixture"], desk._next / "mixture.wav")
-    return lambda: desk._next.rename(desk.dataset / track.name)
+def prepare(workspace: Workspace, track: Any) -> Callable[[], object]:
+    """What :meth:`Workspace.prepare` does, with the mixture copied."""
+    workspace.predictions.clear()
+    workspace.clear()
+    workspace._next.mkdir()
+    shutil.copyfile(track.files["mixture"], workspace._next / "mixture.wav")
+    return lambda: workspace._next.rename(workspace.dataset / track.name)
 
 
 def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_other_settings_do_not_mix_into_a_run(
     evaluate()
     result = evaluate(*options)
     assert result.code == 2
-    assert "holds another run" in result.err
+    assert "contains another run" in result.err
     assert message in result.err
 
 
@@ -383,7 +383,7 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     result = evaluate()
     assert result.code == 2
-    assert "holds other things (thesis.tex, …) and no run" in result.err
+    assert "contains other files (thesis.tex, …)" in result.err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
@@ -392,10 +392,10 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
     [
         (["--memory-limit", "lots"], "expected a size such as 16GB"),
         (["--memory-limit", "16"], "--memory-limit 16: expected a size such as 16GB"),
-        (["--estimates", "stems"], "--submission: --estimates runs no submission; leave out one of the two"),
+        (["--estimates", "stems"], "--submission has no effect with --estimates; use only one of them"),
         (["--time-limit-factor", "0"], "expected a number above 0"),
         (["--time-limit-factor", "inf"], "expected a number above 0"),
-        (["--submission", "/nowhere"], "holds no my_submission/aicrowd_wrapper.py"),
+        (["--submission", "/nowhere"], "does not contain my_submission/aicrowd_wrapper.py"),
         (["--tracks", "nothing*"], "nothing*"),
         (["--ensemble", "htdemucs"], "has no ENSEMBLE"),
         (["--engine", "plain"], "has no ENGINE"),
@@ -509,7 +509,7 @@ def test_ctrl_c_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
+    assert errors.strip().splitlines()[-1] == "stopped; repeat the command to resume the run"
     assert "Traceback" not in errors
     assert not psutil.wait_procs(started, timeout=60)[1]
 
@@ -565,17 +565,19 @@ def test_weights_that_came_with_the_package_are_known() -> None:
 
 
 def test_a_reason_says_whose_file_it_is_and_not_where_it_lay(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    for folder in (desk.taken, desk.references):
+    workspace = Workspace(tmp_path)
+    for folder in (workspace.stems, workspace.references):
         soundfile.write(folder / "bass.wav", np.full((9, 2), np.nan), 44100, "FLOAT")
-    soundfile.write(desk.references / "short.wav", np.zeros((8, 2)), 44100)
+    soundfile.write(workspace.references / "short.wav", np.zeros((8, 2)), 44100)
     for truth, reason in (
         ("bass", "the data set's bass.wav: NaN or infinity"),
         ("short", "the submission's bass.wav: 9 samples .*, but the data set's short.wav: 8 samples"),
     ):
         with pytest.raises(KmdxError) as caught:
-            score_song({"bass": desk.references / f"{truth}.wav"}, {"bass": desk.taken / "bass.wav"})
-        assert re.match(reason, desk.without_paths(str(caught.value)))
+            score_song(
+                {"bass": workspace.references / f"{truth}.wav"}, {"bass": workspace.stems / "bass.wav"}
+            )
+        assert re.match(reason, workspace.without_paths(str(caught.value)))
 
 
 def test_any_file_of_an_entrants_folder_counts(evaluate, tmp_path: Path) -> None:
@@ -596,10 +598,10 @@ def test_data_are_read_once(evaluate, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
-    from evaluator.scoring_process import Scorer
+    from evaluator.scoring_process import ScoringProcess
 
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
-    with Scorer() as scorer:
+    with ScoringProcess() as scorer:
         first = scorer.score(files, files, metrics.choose(None))
         (process,) = scorer._pool._processes.values()
         process.kill()
@@ -608,10 +610,10 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
 
 
 def test_a_scoring_that_takes_too_long_is_ended_and_the_next_is_not(data: Path) -> None:
-    from evaluator.scoring_process import Scorer, ScoringError
+    from evaluator.scoring_process import ScoringError, ScoringProcess
 
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
-    with Scorer() as scorer:
+    with ScoringProcess() as scorer:
         first = scorer.score(files, files, metrics.choose(None))
         (process,) = scorer._pool._processes.values()
         with pytest.raises(ScoringError, match="scoring took more than 0 s"):
@@ -709,10 +711,10 @@ def test_the_time_left_is_only_shown_where_a_pace_is_known(
 
 
 def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:
-    from evaluator.run_folder import Store
+    from evaluator.run_folder import RunFolder
 
     evaluate()
-    with Store(tmp_path / "run").locked():
+    with RunFolder(tmp_path / "run").locked():
         result = evaluate()
     assert result.code == 2
     assert "another process is writing to" in result.err

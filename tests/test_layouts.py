@@ -284,8 +284,8 @@ def test_a_mastered_mixture_is_a_warning(
 def test_a_survey_is_done_again_when_incomplete_songs_become_acceptable(tmp_path: Path) -> None:
     put(tmp_path / "data" / "song", leave_out(stems_of(), "bass"))
     tracks = find_tracks(tmp_path / "data")
-    assert data_check.survey(tracks, tmp_path).unusable.keys() == {"song"}
-    assert data_check.survey(tracks, tmp_path, accept_incomplete=True).unusable == {}
+    assert data_check.check_data(tracks, tmp_path).unusable.keys() == {"song"}
+    assert data_check.check_data(tracks, tmp_path, accept_incomplete=True).unusable == {}
 
 
 def test_the_fingerprint_of_a_summed_stem_changes_with_any_of_its_files(tmp_path: Path) -> None:
