@@ -365,7 +365,7 @@ def test_a_folder_without_a_submission(start, tmp_path: Path) -> None:
     submission = start("works")
     check_submission(submission.folder)
     submission.folder = tmp_path / "missing"
-    with pytest.raises(SubmissionError, match="holds no"):
+    with pytest.raises(SubmissionError, match="is not a submission"):
         submission.start()
 
 

@@ -347,7 +347,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
     ("make", "reason"),
     [
         (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav of the submission is not a regular file"),
-        (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 names"),
+        (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 hard links"),
         (os.mkfifo, "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
