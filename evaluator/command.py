@@ -31,9 +31,9 @@ from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, SubmissionOptions, check_submission
-from evaluator.protocol import Run, Stopped, Task, headline, score_existing, separate_and_score
+from evaluator.protocol import Evaluation, Stopped, Task, headline, score_existing, separate_and_score
 from evaluator.records import SongRecord
-from evaluator.results import Candidate
+from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
 from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
@@ -199,8 +199,8 @@ def _run_submission(
     options = replace(options, readable=_weights_by_path(plan), stems=task.stems)
     started: list[Submission] = []
     with _open_run(task, output, verbose) as (folder, checked):
-        candidate = _candidate(submission, plan, options, limits, (output, task.data))
-        description = results.describe_run(candidate, task, checked.warnings)
+        system = _describe_submission(submission, plan, options, limits, (output, task.data))
+        description = results.describe_run(system, task, checked.warnings)
         if options.python is not None:
             description["interpreter_path"] = str(options.python)
         description["started"] = folder.start(results.identity(description, checked.fingerprints))
@@ -212,7 +212,7 @@ def _run_submission(
             return started[-1]
 
         with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
-            run = Run(task, folder, scorer, bars, checked.unusable)
+            run = Evaluation(task, folder, scorer, bars, checked.unusable)
             records = separate_and_score(run, start, strict=strict, keep_stems=keep_stems)
             content, ended = _finish(description, plan, records, folder.path, started)
         page = _report(content, folder.path, task.songs)
@@ -268,13 +268,13 @@ def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: b
 def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
     """Score one folder of existing stems; write and print the results."""
     with _open_run(task, output, verbose) as (folder, checked):
-        candidate = Candidate(name, f"Stems in {stems.folder}", stems.digest())
+        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest())
         problems = [str(problem) for problem in stems.problems() if not problem.fatal]
-        description = results.describe_run(candidate, task, [*checked.warnings, *problems])
+        description = results.describe_run(system, task, [*checked.warnings, *problems])
         description["estimates"] = str(stems.folder)
         description["started"] = folder.start(results.identity(description, checked.fingerprints))
         with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
-            records = score_existing(Run(task, folder, scorer, bars, checked.unusable), stems)
+            records = score_existing(Evaluation(task, folder, scorer, bars, checked.unusable), stems)
             content, _ = _finish(description, None, records, folder.path)
         page = _report(content, folder.path, task.songs)
     _print(content, page)
@@ -304,13 +304,13 @@ def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFold
         yield folder, checked
 
 
-def _candidate(
+def _describe_submission(
     submission: Path,
     plan: Plan | None,
     options: SubmissionOptions,
     limits: Limits,
     without: Sequence[Path],
-) -> Candidate:
+) -> EvaluatedSystem:
     """Describe a submission; ``without`` lists folders in it that are not part of it."""
     if plan is None:
         name, title = submission.name, f"the submission in {submission}"
@@ -319,7 +319,7 @@ def _candidate(
         name, title = plan.name, plan.title
         digest, weights = results.code_digest(submission), results.describe_weights(plan)
     device, precision, engine = _computation(plan, options)
-    return Candidate(
+    return EvaluatedSystem(
         name, title, digest, submission, plan, options.ensemble, weights, device, precision, engine, limits
     )
 

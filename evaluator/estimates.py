@@ -257,7 +257,7 @@ def _chosen(
 
 
 def _only(folder: Path, track: Track, stem: str, paths: Sequence[Path]) -> Path:
-    """The one file of a stem; where there are several, the one in the folder of the song's split."""
+    """The file of a stem; if there are several, the one in the folder of the song's split."""
     if len(paths) > 1 and track.split is not None:
         split = key(track.split)
         inside = [path for path in paths if split in map(key, path.relative_to(folder).parts[:-1])]

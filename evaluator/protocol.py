@@ -77,7 +77,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Run:
+class Evaluation:
     """A task in progress.
 
     Attributes
@@ -99,7 +99,7 @@ class Run:
 
 
 def separate_and_score(
-    run: Run,
+    run: Evaluation,
     start: Callable[[Path, Path], Submission],
     *,
     strict: bool = False,
@@ -109,7 +109,7 @@ def separate_and_score(
 
     Parameters
     ----------
-    run : Run
+    run : Evaluation
     start : callable
         Makes the submission from the data set's folder and the shared folder.
     strict : bool
@@ -153,12 +153,12 @@ def separate_and_score(
         remove_tree(work)
 
 
-def score_existing(run: Run, found: Estimates) -> Iterator[SongRecord]:
+def score_existing(run: Evaluation, found: Estimates) -> Iterator[SongRecord]:
     """Yield each song's record: the saved one, or a new one from scoring stems that exist.
 
     Parameters
     ----------
-    run : Run
+    run : Evaluation
     found : Estimates
         The stems of each song.
     """
@@ -173,7 +173,7 @@ def score_existing(run: Run, found: Estimates) -> Iterator[SongRecord]:
     yield from _records(run, process)
 
 
-def _records(run: Run, process: Callable[[Track], SongRecord]) -> Iterator[SongRecord]:
+def _records(run: Evaluation, process: Callable[[Track], SongRecord]) -> Iterator[SongRecord]:
     """Yield the songs' saved records; make and save those that are missing."""
     for track in run.task.songs:
         record = load_record(run.folder, track.name)
@@ -242,7 +242,7 @@ class Workspace:
             remove_tree(song)
 
 
-def _score(run: Run, track: Track, guesses: Mapping[str, Path], folder: Path) -> SongScore:
+def _score(run: Evaluation, track: Track, guesses: Mapping[str, Path], folder: Path) -> SongScore:
     """Score a song's estimates. True stems that are not wav files are decoded into ``folder``."""
     metrics = run.task.metrics
     # All other stems of the song are possible interference.
@@ -260,7 +260,7 @@ def _remove_leftovers(folder: RunFolder) -> None:
         remove_tree(leftover)
 
 
-def _score_existing(run: Run, track: Track, found: Estimates, work: Path) -> SongRecord:
+def _score_existing(run: Evaluation, track: Track, found: Estimates, work: Path) -> SongRecord:
     """Score the existing stems of one song."""
     own = found.files.get(track.name, {})
     scored = [stem for stem in run.task.scored_stems(track) if stem in own]
@@ -301,7 +301,9 @@ def headline(record: SongRecord, metric: Metric) -> str:
     return f"{show(metric, record.mean(metric.name))} {metric.unit}".rstrip()
 
 
-def _separate_and_score(run: Run, track: Track, submission: Submission, workspace: Workspace) -> SongRecord:
+def _separate_and_score(
+    run: Evaluation, track: Track, submission: Submission, workspace: Workspace
+) -> SongRecord:
     """Separate and score one song."""
     try:
         workspace.predictions.clear()
@@ -342,7 +344,7 @@ def failed_record(track: Track, reason: str) -> SongRecord:
     return SongRecord(track.name, "failed", reason, track.duration)
 
 
-def _unusable(run: Run, track: Track) -> SongRecord | None:
+def _unusable(run: Evaluation, track: Track) -> SongRecord | None:
     """The failed record of a song whose data cannot be scored; None if they can."""
     reason = run.unusable.get(track.name)
     return None if reason is None else failed_record(track, f"data problem: {reason}")

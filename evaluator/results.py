@@ -105,7 +105,7 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedSystem:
     """What is evaluated: a submission, or a folder of existing stems.
 
     Attributes
@@ -139,24 +139,24 @@ class Candidate:
     limits: Limits | None = None
 
 
-def describe_run(candidate: Candidate, task: Task, data_warnings: Sequence[str]) -> dict[str, Any]:
+def describe_run(system: EvaluatedSystem, task: Task, data_warnings: Sequence[str]) -> dict[str, Any]:
     """Everything that a reader must know about a run and that is not in a song's record."""
-    submission, limits = candidate.submission, candidate.limits
+    submission, limits = system.submission, system.limits
     return {
-        "ensemble": candidate.name,
-        "title": candidate.title,
+        "ensemble": system.name,
+        "title": system.title,
         "submission": None if submission is None else str(submission),
-        "submission_sha256": candidate.digest,
-        "ensemble_option": candidate.ensemble,
-        "plan_sha256": candidate.plan.digest if candidate.plan else None,
-        "weights": [dict(weight) for weight in candidate.weights],
+        "submission_sha256": system.digest,
+        "ensemble_option": system.ensemble,
+        "plan_sha256": system.plan.digest if system.plan else None,
+        "weights": [dict(weight) for weight in system.weights],
         "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": f"{host.cpu_name()}, {host.usable_cores()} cores",
-        "device": candidate.device,
-        "precision": candidate.precision,
-        "engine": candidate.engine,
+        "device": system.device,
+        "precision": system.precision,
+        "engine": system.engine,
         "git_commit": None if submission is None else _git_commit(submission),
         "stems": list(task.stems),
         "metrics": [metric.name for metric in task.metrics],

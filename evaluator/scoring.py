@@ -84,7 +84,7 @@ def score_song(
         If an estimate has no reference.
     """
     if not references.keys() >= estimates.keys():
-        raise ValueError(f"references of {sorted(references)} and estimates of {sorted(estimates)}")
+        raise ValueError(f"expected references of {sorted(estimates)}, found {sorted(references)}")
     metrics = metrics_table.choose(None) if metrics is None else metrics
     form = _same_form([*references.values(), *estimates.values()])
     tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in estimates}
@@ -92,12 +92,7 @@ def score_song(
 
     scores: dict[str, dict[str, float]] = {metric.name: {} for metric in metrics}
     frames: dict[str, dict[str, list[float]]] = {metric.name: {} for metric in metrics if metric.frames}
-    for metric in metrics:
-        if metric.function is metrics_table.global_sdr:
-            for stem, tally in tallies.items():
-                scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
-        elif metric.function is None and metric.together is None:
-            frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
+    _in_blocks(tallies, silent, metrics, scores, frames)
     _whole_stems(references, estimates, mixture, metrics, form.rate, scores)
     _whole_songs(references, estimates, metrics, form.rate, frames)
     for name, values in frames.items():
@@ -129,6 +124,22 @@ def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_fram
     if has_frames and silent.all():
         found.append(song_warnings.NO_FRAMES.of())
     return found
+
+
+def _in_blocks(
+    tallies: Mapping[str, _Tally],
+    silent: NDArray[np.bool_],
+    metrics: Sequence[Metric],
+    scores: dict[str, dict[str, float]],
+    frames: dict[str, dict[str, list[float]]],
+) -> None:
+    """Compute metrics from what was tallied while both files were read in blocks."""
+    for metric in metrics:
+        if metric.function is metrics_table.global_sdr:
+            for stem, tally in tallies.items():
+                scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
+        elif metric.function is None and metric.together is None:
+            frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
 
 
 def _whole_stems(

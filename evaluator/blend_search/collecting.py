@@ -79,7 +79,6 @@ def collect(
     Parameters
     ----------
     flat : Flat
-        Plan whose stems are flat sums.
     tracks : sequence of Track
     checked : DataCheck
         Result of checking these songs.
@@ -103,8 +102,7 @@ def collect(
     KmdxError
         If the plan cannot run on this machine.
     """
-    # Before the networks are loaded, because this reports all missing weights at once.
-    collection.start(_identity(flat, running))
+    collection.start(_identity(flat, running))  # also reports all missing weights at once
     path = collection.path / PLAN
     write_text(path, plan_file.dump(flat.plan))
     separator = cache(lambda: running.separator(path))
@@ -117,23 +115,26 @@ def collect(
         if collected and (signals is None or _are_kept(old, signals)):
             on_done(f"[{number}/{len(tracks)}] {track.name}: already collected")
             continue
+        record: Record | None = None
         reason = checked.unusable.get(track.name)
-        what = ""
         if reason is None:
             on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
             record, reason = _collect_song(separator(), flat.own, track, fingerprint, collection, signals)
-            if record is not None:
-                collected = True
-                seconds = sum(record["seconds"].values())
-                what = f"{record['duration']:.1f} s of audio, networks {seconds:.1f} s"
+        collected = collected or record is not None
         if not collected:
             failure = {"status": "failed", "reason": reason, "fingerprint": fingerprint}
             collection.add({"song": track.name, **failure})
         if reason is not None:
             failed[track.name] = reason
-            what = f"collected, but its signals could not be kept: {reason}" if collected else reason
-        on_done(f"[{number}/{len(tracks)}] {track.name}: {what}")
+        on_done(f"[{number}/{len(tracks)}] {track.name}: {_result(record, collected, reason)}")
     return failed
+
+
+def _result(record: Record | None, collected: bool, reason: str | None) -> str:
+    """The result of a song, in words."""
+    if record is None or reason is not None:
+        return f"collected, but its signals could not be kept: {reason}" if collected else str(reason)
+    return f"{record['duration']:.1f} s of audio, networks {sum(record['seconds'].values()):.1f} s"
 
 
 def _identity(flat: Flat, running: Running) -> Record:

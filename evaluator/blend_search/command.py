@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from evaluator.blend_search import (
     stage_search,
     tables,
 )
-from evaluator.blend_search.ablation import Ensemble, within
+from evaluator.blend_search.ablation import Candidate, Ensemble, within
 from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
     AnywayOption,
@@ -53,6 +54,7 @@ from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
+from kmdx.plan import Plan
 from kmdx.terminal import DeviceOption, JsonOption, TracksOption, err, out
 
 MAX_BUDGET = 1e9  # real-time factor
@@ -229,18 +231,23 @@ def members(
     if json is not None:
         write_json(json, ablations.as_json(ensemble, without))
     if budget is not None:
-        chosen = within(sets, budget)
-        line = ablations.chosen(ensemble, chosen, budget)
-        out.print(escape(line))
-        with err.status("validating the weights of this set on held-out songs"):
-            part, result = ensemble.validated(chosen)
-        out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
-        print_notes(result)
-        if not any(each.recommended for each in result.found):
-            out.print("no new weights gain on held-out songs; the set keeps its share of published weights")
-        if output is not None:
-            plan = plan_writer.reweighted(part.plan, weights_to_use(part, result))
-            write_plan(output, plan, [line, ablations.CAVEAT, *tables.origin(part, result)])
+        _choose_set(ensemble, sets, budget, output)
+
+
+def _choose_set(ensemble: Ensemble, sets: Sequence[Candidate], budget: float, output: Path | None) -> None:
+    """Print the best set of members within a budget, and write its plan."""
+    chosen = within(sets, budget)
+    line = ablations.chosen(ensemble, chosen, budget)
+    out.print(escape(line))
+    with err.status("validating the weights of this set on held-out songs"):
+        part, result = ensemble.validated(chosen)
+    out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
+    print_notes(result)
+    if not any(each.recommended for each in result.found):
+        out.print("no new weights gain on held-out songs; the set keeps its share of published weights")
+    if output is not None:
+        plan = plan_writer.reweighted(part.plan, weights_to_use(part, result))
+        write_plan(output, plan, [line, ablations.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -313,6 +320,13 @@ def search_stages(
         except KeyboardInterrupt:
             err.print("stopped; nothing was written")
             raise typer.Exit(130) from None
+    _finish_search(search, published, found, output, anyway)
+
+
+def _finish_search(
+    search: stage_moves.Search, published: Plan, found: stage_search.Tuned, output: Path | None, anyway: bool
+) -> None:
+    """Print the result of a search, and write its plan if it is recommended."""
     tuned = replace(published, nodes=found.plan.nodes)
     out.print(stage_search.weights(published, tuned))
     out.print(stage_search.scores(found))
@@ -320,7 +334,7 @@ def search_stages(
         out.print("no better weights were found; no plan is written")
         raise typer.Exit(1)
     if not (found.recommended or anyway):
-        why = "held-out songs gain nothing" if held else "no song was held out"
+        why = "held-out songs gain nothing" if search.held_out else "no song was held out"
         out.print(f"the new weights are not recommended: {why}; no plan is written (--anyway overrides this)")
         raise typer.Exit(1)
     if output is not None:

@@ -43,7 +43,7 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
+class SearchCost:
     """Maximum cost of a search.
 
     Attributes
@@ -96,7 +96,7 @@ class Search:
         """The stems that are scored."""
         return tuple(stem for stem in STEMS if stem in self.plan.stems)
 
-    def cost(self, costs: Mapping[str, float] | None = None) -> Cost:
+    def cost(self, costs: Mapping[str, float] | None = None) -> SearchCost:
         """Maximum cost of the search.
 
         Parameters
@@ -119,7 +119,7 @@ class Search:
             return searched * sum(of[run] for run in tried) + held * sum(of[run] for run in last)
 
         known = {run: value for run, value in gflops.items() if value is not None}
-        return Cost(
+        return SearchCost(
             runs=len(tried) * len(self.songs) + len(last) * len(self.held_out),
             audio=total(dict.fromkeys(every, 1.0)),
             gflop=total(known) if len(known) == len(every) else None,

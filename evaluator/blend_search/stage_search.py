@@ -19,7 +19,7 @@ from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import MIN_GAIN
-from evaluator.blend_search.stage_moves import TRIES, Cost, Search, changes, weight
+from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes, weight
 from evaluator.blend_search.tables import count, gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
@@ -235,7 +235,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def cost(search: Search, most: Cost) -> str:
+def cost(search: Search, most: SearchCost) -> str:
     """The maximum cost of a search, in words."""
     parts = [
         f"at most {count(most.runs, 'network run')} on {count(len(search.songs), 'song')}"

@@ -88,19 +88,18 @@ def bsseval(
     frame = min(int(FRAME * rate), samples)
     frames = samples // frame if frame else 0
     scores = {stem: {metric: [math.nan] * frames for metric in METRICS} for stem in estimates}
-    spans = {number: slice(number * frame, (number + 1) * frame) for number in range(frames)}
-    audible = {
-        number: span
-        for number, span in spans.items()
-        if not any(_is_silent(signal[span]) for signal in truths + guesses)
-    }
+    spans = [slice(number * frame, (number + 1) * frame) for number in range(frames)]
+    signals = truths + guesses
+    audible = [
+        (n, span) for n, span in enumerate(spans) if not any(_is_silent(signal[span]) for signal in signals)
+    ]
     if not audible or not guesses:
         return scores
 
     size = _fast_size(frame + taps - 1)
     own = [list(references).index(stem) for stem in estimates]
     filters = _filters(_correlations(truths, guesses, taps), own, channels, size)
-    for number, span in audible.items():
+    for number, span in audible:
         true = _spectrum([signal[span] for signal in truths], size)
         guess = _spectrum([signal[span] for signal in guesses], size)
         for stem, ratios in zip(estimates, _frame_ratios(true, guess, filters, own, channels), strict=True):
