@@ -338,7 +338,7 @@ class Submission:
         self.kill()
         stack_top = replies.place_of(self.log_tail(STACK_LINES), self.folder) if "limit" in reply else None
         if where := reply.get("where"):
-            place = f" ({clean(where, 200)}; {self.log.name} has the whole traceback)"
+            place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
         elif stack_top is not None:
             place = f" (it was at {stack_top}; see {self.log.name})"
         elif "failed" in reply or failure.startswith("the process"):

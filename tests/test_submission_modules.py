@@ -154,7 +154,7 @@ def test_the_error_names_the_line_and_the_log_holds_the_whole_traceback(start, t
     deep = "def outer():\n    inner()\n\n\ndef inner():\n    import json\n    json.loads('{')\n"
     with pytest.raises(SubmissionError) as caught:
         start({"my_submission/deep.py": deep}, "from my_submission import deep", "deep.outer()")
-    assert "(my_submission/deep.py:7; submission.log has the whole traceback)" in str(caught.value)
+    assert "(my_submission/deep.py:7; the whole traceback is in submission.log)" in str(caught.value)
     log = (tmp_path / "submission.log").read_text()
     assert all(name in log for name in ("in outer", "in inner", "json/decoder.py", "JSONDecodeError"))
 
