@@ -1,1 +1,1 @@
-"""The local evaluator: how good a separation is, by the challenge's own measure."""
+"""The local evaluator: scores separated stems with the challenge's metrics and protocol."""

@@ -1,4 +1,4 @@
-"""The percentile bootstrap over songs: how far a statistic of them may lie from that of others like them.
+"""The percentile bootstrap over songs: a confidence interval of a mean or median.
 
 References
 ----------
@@ -20,19 +20,18 @@ Statistic = Literal["mean", "median"]
 def interval(
     values: NDArray[np.float64], samples: int = 10_000, seed: int = 0, statistic: Statistic = "mean"
 ) -> tuple[float, float] | None:
-    """The ends of the interval of a statistic over songs; ``None`` of fewer than two songs.
+    """The ends of the confidence interval of a statistic over songs; ``None`` for fewer than two songs.
 
     Parameters
     ----------
     values : ndarray
-        ``(songs,)``, such as differences in dB. The same draws are made for any values of as many songs,
-        so that their intervals can be compared.
+        ``(songs,)``, such as differences in dB. Arrays of the same length are resampled in the same way, so
+        their intervals can be compared.
     samples : int
-        Times that the songs are drawn again.
+        Number of bootstrap samples.
     seed : int
-        Of the drawing.
+        Seed of the random numbers.
     statistic : {"mean", "median"}
-        What is computed over songs.
     """
     if len(values) < 2:
         return None

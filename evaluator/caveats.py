@@ -1,4 +1,4 @@
-"""What makes systems hard to compare: other data, settings, songs or ways to measure."""
+"""Finds what makes systems hard to compare: different data, settings, songs or programs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SETTINGS = {
     "engine": "engine",
     "time_limit_factor": "time limit",
     "memory_limit": "memory limit",
-    "enforced": "enforcing of limits",
+    "enforced": "enforcement of limits",
 }
-"""Settings of a run that scores or times depend on."""
+"""Settings of a run that can change its scores or times."""
 
-CLOSE = {"run": 0.01, "museval": 2.0}
-"""Seconds that a song's length may differ by; museval's files tell it in whole frames."""
+TOLERANCE = {"run": 0.01, "museval": 2.0}
+"""Seconds by which a song's length may differ; museval's files give it in whole frames."""
 
 
 def caveats(systems: Sequence[System]) -> list[str]:
-    """Everything that a reader must know before the numbers, one sentence each."""
+    """Everything that a reader must know before reading the numbers, one sentence each."""
     tested = [system for system in systems if system.kind != "published"]
     lines = [f"{system.name}: {note}" for system in systems for note in system.notes]
     lines += _songs(tested)
@@ -40,18 +40,18 @@ def caveats(systems: Sequence[System]) -> list[str]:
         if done < system.planned:
             lines.append(f"{system.name} is unfinished: {done} of {count(system.planned, 'song')}")
         if failed := len(system.failed):
-            counts = "counts" if failed == 1 else "count"
-            lines.append(f"{count(failed, 'song')} failed in {system.name} and {counts} in no mean")
+            be = "is" if failed == 1 else "are"
+            lines.append(f"{count(failed, 'song')} failed in {system.name} and {be} not included in any mean")
     return lines
 
 
 def count(number: int, what: str) -> str:
-    """A number and a noun, in the right form."""
+    """A number and a noun in the right form."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _songs(systems: Sequence[System]) -> Iterator[str]:
-    """Songs that have one name and other data."""
+    """Report songs with the same name but different data."""
     match = matching(systems)
     by_key: dict[str, list[tuple[System, SongRecord]]] = {}
     for system in systems:
@@ -61,19 +61,19 @@ def _songs(systems: Sequence[System]) -> Iterator[str]:
     if changed:
         differ = "differs" if len(changed) == 1 else "differ"
         yield (
-            f"the data of {count(len(changed), 'song')} {differ}, such as {changed[0]}: scores on other "
-            "data do not compare"
+            f"the data of {count(len(changed), 'song')} {differ}, such as {changed[0]}: their scores cannot "
+            "be compared"
         )
 
 
 def _differ(found: Sequence[tuple[System, SongRecord]]) -> bool:
-    """Whether the fingerprints of a song differ where they are known, or its lengths."""
+    """Whether a song's known fingerprints or lengths differ."""
     prints = {
         system.fingerprints[record.song] for system, record in found if record.song in system.fingerprints
     }
     lengths = [record.duration for _, record in found if record.duration]
-    close = max((CLOSE[system.kind] for system, _ in found), default=0.0)
-    return len(prints) > 1 or (bool(lengths) and max(lengths) - min(lengths) > close)
+    tolerance = max((TOLERANCE[system.kind] for system, _ in found), default=0.0)
+    return len(prints) > 1 or (bool(lengths) and max(lengths) - min(lengths) > tolerance)
 
 
 def _settings(systems: Sequence[System]) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _settings(systems: Sequence[System]) -> Iterator[str]:
     lossy = [(system.name, _inside(system.run, "data", "lossy")) for system in systems]
     if len({value for _, value in lossy if value is not None}) > 1:
         names = listed([name for name, value in lossy if value])
-        yield f"the stems of {names} are compressed, those of the others are not"
+        yield f"the stems of {names} are lossy, those of the others are not"
 
 
 def _inside(run: Mapping[str, Any], key: str, inner: str) -> Any:
@@ -103,7 +103,7 @@ def _inside(run: Mapping[str, Any], key: str, inner: str) -> Any:
 
 
 def _differing(values: Sequence[tuple[str, Any]]) -> str:
-    """Which value each system has, if not all that are known are the same."""
+    """Each system's value, if the known values differ; else an empty text."""
     groups: dict[str, list[str]] = {}
     for name, value in values:
         if value is not None:
@@ -114,7 +114,7 @@ def _differing(values: Sequence[tuple[str, Any]]) -> str:
 
 
 def _measures(systems: Sequence[System]) -> Iterator[str]:
-    """Stems and metrics that only some have, and metrics that were computed by different programs."""
+    """Report stems and metrics that only some have, and metrics computed by different programs."""
     for what, of in (
         ("stems", {system.name: system.stems for system in systems}),
         ("metrics", {system.name: system.metrics for system in systems}),
@@ -124,26 +124,32 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
             shown = "; ".join(f"{name} has {', '.join(each)}" for name, each in of.items() if each)
             yield f"the {what} differ: {shown}"
             if what == "stems" and any(set(system.metrics) & set(MUSEVAL.values()) for system in systems):
-                yield "museval's ratios of a stem depend a little on which other stems there are"
+                yield "museval's values of a stem depend slightly on which other stems were scored"
     own = [system.name for system in systems if system.kind == "run" and "museval_sdr" in system.metrics]
     foreign = [system.name for system in systems if system.kind == "museval"]
     if own and foreign:
         yield (
-            f"the metric's program differs: museval computed the files of {listed(foreign)}, this evaluator "
-            f"those of {listed(own)}; they agree where museval used BSSEval v4"
+            f"museval computed the scores of {listed(foreign)}, this evaluator those of {listed(own)}; their "
+            "values agree if museval used BSSEval v4"
         )
 
 
 def _other_songs(system: System, table: PublishedTable, tested: Sequence[System]) -> Iterator[str]:
-    """Which runs are not on the songs that published results are on."""
+    """Report runs that were not scored on the songs of published results."""
     shared = {run.name: table.shared(run.songs) for run in tested}
     total = len(table.songs)
     if others := [name for name, number in shared.items() if not number]:
         were = "was" if len(others) == 1 else "were"
-        yield f"{system.name} was measured on {table.tested}, {listed(others)} {were} not: no comparison"
+        yield (
+            f"{system.name} was measured on {table.tested}, but {listed(others)} {were} not: the results "
+            "cannot be compared"
+        )
     parts = [f"{name} has {number}" for name, number in shared.items() if 0 < number < total]
     if parts:
-        yield f"of the {total} songs that {system.name} was measured on, {listed(parts)}: a rough comparison"
+        yield (
+            f"of the {total} songs that {system.name} was measured on, {listed(parts)}: compare these only "
+            "roughly"
+        )
     for run in tested:
         if 0 < shared[run.name] < len(run.songs):
             more = count(len(run.songs) - shared[run.name], "song")

@@ -1,4 +1,4 @@
-"""The evaluator's command: from its options to a run's folder and its report."""
+"""The evaluator's command: evaluates a submission or existing stems, and writes a run's folder and report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,16 +25,17 @@ from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
 from evaluator.comparison import compare
 from evaluator.comparison_command import show_tables
-from evaluator.data_check import Survey, survey
+from evaluator.data_check import DataCheck, check_data
 from evaluator.dataset import Track
 from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric
-from evaluator.process import Limits, Submission, SubmissionError, check_submission
-from evaluator.protocol import Stopped, headline, replay, score_existing
+from evaluator.process import Limits, Submission, SubmissionError, SubmissionOptions, check_submission
+from evaluator.protocol import Evaluation, Stopped, Task, headline, score_existing, separate_and_score
 from evaluator.records import SongRecord
-from evaluator.run_folder import Store
-from evaluator.scoring_process import Scorer
+from evaluator.results import EvaluatedSystem
+from evaluator.run_folder import RunFolder
+from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
@@ -45,12 +46,14 @@ from kmdx.terminal import TracksOption, err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
-LEAST_MEMORY = 10**6
+MIN_MEMORY = 10**6  # bytes; a smaller number is probably a missing unit
 
 logger = logging.getLogger("evaluator")
-OF_SUBMISSIONS = ("submission", "python", "ensemble", "device", "precision", "engine", "time_limit_factor",
-                  "memory_limit", "enforce_limits", "strict", "keep_stems")  # fmt: skip
-"""Options that do nothing where existing stems are scored."""
+SUBMISSION_OPTIONS = (
+    "submission", "python", "ensemble", "device", "precision", "engine", "time_limit_factor", "memory_limit",
+    "enforce_limits", "strict", "keep_stems",
+)  # fmt: skip
+"""Options that have no effect on existing stems."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -63,38 +66,41 @@ def main() -> None:
 def evaluate(
     context: typer.Context,
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Songs with their stems: MUSDB18-HQ or any other data set.")
+        Path, typer.Argument(metavar="DATA", help="Data set with songs and their stems, such as MUSDB18-HQ.")
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="RUN", help="The run's folder; the same command continues it."
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="Folder for results. Repeat the command to resume a run.",
         ),
     ],
     split: Annotated[
-        str | None, typer.Option(help="Subfolder of DATA: by default test if it exists; all for all of them.")
+        str | None, typer.Option(help="Subfolder of DATA, or all. By default test, if it exists.")
     ] = None,
     tracks: TracksOption = None,
     stems: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Score only these, such as vocals or bass,drums.")
+        str | None, typer.Option(metavar="NAMES", help="Stems to score, such as vocals or bass,drums.")
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Metrics, such as global_sdr,si_sdr, or all."),
+        typer.Option(metavar="NAMES", help="Metrics to compute, such as global_sdr,si_sdr, or all."),
     ] = None,
     accept_incomplete: Annotated[
         bool, typer.Option("--accept-incomplete", help="Also score songs with missing stems.")
     ] = False,
     estimates: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Score existing stems and run nothing; several make a leaderboard."),
+        typer.Option(metavar="DIR", help="Score existing stems instead of running a submission. Repeatable."),
     ] = None,
     submission: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the submission.")] = ROOT,
     python: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="The submission's Python; by default this one.")
+        Path | None, typer.Option(metavar="PATH", help="Python interpreter that runs the submission.")
     ] = None,
-    ensemble: Annotated[str | None, typer.Option(help="Overrides user_config.py.")] = None,
-    device: Annotated[str | None, typer.Option(help="Overrides user_config.py.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="Ensemble; overrides user_config.py.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device; overrides user_config.py.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, fp16 or bf16; overrides user_config.py.")
     ] = None,
@@ -106,10 +112,13 @@ def evaluate(
         str, typer.Option(help="Memory limit, such as 16GB or 8GiB.")
     ] = f"{MEMORY // 10**9}GB",
     enforce_limits: Annotated[
-        bool, typer.Option("--enforce-limits", help="End a song that exceeds a limit.")
+        bool, typer.Option("--enforce-limits", help="Kill the submission when it exceeds a limit.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop where the challenge would; enforces limits.")
+        bool,
+        typer.Option(
+            "--strict", help="Enforce limits, and stop at the first failure that would end the challenge."
+        ),
     ] = False,
     keep_stems: Annotated[
         bool, typer.Option("--keep-stems", help="Keep the stems, so that the report can play them.")
@@ -118,16 +127,16 @@ def evaluate(
 ) -> None:
     """Score a submission or existing stems on DATA with the challenge's protocol.
 
-    The model is made once in a process of its own; each song's mixture goes through the wrapper, its
-    stems are written as 16-bit wav and scored from disk in another process. Results, also of failed
-    songs, are on disk as soon as they are known. Exit code: 0 when every song was scored, 1 when some
-    failed, 2 for a mistake.
+    The submission loads its model once, in a process of its own. It separates one song at a time and
+    writes the stems as 16-bit wav files, which another process scores. Each song's result is saved
+    immediately, even if the song failed. Exit codes: 0 if all songs were scored, 1 if some failed, 2 for
+    a user error.
     """
     if not 0 < time_limit_factor < math.inf:
         raise KmdxError(f"--time-limit-factor {time_limit_factor:g}: expected a number above 0")
     if estimates:
-        _refuse_of_submissions(context)
-    settings = SubmissionSettings(ensemble, device, precision, engine)
+        _reject_submission_options(context)
+    options = _submission_options(ensemble, device, precision, engine)
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
     songs = dataset.find_tracks(data, split, tracks)
     task = Task(data, songs, choose_stems(songs, stems), metrics_table.choose(metrics), accept_incomplete)
@@ -135,129 +144,78 @@ def evaluate(
         if estimates:
             failed = _score_folders(task, estimates, output, verbose)
         else:
+            options = replace(options, python=python)
             failed = _run_submission(
-                task, submission.resolve(), python, settings, limits, output, strict, keep_stems, verbose
+                task, submission.resolve(), options, limits, output, strict, keep_stems, verbose
             )
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where this one ended")
+        err.print("stopped; repeat the command to resume the run")
         raise typer.Exit(130) from None
     if failed:
         raise typer.Exit(1)
 
 
-def _refuse_of_submissions(context: typer.Context) -> None:
-    """Raise KmdxError where an option was given that would do nothing without a submission."""
-    for name in OF_SUBMISSIONS:
+def _reject_submission_options(context: typer.Context) -> None:
+    """Raise KmdxError if an option was given that has no effect on existing stems."""
+    for name in SUBMISSION_OPTIONS:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
-            raise KmdxError(f"{option}: --estimates runs no submission; leave out one of the two")
+            raise KmdxError(f"{option} has no effect with --estimates; use only one of them")
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is scored, and how."""
+def _submission_options(
+    ensemble: str | None, device: str | None, precision: str | None, engine: str | None
+) -> SubmissionOptions:
+    """Check the options that replace a submission's settings; raise KmdxError for an unknown value."""
+    if engine is not None:
+        engines.check(engine)
+    if precision is not None:
+        from kmdx import precision as precisions
 
-    data: Path
-    songs: Sequence[Track]
-    stems: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    accept_incomplete: bool
-
-
-@dataclass(frozen=True)
-class SubmissionSettings:
-    """What replaces a submission's own settings; None leaves one as it is.
-
-    Raises
-    ------
-    KmdxError
-        For a setting that does not exist.
-    """
-
-    ensemble: str | None
-    device: str | None
-    precision: str | None
-    engine: str | None
-
-    def __post_init__(self) -> None:
-        if self.engine is not None:
-            engines.check(self.engine)
-        if self.precision is not None:
-            from kmdx import precision
-
-            object.__setattr__(self, "precision", precision.check(self.precision.lower()))
-
-    def for_process(self) -> dict[str, str | None]:
-        """The same for a process in another folder."""
-        own = asdict(self)
-        if self.ensemble is not None and Path(self.ensemble).is_file():
-            own["ensemble"] = str(Path(self.ensemble).resolve())
-        return own
+        precision = precisions.check(precision.lower())
+    if ensemble is not None and Path(ensemble).is_file():
+        ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
+    return SubmissionOptions(ensemble, device, precision, engine)
 
 
 def _run_submission(
     task: Task,
     submission: Path,
-    python: Path | None,
-    settings: SubmissionSettings,
+    options: SubmissionOptions,
     limits: Limits,
     output: Path,
     strict: bool,
     keep_stems: bool,
     verbose: bool,
 ) -> bool:
-    """Run a submission over the songs; return whether any failed."""
+    """Run a submission on the songs; return whether any failed."""
     check_submission(submission)
-    if python is not None:
-        python = visible.find_python(python)
-    replaced = settings.for_process()
-    plan = _plan(submission, replaced["ensemble"])
+    if options.python is not None:
+        options = replace(options, python=visible.find_python(options.python))
+    plan = _plan(submission, options.ensemble)
     if plan is not None:
         _check_stems(plan, task)
-    made: list[Submission] = []
-    with _begun(task, output, verbose) as (store, found):
-        code, used_weights = (
-            (results.code_digest(submission), results.describe_weights(plan))
-            if plan
-            else results.describe_foreign(submission, (output, task.data))
-        )
-        on, computed_in, by = _computation(plan, settings)
-        run = results.describe_run(
-            name=plan.name if plan else submission.name,
-            title=plan.title if plan else f"the submission in {submission}",
-            submission=submission,
-            code=code,
-            plan=plan,
-            ensemble=replaced["ensemble"],
-            used_weights=used_weights,
-            device=on,
-            precision=computed_in,
-            engine=by,
-            limits=limits,
-            **_of_task(task, found),
-        )
-        if python is not None:
-            run["interpreter_path"] = str(python)
-        run["started"] = store.begin(results.identity(run, found.fingerprints))
+    options = replace(options, readable=_weights_by_path(plan), stems=task.stems)
+    started: list[Submission] = []
+    with _open_run(task, output, verbose) as (folder, checked):
+        system = _describe_submission(submission, plan, options, limits, (output, task.data))
+        description = results.describe_run(system, task, checked.warnings)
+        if options.python is not None:
+            description["interpreter_path"] = str(options.python)
+        description["started"] = folder.start(results.identity(description, checked.fingerprints))
+        options = replace(options, hidden=_hidden_paths(task.data, folder.path, task.songs))
 
-        def make(folder: Path, shared: Path) -> Submission:
-            log = store.folder / "submission.log"
-            started = Submission(
-                submission, folder.resolve(), shared.resolve(), limits, log, **replaced,
-                python=python, readable=_named_weights(plan), stems=task.stems,
-                hidden=_out_of_reach(task.data, store.folder, task.songs),
-            )  # fmt: skip
-            made.append(started)
-            return started
+        def start(dataset: Path, shared: Path) -> Submission:
+            log = folder.path / "submission.log"
+            started.append(Submission(submission, dataset.resolve(), shared.resolve(), limits, log, options))
+            return started[-1]
 
-        with Scorer() as scorer, _meter(task.songs, task.metrics[0]) as meter:
-            records = replay(
-                task.songs, store, make, scorer, meter, task.stems, task.metrics,
-                strict=strict, keep_stems=keep_stems, unusable=found.unusable,
-            )  # fmt: skip
-            content, ended = _finish(run, plan, records, store.folder, made)
-        page = _report(content, store.folder, task.songs)
+        with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
+            run = Evaluation(task, folder, scorer, bars, checked.unusable)
+            records = separate_and_score(run, start, strict=strict, keep_stems=keep_stems)
+            content, ended = _finish(description, plan, records, folder.path, started)
+        page = _report(content, folder.path, task.songs)
     if isinstance(ended, SubmissionError):
         out.print(f"report: {escape(str(page))}")
         raise ended
@@ -272,9 +230,9 @@ def _finish(
     plan: Plan | None,
     songs: Iterator[SongRecord],
     folder: Path,
-    made: Sequence[Submission] = (),
+    started: Sequence[Submission] = (),
 ) -> tuple[dict[str, Any], KmdxError | None]:
-    """Go through the songs and write the results, also of a run that ended early; return why it did."""
+    """Run the songs and write the results; return them and the error that ended the run early, if any."""
     records: list[SongRecord] = []
     ended: KmdxError | None = None
     try:
@@ -283,9 +241,9 @@ def _finish(
         logger.error("%s", error)
         ended = error
     finally:
-        # extend() keeps what came before an exception
-        run |= _of_process(made, ended if isinstance(ended, SubmissionError) else None)
-        if made and run["interpreter"] is None:  # nothing was left to run: what was found before stays
+        # records.extend() keeps the records before an exception
+        run |= _describe_process(started, ended if isinstance(ended, SubmissionError) else None)
+        if started and run["interpreter"] is None:  # no song was left to run: keep the earlier value
             run["interpreter"] = results.interpreter_of(folder)
         content = results.summarize(run, plan, records)
         results.write(content, folder)
@@ -294,7 +252,7 @@ def _finish(
 
 def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: bool) -> bool:
     """Score folders of existing stems; several make a leaderboard. Return whether any song failed."""
-    names = _names_apart(folders)
+    names = _distinct_names(folders)
     contents = []
     for folder, name in names.items():
         found = estimates_of.find(folder, task.songs, task.stems)
@@ -308,76 +266,69 @@ def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: b
 
 
 def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
-    """Score one folder of existing stems, and print and write what came of it."""
-    with _begun(task, output, verbose) as (store, found):
-        run = results.describe_run(
-            name=name,
-            title=f"Stems in {stems.folder}",
-            submission=None,
-            code=stems.digest(),
-            plan=None,
-            ensemble=None,
-            used_weights=[],
-            device="not known",
-            precision="not known",
-            engine="not known",
-            limits=None,
-            **_of_task(task, found),
-        )
-        run["data"]["warnings"] += [str(problem) for problem in stems.problems() if not problem.fatal]
-        run["estimates"] = str(stems.folder)
-        run["started"] = store.begin(results.identity(run, found.fingerprints))
-        with Scorer() as scorer, _meter(task.songs, task.metrics[0]) as meter:
-            records = score_existing(
-                task.songs, store, stems, scorer, meter, task.stems, task.metrics, unusable=found.unusable
-            )
-            content, _ = _finish(run, None, records, store.folder)
-        page = _report(content, store.folder, task.songs)
+    """Score one folder of existing stems; write and print the results."""
+    with _open_run(task, output, verbose) as (folder, checked):
+        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest())
+        problems = [str(problem) for problem in stems.problems() if not problem.fatal]
+        description = results.describe_run(system, task, [*checked.warnings, *problems])
+        description["estimates"] = str(stems.folder)
+        description["started"] = folder.start(results.identity(description, checked.fingerprints))
+        with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
+            records = score_existing(Evaluation(task, folder, scorer, bars, checked.unusable), stems)
+            content, _ = _finish(description, None, records, folder.path)
+        page = _report(content, folder.path, task.songs)
     _print(content, page)
     return content
 
 
 @contextmanager
-def _begun(task: Task, output: Path, verbose: bool) -> Iterator[tuple[Store, Survey]]:
-    """A run's folder, held by this process, and what is known of the data.
+def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFolder, DataCheck]]:
+    """Lock a run's folder and check the data.
 
     Raises
     ------
     KmdxError
         If no song can be scored.
     """
-    store = Store(output)
-    with store.locked():
-        _log_to(store.folder / "evaluation.log", verbose)
+    folder = RunFolder(output)
+    with folder.locked():
+        _log_to(folder.path / "evaluation.log", verbose)
         count = "1 song" if len(task.songs) == 1 else f"{len(task.songs)} songs"
-        with err.status(f"checking {count}, every sample of them unless that was done before"):
-            found = survey(task.songs, store.folder, task.accept_incomplete)
-        for warning in [*found.warnings, *(f"{song}: {why}" for song, why in found.unusable.items())]:
+        with err.status(f"checking the audio of {count} (only once per run)"):
+            checked = check_data(task.songs, folder.path, task.accept_incomplete)
+        for warning in [*checked.warnings, *(f"{song}: {why}" for song, why in checked.unusable.items())]:
             logger.warning("%s", warning)
-        if len(found.unusable) == len(task.songs):
-            song, why = next(iter(found.unusable.items()))
+        if len(checked.unusable) == len(task.songs):
+            song, why = next(iter(checked.unusable.items()))
             raise KmdxError(f"none of {count} can be scored; {song}: {why}")
-        yield store, found
+        yield folder, checked
 
 
-def _of_task(task: Task, found: Survey) -> dict[str, Any]:
-    """What a run's description takes from the data and the options."""
-    return {
-        "data": task.data,
-        "split": task.songs[0].split,
-        "tracks": task.songs,
-        "stems": task.stems,
-        "metrics": task.metrics,
-        "data_warnings": found.warnings,
-        "accept_incomplete": task.accept_incomplete,
-    }
+def _describe_submission(
+    submission: Path,
+    plan: Plan | None,
+    options: SubmissionOptions,
+    limits: Limits,
+    without: Sequence[Path],
+) -> EvaluatedSystem:
+    """Describe a submission; ``without`` lists folders in it that are not part of it."""
+    if plan is None:
+        name, title = submission.name, f"the submission in {submission}"
+        digest, weights = results.describe_foreign(submission, without)
+    else:
+        name, title = plan.name, plan.title
+        digest, weights = results.code_digest(submission), results.describe_weights(plan)
+    device, precision, engine = _computation(plan, options)
+    return EvaluatedSystem(
+        name, title, digest, submission, plan, options.ensemble, weights, device, precision, engine, limits
+    )
 
 
-def _names_apart(folders: Sequence[Path]) -> dict[Path, str]:
-    """A name for each folder: its own, with as many of those above as tell it from the others."""
+def _distinct_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """A name for each folder: its own, preceded by enough parent folders to make all names different."""
     whole = {folder: folder.resolve() for folder in folders}
     if len({*whole.values()}) < len(folders):
-        raise KmdxError("--estimates names a folder twice")
+        raise KmdxError("--estimates names the same folder twice; name each folder once")
     depth, longest = 1, max(len(path.parts) for path in whole.values())
     while True:
         names = {folder: " - ".join(path.parts[1:][-depth:]) for folder, path in whole.items()}
@@ -386,39 +337,39 @@ def _names_apart(folders: Sequence[Path]) -> dict[Path, str]:
         depth += 1
 
 
-def _out_of_reach(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path]:
-    """What no submission may see: the data set, also where links lead, and the run's folder."""
+def _hidden_paths(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path]:
+    """Files that a submission must not see: the data set, including linked files, and the run's folder."""
     files = {path.resolve() for track in songs for path in track.paths}
     return [data, folder, *{path.parent for path in files}, *files]
 
 
-def _named_weights(plan: Plan | None) -> list[Path]:
-    """Weight files that a plan names by their paths."""
+def _weights_by_path(plan: Plan | None) -> list[Path]:
+    """Weight files that a plan names by path."""
     weights = [use.weight.path for use in plan.networks.values()] if plan else []
     return [Path(path) for path in weights if path is not None]
 
 
-def _of_process(made: Sequence[Submission], broken: SubmissionError | None) -> dict[str, Any]:
-    """What a run's page reports of the submission's process, also where no song was played."""
-    if not made:
+def _describe_process(started: Sequence[Submission], error: SubmissionError | None) -> dict[str, Any]:
+    """What the report shows about the submission's process, even if no song was separated."""
+    if not started:
         return {}
-    submission = made[-1]
+    submission = started[-1]
     interpreter = submission.interpreter
     return {
         "interpreter": None if interpreter is None else asdict(interpreter),
         "isolation": list(submission.isolation),
-        "failure": None if broken is None else str(broken),
+        "failure": None if error is None else str(error),
         "log_tail": submission.log_tail(),
     }
 
 
 def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
-    """The stems to score, in the order in which the songs have them.
+    """The stems to score, in the songs' order: those in ``text``, or all.
 
     Raises
     ------
     KmdxError
-        If no song has one that was asked for.
+        If no song has one of the requested stems.
     """
     if text is None:
         return tuple(dict.fromkeys(stem for track in songs for stem in track.summands))
@@ -426,19 +377,19 @@ def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise KmdxError(f"--stems {shown(name)}: no song has it; available: {', '.join(known)}")
+            raise KmdxError(f"--stems {shown(name)}: no song has this stem; available: {', '.join(known)}")
     if not names:
-        raise KmdxError(f"--stems names no stem; available: {', '.join(known)}")
+        raise KmdxError(f"--stems is empty; available: {', '.join(known)}")
     return tuple(name for name in known if name in names)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``16GB`` or ``8 GiB``.
+    """Convert a size such as ``16GB`` or ``8 GiB`` to bytes.
 
     Raises
     ------
     KmdxError
-        If it is none.
+        If the text is not a size.
     """
     number = text.strip().upper()
     unit = next((unit for unit in sorted(UNITS, key=len, reverse=True) if number.endswith(unit)), "")
@@ -446,13 +397,13 @@ def parse_size(text: str) -> int:
         size = float(number.removesuffix(unit)) * UNITS.get(unit, 1)
     except ValueError:
         size = 0
-    if not LEAST_MEMORY <= size < 2**63:  # a number without a unit is bytes, and hardly meant
+    if not MIN_MEMORY <= size < 2**63:
         raise KmdxError(f"--memory-limit {text}: expected a size such as 16GB or 8GiB")
     return int(size)
 
 
 def _plan(submission: Path, ensemble: str | None) -> Plan | None:
-    """The plan of this package's own submission; of another's nothing is known."""
+    """The plan of this package's own submission; None for any other submission."""
     if submission != ROOT:
         return None
     if ensemble is None:
@@ -463,7 +414,7 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
 
 
 def _check_stems(plan: Plan, task: Task) -> None:
-    """Raise KmdxError where a plan cannot give what would be scored."""
+    """Raise KmdxError if a plan does not separate a stem that would be scored."""
     given = {*plan.stems, *([ACCOMPANIMENT] if parts_of_accompaniment(plan.stems) else [])}
     lacking = [stem for stem in task.stems if stem not in given]
     if lacking:
@@ -472,25 +423,25 @@ def _check_stems(plan: Plan, task: Task) -> None:
         raise KmdxError(f"{shown(plan.name)} does not separate {', '.join(lacking)}{advice}")
 
 
-def _computation(plan: Plan | None, settings: SubmissionSettings) -> tuple[str, str, str]:
-    """Device, precision and engine in words: of this package's own submission what ``auto`` comes to."""
+def _computation(plan: Plan | None, options: SubmissionOptions) -> tuple[str, str, str]:
+    """Device, precision and engine in words; ``auto`` is resolved for this package's own submission."""
     if plan is None:
         own = "as the submission chooses"
-        return settings.device or own, settings.precision or own, settings.engine or own
+        return options.device or own, options.precision or own, options.engine or own
     import torch
 
     from kmdx import device as devices
     from kmdx import precision
     from my_submission import user_config
 
-    chosen = devices.choose(settings.device or user_config.DEVICE)
+    chosen = devices.choose(options.device or user_config.DEVICE)
     name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
-    in_words = precision.in_words(settings.precision or user_config.PRECISION, chosen)
-    return name, in_words, settings.engine or user_config.ENGINE
+    in_words = precision.in_words(options.precision or user_config.PRECISION, chosen)
+    return name, in_words, options.engine or user_config.ENGINE
 
 
 def _log_to(path: Path, verbose: bool) -> None:
-    """Log into a file, and with ``verbose`` to the terminal."""
+    """Log to a file, and with ``verbose`` also to the terminal."""
     logger.setLevel(logging.INFO)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -503,7 +454,7 @@ def _log_to(path: Path, verbose: bool) -> None:
 
 
 class _Bars:
-    """Progress by song and by second of audio, with the time left by the songs that were played."""
+    """Progress bars for all songs and the current one; the time left is estimated from finished songs."""
 
     def __init__(self, bar: Progress, songs: Sequence[Track], metric: Metric) -> None:
         self.bar = bar
@@ -512,9 +463,9 @@ class _Bars:
         self.count = len(songs)
         self.number = 0
         self.before = 0.0  # seconds of audio in finished songs
-        self.current = 0.0  # and in this one
-        self.played = 0.0  # seconds of audio played by this process
-        self.took = 0.0  # and the seconds that they took
+        self.current = 0.0  # and in the current one
+        self.played = 0.0  # seconds of audio separated by this command
+        self.took = 0.0  # and the wall time for them
         self.began: float | None = None
         self.whole = bar.add_task("songs", total=self.total, text=f"0 of {self.count}")
         self.one = bar.add_task("", total=None, text="", visible=False)
@@ -530,7 +481,8 @@ class _Bars:
         self.bar.update(self.whole, completed=self.before + done)
 
     def finished(self, track: Track, record: SongRecord) -> None:
-        if self.began is not None and (record.ok or record.seconds is not None):  # stems take no seconds
+        # A song that failed before it was separated says nothing about the speed.
+        if self.began is not None and (record.ok or record.seconds is not None):
             self.played += track.duration
             self.took += time.monotonic() - self.began
         fresh, self.began, self.current = self.began is not None, None, 0.0
@@ -545,7 +497,7 @@ class _Bars:
             err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"))
 
     def time_left(self) -> str:
-        """Hours, minutes and seconds until all songs are done, at the pace of those played so far."""
+        """Hours, minutes and seconds until all songs are done, at the speed so far."""
         elapsed = time.monotonic() - self.began if self.began is not None else 0.0
         played, took = self.played + self.current, self.took + (elapsed if self.current else 0.0)
         if not played:
@@ -557,7 +509,7 @@ class _Bars:
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left until all songs are done, beside the bar of all songs."""
+    """The time left until all songs are done, next to the bar of all songs."""
 
     bars: _Bars | None = None
 
@@ -567,7 +519,7 @@ class _TimeLeft(ProgressColumn):
 
 
 @contextmanager
-def _meter(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
+def _progress(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
     left = _TimeLeft()
     with terminal.progress_bar(TextColumn("{task.fields[text]}"), left) as bar:
         left.bars = _Bars(bar, songs, metric)
@@ -575,7 +527,7 @@ def _meter(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
 
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
-    """Write the page; references are played from the data set where they are files of their own."""
+    """Write the page. It plays references from the data set if they are separate files."""
     references = {
         track.name: {stem: track.files[stem] for stem in track.stems if track.is_one_file(stem)}
         for track in songs
@@ -586,7 +538,7 @@ def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Pa
 
 
 def _print(content: dict[str, Any], page: Path) -> None:
-    """Print the terminal's report."""
+    """Print the results to the terminal."""
     run, summary = content["run"], content["summary"]
     scored = f"{summary['scored']} of {summary['songs']} songs scored"
     on = "" if run["submission"] is None else f" on {run['device']}"

@@ -4,7 +4,7 @@
   const { songs, systems, metrics, columns } = data;
   const find = (id) => document.getElementById(id);
 
-  // Elements. Text goes in as text, never as HTML: a song may be called anything.
+  // Create elements. Strings become text, never HTML, because song names may contain anything.
   const make = (space) => (tag, attributes = {}, ...children) => {
     const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
@@ -133,7 +133,7 @@
   }
 
   function axis(steps, pair) {
-    // The axis spans the bulk: one song's -12 dB would press all others together.
+    // The axis covers most songs: a single song at -12 dB would squeeze all others.
     const spread = Math.max(quantile(steps, 0.75) - quantile(steps, 0.25), 0.02);
     let low = Math.min(0, pair.low ?? 0, steps.find((step) => step >= quantile(steps, 0.25) - 4 * spread));
     let high = Math.max(0, pair.high ?? 0, steps.findLast((step) => step <= quantile(steps, 0.75) + 4 * spread));
@@ -151,11 +151,11 @@
     shown = pair ? pairedSongs(pair) : [];
     const names = pair ? [systems[pair.a].name, systems[pair.b].name] : [];
     find("plot-lead").textContent = pair
-      ? `${metric().title} of ${names[1]} minus that of ${names[0]}, ${stemTitle()}: a dot for each song, in order. The band is the 95% interval of the ${metric().statistic} difference.`
+      ? `${metric().title} of ${names[1]} minus that of ${names[0]}, ${stemTitle()}: one dot per song, sorted. The band is the 95% interval of the ${metric().statistic} difference.`
       : "";
     fillSongs(names);
     if (!shown.length) {
-      figure.replaceChildren(h("p", { class: "empty" }, "No song in common has a value."), tip);
+      figure.replaceChildren(h("p", { class: "empty" }, "No common song has a value."), tip);
       return;
     }
     const style = getComputedStyle(figure);
@@ -197,7 +197,7 @@
     });
     drawing.append(dots);
     const beyond = steps.filter((step) => step < low || step > high).length;
-    const caption = beyond ? [h("figcaption", {}, `${beyond} ${beyond === 1 ? "song lies" : "songs lie"} beyond the axis, drawn hollow at its end.`)] : [];
+    const caption = beyond ? [h("figcaption", {}, `${beyond} ${beyond === 1 ? "song is" : "songs are"} outside the axis (hollow dots at its ends).`)] : [];
     figure.replaceChildren(drawing, ...caption, tip);
   }
 
@@ -213,7 +213,7 @@
     );
   }
 
-  function tell(dot) {
+  function showTip(dot) {
     tip.hidden = !dot;
     if (!dot) return;
     const song = shown[dot.dataset.place];
@@ -234,12 +234,12 @@
       const far = (dot) => Math.abs(dot.getBoundingClientRect().x + dot.getBoundingClientRect().width / 2 - event.clientX);
       return dots.length ? dots.reduce((best, dot) => (far(dot) < far(best) ? dot : best)) : null;
     };
-    figure.addEventListener("pointermove", (event) => tell(dotOf(event) ?? (event.target.closest("svg") && nearest(event))));
-    figure.addEventListener("pointerdown", (event) => tell(dotOf(event) ?? (event.target.closest("svg") && nearest(event))));
-    figure.addEventListener("pointerleave", () => tell(null));
-    figure.addEventListener("focusin", (event) => tell(dotOf(event)));
-    figure.addEventListener("focusout", () => tell(null));
-    // One dot is reached with Tab, the others from it with the arrows.
+    figure.addEventListener("pointermove", (event) => showTip(dotOf(event) ?? (event.target.closest("svg") && nearest(event))));
+    figure.addEventListener("pointerdown", (event) => showTip(dotOf(event) ?? (event.target.closest("svg") && nearest(event))));
+    figure.addEventListener("pointerleave", () => showTip(null));
+    figure.addEventListener("focusin", (event) => showTip(dotOf(event)));
+    figure.addEventListener("focusout", () => showTip(null));
+    // Tab reaches one dot; arrow keys reach the others.
     figure.addEventListener("keydown", (event) => {
       const dot = dotOf(event);
       const dots = [...figure.querySelectorAll("circle")];

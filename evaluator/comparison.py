@@ -1,15 +1,15 @@
-"""Which of several systems is better, song by song.
+"""Compares systems song by song: which one is better?
 
-Songs are paired by name, so that a song that is hard for all weighs nothing. What decides is the statistic
-that people quote of a metric: of global SDR the mean over songs, of museval's ratios the median.
+Songs are paired by name, so a song that is hard for all systems has no influence. The test uses the statistic
+that is usually quoted for a metric: the mean over songs for global SDR, the median for museval's ratios.
 
-- Mean: the paired differences' mean is tested by flips of their signs.
-- Median: the paired differences are tested by Wilcoxon's signed ranks, and their median is shown.
+- Mean: a sign-flip test of the mean of the paired differences.
+- Median: Wilcoxon's signed-rank test of the paired differences; their median is shown.
 
-A difference counts as decided if that test's p value is below 5 % *and* the bootstrap's 95 % interval of
-the statistic does not contain 0. Fewer than six songs never decide: even six of one sign are needed for a
-p value below 5 %. With more than two systems the p values of all pairs, of one metric and stem, are
-corrected by Holm.
+A difference is significant if the test's p value is below 5 % *and* the bootstrap's 95 % interval of the
+statistic does not contain 0. Fewer than six songs are never significant, because a p value below 5 % needs at
+least six differences of the same sign. With more than two systems, Holm's method corrects the p values of all
+pairs for each metric and stem.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from evaluator.records import SongRecord
 from evaluator.systems import System, describe, matching
 from kmdx.errors import KmdxError, shown
 
-TIE = 0.005  # what two decimals do not show
-MAX_SAMPLES = 100_000  # that fit in memory with any number of songs that people have
+TIE = 0.005  # smaller differences are invisible with two decimals
+MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
 SONG = "song"
-"""In place of a stem: the mean of a song's stems."""
+"""Used as the name of a stem: the mean of a song's stems."""
 
 AVERAGE = "average"
-"""In place of a stem: the mean of the stems' values over songs."""
+"""Used as the name of a stem: the mean over stems of their values over songs."""
 
 DERIVED = {"accompaniment", "instrumental"}
-"""Sums of other stems, which are left out of a song's mean where those are there."""
+"""Sums of other stems. They are left out of a song's mean if it has those stems."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far B lies above A in one metric of one stem, over the songs that both have it for.
+    """The difference between systems A and B in one metric and stem, over the songs that both have.
 
     Attributes
     ----------
     metric, stem : str
         The stem may be ``song``, the mean of the stems.
     a, b : int
-        Places of the two systems.
+        Indices of the two systems.
     songs : tuple of str
-        The pairs.
+        Songs that both systems have.
     values_a, values_b : tuple of float
-        Their values.
+        The systems' values for these songs.
     statistic : {"mean", "median"}
-        What decides.
+        The statistic that is tested.
     value_a, value_b, difference : float or None
-        That statistic of A, of B and of the differences B − A.
+        The statistic of A, of B, and of the differences B − A.
     low, high : float or None
-        Ends of the 95 % interval of the last; None of fewer than two songs.
+        Ends of the 95 % interval of ``difference``; None for fewer than two songs.
     wins, losses, ties : int
-        Songs in which B is better, A is better, and that differ by less than 0.005.
+        Number of songs in which B is better, A is better, or the difference is below 0.005.
     signed_rank : float or None
         P value of Wilcoxon's test.
     p, corrected : float or None
-        P value of the test that decides, and the same corrected for the number of pairs.
+        P value of the test for ``statistic``, without and with correction for the number of pairs.
     better : {"a", "b"} or None
-        The one that is, if the songs decide it.
+        The better system, if the difference is significant.
     """
 
     metric: str
@@ -93,13 +93,13 @@ class Difference:
     better: str | None = None
 
     def verdict(self, names: Sequence[str]) -> str:
-        """In words, with the systems' names."""
+        """The result in words, with the systems' names."""
         if self.better is not None:
             return f"{names[self.a if self.better == 'a' else self.b]} is better"
         if not self.songs:
             return "no song in common"
-        if len(self.songs) < significance.FEWEST:
-            return f"too few songs: {len(self.songs)}, at least {significance.FEWEST} can decide"
+        if len(self.songs) < significance.MIN_SONGS:
+            return f"too few songs: {len(self.songs)}, expected at least {significance.MIN_SONGS}"
         if self.corrected is None:
             return "no difference"
         if self.low is not None and self.high is not None and self.low <= 0 <= self.high:
@@ -109,27 +109,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems side by side.
+    """A comparison of systems.
 
     Attributes
     ----------
     systems : tuple of System
-    metrics : tuple of Metric
-        Those that two systems have.
-    stems : tuple of str
-        Those that two systems have.
+    metrics, stems : tuple
+        Metrics and stems that at least two systems have.
     mean_stems : tuple of str
-        The stems whose mean is ``song``; empty where there is none.
+        The stems whose mean is ``song``; empty if there is no such mean.
     songs : tuple of str
-        The songs that all systems with songs have, over which ``values`` are.
+        Songs that all systems with songs have. ``values`` are computed over these songs.
     values : dict
-        Of each metric, statistic and system: the value of each stem and of ``average``.
+        The value of each stem and of ``average``, for each metric, statistic and system.
     differences : tuple of Difference
-        Of each metric, stem and pair.
+        One for each metric, stem and pair of systems.
     alone : dict
-        The songs of each system that some other does not have.
+        For each system the songs that not all systems have.
     warnings : tuple of str
-        What makes them hard to compare.
+        What makes the systems hard to compare.
     """
 
     systems: tuple[System, ...]
@@ -144,40 +142,40 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the systems are called."""
+        """Names of the systems."""
         return tuple(system.name for system in self.systems)
 
     @property
     def tested(self) -> tuple[int, ...]:
-        """Places of the systems with songs."""
+        """Indices of the systems with songs."""
         return tuple(place for place, system in enumerate(self.systems) if system.kind != "published")
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """``song`` where it exists, and the stems."""
+        """``song`` if it exists, and the stems."""
         return (*([SONG] if self.mean_stems else []), *self.stems)
 
 
 def compare(
     systems: Sequence[System], samples: int = 10_000, seed: int = 0, only: Sequence[str] | None = None
 ) -> Comparison:
-    """Compare systems, each pair of those with songs.
+    """Compare each pair of systems that have songs.
 
     Parameters
     ----------
     systems : sequence of System
-        Two or more, as :func:`evaluator.systems.load_all` gives them.
+        Two or more, from :func:`evaluator.systems.load_all`.
     samples : int
-        Times that the songs are drawn again, and that signs are flipped.
+        Number of bootstrap samples, and of random sign flips.
     seed : int
-        Of the drawing.
+        Seed of the random numbers.
     only : sequence of str, optional
-        Names of the metrics to compare; all that two systems have if not given.
+        Names of the metrics to compare; by default all that at least two systems have.
 
     Raises
     ------
     KmdxError
-        If they have no metric, stem or song in common, or an option is out of range.
+        If the systems have no metric, stem or song in common, or an option is out of range.
     """
     if not 1 <= samples <= MAX_SAMPLES:
         raise KmdxError(f"--samples {samples}: expected 1 to {MAX_SAMPLES}")
@@ -190,22 +188,15 @@ def compare(
     common = (
         [key for key in songs[tested[0]] if all(key in songs[place] for place in tested)] if tested else []
     )
-    differences = [
-        difference
-        for metric in metrics
-        for stem in (*([SONG] if mean_stems else []), *stems)
-        for difference in _pairs(
-            metric,
-            stem,
-            {
+    differences: list[Difference] = []
+    for metric in metrics:
+        for stem in (*([SONG] if mean_stems else []), *stems):
+            values = {
                 place: _values(songs[place], metric.name, stem, mean_stems)
                 for place in tested
                 if _has(systems[place], metric.name, mean_stems if stem == SONG else [stem])
-            },
-            samples,
-            seed,
-        )
-    ]
+            }
+            differences += _pairs(metric, stem, values, samples, seed)
     return Comparison(
         tuple(systems),
         tuple(metrics),
@@ -226,20 +217,20 @@ def compare(
 def _check_songs(
     systems: Sequence[System], songs: Sequence[Mapping[str, SongRecord]], tested: Sequence[int]
 ) -> None:
-    """Raise where no two systems share a song."""
+    """Raise KmdxError if no two systems have a song in common."""
     pairs = list(itertools.combinations(tested, 2))
     if pairs and not any(songs[a].keys() & songs[b].keys() for a, b in pairs):
         counts = ", ".join(f"{len(songs[place])} in {systems[place].name}" for place in tested)
-        raise KmdxError(f"no song has scores in two of the runs: {counts}")
+        raise KmdxError(f"no two runs have a song in common: {counts}")
 
 
 def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metric]:
-    """The metrics that two systems have, in the order of the table; of these, the wanted ones."""
+    """The requested metrics that at least two systems have, in the order of the table."""
     found = list(dict.fromkeys(name for system in systems for name in system.metrics))
     shared = [name for name in found if sum(name in system.metrics for system in systems) > 1]
     if not shared:
         what = "; ".join(f"{system.name}: {', '.join(system.metrics) or 'none'}" for system in systems)
-        raise KmdxError(f"no metric is in two of the runs: {what}")
+        raise KmdxError(f"no two runs have a metric in common: {what}")
     if only is not None:
         for name in only:
             if name not in shared:
@@ -247,24 +238,24 @@ def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metr
                 raise KmdxError(f"no two runs have the metric {shown(name)}; available: {available}")
         shared = [name for name in shared if name in only]
         if not shared:
-            raise KmdxError("--metrics names no metric")
+            raise KmdxError("--metrics is empty; name a metric, or leave out the option")
     order = {name: place for place, name in enumerate(METRICS)}
     return [describe(name) for name in sorted(shared, key=lambda name: order.get(name, len(order)))]
 
 
 def _stems(systems: Sequence[System]) -> list[str]:
-    """The stems that two systems have; a table that gives only averages has them all."""
+    """The stems that at least two systems have; a table that has only averages counts as having all."""
     found = list(dict.fromkeys(stem for system in systems for stem in system.stems))
     shared = [stem for stem in found if sum(stem in system.stems for system in systems) > 1]
     averages = any(system.kind == "published" and not system.stems for system in systems)
     if not shared and not averages:
         what = "; ".join(f"{system.name}: {', '.join(system.stems) or 'none'}" for system in systems)
-        raise KmdxError(f"no stem is in two of the runs: {what}")
+        raise KmdxError(f"no two runs have a stem in common: {what}")
     return sorted(shared or found, key=lambda stem: (stem in DERIVED, stem))
 
 
 def _mean_stems(systems: Sequence[System], stems: Sequence[str]) -> tuple[str, ...]:
-    """The stems of a song's mean: those that every system of several stems has."""
+    """The stems of a song's mean: those that every system with several stems has."""
     several = [system for system in systems if len(system.stems) > 1]
     shared = [stem for stem in stems if all(stem in system.stems for system in several)] if several else []
     plain = [stem for stem in shared if stem not in DERIVED]
@@ -277,7 +268,7 @@ def _has(system: System, metric: str, stems: Sequence[str]) -> bool:
 
 
 Values = Mapping[str, float]
-"""A system's value of each song that has one."""
+"""A system's value for each song that has one."""
 
 
 def _values(songs: Mapping[str, SongRecord], metric: str, stem: str, mean_stems: Sequence[str]) -> Values:
@@ -294,7 +285,7 @@ def _values(songs: Mapping[str, SongRecord], metric: str, stem: str, mean_stems:
 def _pairs(
     metric: Metric, stem: str, values: Mapping[int, Values], samples: int, seed: int
 ) -> list[Difference]:
-    """The differences of every pair in one metric and stem, their p values corrected together."""
+    """The differences of every pair in one metric and stem, with corrected p values."""
     found = [
         _difference(metric, stem, a, b, values[a], values[b], samples, seed)
         for a, b in itertools.combinations(values, 2)
@@ -325,7 +316,7 @@ def _difference(
     steps = np.round(values_b - values_a, 9)  # so that equal differences are equal
     better = steps if metric.higher_is_better else -steps
     low, high = bootstrap.interval(steps, samples, seed, statistic) or (None, None)
-    ranks = significance.signed_rank(steps) if len(names) >= significance.FEWEST else None
+    ranks = significance.signed_rank(steps) if len(names) >= significance.MIN_SONGS else None
     flips = significance.sign_flip(steps, samples, seed) if ranks is not None else None
     reduce = _reduce(statistic)
     return replace(
@@ -344,7 +335,7 @@ def _difference(
 
 
 def _decided(difference: Difference, metric: Metric) -> Difference:
-    """The same with the better one, if the test and the interval agree that there is one."""
+    """The difference with its better system, if both the test and the interval are significant."""
     low, high = difference.low, difference.high
     if difference.corrected is None or low is None or high is None or low <= 0 <= high:
         return difference
@@ -364,7 +355,7 @@ def _statistics(
     metrics: Sequence[Metric],
     stems: Sequence[str],
 ) -> dict[str, dict[str, list[dict[str, float | None]]]]:
-    """Means and medians of every system over the common songs, or over its own where there are none."""
+    """Means and medians of every system over the common songs, or over its own if there are none."""
     ways: tuple[Statistic, ...] = ("mean", "median")
     return {
         metric.name: {

@@ -1,6 +1,6 @@
-"""The command ``python -m evaluator.compare RUN…``: which of several runs is better, song by song.
+"""The command ``python -m evaluator.compare RUN…``, which compares runs song by song.
 
-See :mod:`evaluator.systems` for what can be compared, and :mod:`evaluator.comparison` for how it is decided.
+:mod:`evaluator.systems` describes what can be compared, :mod:`evaluator.comparison` how.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["compare", "load", "load_all"]
 
 PAGE = Path("compare.html")
 MANY = 4
-"""Systems of which the terminal still shows every pair's stems; the page always does."""
+"""Up to this many systems the terminal shows each stem of every pair. The page always does."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -42,25 +42,25 @@ def command(
         list[str],
         typer.Argument(
             metavar="RUN",
-            help="Folders of runs, folders of museval's JSON files such as SiSEC 2018's METHOD/test, or "
-            "published:NAME for results in evaluator/published.yaml.",
+            help="Folder of a run, folder of museval's JSON files such as SiSEC 2018's METHOD/test, or "
+            "published:NAME for a result in evaluator/published.yaml.",
             show_default=False,
         ),
     ],
     metrics: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Only these metrics, comma-separated.")
+        str | None, typer.Option(metavar="NAMES", help="Metrics to compare, comma-separated.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Bootstrap samples.")] = 10_000,
+    samples: Annotated[int, typer.Option(help="Number of bootstrap samples.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     output: JsonOption = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="The page to write.", show_default=str(PAGE)),
+        typer.Option("--html", metavar="FILE", help="Page to write.", show_default=str(PAGE)),
     ] = None,
 ) -> None:
-    """Compare runs song by song: which one is better, and whether chance alone could explain it."""
+    """Compare runs song by song: which one is better, and could the difference be chance?"""
     if html is None and PAGE.exists() and not comparison_page.is_own(PAGE):
-        raise KmdxError(f"{PAGE} exists and is no page of this command: name another file with --html")
+        raise KmdxError(f"{PAGE} exists, and this command did not write it; name another file with --html")
     found = compare(load_all(runs), samples, seed, _names(metrics))
     show_tables(found)
     page = comparison_page.write(found, html or PAGE)
@@ -70,14 +70,15 @@ def command(
 
 
 def show_tables(found: Comparison) -> None:
-    """Print a comparison: systems, warnings, and for each metric values and verdicts."""
+    """Print a comparison: systems, warnings, and the values and verdicts of each metric."""
     letters = [_letter(place) for place in range(len(found.systems))]
     for letter, system in zip(letters, found.systems, strict=True):
         out.print(escape(f"{letter}: {system.name}, {system.place}"))
     for warning in found.warnings:
         terminal.warn(warning, out)
     for name, songs in found.alone.items():
-        out.print(escape(f"not in all runs: {count(len(songs), 'song')} of {name}: {listed(songs)}"))
+        be = "is" if len(songs) == 1 else "are"
+        out.print(escape(f"{count(len(songs), 'song')} of {name} {be} not in all runs: {listed(songs)}"))
     for metric in found.metrics:
         if len(found.systems) > 2 or len(found.tested) < 2:
             out.print(_values(found, metric, letters))
@@ -85,11 +86,11 @@ def show_tables(found: Comparison) -> None:
             out.print(_differences(found, metric, letters))
     if len(found.tested) > 2:
         pairs = len(found.tested) * (len(found.tested) - 1) // 2
-        out.print(f"p: corrected by Holm for {pairs} pairs")
+        out.print(f"p values are corrected for {pairs} pairs (Holm)")
 
 
 def content(found: Comparison) -> dict[str, Any]:
-    """A comparison as JSON has it."""
+    """A comparison as JSON content."""
     return {
         "systems": [
             {"name": system.name, "place": system.place, "kind": system.kind, "songs": len(system.songs)}
@@ -129,8 +130,8 @@ def _title(metric: Metric) -> str:
 
 
 def _values(found: Comparison, metric: Metric, letters: Sequence[str]) -> Table:
-    """Every system's value of each stem, over the songs that all have."""
-    over = f" that all have: {len(found.songs)}" if found.songs and len(found.tested) > 1 else ""
+    """Every system's value for each stem, over the songs that all systems have."""
+    over = f" ({len(found.songs)} in common)" if found.songs and len(found.tested) > 1 else ""
     table = Table(title=f"{_title(metric)}{over}", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     columns = (AVERAGE, *found.stems)

@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that carries its styles, its script and its numbers in itself."""
+"""The page of a comparison: one self-contained HTML file with styles, script and numbers."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from kmdx.errors import listed
 
 HERE = Path(__file__).parent
 GENERATOR = "kmdx-net comparison"
-"""What the page says made it."""
+"""The page's generator, by which this module recognizes its own pages."""
 
 
 def write(comparison: Comparison, path: Path) -> Path:
-    """Write the page, whole or not at all; return its path.
+    """Write the page atomically; return its path.
 
     Raises
     ------
     RunError
         If it cannot be written.
     """
-    # A file's name need not be text: what is not is shown as "?".
+    # File names may contain bytes that are not text; they become "?".
     write_text(path, page(comparison).encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is a page that this module wrote, and so may be replaced."""
+    """Whether this module wrote a file, so that it may be overwritten."""
     try:
         with path.open("rb") as file:
             return GENERATOR.encode() in file.read(2000)
@@ -73,7 +73,7 @@ def page(comparison: Comparison) -> str:
         listed=listed,
         coverage=f"{COVERAGE:.0%}",
         level=f"{significance.LEVEL:.0%}",
-        fewest=significance.FEWEST,
+        fewest=significance.MIN_SONGS,
         style=Markup(style),
         script=Markup((HERE / "comparison.js").read_text(encoding="utf-8")),
         data=embedded_json(finite(_data(comparison))),
@@ -86,7 +86,7 @@ def _template() -> jinja2.Template:
 
 
 def _facts(system: System) -> dict[str, Any]:
-    """What the page says of a system."""
+    """Facts about a system for the page."""
     run, row = system.run, system.row
     facts: dict[str, Any] = {}
     if system.kind == "run":
@@ -109,7 +109,7 @@ def _facts(system: System) -> dict[str, Any]:
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:
-    """What the page's script draws: every song's scores, every mean and every verdict."""
+    """Data for the page's script: every song's scores, every mean and every verdict."""
     match = matching(comparison.systems)
     names: dict[str, str] = {}
     for system in comparison.systems:
@@ -139,7 +139,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _scores(system: System, comparison: Comparison, keys: list[str]) -> dict[str, Any]:
-    """A system's value of each song, by metric and stem."""
+    """A system's value for each song, by metric and stem."""
     match = matching(comparison.systems)
     songs = {match(name): record for name, record in system.songs.items()}
 

@@ -1,6 +1,7 @@
-"""What is known of the data before any work: problems and fingerprints, remembered in the run's folder.
+"""Checks a run's data before any work: problems and fingerprints, saved in the run's folder.
 
-Every sample of a data set is read for it, so it is done once: ``checked.json`` says of which files.
+The check reads every sample of the data set, so its result is kept in ``checked.json`` and used again while
+the files stay the same.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from evaluator import dataset
 from evaluator.dataset import Track
@@ -16,21 +16,21 @@ from evaluator.run_folder import RunError, read_json, write_json
 from kmdx.errors import AudioError
 
 VERSION = 2
-"""Of what is checked: a check by other rules is done again."""
+"""Version of the check: results of other versions are not used."""
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was found.
+class DataCheck:
+    """Result of a check.
 
     Attributes
     ----------
     warnings : list of str
-        What a reader of the scores must know.
+        Problems that a reader of the scores must know about.
     unusable : dict of str to str
         Songs that cannot be scored, and why.
     fingerprints : dict of str to str
-        sha256 of each song's content.
+        The sha256 of each song's content.
     """
 
     warnings: list[str]
@@ -38,8 +38,8 @@ class Survey:
     fingerprints: dict[str, str]
 
 
-def survey(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = False) -> Survey:
-    """Check songs, or say again what was found when these same files were checked before.
+def check_data(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = False) -> DataCheck:
+    """Check songs, or return the saved result if the same files were checked before.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def survey(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = Fals
     folder : Path
         The run's folder.
     accept_incomplete : bool
-        Whether songs of which a stem is missing can be scored.
+        Whether songs with missing stems can be scored.
     """
     path = folder / "checked.json"
     files = {track.name: _stamps(track) for track in tracks}
@@ -57,25 +57,23 @@ def survey(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = Fals
     except RunError:
         known = {}
     same = known.get("files") == files and known.get("rules") == rules
-    if not same or not known.keys() >= {field.name for field in fields(Survey)}:
-        known = {"files": files, "rules": rules, **_look(tracks, accept_incomplete)}
+    if not same or not known.keys() >= {field.name for field in fields(DataCheck)}:
+        known = {"files": files, "rules": rules, **asdict(_check(tracks, accept_incomplete))}
         write_json(path, known)
-    return Survey(known["warnings"], known["unusable"], known["fingerprints"])
+    return DataCheck(known["warnings"], known["unusable"], known["fingerprints"])
 
 
-def _look(tracks: Sequence[Track], accept_incomplete: bool) -> dict[str, Any]:
-    """Read everything."""
+def _check(tracks: Sequence[Track], accept_incomplete: bool) -> DataCheck:
+    """Read and check every song."""
     problems = dataset.check(tracks, accept_incomplete=accept_incomplete)
     unusable: dict[str, str] = {}
     for problem in problems:
         if problem.fatal and problem.track is not None:
             unusable.setdefault(problem.track, problem.message)
-    return asdict(
-        Survey(
-            warnings=[str(problem) for problem in problems if not problem.fatal],
-            unusable=unusable,
-            fingerprints={track.name: _fingerprint(track) for track in tracks},
-        )
+    return DataCheck(
+        warnings=[str(problem) for problem in problems if not problem.fatal],
+        unusable=unusable,
+        fingerprints={track.name: _fingerprint(track) for track in tracks},
     )
 
 
@@ -87,7 +85,7 @@ def _fingerprint(track: Track) -> str:
 
 
 def _stamps(track: Track) -> dict[str, list[int]]:
-    """Size and time of each of a song's files, those included that are not used."""
+    """Size and modification time of each of a song's files, including unused ones."""
     named = [(name, part.path) for name, parts in track.sources.items() for part in parts]
     named += [("extra", path) for path in track.extra]
     if track.layout is not None and (described := track.layout.place / "data.json").is_file():
@@ -96,7 +94,7 @@ def _stamps(track: Track) -> dict[str, list[int]]:
     for name, path in sorted(named):
         try:
             stat = path.stat()
-        except OSError:  # a link to nothing, which the check reports
+        except OSError:  # a broken link, which the check reports
             stamps[f"{name}: {path}"] = [0, 0]
         else:
             stamps[f"{name}: {path.resolve()}"] = [stat.st_size, stat.st_mtime_ns]

@@ -1,8 +1,8 @@
-"""Songs with their true stems: found, checked, and handed out as wav files.
+"""Finds, checks and reads songs with their true stems.
 
-:mod:`evaluator.layouts` lists the layouts that are recognized, :mod:`evaluator.described` the YAML file that
-describes any other. A stem is one file, one stream of a file, or the sum of several files. A song without a
-mixture has the sum of its stems as its mixture. Songs are scored at their own rate, in mono or stereo.
+:mod:`evaluator.layouts` recognizes common layouts. :mod:`evaluator.described` reads a YAML file that
+describes any other layout. A stem is one file, one stream of a file, or the sum of several files. If a song
+has no mixture, the sum of its stems is used. Songs are scored at their own sample rate, in mono or stereo.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 MUSDB_SONGS = 50  # in MUSDB18-HQ's test set
 EVERY_SPLIT = "all"
-"""As a split: the songs of all of them."""
+"""Used as a split: the songs of all splits."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class Track:
     name : str
         Its folder's name, its file's without ``.stem.mp4``, or its artist and title.
     sources : mapping of str to tuple of AudioSource
-        Where the sound of each stem is, and of the mixture where the song has one.
+        The sources of each stem, and of the mixture if the song has one.
     split : str or None
-        The split that it is in, such as ``test``.
+        Its split, such as ``test``.
     extra : tuple of Path
-        Sound files next to them that are no stem.
+        Sound files in its folder that are not stems.
     lossy : bool
-        Whether a stem was compressed with loss.
+        Whether a stem is in a lossy format.
     rate, samples, channels : int
-        From the headers of its files; 0 where they cannot be read, which :func:`check` reports.
+        From the headers of its files; 0 if they cannot be read, which :func:`check` reports.
     layout : SongFiles, optional
-        What else its layout gives.
+        Further properties from its layout.
     strays : tuple of Path
-        Sound files of the data set that belong to no song: the same in every track.
+        Sound files of the data set that belong to no song; the same for every track.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Track:
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Duration in seconds."""
         return self.samples / self.rate if self.rate else 0.0
 
     @property
@@ -93,18 +93,18 @@ class Track:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """Stems that the song has, without the mixture."""
+        """The song's stems, without the mixture."""
         return tuple(name for name in self.sources if name != MIXTURE)
 
     @property
     def available(self) -> tuple[str, ...]:
-        """Stems that :func:`read` can give: those of :attr:`stems`, and the accompaniment as a sum."""
+        """Stems that :func:`read` can read: :attr:`stems`, and the accompaniment as a sum."""
         derived = ACCOMPANIMENT not in self.sources and "vocals" in self.sources and len(self.stems) > 1
         return (*self.stems, ACCOMPANIMENT) if derived else self.stems
 
     @property
     def summands(self) -> tuple[str, ...]:
-        """Stems that make up the mixture, none of which is contained in another."""
+        """Stems that sum to the mixture; none is part of another."""
         if ACCOMPANIMENT not in self.sources:
             return self.stems
         if set(STEMS) - {"vocals"} <= self.sources.keys():
@@ -113,21 +113,21 @@ class Track:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Its stems and mixture that are one file each, as they are in the data set."""
+        """The files of those stems (and the mixture) that are a single file each."""
         return {name: parts[0].path for name, parts in self.sources.items() if self.is_one_file(name)}
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All its files, each once."""
+        """All its files, without duplicates."""
         return tuple(dict.fromkeys(part.path for parts in self.sources.values() for part in parts))
 
     def sources_of(self, stem: str) -> tuple[AudioSource, ...]:
-        """What a stem or the mixture is the sum of.
+        """The sources that sum to a stem or the mixture.
 
         Raises
         ------
         KmdxError
-            If the song has no such stem.
+            If the song does not have this stem.
         """
         if stem in self.sources:
             return self.sources[stem]
@@ -136,20 +136,21 @@ class Track:
         elif stem in self.available:
             names = tuple(name for name in self.summands if name != "vocals")
         else:
-            raise KmdxError(f"{self.name}: no stem {stem!r}; it has {', '.join(self.available) or 'none'}")
+            known = ", ".join(self.available) or "none"
+            raise KmdxError(f"{self.name}: no stem {stem!r}; available: {known}")
         return tuple(part for name in names for part in self.sources[name])
 
     def is_one_file(self, stem: str) -> bool:
-        """Whether a stem or the mixture is a file of its own."""
+        """Whether a stem or the mixture is a single file."""
         return [part.stream for part in self.sources.get(stem, ())] == [None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about the data that the user should know."""
+    """A problem of the data that the user should know about."""
 
     track: str | None
-    """The song's name; ``None`` where it is about the whole set."""
+    """The song's name; ``None`` for a problem of the whole data set."""
     fatal: bool
     """Whether the song cannot be scored."""
     message: str
@@ -159,12 +160,12 @@ class Problem:
 
 
 def scan(data: Path) -> Scan:
-    """Find out which songs a data set holds, in any layout.
+    """Find the songs of a data set in any layout.
 
     Raises
     ------
     KmdxError
-        If DATA cannot be read, or its ``dataset.yaml`` is wrong.
+        If the data set cannot be read, or its ``dataset.yaml`` is invalid.
     """
     try:
         description = described.file_of(data)
@@ -174,22 +175,22 @@ def scan(data: Path) -> Scan:
 
 
 def find_tracks(data: Path, split: str | None = None, tracks: str | None = None) -> list[Track]:
-    """Find the songs of a data set, in the order of their names.
+    """Find the songs of a data set, sorted by name.
 
     Parameters
     ----------
     data : Path
         The data set, one of its splits, one song's folder, one MUSDB18 file, or a ``dataset.yaml``.
     split : str, optional
-        Take the songs of this split; :data:`EVERY_SPLIT` takes all songs. ``None`` takes ``test`` where
-        there is one, else the songs that are in no split.
+        Return the songs of this split; :data:`EVERY_SPLIT` returns all songs. ``None`` returns the songs of
+        ``test`` if it exists, else those that are in no split.
     tracks : str, optional
         A song's name, or a pattern of names such as ``"A*"``.
 
     Raises
     ------
     KmdxError
-        If there are none, or no such split; reports what was expected and what there is.
+        If there are no songs or the split does not exist. The message gives what was expected and found.
     """
     found = scan(data)
     if not found.splits:
@@ -204,21 +205,21 @@ def find_tracks(data: Path, split: str | None = None, tracks: str | None = None)
     matching = exact or [track for track in songs if fnmatchcase(key(track.name), pattern)]
     if not matching:
         count = _count(len(songs), "song")
-        raise KmdxError(f"{data}: {count}, none named {tracks!r}; the first is {songs[0].name!r}")
+        raise KmdxError(f"{data}: none of {count} is named {tracks!r}; the first is {songs[0].name!r}")
     return matching
 
 
 def check(tracks: Sequence[Track], content: bool = True, accept_incomplete: bool = False) -> list[Problem]:
-    """Check songs: names and headers of all, then the samples of those that passed.
+    """Check songs: first all names and headers, then the samples of songs that passed.
 
     Parameters
     ----------
     tracks : sequence of Track
     content : bool
-        Read every sample, in blocks: stems must sum to their mixture, and no mixture may occur twice. AAC
-        never sums exactly, so MUSDB18 files are only compared as files.
+        Whether to read every sample, in blocks. Stems must sum to their mixture, and no mixture may occur
+        twice. The stems of MUSDB18's AAC files never sum exactly, so their sum is not checked.
     accept_incomplete : bool
-        Score songs of which a stem is missing; otherwise that is fatal.
+        Whether songs with missing stems can be scored; otherwise a missing stem is fatal.
     """
     problems = [*_check_set(tracks), *_check_names(tracks)]
     for track in tracks:
@@ -231,14 +232,14 @@ def check(tracks: Sequence[Track], content: bool = True, accept_incomplete: bool
 
 
 def fingerprint(track: Track) -> str:
-    """The sha256 in hexadecimal over a song's files, whatever it is called and wherever it is stored.
+    """The sha256 of a song's files in hexadecimal; independent of the song's name and folder.
 
     Raises
     ------
     AudioError
         If a file cannot be read.
     """
-    names: dict[Path, str] = {}  # a MUSDB18 file once
+    names: dict[Path, str] = {}  # contains a MUSDB18 file only once
     for name, parts in track.sources.items():
         names.update({part.path: name for part in parts})
     digest = hashlib.sha256()
@@ -249,7 +250,7 @@ def fingerprint(track: Track) -> str:
 
 
 def read(track: Track, stem: str) -> audio.Audio:
-    """Read a stem, or the mixture, whole.
+    """Read a whole stem or the whole mixture.
 
     Parameters
     ----------
@@ -262,34 +263,34 @@ def read(track: Track, stem: str) -> audio.Audio:
     AudioError
         If it cannot be read.
     KmdxError
-        If the song has no such stem.
+        If the song does not have this stem.
     """
     parts = track.sources_of(stem)
     return audio.Audio(sources.read(parts, track.form, f"{track.name}: {stem}"), track.rate)
 
 
 def blocks(track: Track, stem: str, size: int = BLOCK) -> Iterator[NDArray[np.float32]]:
-    """Read a stem, or the mixture, ``size`` samples at a time: float32 ``(samples, channels)``.
+    """Read a stem or the mixture in blocks of ``size`` samples: float32 ``(samples, channels)``.
 
-    Each block is overwritten by the next one; errors are those of :func:`read`.
+    Each block overwrites the previous one. The errors are those of :func:`read`.
     """
     return sources.blocks(track.sources_of(stem), track.form, size)
 
 
 def as_wav(track: Track, stem: str, folder: Path) -> Path:
-    """Give a stem, or the mixture, as a wav file.
+    """Return a wav file of a stem or the mixture; write it if the song has none.
 
     Returns
     -------
     Path
-        The song's own file if it is wav; else ``folder/<stem>.wav``, float32, written whole or not at all.
+        The song's own file if it is wav; else ``folder/<stem>.wav`` in float32, written atomically.
 
     Raises
     ------
     AudioError
         If it cannot be read or written.
     KmdxError
-        If the song has no such stem.
+        If the song does not have this stem.
     """
     first, *others = track.sources_of(stem)
     multitrack = track.layout is not None and track.layout.multitrack
@@ -303,7 +304,7 @@ def as_wav(track: Track, stem: str, folder: Path) -> Path:
 
 
 def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, list[SongFiles]]:
-    """The songs that were asked for, by their splits."""
+    """The requested songs by split."""
     named = [name for name in found.splits if name is not None]
     same = [name for name in named if key(name) == key(split or "test")]
     if same:
@@ -319,15 +320,15 @@ def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, li
             return {None: found.splits[None]}
         if len(named) == 1 and key(named[0]) not in SPLITS:  # a folder around the songs
             return {None: found.splits[named[0]]}
-    there = [f"{name} ({_count(len(found.splits[name]), 'song')})" for name in sorted(named)]
+    splits = [f"{name} ({_count(len(found.splits[name]), 'song')})" for name in sorted(named)]
     if None in found.splits:
-        there.append(f"{_count(len(found.splits[None]), 'song')} in no split")
+        splits.append(f"{_count(len(found.splits[None]), 'song')} in no split")
     advice = f"use --split {sorted(named)[0]}" if named else "leave out --split"
-    raise KmdxError(f"{data}: no split {split or 'test'!r}; found {', '.join(there)}: {advice}")
+    raise KmdxError(f"{data}: no split {split or 'test'!r}; found {', '.join(splits)}; {advice}")
 
 
 def _track(song: SongFiles, split: str | None, strays: tuple[Path, ...]) -> Track:
-    """A song with what its mixture's header says, or that of its stems together."""
+    """A song with the form of its mixture, or else of its stems."""
     parts = [part for each in song.sources.values() for part in each]
     lossy = any(part.stream is not None or sources.is_lossy(part.path) for part in parts)
     form = Form(0, 0, 0)
@@ -359,32 +360,32 @@ def _nothing(data: Path, found: Scan) -> str:
     """Why a data set has no songs."""
     description = described.file_of(data)
     if description is not None:
-        return f"{description}: no songs: no file matches the pattern of a stem"
+        return f"{description}: no songs found: no file matches the pattern of a stem; check the patterns"
     if data.is_file():
-        return f"{data}: expected a folder, a file <song>{STEM_FILE} or a {described.FILE}"
+        return f"{data}: not a data set; expected a folder, a file <song>{STEM_FILE} or a {described.FILE}"
     sounds = layouts.sounds_below(data)
     if sounds:
         examples = listed([path.relative_to(data).as_posix() for path in sounds[:3]])
         more = f" and {len(sounds) - 3} more" if len(sounds) > 3 else ""
         return (
-            f"{data}: no songs: no sound file has the name of a stem ({', '.join(STEMS)}, …); found "
-            f"{examples}{more}: describe which files are which stem in {data / described.FILE}"
+            f"{data}: no songs found: no sound file has the name of a stem ({', '.join(STEMS)}, …); found "
+            f"{examples}{more}; describe which files belong to which stem in {data / described.FILE}"
         )
     names = [path.name for path in layouts.entries(data)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    there = ", ".join(names[:3]) + more if names else "an empty folder"
+    content = ", ".join(names[:3]) + more if names else "an empty folder"
     return (
-        f"{data}: no songs; expected <split>/<song>/{MIXTURE}.wav with {', '.join(STEMS)} or other "
-        f"stems next to it, <song>{STEM_FILE}, or a {described.FILE}; found {there}"
+        f"{data}: no songs found; expected <split>/<song>/{MIXTURE}.wav with {', '.join(STEMS)} or other "
+        f"stems next to it, <song>{STEM_FILE}, or a {described.FILE}; found {content}"
     )
 
 
 def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
-    """What concerns the set as a whole."""
+    """Check the data set as a whole."""
     count = _count(len(tracks), "song")
     is_musdb = all(set(track.stems) == set(STEMS) and track.rate in (0, RATE) for track in tracks)
     if is_musdb and len(tracks) != MUSDB_SONGS:
-        yield Problem(None, False, f"{count}, where MUSDB18-HQ's test set has {MUSDB_SONGS}")
+        yield Problem(None, False, f"the data set has {count}, but MUSDB18-HQ's test set has {MUSDB_SONGS}")
     lossy = [track for track in tracks if track.lossy]
     if lossy:
         paths = {path for track in lossy for path in track.paths}
@@ -392,8 +393,9 @@ def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
         streams = any(part.stream is not None for track in lossy for part in track.sources_of(MIXTURE))
         kind = "AAC" if streams else ", ".join(endings)
         be = "is" if len(tracks) == 1 else "are"
-        message = f"{len(lossy)} of {count} {be} lossy ({kind}): scores are not "
-        yield Problem(None, False, message + ("MUSDB18-HQ's" if streams else "those against the originals"))
+        scores = "scores on MUSDB18-HQ" if streams else "scores against uncompressed stems"
+        message = f"{len(lossy)} of {count} {be} lossy ({kind}): scores differ from {scores}"
+        yield Problem(None, False, message)
     without = [track for track in tracks if MIXTURE not in track.sources and track.stems]
     if without:
         have = (
@@ -406,7 +408,7 @@ def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
     numbers = Counter(stem for track in tracks for stem in track.stems)
     some = [f"{stem} ({number})" for stem, number in numbers.items() if number < len(tracks)]
     if some:
-        yield Problem(None, False, f"stems that not all of {count} have: {listed(some)}")
+        yield Problem(None, False, f"not all of {count} have these stems: {listed(some)}")
     declared = dict.fromkeys(
         stem for track in tracks if track.layout for stem in track.layout.declared if stem not in numbers
     )
@@ -415,7 +417,7 @@ def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
     strays = dict.fromkeys(path for track in tracks for path in track.strays)
     if strays:
         places = [f"{path.parent.name}/{path.name}" for path in strays]
-        yield Problem(None, False, f"not used, as no song has them: {listed(places)}")
+        yield Problem(None, False, f"not used, because they belong to no song: {listed(places)}")
 
 
 def _check_names(tracks: Sequence[Track]) -> Iterator[Problem]:
@@ -432,9 +434,9 @@ def _check_headers(track: Track) -> Iterator[Problem]:
         yield Problem(track.name, fatal, message)
     if track.extra:
         names = listed([_below(path, track) for path in track.extra])
-        yield Problem(track.name, False, f"not used, as it is no stem or there twice: {names}")
+        yield Problem(track.name, False, f"not used, because they are not stems or are duplicates: {names}")
     if not track.stems:
-        yield Problem(track.name, True, f"no stem among its files: expected {', '.join(STEMS)} or others")
+        yield Problem(track.name, True, f"none of its files is a stem; expected {', '.join(STEMS)} or others")
 
     forms: list[tuple[str, Form]] = []
     streams = max((part.stream or 0 for parts in track.sources.values() for part in parts), default=0)
@@ -451,7 +453,7 @@ def _check_headers(track: Track) -> Iterator[Problem]:
 
 
 def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Problem]:
-    """Whether files agree in rate, channels and length, as far as the layout asks for it."""
+    """Check that files have the same rate, channels and length, as far as the layout requires it."""
     multitrack = track.layout is not None and track.layout.multitrack
     for name, form in forms:
         if form.channels > 2:
@@ -461,7 +463,7 @@ def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Pr
         rate, channels = usual[0][0]
         if form.rate != rate or (form.channels != channels and not multitrack):
             found = f"{_count(form.channels, 'channel')} at {form.rate} Hz"
-            expected = f"{channels} at {rate} Hz as its other files"
+            expected = f"{channels} at {rate} Hz like its other files"
             yield Problem(track.name, True, f"{name} has {found}, expected {expected}")
     lengths = [form.samples for _, form in forms]
     if not lengths or min(lengths) == max(lengths):
@@ -471,18 +473,18 @@ def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Pr
         shorter = [f"{name} by {max(lengths) - form.samples}" for name, form in forms]
         ends = listed([text for text, length in zip(shorter, lengths, strict=True) if length < max(lengths)])
         yield Problem(
-            track.name, False, f"silence is added to files shorter than {max(lengths)} samples: {ends}"
+            track.name, False, f"files shorter than {max(lengths)} samples are padded with silence: {ends}"
         )
     else:
         each = [f"{name} {form.samples}" for name, form in forms]
-        if len(each) > LISTED:  # show both lengths in any case
+        if len(each) > LISTED:  # show only the shortest and the longest
             forms = sorted(forms, key=lambda item: item[1].samples)
             each = [f"{name} {form.samples}" for name, form in (forms[0], forms[-1])]
         yield Problem(track.name, True, f"lengths differ: {listed(each)} samples")
 
 
 def _below(path: Path, track: Track) -> str:
-    """A file's place in its song's folder."""
+    """A file's path in its song's folder."""
     place = track.layout.place if track.layout is not None else path.parent
     return path.relative_to(place).as_posix() if path.is_relative_to(place) else path.name
 

@@ -1,25 +1,25 @@
-"""Data sets in any layout, described by a small YAML file.
+"""Reads ``dataset.yaml``, a small file that describes the layout of any data set.
 
 Format
 ------
-``dataset.yaml`` in the data set's folder, or anywhere else with ``root``; DATA is the folder or the file::
+The file is in the data set's folder, or anywhere else if it has ``root``. DATA is the folder or the file::
 
-    stems:                                  # required: what each stem is the sum of
+    stems:                                  # required: the files that sum to each stem
       drums: ["*Kick*", "*Snare*", "*OH*"]  # patterns of file names, one or a list
       bass: "*Bass*"
       vocals: ["*Vox*", "vocals/*"]         # with a folder: relative to the song's folder
       other: ["*Gtr*", "*Keys*"]
-    mixture: "*mix*"                        # optional; without a match the mixture is the stems' sum
-    ignore: ["*Click*", "*_ref*"]           # optional: sound files that are not to be listed as unknown
+    mixture: "*mix*"                        # optional; if no file matches, the stems are summed
+    ignore: ["*Click*", "*_ref*"]           # optional: sound files that are not reported as unused
     splits:                                 # optional: names or patterns of songs; else folders are splits
       test: ["One", "A*"]
       train: ["B*"]
     uneven: 0.5                             # optional: seconds that a song's files may differ in length
     root: ../recordings                     # optional: where the songs are, relative to this file
 
-A song is a folder with a file that matches a stem. Patterns have ``*``, ``?`` and ``[...]``, are compared
-without case, and match a file's name with or without its ending. Several files of a stem are summed; those
-with one channel count for both. A file that matches two stems is an error. Names of stems are free.
+A song is a folder with a file that matches a stem. Patterns may contain ``*``, ``?`` and ``[...]``. They
+ignore case, and match a file's name with or without its ending. Several files of a stem are summed, and mono
+files are copied to both channels. A file that matches two stems is an error. Stems may have any name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_UNEVEN = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Description:
-    """The content of a ``dataset.yaml``; patterns are in the form of :func:`~evaluator.layouts.key`.
+    """The content of a ``dataset.yaml``; patterns are normalized by :func:`~evaluator.layouts.key`.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Description:
     stems : mapping of str to tuple of str
         Patterns of each stem's files.
     mixture, ignore : tuple of str
-        Patterns of the mixture, and of files that are not to be listed.
+        Patterns of the mixture, and of files that are not reported as unused.
     splits : mapping of str to tuple of str
         Names or patterns of each split's songs.
     uneven : float
@@ -72,7 +72,7 @@ class Description:
 
 
 def file_of(data: Path) -> Path | None:
-    """The description that belongs to DATA, if it has one or is one."""
+    """The description file that DATA contains or is; None if there is none."""
     if data.suffix.lower() in (".yaml", ".yml") and data.is_file():
         return data
     path = data / FILE
@@ -85,22 +85,22 @@ def load(path: Path) -> Description:
     Raises
     ------
     KmdxError
-        If it cannot be read or a key is unknown, missing or of another kind; names the line and the key.
+        If it cannot be read, or a key is unknown, missing or invalid. The message names the line and the key.
     """
     try:
         return documents.parse(documents.read_text(path)).read(_description, path)
     except DocumentError as error:
-        hint = ": a pattern that begins with * needs quotes" if "alias" in error.problem else ""
+        hint = "; put quotes around a pattern that begins with *" if "alias" in error.problem else ""
         raise KmdxError(f"{path}: {error}{hint}") from error
 
 
 def scan(description: Description) -> Scan:
-    """Find the songs that a description means.
+    """Find the songs of a described data set.
 
     Raises
     ------
     KmdxError
-        If a file matches two stems, or a split names a song that there is not.
+        If a file matches two stems, or a split names a song that does not exist.
     OSError
         If a folder cannot be read.
     """
@@ -114,7 +114,7 @@ def scan(description: Description) -> Scan:
 
 
 def song(description: Description, folder: Path) -> SongFiles | None:
-    """The song that a folder is by a description; ``None`` if none of its files is of a stem.
+    """The song in a folder according to a description; ``None`` if no file matches a stem.
 
     Raises
     ------
@@ -135,8 +135,8 @@ def song(description: Description, folder: Path) -> SongFiles | None:
         stems = [name for name, patterns in description.stems.items() if _matches(relative, patterns)]
         if len(stems) > 1:
             raise KmdxError(
-                f"{description.path}: {path} matches {stems[0]} and {stems[1]}: make the patterns narrower, "
-                "or add it to ignore"
+                f"{description.path}: {path} matches both {stems[0]} and {stems[1]}; make the patterns "
+                "narrower, or add the file to ignore"
             )
         if stems:
             matched[stems[0]].append(path)
@@ -153,7 +153,7 @@ def song(description: Description, folder: Path) -> SongFiles | None:
     problems = []
     if len(sources.get(MIXTURE, ())) > 1:
         names = " and ".join(shown(source.path.name) for source in sources[MIXTURE][:2])
-        problems.append((True, f"two files match mixture in {description.path.name}: {names}"))
+        problems.append((True, f"two files match the mixture in {description.path.name}: {names}"))
     return SongFiles(
         layouts.folder_name(folder),
         folder,
@@ -167,7 +167,7 @@ def song(description: Description, folder: Path) -> SongFiles | None:
 
 
 def _matches(relative: PurePath, patterns: Sequence[str]) -> bool:
-    """Whether a file's path in its song matches one of the patterns, folder by folder."""
+    """Whether a file's path in its song's folder matches one of the patterns."""
     parts = [key(part) for part in relative.parts]
     name = key(relative.stem)
     for pattern in patterns:
@@ -179,7 +179,7 @@ def _matches(relative: PurePath, patterns: Sequence[str]) -> bool:
 
 
 def _without_copies(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files of different names, the preferred format of each, and the others: copies in other formats."""
+    """Split files into those in the preferred format, and copies of these in other formats."""
     chosen: dict[Path, Path] = {}
     for path in sorted(paths, key=lambda path: (SOUNDS.index(path.suffix.lower()), path)):
         chosen.setdefault(path.with_suffix(""), path)
@@ -188,7 +188,7 @@ def _without_copies(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _split(description: Description, songs: Sequence[SongFiles]) -> dict[str | None, list[SongFiles]]:
-    """Songs by the splits that a description names."""
+    """The songs of each split that a description names."""
     splits: dict[str | None, list[SongFiles]] = {}
     placed: dict[str, str] = {}
     for split, patterns in description.splits.items():
@@ -200,7 +200,8 @@ def _split(description: Description, songs: Sequence[SongFiles]) -> dict[str | N
             for each in chosen:
                 if placed.setdefault(each.name, split) != split:
                     raise KmdxError(
-                        f"{description.path}: splits: {each.name} is in {placed[each.name]} and in {split}"
+                        f"{description.path}: splits: {each.name} is in both {placed[each.name]} and "
+                        f"{split}; a song may be in one split only"
                     )
                 if each not in splits.setdefault(split, []):
                     splits[split].append(each)
@@ -223,7 +224,7 @@ def _description(
         if not is_stem_name(name):
             raise stems.error(f"{quoted(given)} cannot be the name of a stem", given)
         if name in patterns:
-            raise part.error(f"is {name}, which is there already")
+            raise part.error(f"means {name}, which is listed already")
         patterns[name] = _patterns(part)
     if not patterns:
         raise stems.error("expected at least one stem")
@@ -246,12 +247,12 @@ def _patterns(part: YamlPart) -> tuple[str, ...]:
         raise part.error("expected a pattern or a list of patterns")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.strip():
-            raise part.error(f"expected a text, found {quoted(pattern)}")
+            raise part.error(f"expected text, found {quoted(pattern)}")
     return tuple(key(pattern).removeprefix("./") for pattern in patterns)
 
 
 def _seconds(part: YamlPart) -> float:
     number = part.plain()
     if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= MAX_UNEVEN:
-        raise part.error(f"expected seconds from 0 to {MAX_UNEVEN:g}, found {quoted(number)}")
+        raise part.error(f"expected a number of seconds from 0 to {MAX_UNEVEN:g}, found {quoted(number)}")
     return float(number)

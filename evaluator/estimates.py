@@ -1,18 +1,19 @@
-"""Existing stems of a data set's songs: which file of a folder is which stem of which song.
+"""Finds existing stems of a data set's songs: which file is which stem of which song?
 
 Layout
 ------
-Any of these, also in further folders such as a split's or a model's, in any format that :mod:`kmdx.audio`
-reads. Names are compared without case and in one Unicode normal form::
+Any of these, in any format that :mod:`kmdx.audio` reads. They may be inside other folders, such as those of a
+split or a model. Names are compared without case and in the same Unicode normal form::
 
     <song>/<stem>.wav
     <song>/<song>_<stem>.wav
     <song>_<stem>.wav, <song> - <stem>.wav, <song> (<stem>).wav
     <stem>/<song>.wav
 
-Stems have the names in :data:`evaluator.layouts.NAMES`, so that ``no_vocals`` and ``instrumental`` are the
-accompaniment. Where the accompaniment is wanted and has no file, it is the sum of the other estimates but the
-vocals, if these are at least bass, drums and other. A song of MoisesDB may also have the name of its folder.
+Stems have the names in :data:`evaluator.layouts.NAMES`; ``no_vocals`` and ``instrumental``, for example, are
+the accompaniment. If the accompaniment is requested and has no file, it is the sum of all estimates except
+the vocals, provided that they include bass, drums and other. A song of MoisesDB may also have the name of its
+folder.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, listed, shown
 from kmdx.files import sha256 as file_sha256
 
-DEPTH = 5  # folders below the given one
-TAIL = 1152  # samples that a lossy file may be longer than its song: one frame of mp3, of which AAC has fewer
+DEPTH = 5  # levels of folders that are searched
+TAIL = 1152  # samples by which a lossy file may be longer than its song: one mp3 frame
 SEPARATORS = " _-.()[]"
 
 
@@ -47,13 +48,13 @@ class Estimates:
     ----------
     folder : Path
     files : mapping of str to mapping of str to tuple of Path
-        By the song's name and the stem; several files are to be summed.
+        The files of each song and stem; several files are summed.
     missing : mapping of str to tuple of str
-        Stems that a song has and that have no file, for songs where there are any.
+        Stems without a file, for each song with missing stems.
     unknown : tuple of Path
-        Sound files that are no stem of any of the songs.
+        Sound files that are not a stem of any song.
     lossy : int
-        How many of the files were compressed with loss.
+        Number of files in a lossy format.
     """
 
     folder: Path
@@ -63,12 +64,12 @@ class Estimates:
     lossy: int
 
     def digest(self) -> str:
-        """The sha256 over the names and contents of the files that are used.
+        """The sha256 over the names and contents of all used files.
 
         Raises
         ------
         AudioError
-            If one cannot be read.
+            If a file cannot be read.
         """
         digest = hashlib.sha256()
         for song, stems in sorted(self.files.items()):
@@ -83,16 +84,16 @@ class Estimates:
         return digest.hexdigest()
 
     def problems(self) -> list[Problem]:
-        """What the user should know: songs without estimates, missing stems, unknown and lossy files."""
+        """Songs without estimates, missing stems, and unknown and lossy files."""
         found = []
         for song, stems in self.missing.items():
             if self.files.get(song):
                 found.append(Problem(song, False, f"no {', '.join(stems)} in {self.folder}"))
             else:
-                found.append(Problem(song, True, f"no stem of it in {self.folder}"))
+                found.append(Problem(song, True, f"no stem of this song in {self.folder}"))
         if self.unknown:
             names = listed([path.relative_to(self.folder).as_posix() for path in self.unknown])
-            message = f"{self.folder}: not used, as they are no stem of these songs: {names}"
+            message = f"{self.folder}: not used, because they are not stems of these songs: {names}"
             found.append(Problem(None, False, message))
         if self.lossy:
             total = len({path for stems in self.files.values() for paths in stems.values() for path in paths})
@@ -108,8 +109,8 @@ def find(folder: Path, tracks: Sequence[Track], stems: Sequence[str] | None = No
     folder : Path
     tracks : sequence of Track
     stems : sequence of str, optional
-        Those that are wanted; all stems that each song has if not given. ``accompaniment`` can be asked for
-        where a song has other stems next to the vocals.
+        The requested stems; by default all stems of each song. ``accompaniment`` can be requested if a song
+        has other stems besides the vocals.
 
     Raises
     ------
@@ -118,7 +119,7 @@ def find(folder: Path, tracks: Sequence[Track], stems: Sequence[str] | None = No
     """
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
-        raise KmdxError(f"{folder}: {what}: expected a folder of estimates, <song>/<stem>.wav")
+        raise KmdxError(f"{folder}: {what}; expected a folder of estimates, <song>/<stem>.wav")
     try:
         sounds = layouts.sounds_below(folder, DEPTH)
     except OSError as error:
@@ -149,19 +150,18 @@ def find(folder: Path, tracks: Sequence[Track], stems: Sequence[str] | None = No
 
 
 def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:
-    """Give an estimate as a wav file of its song's rate, channels and length.
+    """Return an estimate as a wav file with its song's rate, channels and length.
 
     Returns
     -------
     Path
-        The file itself if it is such a wav; else ``folder/<stem>.wav``, float32, written anew, whole or not
-        at all. What a lossy file has after the song's end, up to :data:`TAIL` samples, is cut off.
+        The file itself if it is such a wav file; else ``folder/<stem>.wav`` in float32, written atomically.
+        Up to :data:`TAIL` samples after the song's end are cut off from lossy files.
 
     Raises
     ------
     KmdxError
-        If there is none, it cannot be read, or it has another rate, number of channels or length than the
-        song.
+        If there is no estimate, it cannot be read, or its rate, channels or length differ from the song's.
     """
     paths = estimates.files.get(track.name, {}).get(stem)
     if not paths:
@@ -170,12 +170,12 @@ def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:
 
 
 def sum_as_wav(paths: Sequence[Path], track: Track, target: Path) -> Path:
-    """Give the sum of files of a song as a wav file; the file itself if it is one, and such a wav.
+    """Return the sum of a song's files as a wav file; a single suitable wav file is returned as it is.
 
     Raises
     ------
     KmdxError
-        If one cannot be read, or has another rate, number of channels or length than the song.
+        If a file cannot be read, or its rate, channels or length differ from the song's.
     """
     whole = [_checked(path, track) for path in paths]
     if len(paths) == 1 and whole == [True] and paths[0].suffix.lower() == ".wav":
@@ -188,7 +188,7 @@ def sum_as_wav(paths: Sequence[Path], track: Track, target: Path) -> Path:
 
 
 class _Search:
-    """Songs and stems by the names that files and folders may have."""
+    """Finds songs and stems by the names of files and folders."""
 
     def __init__(self, tracks: Sequence[Track], stems: Sequence[str] | None) -> None:
         self.songs: dict[str, list[Track]] = defaultdict(list)
@@ -207,7 +207,7 @@ class _Search:
         self.stems = {key(stem): stem for stem in (*every, *(stems or ()))}
 
     def match(self, relative: Path) -> tuple[Track, str] | None:
-        """The song and the stem, or the mixture, that a file is by its place."""
+        """The song and the stem (or mixture) of a file, from its path; None if unknown."""
         base, folders = key(relative.stem), [*map(key, relative.parts[:-1])]
         for folder in reversed(folders):
             if folder in self.songs:
@@ -231,7 +231,7 @@ class _Search:
         return self.stems.get(name) or stem_named(name)
 
     def track(self, song: str, relative: Path) -> Track:
-        """The song of that name, by its case where two differ in nothing else."""
+        """The song of that name; if two names differ only in case, the exact match."""
         named = self.songs[song]
         exact = [track for track in named if track.name in str(relative)]
         return (exact or named)[0]
@@ -257,40 +257,36 @@ def _chosen(
 
 
 def _only(folder: Path, track: Track, stem: str, paths: Sequence[Path]) -> Path:
-    """The one file of a stem; where there are several, the one in the folder of the song's split."""
+    """The file of a stem; if there are several, the one in the folder of the song's split."""
     if len(paths) > 1 and track.split is not None:
         split = key(track.split)
         inside = [path for path in paths if split in map(key, path.relative_to(folder).parts[:-1])]
         paths = inside or paths
     if len(paths) > 1:
         raise KmdxError(
-            f"{paths[0]} and {paths[1]} are both {stem} of {shown(track.name)}: remove one, or name a folder "
-            "with one of them"
+            f"{paths[0]} and {paths[1]} are both {stem} of {shown(track.name)}; remove one, or name a folder "
+            "that contains only one of them"
         )
     return paths[0]
 
 
 def _checked(path: Path, track: Track) -> bool:
-    """Check a file's form; returns whether it is exactly its song's."""
+    """Check a file's form; return whether its length is exactly the song's."""
     form = sources.form(AudioSource(path))
     if form.rate != track.rate:
-        raise KmdxError(f"{path}: {form.rate} Hz, the song has {track.rate} Hz: resample it")
+        raise KmdxError(f"{path}: {form.rate} Hz, but the song has {track.rate} Hz; resample the file")
     if form.channels != track.channels:
         raise KmdxError(f"{path}: channels: {form.channels}, expected {track.channels} as in the song")
     tail = TAIL if sources.is_lossy(path) else 0
     if not track.samples <= form.samples <= track.samples + tail:
-        raise KmdxError(
-            f"{path}: {form.samples} samples, the song has {track.samples}: estimates must have its length"
-        )
+        raise KmdxError(f"{path}: {form.samples} samples, expected {track.samples}, the length of the song")
     return form.samples == track.samples
 
 
 def _nothing(folder: Path, tracks: Sequence[Track], sounds: Sequence[Path]) -> str:
-    """That no file is a stem of any song, what there is, and what was expected."""
+    """The message that no file is a stem of any song."""
     names = [path.relative_to(folder).as_posix() for path in sounds[:3]]
     found = f"found {', '.join(map(shown, names))}" if names else "found no sound files"
     count = f"{len(tracks)} song{'' if len(tracks) == 1 else 's'}"
     first = tracks[0].name if tracks else "<song>"
-    return (
-        f"{folder}: no stems of any of {count}; expected {shown(f'{first}/vocals.wav')} and others; {found}"
-    )
+    return f"{folder}: no stems of {count}; expected {shown(f'{first}/vocals.wav')} and others; {found}"

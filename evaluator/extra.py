@@ -1,4 +1,4 @@
-"""Starts a command whose packages may not be installed. This module needs none of them."""
+"""Starts a command whose packages may not be installed. This module uses only the standard library."""
 
 import importlib.util
 import sys
@@ -7,7 +7,7 @@ OWN = ("evaluator", "kmdx", "my_submission", "training")
 
 
 def start(module: str, extra: str, *needed: str) -> None:
-    """Run a module's ``main``; without the extra that it needs, print one line that names it.
+    """Run a module's ``main``; if a package is missing, print one line that names the extra to install.
 
     Parameters
     ----------
@@ -15,7 +15,7 @@ def start(module: str, extra: str, *needed: str) -> None:
     extra : str
         The optional dependencies in ``pyproject.toml`` that the module needs.
     needed : str
-        Packages of these that the module imports only later.
+        Packages of the extra that the module does not import at its top.
     """
     try:
         for name in needed:

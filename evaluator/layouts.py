@@ -1,20 +1,20 @@
-"""Which files of a folder are songs, and which of a song's files are which stem.
+"""Recognizes layouts of data sets: which files are songs, and which of a song's files are stems?
 
 Layouts
 -------
-A data set is a folder of songs, or of splits (``train``, ``test``, ``valid``) that are folders of songs; one
-folder around it, as archives have, does not matter. A song is one of these:
+A data set is a folder of songs, or a folder of splits (``train``, ``test``, ``valid``) that are folders of
+songs. It may be inside another folder, as in many archives. A song is one of these:
 
 files named by stem (MUSDB18-HQ)
     A folder with ``mixture.wav`` and a file for each stem, in any format that :mod:`kmdx.audio` reads. Names
-    are compared without case. :data:`NAMES` lists the stems and their other names.
+    are compared without case. :data:`NAMES` lists the stems and their alternative names.
 streams (MUSDB18)
     One file ``<song>.stem.mp4`` with five streams, in the order of :data:`STREAMS`.
 MoisesDB
-    A folder with ``data.json`` and a folder for each stem with its tracks: a stem is their sum. The song is
-    named after its artist and title.
+    A folder with ``data.json`` and a folder of tracks for each stem; a stem is the sum of its tracks. The
+    song is named after its artist and title.
 described
-    A folder whose files match the patterns of a ``dataset.yaml``; see :mod:`evaluator.described`.
+    A folder whose files match the patterns in a ``dataset.yaml``; see :mod:`evaluator.described`.
 
 References
 ----------
@@ -61,37 +61,37 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "music": (),
     "speech": (),
 }
-"""Stems by their names, and other names that files of them have, with ``_`` for spaces and hyphens."""
+"""Names of stems and their alternative names in file names, with ``_`` for spaces and hyphens."""
 _CANONICAL = {alias: name for name, aliases in NAMES.items() for alias in (name, *aliases)}
 
 SPLITS = ("train", "test", "valid", "validation", "val", "dev", "eval")
-"""Folders with these names are splits even if a data set has only one of them."""
+"""Folders with these names are splits even if the data set has only one folder."""
 
-MOISESDB_UNEVEN = 1.0  # seconds that the tracks of one MoisesDB song may differ in length
-MAX_NAME = 200  # bytes of a song's name, which becomes a folder's
+MOISESDB_UNEVEN = 1.0  # seconds by which the tracks of a MoisesDB song may differ in length
+MAX_NAME = 200  # bytes of a song's name, which is used as a folder's name
 
 
 @dataclass(frozen=True)
 class SongFiles:
-    """A song's files, of which nothing but the names was read.
+    """A song's files by name; their contents have not been read.
 
     Attributes
     ----------
     name : str
     place : Path
-        Its folder, or its one file.
+        Its folder, or its single file.
     sources : mapping of str to tuple of AudioSource
-        Of each stem, and of the mixture where there is one; several are to be summed.
+        Sources of each stem, and of the mixture if it has one; several are summed.
     extra : tuple of Path
-        Sound files that are none of them.
+        Other sound files.
     problems : tuple of (bool, str)
-        What is wrong with it, and whether it cannot be scored for that.
+        For each problem whether it is fatal, and a message.
     aliases : tuple of str
         Other names that folders of its estimates may have.
     multitrack : bool
-        Whether files with one channel may be mixed with files of two.
+        Whether mono and stereo files may be mixed.
     uneven : float
-        Seconds that its files may differ in length; silence follows the shorter ones.
+        Seconds by which its files may differ in length; shorter ones are padded with silence.
     declared : tuple of str
         Stems that the data set's description names.
     """
@@ -109,12 +109,12 @@ class SongFiles:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data set holds.
+    """The songs of a data set.
 
     Attributes
     ----------
     splits : mapping of str or None to list of SongFiles
-        Songs of each split; those in none at ``None``.
+        Songs of each split; ``None`` is the key of songs in no split.
     strays : tuple of Path
         Sound files that belong to no song.
     """
@@ -127,33 +127,33 @@ Recognize = Callable[[Path], SongFiles | None]
 
 
 def key(name: str) -> str:
-    """A name as names are compared: without case, in one Unicode normal form."""
+    """A name for comparison: without case, in Unicode normal form NFC."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def stem_named(name: str) -> str | None:
-    """The stem, or the mixture, that a file or folder of this name holds; ``None`` for no known one."""
+    """The stem (or mixture) in a file or folder of this name; ``None`` if the name is unknown."""
     return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
 
 
 def parts_of_accompaniment(stems: Iterable[str]) -> tuple[str, ...]:
-    """The stems that sum to the accompaniment: all but vocals, if bass, drums and other are among them."""
+    """The stems that sum to the accompaniment: all except vocals, if they include bass, drums and other."""
     parts = tuple(stem for stem in stems if stem not in (MIXTURE, ACCOMPANIMENT, "vocals"))
     return parts if set(STEMS) - {"vocals"} <= set(parts) else ()
 
 
 def folder_name(folder: Path) -> str:
-    """A folder's name, also of ``.``; a link to a folder has its own name."""
+    """A folder's name, even for ``.``; a link to a folder keeps its own name."""
     return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in order of name, without hidden files such as macOS puts next to others."""
+    """The entries of a folder, sorted by name, without hidden files such as those of macOS."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def sounds_below(folder: Path, depth: int = 3) -> list[Path]:
-    """Sound files in a folder and the folders in it."""
+    """Sound files in a folder and its subfolders."""
     found = []
     for path in entries(folder):
         if path.is_dir():
@@ -164,7 +164,7 @@ def sounds_below(folder: Path, depth: int = 3) -> list[Path]:
 
 
 def song(path: Path) -> SongFiles | None:
-    """The song that a folder or file is, by its own layout; ``None`` if it is none.
+    """The song in a folder or file, according to its layout; ``None`` if it is not a song.
 
     Raises
     ------
@@ -192,9 +192,9 @@ def scan(data: Path, recognize: Recognize = song, depth: int = 2) -> Scan:
     data : Path
         The data set, one of its splits, or one song.
     recognize : callable
-        Gives the song that a folder or file is.
+        Returns the song in a folder or file, or None.
     depth : int
-        How many folders may be around the data set.
+        How many levels of folders may be around the data set.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def scan(data: Path, recognize: Recognize = song, depth: int = 2) -> Scan:
 
 
 def _distinct(songs: list[SongFiles]) -> list[SongFiles]:
-    """Songs that are named by their metadata, told apart by their folders where two have one name."""
+    """Songs named by their metadata; if two have the same name, their folders' names are added."""
     names = [each.name for each in songs]
     return [
         replace(each, name=safe_name(f"{each.name} ({each.place.name[:8]})"))
@@ -249,13 +249,13 @@ def _distinct(songs: list[SongFiles]) -> list[SongFiles]:
 
 
 def safe_name(name: str) -> str:
-    """A name from metadata that can be a folder's on every system."""
+    """A name from metadata, changed to be a valid folder name on every system."""
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", unicodedata.normalize("NFC", name)).strip(" .")
     return name.encode("utf-8", "replace")[:MAX_NAME].decode(errors="ignore").rstrip(" .") or "_"
 
 
 def _named(folder: Path) -> SongFiles | None:
-    """A folder's files by what they are, wav before flac before others, and the sound files left over."""
+    """The song in a folder of files named by stem; wav is preferred to flac, and flac to other formats."""
     sounds = [path for path in entries(folder) if is_sound(path) and not path.is_dir()]
     if any(path.name.lower().endswith(STEM_FILE) for path in sounds):
         return None  # a folder of MUSDB18 files
@@ -286,14 +286,14 @@ def _named(folder: Path) -> SongFiles | None:
 
 @dataclass
 class _Moises:
-    """What ``data.json`` and the folders next to it give."""
+    """Content of ``data.json`` and the folders next to it."""
 
     sources: dict[str, tuple[AudioSource, ...]] = field(default_factory=dict)
     problems: list[tuple[bool, str]] = field(default_factory=list)
 
 
 def _moisesdb(folder: Path) -> SongFiles | None:
-    """A song of MoisesDB; ``None`` if the folder's ``data.json`` is about something else."""
+    """A song of MoisesDB; ``None`` if the folder's ``data.json`` is not one of MoisesDB."""
     found = _Moises()
     content: Any = None
     try:
@@ -307,7 +307,7 @@ def _moisesdb(folder: Path) -> SongFiles | None:
             return None
         found.problems.append((True, f"data.json: {error}"))
     if not found.sources and not found.problems:
-        found.problems.append((True, "data.json: no stem has a track"))
+        found.problems.append((True, "data.json: no stem has a track; expected at least one"))
     names = [content.get(part) if isinstance(content, dict) else None for part in ("artist", "song")]
     title = " - ".join(text for text in names if isinstance(text, str) and text.strip())
     name = safe_name(title) if title else folder_name(folder)
@@ -329,7 +329,7 @@ def _moisesdb(folder: Path) -> SongFiles | None:
 
 
 def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
-    """Add a stem of ``data.json``, and what is wrong with it."""
+    """Add a stem of ``data.json``, and its problems."""
     name = _text(stem, "stemName", where)
     if not is_stem_name(name):
         raise DocumentError(f"{where}.stemName: {quoted(name)} cannot be the name of a stem")
@@ -343,13 +343,13 @@ def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
         if path.is_file():
             sources.append(AudioSource(path))
         else:
-            found.problems.append((True, f"{shown(f'{name}/{path.name}')} is in data.json but not a file"))
+            found.problems.append((True, f"{shown(f'{name}/{path.name}')} is in data.json, but no such file"))
     if sources:
         found.sources[name] = (*found.sources.get(name, ()), *sources)
 
 
 def is_stem_name(name: str) -> bool:
-    """Whether a name can be a stem's, and so the name of its file."""
+    """Whether a name is valid for a stem and its file."""
     return bool(re.fullmatch(r"\w[\w +&-]{0,63}", name)) and stem_named(name) != MIXTURE
 
 
@@ -363,10 +363,10 @@ def _list(content: Any, name: str, where: str = "") -> list[Any]:
 def _text(content: Any, name: str, where: str) -> str:
     found = content.get(name) if isinstance(content, dict) else None
     if not isinstance(found, str) or not found:
-        raise DocumentError(f"{where}.{name}: expected a text, found {quoted(found)}")
+        raise DocumentError(f"{where}.{name}: expected text, found {quoted(found)}")
     return found
 
 
 def refuse_unreadable(error: OSError) -> KmdxError:
-    """The user's mistake behind an error of the system."""
+    """An error of the operating system as a user's error."""
     return KmdxError(f"{error.filename}: cannot be read: {error.strerror}")

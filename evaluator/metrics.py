@@ -1,7 +1,7 @@
-"""The table of metrics: how close an estimate comes to the true stem, by many measures.
+"""The table of metrics, which measure how close an estimate is to the true stem.
 
-An entry of :data:`METRICS` is all that a metric needs to be computed and shown everywhere. Samples are
-float32 ``(samples, channels)`` at full scale ±1.
+One entry in :data:`METRICS` is all that is needed to compute and show a metric everywhere. Samples are
+float32 ``(samples, channels)`` with full scale ±1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from kmdx.errors import KmdxError, shown, suggest
 
 DELTA = 1e-7
-"""Added to both energies of global SDR, so that silence has a ratio."""
+"""Added to both energies of global SDR, so that silence has a finite value."""
 
 Samples = NDArray[np.float32]
 Frames = dict[str, dict[str, list[float]]]
-"""Values of frames by stem and metric."""
+"""Values of each frame, by stem and metric."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +31,30 @@ class Metric:
     Attributes
     ----------
     name : str
-        What options, files and columns call it.
+        Name in options, files and columns.
     title : str
-        What people call it.
+        Name for readers.
     unit : str
-        ``dB``, or empty for a pure number.
+        ``dB``, ``%``, or empty for a plain number.
     higher_is_better : bool
     function : callable, optional
-        The value of ``(reference, estimate)``; the mixture follows where ``uses_mixture`` is set, and the
-        rate in Hz where ``uses_rate`` is. One that finds several metrics in one pass gives their values by
-        name; metrics with the same callable share one call.
+        Computes the value from ``(reference, estimate)``, followed by the mixture if ``uses_mixture`` is set,
+        and by the rate in Hz if ``uses_rate`` is set. A function that computes several metrics at once
+        returns their values by name. Metrics with the same function share one call.
     uses_mixture, uses_rate : bool
     together : callable, optional
-        Instead of ``function``, for a metric that needs all stems of a song:
-        ``(references, estimates, rate)``, both arrays by stem, to the values of frames by stem and name.
-        Metrics with the same callable share one call. A metric with neither is found while files are read
-        in blocks, see :mod:`evaluator.scoring`.
+        Used instead of ``function`` for a metric that needs all stems of a song. Called with
+        ``(references, estimates, rate)``, where both are arrays by stem; returns the values of frames by stem
+        and name. Metrics with the same callable share one call. A metric with neither is computed while files
+        are read in blocks, see :mod:`evaluator.scoring`.
     frames : bool
-        Whether it has a value for each second, of which a song's value is the median.
+        Whether it has a value for each second. A song's value is then the median of these.
     over_songs : str
-        The statistic over songs that people quote, and that a comparison decides by.
+        The statistic over songs that is usually quoted; comparisons test this statistic.
     source : str
-        Where it is defined.
+        Reference for its definition.
     checked : str
-        The independent implementation that its values agree with.
+        The independent implementation with which its values agree.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """Title and unit."""
+        """The title and the unit."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
     def compute(
@@ -85,7 +85,7 @@ class Metric:
     ) -> float:
         """The value of one stem, from arrays ``(samples, channels)`` at ``rate`` Hz.
 
-        ``found`` keeps what functions gave for the stem, for other metrics that share them.
+        ``found`` caches the results of functions for this stem, for metrics that share a function.
         """
         assert self.function is not None
         found = {} if found is None else found
@@ -97,8 +97,8 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Later:
-    """A function of a module that is imported when it is first called: some bring torch."""
+class LazyFunction:
+    """A function whose module is imported at its first call, because some modules import torch."""
 
     module: str
     name: str
@@ -113,7 +113,7 @@ def global_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
     Parameters
     ----------
     reference, estimate : array_like
-        ``(samples, channels)``, full scale ±1; taken as float32, summed in float64.
+        ``(samples, channels)``, full scale ±1; converted to float32, summed in float64.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def energy_ratio(signal: float, distortion: float) -> float:
 
 MUSEVAL = "BSSEval v4: Stöter, Liutkus and Ito 2018, arXiv 1804.06267"
 MSST = "Solovyev's Music-Source-Separation-Training, utils/metrics.py"
-BSSEVAL = Later("bsseval", "bsseval")
+BSSEVAL = LazyFunction("bsseval", "bsseval")
 
 METRICS = {
     metric.name: metric
@@ -161,48 +161,48 @@ METRICS = {
             for ratio in ("ISR", "SIR", "SAR")
         ),
         Metric(
-            "si_sdr", "SI-SDR", "dB", True, Later("waveform", "si_sdr"),
+            "si_sdr", "SI-SDR", "dB", True, LazyFunction("waveform", "si_sdr"),
             source="Le Roux et al. 2019, arXiv 1811.02508", checked="torchmetrics 1.9.0, MSST",
         ),
         Metric(
-            "log_wmse", "log-WMSE", "", True, Later("waveform", "log_wmse"),
+            "log_wmse", "log-WMSE", "", True, LazyFunction("waveform", "log_wmse"),
             uses_mixture=True, uses_rate=True,
             source="Jordal 2023, log-wmse-audio-quality", checked="torch-log-wmse 0.3.1",
         ),
         Metric(
-            "l1_freq", "L1 frequency", "%", True, Later("spectral", "l1_freq"),
+            "l1_freq", "L1 frequency", "%", True, LazyFunction("spectral", "l1_freq"),
             source=MSST, checked="MSST's code",
         ),
         Metric(
-            "aura_stft", "aura STFT", "%", True, Later("spectral", "aura_stft"),
+            "aura_stft", "aura STFT", "%", True, LazyFunction("spectral", "aura_stft"),
             source=MSST, checked="auraloss 0.4.0",
         ),
         Metric(
-            "aura_mrstft", "aura MR-STFT", "%", True, Later("spectral", "aura_mrstft"), uses_rate=True,
+            "aura_mrstft", "aura MR-STFT", "%", True, LazyFunction("spectral", "aura_mrstft"), uses_rate=True,
             source=MSST, checked="auraloss 0.4.0 with librosa 0.11.0",
         ),
         *(
             Metric(
-                name, name, "%", True, Later("spectral", "bleedless_and_fullness"), uses_rate=True,
+                name, name, "%", True, LazyFunction("spectral", "bleedless_and_fullness"), uses_rate=True,
                 source=MSST, checked="MSST's code with librosa 0.11.0",
             )
             for name in ("bleedless", "fullness")
         ),
     )
 }  # fmt: skip
-"""Every metric, by name, in the order in which they are shown."""
+"""All metrics by name, in the order in which they are shown."""
 
 DEFAULT = ("global_sdr", "museval_sdr")
-"""What is computed if nothing else is asked for: cheap, and what people publish."""
+"""The metrics that are computed by default: they are fast and usually published."""
 
 
 def choose(text: str | None) -> tuple[Metric, ...]:
-    """The metrics that an option names: names with commas between them, or ``all``.
+    """The metrics that an option names: comma-separated names, or ``all``.
 
     Raises
     ------
     KmdxError
-        If one is unknown.
+        If a name is unknown, or there is none.
     """
     if text is None:
         return tuple(METRICS[name] for name in DEFAULT)
@@ -214,15 +214,15 @@ def choose(text: str | None) -> tuple[Metric, ...]:
             known = ", ".join(METRICS)
             raise KmdxError(f"unknown metric {shown(name)}; available: {known}, all{suggest(name, METRICS)}")
     if not names:
-        raise KmdxError(f"--metrics names no metric; available: {', '.join(METRICS)}, or all")
+        raise KmdxError(f"--metrics is empty; available: {', '.join(METRICS)}, all")
     return tuple(METRICS[name] for name in dict.fromkeys(names))
 
 
 def named(names: Iterable[str]) -> list[Metric]:
-    """The metrics of a run, those that this version does not know under their plain names."""
+    """The metrics with these names; one that this version does not know has its name as title."""
     return [METRICS.get(name) or Metric(name, name, "", True) for name in names]
 
 
 def show(metric: Metric, value: Any, digits: int = 3) -> str:
-    """A value as text, with a true minus; a dash where there is none."""
+    """A value as text, with a true minus sign; a dash if there is no value."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

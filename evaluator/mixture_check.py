@@ -1,9 +1,9 @@
-"""Whether stems sum to their mixture, and what it means if they do not.
+"""Checks whether stems sum to their mixture, and why if they do not.
 
-A difference within rounding is none. Otherwise a stem may be missing, or the mixture may have been mastered:
-equalized, louder, limited. These are distinguished by coherence. A mastered mixture is the stems' sum through
-a filter and a gain that follows the level, so one complex factor for each frequency of a few seconds and one
-gain for each moment explain most of it. They do not explain the sound of a missing stem.
+Differences within rounding are ignored. Otherwise a stem may be missing, or the mixture may have been
+mastered: equalized, amplified or limited. Coherence distinguishes the two cases. A mastered mixture is the
+stems' sum after a filter and a gain that follows the level. So one complex factor per frequency for a few
+seconds, and one gain per moment, explain most of it. They do not explain the sound of a missing stem.
 """
 
 from __future__ import annotations
@@ -30,35 +30,37 @@ if TYPE_CHECKING:
     from evaluator.dataset import Track
 
 Found = tuple[str, bool, str]
-"""A song's name, whether it cannot be scored, and what is wrong."""
+"""A song's name, whether the problem is fatal, and the message."""
 
 KNOWN_SUMS = {"PR - Oh No"}
 """Songs of MUSDB18-HQ whose stems are known not to sum to the mixture."""
 ROUNDING = 3 / 32768
-"""RMS that a mixture may differ by from its stems' sum: five 16-bit files, each rounded and dithered."""
+"""RMS by which a mixture may differ from its stems' sum: five rounded and dithered 16-bit files."""
 
 COMPLETE = ({*STEMS}, {"vocals", ACCOMPANIMENT})
-"""Stems that are everything by definition: ``other`` is all that has no name."""
-SOMETIMES = {"guitar", "piano"}
-"""Stems of which a data set that has one usually has the other."""
+"""Stems that are complete by definition, because ``other`` contains everything else."""
+PAIRED = {"guitar", "piano"}
+"""A data set that has one of these stems usually has the other, too."""
 
 WINDOW = 2048  # samples of a spectrum
-FITS = 5  # of factors and gains in turn
-EXAMINED = 24  # blocks of a song whose spectra are examined
+FITS = 5  # alternating fits of factors and gains
+EXAMINED = 24  # blocks of a song whose spectra are analyzed
 MISSING_NAMED, MISSING_UNNAMED = -30.0, -15.0
-"""Level in dB of the mixture from which on unexplained sound is a missing stem, which has a name or not."""
-MISSING_LOSSY = -12.0  # dB, for both: lossy files differ by their coding
+"""From this level on, in dB relative to the mixture, unexplained sound means that a stem is missing.
+
+The first value applies if the name of the missing stem is known, the second if not."""
+MISSING_LOSSY = -12.0  # dB, in both cases, because lossy coding changes each file
 
 
 def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Found]:
-    """Compare stems with mixtures, and mixtures of one length with each other.
+    """Compare stems with mixtures, and mixtures of the same length with each other.
 
     Parameters
     ----------
     tracks : sequence of Track
-        Whose headers were checked.
+        Songs whose headers passed their check.
     accept_incomplete : bool
-        Whether a missing stem is a warning.
+        Whether a missing stem is only a warning.
     """
     lengths = defaultdict(list)
     for track in tracks:
@@ -69,7 +71,7 @@ def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Foun
     def compare(track: Track) -> Found | None:
         return _check_sum(track, _absent(track, [*everything]), accept_incomplete)
 
-    # Reading and arithmetic both leave the interpreter to other threads.
+    # Reading and arithmetic both release the interpreter lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [problem for problem in pool.map(compare, tracks) if problem is not None]
         digests = list(pool.map(_mixture_digest, suspects))
@@ -83,7 +85,7 @@ def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Foun
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file in hexadecimal; raises :class:`AudioError` if it cannot be read."""
+    """The sha256 of a file in hexadecimal; raise :class:`AudioError` if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -95,7 +97,7 @@ def file_digest(path: Path) -> str:
 
 
 def _absent(track: Track, everything: Sequence[str]) -> list[str]:
-    """Stems that may be missing from a song: those of other songs, and of the usual four."""
+    """Stems that may be missing from a song: those of other songs, and the usual four."""
     if ACCOMPANIMENT in track.sources:
         return [] if "vocals" in track.sources else ["vocals"]
     usual = STEMS if any(stem in STEMS for stem in track.stems) else ()
@@ -107,7 +109,7 @@ def _absent(track: Track, everything: Sequence[str]) -> list[str]:
 
 
 def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> Found | None:
-    """Whether the stems sum to the mixture, both within full scale."""
+    """Check whether the stems sum to the mixture, both clipped at full scale."""
     if any(part.stream is not None for part in track.sources_of(MIXTURE)):
         return None
     try:
@@ -126,9 +128,9 @@ def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> 
     complete = not absent and set(track.summands) in COMPLETE
     if not complete and unexplained >= (MISSING_LOSSY if track.lossy else least):
         return track.name, not accept_incomplete, _incomplete(track, absent, unexplained, accept_incomplete)
-    if track.lossy:  # coding changes each file, and that is reported of the set
+    if track.lossy:  # lossy coding changes each file, and a warning about the whole set reports it
         return None
-    known = " (known of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
+    known = " (a known error of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
     return (
         track.name,
         False,
@@ -138,19 +140,19 @@ def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> 
 
 
 def _incomplete(track: Track, absent: Sequence[str], unexplained: float, accepted: bool) -> str:
-    """That a stem is missing, which one, and what can be done."""
+    """The message that a stem is missing: which one, and what to do."""
     have = ", ".join(map(shown, track.summands))
     which = f"no {', '.join(map(shown, absent))} among its files" if absent else "a stem is missing"
-    if not absent and len(SOMETIMES & track.sources.keys()) == 1:
-        which += f", perhaps {next(iter(SOMETIMES - track.sources.keys()))}"
+    if not absent and len(PAIRED & track.sources.keys()) == 1:
+        which += f", perhaps {next(iter(PAIRED - track.sources.keys()))}"
     found = (
-        f"{which}: the mixture has sound that is in none of {have}, {-unexplained:.1f} dB below the mixture"
+        f"{which}: the mixture contains sound that is not in {have}, {-unexplained:.1f} dB below the mixture"
     )
-    return found if accepted else f"{found}; add the stem, or score what there is with --accept-incomplete"
+    return found if accepted else f"{found}; add the stem, or score the others with --accept-incomplete"
 
 
 def _difference(track: Track) -> tuple[float, float]:
-    """Energies of the mixture, and of its difference from the stems' sum; zero if the mixture is that sum."""
+    """Energies of the mixture and of its difference from the stems' sum; 0 without a mixture file."""
     energy = difference = 0.0
     for mixture, (total, *others) in _pairs(track, BLOCK):
         energy += float(np.square(mixture).sum(dtype=np.float64))
@@ -163,9 +165,9 @@ def _difference(track: Track) -> tuple[float, float]:
 
 
 def _pairs(track: Track, size: int) -> Iterator[tuple[NDArray[np.float32], list[NDArray[np.float32]]]]:
-    """Blocks of a song's mixture, each with those of the stems that sum to it."""
+    """Blocks of a song's mixture, each with the blocks of the stems that sum to it."""
     stems = [sources.blocks(track.sources[name], track.form, size) for name in track.summands]
-    if MIXTURE not in track.sources:  # nothing to compare with, but damage to find
+    if MIXTURE not in track.sources:  # nothing to compare, but reading finds damaged files
         for parts in zip(*stems, strict=True):
             yield np.sum(parts, axis=0), [*parts]
         return
@@ -175,7 +177,7 @@ def _pairs(track: Track, size: int) -> Iterator[tuple[NDArray[np.float32], list[
 
 
 def _unexplained(track: Track) -> float:
-    """Energy of the mixture that no slowly changing filter makes of the stems, in dB of the mixture's."""
+    """Energy of the mixture that slowly changing filters of the stems do not explain, in dB."""
     window = WINDOW
     while window > 64 and track.samples < 32 * window:
         window //= 2
@@ -200,11 +202,11 @@ def _spectrum(samples: NDArray[np.float32], window: int) -> NDArray[np.complex12
 
 
 def _residual(mixture: NDArray[np.complex128], stems: NDArray[np.complex128]) -> tuple[float, float]:
-    """Energies of a mixture ``(frames, bins)``, and of what is left by stems ``(stems, frames, bins)``.
+    """Energies of a mixture ``(frames, bins)``, and of its part that ``stems`` do not explain.
 
-    The stems are fitted to the mixture by least squares, alternately with a complex factor for each stem and
-    bin, and with a gain for each frame. A little is added to their energies, so that no factor blows up a
-    bin that is as good as silent.
+    The stems ``(stems, frames, bins)`` are fitted to the mixture by least squares. The fits alternate between
+    a complex factor for each stem and bin, and a gain for each frame. A small constant is added to the
+    energies, so that no factor amplifies a nearly silent bin.
     """
     energy = float(np.square(np.abs(mixture)).sum())
     gains = np.ones((len(mixture), 1))
@@ -225,7 +227,7 @@ def _residual(mixture: NDArray[np.complex128], stems: NDArray[np.complex128]) ->
 
 
 def _mixture_digest(track: Track) -> str:
-    """The same for equal mixtures, be they wav or flac; of a MUSDB18 file, for equal files."""
+    """A digest that is equal for equal mixtures, whether wav or flac; for MUSDB18, for equal files."""
     parts = track.sources_of(MIXTURE)
     if parts[0].stream is not None:
         return file_digest(parts[0].path)
@@ -234,5 +236,5 @@ def _mixture_digest(track: Track) -> str:
         for block in sources.blocks(parts, track.form):
             digest.update(np.ascontiguousarray(block).data)
     except AudioError:
-        return str(parts[0].path)  # like no other; the check of the sum reports the damage
+        return str(parts[0].path)  # unique; the check of the sum reports the damage
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Takes stems out of a submission's hands: out of a folder that it can change at any moment.
+"""Copies stems out of a folder that the submission can change at any moment.
 
-Nothing in that folder is trusted. Each step goes from an open folder to what is in it and follows no link, so
-that a name that becomes a link leads nowhere else, and each stem is copied to where the submission cannot
-reach it before anything reads its sound.
+Nothing in that folder is trusted. Every path is opened one folder at a time, without following links, so
+replacing a name by a link has no effect. Each stem is copied to a folder that the submission cannot reach
+before anything reads its sound.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kmdx.files import remove_tree
 
 PREDICTIONS = "predictions"
 SAMPLE = 8  # bytes at most: float64
-SPARE = 10**6  # bytes of a file next to its samples
+HEADER_ALLOWANCE = 10**6  # bytes of a file besides its samples
 BLOCK = 2**20  # bytes copied at a time
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 ONLY_FOLDERS = getattr(os, "O_DIRECTORY", 0)
@@ -29,7 +29,7 @@ BY_FOLDER = os.open in os.supports_dir_fd  # not on Windows
 
 
 class PredictionError(KmdxError):
-    """A stem that is missing, or is no regular file of a possible size."""
+    """A stem is missing, is not a regular file, or is too large."""
 
 
 class Predictions:
@@ -38,7 +38,7 @@ class Predictions:
     Parameters
     ----------
     shared : Path
-        What ``AICROWD_PUBLIC_SHARED_DIR`` names; stems are in its ``predictions/<song>/<stem>.wav``.
+        The value of ``AICROWD_PUBLIC_SHARED_DIR``; stems are in its ``predictions/<song>/<stem>.wav``.
     trash : Path
         A folder on the same disk that the submission cannot reach.
     """
@@ -48,10 +48,10 @@ class Predictions:
         self.trash = trash
 
     def clear(self) -> None:
-        """Leave an empty ``predictions``, whatever the submission put in its place."""
+        """Create an empty ``predictions`` in place of whatever the submission put there."""
         with _folder(self.shared, None) as shared:
             with contextlib.suppress(FileNotFoundError):
-                self._throw_away(shared, PREDICTIONS)
+                self._move_to_trash(shared, PREDICTIONS)
             os.mkdir(PREDICTIONS if shared is not None else self.shared / PREDICTIONS, dir_fd=shared)
         for path in self.trash.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -59,7 +59,7 @@ class Predictions:
             else:
                 path.unlink()
 
-    def take(
+    def copy(
         self, song: str, stems: Sequence[str], samples: int, channels: int, target: Path
     ) -> dict[str, Path]:
         """Copy a song's stems into ``target``.
@@ -69,23 +69,22 @@ class Predictions:
         song : str
         stems : sequence of str
         samples, channels : int
-            Of the mixture: no stem may have more bytes than these take in float64, and a megabyte.
+            Size of the mixture. A stem may be as large as that in float64, plus a megabyte.
         target : Path
             An existing folder.
 
         Returns
         -------
         dict of str to Path
-
-            An accompaniment that is not among the submission's files is not among these, but its parts are.
+            The copy of each stem. If the submission wrote no accompaniment, the stems that sum to it instead.
 
         Raises
         ------
         PredictionError
-            If a stem is missing, is no regular file, has other names too, or is too big.
+            If a stem is missing, is not a regular file, has hard links, or is too large.
         """
-        most = samples * channels * SAMPLE + SPARE
-        taken = {}
+        most = samples * channels * SAMPLE + HEADER_ALLOWANCE
+        copies = {}
         with contextlib.ExitStack() as stack:
             folder: int | None = None
             path = self.shared
@@ -95,15 +94,15 @@ class Predictions:
                     folder = stack.enter_context(_folder(path, folder))
                 except OSError as error:
                     raise PredictionError(
-                        f"no stems: {PREDICTIONS}/{song} is no folder ({error.strerror})"
+                        f"no stems: {PREDICTIONS}/{song} is not a folder ({error.strerror})"
                     ) from error
             for stem in _with_parts(stems, path, folder):
-                taken[stem] = target / f"{stem}.wav"
-                _copy(path, folder, f"{stem}.wav", most, taken[stem])
-        return taken
+                copies[stem] = target / f"{stem}.wav"
+                _copy(path, folder, f"{stem}.wav", most, copies[stem])
+        return copies
 
-    def _throw_away(self, shared: int | None, name: str) -> None:
-        """Move what has a name out of the submission's reach."""
+    def _move_to_trash(self, shared: int | None, name: str) -> None:
+        """Move a file or folder out of the submission's reach."""
         os.rename(
             name if shared is not None else self.shared / name,
             self.trash / secrets.token_hex(8),
@@ -113,7 +112,7 @@ class Predictions:
 
 @contextlib.contextmanager
 def _folder(path: Path, parent: int | None) -> Iterator[int | None]:
-    """An open folder, by its name in an open parent; None where the system has no such thing."""
+    """Open a folder by its name in an open parent; None if the system cannot open folders."""
     if not BY_FOLDER:
         if path.is_symlink() or not path.is_dir():
             raise NotADirectoryError(20, "Not a directory", str(path))
@@ -128,7 +127,7 @@ def _folder(path: Path, parent: int | None) -> Iterator[int | None]:
 
 
 def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[str]:
-    """The stems to take: in place of an accompaniment that is not in the folder, what sums to it."""
+    """The stems to copy; a missing accompaniment is replaced by the stems that sum to it."""
     if ACCOMPANIMENT not in stems or _exists(ACCOMPANIMENT, path, folder):
         return [*stems]
     parts = parts_of_accompaniment([name for name in NAMES if _exists(name, path, folder)])
@@ -137,7 +136,7 @@ def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[st
 
 
 def _exists(stem: str, path: Path, folder: int | None) -> bool:
-    """Whether there is anything of a stem's name in an open folder."""
+    """Whether an open folder contains anything with a stem's name."""
     name = f"{stem}.wav"
     try:
         os.stat(name if folder is not None else path / name, dir_fd=folder, follow_symlinks=False)
@@ -147,30 +146,29 @@ def _exists(stem: str, path: Path, folder: int | None) -> bool:
 
 
 def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) -> None:
-    """Copy one stem, if it is what it must be."""
+    """Copy one stem if it is a regular file of an acceptable size."""
     here = f"{name} of the submission"
+    irregular = f"{here} is not a regular file, as a stem must be"
     flags = os.O_RDONLY | NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if folder is None and (path / name).is_symlink():
-            raise PredictionError(f"{here} is a link; a stem must be a regular file")
+            raise PredictionError(irregular)
         opened = os.open(name if folder is not None else path / name, flags, dir_fd=folder)
     except FileNotFoundError as error:
         raise PredictionError(f"{name} is missing") from error
     except OSError as error:
-        raise PredictionError(
-            f"{here} is no regular file, as a stem must be, or cannot be read ({error.strerror})"
-        ) from error
+        raise PredictionError(f"{irregular}, or cannot be read ({error.strerror})") from error
     found = os.fstat(opened)
     if not stat.S_ISREG(found.st_mode):
         os.close(opened)
-        raise PredictionError(f"{here} is no regular file, as a stem must be")
+        raise PredictionError(irregular)
     with os.fdopen(opened, "rb") as file:
         if found.st_nlink != 1:
-            raise PredictionError(
-                f"{here} has {found.st_nlink} names; a stem must be a file of its own, no link"
-            )
+            raise PredictionError(f"{here} has {found.st_nlink} hard links, expected a file of its own")
         if found.st_size > most:
-            raise PredictionError(f"{here} has {found.st_size} bytes; the mixture's length allows {most}")
+            raise PredictionError(
+                f"{here} has {found.st_size} bytes, expected at most {most} for a song of this length"
+            )
         left = most
         with target.open("xb") as copy:
             while left > 0 and (block := file.read(min(BLOCK, left))):

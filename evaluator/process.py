@@ -1,8 +1,8 @@
-"""A submission in a process of its own: asked for songs, watched for time and memory, killed if need be.
+"""Runs a submission in a process of its own, watches its time and memory, and kills it if necessary.
 
-Nothing that the submission controls is waited for without a limit, and nothing that it sends is trusted:
-times are the evaluator's own, replies are checked by :mod:`evaluator.replies`. :mod:`evaluator.sandbox` keeps
-it away from everything but its folder, its interpreter, the weights, the mixture and a place to write.
+Every wait for the submission has a limit, and nothing that it sends is trusted: the evaluator measures times
+itself, and :mod:`evaluator.replies` checks replies. :mod:`evaluator.sandbox` restricts the submission to its
+folder, its interpreter, the weights, the mixture and a folder to write to.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from typing import Any
 import psutil
 
 from evaluator import replies, sandbox, visible
-from evaluator.replies import BadReply, End, clean
-from evaluator.watch import GONE, INTERVAL, Limits, Watch
+from evaluator.replies import BadReply, EndOfReplies, clean
+from evaluator.watch import INTERVAL, PROCESS_GONE, Limits, Watch
 from kmdx import host
 from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
 
-PATIENCE = 10.0  # seconds for killed processes to be gone
-START = 120.0  # seconds for an interpreter to start and list its packages
-FILE = 16 * 10**9  # bytes of one file that it writes
+KILL_TIMEOUT = 10.0  # seconds until killed processes must be gone
+START_TIMEOUT = 120.0  # seconds for an interpreter to start and list its packages
+MAX_FILE_SIZE = 16 * 10**9  # bytes of one file that the submission writes
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
 STARTUP = Path(__file__).with_name("startup")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
 SCORED = ("NaN in ", "infinity in ")
-"""How findings begin that the challenge would have scored."""
+"""Beginnings of findings that the challenge would have scored anyway."""
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
-STACK_WAIT = 2.0  # seconds for a submission to print where it is
-STACK = 500  # lines of the log that are searched for the place where a submission stood
-LOOKED_AT = 20_000  # files of a submission that are looked at for pointers
+STACK_TIMEOUT = 2.0  # seconds for a submission to print its stack
+STACK_LINES = 500  # lines at the end of the log that are searched for the stack
+MAX_ENTRIES = 20_000  # entries of a submission's folder that are searched for pointers and links
 
 
 class SubmissionError(KmdxError):
-    """A submission that could not be started."""
+    """A submission could not be started."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a song.
+    """Result of separating one song.
 
     Attributes
     ----------
     seconds : float
         Wall time, from the request to its reply.
     peak_memory : int
-        Bytes of host memory at most.
+        Peak host memory in bytes.
     peak_gpu_memory : int or None
-        Bytes of GPU memory at most, where torch used one; by the submission's own account.
+        Peak GPU memory in bytes, as the submission reports it; None if torch used no GPU.
     failure : str or None
-        What is wrong with it.
+        Why the song failed.
     ends_challenge : bool
-        Whether the challenge would have ended there. NaN and infinity were written as 16-bit numbers and
-        scored; all other failures would have ended it.
+        Whether this failure would have ended the challenge. The challenge converts NaN and infinity to 16-bit
+        numbers and scores them; every other failure ends it.
     """
 
     seconds: float
@@ -85,12 +85,12 @@ COMPUTING = (
     "torch", "torchaudio", "demucs", "onnxruntime", "onnxruntime-gpu", "openunmix", "asteroid", "spleeter",
     "tensorflow", "jax", "numpy", "soundfile", "librosa",
 )  # fmt: skip
-"""Packages of a submission whose version may change its stems or its times."""
+"""Packages whose version may change a submission's stems or times."""
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The interpreter that a submission runs in, by its own account.
+    """The interpreter that a submission runs in, as it describes itself.
 
     Attributes
     ----------
@@ -98,7 +98,7 @@ class Interpreter:
     packages : dict of str to str
         Versions of its packages.
     device : str or None
-        Torch's GPU, or ``cpu``; None where the submission does not use torch.
+        Torch's GPU, or ``cpu``; None if the submission does not use torch.
     """
 
     executable: str
@@ -107,56 +107,75 @@ class Interpreter:
     device: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for all songs of a run."""
+        """The properties that must be the same for all songs of a run."""
         packages = {name: self.packages[name] for name in COMPUTING if name in self.packages}
         return {"version": self.version, "device": self.device, "packages": packages}
 
 
 def check_submission(folder: Path) -> None:
-    """See that a folder holds a submission.
+    """Check that a folder contains a submission.
 
     Raises
     ------
     SubmissionError
-        If there is no ``my_submission/aicrowd_wrapper.py`` in it.
+        If it does not contain ``my_submission/aicrowd_wrapper.py``.
     """
     if not (folder / WRAPPER).is_file():
-        raise SubmissionError(f"{folder} holds no {WRAPPER.as_posix()}")
+        raise SubmissionError(f"{folder} is not a submission: it does not contain {WRAPPER.as_posix()}")
+
+
+@dataclass(frozen=True)
+class SubmissionOptions:
+    """How a submission runs.
+
+    Attributes
+    ----------
+    ensemble, device, precision, engine : str or None
+        Replace the submission's own settings; None leaves one as it is.
+    python : Path or None
+        The interpreter that runs it; by default the evaluator's own.
+    readable : sequence of Path
+        More files and folders that it may read, such as weights that a plan names by path.
+    hidden : sequence of Path
+        Files and folders that it must not see, even if they are in a folder that it may read.
+    stems : sequence of str
+        The stems that the model must return.
+    """
+
+    ensemble: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    engine: str | None = None
+    python: Path | None = None
+    readable: Sequence[Path] = ()
+    hidden: Sequence[Path] = ()
+    stems: Sequence[str] = STEMS
 
 
 class Submission:
-    """The process of a submission; start it with ``with``.
+    """The process of a submission; use it with ``with``.
 
     Parameters
     ----------
     folder : Path
-        The submission: what holds ``my_submission/aicrowd_wrapper.py``.
+        The folder that contains ``my_submission/aicrowd_wrapper.py``.
     dataset, shared : Path
-        What ``AICROWD_DATASET_DIR`` and ``AICROWD_PUBLIC_SHARED_DIR`` name.
+        Values of ``AICROWD_DATASET_DIR`` and ``AICROWD_PUBLIC_SHARED_DIR``.
     limits : Limits
     log : Path
-        Where what it prints is appended, up to :data:`evaluator.replies.LOG` bytes in all.
-    ensemble, device, engine : str, optional
-        Put in place of the submission's own settings.
-    python : Path, optional
-        The interpreter that runs it; this one by default.
-    readable : sequence of Path
-        Files and folders that it may read, too: weights that a plan names by their paths.
-    hidden : sequence of Path
-        Files and folders that it must not see even where they are in a folder that it may see.
-    stems : sequence of str
-        What the model must return.
+        What the submission prints is appended to this file, up to :data:`evaluator.replies.LOG` bytes.
+    options : SubmissionOptions
 
     Attributes
     ----------
     load_seconds : float
-        Wall time that making the model took, when it was last made.
+        Wall time of the last load of the model.
     load_peak_memory : int
-        Bytes of host memory at most while it was made.
+        Peak host memory of the last load, in bytes.
     isolation : list of str
-        What it was not kept from, in words; empty where it was kept from everything.
+        What the sandbox could not prevent; empty if the isolation is complete.
     interpreter : Interpreter or None
-        Known once it was started.
+        Known after the start.
     """
 
     def __init__(
@@ -166,36 +185,21 @@ class Submission:
         shared: Path,
         limits: Limits,
         log: Path,
-        ensemble: str | None = None,
-        device: str | None = None,
-        engine: str | None = None,
-        *,
-        precision: str | None = None,
-        python: Path | None = None,
-        readable: Sequence[Path] = (),
-        hidden: Sequence[Path] = (),
-        stems: Sequence[str] = STEMS,
+        options: SubmissionOptions = SubmissionOptions(),
     ) -> None:
         self.folder = folder.resolve()
         self.dataset = dataset.absolute()
         self.shared = shared.absolute()
         self.limits = limits
         self.log = log
-        self.python = visible.find_python(python or sys.executable)
-        self.readable = [path.absolute() for path in readable]
-        self.hidden = [path.resolve() for path in hidden]
-        self.options: dict[str, Any] = {
-            "ensemble": ensemble,
-            "device": device,
-            "engine": engine,
-            "precision": precision,
-            "stems": list(stems),
-        }
+        self.options = options
+        self.python = visible.find_python(options.python or sys.executable)
+        self.hidden = [path.resolve() for path in options.hidden]
         self.load_seconds = 0.0
         self.load_peak_memory = 0
         self.isolation: list[str] = []
         self.interpreter: Interpreter | None = None
-        self.without: list[str] = []  # namespaces that are not to be used: for tests
+        self.without: list[str] = []  # namespaces that the sandbox must not use; set by tests
         self._running: _Running | None = None
 
     def __enter__(self) -> Submission:
@@ -205,12 +209,12 @@ class Submission:
         self.kill()
 
     def start(self) -> None:
-        """Start the process and wait until the model is made.
+        """Start the process and wait until the model is loaded.
 
         Raises
         ------
         SubmissionError
-            If there is none, or it cannot be made, or not within the limits.
+            If the folder is not a submission, or the model cannot be loaded within the limits.
         """
         check_submission(self.folder)
         try:
@@ -222,12 +226,21 @@ class Submission:
         limit = min(limits.load_seconds, limits.longest) if limits.enforced else limits.longest
         words = f"loading the model took more than {limit:.0f} s"
         token = secrets.token_hex(8)
-        request = {"make": token, "folder": str(self.folder), **self.options}
+        options = self.options
+        request = {
+            "make": token,
+            "folder": str(self.folder),
+            "ensemble": options.ensemble,
+            "device": options.device,
+            "engine": options.engine,
+            "precision": options.precision,
+            "stems": list(options.stems),
+        }
         began = time.perf_counter()
         reply, self.load_peak_memory, failure = self._ask(request, "made", limit, words)
         if failure is not None:
             raise SubmissionError(
-                f"the submission in {self.folder} cannot be made: {self._end(failure, reply)}"
+                f"the submission in {self.folder} cannot be loaded: {self._end(failure, reply)}"
             )
         self.load_seconds = time.perf_counter() - began
         assert self.interpreter is not None
@@ -236,12 +249,12 @@ class Submission:
 
     def _start_interpreter(self, running: _Running) -> None:
         """Wait for the sandbox, then for the interpreter in it."""
-        words = f"it took more than {START:.0f} s to start"
-        found, _, failure = self._ask(None, "isolation", START, words)
+        words = f"it took more than {START_TIMEOUT:.0f} s to start"
+        found, _, failure = self._ask(None, "isolation", START_TIMEOUT, words)
         if failure is None:
             self.isolation = list(found["isolation"])
-            running.know(found["contained"])
-            found, _, failure = self._ask({"hello": secrets.token_hex(8)}, "hello", START, words)
+            running.set_contained(found["contained"])
+            found, _, failure = self._ask({"hello": secrets.token_hex(8)}, "hello", START_TIMEOUT, words)
         if failure is None:
             running.find_worker()
             packages = {clean(name, 60): clean(version, 40) for name, version in found["packages"].items()}
@@ -251,7 +264,7 @@ class Submission:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         last = "".join(f"; it printed {line}" for line in self.log_tail(1))
         raise SubmissionError(
-            f"{self.python} did not start as Python, {oldest} or newer: {failure}{last}; see {self.log.name}"
+            f"{self.python} did not start as Python {oldest} or newer: {failure}{last}; see {self.log.name}"
         )
 
     def separate(
@@ -261,21 +274,22 @@ class Submission:
         progress: Callable[[float, float], None] | None = None,
         begin: Callable[[], object] | None = None,
     ) -> Outcome:
-        """Have a song separated; starts the process where it is not running.
+        """Let the submission separate a song; start its process first if it is not running.
 
-        After an exception or an exceeded limit the process is ended, since a broken CUDA context, say, would
-        fail all later songs. Otherwise it is paused until the next song: nothing watches it in between.
+        The process is killed after an exception or an exceeded limit, because its state may be broken (a
+        CUDA context, for example) and fail all later songs. Otherwise it is paused until the next song,
+        because nothing watches it in between.
 
         Parameters
         ----------
         song : str
             Name of its folder in the data set.
         duration : float
-            Seconds, which the time limit is a multiple of.
+            Seconds of audio; the time limit is a multiple of it.
         progress : callable, optional
-            Called with seconds of audio done and in all, where the submission reports them.
+            Called with the seconds of audio done and in total when the submission reports them.
         begin : callable, optional
-            Called when the time begins to count: puts the mixture where the submission sees it.
+            Called just before the clock starts: moves the mixture to where the submission sees it.
         """
         if self._running is None:
             self.start()
@@ -296,58 +310,58 @@ class Submission:
         seconds = time.perf_counter() - began
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        self._rest()
+        self._pause()
         findings = reply["findings"]
         failure = clean("; ".join(map(clean, findings[:20]))) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
 
-    def _rest(self) -> None:
-        """Pause its processes until the next song, or end them where that is not possible."""
+    def _pause(self) -> None:
+        """Pause its processes until the next song; kill them if that fails."""
         if self._running is not None and not self._running.pause():
             self.kill()
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines of what it printed, fit to be shown."""
+        """The last lines that it printed, cleaned for display."""
         return replies.tail(self.log, lines)
 
     def kill(self) -> None:
-        """End the process and all that it started, at once; does nothing where it is not running."""
+        """Kill the process and everything that it started, if it is running."""
         running, self._running = self._running, None
         if running is not None:
             running.kill()
 
     def _end(self, failure: str, reply: Mapping[str, Any]) -> str:
-        """End the process, and add the place of a failure and where to read on."""
+        """Kill the process; return the failure with its place in the code and the log to read."""
         running = self._running
         if "limit" in reply and running is not None:
             running.print_stack()
         self.kill()
-        stood = replies.place_of(self.log_tail(STACK), self.folder) if "limit" in reply else None
+        stack_top = replies.place_of(self.log_tail(STACK_LINES), self.folder) if "limit" in reply else None
         if where := reply.get("where"):
             place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
-        elif stood is not None:
-            place = f" (it was at {stood}; see {self.log.name})"
+        elif stack_top is not None:
+            place = f" (it was at {stack_top}; see {self.log.name})"
         elif "failed" in reply or failure.startswith("the process"):
             place = f" (see {self.log.name})"
         else:
             place = ""
-        return self.explained(f"{clean(failure) if 'failed' in reply else failure}{place}")
+        return self.explain(f"{clean(failure) if 'failed' in reply else failure}{place}")
 
     def _unreachable_link(self) -> str | None:
-        """The first link in its folder that leads to what the isolation hides; None without one."""
+        """The first link in its folder to something that the sandbox hides; None if there is no such link."""
         if any(note.startswith(sandbox.NO_FILES) for note in self.isolation):
             return None
         shown = [Path(path) for path in (*_spec(self, Path()).readable, *sandbox.SYSTEM)]
-        return find_way_out(self.folder, [path.resolve() for path in shown])
+        return find_outside_link(self.folder, [path.resolve() for path in shown])
 
-    def explained(self, failure: str) -> str:
-        """A failure, with what in the submission's folder may have caused it."""
+    def explain(self, failure: str) -> str:
+        """A failure, followed by a likely cause if the submission's folder shows one."""
         if pointer := find_pointer(self.folder):
             problem = f"{pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
             return f"{failure}; {problem}"
         if link := self._unreachable_link():
-            return f"{failure}; {link} is a link to what is not in its folder, which it cannot reach"
+            return f"{failure}; {link} is a link out of its folder, and the sandbox hides its target"
         return failure
 
     def _ask(
@@ -358,7 +372,7 @@ class Submission:
         words: str,
         progress: Callable[[float, float], None] | None = None,
     ) -> tuple[dict[str, Any], int, str | None]:
-        """Send a request and wait for its reply: it, the peak of memory in bytes, and what went wrong."""
+        """Send a request and wait for its reply; return the reply, the peak memory in bytes and a failure."""
         assert self._running is not None
         running = self._running
         token = None if request is None else request.get("token", request.get(kind, request.get("make")))
@@ -366,40 +380,40 @@ class Submission:
             running.send(request)
         watch = Watch(running.below, running.worker, running.scratch, self.limits, limit, words)
         while True:
-            if failure := watch.look():
+            if failure := watch.check():
                 return {"limit": failure}, watch.peak, failure
             try:
-                found, reply = running.reader.next(watch.until_next_look())
+                found, reply = running.reader.next(watch.until_next_check())
             except queue.Empty:
                 continue
-            except End:
+            except EndOfReplies:
                 code = running.exit_code()
                 ending = (
-                    "closed its replies and did not end"
+                    "closed its reply pipe but kept running"
                     if code is None
-                    else f"ended by itself ({_ending(code)})"
+                    else f"ended by itself ({_exit_reason(code)})"
                 )
                 return {}, watch.peak, f"the process {ending}"
             except BadReply as error:
-                return {}, watch.peak, f"the submission sent a reply that is {error}"
+                return {}, watch.peak, f"the submission sent an invalid reply: {error}"
             if found == "progress" and kind == "done":
                 watch.progressed()
                 if progress is not None:
                     progress(*reply["progress"])
             elif found == kind and (kind == "isolation" or reply[kind] == token):
-                failure = watch.look(last=True)  # before its peak is taken
+                failure = watch.check(last=True)  # updates the peak
                 return reply, watch.peak, failure
             elif found == "failed" and kind in ("made", "done") and reply["failed"] == token:
-                failure = watch.look(last=True) or reply["reason"] or "it failed without a reason"
+                failure = watch.check(last=True) or reply["reason"] or "it failed without a message"
                 return reply, watch.peak, failure
             elif found == "unstarted" and kind == "hello":
                 return {}, watch.peak, clean(reply["unstarted"])
             else:
-                return {}, watch.peak, f"the submission sent a reply that nothing asked for ({found})"
+                return {}, watch.peak, f"the submission sent an unexpected reply ({found})"
 
 
 class _Running:
-    """The processes of a submission while they run: launcher, guard, worker, and what the worker starts."""
+    """The running processes of a submission: launcher, guard, worker, and what the worker starts."""
 
     def __init__(self, submission: Submission) -> None:
         self.contained = False
@@ -424,7 +438,7 @@ class _Running:
         except OSError:
             remove_tree(self.scratch)
             raise
-        RUNNING.add(self.process.pid)
+        LAUNCHERS.add(self.process.pid)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.reader = replies.ReplyReader(self.process.stdout.fileno())
@@ -435,30 +449,30 @@ class _Running:
             self.send(asdict(spec))
 
     def send(self, content: Mapping[str, Any]) -> None:
-        """Send a line of JSON; gives up after a while, since a submission can fill its own pipe.
+        """Send a line of JSON; give up after a while, because a submission can fill its own pipe.
 
-        What was not sent gets no reply, so the wait that follows ends by its limit.
+        A request that was not sent gets no reply, so the wait that follows runs into its limit.
         """
         assert self.process.stdin is not None
         line = json.dumps(content).encode("ascii") + b"\n"
         pipe = self.process.stdin.fileno()
-        with contextlib.suppress(*GONE):  # it died: the wait that follows finds out
+        with contextlib.suppress(*PROCESS_GONE):  # the wait that follows reports it
             if os.name != "posix":
                 os.write(pipe, line)
                 return
             os.set_blocking(pipe, False)
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + KILL_TIMEOUT
             while line and time.monotonic() < deadline:
                 if select.select([], [pipe], [], INTERVAL)[1]:
-                    with contextlib.suppress(BlockingIOError):  # there is room, but for less
+                    with contextlib.suppress(BlockingIOError):  # the pipe has room for only a part
                         line = line[os.write(pipe, line) :]
 
-    def know(self, contained: bool) -> None:
-        """Note whether the guard is the first process of a namespace of its own."""
+    def set_contained(self, contained: bool) -> None:
+        """Record whether the guard is the first process of a PID namespace."""
         self.contained = contained
         self.guard = _first_child(self.process.pid)
         if not contained:
-            sandbox.adopt_orphans()  # what the submission starts cannot leave this process's tree
+            sandbox.adopt_orphans()  # so that the submission's processes cannot leave this process's tree
 
     def find_worker(self) -> None:
         """Find the process that the submission runs in."""
@@ -466,21 +480,21 @@ class _Running:
         self.worker = worker.pid if worker is not None else self.process.pid
 
     def below(self) -> list[psutil.Process]:
-        """The submission's own processes: all but the launcher and the guard."""
+        """The submission's own processes: all except the launcher and the guard."""
         ours = {self.process.pid} if self.worker != self.process.pid else set()
         if self.guard is not None:
             ours.add(self.guard.pid)
         return [process for process in self.all() if process.pid not in ours]
 
     def all(self) -> list[psutil.Process]:
-        """All processes that were started for the submission, also those that left their parents.
+        """All processes that were started for the submission, including orphans.
 
-        A process can leave its session only for a new one, so what is below this process, in another session
-        than this one and not another submission's, can only come from here.
+        A process can leave its session only for a new one. So a descendant of this process that is in another
+        session, and not part of another submission, belongs to this submission.
         """
         found = {process.pid: process for process in _tree(self.process.pid)}
         if not self.contained and hasattr(os, "getsid"):
-            others = {each.pid for pid in RUNNING - {self.process.pid} for each in _tree(pid)}
+            others = {each.pid for pid in LAUNCHERS - {self.process.pid} for each in _tree(pid)}
             for process in _tree(os.getpid())[1:]:
                 if process.pid in self._before | others | found.keys():
                     continue
@@ -490,96 +504,96 @@ class _Running:
         return list(found.values())
 
     def pause(self) -> bool:
-        """Stop the submission's processes; False where that cannot be done: they start new ones too fast."""
-        deadline = time.monotonic() + PATIENCE
+        """Pause the submission's processes; False if they start new ones faster than they can be paused."""
+        deadline = time.monotonic() + KILL_TIMEOUT
         while awake := [process for process in self.below() if not _is_paused(process)]:
             if time.monotonic() > deadline:
                 return False
             for process in awake:
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*PROCESS_GONE):
                     process.suspend()
         return True
 
     def resume(self) -> None:
-        """Let the submission's processes go on."""
+        """Resume the submission's processes."""
         for process in self.below():
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*PROCESS_GONE):
                 process.resume()
 
     def print_stack(self) -> None:
-        """Have the worker print where all its threads are; it does so in :mod:`faulthandler`."""
+        """Make the worker print the stacks of all its threads, with :mod:`faulthandler`."""
         if self.worker and hasattr(signal, "SIGUSR1"):
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*PROCESS_GONE):
                 before = self.writer.read
                 psutil.Process(self.worker).send_signal(signal.SIGUSR1)
-                deadline = time.monotonic() + STACK_WAIT
+                deadline = time.monotonic() + STACK_TIMEOUT
                 while self.writer.read == before and time.monotonic() < deadline:
                     time.sleep(0.01)
                 time.sleep(INTERVAL)  # for the rest of it
 
     def exit_code(self) -> int | None:
-        """How the launcher ended; None where it does not end though nothing can reply any more."""
+        """The launcher's exit code; None if it keeps running although its reply pipe is closed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(PATIENCE)
+            return self.process.wait(KILL_TIMEOUT)
         return None
 
     def kill(self) -> None:
-        """End all processes; returns when they are gone, or after a while where Linux cannot end one."""
+        """Kill all processes; return when they are gone, or after a while if Linux cannot kill one."""
         if self.guard is not None:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*PROCESS_GONE):
                 if self.contained:
-                    self.guard.kill()  # ends everything in its namespace; the launcher ends when that is done
+                    self.guard.kill()  # kills everything in its namespace; then the launcher exits
                 else:
-                    self.guard.terminate()  # it ends its children, faster than they can start others
+                    self.guard.terminate()  # it kills its children faster than they can start others
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(PATIENCE / 2)
-        deadline = time.monotonic() + PATIENCE
+                self.process.wait(KILL_TIMEOUT / 2)
+        deadline = time.monotonic() + KILL_TIMEOUT
         if not self.contained and sandbox.LINUX:
-            sandbox.end_children(self._is_not_its, PATIENCE)
+            sandbox.end_children(self._is_not_its, KILL_TIMEOUT)
         while time.monotonic() < deadline:
             alive = [process for process in self.all() if not self._reap(process)]
             if not alive:
                 break
             for process in alive:
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*PROCESS_GONE):
                     process.kill()
             time.sleep(0.01)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(PATIENCE)
-        RUNNING.discard(self.process.pid)
+            self.process.wait(KILL_TIMEOUT)
+        LAUNCHERS.discard(self.process.pid)
         for thread in (self.reader, self.writer):
-            thread.stop(PATIENCE)
+            thread.stop(KILL_TIMEOUT)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*PROCESS_GONE):
                     stream.close()
         remove_tree(self.scratch)
 
     def _is_not_its(self, pid: int) -> bool:
         """Whether a child of this process was not inherited from the submission."""
-        with contextlib.suppress(*GONE):
-            return pid in self._before | RUNNING or os.getsid(pid) == os.getsid(0)
+        with contextlib.suppress(*PROCESS_GONE):
+            return pid in self._before | LAUNCHERS or os.getsid(pid) == os.getsid(0)
         return False
 
     def _reap(self, process: psutil.Process) -> bool:
-        """Whether a process has ended; what this process inherited is removed from the table."""
+        """Whether a process has ended; orphans that this process adopted are reaped."""
         if process.pid == self.process.pid:
             return self.process.poll() is not None
         with contextlib.suppress(ChildProcessError):
             if os.name == "posix" and os.waitpid(process.pid, os.WNOHANG)[0]:
                 return True
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(*PROCESS_GONE):
             return process.status() == psutil.STATUS_ZOMBIE
         return True
 
 
-RUNNING: set[int] = set()
+LAUNCHERS: set[int] = set()
 """Process ids of the launchers of all submissions of this process."""
 UNKNOWN_SYSTEM = f"{sandbox.NO_FILES}: {sys.platform} has no namespaces"
 
 
 def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
-    """What the sandbox runs, and what it shows."""
+    """What the sandbox runs, and which files it shows."""
     python, folder = submission.python, submission.folder
     home, temporary = scratch / "home", scratch / "tmp"
     environment = {
@@ -595,8 +609,10 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         *visible.interpreter_folders(python, os.environ, folder, submission.hidden),
         *visible.weights(os.environ),
     ]
-    readable += [WORKER.resolve(), STARTUP.resolve(), submission.dataset, *submission.readable]
-    if (plan := submission.options["ensemble"]) and Path(plan).is_file():
+    options = submission.options
+    readable += [WORKER.resolve(), STARTUP.resolve(), submission.dataset]
+    readable += [path.absolute() for path in options.readable]
+    if (plan := options.ensemble) and Path(plan).is_file():
         readable.append(Path(plan).resolve())
     return sandbox.Spec(
         command=[str(python), str(WORKER.resolve())],
@@ -607,14 +623,14 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         writable=[str(submission.shared), str(home), str(temporary)],
         scratch=str(scratch),
         memory=submission.limits.memory,
-        file_size=FILE,
+        file_size=MAX_FILE_SIZE,
         without=submission.without,
     )
 
 
 def find_pointer(folder: Path) -> str | None:
-    """The first file in a folder that is a Git LFS pointer, by its path in the folder; None without any."""
-    for path in itertools.islice(visible.entries_of(folder), LOOKED_AT):
+    """Path in a folder of its first file that is a Git LFS pointer; None if there is none."""
+    for path in itertools.islice(visible.entries_of(folder), MAX_ENTRIES):
         with contextlib.suppress(OSError):
             if not path.is_symlink() and path.is_file() and path.stat().st_size < POINTER_SIZE:
                 with path.open("rb") as file:
@@ -623,10 +639,10 @@ def find_pointer(folder: Path) -> str | None:
     return None
 
 
-def find_way_out(folder: Path, shown: Sequence[Path] = ()) -> str | None:
-    """The first link in a folder that leads out of it and of what is ``shown``, by its path in the folder."""
+def find_outside_link(folder: Path, shown: Sequence[Path] = ()) -> str | None:
+    """Path in a folder of its first link that leads out of it, and not into one of ``shown`` either."""
     inside = [folder.resolve(), *shown]
-    for path in itertools.islice(visible.entries_of(folder), LOOKED_AT):
+    for path in itertools.islice(visible.entries_of(folder), MAX_ENTRIES):
         with contextlib.suppress(OSError, RuntimeError):
             if path.is_symlink() and not any(map(path.resolve().is_relative_to, inside)):
                 return clean(path.relative_to(folder).as_posix(), 200)
@@ -634,8 +650,8 @@ def find_way_out(folder: Path, shown: Sequence[Path] = ()) -> str | None:
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all below it."""
-    with contextlib.suppress(*GONE):
+    """A process and all its descendants."""
+    with contextlib.suppress(*PROCESS_GONE):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
@@ -643,20 +659,20 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _first_child(pid: int) -> psutil.Process | None:
     """The oldest child of a process."""
-    with contextlib.suppress(*GONE):
+    with contextlib.suppress(*PROCESS_GONE):
         return min(psutil.Process(pid).children(), key=lambda child: child.create_time(), default=None)
     return None
 
 
 def _is_paused(process: psutil.Process) -> bool:
     """Whether a process is stopped, or has ended."""
-    with contextlib.suppress(*GONE):
+    with contextlib.suppress(*PROCESS_GONE):
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return True
 
 
-def _ending(code: int) -> str:
-    """Say how a process ended by its exit code; the guard's is 128 + the signal, as a shell's is."""
+def _exit_reason(code: int) -> str:
+    """Describe an exit code; the guard's is 128 + the signal, as in a shell."""
     number = -code if code < 0 else code - 128
     try:
         return signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""Replays the hidden-set protocol: song by song through the submission, scored in another process."""
+"""The challenge's protocol: each song goes through the submission and is scored in another process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +22,9 @@ from evaluator.metrics import Metric, named, show
 from evaluator.predictions import PREDICTIONS, Predictions
 from evaluator.process import Limits, Outcome, Submission
 from evaluator.records import RecordError, SongRecord, finite
-from evaluator.run_folder import Store
+from evaluator.run_folder import RunFolder
 from evaluator.scoring import SongScore
-from evaluator.scoring_process import LIMIT, LIMIT_FACTOR, Scorer
+from evaluator.scoring_process import LIMIT, LIMIT_FACTOR, ScoringProcess
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
@@ -32,101 +32,162 @@ from kmdx.files import remove_tree
 logger = logging.getLogger("evaluator")
 
 
-class Meter(Protocol):
-    """What is told of a run's progress."""
+class Progress(Protocol):
+    """Receives a run's progress."""
 
     def song(self, track: Track) -> None:
         """A song begins."""
 
     def audio(self, done: float, total: float) -> None:
-        """So many seconds of the song are done, of so many."""
+        """``done`` of the song's ``total`` seconds are separated."""
 
     def finished(self, track: Track, record: SongRecord) -> None:
-        """A song is done, or was done before."""
+        """A song is done, now or in an earlier call."""
 
 
 class Stopped(KmdxError):
-    """A strict run that ended where the challenge would have."""
+    """A strict run reached a failure that would have ended the challenge."""
 
 
-def replay(
-    tracks: Sequence[Track],
-    store: Store,
-    make: Callable[[Path, Path], Submission],
-    scorer: Scorer,
-    meter: Meter,
-    stems: Sequence[str],
-    metrics: Sequence[Metric],
+@dataclass(frozen=True)
+class Task:
+    """What is scored, and how.
+
+    Attributes
+    ----------
+    data : Path
+        The data set.
+    songs : sequence of Track
+    stems : tuple of str
+        Stems to score; of each song only those that it has.
+    metrics : tuple of Metric
+    accept_incomplete : bool
+        Whether songs with missing stems are scored.
+    """
+
+    data: Path
+    songs: Sequence[Track]
+    stems: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    accept_incomplete: bool
+
+    def scored_stems(self, track: Track) -> list[str]:
+        """The stems of a song that are scored."""
+        return [stem for stem in self.stems if stem in track.available]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task in progress.
+
+    Attributes
+    ----------
+    task : Task
+    folder : RunFolder
+        Receives each record as soon as it exists.
+    scorer : ScoringProcess
+    progress : Progress
+    unusable : mapping of str to str
+        Songs whose data cannot be scored, and why. They fail without being separated.
+    """
+
+    task: Task
+    folder: RunFolder
+    scorer: ScoringProcess
+    progress: Progress
+    unusable: Mapping[str, str] = field(default_factory=dict)
+
+
+def separate_and_score(
+    run: Evaluation,
+    start: Callable[[Path, Path], Submission],
     *,
-    unusable: Mapping[str, str] | None = None,
     strict: bool = False,
     keep_stems: bool = False,
 ) -> Iterator[SongRecord]:
-    """Give each song's record, from the store where it is there, else by replaying it.
+    """Yield each song's record: the saved one, or a new one from running the submission.
 
     Parameters
     ----------
-    tracks : sequence of Track
-    store : Store
-        Gets each record as soon as it is known.
-    make : callable
-        Makes the submission, given the data set's folder and the shared folder.
-    scorer : Scorer
-    meter : Meter
-    stems : sequence of str
-        What is scored, of each song those that it has.
-    metrics : sequence of Metric
-    unusable : mapping of str to str, optional
-        Songs whose data cannot be scored, and why; they fail without being played.
+    run : Evaluation
+    start : callable
+        Makes the submission from the data set's folder and the shared folder.
     strict : bool
-        End at the first failure that the challenge would end at.
+        Stop at the first failure that would end the challenge.
     keep_stems : bool
-        Leave predictions in the run's ``predictions``; otherwise they are dropped once scored.
+        Keep predictions in the run's ``predictions``; otherwise they are deleted after scoring.
 
     Raises
     ------
     Stopped
-        In a strict run, at the first song that the challenge would end at.
+        In a strict run, at the first failure that would end the challenge.
     SubmissionError
-        If the submission cannot be made.
+        If the submission cannot be started.
     """
-    predictions = store.folder / "predictions"
-    _remove_left_overs(store)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=store.folder))
+    _remove_leftovers(run.folder)
+    work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.folder.path))
     try:
-        desk = Desk(work)
-        with make(desk.dataset, desk.shared) as submission:
-            for track in tracks:
-                record = stored(store, track.name)
+        workspace = Workspace(work)
+        with start(workspace.dataset, workspace.shared) as submission:
+
+            def process(track: Track) -> SongRecord:
+                record = _unusable(run, track)
                 if record is None:
-                    meter.song(track)
-                    reason = (unusable or {}).get(track.name)
-                    if reason is None:
-                        record = _play(track, submission, desk, scorer, meter, stems, metrics)
-                        if submission.interpreter is not None:
-                            store.begin_process(submission.interpreter.identity())
-                    else:
-                        record = unplayed(track, f"its data: {reason}")
-                    record = replace(
-                        record,
-                        isolation=tuple(submission.isolation),
-                        load_seconds=submission.load_seconds,
-                        load_peak_memory=submission.load_peak_memory,
-                    )
-                    if keep_stems and record.ok:
-                        _keep(desk.taken, predictions / track.name)
-                    store.add(record.to_json())
-                    logger.info("%s: %s", track.name, record.reason or headline(record, metrics[0]))
-                meter.finished(track, record)
+                    record = _separate_and_score(run, track, submission, workspace)
+                    if submission.interpreter is not None:
+                        run.folder.record_interpreter(submission.interpreter.identity())
+                if keep_stems and record.ok:
+                    _keep(workspace.stems, run.folder.path / "predictions" / track.name)
+                return replace(
+                    record,
+                    isolation=tuple(submission.isolation),
+                    load_seconds=submission.load_seconds,
+                    load_peak_memory=submission.load_peak_memory,
+                )
+
+            for record in _records(run, process):
                 yield record
                 if strict and record.ends_challenge:
-                    raise Stopped(f"{track.name}: {record.reason}; the challenge would have ended here")
+                    raise Stopped(f"{record.song}: {record.reason}; the challenge would have ended here")
     finally:
         remove_tree(work)
 
 
-class Desk:
-    """Where one song at a time is laid out.
+def score_existing(run: Evaluation, found: Estimates) -> Iterator[SongRecord]:
+    """Yield each song's record: the saved one, or a new one from scoring stems that exist.
+
+    Parameters
+    ----------
+    run : Evaluation
+    found : Estimates
+        The stems of each song.
+    """
+    _remove_leftovers(run.folder)
+
+    def process(track: Track) -> SongRecord:
+        if record := _unusable(run, track):
+            return record
+        with tempfile.TemporaryDirectory(prefix=".work-", dir=run.folder.path) as work:
+            return _score_existing(run, track, found, Path(work))
+
+    yield from _records(run, process)
+
+
+def _records(run: Evaluation, process: Callable[[Track], SongRecord]) -> Iterator[SongRecord]:
+    """Yield the songs' saved records; make and save those that are missing."""
+    for track in run.task.songs:
+        record = load_record(run.folder, track.name)
+        if record is None:
+            run.progress.song(track)
+            record = process(track)
+            run.folder.add(record.to_json())
+            logger.info("%s: %s", track.name, record.reason or headline(record, run.task.metrics[0]))
+        run.progress.finished(track, record)
+        yield record
+
+
+class Workspace:
+    """Temporary folders for one song at a time.
 
     Parameters
     ----------
@@ -137,21 +198,21 @@ class Desk:
     ----------
     dataset, shared : Path
         All that the submission sees: the song's mixture, and where it writes its stems.
-    taken, references : Path
-        Stems that were taken from it, and decoded true stems; out of its reach.
+    stems, references : Path
+        Copies of the submission's stems, and decoded true stems. The submission cannot reach them.
     """
 
     def __init__(self, work: Path) -> None:
         self.dataset, self.shared = work / "dataset", work / "shared"
-        own = work / secrets.token_hex(8)
-        self.taken, self.references, self._next = own / "taken", own / "references", own / "next"
-        trash = own / "trash"
-        for folder in (self.dataset, self.shared / PREDICTIONS, self.taken, self.references, trash):
+        private = work / secrets.token_hex(8)
+        self.stems, self.references, self._next = private / "stems", private / "references", private / "next"
+        trash = private / "trash"
+        for folder in (self.dataset, self.shared / PREDICTIONS, self.stems, self.references, trash):
             folder.mkdir(parents=True)
         self.predictions = Predictions(self.shared, trash)
 
-    def lay_out(self, track: Track) -> Callable[[], object]:
-        """Prepare a song's mixture; what is returned puts it where the submission sees it.
+    def prepare(self, track: Track) -> Callable[[], object]:
+        """Decode a song's mixture; the returned function moves it to where the submission sees it.
 
         Raises
         ------
@@ -166,170 +227,131 @@ class Desk:
         return lambda: self._next.rename(self.dataset / track.name)
 
     def without_paths(self, text: str) -> str:
-        """A message that says whose its files are, and not where these lie for the moment."""
-        for folder, whose in ((self.taken, "the submission's"), (self.references, "the data set's")):
-            text = text.replace(f"{folder}{os.sep}", f"{whose} ")
+        """A message with the owner of each file in place of its temporary folder."""
+        for folder, owner in ((self.stems, "the submission's"), (self.references, "the data set's")):
+            text = text.replace(f"{folder}{os.sep}", f"{owner} ")
         return text
 
     def clear(self) -> None:
-        """Remove everything of the last song but what the submission has in its hands."""
+        """Remove everything from the last song except the submission's own folder."""
         remove_tree(self._next)
-        for folder in (self.taken, self.references):
+        for folder in (self.stems, self.references):
             remove_tree(folder)
             folder.mkdir()
-        for song in self.dataset.iterdir():  # the folder itself is what the submission sees
+        for song in self.dataset.iterdir():  # the submission sees the folder itself, so it stays
             remove_tree(song)
 
 
-def score_existing(
-    tracks: Sequence[Track],
-    store: Store,
-    found: Estimates,
-    scorer: Scorer,
-    meter: Meter,
-    stems: Sequence[str],
-    metrics: Sequence[Metric],
-    *,
-    unusable: Mapping[str, str] | None = None,
-) -> Iterator[SongRecord]:
-    """Give each song's record, from the store where it is there, else by scoring stems that exist.
-
-    Parameters are those of :func:`replay`; ``found`` is the folder's stems by song.
-    """
-    _remove_left_overs(store)
-    for track in tracks:
-        record = stored(store, track.name)
-        if record is None:
-            meter.song(track)
-            reason = (unusable or {}).get(track.name)
-            if reason is None:
-                with tempfile.TemporaryDirectory(prefix=".work-", dir=store.folder) as work:
-                    record = _score_existing(track, found, scorer, Path(work), stems, metrics)
-            else:
-                record = unplayed(track, f"its data: {reason}")
-            store.add(record.to_json())
-            logger.info("%s: %s", track.name, record.reason or headline(record, metrics[0]))
-        meter.finished(track, record)
-        yield record
-
-
-def _score(
-    track: Track, guesses: Mapping[str, Path], folder: Path, scorer: Scorer, metrics: Sequence[Metric]
-) -> SongScore:
-    """Score a song's estimates; true stems are decoded into a folder where they must be."""
-    # What else is in the song can leak into an estimate.
+def _score(run: Evaluation, track: Track, guesses: Mapping[str, Path], folder: Path) -> SongScore:
+    """Score a song's estimates. True stems that are not wav files are decoded into ``folder``."""
+    metrics = run.task.metrics
+    # All other stems of the song are possible interference.
     whole = any(metric.together for metric in metrics) and {*guesses} <= {*track.summands}
     references = {stem: as_wav(track, stem, folder) for stem in (track.summands if whole else guesses)}
     uses_mixture = any(metric.uses_mixture for metric in metrics)
     mixture = as_wav(track, "mixture", folder) if uses_mixture else None
     limit = max(LIMIT, LIMIT_FACTOR * track.duration)
-    return scorer.score(references, guesses, metrics, mixture, limit)
+    return run.scorer.score(references, guesses, metrics, mixture, limit)
 
 
-def _remove_left_overs(store: Store) -> None:
-    """Remove the working folders of processes that were killed."""
-    for folder in store.folder.glob(".work-*"):
-        remove_tree(folder)
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Remove the work folders of processes that were killed."""
+    for leftover in folder.path.glob(".work-*"):
+        remove_tree(leftover)
 
 
-def _score_existing(
-    track: Track,
-    found: Estimates,
-    scorer: Scorer,
-    work: Path,
-    stems: Sequence[str],
-    metrics: Sequence[Metric],
-) -> SongRecord:
-    """Score the stems of one song that exist."""
-    record = SongRecord(track.name, "ok", None, track.duration)
+def _score_existing(run: Evaluation, track: Track, found: Estimates, work: Path) -> SongRecord:
+    """Score the existing stems of one song."""
     own = found.files.get(track.name, {})
-    scored = [stem for stem in stems if stem in track.available and stem in own]
-    missing = [stem for stem in stems if stem in track.available and stem not in own]
+    scored = [stem for stem in run.task.scored_stems(track) if stem in own]
+    missing = [stem for stem in run.task.scored_stems(track) if stem not in own]
     if not scored:
-        return unplayed(track, f"no stem of it in {found.folder}")
+        return failed_record(track, f"no stem of this song in {found.folder}")
+    record = SongRecord(track.name, "ok", None, track.duration)
     try:
         (work / "references").mkdir()
         (work / "estimates").mkdir()
         guesses = {stem: estimates.as_wav(found, track, stem, work / "estimates") for stem in scored}
-        record = with_scores(record, _score(track, guesses, work / "references", scorer, metrics))
+        record = with_scores(record, _score(run, track, guesses, work / "references"))
     except (KmdxError, OSError) as error:
         return record.failed(str(error))
     notes = [song_warnings.NO_ESTIMATE.of(stem=stem) for stem in missing]
     return replace(record, warnings=(*record.warnings, *notes))
 
 
-def stored(store: Store, song: str) -> SongRecord | None:
-    """A song's record, or None if it is not done.
+def load_record(folder: RunFolder, song: str) -> SongRecord | None:
+    """A song's saved record, or None if the song is not done.
 
     Raises
     ------
     KmdxError
-        If it is damaged.
+        If the record is damaged.
     """
-    content = store.record(song)
+    content = folder.record(song)
     try:
         return None if content is None else SongRecord.from_json(content)
     except RecordError as error:
         raise RecordError(
-            f"{store.folder}: {error}; delete it from songs/, and {song} is done again"
+            f"{folder.path}: {error}; delete the record of {song} in songs/ to run that song again"
         ) from error
 
 
 def headline(record: SongRecord, metric: Metric) -> str:
-    """A scored song's value of the run's first metric, in a few words."""
+    """A scored song's mean of the run's first metric, with its unit."""
     return f"{show(metric, record.mean(metric.name))} {metric.unit}".rstrip()
 
 
-def _play(
-    track: Track,
-    submission: Submission,
-    desk: Desk,
-    scorer: Scorer,
-    meter: Meter,
-    stems: Sequence[str],
-    metrics: Sequence[Metric],
+def _separate_and_score(
+    run: Evaluation, track: Track, submission: Submission, workspace: Workspace
 ) -> SongRecord:
     """Separate and score one song."""
     try:
-        desk.predictions.clear()
-    except OSError:  # something of the submission works against it
+        workspace.predictions.clear()
+    except OSError:  # a process of the submission still changes the folder
         submission.kill()
         try:
-            desk.predictions.clear()
+            workspace.predictions.clear()
         except OSError as error:
             reason = f"the submission's predictions cannot be cleared: {error.strerror}"
-            return replace(unplayed(track, reason), ends_challenge=True)
+            return replace(failed_record(track, reason), ends_challenge=True)
     try:
-        begin = desk.lay_out(track)
+        show_mixture = workspace.prepare(track)
     except (KmdxError, OSError) as error:
-        return unplayed(track, f"its data: {error}")
-    outcome = submission.separate(track.name, track.duration, meter.audio, begin)
+        return failed_record(track, f"data problem: {error}")
+    outcome = submission.separate(track.name, track.duration, run.progress.audio, show_mixture)
     record = _measured(track, outcome, submission.limits)
     if outcome.failure is not None:
         return record
     try:
-        # Before the true stems are decoded, and to where the submission cannot change them any more.
-        scored = [stem for stem in stems if stem in track.available]
-        taken = desk.predictions.take(track.name, scored, track.samples, track.channels, desk.taken)
-        if ACCOMPANIMENT in scored and ACCOMPANIMENT not in taken:
-            parts = [taken[stem] for stem in parts_of_accompaniment(taken)]
-            taken[ACCOMPANIMENT] = estimates.sum_as_wav(parts, track, desk.taken / f"{ACCOMPANIMENT}.wav")
-        guesses = {stem: taken[stem] for stem in scored}
-        return with_scores(record, _score(track, guesses, desk.references, scorer, metrics))
+        # Copy the stems before the true stems are decoded: after that the submission cannot change them.
+        scored = run.task.scored_stems(track)
+        stems = workspace.predictions.copy(track.name, scored, track.samples, track.channels, workspace.stems)
+        if ACCOMPANIMENT in scored and ACCOMPANIMENT not in stems:
+            parts = [stems[stem] for stem in parts_of_accompaniment(stems)]
+            target = workspace.stems / f"{ACCOMPANIMENT}.wav"
+            stems[ACCOMPANIMENT] = estimates.sum_as_wav(parts, track, target)
+        guesses = {stem: stems[stem] for stem in scored}
+        return with_scores(record, _score(run, track, guesses, workspace.references))
     except KmdxError as error:
-        reason = submission.explained(desk.without_paths(str(error)))
+        reason = submission.explain(workspace.without_paths(str(error)))
         return record.failed(reason, ends_challenge=True)
-    except OSError as error:  # of this machine: a full disk, say
+    except OSError as error:  # the evaluator's own problem, such as a full disk
         return record.failed(f"it could not be scored: {error.strerror or error}")
 
 
-def unplayed(track: Track, reason: str) -> SongRecord:
-    """The record of a song that was not played."""
+def failed_record(track: Track, reason: str) -> SongRecord:
+    """The record of a song that failed before it was separated."""
     return SongRecord(track.name, "failed", reason, track.duration)
 
 
+def _unusable(run: Evaluation, track: Track) -> SongRecord | None:
+    """The failed record of a song whose data cannot be scored; None if they can."""
+    reason = run.unusable.get(track.name)
+    return None if reason is None else failed_record(track, f"data problem: {reason}")
+
+
 def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
-    """The record of a song before it is scored."""
+    """The record of a separated song before it is scored."""
     factor = outcome.seconds / track.duration
     return SongRecord(
         track.name,
@@ -347,7 +369,7 @@ def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
 
 
 def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
-    """A record with what scoring found; values that do not exist become None."""
+    """A record with a song's scores; values that do not exist become None."""
     perfect = [
         song_warnings.PERFECT.of(metric=named([name])[0].title, stem=stem)
         for name, values in score.scores.items()
@@ -366,7 +388,7 @@ def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
 
 
 def _keep(source: Path, target: Path) -> None:
-    """Move a song's predictions to where they stay."""
+    """Move a song's predictions into the run's folder."""
     remove_tree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):

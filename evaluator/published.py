@@ -1,6 +1,6 @@
-"""Results that others published, and which of them were measured on a run's songs.
+"""Published results of other systems, read from ``published.yaml``.
 
-They are data, in ``published.yaml``: means or medians over songs, with their source.
+They are means or medians over songs, with their source.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from kmdx.errors import KmdxError, shown, suggest
 
 FILE = Path(__file__).with_name("published.yaml")
 PREFIX = "published:"
-"""Before a row's identifier where a run could be named."""
+"""Prefix of a row's identifier in arguments that name runs."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was published of a method.
+    """Published results of one method.
 
     Attributes
     ----------
     id, name : str
-        How options call it, and what people do.
+        Its identifier in options, and its usual name.
     scores : dict
         Published value of each stem; some papers give only the average over stems.
     average : float or None
-        Average over stems: as published, else that of the stems' values.
+        Average over stems, as published or else computed from the stems' values.
     training, tested : str or None
         The music that it was trained with, and the data set that it was measured on.
     source : str
-        Authors, year and where.
+        Authors, year and publication.
     ours : bool
-        Whether this project reproduces it.
+        Whether this project reproduces the method.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Published results that compare with each other.
+    """Published results that can be compared with each other.
 
     Attributes
     ----------
@@ -62,11 +62,11 @@ class PublishedTable:
     metric : str
         A name of :data:`evaluator.metrics.METRICS`.
     statistic : {"mean", "median"}
-        What was taken over songs.
+        The statistic over songs.
     tested : str
         The songs, in words.
     songs : frozenset of str
-        The songs' names as :func:`name_key` makes them; empty where nobody outside knows them.
+        The songs' names, normalized by :func:`name_key`; empty if they are secret.
     rows : tuple of Row
     """
 
@@ -79,7 +79,7 @@ class PublishedTable:
 
     @property
     def hidden(self) -> bool:
-        """Whether the songs are not known, so that no run can be on the same ones."""
+        """Whether the songs are secret, so that no run can use the same ones."""
         return not self.songs
 
     def shared(self, songs: Iterable[str]) -> int:
@@ -88,7 +88,7 @@ class PublishedTable:
 
 
 def name_key(name: str) -> str:
-    """A song's name without what file systems and people change in it: composed, and of one case."""
+    """A song's name in Unicode normal form and without case, so that variants are equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
 
 
@@ -111,12 +111,12 @@ def tables() -> tuple[PublishedTable, ...]:
 
 
 def find(name: str) -> tuple[PublishedTable, Row]:
-    """The row of that identifier, in capital letters or not, and its table.
+    """The row with an identifier (case is ignored), and its table.
 
     Raises
     ------
     KmdxError
-        If there is none.
+        If there is no such row.
     """
     known = {row.id: (table, row) for table in tables() for row in table.rows}
     identifier = name.strip().casefold()

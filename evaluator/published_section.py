@@ -1,4 +1,4 @@
-"""Published results next to a run's own, as its report shows them."""
+"""The report's section that shows published results next to those of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from evaluator.published import PublishedTable, Row
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A published row with the values of its table's columns; None where nothing was published."""
+    """A published row with the values of its table's columns; None if a value was not published."""
 
     name: str
     facts: str
@@ -25,21 +25,21 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table of published results, and the run's own values of the same kind.
+    """A table of published results, and the run's own values.
 
     Attributes
     ----------
     title, lead, caution, own_songs : str
-        What the songs are, and whether the run has the same.
+        Texts about the songs, and whether the run used the same ones.
     sources : dict
-        The rows of each source.
+        The names of the rows from each source.
     metric : Metric
     statistic : str
     columns : tuple of str
-        ``average`` where it compares, and stems.
+        ``average`` if it can be compared, and stems.
     rows : tuple of ShownRow
     own : tuple of float or None
-        The run's value of each column.
+        The run's value for each column.
     """
 
     title: str
@@ -57,14 +57,14 @@ class ShownTable:
 def published_next_to(
     summary: Mapping[str, Any], run: Mapping[str, Any], songs: Sequence[str]
 ) -> list[ShownTable]:
-    """The tables that a run's report shows; those on the run's songs come first.
+    """The tables for a run's report; those on the run's songs come first.
 
     Parameters
     ----------
     summary, run : mapping
-        Of the run's ``results.json``.
+        Parts of the run's ``results.json``.
     songs : sequence of str
-        The songs that were scored.
+        The scored songs.
     """
     found = [
         _shown(table, summary, run, songs) for table in published.tables() if table.metric in run["metrics"]
@@ -118,14 +118,14 @@ def _row(row: Row, columns: Sequence[str]) -> ShownRow:
 
 
 def _songs(table: PublishedTable, songs: Sequence[str]) -> tuple[str, str, str]:
-    """What the published songs are, whether they compare, and what the run's songs are."""
-    lead = f"The published rows were measured on {table.tested}."
+    """Texts about the published songs, whether the run can be compared, and the run's songs."""
+    lead = f"The published results were measured on {table.tested}."
     total, shared = len(table.songs), table.shared(songs)
     if shared and shared == total == len(songs):
-        return lead, "This run is on the same songs.", SAME_SONGS
+        return lead, "This run used the same songs.", SAME_SONGS
     if shared:
         others = len(songs) - shared
         also = f" and {others} other {'song' if others == 1 else 'songs'}" if others else ""
-        caution = f"This run has {shared} of these {total} songs{also}: it does not compare directly."
+        caution = f"This run used {shared} of these {total} songs{also}, so compare the results with caution."
         return lead, caution, f"on {shared} of these songs{also}"
-    return lead, "This run is on other songs. They do not compare directly.", "on other songs"
+    return lead, "This run used other songs, so the results cannot be compared directly.", "on other songs"

@@ -1,7 +1,7 @@
-"""What is known of a song after it was played: one typed record, written as JSON.
+"""The record of a song: a typed object that is saved as JSON.
 
-Schema 1 (before the table of metrics) kept ``global_sdr``, ``museval_sdr`` and ``museval_frames`` at the top
-of a record; it is still read. Schema 2 keeps the values of every metric in ``scores``.
+Schema 2 stores the values of all metrics in ``scores``. Schema 1 stored ``global_sdr``, ``museval_sdr`` and
+``museval_frames`` at the top of a record; it can still be read.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 from kmdx.errors import KmdxError, quoted
 
 SCHEMA = 2
-"""Version of the records that are written."""
+"""Version of new records."""
 
 Scores = dict[str, dict[str, float | None]]
 """Value of each metric and stem."""
 
 
 class RecordError(KmdxError):
-    """A record that is damaged, or of a version that is not known."""
+    """A record is damaged or has an unknown version."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,31 @@ class SongRecord:
     reason : str or None
         Why it failed.
     duration : float
-        Seconds of audio; 0 where they could not be read.
+        Seconds of audio; 0 if unknown.
     stems : tuple of str
-        What was scored, in order.
+        The scored stems, in order.
     scores : dict
-        Value of each metric and stem: that of the song, for a metric with frames the median over them. None
-        where the metric has none.
+        Value of each metric and stem. For a metric with frames it is the median over frames. None if there
+        is no value.
     frames : dict
-        Values of each frame, of the metrics that have frames.
+        Values of each frame, for metrics that have frames.
     seconds, real_time_factor : float or None
-        Wall time as the evaluator measured it, and its ratio to the duration.
+        Wall time as measured by the evaluator, and its ratio to the duration.
     peak_memory, peak_gpu_memory : int or None
-        Bytes at most.
+        Peak memory in bytes.
     over_time, over_memory : bool
-        Whether it took more than the run's limits.
+        Whether it exceeded the run's limits.
     ends_challenge : bool
-        Whether the challenge would have ended there.
+        Whether this failure would have ended the challenge.
     silent_references : tuple of str
         Stems whose reference is digital silence.
     envelopes : dict
         Peaks of equal parts of the song, in % of full scale, by stem and side (``reference``, ``estimate``).
     warnings : tuple of str
     isolation : tuple of str
-        What the submission was not kept from while it played this song.
+        What the sandbox could not prevent during this song.
     load_seconds, load_peak_memory : float, int or None
-        What loading the model took when it was last loaded.
+        Wall time and peak memory of the last load of the model.
     """
 
     song: str
@@ -91,7 +91,7 @@ class SongRecord:
         return self.status == "ok"
 
     def failed(self, reason: str, *, ends_challenge: bool = False) -> SongRecord:
-        """The same record of a song that failed."""
+        """The record with status ``failed``."""
         return replace(self, status="failed", reason=reason, ends_challenge=ends_challenge)
 
     def mean(self, metric: str) -> float | None:
@@ -101,7 +101,7 @@ class SongRecord:
         return statistics.fmean(present) if present and len(present) == len(self.stems) else None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON has it, with each metric's mean over stems; NaN and infinity become null."""
+        """The record as JSON content, with each metric's mean over stems; NaN and infinity become null."""
         means = {metric: self.mean(metric) for metric in self.scores}
         return {"schema": SCHEMA, **finite(asdict(self)), "means": finite(means)}
 
@@ -115,10 +115,10 @@ class SongRecord:
             If it is damaged, or newer than this version.
         """
         if not isinstance(content, dict):
-            raise RecordError(f"no record: {quoted(content)}")
+            raise RecordError(f"expected a record, found {quoted(content)}")
         schema = content.get("schema", 1)
         if schema not in (1, SCHEMA):
-            raise RecordError(f"a record of schema {quoted(schema)}, which this version does not know")
+            raise RecordError(f"unknown record schema {quoted(schema)}; expected 1 or {SCHEMA}")
         known = {each.name for each in fields(cls)}
         try:
             content = finite(_upgraded(content) if schema == 1 else content)
@@ -129,7 +129,7 @@ class SongRecord:
         return record
 
     def _check(self) -> None:
-        """Raise ValueError where a value is of another type or size than the calculations expect."""
+        """Raise ValueError if a value has an unexpected type or size."""
         numbers: list[Any] = [self.seconds, self.real_time_factor, self.peak_memory, self.peak_gpu_memory]
         for values in self.scores.values():
             numbers += values.values()
@@ -156,7 +156,7 @@ class SongRecord:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have, and lists for tuples."""
+    """Replace NaN and infinity, which JSON does not support, by None, and tuples by lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -171,7 +171,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of schema 1 as one of schema 2."""
+    """Convert a record of schema 1 to schema 2."""
     old = ("global_sdr", "museval_sdr")
     scores = {metric: content[metric] for metric in old if metric in content}
     if content.get("status") == "ok" and len(scores) < len(old):

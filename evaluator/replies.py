@@ -1,19 +1,20 @@
-"""What a submission sends back: bounded, parsed strictly, and never trusted.
+"""Replies of a submission: limited in size, parsed strictly, and never trusted.
 
-A reply is one line of JSON of at most 64 kB, of one of these forms (``token`` is what the request had):
+A reply is one line of JSON of at most 64 kB in one of these forms. ``token`` repeats the request's token.
 
 ``{"isolation", "contained"}``
-    From the sandbox, before the interpreter starts: what it could not isolate, and whether one kill ends all.
+    From the sandbox, before the interpreter starts: what it could not isolate, and whether killing one
+    process kills all.
 ``{"unstarted"}``
     From the sandbox: why the interpreter could not be started.
 ``{"hello": token, "executable", "version", "packages"}``
-    The interpreter runs.
+    The interpreter is running.
 ``{"made": token, "device"}``
-    The wrapper is made.
+    The model is loaded.
 ``{"progress": [done, total]}``
-    Seconds of audio, any number of times.
+    Seconds of audio; any number of these may arrive.
 ``{"done": token, "findings", "peak_gpu_memory"}``
-    A song is separated.
+    The song is separated.
 ``{"failed": token, "reason", "where"}``
     The submission raised an error.
 """
@@ -34,23 +35,23 @@ from typing import Any, NoReturn
 LINE = 64 * 1024  # bytes of a reply
 TEXT = 1000  # characters of a reason or another text
 LOG = 10 * 10**6  # bytes of a run's log
-WAITING = 100  # replies that wait to be looked at; then the submission waits
-TAIL = 100_000  # bytes of what a process printed last, where the log is full
-FIRST = LOG - 20 * TAIL  # bytes of it that are taken as they come; the rest is for the ends of processes
+QUEUE = 100  # replies that are queued; after that the submission has to wait
+TAIL = 100_000  # bytes of a process's last output that are kept when the log is full
+FIRST = LOG - 20 * TAIL  # bytes of the log for all output; the rest is reserved for tails
 FRAME = re.compile(r' *File "(.+)", line (\d+) in .*')
-TRUNCATED = b"\n[more was printed: this is its end]\n"
+TRUNCATED = b"\n[output left out; its last part follows]\n"
 
 
 class BadReply(Exception):
-    """A reply of another form than those documented."""
+    """A reply does not have a documented form."""
 
 
-class End(Exception):
-    """There are no more replies: the process has ended or closed its side."""
+class EndOfReplies(Exception):
+    """The process has ended or closed its end of the pipe."""
 
 
 def clean(text: str, limit: int = TEXT) -> str:
-    """A text from a submission on one line, without control characters and lone surrogates, and bounded."""
+    """A submission's text on one line, without control characters and lone surrogates, cut to ``limit``."""
     text = text[: 2 * limit].encode("utf-8", "backslashreplace").decode("utf-8")
     text = "".join(" " if letter in "\n\r\t" else letter for letter in text)
     text = "".join(
@@ -105,31 +106,31 @@ FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "failed": {"failed": _is_text, "reason": _is_text, "where": _is_text_or_none},
 }
-"""The kinds of replies: their keys, the first of which names the kind, and what each value must be."""
+"""The keys of each kind of reply, with a check of each value. The first key names the kind."""
 
 
 def parse(line: bytes) -> tuple[str, dict[str, Any]]:
-    """The kind and the content of a reply.
+    """Parse a reply; return its kind and content.
 
     Raises
     ------
     BadReply
-        If it is of no documented form.
+        If it does not have a documented form.
     """
     try:
         content = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise BadReply(f"no JSON: {shown(line)}") from error
+        raise BadReply(f"not JSON: {shown(line)}") from error
     kind = next(iter(content), None) if isinstance(content, dict) else None
     form = FORMS.get(kind) if isinstance(kind, str) else None
     if form is None or content.keys() != form.keys() or not all(form[k](v) for k, v in content.items()):
-        raise BadReply(f"of no known form: {shown(line)}")
+        raise BadReply(f"unknown form: {shown(line)}")
     assert kind is not None
     return kind, content
 
 
 def shown(line: bytes) -> str:
-    """The beginning of a line, to show in a message."""
+    """The beginning of a line, for a message."""
     return clean(line[:400].decode("utf-8", "backslashreplace"), 80)
 
 
@@ -138,17 +139,17 @@ def _refuse(constant: str) -> NoReturn:
 
 
 class ReplyReader:
-    """Reads replies from a pipe in a thread of its own, and keeps the first ones until they are asked for."""
+    """Reads replies from a pipe in a thread of its own and queues them."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
-        self._found: queue.Queue[tuple[str, dict[str, Any]] | Exception] = queue.Queue(WAITING)
+        self._found: queue.Queue[tuple[str, dict[str, Any]] | Exception] = queue.Queue(QUEUE)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def begin_with(self, content: dict[str, Any]) -> None:
-        """Put a reply in front that no process sends: where there is no sandbox."""
+        """Queue a reply that no process sends, for systems without a sandbox."""
         self._found.put((next(iter(content)), content))
 
     def next(self, timeout: float) -> tuple[str, dict[str, Any]]:
@@ -158,8 +159,10 @@ class ReplyReader:
         ------
         queue.Empty
             If there is none within ``timeout`` seconds.
-        BadReply, End
-            If it has another form, or there are no more.
+        BadReply
+            If it does not have a documented form.
+        EndOfReplies
+            If there are no more.
         """
         found = self._found.get(timeout=timeout)
         if isinstance(found, Exception):
@@ -167,7 +170,7 @@ class ReplyReader:
         return found
 
     def stop(self, timeout: float) -> None:
-        """Read no more; the process at the other end is dead."""
+        """Stop reading; the process at the other end is dead."""
         self._stopped.set()
         self._thread.join(timeout)
 
@@ -178,13 +181,13 @@ class ReplyReader:
                 *lines, held = (held + part).split(b"\n")
                 for line in lines:
                     if len(line) > LINE:
-                        raise BadReply(f"more than {LINE // 1024} kB: {shown(line)}")
+                        raise BadReply(f"longer than {LINE // 1024} kB: {shown(line)}")
                     self._put(parse(line))
                 if len(held) > LINE:
-                    raise BadReply(f"more than {LINE // 1024} kB: {shown(held)}")
-            raise End
+                    raise BadReply(f"longer than {LINE // 1024} kB: {shown(held)}")
+            raise EndOfReplies
         except OSError:
-            self._put(End())
+            self._put(EndOfReplies())
         except Exception as error:
             self._put(error)
 
@@ -198,9 +201,10 @@ class ReplyReader:
 
 
 class LogWriter:
-    """Appends what a process prints to a file, in its own thread, until the file has :data:`FIRST` bytes.
+    """Appends a process's output to a file, in a thread of its own, until the file has :data:`FIRST` bytes.
 
-    Of what comes later, the last :data:`TAIL` bytes follow when the process has ended: its traceback, say.
+    If there is more, its last :data:`TAIL` bytes are appended when the process ends, because they may contain
+    a traceback.
     """
 
     def __init__(self, pipe: int, path: Path) -> None:
@@ -211,7 +215,7 @@ class LogWriter:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Wait until all is copied; the process at the other end is dead."""
+        """Wait until everything is copied; the process at the other end is dead."""
         self._thread.join(timeout)
 
     def _copy(self) -> None:
@@ -222,15 +226,15 @@ class LogWriter:
                 self.read += len(part)
                 room = max(0, FIRST - size)
                 size += len(part)
-                last = (last + part[room:])[-TAIL:]  # all is read, so that nobody waits
-                with contextlib.suppress(OSError):  # the disk is full: the log is not worth the run
+                last = (last + part[room:])[-TAIL:]  # read everything, so that the process never blocks
+                with contextlib.suppress(OSError):  # a full disk must not end the run because of its log
                     file.write(part[:room])
             with contextlib.suppress(OSError):
                 if last and file.tell() + len(TRUNCATED + last) <= LOG:
                     file.write(TRUNCATED + last)
 
     def _read(self) -> bytes:
-        """What comes next; nothing at the end."""
+        """The next bytes; empty at the end."""
         try:
             return os.read(self._pipe, LINE)
         except OSError:
@@ -238,7 +242,7 @@ class LogWriter:
 
 
 def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:
-    """The last lines of a log, fit to be shown; none where there is no such file."""
+    """The last lines of a log, cleaned for display; empty if the file does not exist."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -251,9 +255,9 @@ def tail(path: Path, lines: int = 20, width: int = 300) -> list[str]:
 
 
 def place_of(lines: Sequence[str], folder: Path) -> str | None:
-    """The innermost line in a folder of the last stack that :mod:`faulthandler` printed, such as ``a.py:10``.
+    """Where the last stack printed by :mod:`faulthandler` was in a folder's code, such as ``a.py:10``.
 
-    The thread that was interrupted comes first, then the others.
+    This is the innermost line in the folder, first of the interrupted thread, then of the others.
     """
     start = str(folder).encode("ascii", "backslashreplace").decode("ascii").rstrip("/") + "/"
     threads: list[list[str]] = []
@@ -271,10 +275,10 @@ def place_of(lines: Sequence[str], folder: Path) -> str | None:
 
 
 def _printable(line: str, width: int) -> str:
-    """A line with its indentation."""
+    """A cleaned line that keeps its indentation."""
     body = line.lstrip(" ")
     indent = len(line) - len(body)
     return " " * min(indent, 40) + clean(body, width) if body.strip() else ""
 
 
-__all__ = ["BadReply", "End", "LogWriter", "ReplyReader", "clean", "parse", "place_of", "tail"]
+__all__ = ["BadReply", "EndOfReplies", "LogWriter", "ReplyReader", "clean", "parse", "place_of", "tail"]

@@ -5,7 +5,7 @@
   const columns = ["song", ...stems];
   const find = (id) => document.getElementById(id);
 
-  // Elements. Text goes in as text, never as HTML: a song may be called anything.
+  // Create elements. Strings become text, never HTML, because song names may contain anything.
   const make = (space) => (tag, attributes = {}, ...children) => {
     const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
@@ -110,7 +110,7 @@
         }
         group.append(s("line", { class: "median", x1: x(median), x2: x(median), y1: middle - half, y2: middle + half }));
       }
-      // Each dot as near the middle as the dots before it allow.
+      // Place each dot as close to the middle as the previous dots allow.
       const placed = [];
       const gap = 2 * radius + 0.5;
       dots.forEach((dot, place) => {
@@ -135,11 +135,11 @@
       });
       drawing.append(group);
     });
-    const caption = beyond ? [h("figcaption", {}, `${beyond} ${beyond === 1 ? "value lies" : "values lie"} beyond the axis, drawn hollow at its end.`)] : [];
+    const caption = beyond ? [h("figcaption", {}, `${beyond} ${beyond === 1 ? "value is" : "values are"} outside the axis (hollow dots at its ends).`)] : [];
     figure.replaceChildren(drawing, ...caption, tip);
   }
 
-  function tell(dot) {
+  function showTip(dot) {
     const figure = find("spread");
     figure.querySelectorAll(".same").forEach((other) => other.classList.remove("same"));
     tip.hidden = !dot;
@@ -158,12 +158,12 @@
   const spread = find("spread");
   if (spread) {
     const dotOf = (event) => event.target.closest("circle");
-    spread.addEventListener("pointerover", (event) => tell(dotOf(event)));
-    spread.addEventListener("pointerleave", () => tell(null));
-    spread.addEventListener("focusin", (event) => tell(dotOf(event)));
-    spread.addEventListener("focusout", () => tell(null));
+    spread.addEventListener("pointerover", (event) => showTip(dotOf(event)));
+    spread.addEventListener("pointerleave", () => showTip(null));
+    spread.addEventListener("focusin", (event) => showTip(dotOf(event)));
+    spread.addEventListener("focusout", () => showTip(null));
     spread.addEventListener("click", (event) => dotOf(event) && show(Number(dotOf(event).dataset.index)));
-    // One dot of each row is reached with Tab, the others from it with the arrows.
+    // Tab reaches one dot of each row; arrow keys reach the others.
     spread.addEventListener("keydown", (event) => {
       const dot = dotOf(event);
       if (!dot) return;
@@ -258,7 +258,7 @@
   const sequence = () => [...body.querySelectorAll("tr[data-index]")].map((row) => Number(row.dataset.index));
 
   function show(index) {
-    // Opening a song is a step that the browser's "back" undoes; going on to the next is not.
+    // Opening a song adds an entry to the browser history; moving to the next song does not.
     const target = hashOf(songs[index]);
     if (location.hash !== target) {
       if (panel.open) history.replaceState(null, "", target);
@@ -284,7 +284,7 @@
       try {
         name = decodeURIComponent(location.hash.slice(6));
       } catch {
-        name = null; // no address of this page's
+        name = null; // not an address of this page
       }
     }
     const index = songs.findIndex((song) => song.name === name);
@@ -426,7 +426,7 @@
     if (framesOf(song, stem)) parts.push(framesTrack(song, stem, span));
     if (media.picture) parts.push(pictureTrack(song, stem, media.picture, span));
     parts.push(timeAxis(span));
-    if (media.picture) parts.push(h("p", { class: "scale" }, `−${data.range} dB`, h("i"), "0 dB, from the reference’s loudest point"));
+    if (media.picture) parts.push(h("p", { class: "scale" }, `−${data.range} dB`, h("i"), "0 dB, relative to the loudest point of the reference"));
     if (media.estimate || media.reference) parts.push(players(song, stem, media, span));
     return h("article", { class: `card stem ${stem}`, "data-stem": stem }, ...parts);
   }
@@ -473,7 +473,7 @@
       points ? s("path", { class: "points", d: points }) : null,
     );
     const labels = ticks.map((tick) => [y(tick) / 100, decibels(tick, 0)]);
-    const text = line ? `${labelOf(metric)} by second (dashed: median)` : `${metric.title}: no second has one`;
+    const text = line ? `${labelOf(metric)} by second (dashed: median)` : `${metric.title}: no second has a value`;
     return track(labels, plot("frames", span, song, drawing), text);
   }
 
@@ -502,7 +502,7 @@
       if (!media[which]) continue;
       const player = h("audio", { controls: true, preload: "metadata", src: media[which], "aria-label": `${stem}, ${which}` });
       player.addEventListener("play", () => {
-        // Whichever plays hands its place over, so that the two can be compared.
+        // The player that starts takes over the position of the other, so that they can be compared.
         for (const other of content.querySelectorAll("audio")) {
           if (other === player || other.paused) continue;
           player.currentTime = other.currentTime;

@@ -1,8 +1,8 @@
-"""The report of a run: one HTML page that carries its styles, its script and its numbers in itself.
+"""The report of a run: one self-contained HTML page with styles, script and numbers.
 
-The page asks nothing of the network. Beside it lie, for songs whose stems were kept, the pictures in
-``media/`` and the sounds that its players play: the predictions in the run's folder, the true stems
-where the data set has them. Without those it can be sent on alone.
+The page loads nothing from the network. For songs whose stems were kept, it links to pictures in ``media/``
+next to it, and to the sounds that its players play: predictions in the run's folder and true stems in the
+data set. The page also works without these files.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from kmdx.errors import AudioError
 
 HERE = Path(__file__).parent
 FREQUENCIES = {100: "100 Hz", 1000: "1 kHz", 10_000: "10 kHz"}
-"""Frequencies that a picture's axis is labelled at."""
+"""Frequencies with a label on the axis of a picture."""
 
 logger = logging.getLogger("evaluator")
 
 
 @dataclass(frozen=True)
 class Media:
-    """What lies beside the page for a stem of a song: relative addresses, None where there is none."""
+    """Relative addresses of the files for a stem of a song; None if a file does not exist."""
 
     picture: str | None = None
     estimate: str | None = None
@@ -59,20 +59,20 @@ def write(
     results : mapping
         The content of the run's ``results.json``.
     run : Path
-        The run's folder. The page is there whole or, if something goes wrong, as it was before.
+        The run's folder. The page is written atomically.
     predictions : Path, optional
-        Where kept stems lie, as ``<song>/<stem>.wav``.
+        Folder of kept stems, ``<song>/<stem>.wav``.
     references : mapping, optional
-        The data set's file of each song and stem; those that do not exist are left out.
+        The data set's file of each song and stem; files that do not exist are left out.
 
     Notes
     -----
-    Drawing takes about a second for a stem of four minutes. Pictures newer than both of their
-    files are not drawn again. A stem that cannot be read has no picture, and the log says why.
+    Drawing takes about one second for a stem of four minutes. Pictures that are newer than both of their
+    files are not drawn again. A stem that cannot be read gets no picture, and the reason is logged.
     """
     media = _media(results["songs"], results["run"]["stems"], run, predictions, references or {})
     path = run / "report.html"
-    # A file's name need not be text: what is not is shown as "?".
+    # File names may contain bytes that are not text; they become "?".
     files.write_text(path, page(results, media).encode("utf-8", "replace").decode("utf-8"))
     return path
 
@@ -85,7 +85,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
     results : mapping
         The content of a run's ``results.json``.
     media : mapping, optional
-        What lies beside the page, by song and stem.
+        Files that the page links to, by song and stem.
     """
     results = finite(results)
     run = {"failure": None, "log_tail": [], "interpreter": None, "isolation": [], **results["run"]}
@@ -115,7 +115,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
 
 
 def environment() -> jinja2.Environment:
-    """How pages are filled in: what comes from a run is escaped, and what is missing is an error."""
+    """The environment of page templates: values are escaped, and a missing value is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -133,7 +133,7 @@ def _template() -> jinja2.Template:
 
 
 def _row(song: SongRecord, metric: str, stems: Sequence[str]) -> dict[str, Any]:
-    """A song as the table shows it before the script runs."""
+    """A song's row in the table before the script runs."""
     scores = song.scores.get(metric, {})
     return {
         "name": song.song,
@@ -151,11 +151,11 @@ def _row(song: SongRecord, metric: str, stems: Sequence[str]) -> dict[str, Any]:
 
 
 def _reason(song: SongRecord) -> str | None:
-    return song.reason or (None if song.ok else "no reason is known")
+    return song.reason or (None if song.ok else "unknown reason")
 
 
 def _flags(song: SongRecord) -> list[str]:
-    """What is remarkable about a song, in a word or two each."""
+    """Short labels for a song's problems."""
     flags = [] if song.ok else ["failed"]
     flags += ["over time"] if song.over_time else []
     flags += ["over memory"] if song.over_memory else []
@@ -168,7 +168,7 @@ def _data(
     media: Mapping[str, Mapping[str, Media]],
     unit: str,
 ) -> dict[str, Any]:
-    """What the page's script draws: every song, its curves and what lies beside the page."""
+    """Data for the page's script: every song with its curves and files."""
     metrics = named(run["metrics"])
     return {
         "stems": run["stems"],
@@ -227,11 +227,11 @@ def _media(
     predictions: Path | None,
     references: Mapping[str, Mapping[str, Path]],
 ) -> dict[str, dict[str, Media]]:
-    """Draw what can be drawn, and find what can be played: only stems that were kept."""
+    """Draw pictures of kept stems, and find the files that can be played."""
     found: dict[str, dict[str, Media]] = {}
     for song in songs:
         name = song["song"]
-        if predictions is None or Path(name).name != name:  # a name that would lead out of the folder
+        if predictions is None or Path(name).name != name:  # a name that leads out of the folder
             continue
         for stem in stems:
             estimate = predictions / name / f"{stem}.wav"
@@ -250,7 +250,7 @@ def _media(
 
 
 def _drawn(reference: Path | None, estimate: Path, picture: Path) -> bool:
-    """Whether there is an up-to-date picture, which is drawn if it must be."""
+    """Draw a picture unless it is up to date; return whether it exists."""
     if reference is None:
         return False
     newest = max(reference.stat().st_mtime, estimate.stat().st_mtime)
@@ -265,7 +265,7 @@ def _drawn(reference: Path | None, estimate: Path, picture: Path) -> bool:
 
 
 def _address(path: Path, base: Path) -> str:
-    """How a page in ``base`` names a file: relative, or by its URI where it lies on another drive."""
+    """The address of a file for a page in ``base``: relative, or a URI if the file is on another drive."""
     try:
         relative = os.path.relpath(path.absolute(), base.absolute())
     except ValueError:
@@ -274,7 +274,7 @@ def _address(path: Path, base: Path) -> str:
 
 
 def embedded_json(data: Any) -> Markup:
-    """JSON that may stand inside a script element: nothing in it ends one or begins a comment."""
+    """JSON that is safe inside a script element: it cannot end the element or begin a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -286,7 +286,7 @@ def _value(value: float | None, metric: Metric, digits: int = 2) -> str:
 
 
 def _padded(value: float | None, digits: int = 3) -> str:
-    """Two digits or as many as were published, made as wide as ``digits`` with spaces of that width."""
+    """A value with at least two decimals, padded with figure spaces to the width of ``digits`` decimals."""
     if value is None:
         return "–" + "\N{FIGURE SPACE}" * digits
     text = f"{value:.{digits}f}".removesuffix("0")
@@ -313,7 +313,7 @@ def _size(count: float | None, unit: str) -> str:
 
 
 def _date(text: str) -> str:
-    """``2026-11-09T14:03:07+00:00`` as ``9 November 2026, 14:03 UTC``; as it is if it is no such thing."""
+    """``2026-11-09T14:03:07+00:00`` as ``9 November 2026, 14:03 UTC``; other texts are not changed."""
     try:
         when = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run came to: what it was made of, its scores in all, and the files that say so."""
+"""A run's results: its description, its scores over all songs, and the files that contain them."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ import re
 import stat
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluator import song_warnings, visible
-from evaluator.dataset import Track
 from evaluator.metrics import Metric
 from evaluator.process import Limits, SubmissionError
+from evaluator.protocol import Task
 from evaluator.records import SCHEMA, SongRecord
 from evaluator.run_folder import RunError, read_json, write_json, write_text
 from kmdx import host, weights
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
-BIG = 10**6  # bytes
-MOST_FILES, MOST_BYTES = 200_000, 10**11  # of a submission's folder
+BIG = 10**6  # bytes of a file that is probably a weight
+MAX_FILES, MAX_BYTES = 200_000, 10**11  # in a submission's folder
 REFERENCE = re.compile(r"refs/[A-Za-z0-9_][\w./-]*")
 
 
 def describe_weights(plan: Plan, folder: Path | None = None) -> list[dict[str, Any]]:
-    """Name, file, sha256 of each weight that a plan uses, and whether it is published or ships here.
+    """Name, file and sha256 of each weight that a plan uses, and whether its content is known.
 
-    ``folder`` is where weight files lie, if not in the usual place.
+    Published weights and those that ship with the package are known. ``folder`` replaces the default folder
+    of weight files.
 
     Raises
     ------
     WeightsError
-        If one is missing.
+        If a weight is missing.
     """
     needed = {use.weight.name: use.weight for use in plan.networks.values()}
     described = []
     for weight in needed.values():
         path = weights.find(weight, folder).path
         (status,) = weights.verify(folder, [weight])
-        comes_along = path.is_relative_to(weights.shipped_folder())
+        ships = path.is_relative_to(weights.shipped_folder())
         described.append(
             {
                 "name": weight.name,
                 "file": path.name,
                 "sha256": weights.file_sha256(path),
-                "known": status.known or comes_along,
+                "known": status.known or ships,
             }
         )
     return described
 
 
 def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[str, list[dict[str, Any]]]:
-    """sha256 over all files of an entrant's folder, and its big files, which are probably weights.
+    """The sha256 over all files of someone else's submission, and its big files, which are probably weights.
 
-    Links are not followed, and only regular files are read: the folder is not trusted. ``without`` are
-    folders in it that are not part of it: the run's, and the data set.
+    The folder is not trusted: links are not followed, and only regular files are read. ``without`` lists
+    folders that are not part of the submission, such as the run's folder and the data set.
 
     Raises
     ------
     SubmissionError
-        If a file cannot be read, or the folder has more than :data:`MOST_FILES` or :data:`MOST_BYTES`.
+        If a file cannot be read, or the folder exceeds :data:`MAX_FILES` or :data:`MAX_BYTES`.
     """
     digest = hashlib.sha256()
     big = []
     total = 0
-    entries = sorted(itertools.islice(visible.entries_of(submission, without), MOST_FILES + 1))
-    if len(entries) > MOST_FILES:
+    entries = sorted(itertools.islice(visible.entries_of(submission, without), MAX_FILES + 1))
+    if len(entries) > MAX_FILES:
         raise SubmissionError(
-            f"{submission} has more than {MOST_FILES} files: move what is not part of it out"
+            f"{submission} has more than {MAX_FILES} files: move files that do not belong to it elsewhere"
         )
-    if any(len(path.relative_to(submission).parts) > visible.DEEPEST for path in entries):
-        raise SubmissionError(f"{submission} has more than {visible.DEEPEST} levels of folders")
+    if any(len(path.relative_to(submission).parts) > visible.MAX_DEPTH for path in entries):
+        raise SubmissionError(f"{submission} has more than {visible.MAX_DEPTH} levels of folders")
     for path in entries:
         inside = path.relative_to(submission).as_posix()
         if path.is_symlink():
@@ -88,10 +90,10 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
             if not stat.S_ISREG(found.st_mode):
                 continue
             total += found.st_size
-            if total > MOST_BYTES:
+            if total > MAX_BYTES:
                 raise SubmissionError(
-                    f"{submission} has more than {MOST_BYTES / 1e9:g} GB: move what is not part of the "
-                    f"submission, such as {inside}, out of it"
+                    f"{submission} has more than {MAX_BYTES / 1e9:g} GB: move files that do not belong to "
+                    f"it, such as {inside}, elsewhere"
                 )
             content = weights.file_sha256(path)
         except OSError as error:
@@ -102,55 +104,71 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
     return digest.hexdigest(), big
 
 
-def describe_run(
-    *,
-    name: str,
-    title: str,
-    submission: Path | None,
-    code: str,
-    plan: Plan | None,
-    ensemble: str | None,
-    used_weights: Sequence[Mapping[str, Any]],
-    device: str,
-    precision: str,
-    engine: str,
-    limits: Limits | None,
-    data: Path,
-    split: str | None,
-    tracks: Sequence[Track],
-    stems: Sequence[str],
-    metrics: Sequence[Metric],
-    data_warnings: Sequence[str],
-    accept_incomplete: bool,
-) -> dict[str, Any]:
-    """Everything that a reader must know of a run, and that no song's record says."""
+@dataclass(frozen=True)
+class EvaluatedSystem:
+    """What is evaluated: a submission, or a folder of existing stems.
+
+    Attributes
+    ----------
+    name, title : str
+    digest : str
+        The sha256 of the submission's code or of the stems.
+    submission : Path or None
+        The submission's folder; None for existing stems.
+    plan : Plan or None
+        The plan of this package's own submission.
+    ensemble : str or None
+        The ensemble that replaces the submission's own setting.
+    weights : sequence of mapping
+        What :func:`describe_weights` or :func:`describe_foreign` returned.
+    device, precision, engine : str
+        How the stems were computed, in words.
+    limits : Limits or None
+    """
+
+    name: str
+    title: str
+    digest: str
+    submission: Path | None = None
+    plan: Plan | None = None
+    ensemble: str | None = None
+    weights: Sequence[Mapping[str, Any]] = ()
+    device: str = "not known"
+    precision: str = "not known"
+    engine: str = "not known"
+    limits: Limits | None = None
+
+
+def describe_run(system: EvaluatedSystem, task: Task, data_warnings: Sequence[str]) -> dict[str, Any]:
+    """Everything that a reader must know about a run and that is not in a song's record."""
+    submission, limits = system.submission, system.limits
     return {
-        "ensemble": name,
-        "title": title,
+        "ensemble": system.name,
+        "title": system.title,
         "submission": None if submission is None else str(submission),
-        "submission_sha256": code,
-        "ensemble_option": ensemble,
-        "plan_sha256": plan.digest if plan else None,
-        "weights": [dict(weight) for weight in used_weights],
+        "submission_sha256": system.digest,
+        "ensemble_option": system.ensemble,
+        "plan_sha256": system.plan.digest if system.plan else None,
+        "weights": [dict(weight) for weight in system.weights],
         "versions": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu(),
-        "device": device,
-        "precision": precision,
-        "engine": engine,
+        "cpu": f"{host.cpu_name()}, {host.usable_cores()} cores",
+        "device": system.device,
+        "precision": system.precision,
+        "engine": system.engine,
         "git_commit": None if submission is None else _git_commit(submission),
-        "stems": list(stems),
-        "metrics": [metric.name for metric in metrics],
-        "accept_incomplete": accept_incomplete,
+        "stems": list(task.stems),
+        "metrics": [metric.name for metric in task.metrics],
+        "accept_incomplete": task.accept_incomplete,
         "time_limit_factor": limits.time_factor if limits else None,
         "memory_limit": limits.memory if limits else None,
         "enforced": limits.enforced if limits else None,
         "data": {
-            "path": str(data),
-            "split": split,
-            "songs": len(tracks),
-            "lossy": any(track.lossy for track in tracks),
+            "path": str(task.data),
+            "split": task.songs[0].split,
+            "songs": len(task.songs),
+            "lossy": any(track.lossy for track in task.songs),
             "warnings": list(data_warnings),
         },
     }
@@ -177,7 +195,7 @@ IDENTITY = (
 
 
 def identity(run: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """What must be the same for two sets of records to belong to one run."""
+    """The settings that must be the same for all records of a run."""
     return {
         **{key: run[key] for key in IDENTITY},
         **({"interpreter": run["interpreter_path"]} if "interpreter_path" in run else {}),
@@ -187,7 +205,7 @@ def identity(run: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[st
 
 
 def summarize(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongRecord]) -> dict[str, Any]:
-    """Put a run, its songs and their means together: the content of ``results.json``."""
+    """The content of ``results.json``: the run's description, its songs and their means."""
     scored = [record for record in records if record.ok]
     loads = [record for record in records if record.seconds is not None]
     last = loads[-1] if loads else None
@@ -231,7 +249,7 @@ STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
 def over_songs(
     records: Sequence[SongRecord], metric: str, stems: Sequence[str]
 ) -> dict[str, dict[str, float | None]]:
-    """Mean and median over songs of a metric: of each stem, and of the songs' means (``song``)."""
+    """Mean and median of a metric over songs, for each stem and for the mean of a song's stems (``song``)."""
     return {
         how: {
             "song": _reduce(reduce, [record.mean(metric) for record in records]),
@@ -245,7 +263,7 @@ def over_songs(
 
 
 def statistic_title(metric: Metric, how: str) -> str:
-    """What a number over songs is, such as ``median over frames, mean over songs``."""
+    """How a value over songs is computed, such as ``median over 1 s frames, mean over songs``."""
     return f"median over 1 s frames, {how} over songs" if metric.frames else f"{how} over songs"
 
 
@@ -281,7 +299,7 @@ def _value(record: SongRecord, metric: str, stem: str) -> float | None:
 
 
 def code_digest(submission: Path) -> str:
-    """sha256 over the names and contents of this package's Python files and plans."""
+    """The sha256 over the names and contents of this package's Python files and plans."""
     digest = hashlib.sha256()
     places = [submission / "my_submission", submission / "kmdx"]
     files = [path for place in places if place.is_dir() for path in place.rglob("*")]
@@ -292,14 +310,14 @@ def code_digest(submission: Path) -> str:
 
 
 def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongRecord]) -> list[str]:
-    """What a reader must know before the numbers."""
+    """What a reader must know before reading the numbers."""
     lines = [f"the run failed: {run['failure']}"] if run.get("failure") else []
     lines += run["isolation"]
     lines += run["data"]["warnings"]
     if plan is not None:
         used = {use.weight.name: use.weight for use in plan.networks.values()}
         lines += [
-            f"{name} was trained with {weight.trained_with}: a score on them is optimistic"
+            f"{name} was trained with {weight.trained_with}: its scores on them are optimistic"
             for name, weight in used.items()
             if weight.trained_with
         ]
@@ -307,23 +325,24 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongR
     if unknown:
         lines.append(f"weights of unknown content: {', '.join(unknown)}")
     for what, songs in _song_warnings(records).items():
-        lines.append(f"{what} in {_count(songs)}: {_few(songs)}")
+        lines.append(f"{what} in {_count(songs)}: {_first_three(songs)}")
     for what, over in (
         ("time", [record.song for record in records if record.over_time]),
         ("memory", [record.song for record in records if record.over_memory]),
     ):
         if over:
-            lines.append(f"{_count(over)} over the {what} limit; this would fail the challenge: {_few(over)}")
+            names = _first_three(over)
+            lines.append(f"{_count(over)} over the {what} limit; this would fail the challenge: {names}")
     failed = [record.song for record in records if not record.ok]
     if failed:
-        lines.append(f"{_count(failed)} failed and counted in no mean: {_few(failed)}")
+        lines.append(f"{_count(failed)} failed and not included in any mean: {_first_three(failed)}")
     if len(records) < run["data"]["songs"]:
         lines.append(f"unfinished: {len(records)} of {_count(run['data']['songs'])}")
     return lines
 
 
 def _song_warnings(records: Sequence[SongRecord]) -> dict[str, list[str]]:
-    """The songs that each kind of warning is about."""
+    """The songs that have each kind of warning."""
     kinds: dict[str, list[str]] = {}
     for record in records:
         found = [song_warnings.SILENT_REFERENCE.summary] if record.silent_references else []
@@ -338,7 +357,7 @@ def _count(songs: Sequence[str] | int) -> str:
     return "1 song" if number == 1 else f"{number} songs"
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_three(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -357,13 +376,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _cpu() -> str:
-    """Model and number of the processors that may be used."""
-    return f"{host.cpu_name()}, {host.usable_cores()} cores"
-
-
 def interpreter_of(folder: Path) -> dict[str, Any] | None:
-    """The interpreter in the results of an earlier call; None where there are none."""
+    """The submission's interpreter according to the results of an earlier call; None if unknown."""
     try:
         found = read_json(folder / "results.json")["run"]["interpreter"]
     except (RunError, KeyError, TypeError):
@@ -372,9 +386,10 @@ def interpreter_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _git_commit(folder: Path) -> str | None:
-    """The commit that a checkout's HEAD names; None where there is none.
+    """The commit of a checkout's HEAD; None if there is none.
 
-    Read as text, with bounds: git itself would run programs that the folder's configuration names.
+    The files are read directly, up to a limit, because git would run programs from the folder's
+    configuration.
     """
     git = folder / ".git"
     head = _line(git / "HEAD")
@@ -395,7 +410,7 @@ def _line(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """The beginning of a small text file; empty where it is no regular file, or behind a link."""
+    """The beginning of a small text file; empty for a link or anything else that is not a regular file."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return ""

@@ -1,7 +1,7 @@
-"""A run's folder: what it was made of, and each song's record as soon as it is known.
+"""A run's folder: the run's settings, and each song's record as soon as it exists.
 
-``run.json`` says what the run is; ``songs/<song>.json`` are its records. Every file is written beside its
-place and renamed, so that after any interruption it is there whole or not at all.
+``run.json`` contains the settings, ``songs/<song>.json`` the records. Every file is written to a temporary
+file and renamed, so an interruption never leaves half a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFAULTS = {
     "stems": ["bass", "drums", "other", "vocals"],
     "accept_incomplete": False,
 }
-"""What a run was made of if it was begun before ``run.json`` had these."""
+"""Settings of runs that were started before ``run.json`` contained them."""
 
 
 INTERPRETER = "interpreter_found"
@@ -33,36 +33,34 @@ INTERPRETER = "interpreter_found"
 
 
 class RunError(KmdxError):
-    """A run's folder that cannot be used for this run."""
+    """A run's folder cannot be used for this run."""
 
 
-class Store:
-    """The records of one run.
+class RunFolder:
+    """The folder of one run.
 
     Parameters
     ----------
-    folder : Path
-        The run's folder; made where there is none.
+    path : Path
+        Created if it does not exist.
 
     Raises
     ------
     RunError
-        If it is a file, cannot be made, or holds other things than a run.
+        If it is a file, cannot be created, or contains something other than a run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.songs = folder / "songs"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.songs = path / "songs"
         try:
-            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
             others = [name for name in names if not _is_own(name)]
             if others and "run.json" not in names:
-                raise RunError(
-                    f"{folder} holds other things ({others[0]}, …) and no run; choose another --output"
-                )
+                raise RunError(f"{path} contains other files ({others[0]}, …); choose another --output")
             self.songs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder} cannot be used for a run: {error.strerror}") from error
+            raise RunError(f"{path} cannot be used for a run: {error.strerror}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -71,25 +69,25 @@ class Store:
         Raises
         ------
         RunError
-            If one does already.
+            If another process is already writing to it.
         """
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise RunError(f"another process is writing to {self.folder}") from error
+            raise RunError(f"another process is writing to {self.path}; wait until it ends") from error
 
-    def begin(self, identity: Mapping[str, Any]) -> str:
-        """Note what the run is made of, or check that it is still made of the same.
+    def start(self, identity: Mapping[str, Any]) -> str:
+        """Record the run's settings, or check that they have not changed.
 
-        A run of which no song is done yet may become another one. Returns when it was begun, ISO 8601.
+        Settings may change until the first song is done. Returns when the run was started, in ISO 8601.
 
         Raises
         ------
         RunError
-            If the folder holds a run that differs; says in what.
+            If the folder contains a run with other settings. The message lists the differences.
         """
-        path = self.folder / "run.json"
+        path = self.path / "run.json"
         content = json.loads(json.dumps(identity))
         if path.exists() and any(self.songs.glob("*.json")):
             before = {key: value for key, value in DEFAULTS.items() if key in content}
@@ -99,7 +97,7 @@ class Store:
             differences = list(_differences(old, content))
             if differences:
                 raise RunError(
-                    f"{self.folder} holds another run: {_few(differences)}; "
+                    f"{self.path} contains another run: {_first_three(differences)}; "
                     "choose another --output, or delete that folder"
                 )
             return started
@@ -107,22 +105,22 @@ class Store:
         write_json(path, {"started": started, **content})
         return started
 
-    def begin_process(self, interpreter: Mapping[str, Any]) -> None:
-        """Note the submission's interpreter, or check that it is still the same.
+    def record_interpreter(self, interpreter: Mapping[str, Any]) -> None:
+        """Record the submission's interpreter, or check that it has not changed.
 
         Raises
         ------
         RunError
-            If songs of the run were done with another one; says in what they differ.
+            If songs of the run were done with another one. The message lists the differences.
         """
-        path = self.folder / "run.json"
+        path = self.path / "run.json"
         run, content = read_json(path), json.loads(json.dumps(interpreter))
         before = run.get(INTERPRETER)
         if before == content:
             return
         if before is not None and any(self.songs.glob("*.json")):
-            differences = _few(list(_differences(before, content, INTERPRETER)))
-            raise RunError(f"{self.folder} holds another run: {differences}; choose another --output")
+            differences = _first_three(list(_differences(before, content, INTERPRETER)))
+            raise RunError(f"{self.path} contains another run: {differences}; choose another --output")
         write_json(path, {**run, INTERPRETER: content})
 
     def record(self, song: str) -> dict[str, Any] | None:
@@ -131,30 +129,30 @@ class Store:
         return read_json(path) if path.exists() else None
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Put a song's record on the disk."""
+        """Write a song's record to the disk."""
         write_json(self._path(record["song"]), record)
 
     def _path(self, song: str) -> Path:
         name = f"{song}.json"
-        if len(os.fsencode(name)) > 255:  # what a file name may have
+        if len(os.fsencode(name)) > 255:  # the limit for a file name
             name = f"{song[:40]} {hashlib.sha256(os.fsencode(song)).hexdigest()}.json"
         return self.songs / name
 
 
-OWN = ("songs", "media", "predictions", "evaluation.log", "submission.log", "checked.json", "run.json")
+OWN_FILES = ("songs", "media", "predictions", "evaluation.log", "submission.log", "checked.json", "run.json")
 
 
 def _is_own(name: str) -> bool:
-    """Whether a name in a run's folder is the evaluator's own."""
+    """Whether the evaluator creates a file or folder of this name."""
     return (
-        name in OWN
+        name in OWN_FILES
         or name.startswith((".lock", ".work-", "report.", "results."))
         or name.endswith(".partial")
     )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is there whole or not at all, also after a power loss.
+    """Write JSON atomically: the file is complete or unchanged, even after a power loss.
 
     Raises
     ------
@@ -165,7 +163,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as :func:`write_json` writes JSON."""
+    """Write text as :func:`write_json` writes JSON."""
     try:
         files.write_text(path, text)
     except OSError as error:
@@ -185,12 +183,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except DocumentError as error:
         raise RunError(f"{path} is damaged ({error}); delete it") from error
     if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (no object); delete it")
+        raise RunError(f"{path} is damaged (expected a JSON object); delete it")
     return content
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """Lines that say in what two settings differ."""
+    """The differences between two settings, one text each."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
@@ -198,7 +196,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield f"{key} was {_short(old)}, is {_short(new)}"
 
 
-def _few(differences: Sequence[str]) -> str:
+def _first_three(differences: Sequence[str]) -> str:
     more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
     return f"{'; '.join(differences[:3])}{more}"
 

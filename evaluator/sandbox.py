@@ -1,14 +1,14 @@
-"""Starts a program in namespaces of its own, with a view of the disk in which only some folders exist.
+"""Runs a program in its own namespaces, with a view of the disk that contains only some folders.
 
 The evaluator runs this file as a script with its own interpreter (``python -I -S sandbox.py``), so it imports
-nothing but the standard library. Standard input begins with one line of JSON, a :class:`Spec`; all that
-follows is for the program. On standard output one line ``{"isolation": [...], "contained":
-...}`` comes before the program starts; all that follows is from the program.
+only the standard library. The first line of standard input is a :class:`Spec` in JSON; everything after it is
+the program's input. The first line of standard output is ``{"isolation": [...], "contained": ...}``;
+everything after it is the program's output.
 
-Three processes take part. The launcher makes the namespaces and waits. Its child, the guard, is process 1 of
-the PID namespace: it builds the view, starts the program and, when the program ends, ends everything that the
-program started. Where a PID namespace exists, killing the guard kills everything in it, and the program can
-neither see nor signal the launcher and the evaluator.
+There are three processes. The launcher creates the namespaces and waits. Its child, the guard, is process 1
+of the PID namespace. It builds the view, starts the program and, when the program ends, kills everything that
+the program started. In a PID namespace, killing the guard kills all other processes, too, and the program can
+neither see nor signal the launcher or the evaluator.
 
 References
 ----------
@@ -63,13 +63,13 @@ SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NE
     36,
     38,
 )
-TASKS = 1024 + 16 * (os.cpu_count() or 1)  # processes and threads at once: more would starve the evaluator
+TASKS = 1024 + 16 * (os.cpu_count() or 1)  # processes and threads at once; more would starve the evaluator
 OVERRIDE_PERMISSIONS = 1
-"""The one capability that the super-user keeps: to read what belongs to others in the folders it sees."""
+"""The only capability that root keeps: reading other users' files in the folders that it sees."""
 
 NO_FILES = "the submission could read and write other files"
-"""How the note begins where nothing restricts it."""
-GPU_FOLDERS = ("amdgpu*", "cuda*", "intel", "nvidia", "rocm*")  # in /opt, the rest of which may be anything
+"""Beginning of the note if nothing restricts the view."""
+GPU_FOLDERS = ("amdgpu*", "cuda*", "intel", "nvidia", "rocm*")  # in /opt; other folders there stay hidden
 SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"),
     *(str(path) for name in GPU_FOLDERS for path in sorted(Path("/opt").glob(name))),
@@ -87,29 +87,29 @@ MACHINE = ("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/kernel
 
 @dataclass(frozen=True)
 class Spec:
-    """What to run, and what it may see.
+    """The program to run, and what it may see.
 
     Attributes
     ----------
     command : list of str
-        The program, by its absolute path, and its arguments.
+        The program's absolute path and its arguments.
     environment : dict of str to str
     folder : str
-        Its current folder.
+        Its working folder.
     readable : list of str
-        Absolute paths of files and folders that it may read, next to the system's own.
+        Absolute paths of files and folders that it may read, in addition to the system's.
     hidden : list of str
-        Folders in those that do not exist for it.
+        Files and folders inside ``readable`` that it must not see.
     writable : list of str
         Absolute paths of folders that it may write to.
     scratch : str
-        A folder with empty folders ``root``, where the view is put together, and ``tmp``, its ``/tmp``.
+        A folder with empty folders ``root``, for building the view, and ``tmp``, the program's ``/tmp``.
     memory : int
-        Bytes that its ``/dev/shm`` may take.
+        Maximum size of ``/dev/shm`` in bytes.
     file_size : int
-        Bytes that one file may have that it writes.
+        Maximum size in bytes of a file that it writes.
     without : list of str
-        Names of namespaces, and ``Landlock``, that are not to be used: for tests.
+        Names of namespaces, or ``Landlock``, that must not be used; set by tests.
     """
 
     command: list[str]
@@ -125,7 +125,7 @@ class Spec:
 
 
 def main() -> None:
-    """Read what to run, and run it; exit with its exit code, or 128 + the signal that ended it."""
+    """Read a :class:`Spec` and run its program; exit with its exit code, or 128 + the fatal signal."""
     if LINUX:
         die_with_parent()
     spec = Spec(**json.loads(_read_line()))
@@ -145,10 +145,10 @@ def main() -> None:
 
 
 def enter_namespaces(without: Sequence[str], notes: list[str]) -> set[int]:
-    """Move this process into new namespaces, and the next child into a PID namespace.
+    """Move this process into new namespaces, and its next child into a PID namespace.
 
-    Ordinary users get a user namespace with them, in which they stay who they are. What the system does not
-    allow is added to ``notes``. Returns the flags of what was made.
+    An ordinary user also needs a user namespace, in which the user's id stays the same. Everything that the
+    system does not allow is added to ``notes``. Returns the flags of the new namespaces.
     """
     wanted = [flag for flag, name in NAMES.items() if name not in without]
     failures = {flag: "not asked for" for flag in NAMES if flag not in wanted}
@@ -192,15 +192,15 @@ def enter_namespaces(without: Sequence[str], notes: list[str]) -> set[int]:
 
 
 def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
-    """Build the view, start the program, and end with it: the guard's whole life."""
+    """Build the view, run the program, and exit when it ends. This is all that the guard does."""
     contained = NEW_PID in made
     if LINUX:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})  # for sigwait
         die_with_parent(signal.SIGKILL if contained else signal.SIGTERM)
-        if select.select([alive], [], [], 0)[0]:  # the launcher died before it could be asked for
+        if select.select([alive], [], [], 0)[0]:  # the launcher died before the line above
             os._exit(1)
         if not contained:
-            LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes the guard's child
+            LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # orphans become the guard's children
     if contained:
         limit_processes()
     landlock = _restrict_view(spec, made, notes)
@@ -210,7 +210,7 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
     if child == 0:
         _become(spec, landlock)
     if LINUX:
-        LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0)  # not for the program to look into
+        LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0)  # so that the program cannot read the guard's memory
         drop_privileges()
     for stream in (0, 1):
         _replace_with_nothing(stream)
@@ -221,7 +221,7 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
 
 
 def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
-    """Leave only the folders of ``spec`` in view; returns a Landlock rule set where it must do that."""
+    """Restrict the view to the folders of ``spec``; return a Landlock rule set if that is needed."""
     if not LINUX:
         notes[:] = [f"{NO_FILES}: {sys.platform} has no namespaces"]
         return None
@@ -252,7 +252,7 @@ def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
 
 
 def _become(spec: Spec, landlock: int | None) -> None:
-    """Turn this process into the program."""
+    """Replace this process by the program."""
     try:
         if LINUX:
             die_with_parent()
@@ -263,7 +263,7 @@ def _become(spec: Spec, landlock: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         os.chdir(spec.folder)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the program's own interpreter decides
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the default, which the program may change
             signal.signal(number, signal.SIG_DFL)
         if LINUX:
             drop_privileges()
@@ -277,7 +277,7 @@ def _become(spec: Spec, landlock: int | None) -> None:
 
 
 def _wait_for(child: int) -> int:
-    """The child's exit code, once it has ended; SIGTERM ends the wait. Reaps whatever else ends."""
+    """Wait for the child and return its exit code; SIGTERM ends the wait. Other ended children are reaped."""
     if not LINUX:
         return _code(os.waitpid(child, 0)[1])
     ended: dict[int, int] = {}
@@ -290,21 +290,21 @@ def _wait_for(child: int) -> int:
     return _code(ended[child])
 
 
-def end_children(spare: Callable[[int], bool] = lambda _: False, patience: float = math.inf) -> None:
-    """Kill and reap the children of this process, and what becomes its child by that; Linux.
+def end_children(spare: Callable[[int], bool] = lambda _: False, timeout: float = math.inf) -> None:
+    """Kill and reap the children of this process, and orphans that become its children meanwhile (Linux).
 
-    A process may be another one all the time, by starting the next and ending. What is below such a chain is
-    always a child of this process, so this goes on until there is none, and fast: each one lives for less
-    than a millisecond. Its group is killed with it, which no member can escape by starting another.
+    A chain of processes, of which each starts the next and exits, always has a member that is a child of this
+    process. So this repeats until no child is left, and it is fast, because a member lives for less than a
+    millisecond. It also kills each child's process group, which no member leaves by starting another.
 
     Parameters
     ----------
     spare : callable
-        Whether a child is to be left alone.
-    patience : float
-        Seconds after which to give up.
+        Whether to leave a child alone.
+    timeout : float
+        Seconds until it gives up.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while (below := [pid for pid in children() if not spare(pid)]) and time.monotonic() < deadline:
         for pid in below:
             with contextlib.suppress(OSError):
@@ -313,47 +313,47 @@ def end_children(spare: Callable[[int], bool] = lambda _: False, patience: float
                 os.kill(pid, signal.SIGKILL)
         for pid in below:
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0 if patience == math.inf else os.WNOHANG)
+                os.waitpid(pid, 0 if timeout == math.inf else os.WNOHANG)
 
 
 def children() -> list[int]:
-    """Process ids of the children of this process's first thread, which are also those that it inherits."""
+    """Process ids of the children of this process's main thread, which also adopts its orphans."""
     with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
         return [int(pid) for pid in file.read().split()]
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # "pid (name) state parent …", where the name may hold anything
+            # "pid (name) state parent …"; the name may contain any characters
             if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == os.getpid():
                 found.append(int(stat.parent.name))
     return found
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask Linux to send this process a signal when its parent dies, however that happens."""
+    """Ask Linux to send this process a signal when its parent dies for any reason."""
     if LIBC is not None:
         LIBC.prctl(SET_DEATH_SIGNAL, number, 0, 0, 0)
 
 
 def adopt_orphans() -> None:
-    """Have processes below this one that lose their parent become its children (Linux)."""
+    """Make descendants that lose their parent children of this process (Linux only)."""
     if LIBC is not None:
         LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)
 
 
 def limit_processes() -> None:
-    """Bound the processes and threads of this PID namespace, where Linux can (since 6.14)."""
+    """Limit the processes and threads of this PID namespace, if Linux supports it (since 6.14)."""
     numbers = os.uname().release.split("-")[0].split(".")
     version = [int(number) for number in numbers[:2] if number.isdigit()]
-    if version >= [6, 14]:  # before, this would be the bound of the whole system
+    if version >= [6, 14]:  # in older versions this would limit the whole system
         with contextlib.suppress(OSError):
             Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
 
 
 def drop_privileges() -> None:
-    """Give up all capabilities, also those that a program could come by, and new privileges for good.
+    """Permanently drop all capabilities, and forbid this process and its children to gain new privileges.
 
-    The super-user keeps the right to read others' files, without which a folder of another user is closed.
+    Root keeps the capability to read other users' files, because readable folders may belong to another user.
     """
     kept = 1 << OVERRIDE_PERMISSIONS if os.geteuid() == 0 else 0
     for number in range(64):
@@ -369,12 +369,12 @@ def drop_privileges() -> None:
 
 
 def build_view(spec: Spec) -> list[str]:
-    """Make a new root in which only the folders of ``spec`` exist; returns what could not be isolated.
+    """Create and enter a root that contains only the folders of ``spec``; return what is not isolated.
 
     Raises
     ------
     OSError
-        If the system does not allow it; the old root is then still in place.
+        If the system does not allow it; the old root is then unchanged.
     """
     if platform.machine() not in PIVOT_ROOT:
         raise OSError(0, f"no system call number for {platform.machine()}")
@@ -394,25 +394,25 @@ def build_view(spec: Spec) -> list[str]:
 
 
 def _rules(spec: Spec) -> list[tuple[str, bool]]:
-    """Paths and whether each is shown, folders before what is in them: the last rule for a path counts."""
+    """Paths, and whether each is shown. Folders come before their content; the last rule for a path wins."""
     rules = [(path, False) for path in spec.hidden] + [(path, True) for path in spec.readable]
-    # By where links lead: what is hidden in a folder must come after it, whatever the folder is called.
+    # Sorted by resolved paths, so that a hidden path always comes after the folder that contains it.
     return sorted(set(rules), key=lambda rule: (os.path.realpath(rule[0]).split("/"), rule[1]))
 
 
 class _View:
-    """A root folder under construction; paths are those of the old root."""
+    """A new root folder under construction. All paths are paths of the old root."""
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.rules: list[tuple[str, bool]] = []  # paths that are shown, or hidden again
+        self.rules: list[tuple[str, bool]] = []  # paths, and whether they are shown or hidden
 
     def begin(self) -> None:
         _mount(None, "/", None, RECURSIVE | PRIVATE)
         _mount("tmpfs", self.root, "tmpfs", NO_SUID | NO_DEVICES, "mode=755,size=16m")
 
     def expose(self, path: str, *, writable: bool = False) -> None:
-        """Show a file or folder, with the symbolic links on the way to it."""
+        """Show a file or folder, and the symbolic links in its path."""
         path = self._follow(path)
         if not writable and next(
             (shown for rule, shown in reversed(self.rules) if _is_below(path, rule)), False
@@ -429,7 +429,7 @@ class _View:
         self.rules.append((path, True))
 
     def _follow(self, path: str) -> str:
-        """Repeat the symbolic links in a path in the new root, and give the path without them."""
+        """Copy the symbolic links in a path to the new root; return the path without links."""
         done = ""
         names = [name for name in path.split("/") if name]
         for _ in range(1000):
@@ -451,7 +451,7 @@ class _View:
         raise OSError(0, f"{path}: too many symbolic links")
 
     def _make(self, path: str, *, folder: bool | None = None) -> None:
-        """Make the place of a file or folder."""
+        """Create the mount point of a file or folder."""
         target = self.root + path
         if os.path.exists(target):
             return
@@ -462,21 +462,21 @@ class _View:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644))
 
     def system_folders(self, spec: Spec) -> list[str]:
-        """Show what every program needs: libraries, /proc, /sys and /tmp."""
+        """Show what every program needs: libraries, /proc, /sys and /tmp; return what is not isolated."""
         notes = []
         for path in (*SYSTEM, *(f"/etc/{name}" for name in SETTINGS)):
             if os.path.exists(path):
                 self.expose(path)
         for path in MACHINE:
             if os.path.isdir(path):
-                with contextlib.suppress(OSError):  # not all systems allow it, and programs manage without
+                with contextlib.suppress(OSError):  # optional: not all systems allow it
                     self.expose(path)
         os.mkdir(f"{self.root}/proc")
         plain = NO_SUID | NO_DEVICES | NO_EXECUTION
         try:
             _mount("proc", f"{self.root}/proc", "proc", plain)
         except OSError as error:
-            if os.geteuid() == 0:  # it could look into the evaluator's processes
+            if os.geteuid() == 0:  # with the old /proc, root could read the evaluator's memory
                 raise
             _mount("/proc", f"{self.root}/proc", None, BIND | RECURSIVE)
             notes.append(
@@ -490,7 +490,7 @@ class _View:
         return notes
 
     def devices(self, memory: int) -> None:
-        """Show the harmless devices and those of GPUs."""
+        """Show harmless devices and GPUs."""
         folder = f"{self.root}/dev"
         os.mkdir(folder)
         names = [name for name in DEVICES if os.path.exists(f"/dev/{name}")]
@@ -504,7 +504,7 @@ class _View:
             os.symlink(f"/proc/self/fd{target}", f"{folder}/{name}")
 
     def hide(self, path: str) -> None:
-        """Cover a folder with an empty one, and a file with nothing."""
+        """Hide a folder behind an empty folder, and a file behind ``/dev/null``."""
         target = self.root + path
         if not os.path.lexists(target) or os.path.islink(target):
             return
@@ -515,12 +515,12 @@ class _View:
         self.rules.append((path, False))
 
     def remount(self, place: str, flags: int) -> None:
-        """Add flags to those of a mount."""
+        """Add flags to a mount; its other flags stay."""
         kept = next((flags for found, flags in reversed(list(_mounts(place))) if found == place), 0)
         _mount(None, place, None, BIND | REMOUNT | flags | kept)
 
     def enter(self) -> None:
-        """Make this the root, and let go of the old one."""
+        """Make this folder the root, and unmount the old root."""
         for place in (*(path for path, shown in self.rules if not shown), ""):
             self.remount(self.root + place, READ_ONLY | NO_SUID | NO_DEVICES)
         os.chdir(self.root)
@@ -530,7 +530,7 @@ class _View:
 
 
 def _mounts(below: str) -> Iterator[tuple[str, int]]:
-    """Mount points at and below a path, with their flags."""
+    """Mount points at or below a path, with their flags."""
     for line in Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape").splitlines():
         fields = line.split(" ")
         place = _unescape(fields[4])
@@ -539,7 +539,7 @@ def _mounts(below: str) -> Iterator[tuple[str, int]]:
 
 
 def _unescape(text: str) -> str:
-    r"""A path of mountinfo, where ``\040`` is a space."""
+    r"""Decode a path from mountinfo, where ``\040`` means a space."""
     for code, letter in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, letter)
     return text
@@ -549,14 +549,14 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-# Landlock: where namespaces are not allowed
+# Landlock, for systems that do not allow namespaces
 
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_FOLDER = 1, 2, 4, 8
 
 
 def landlock_version() -> int:
-    """The version of Landlock in this kernel; raises OSError without one."""
+    """The kernel's version of Landlock; raise OSError if it has none."""
     return _call("syscall", 444, None, 0, 1)
 
 
@@ -571,7 +571,7 @@ def landlock_gaps(version: int) -> list[str]:
 
 
 def landlock_rules(spec: Spec) -> int:
-    """A rule set that allows only the folders of ``spec``: a file descriptor.
+    """The file descriptor of a rule set that allows only the folders of ``spec``.
 
     Raises
     ------
@@ -603,9 +603,10 @@ def landlock_rules(spec: Spec) -> int:
 
 
 def _around(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """A path and True, or where something in it is hidden, the path and False and all in it but for that.
+    """Split a path into parts so that nothing hidden is in a part that is allowed as a whole.
 
-    A folder that is not allowed as a whole must still be listed, or Python finds no module in it.
+    Yields paths, and whether each may be allowed as a whole. If not, the folder may only be listed, which
+    Python needs to find modules in it, and its entries follow.
     """
     if path in hidden:
         return
@@ -619,7 +620,7 @@ def _around(path: str, hidden: Sequence[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _allow(rules: int, path: str, rights: int) -> None:
-    """Allow rights over a path and what is below it; does nothing where it does not exist."""
+    """Allow rights for a path and everything below it, if it exists."""
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -641,7 +642,7 @@ def _allow(rules: int, path: str, rights: int) -> None:
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library; raises OSError where it fails."""
+    """Call a function of the C library; raise OSError if it fails."""
     values = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     result = int(getattr(LIBC, name)(*values))
     if result < 0:
@@ -659,7 +660,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 
 
 def _read_line() -> bytes:
-    """The first line of standard input, and not a byte more: the rest is the program's."""
+    """Read exactly the first line of standard input; the rest is the program's input."""
     line = bytearray()
     while not line.endswith(b"\n"):
         part = os.read(0, 1)

@@ -1,9 +1,9 @@
 """Scores a song's stems from their files.
 
-Global SDR and museval's SDR are found while both files are read in blocks, so that the memory needed does
-not grow with a song's length; museval's distortion filters split the error into parts and leave the sum of
-the parts alone, so its SDR too is a ratio of energies. Other metrics get whole arrays, one stem's at a time,
-or all stems' where they need them together.
+Global SDR and museval's SDR are computed while both files are read in blocks, so their memory does not grow
+with a song's length. (museval's distortion filters split the error into parts without changing their sum, so
+its SDR is a ratio of energies, too.) Other metrics get whole arrays: one stem at a time, or all stems if they
+need them together.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from kmdx import audio
 from kmdx.audio import Form
 from kmdx.errors import AudioError
 
-BINS = 300  # of an envelope
-FRAME = 1.0  # seconds of a frame and between two frames, as in museval
+BINS = 300  # values of an envelope
+FRAME = 1.0  # seconds: length and hop of a frame, as in museval
 FULL_SCALE = 32767 / 32768  # the largest sample of a 16-bit file
 SIDES = ("reference", "estimate")
 CLIPPED_SHARE = 1e-4
-"""Share of an estimate's samples at full scale from which on it is reported."""
+"""From this share of samples at full scale on, an estimate is reported as clipped."""
 
 
 @dataclass(frozen=True)
 class SongScore:
-    """A song's scores: mappings have the stems that were scored, in their order."""
+    """A song's scores; the keys of mappings are the scored stems, in order."""
 
     scores: dict[str, dict[str, float]]
-    """Value of each metric and stem; of a metric with frames the median over those that have a value. NaN
-    where there is none, infinite where museval's SDR meets a perfect estimate."""
+    """Value of each metric and stem; for a metric with frames the median over frames that have a value. NaN
+    if there is no value, infinite if museval's SDR is computed for a perfect estimate."""
     frames: dict[str, dict[str, list[float]]]
-    """Values of each frame, of the metrics that have frames."""
+    """Values of each frame, for metrics that have frames."""
     silent_references: list[str]
     """Stems whose reference is digital silence."""
     envelopes: dict[str, dict[str, list[int]]]
@@ -60,31 +60,31 @@ def score_song(
     Parameters
     ----------
     references, estimates : mapping of str to Path
-        The true and the estimated file of each stem: wav or flac. References of further stems only count
+        The true and the estimated wav or flac file of each stem. References without an estimate only count
         as possible interference.
     metrics : sequence of Metric, optional
-        What to compute; if nothing else is said :data:`evaluator.metrics.DEFAULT`.
+        The metrics to compute; by default :data:`evaluator.metrics.DEFAULT`.
     mixture : Path, optional
-        The song's, for metrics that use it.
+        The song's mixture, for metrics that use it.
     block : float
-        Seconds to read at a time; whole frames are read.
+        Seconds to read at a time, rounded to whole frames.
 
     Returns
     -------
     SongScore
-        Where one file is silent in a frame (its channels add up to zero throughout), museval gives no
-        stem a value there; of a song with a wholly silent file it refuses to give any. Here that is
-        NaN in every frame, and a warning.
+        If a file is silent in a frame (its channels sum to zero throughout), no stem has a museval value in
+        that frame. museval rejects a song if a whole file is silent. Here such a song has NaN in every frame,
+        and a warning.
 
     Raises
     ------
     AudioError
-        If a file cannot be read or holds NaN or infinity, or if rates, channels or lengths differ.
+        If a file cannot be read or contains NaN or infinity, or if rates, channels or lengths differ.
     ValueError
         If an estimate has no reference.
     """
     if not references.keys() >= estimates.keys():
-        raise ValueError(f"references of {sorted(references)} and estimates of {sorted(estimates)}")
+        raise ValueError(f"expected references of {sorted(estimates)}, found {sorted(references)}")
     metrics = metrics_table.choose(None) if metrics is None else metrics
     form = _same_form([*references.values(), *estimates.values()])
     tallies = {stem: _tally(references[stem], estimates[stem], form, block) for stem in estimates}
@@ -92,12 +92,7 @@ def score_song(
 
     scores: dict[str, dict[str, float]] = {metric.name: {} for metric in metrics}
     frames: dict[str, dict[str, list[float]]] = {metric.name: {} for metric in metrics if metric.frames}
-    for metric in metrics:
-        if metric.function is metrics_table.global_sdr:
-            for stem, tally in tallies.items():
-                scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
-        elif metric.function is None and metric.together is None:
-            frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
+    _in_blocks(tallies, silent, metrics, scores, frames)
     _whole_stems(references, estimates, mixture, metrics, form.rate, scores)
     _whole_songs(references, estimates, metrics, form.rate, frames)
     for name, values in frames.items():
@@ -114,7 +109,7 @@ def score_song(
 
 
 def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_frames: bool) -> list[str]:
-    """What the listener or the reader should know about a song."""
+    """Warnings about a song's files and scores."""
     found = []
     for stem, tally in tallies.items():
         reference, estimate = tally.silent
@@ -131,6 +126,22 @@ def _warnings(tallies: Mapping[str, _Tally], silent: NDArray[np.bool_], has_fram
     return found
 
 
+def _in_blocks(
+    tallies: Mapping[str, _Tally],
+    silent: NDArray[np.bool_],
+    metrics: Sequence[Metric],
+    scores: dict[str, dict[str, float]],
+    frames: dict[str, dict[str, list[float]]],
+) -> None:
+    """Compute metrics from what was tallied while both files were read in blocks."""
+    for metric in metrics:
+        if metric.function is metrics_table.global_sdr:
+            for stem, tally in tallies.items():
+                scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
+        elif metric.function is None and metric.together is None:
+            frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
+
+
 def _whole_stems(
     references: Mapping[str, Path],
     estimates: Mapping[str, Path],
@@ -139,7 +150,7 @@ def _whole_stems(
     rate: int,
     scores: dict[str, dict[str, float]],
 ) -> None:
-    """Metrics of two arrays, one stem at a time."""
+    """Compute metrics that need whole arrays of one stem."""
     chosen = [metric for metric in metrics if metric.function not in (None, metrics_table.global_sdr)]
     if not chosen:
         return
@@ -159,7 +170,7 @@ def _whole_songs(
     rate: int,
     frames: dict[str, dict[str, list[float]]],
 ) -> None:
-    """Metrics that need all stems together."""
+    """Compute metrics that need all stems together."""
     chosen = [metric for metric in metrics if metric.together is not None]
     if not chosen:
         return
@@ -174,12 +185,12 @@ def _whole_songs(
 
 
 def _same_form(paths: Sequence[Path]) -> Form:
-    """The form that files have in common.
+    """The common form of files.
 
     Raises
     ------
     AudioError
-        If one cannot be read, or differs from the first.
+        If a file cannot be read, or its form differs from the first.
     """
     first = audio.info(paths[0])
     for path in paths[1:]:
@@ -189,20 +200,20 @@ def _same_form(paths: Sequence[Path]) -> Form:
 
 
 def _read_whole(path: Path) -> NDArray[np.float32]:
-    """A file as one array ``(samples, channels)``; errors as of :func:`kmdx.audio.read_together`."""
+    """A file as one array ``(samples, channels)``; errors as in :func:`kmdx.audio.read_together`."""
     ((samples,),) = audio.read_together([path], audio.info(path).samples)
     return samples
 
 
 def median(values: Sequence[float]) -> float:
-    """Median over the frames that have a value; NaN where none has."""
+    """Median over the frames that have a value; NaN if none has."""
     present = [value for value in values if not math.isnan(value)]
     return float(np.median(present)) if present else math.nan
 
 
 @dataclass(frozen=True)
 class _Tally:
-    """What one pass over a stem's two files adds up to; pairs are (reference, estimate)."""
+    """Sums and peaks from one pass over a stem's two files; axes of size 2 are (reference, estimate)."""
 
     signal: NDArray[np.float64]  # (frames + 1,), energy of the reference in each frame and after the last
     distortion: NDArray[np.float64]  # (frames + 1,), energy of the difference
@@ -214,7 +225,7 @@ class _Tally:
 def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
     """Read both files once."""
     frame = min(int(FRAME * form.rate), form.samples)  # a shorter song is its only frame, as in museval
-    frames = form.samples // frame  # museval leaves out what follows the last
+    frames = form.samples // frame  # museval ignores the samples after the last whole frame
     signal, distortion = np.zeros((2, frames + 1))
     silent = np.zeros((2, frames), np.bool_)
     peaks = np.zeros((2, BINS), np.float32)
@@ -227,7 +238,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
     for truth, guess in audio.read_together([reference, estimate], step):
         length = len(truth)
         work = scratch[:length]
-        here = slice(begin // frame, (begin + length) // frame)  # frames; the song's rest is in none
+        here = slice(begin // frame, (begin + length) // frame)  # whole frames of the block
         whole = (here.stop - here.start) * frame  # samples in them
         bins = slice(np.searchsorted(starts, begin, "right") - 1, np.searchsorted(starts, begin + length))
         edges = np.maximum(starts[bins] - begin, 0) * form.channels
@@ -252,17 +263,18 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
 
     for path, energies in ((reference, signal), (estimate, distortion)):
         if not np.isfinite(energies).all():
-            raise AudioError(f"{path}: NaN or infinity in it, or samples too large to be squared")
+            raise AudioError(f"{path}: NaN or infinity in its samples, or samples too large to be squared")
     return _Tally(signal, distortion, silent, peaks, clipped / (form.samples * form.channels))
 
 
 def _is_silent(frame: NDArray[np.float32]) -> bool:
-    """Whether museval calls it silent: channels add up to zero throughout. A look at a few settles most."""
+    """Whether a frame is silent for museval: its channels sum to zero throughout."""
+    # A few samples are enough to decide most frames.
     return not (frame[::97].sum(axis=1).any() or frame.sum(axis=1).any())
 
 
 def _frame_sdr(tally: _Tally, silent: NDArray[np.bool_]) -> list[float]:
-    """Ratios in dB, infinite where nothing differs; NaN in silent frames."""
+    """Ratios in dB: infinite if there is no difference, NaN in silent frames."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = 10 * np.log10(tally.signal[:-1] / tally.distortion[:-1])
     values: list[float] = np.where(silent, np.nan, ratios).tolist()

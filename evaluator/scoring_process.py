@@ -1,4 +1,4 @@
-"""Scores songs in a process apart from the evaluator's and from the submission's."""
+"""Scores songs in a process of its own, separate from the evaluator and the submission."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from evaluator.sandbox import die_with_parent
 from evaluator.scoring import SongScore, score_song
 from kmdx.errors import KmdxError
 
-LIMIT = 3600.0  # seconds for a song, or LIMIT_FACTOR times its duration where that is more
+LIMIT = 3600.0  # seconds for a song, or LIMIT_FACTOR times its duration if that is longer
 LIMIT_FACTOR = 100.0
 
 
 class ScoringError(KmdxError):
-    """A song whose scoring did not come to an end."""
+    """Scoring a song did not finish."""
 
 
-class Scorer:
-    """One process that scores; use it with ``with``. It is started anew when the system killed it."""
+class ScoringProcess:
+    """One process that scores; use it with ``with``. It is restarted if the system kills it."""
 
     def __init__(self) -> None:
         self._pool = _pool()
 
-    def __enter__(self) -> Scorer:
+    def __enter__(self) -> ScoringProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +48,7 @@ class Scorer:
         Raises
         ------
         KmdxError
-            If a file is unusable, it takes longer, or the process was killed twice.
+            If a file is unusable, scoring takes longer, or the process was killed twice.
         """
         for _ in range(2):
             try:
@@ -60,7 +60,7 @@ class Scorer:
                 raise ScoringError(f"scoring took more than {limit:.0f} s") from error
             except BrokenProcessPool:
                 self._pool = _pool()
-        raise ScoringError("the scoring process was killed twice: the system may be short of memory")
+        raise ScoringError("the scoring process was killed twice: the system may be out of memory")
 
 
 def _pool() -> ProcessPoolExecutor:
@@ -68,9 +68,9 @@ def _pool() -> ProcessPoolExecutor:
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the evaluator, and do not outlive it."""
+    """Let the evaluator handle Ctrl-C, and die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before this process could ask to be told
+    if parent is not None and not parent.is_alive():  # it died before this process asked for the signal
         os._exit(1)

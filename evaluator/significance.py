@@ -1,12 +1,12 @@
-"""Tests of paired differences: how likely chance alone would give differences as large as these.
+"""Tests of paired differences: how likely are differences as large as these by chance alone?
 
-Every test is two-sided. Both turn on one idea: if the two systems were equal, each song's difference would
-be as likely with the other sign.
+Both tests are two-sided and share one idea: if two systems are equally good, each song's difference is
+equally likely to have the opposite sign.
 
 References
 ----------
 Wilcoxon 1945, "Individual comparisons by ranking methods".
-Pratt and Gibbons 1981, "Concepts of Nonparametric Theory", ch. 3 and 4: both tests given the values at hand.
+Pratt and Gibbons 1981, "Concepts of Nonparametric Theory", ch. 3 and 4: both tests for given values.
 Holm 1979, "A simple sequentially rejective multiple test procedure".
 """
 
@@ -19,22 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
-"""The chance of finding a difference where there is none."""
+"""Significance level: the probability of finding a difference between equally good systems."""
 
-FEWEST = 6
-"""Songs that a test needs: five differences of one sign still have a chance of 2/32, more than 5 %."""
+MIN_SONGS = 6
+"""Songs that a test needs: five differences of the same sign have a probability of 2/32, more than 5 %."""
 
-EXACT_RANKS = 100  # differences of which the signed ranks are counted exactly
-EXACT_SIGNS = 14  # differences of which every combination of signs is tried
-BLOCK = 10_000  # combinations of signs that are tried at a time
+EXACT_RANKS = 100  # up to this many differences the signed-rank distribution is exact
+EXACT_SIGNS = 14  # up to this many differences every combination of signs is tried
+BLOCK = 10_000  # combinations of signs at a time
 
 
 def signed_rank(differences: NDArray[np.float64]) -> float | None:
-    """The p value of Wilcoxon's signed-rank test; None where no difference is other than 0.
+    """The p value of Wilcoxon's signed-rank test; None if all differences are 0.
 
-    Differences of 0 are left out, equal ones share the mean of their ranks. Up to 100 differences the
-    distribution is exact, with shared ranks too; beyond that it is the normal one with a correction for
-    continuity and for shared ranks.
+    Differences of 0 are left out, and ties share the mean of their ranks. For up to 100 differences the
+    distribution is exact, even with ties. For more it is a normal distribution with corrections for
+    continuity and ties.
 
     Parameters
     ----------
@@ -56,21 +56,21 @@ def signed_rank(differences: NDArray[np.float64]) -> float | None:
 
 
 def sign_flip(differences: NDArray[np.float64], samples: int = 10_000, seed: int = 0) -> float | None:
-    """The p value of the mean difference under flips of sign; None where no difference is other than 0.
+    """The p value of the mean difference in a sign-flip test; None if all differences are 0.
 
     Parameters
     ----------
     differences : ndarray
-        ``(songs,)``, finite. Of up to 14 every combination of signs is tried.
+        ``(songs,)``, finite. For up to 14 differences every combination of signs is tried.
     samples : int
-        Combinations that are drawn where there are more.
+        Number of random combinations for more differences.
     seed : int
-        Of the drawing.
+        Seed of the random numbers.
     """
     kept = differences[differences != 0]
     if not len(kept):
         return None
-    found = abs(float(kept.sum())) * (1 - 1e-12)  # sums of the same numbers differ in their last bits
+    found = abs(float(kept.sum())) * (1 - 1e-12)  # allows for rounding errors of the sums
     if len(kept) <= EXACT_SIGNS:
         codes = np.arange(2 ** len(kept))[:, None] >> np.arange(len(kept)) & 1
         return float(np.mean(np.abs((2.0 * codes - 1) @ kept) >= found))
@@ -83,10 +83,7 @@ def sign_flip(differences: NDArray[np.float64], samples: int = 10_000, seed: int
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P values of several comparisons, corrected by Holm so that none of them is found by chance.
-
-    Where there is no p value there is no corrected one, and it does not count.
-    """
+    """P values of several comparisons, corrected by Holm's method; None stays None and does not count."""
     order = sorted((value, place) for place, value in enumerate(values) if value is not None)
     corrected: list[float | None] = [None] * len(values)
     largest = 0.0
@@ -97,7 +94,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _ranks(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; equal sizes share the mean of theirs."""
+    """Ranks from 1; equal sizes share the mean of their ranks."""
     _, place, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     means: NDArray[np.float64] = last - (counts - 1) / 2
@@ -105,7 +102,7 @@ def _ranks(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _distribution(ranks: NDArray[np.int_]) -> NDArray[np.float64]:
-    """The chance of each sum of those ranks that belong to positive differences."""
+    """The probability of each sum of the ranks of positive differences."""
     chances = np.zeros(int(ranks.sum()) + 1)
     chances[0] = 1.0
     for rank in ranks:

@@ -1,7 +1,7 @@
-"""Warnings about a song's scores: what each says of one song, and how the report counts it over songs.
+"""Warnings about a song's scores: the text in its record, and the summary in the report.
 
-A record keeps a warning as text. The same table makes the text and finds its kind again, also in records that
-an earlier version wrote.
+A record stores a warning as text. This table both creates the texts and recognizes the kind of a text, also
+in records of earlier versions. Therefore the texts must not change.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ class Kind:
     Attributes
     ----------
     text : str
-        What a record says, a format string.
+        Format string of the text in a record.
     summary : str
-        What the report says, before ``in 3 songs``.
+        The report's text before ``in 3 songs``.
     """
 
     text: str
     summary: str
 
     def of(self, **values: object) -> str:
-        """The warning about one song."""
+        """The text about one song."""
         return self.text.format(**values)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Matches the warning about any song."""
+        """A pattern that matches the text about any song."""
         parts = re.split(r"\{.*?\}", self.text)
         return re.compile(".+".join(map(re.escape, parts)), re.DOTALL)
 
@@ -56,5 +56,5 @@ ALL = (CLIPPED, SILENT_ESTIMATE, SILENT_REFERENCE, SILENT_FRAMES, NO_FRAMES, PER
 
 
 def summary_of(warning: str) -> str:
-    """What the report counts a warning as; one of an unknown kind stands for itself."""
+    """The summary of a warning's kind; a warning of an unknown kind is its own summary."""
     return next((kind.summary for kind in ALL if kind.pattern.fullmatch(warning)), warning)

@@ -1,8 +1,7 @@
-"""Where the sound of a stem is stored: in a file, in one stream of a file, or in several files.
+"""Reads the sound of a stem from a file, from one stream of a file, or from several files.
 
-A stem of several files is their sum, added in float64. A file with one channel in a song of two counts for
-both, and a file that is shorter than its song is silent after its end; :mod:`evaluator.dataset` decides
-where either is accepted.
+Several files are added in float64. A mono file in a stereo song is copied to both channels, and a file that
+is shorter than its song is padded with silence. :mod:`evaluator.dataset` decides whether this is acceptable.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from kmdx.errors import AudioError
 from kmdx.inputs import COMPRESSED, EXTENSIONS
 
 SOUNDS = (".wav", ".flac", *sorted(EXTENSIONS - {".wav", ".flac"}))
-"""Endings of sound files, preferred ones first."""
+"""File name endings of sound files, preferred ones first."""
 
 OFTEN_LOSSY = COMPRESSED | {".ogg", ".oga", ".opus"}
-LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # how the names of FFmpeg's codecs begin
+LOSSLESS = ("alac", "flac", "pcm_", "wavpack", "tta", "ape")  # beginnings of the names of FFmpeg's codecs
 BLOCK = 4 * RATE  # samples read at a time
 
 
@@ -37,7 +36,7 @@ class AudioSource:
     ----------
     path : Path
     stream : int, optional
-        The stream's number among the audio streams; ``None`` for a file with one.
+        The stream's index among the audio streams; ``None`` for a file with a single stream.
     """
 
     path: Path
@@ -45,12 +44,12 @@ class AudioSource:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file's name ends like a sound file's."""
+    """Whether a file's name has the ending of a sound file."""
     return path.suffix.lower() in EXTENSIONS
 
 
 def is_lossy(path: Path) -> bool:
-    """Whether a file's sound was compressed with loss: by its codec, where its name allows both."""
+    """Whether a file is lossy; decided by its codec if its ending allows both."""
     if path.suffix.lower() not in OFTEN_LOSSY:
         return False
     try:
@@ -61,12 +60,12 @@ def is_lossy(path: Path) -> bool:
 
 
 def form(source: AudioSource) -> Form:
-    """Length, rate and channels of a source: from its header, or by decoding it where that does not tell.
+    """Length, rate and channels of a source: from its header, or by decoding it if the header lacks them.
 
     Raises
     ------
     AudioError
-        If it cannot be read, is damaged or holds no samples.
+        If it cannot be read, is damaged or contains no samples.
     """
     if source.stream is not None:
         return _stream_form(source.path, source.stream)
@@ -79,10 +78,11 @@ def blocks(sources: Sequence[AudioSource], target: Form, size: int = BLOCK) -> I
     Parameters
     ----------
     sources : sequence of AudioSource
-        One or more at the target's rate, none longer than it.
+        One or more sources at the target's rate, none longer than the target.
     target : Form
-        What the blocks have together: mono is doubled, and silence follows a source that ends earlier.
+        Form of the sum: mono is copied to both channels, and shorter sources are padded with silence.
     size : int
+        Samples of a block.
 
     Yields
     ------
@@ -92,7 +92,7 @@ def blocks(sources: Sequence[AudioSource], target: Form, size: int = BLOCK) -> I
     Raises
     ------
     AudioError
-        If a file cannot be read, or ends before its header says.
+        If a file cannot be read, or is shorter than its header claims.
     """
     if len(sources) == 1:
         yield from _fitted(sources[0], target, size)
@@ -105,12 +105,12 @@ def blocks(sources: Sequence[AudioSource], target: Form, size: int = BLOCK) -> I
 
 
 def read(sources: Sequence[AudioSource], target: Form, what: str) -> NDArray[np.float32]:
-    """Read the sum of sources whole, float32 ``(samples, channels)``; parameters as for :func:`blocks`.
+    """Read the whole sum of sources, float32 ``(samples, channels)``; parameters as in :func:`blocks`.
 
     Raises
     ------
     AudioError
-        If a file cannot be read, or there is NaN or infinity in the sum; ``what`` names it then.
+        If a file cannot be read, or the sum contains NaN or infinity; the message begins with ``what``.
     """
     if len(sources) == 1:
         samples = audio.read(sources[0].path, stream=sources[0].stream or 0, accept_holes=False).samples
@@ -125,7 +125,7 @@ def read(sources: Sequence[AudioSource], target: Form, what: str) -> NDArray[np.
 
 
 def _fitted(source: AudioSource, target: Form, size: int) -> Iterator[NDArray[np.float32]]:
-    """Blocks of one source, in the target's channels and length."""
+    """Blocks of one source, with the target's channels and length."""
     position = 0
     for block in _own_blocks(source, size):
         expected = min(size, target.samples - position)

@@ -1,6 +1,6 @@
-"""What can be compared: runs, folders of museval's JSON files, and published results.
+"""Loads what can be compared: runs, folders of museval's JSON files, and published results.
 
-All become a :class:`System`: the songs that were scored, and what is known of how.
+Each becomes a :class:`System`: the scored songs, and what is known about how they were scored.
 
 References
 ----------
@@ -25,38 +25,37 @@ from kmdx import documents
 from kmdx.errors import DocumentError, KmdxError, listed, quoted, shown
 
 MUSEVAL = {"SDR": "museval_sdr", "ISR": "museval_isr", "SIR": "museval_sir", "SAR": "museval_sar"}
-"""Metrics of museval's JSON files, and what they are called here."""
+"""Metrics of museval's JSON files, and their names in this package."""
 
 SUBSETS = ("test", "train")
-"""Folders of a method's songs, in the order in which they are taken."""
+"""Folders of a method's songs; the first that exists is used."""
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that was scored on songs.
+    """A separation system that was scored on songs.
 
     Attributes
     ----------
     name : str
-        What tables call it.
+        Name in tables.
     place : str
-        Where it comes from.
+        The argument that it was loaded from.
     kind : {"run", "museval", "published"}
     songs : dict
-        Record of every song that was scored, by name.
+        Record of every scored song, by name.
     failed : tuple of str
         Songs that failed.
     planned : int
-        Songs that there should be.
+        Number of songs that the run should have.
     fingerprints : dict
-        The content of songs, where it is known.
+        Fingerprints of songs, if known.
     run : dict
-        What is known of the run.
-    row : Row or None
-        What was published, and in which table.
-    table : Table or None
+        The run's description, if known.
+    row, table : Row and PublishedTable, or None
+        The published result and its table.
     notes : tuple of str
-        What its reader must know.
+        Notes for the reader.
     """
 
     name: str
@@ -73,29 +72,29 @@ class System:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """What was scored, in order."""
+        """The scored stems, in order."""
         if self.row is not None:
             return tuple(self.row.scores)
         return tuple(dict.fromkeys(stem for record in self.songs.values() for stem in record.stems))
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that it has."""
+        """Names of its metrics."""
         if self.table is not None:
             return (self.table.metric,)
         return tuple(dict.fromkeys(name for record in self.songs.values() for name in record.scores))
 
 
 def load_all(places: Sequence[str]) -> list[System]:
-    """Load what the arguments name; systems of one name get a number each.
+    """Load the systems that the arguments name; systems with the same name are numbered.
 
     Raises
     ------
     KmdxError
-        If there are fewer than two, or one cannot be read.
+        If there are fewer than two, or one cannot be loaded.
     """
     if len(places) < 2:
-        raise KmdxError(f"nothing to compare {places[0] if places else 'with'}: give two or more runs")
+        raise KmdxError(f"expected two or more runs to compare, found {len(places)}")
     systems = [load(place) for place in places]
     names = [system.name for system in systems]
     counts: dict[str, int] = {}
@@ -113,7 +112,7 @@ def load(place: str | Path) -> System:
     Raises
     ------
     KmdxError
-        If there is nothing of the kind, or it is damaged.
+        If the argument is none of these, or is damaged.
     """
     text = str(place)
     if text.startswith(published.PREFIX):
@@ -130,7 +129,7 @@ def load(place: str | Path) -> System:
 
 
 def describe(name: str) -> Metric:
-    """The metric of that name; museval's are known even where this version does not compute them."""
+    """The metric with this name; museval's metrics are known even if this version does not compute them."""
     if name in METRICS or name not in MUSEVAL.values():
         return metrics.named([name])[0]
     title = f"museval {name.removeprefix('museval_').upper()}"
@@ -140,14 +139,14 @@ def describe(name: str) -> Metric:
 def _load_run(folder: Path) -> System:
     identity = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    # A run that was killed has records that its results, of an earlier start, do not.
+    # A run that was killed may have more records than its last results.json.
     contents = [read_json(path) for path in sorted((folder / "songs").glob("*.json"))] or results.get("songs")
     if not isinstance(contents, list):
-        raise KmdxError(f"{folder}: no run in it: expected results.json or songs/<song>.json")
+        raise KmdxError(f"{folder} is not a run; expected results.json or songs/<song>.json")
     records = [_record(folder, number, contents) for number in range(len(contents))]
     known, fingerprints = results.get("run", identity), identity.get("songs", {})
     if not (isinstance(known, dict) and isinstance(fingerprints, dict)):
-        raise KmdxError(f"{folder}: what it was made of is damaged; run it again")
+        raise KmdxError(f"{folder}: its run.json or results.json is damaged; run it again")
     return System(
         folder.resolve().name,
         str(folder),
@@ -170,20 +169,20 @@ def _record(folder: Path, number: int, contents: Sequence[Any]) -> SongRecord:
 
 
 def _load_museval(folder: Path) -> System:
-    """Read a method's folder, of which the test songs count where there are others too."""
+    """Read a method's folder; if it has test and training songs, only test songs are used."""
     subsets = [folder / name for name in SUBSETS if any((folder / name).glob("*.json"))]
     used = subsets[0] if subsets else folder
     paths = sorted(used.glob("*.json"))
     if not paths:
         below = sorted({path.parent.parent for path in folder.glob("*/*/*.json")} | _holders(folder))
-        more = f"; below it are {listed([path.name for path in below])}: give one of them" if below else ""
+        more = f"; or name one of its folders {listed([path.name for path in below])}" if below else ""
         raise KmdxError(
-            f"{shown(folder)}: no run in it and no museval results: expected results.json, "
+            f"{shown(folder)} contains neither a run nor museval's results; expected results.json, "
             f"songs/<song>.json or <song>.json{more}"
         )
     records = [_museval_record(path) for path in paths]
     notes = [
-        f"the songs in {other} are left out; give that folder to compare them"
+        f"the songs in {other} are left out; name that folder to compare them"
         for other in map(str, subsets[1:])
     ]
     name = folder.resolve()
@@ -220,7 +219,7 @@ def _museval_record(path: Path) -> SongRecord:
         raise KmdxError(f"{shown(path)} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise KmdxError(
-            f"{shown(path)} is not a file of museval: expected targets with frames of SDR, ISR, SIR and SAR"
+            f"{shown(path)} is not a file of museval; expected targets with frames of SDR, ISR, SIR and SAR"
         ) from error
     scores = {
         name: {target: _median(values) for target, values in by_target.items()}
@@ -234,11 +233,11 @@ def _museval_record(path: Path) -> SongRecord:
 
 
 def _number(value: Any) -> float:
-    """A number of a frame; NaN where there is none."""
+    """A frame's number; NaN if it is null."""
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return float(value)
 
 
@@ -249,10 +248,9 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def matching(systems: Sequence[System]) -> Callable[[str], str]:
-    """How songs of these systems are matched by name.
+    """The function that maps a song's name to the key by which songs are matched.
 
-    Composed and decomposed accents and capital letters make no difference, unless two songs of one system
-    differ in nothing else.
+    It ignores case and the Unicode form of accents, unless two songs of a system differ only in these.
     """
     if all(len({published.name_key(name) for name in each.songs}) == len(each.songs) for each in systems):
         return published.name_key

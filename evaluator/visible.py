@@ -1,4 +1,4 @@
-"""What a submission may see: its interpreter's folders, the weights, and a part of the environment."""
+"""Decides what a submission may see: folders of its interpreter, weights, and environment variables."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PASSED = (
     "ACCELERATE_*", "TORCH*", "PYTORCH_*", "ATEN_*", "TF_*", "XLA_*", "ONEDNN_*", "DNNL_*",
     "TRITON_*", "NUMBA_*", "MALLOC_*", "SYSTEMROOT", "COMSPEC", "PATHEXT",
 )  # fmt: skip
-"""Variables that a submission gets, as patterns: paths, languages, and settings of GPUs and threads."""
+"""Patterns of environment variables that a submission gets: paths, languages, and GPU and thread settings."""
 SECRETS = ("*KEY*", "*TOKEN*", "*SECRET*", "*PASSWORD*", "*CREDENTIAL*")
-"""Variables that it never gets."""
+"""Patterns of variables that it never gets."""
 IGNORED = {
     ".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
 }  # fmt: skip
-"""What in a submission's folder is not its own."""
-DEEPEST = 100  # levels of a submission's folder that are looked at
+"""Names in a submission's folder that are not part of it."""
+MAX_DEPTH = 100  # levels of a submission's folder that are searched
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
@@ -38,21 +38,21 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
         return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
 
     passed = {k: v for k, v in given.items() if matches(k, PASSED) and not matches(k, SECRETS)}
-    if models := given.get("KMDX_MODELS"):  # the submission has another current folder
+    if models := given.get("KMDX_MODELS"):  # absolute, because the submission runs in another folder
         passed["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
-    elif weights_folder.where().path.is_relative_to(Path.home()):  # it has another home, too
+    elif weights_folder.where().path.is_relative_to(Path.home()):  # because its home folder differs, too
         passed["KMDX_MODELS"] = str(weights_folder.where().path)
     if kept := list(python_path(given)):
         passed["PYTHONPATH"] = os.pathsep.join(map(str, kept))
     if (user := Path.home() / ".local").is_dir():
         passed["PYTHONUSERBASE"] = str(user)
     passed.setdefault("TORCH_HOME", str(_torch_home(given)))
-    passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # the log takes all that a submission prints
+    passed["PYTHONIOENCODING"] = "utf-8:backslashreplace"  # so that any text can be logged
     return passed
 
 
 def python_path(given: Mapping[str, str]) -> Iterator[Path]:
-    """Folders of PYTHONPATH, without those where this project's own modules would be found."""
+    """Folders of PYTHONPATH, without those that contain this project's own modules."""
     for entry in given.get("PYTHONPATH", "").split(os.pathsep):
         path = Path(entry).absolute()
         ours = (path / "evaluator" / "submission_worker.py").is_file() or (path / "my_submission").is_dir()
@@ -61,12 +61,12 @@ def python_path(given: Mapping[str, str]) -> Iterator[Path]:
 
 
 def find_python(python: str | Path) -> Path:
-    """The absolute path of an interpreter, not resolved: a virtual environment is known by its link.
+    """The absolute path of an interpreter; links stay, because they identify a virtual environment.
 
     Raises
     ------
     KmdxError
-        If it does not exist, or is no file that can be executed.
+        If it does not exist or is not executable.
     """
     path = Path(python).expanduser()
     try:
@@ -90,11 +90,11 @@ def find_python(python: str | Path) -> Path:
 def interpreter_folders(
     python: Path, given: Mapping[str, str], submission: Path, hidden: Sequence[Path] = ()
 ) -> list[Path]:
-    """Folders that an interpreter needs: its own, that of the one it was made from, and its packages'.
+    """Folders that an interpreter needs: its own, those of its base interpreter, and those of its packages.
 
-    Found without starting it, since it may belong to the submission. What is in the submission's folder is
-    not trusted: no configuration there (``pyvenv.cfg``, ``.pth`` files, editable installs) makes anything
-    visible, and nothing hidden becomes visible by any.
+    The interpreter is not started, because it may belong to the submission. The submission's folder is not
+    trusted: no configuration in it (``pyvenv.cfg``, ``.pth`` files, editable installs) makes other folders
+    visible. No configuration makes ``hidden`` paths visible.
     """
     found: list[Path] = []
     for hop in _links(python):
@@ -113,7 +113,7 @@ def interpreter_folders(
     found += [path for path in packages if path.is_relative_to(user)]
     for folder in packages:
         if not _in(folder, submission):
-            found += _further_folders(folder)
+            found += _added_folders(folder)
     found += python_path(given)
     found += [Path(entry) for entry in given.get("LD_LIBRARY_PATH", "").split(os.pathsep) if entry]
     parts = [part for path in dict.fromkeys(found) for part in _without_home(path) if part.exists()]
@@ -121,12 +121,12 @@ def interpreter_folders(
 
 
 def _in(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or in it, as it is written or where its links lead."""
+    """Whether a path is in a folder (or is the folder), with or without resolving links."""
     return path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
 
 
 def weights(given: Mapping[str, str]) -> list[Path]:
-    """Folders of weights: the models folder, what its links point to, and torch.hub's files."""
+    """Folders of weights: the models folder, the targets of its links, and torch.hub's folder."""
     models = weights_folder.where().path.absolute()
     linked = [path.resolve() for path in _entries(models) if path.is_symlink()]
     hub = _torch_home(given) / "hub"
@@ -134,7 +134,7 @@ def weights(given: Mapping[str, str]) -> list[Path]:
 
 
 def _without_home(folder: Path) -> list[Path]:
-    """A folder, or where that would show the user's home or the whole disk, an interpreter's parts of it."""
+    """A folder; or only its interpreter's subfolders if it contains the user's home or the whole disk."""
     if not folder.is_absolute() or folder == Path("/"):
         return []
     if not Path.home().resolve().is_relative_to(folder.resolve()):
@@ -152,7 +152,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _links(path: Path) -> list[Path]:
-    """A path, and those that its links lead to one after the other."""
+    """A path, and the paths that its chain of links leads to."""
     found = [path]
     while path.is_symlink() and len(found) < 40:
         path = Path(os.path.normpath(path.parent / path.readlink()))
@@ -161,7 +161,7 @@ def _links(path: Path) -> list[Path]:
 
 
 def _home(config: Path) -> Path | None:
-    """Where the interpreter is that a virtual environment was made from."""
+    """The folder of the base interpreter of a virtual environment."""
     if not config.is_file():
         return None
     for line in config.read_text("utf-8", "replace").splitlines():
@@ -171,7 +171,7 @@ def _home(config: Path) -> Path | None:
     return None
 
 
-def _further_folders(packages: Path) -> Iterator[Path]:
+def _added_folders(packages: Path) -> Iterator[Path]:
     """Folders that ``.pth`` files and editable installs add to a folder of packages."""
     for file in filter(Path.is_file, packages.glob("*.pth")):
         for line in file.read_text("utf-8", "replace").splitlines():
@@ -194,10 +194,10 @@ def _mapped(literal: str) -> Iterator[Path]:
 
 
 def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
-    """What is in a submission's folder, to :data:`DEEPEST`: files, folders, and links, not followed.
+    """Files, folders and links in a submission's folder, down to :data:`MAX_DEPTH` levels.
 
-    Caches, version control, virtual environments and the folders in ``without`` are left out, and so is what
-    cannot be listed.
+    Links are not followed. Caches, version control, virtual environments, the folders in ``without`` and
+    unreadable folders are left out.
     """
     left_out = {path.resolve() for path in without}
     pending = [folder]
@@ -215,5 +215,5 @@ def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
             e for e in own if e.is_dir(follow_symlinks=False) and Path(e.path).resolve() not in left_out
         ]
         yield from (Path(entry.path) for entry in own)
-        if len(place.parts) - len(folder.parts) < DEEPEST:
+        if len(place.parts) - len(folder.parts) < MAX_DEPTH:
             pending += [Path(entry.path) for entry in reversed(folders)]

@@ -1,4 +1,4 @@
-"""Watches a submission's processes while a reply is awaited: clock, memory, disk, and whether they work."""
+"""Watches a submission's processes during a request: time, memory, disk space and activity."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ import psutil
 from kmdx import host
 from kmdx.challenge import MEMORY, TIME_FACTOR
 
-INTERVAL = 0.1  # seconds between two looks at the memory and the clock
-SHARE = 0.25  # of the time at most goes into measuring memory
-BUSY = 0.02  # seconds of processor time between two looks that show that something goes on
-PROCESSES = 500  # processes of a submission at once
-FREE = 10**9  # bytes of the disk that it must leave free
-GONE = (OSError, psutil.Error, ValueError)
-"""What is raised when a process or its pipe no longer exists."""
+INTERVAL = 0.1  # seconds between two checks
+MEASURING_SHARE = 0.25  # largest part of the time that measuring memory may take
+BUSY = 0.02  # seconds of processor time between two checks that count as activity
+MAX_PROCESSES = 500  # processes of a submission at once
+MIN_FREE = 10**9  # bytes that a submission must leave free on the disk
+PROCESS_GONE = (OSError, psutil.Error, ValueError)
+"""Exceptions that mean that a process or its pipe no longer exists."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a song may take.
+    """Time and memory that a submission may use.
 
     Attributes
     ----------
     time_factor : float
-        Wall time, as a multiple of the song's duration.
+        Wall time of a song, as a multiple of its duration.
     memory : int
-        Host memory in bytes, of the process and all that it starts.
+        Host memory in bytes, of the process and everything that it starts.
     enforced : bool
-        Whether a song that takes more is killed; it is measured in any case.
+        Whether the process is killed when it exceeds a limit. Time and memory are measured in any case.
     load_seconds : float
-        What loading the model may take where limits are enforced.
+        Seconds for loading the model if limits are enforced.
     longest : float
-        Seconds after which loading or a song is given up where limits are not enforced, or
+        Seconds for loading the model or for a song even if limits are not enforced. A song may take longer
+        if ``longest_factor`` allows it.
     longest_factor : float
-        this multiple of the song's duration where that is more.
+        Wall time of a song even if limits are not enforced, as a multiple of its duration.
     stall : float
-        Seconds without progress and without processor time after which it is given up in any case.
+        Seconds without progress and without processor time, after which the process is always killed.
     """
 
     time_factor: float = TIME_FACTOR
@@ -62,21 +63,21 @@ class Watch:
     Parameters
     ----------
     processes : callable
-        Gives the submission's processes.
+        Returns the submission's processes.
     worker : int
-        Id of the process whose own peak the system records.
+        Id of the process for which the operating system records the peak memory.
     scratch : Path
         A folder on the disk that the submission writes to.
     limits : Limits
     limit : float
-        Seconds until the reply.
+        Seconds until the reply must arrive.
     message : str
-        What to report when they have passed.
+        The failure to report if it does not.
 
     Attributes
     ----------
     peak : int
-        Bytes of host memory at most.
+        Peak host memory in bytes.
     """
 
     def __init__(
@@ -95,36 +96,36 @@ class Watch:
         self.processor = 0.0
         self.free = _free(scratch)
 
-    def until_next_look(self) -> float:
-        """Seconds until :meth:`look` is due."""
+    def until_next_check(self) -> float:
+        """Seconds until :meth:`check` is due."""
         return max(0.0, min(self.next, self.began + self.limit) - time.perf_counter())
 
     def progressed(self) -> None:
-        """Note that the submission reported progress."""
+        """Record that the submission reported progress."""
         self.active = time.perf_counter()
 
-    def look(self, last: bool = False) -> str | None:
-        """Return which limit was exceeded; None if none was. ``last``: the reply has arrived."""
+    def check(self, last: bool = False) -> str | None:
+        """Return which limit was exceeded, or None. ``last`` means that the reply has arrived."""
         now = time.perf_counter()
-        looked = False
+        measured = False
         if last:
             self.peak = max(self.peak, host.peak_memory(self.worker) or 0)
         elif now >= self.next:
             processes = self.processes()
-            looked = bool(processes)
-            if len(processes) > PROCESSES:  # measuring so many takes long, and more follow
-                return f"it started more than {PROCESSES} processes"
+            measured = bool(processes)
+            if len(processes) > MAX_PROCESSES:  # measuring them all would take too long
+                return f"it started more than {MAX_PROCESSES} processes"
             self.peak = max(self.peak, memory_of(processes, self.worker, above=self.peak))
             self._note_activity(processes, now)
-            self.next = now + max(INTERVAL, (time.perf_counter() - now) / SHARE)
+            self.next = now + max(INTERVAL, (time.perf_counter() - now) / MEASURING_SHARE)
         if self.limits.enforced and self.peak > self.limits.memory:
             return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
         if now - self.began > self.limit:
             return self.message
-        if looked and (free := _free(self.scratch)) < FREE and self.free - free > FREE:
-            return f"it filled the disk: {free / 1e9:.1f} GB are free"
+        if measured and (free := _free(self.scratch)) < MIN_FREE and self.free - free > MIN_FREE:
+            return f"it filled the disk: only {free / 1e9:.1f} GB are free"
         if not last and now - self.active > self.limits.stall:
-            return f"stalled: no progress and no processor time in {self.limits.stall:.0f} s"
+            return f"stalled: no progress and no processor time for {self.limits.stall:.0f} s"
         return None
 
     def _note_activity(self, processes: Sequence[psutil.Process], now: float) -> None:
@@ -134,10 +135,10 @@ class Watch:
 
 
 def memory_of(processes: Sequence[psutil.Process], worker: int, above: int = 0) -> int:
-    """Bytes of host memory that processes hold together, shared memory files included.
+    """Bytes of host memory that processes use together, including files in shared memory.
 
-    What forked processes share counts once. Finding that out takes milliseconds per process, so a sum that
-    counts it for each is returned where it does not exceed ``above``.
+    Memory that forked processes share counts once. Measuring this takes milliseconds per process, so it is
+    only done if the simple sum, which counts shared memory for each process, exceeds ``above``.
     """
     pids = [process.pid for process in processes]
     files = _memory_files(pids, worker)
@@ -146,40 +147,40 @@ def memory_of(processes: Sequence[psutil.Process], worker: int, above: int = 0) 
     if len(pids) <= 1 or upper <= above:
         found = simple
     else:
-        found = [_proportional(pid) or held for pid, held in zip(pids, simple, strict=True)]
-    # A page of a memory file that is mapped is in both.
+        found = [_proportional(pid) or _resident(pid) for pid in pids]  # of one that has exited by now: 0
+    # A mapped page of a memory file is in both numbers.
     return sum(own for own, _ in found) + max(sum(shared for _, shared in found), files)
 
 
 def _resident(pid: int) -> tuple[int, int]:
-    """Bytes that a process holds: without memory files, and of those."""
+    """Bytes that a process uses, first without memory files, then in memory files."""
     status = Path(f"/proc/{pid}/status")
-    with contextlib.suppress(*GONE):
+    with contextlib.suppress(*PROCESS_GONE):
         shared = host.kilobytes(status, "RssShmem") or 0
         return psutil.Process(pid).memory_info().rss - shared, shared
     return 0, 0
 
 
 def _proportional(pid: int) -> tuple[int, int] | None:
-    """The same with the process's share of what it shares with others, where Linux reports it."""
+    """The same with only a proportional share of shared memory; None if Linux does not report it."""
     rollup = Path(f"/proc/{pid}/smaps_rollup")
     whole, shared = host.kilobytes(rollup, "Pss"), host.kilobytes(rollup, "Pss_Shmem") or 0
     return None if whole is None else (whole - shared, shared)
 
 
 def _memory_files(pids: Sequence[int], worker: int) -> int:
-    """Bytes in files that exist in memory only: the submission's own ``/dev/shm``, and its memfds."""
+    """Bytes in files that exist only in memory: the submission's own ``/dev/shm`` and its memfds."""
     total = 0
-    with contextlib.suppress(*GONE):
+    with contextlib.suppress(*PROCESS_GONE):
         shm = Path(f"/proc/{worker}/root/dev/shm")
-        if shm.stat().st_dev != Path("/dev/shm").stat().st_dev:  # the system's is shared with other programs
+        if shm.stat().st_dev != Path("/dev/shm").stat().st_dev:  # skip the system's own /dev/shm
             used = os.statvfs(shm)
             total = (used.f_blocks - used.f_bfree) * used.f_frsize
     seen: set[tuple[int, int]] = set()
     for pid in pids:
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(*PROCESS_GONE):
             for link in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(*GONE):
+                with contextlib.suppress(*PROCESS_GONE):
                     if str(link.readlink()).startswith("/memfd:"):
                         found = link.stat()
                         if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
@@ -189,22 +190,22 @@ def _memory_files(pids: Sequence[int], worker: int) -> int:
 
 
 def _processor_time(process: psutil.Process) -> float:
-    """Seconds of processor time of a process and of its children that have ended."""
-    with contextlib.suppress(*GONE):
+    """Seconds of processor time of a process and its ended children."""
+    with contextlib.suppress(*PROCESS_GONE):
         times = process.cpu_times()
         return sum(times[:4])
     return 0.0
 
 
 def _is_busy(process: psutil.Process) -> bool:
-    """Whether a process waits for nothing but a processor or a disk: a busy system may leave it none."""
-    with contextlib.suppress(*GONE):
+    """Whether a process waits only for a processor or a disk, which a busy system may not give it."""
+    with contextlib.suppress(*PROCESS_GONE):
         return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
     return False
 
 
 def _free(folder: Path) -> int:
-    """Bytes that are free on a folder's disk."""
-    with contextlib.suppress(*GONE):
+    """Free bytes on a folder's disk."""
+    with contextlib.suppress(*PROCESS_GONE):
         return shutil.disk_usage(folder).free
     return 0

@@ -114,7 +114,7 @@ def test_sets_with_a_stem_that_is_not_scored_are_all_tried(tmp_path: Path) -> No
         frozenset(names),
     }
     assert within(sets, 1.5).members == {"one", "keys"}
-    with pytest.raises(KmdxError, match="no set of members can make every stem"):
+    with pytest.raises(KmdxError, match="no set of members can estimate every stem"):
         within([], 1.5)
 
 
@@ -133,7 +133,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     arguments = ("members", collected, "--runs", "--folds", "2", "--budget", budget)
     done = run(*arguments, "-o", path, "--svg", svg, "--json", tmp_path / "members.json")
     assert done.code == 0, done.err
-    assert f"Within {budget:g}" in done.out
+    assert f"Within a real-time factor of {budget:g}" in done.out
     plan = plan_file.load(path)
     assert {name for name in plan.nodes if name in ("V", "W", "D")} == best_of_them.members
     stems = Separator(path, device="cpu", precision="fp32").separate(noise(8000), 44100)
@@ -157,7 +157,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     assert best_of_all.score == max(each.score for each in sets.values())
     done = run("members", collected, "--budget", 1e-9)
     assert done.code == 2
-    assert "the fastest set that makes every stem" in done.err
+    assert "the fastest set that estimates every stem" in done.err
 
 
 def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_published_ones(
@@ -178,7 +178,7 @@ def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_publishe
     budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
     done = run("members", collected, "--runs", "--budget", budget, "--prior", "inf", "-o", path)
     assert done.code == 0, done.err
-    assert "no weights gain on songs held out over the set's share" in done.out
+    assert "no new weights gain on held-out songs; the set keeps its share" in done.out
     plan = plan_file.load(path)
     shares = {stem.name: dict(zip(stem.signals, stem.published, strict=True)) for stem in whole.stems}
     if {"V_drums", "W_drums"} <= plan.nodes["drums"].terms.keys():

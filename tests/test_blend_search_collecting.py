@@ -139,7 +139,7 @@ def test_each_network_runs_once_a_song(
     assert run(*arguments).code == 0
     assert len(ran) == 3 * len(SONGS), "the first song was there"
     done = run(*arguments)
-    assert done.err.count("collected before") == len(SONGS)
+    assert done.err.count("already collected") == len(SONGS)
     assert len(ran) == 3 * len(SONGS)
 
 
@@ -158,7 +158,7 @@ def test_a_collection_goes_on_after_an_interruption(
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
     done = run(*arguments)
     assert done.code == 130
-    assert "goes on where this one ended" in done.err
+    assert "repeat the command to resume" in done.err
     assert load(tmp_path / "new").songs == SONGS[:2]
     monkeypatch.setattr(collecting, "measure_song", measure)
     assert run(*arguments).code == 0
@@ -196,7 +196,7 @@ def test_a_song_that_changed_is_collected_again(
     before = load(copied).stems[0].products.energy
     done = run("collect", plan_of_two, changed, "-o", copied, *COLLECT)
     assert done.code == 0
-    assert done.err.count("collected before") == 3
+    assert done.err.count("already collected") == 3
     after = load(copied).stems[0].products.energy
     assert after[0] == pytest.approx(before[0] / 4, rel=1e-2)
     assert np.array_equal(after[1:], before[1:])
@@ -212,7 +212,7 @@ def test_signals_are_kept_if_asked_for(
     rows = [soundfile.read(copied / "signals" / "d" / "vocals" / f"{name}.wav")[0] for name in stem.signals]
     exact = np.stack([row.ravel() for row in rows])
     assert stem.products.gram[SONGS.index("d")] == pytest.approx(exact @ exact.T, rel=1e-9)
-    assert "collected before" in run(*arguments).err
+    assert "already collected" in run(*arguments).err
 
 
 def test_a_record_outlives_signals_that_cannot_be_kept(
@@ -228,8 +228,8 @@ def test_a_record_outlives_signals_that_cannot_be_kept(
     done = run(*arguments)
     assert done.code == 1
     assert "1 of 1 songs are in" in done.out
-    assert "d: collected, but its signals are not kept: no space left" in done.err
-    assert "warning: not all signals are kept" in done.err
+    assert "d: collected, but its signals could not be kept: no space left" in done.err
+    assert "warning: not all signals were kept" in done.err
     record = json.loads((copied / "songs" / "d.json").read_text("utf-8"))
     assert record["status"] == "ok"
     assert record["stems"] == json.loads(before)["stems"]
@@ -278,4 +278,4 @@ def test_a_network_that_gives_nan_fails_the_song(
     assert "NaN" in done.err
     solved = run("solve", tmp_path / "new")
     assert solved.code == 2
-    assert "none of its 1 songs was collected, a: " in solved.err
+    assert "none of its 1 songs was collected; a: " in solved.err

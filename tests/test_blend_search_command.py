@@ -31,8 +31,8 @@ def test_mistakes_are_one_line(
     strings.write_text(yaml.safe_dump(content).replace("one.ckpt", str(plan_of_two.with_name("one.ckpt"))))
     (copied / "songs" / "a.json").write_text("{")
     for arguments, message in (
-        (("solve", tmp_path), "no collection in it"),
-        (("solve", tmp_path / "other"), "holds another run"),
+        (("solve", tmp_path), "is not a collection"),
+        (("solve", tmp_path / "other"), "is another kind of run"),
         (("solve", copied), "a.json is damaged"),
         (("solve", collected, "--prior", "much"), "--prior much: expected auto"),
         (("solve", collected, "--prior", "-1"), "--prior -1: expected auto"),
@@ -43,11 +43,11 @@ def test_mistakes_are_one_line(
         (("collect", "htdemuks", data, "-o", tmp_path / "new"), "unknown ensemble 'htdemuks'"),
         (("collect", strings, data, "-o", tmp_path / "new"), "its stems are strings; expected bass"),
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "none named"),
+        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "is named 'zz'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "unknown speed 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "unknown device 'moon'"),
-        (("collect", plan_of_two, data, "-o", data), "holds other things"),
+        (("collect", plan_of_two, data, "-o", data), "contains other files"),
     ):
         done = run(*arguments)
         assert done.code == 2, arguments

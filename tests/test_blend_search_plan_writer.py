@@ -69,10 +69,10 @@ def test_stems_that_gain_nothing_keep_their_published_weights_in_the_plan(
         path.write_text(json.dumps(record), "utf-8")
     done = run("solve", copied, "-o", tmp_path / "found.yaml")
     assert done.code == 0, done.err
-    assert "kept: no gain on songs held out" in done.out
+    assert "published: no gain on held-out songs" in done.out
     terms = plan_file.load(tmp_path / "found.yaml").nodes["drums"].terms
     assert terms == pytest.approx({"V_drums": 0.6, "D_drums": 0.2, "W_drums": 0.2})
-    assert "foretold" in done.err, "what was rendered is not what these inner products say"
+    assert "predicted" in done.err, "what was rendered is not what these inner products say"
 
 
 def test_nothing_is_written_when_nothing_gains(
@@ -93,7 +93,7 @@ def test_plans_of_others_are_not_written_over(
     own = (copied / "plan.yaml").read_bytes()
     arguments = ("solve", copied, "--anyway", "--prior", "1", "-o")
     for path, message in (
-        (copied / "plan.yaml", "lies in the collection"),
+        (copied / "plan.yaml", "is in the collection"),
         (source, "is the plan that the weights are for"),
     ):
         for force in ((), ("--force",)):
@@ -106,7 +106,7 @@ def test_plans_of_others_are_not_written_over(
     assert "is the plan that the weights are for" in done.err
     done = run(*arguments, other)
     assert done.code == 2
-    assert "--force writes over it" in done.err
+    assert "use --force to overwrite it" in done.err
     assert other.read_text("utf-8") == "title: mine\n"
     assert run(*arguments, other, "--force").code == 0
     assert run(*arguments, other).code == 0, "its own plan is written over"
@@ -119,9 +119,9 @@ def test_reports_and_pictures_spare_collections_and_plans(
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     for asked, option in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
         for path, message in (
-            (copied / "run.json", "lies in the collection"),
-            (copied / "songs" / "new.json", "lies in the collection"),
-            (tmp_path / "x.yaml", "has the name of a plan"),
+            (copied / "run.json", "is in the collection"),
+            (copied / "songs" / "new.json", "is in the collection"),
+            (tmp_path / "x.yaml", "has the file name of a plan"),
         ):
             done = run(asked, copied, option, path)
             assert (done.code, done.out) == (2, "")

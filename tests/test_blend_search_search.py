@@ -25,11 +25,11 @@ def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: 
     assert bass.expected == bass.validated.mean()
     assert not drums.recommended, "equal shares are the best there is"
     assert drums.gains.mean() <= 0
-    assert np.array_equal(drums.taken, drums.stem.published)
+    assert np.array_equal(drums.weights_to_use, drums.stem.published)
     assert drums.expected == drums.published_sdr.mean()
     overridden = search(pretended(tmp_path, bass=gaining, drums=idle), SearchOptions(prior=0, anyway=True))
     assert all(each.recommended for each in overridden.found)
-    assert np.array_equal(overridden.found[1].taken, overridden.found[1].weights)
+    assert np.array_equal(overridden.found[1].weights_to_use, overridden.found[1].weights)
 
 
 def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path:
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights != pytest.approx(best(products, found.stem.published), abs=1e-4)
     assert len(found.validated) == 5
-    assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
+    assert any("silent are left out" in note and note.endswith("song 2") for note in found.notes)
 
     silent = InnerProducts(
         *(0 * value for value in (products.energy, products.energy, products.cross)), products.gram
@@ -73,7 +73,7 @@ def test_dither_alone_is_silence(tmp_path: Path) -> None:
     without = products.of_songs(np.arange(6) != 2)
     assert found.weights == pytest.approx(best(without, found.stem.published), abs=1e-6)
     assert found.weights.sum() > 0.5
-    assert any("silent there" in note and note.endswith("song 2") for note in found.notes)
+    assert any("silent are left out" in note and note.endswith("song 2") for note in found.notes)
     dithered.energy[2] *= 16
     (found,) = search(pretended(tmp_path, vocals=dithered), SearchOptions(prior=0)).found
     assert len(found.validated) == 6

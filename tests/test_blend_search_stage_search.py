@@ -43,8 +43,8 @@ def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
     changed = found[-1].applied(plan, -0.1)
     assert changed.nodes["x3"].terms == {"x2": 1, "B.bass": -1.1}
     search = stage_moves.Search(plan, [], [], found)
-    assert search.behind(next(move for move in found if move.node == "x1")) == ["D", "B"]
-    assert search.behind(next(move for move in found if move.node == "x3")) == []
+    assert search.dependent_runs(next(move for move in found if move.node == "x1")) == ["D", "B"]
+    assert search.dependent_runs(next(move for move in found if move.node == "x3")) == []
     assert {move.node for move in stage_moves.moves(plan, ["x2"])} == {"x2"}
     with pytest.raises(KmdxError, match="'x9' is not a sum that later stages take as input; available:"):
         stage_moves.moves(plan, ["x9"])
@@ -59,8 +59,8 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
     assert ran == []
     # x1 has three moves, each tried twice on three songs, and D hears it; rest costs nothing.
     said = 3 * 3 + 3 * 2 * 3 + 1 * (3 + 1)
-    assert f"at most {said} network runs on 3 songs and, for the result, 1 held out" in dry.out
-    assert "time not known" in dry.out
+    assert f"at most {said} network runs on 3 songs, plus 1 held out for the result" in dry.out
+    assert "time unknown" in dry.out
 
     output = tmp_path / "found.yaml"
     done = run(*arguments, "-o", output)
@@ -102,7 +102,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
     arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
     most = 0
-    play = stage_search._Song.play
+    play = stage_search._Song.score
 
     def watched(self: Any, *rest: Any) -> float:
         nonlocal most
@@ -110,7 +110,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
         most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*.npy")))
         return score
 
-    monkeypatch.setattr(stage_search._Song, "play", watched)
+    monkeypatch.setattr(stage_search._Song, "score", watched)
     done = run(*arguments)
     assert done.code in (0, 1), done.err
     tracks = find_tracks(data, "test", "[ad]")
@@ -126,7 +126,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     monkeypatch.setattr(stage_search.np, "save", full)
     done = run(*arguments)
     assert done.code == 2
-    assert "estimates cannot be written there (No space left on device)" in done.err
+    assert "estimates cannot be written (No space left on device)" in done.err
     monkeypatch.setattr(stage_search.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     done = run(*arguments)
     assert done.code == 2
@@ -145,13 +145,13 @@ def test_what_a_search_of_stages_refuses(
     content["stems"] = {"bass": {"sum": {"V.bass": 1}}}
     flat.write_text(yaml.safe_dump(content), "utf-8")
     for arguments, message in (
-        (("stages", flat, data), "no later stage hears a sum of estimates"),
+        (("stages", flat, data), "no later stage takes a sum of estimates as input"),
         (("stages", staged, data, "--only", "rust"), "'rust' is not a sum"),
         (("stages", staged, data, "--step", "0"), "--step 0: expected"),
         (("stages", staged, data, "--search", "5"), "--search 5: expected 1 to 4"),
-        (("stages", staged, data, "--collected", tmp_path), "no collection in it"),
+        (("stages", staged, data, "--collected", tmp_path), "is not a collection"),
         (("stages", "leaderboard_c", data, "--collected", copied), "a collection of another plan"),
-        (("members", copied, "-o", tmp_path / "found.yaml"), "give --budget, too"),
+        (("members", copied, "-o", tmp_path / "found.yaml"), "needs a --budget"),
         (("members", copied, "--budget", "-1"), "--budget -1: expected"),
     ):
         done = run(*arguments)
@@ -160,7 +160,7 @@ def test_what_a_search_of_stages_refuses(
     for path in sorted((copied / "songs").glob("*.json"))[1:]:
         path.unlink()
     for command_name, message in (
-        ("solve", "has one song: weights found on it cannot be tried on another"),
+        ("solve", "has one song, so weights found on it cannot be validated on another"),
         ("members", "too few songs to hold one out"),
     ):
         done = run(command_name, copied)

@@ -17,7 +17,7 @@ from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
 
 RATE = 44100
-FEW = f"where MUSDB18-HQ's test set has {MUSDB_SONGS}"
+FEW = f"but MUSDB18-HQ's test set has {MUSDB_SONGS}"
 
 
 def make_song(folder: Path, seed: int = 0, samples: int = 3000, extension: str = "wav") -> Path:
@@ -88,10 +88,10 @@ def test_nothing_found_is_one_clear_line(tmp_path: Path) -> None:
     for data, split, tracks, expected in [
         (tmp_path / "missing", "test", None, "No such file"),
         (empty, "test", None, r"expected <split>/<song>/mixture.wav .* found an empty folder"),
-        (tmp_path / "set", "train", None, r"no split 'train'; found test \(1 song\): use --split test"),
+        (tmp_path / "set", "train", None, r"no split 'train'; found test \(1 song\); use --split test"),
         (tmp_path / "file.txt", "test", None, "expected a folder|Not a directory"),
         (tmp_path / "set" / "test", "train", None, "no split 'train'; found 1 song in no split"),
-        (tmp_path / "set", "test", "B*", r"1 song, none named 'B\*'; the first is 'song'"),
+        (tmp_path / "set", "test", "B*", r"none of 1 song is named 'B\*'; the first is 'song'"),
     ]:
         with pytest.raises(KmdxError, match=expected) as caught:
             find_tracks(data, split, tracks)
@@ -124,13 +124,13 @@ def test_headers_are_checked(tmp_path: Path) -> None:
     assert [fatal for fatal, _ in found] == [False, False, False, True, True, True, True, True, True]
     without, some, extra, garbage, mono, only, rate, short, truncated = (text for _, text in found)
     assert without == "1 of 8 songs have no mixture: the sum of their stems is used: missing"
-    assert some == "stems that not all of 8 songs have: bass (6), drums (7), other (7), vocals (7)"
+    assert some == "not all of 8 songs have these stems: bass (6), drums (7), other (7), vocals (7)"
     assert extra.startswith("extra: not used")
     assert extra.endswith(": bass.flac, rehearsal.wav")
     assert "drums.wav: cannot be read" in garbage
-    assert mono == "mono: other has 1 channel at 44100 Hz, expected 2 at 44100 Hz as its other files"
-    assert only == "only: no stem among its files: expected bass, drums, other, vocals or others"
-    assert rate == "rate: other has 2 channels at 48000 Hz, expected 2 at 44100 Hz as its other files"
+    assert mono == "mono: other has 1 channel at 44100 Hz, expected 2 at 44100 Hz like its other files"
+    assert only == "only: none of its files is a stem; expected bass, drums, other, vocals or others"
+    assert rate == "rate: other has 2 channels at 48000 Hz, expected 2 at 44100 Hz like its other files"
     assert (
         short == "short: lengths differ: mixture 3000, bass 3000, drums 3000, other 3000, vocals 2900 samples"
     )
@@ -157,7 +157,7 @@ def test_stems_must_sum_to_the_mixture(tmp_path: Path) -> None:
     assert complaints(tmp_path) == [
         (
             False,
-            "PR - Oh No: the stems do not sum to the mixture: the difference is 39.9 dB below it (known of MUSDB18-HQ)",
+            "PR - Oh No: the stems do not sum to the mixture: the difference is 39.9 dB below it (a known error of MUSDB18-HQ)",
         ),
         (True, "nan: NaN or infinity in its samples"),
         (False, "wrong: the stems do not sum to the mixture: the difference is 39.9 dB below it"),
@@ -190,7 +190,7 @@ def test_duplicates(tmp_path: Path) -> None:
 
 def test_number_of_songs_is_told(tmp_path: Path) -> None:
     track = find_tracks(make_song(tmp_path / "song"))[0]
-    assert [str(problem) for problem in check([track])] == [f"1 song, {FEW}"]
+    assert [str(problem) for problem in check([track])] == [f"the data set has 1 song, {FEW}"]
     many = [
         Track(str(number), track.sources, None, (), False, RATE, 3000, 2) for number in range(MUSDB_SONGS)
     ]
@@ -238,7 +238,9 @@ def test_musdb18_files(tmp_path: Path) -> None:
         RATE,
         2,
     )
-    assert complaints(tmp_path) == [(False, "1 of 1 song is lossy (AAC): scores are not MUSDB18-HQ's")]
+    assert complaints(tmp_path) == [
+        (False, "1 of 1 song is lossy (AAC): scores differ from scores on MUSDB18-HQ")
+    ]
 
     stems = {
         name: sf.read(as_wav(track, name, tmp_path / "out"), dtype="float32")[0]

@@ -65,7 +65,7 @@ def test_other_files_are_ignored_if_the_description_does_so_and_else_named(data:
     for name in ("06_Click", "07_Talk"):
         sf.write(data / "One" / f"{name}.wav", noise(2000), RATE)
     problems = [str(problem) for problem in check(find_tracks(describe(data, FULL)))]
-    assert "One: not used, as it is no stem or there twice: 07_Talk.wav" in problems
+    assert "One: not used, because they are not stems or are duplicates: 07_Talk.wav" in problems
     assert "no file of any song matches strings" in problems
 
 
@@ -92,7 +92,9 @@ def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> Non
     assert "bass 2000" in problem.message
     problems = check(find_tracks(describe(data, f"uneven: 0.1{FULL}")))
     assert not any(each.fatal for each in problems)
-    assert any("shorter than 2000 samples: other by 10" in each.message for each in problems)
+    assert any(
+        "shorter than 2000 samples are padded with silence: other by 10" in each.message for each in problems
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,16 +105,22 @@ def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> Non
         ("mixture: a", "line 1: the key 'stems' is missing"),
         ("stems: {}", "line 1: stems: expected at least one stem"),
         ("stems: {bass: a}\nsplit: {}", "line 2: unknown key 'split'.*did you mean 'splits'"),
-        ("stems:\n  bass: 5", "line 2: stems.bass: expected a text, found 5"),
+        ("stems:\n  bass: 5", "line 2: stems.bass: expected text, found 5"),
         ("stems:\n  bass: []", "line 2: stems.bass: expected a pattern or a list"),
         ("stems:\n  a/b: c", "line 2: stems.a/b: 'a/b' cannot be the name of a stem"),
         ("stems: {mix: a}", "'mix' cannot be the name of a stem"),
-        ("stems: {vox: a, vocals: b}", "stems.vocals: is vocals, which is there already"),
-        ("stems: {bass: *Bass*}", "a pattern that begins with \\* needs quotes"),
-        ("stems: {bass: a}\nuneven: -1", "line 2: uneven: expected seconds from 0 to 60, found -1"),
-        ("stems: {bass: '*Bass*', other: '0*'}", "03_Bass DI.wav matches bass and other: make the patterns"),
+        ("stems: {vox: a, vocals: b}", "stems.vocals: means vocals, which is listed already"),
+        ("stems: {bass: *Bass*}", "put quotes around a pattern that begins"),
+        (
+            "stems: {bass: a}\nuneven: -1",
+            "line 2: uneven: expected a number of seconds from 0 to 60, found -1",
+        ),
+        (
+            "stems: {bass: '*Bass*', other: '0*'}",
+            "03_Bass DI.wav matches both bass and other; make the patterns",
+        ),
         ("stems: {bass: '*Bass*'}\nsplits: {test: Three}", "splits.test: no song is named 'three'"),
-        ("stems: {bass: '*Bass*'}\nsplits: {a: One, b: O*}", "splits: One is in a and in b"),
+        ("stems: {bass: '*Bass*'}\nsplits: {a: One, b: O*}", "splits: One is in both a and b"),
         ("stems: {bass: a}\nroot: nowhere", "nowhere is not a folder"),
     ],
 )
@@ -124,7 +132,7 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(data: Path, text:
 
 
 def test_without_a_description_the_error_tells_of_one(data: Path) -> None:
-    with pytest.raises(KmdxError, match=r"found One/01_Kick.wav, .* and 7 more: describe .*dataset.yaml"):
+    with pytest.raises(KmdxError, match=r"found One/01_Kick.wav, .* and 7 more; describe .*dataset.yaml"):
         find_tracks(data)
 
 
@@ -133,7 +141,8 @@ def test_a_description_that_nothing_matches_is_blamed_itself(data: Path, more: s
     describe(data, f"stems: {{drums: '*Timpani*'}}\n{more}")
     for place in (data, data / "dataset.yaml"):
         with pytest.raises(
-            KmdxError, match=r"dataset\.yaml: no songs: no file matches the pattern of a stem$"
+            KmdxError,
+            match=r"dataset\.yaml: no songs found: no file matches the pattern of a stem; check the patterns$",
         ):
             find_tracks(place)
 

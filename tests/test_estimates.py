@@ -84,8 +84,8 @@ def test_what_is_missing_or_unknown_is_named(tracks: list[Track], tmp_path: Path
     assert found.missing == {SONGS[0]: ("bass",), SONGS[1]: ("vocals", "bass")}
     assert [(problem.fatal, str(problem)) for problem in found.problems()] == [
         (False, f"{SONGS[0]}: no bass in {tmp_path}"),
-        (True, f"{SONGS[1]}: no stem of it in {tmp_path}"),
-        (False, f"{tmp_path}: not used, as they are no stem of these songs: Three/vocals.wav"),
+        (True, f"{SONGS[1]}: no stem of this song in {tmp_path}"),
+        (False, f"{tmp_path}: not used, because they are not stems of these songs: Three/vocals.wav"),
     ]
 
 
@@ -142,15 +142,15 @@ def test_only_a_lossy_file_may_be_longer_by_a_frame(tracks: list[Track], tmp_pat
     found = estimates.find(tmp_path, tracks)
     assert sf.info(estimates.as_wav(found, tracks[0], "vocals", tmp_path / "out")).frames == LENGTH
     for stem in ("bass", "drums"):
-        with pytest.raises(KmdxError, match=f"{stem}.*samples, the song has {LENGTH}: estimates must have"):
+        with pytest.raises(KmdxError, match=f"{stem}.*samples, expected {LENGTH}, the length"):
             estimates.as_wav(found, tracks[0], stem, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": LENGTH - 10}, f"vocals.wav: {LENGTH - 10} samples, the song has {LENGTH}"),
-        ({"rate": 48000}, "vocals.wav: 48000 Hz, the song has 44100 Hz: resample it"),
+        ({"samples": LENGTH - 10}, f"vocals.wav: {LENGTH - 10} samples, expected {LENGTH}"),
+        ({"rate": 48000}, "vocals.wav: 48000 Hz, but the song has 44100 Hz; resample the file"),
         ({"channels": 1}, "vocals.wav: channels: 1, expected 2 as in the song"),
     ],
 )
@@ -167,8 +167,8 @@ def test_a_folder_without_stems_is_one_clear_line(tracks: list[Track], tmp_path:
     (tmp_path / "empty").mkdir()
     put(tmp_path / "other" / "x.wav")
     for folder, message in [
-        ("missing", "no such folder: expected a folder of estimates"),
-        ("empty", "no stems of any of 2 songs; expected Ünï One/vocals.wav and others; found no sound files"),
+        ("missing", "no such folder; expected a folder of estimates"),
+        ("empty", "no stems of 2 songs; expected Ünï One/vocals.wav and others; found no sound files"),
         ("other", "and others; found x.wav"),
     ]:
         with pytest.raises(KmdxError, match=message) as caught:

@@ -97,6 +97,6 @@ def test_ctrl_c_shows_how_to_continue(data: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where this one ended"
+    assert errors.strip().splitlines()[-1] == "stopped; repeat the command to resume the run"
     assert "Traceback" not in errors
     assert not psutil.wait_procs(started, timeout=60)[1]

@@ -68,7 +68,9 @@ def test_only_lossy_formats_are_called_lossy(tmp_path: Path) -> None:
     stems = whole(stems_of())
     put(tmp_path / "song", {stem: stems[stem] for stem in ("bass", "drums", MIXTURE)}, "flac")
     put(tmp_path / "song", {stem: stems[stem] for stem in ("other", "vocals")}, "ogg")
-    assert said(tmp_path) == ["1 of 1 song is lossy (ogg): scores are not those against the originals"]
+    assert said(tmp_path) == [
+        "1 of 1 song is lossy (ogg): scores differ from scores against uncompressed stems"
+    ]
 
 
 def test_a_song_that_is_a_link_has_the_links_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ def test_any_sound_format_is_read_and_lossy_ones_are_reported(
     put(tmp_path / "song", whole(stems_of()), ending)
     track = one(tmp_path)
     assert (track.samples, track.lossy) == (LENGTH, lossy)
-    expected = f"1 of 1 song is lossy ({ending}): scores are not those against the originals"
+    expected = f"1 of 1 song is lossy ({ending}): scores differ from scores against uncompressed stems"
     assert said(tmp_path) == [expected] * lossy
     assert sf.info(as_wav(track, "bass", tmp_path / "out")).frames == LENGTH
 
@@ -135,7 +137,9 @@ def test_the_accompaniment_of_four_stems_is_the_sum_of_three(tmp_path: Path) -> 
     assert track.available == (*STEMS, "accompaniment")
     expected = (stems["bass"] + stems["drums"] + stems["other"]).astype(np.float32)
     assert np.array_equal(read(track, "accompaniment").samples, expected)
-    with pytest.raises(KmdxError, match="song: no stem 'piano'; it has bass, drums, other, vocals, accomp"):
+    with pytest.raises(
+        KmdxError, match="song: no stem 'piano'; available: bass, drums, other, vocals, accomp"
+    ):
         read(track, "piano")
 
 
@@ -176,7 +180,7 @@ def test_a_stem_of_moisesdb_is_the_sum_of_its_tracks(tmp_path: Path) -> None:
 def test_tracks_of_moisesdb_that_end_a_little_earlier_are_padded_and_named(tmp_path: Path) -> None:
     stems = moisesdb(tmp_path, short=50)
     assert np.array_equal(read(one(tmp_path), "vocals").samples, stems["vocals"].astype(np.float32))
-    expected = f"silence is added to files shorter than {LENGTH} samples: vocals/backing.wav by 50"
+    expected = f"files shorter than {LENGTH} samples are padded with silence: vocals/backing.wav by 50"
     assert f"Tones - One: {expected}" in said(tmp_path)
 
 
@@ -185,8 +189,8 @@ def test_what_is_wrong_with_a_song_of_moisesdb_is_reported_with_its_key(tmp_path
     place = tmp_path / "moisesdb_v0.1" / "00ea82c1-2f8b"
     content = json.loads((place / "data.json").read_text())
     (place / "bass" / "b.wav").rename(place / "bass" / "c.wav")
-    assert "Tones - One: bass/b.wav is in data.json but not a file" in said(tmp_path, fatal=True)
-    assert "Tones - One: not used, as it is no stem or there twice: bass/c.wav" in said(tmp_path)
+    assert "Tones - One: bass/b.wav is in data.json, but no such file" in said(tmp_path, fatal=True)
+    assert "Tones - One: not used, because they are not stems or are duplicates: bass/c.wav" in said(tmp_path)
     content["stems"][0]["tracks"] = 5
     (place / "data.json").write_text(json.dumps(content))
     assert "data.json: stems[0].tracks: expected a list, found 5" in said(tmp_path, fatal=True)[0]
@@ -209,18 +213,20 @@ def test_sound_files_that_no_song_has_are_named(tmp_path: Path) -> None:
     put(tmp_path / "test" / "odd", {"take": noise(9)})
     put(tmp_path, {"loose": noise(9)})
     loose, extra = said(tmp_path)
-    assert loose == f"not used, as no song has them: {tmp_path.name}/loose.wav, odd/take.wav"
-    assert extra == "song: not used, as it is no stem or there twice: rehearsal.wav, old/bass.wav"
+    assert loose == f"not used, because they belong to no song: {tmp_path.name}/loose.wav, odd/take.wav"
+    assert (
+        extra == "song: not used, because they are not stems or are duplicates: rehearsal.wav, old/bass.wav"
+    )
 
 
 def test_a_split_that_does_not_exist_is_an_error_that_names_what_there_is(tmp_path: Path) -> None:
     put(tmp_path / "set" / "train" / "a", whole(stems_of()))
     put(tmp_path / "set" / "valid" / "b", whole(stems_of()))
-    found = r"no split 'test'; found train \(1 song\), valid \(1 song\): use --split train"
+    found = r"no split 'test'; found train \(1 song\), valid \(1 song\); use --split train"
     for split in (None, "test"):
         with pytest.raises(KmdxError, match=found):
             find_tracks(tmp_path / "set", split)
-    with pytest.raises(KmdxError, match="no split 'test'; found 1 song in no split: leave out --split"):
+    with pytest.raises(KmdxError, match="no split 'test'; found 1 song in no split; leave out --split"):
         find_tracks(tmp_path / "set" / "train", "test")
     assert one(tmp_path, "train").name == "a", "a folder around the data set"
     assert one(tmp_path / "set" / "train", "train").name == "a", "the split itself"
@@ -284,8 +290,8 @@ def test_a_mastered_mixture_is_a_warning(
 def test_a_survey_is_done_again_when_incomplete_songs_become_acceptable(tmp_path: Path) -> None:
     put(tmp_path / "data" / "song", leave_out(stems_of(), "bass"))
     tracks = find_tracks(tmp_path / "data")
-    assert data_check.survey(tracks, tmp_path).unusable.keys() == {"song"}
-    assert data_check.survey(tracks, tmp_path, accept_incomplete=True).unusable == {}
+    assert data_check.check_data(tracks, tmp_path).unusable.keys() == {"song"}
+    assert data_check.check_data(tracks, tmp_path, accept_incomplete=True).unusable == {}
 
 
 def test_the_fingerprint_of_a_summed_stem_changes_with_any_of_its_files(tmp_path: Path) -> None:

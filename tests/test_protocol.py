@@ -20,7 +20,7 @@ from evaluation_cases import NAMES, results
 
 from evaluator.predictions import Predictions
 from evaluator.process import Submission
-from evaluator.protocol import Desk
+from evaluator.protocol import Workspace
 from evaluator.scoring import score_song
 from kmdx.errors import KmdxError
 
@@ -32,19 +32,19 @@ def test_a_full_disk_fails_the_song_and_the_run_goes_on(evaluate, tmp_path: Path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("evaluator.protocol.as_wav", full)
-    monkeypatch.setattr(Desk, "lay_out", lambda desk, track: lay_out(desk, track))
+    monkeypatch.setattr(Workspace, "prepare", lambda workspace, track: prepare(workspace, track))
     assert evaluate("--tracks", NAMES[0]).code == 1
     (record,) = results(tmp_path / "run")["songs"]
     assert record["reason"] == "it could not be scored: No space left on device"
 
 
-def lay_out(desk: Desk, track: Any) -> Callable[[], object]:
-    """What :meth:`Desk.lay_out` does, with the mixture copied."""
-    desk.predictions.clear()
-    desk.clear()
-    desk._next.mkdir()
-    shutil.copyfile(track.files["mixture"], desk._next / "mixture.wav")
-    return lambda: desk._next.rename(desk.dataset / track.name)
+def prepare(workspace: Workspace, track: Any) -> Callable[[], object]:
+    """What :meth:`Workspace.prepare` does, with the mixture copied."""
+    workspace.predictions.clear()
+    workspace.clear()
+    workspace._next.mkdir()
+    shutil.copyfile(track.files["mixture"], workspace._next / "mixture.wav")
+    return lambda: workspace._next.rename(workspace.dataset / track.name)
 
 
 def test_the_submission_sees_one_mixture_and_no_stems(evaluate, tmp_path: Path, monkeypatch) -> None:
@@ -137,17 +137,19 @@ def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path
 
 
 def test_a_reason_names_the_owner_of_a_file_and_not_its_folder(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    for folder in (desk.taken, desk.references):
+    workspace = Workspace(tmp_path)
+    for folder in (workspace.stems, workspace.references):
         soundfile.write(folder / "bass.wav", np.full((9, 2), np.nan), 44100, "FLOAT")
-    soundfile.write(desk.references / "short.wav", np.zeros((8, 2)), 44100)
+    soundfile.write(workspace.references / "short.wav", np.zeros((8, 2)), 44100)
     for truth, reason in (
         ("bass", "the data set's bass.wav: NaN or infinity"),
         ("short", "the submission's bass.wav: 9 samples .*, but the data set's short.wav: 8 samples"),
     ):
         with pytest.raises(KmdxError) as caught:
-            score_song({"bass": desk.references / f"{truth}.wav"}, {"bass": desk.taken / "bass.wav"})
-        assert re.match(reason, desk.without_paths(str(caught.value)))
+            score_song(
+                {"bass": workspace.references / f"{truth}.wav"}, {"bass": workspace.stems / "bass.wav"}
+            )
+        assert re.match(reason, workspace.without_paths(str(caught.value)))
 
 
 @pytest.mark.parametrize("times", [1, 2])

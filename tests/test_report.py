@@ -23,7 +23,7 @@ def test_the_page_shows_what_was_measured() -> None:
         "museval SDR, median over 1 s frames, median over songs",
         "9 November 2026, 14:03 UTC",
         "cuda:0 (Tesla T4)",
-        "They do not compare directly.",
+        "so the results cannot be compared directly.",
         "SAMI-ByteDance",
         "10.056",
         "a1" * 32,

@@ -11,7 +11,7 @@ import pytest
 import submissions
 from evaluation_cases import NAMES, results, scores
 
-from evaluator.run_folder import Store
+from evaluator.run_folder import RunFolder
 
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 
@@ -42,7 +42,7 @@ def test_other_settings_do_not_mix_into_a_run(
     evaluate()
     result = evaluate(*options)
     assert result.code == 2
-    assert "holds another run" in result.err
+    assert "contains another run" in result.err
     assert message in result.err
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> Non
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     result = evaluate()
     assert result.code == 2
-    assert "holds other things (thesis.tex, …) and no run" in result.err
+    assert "contains other files (thesis.tex, …)" in result.err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
@@ -115,7 +115,7 @@ def test_a_finished_run_does_not_check_its_data_again(
 
 def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None:
     evaluate()
-    with Store(tmp_path / "run").locked():
+    with RunFolder(tmp_path / "run").locked():
         result = evaluate()
     assert result.code == 2
     assert "another process is writing to" in result.err

@@ -9,14 +9,14 @@ import pytest
 from evaluation_cases import STEMS
 
 from evaluator import metrics
-from evaluator.scoring_process import Scorer, ScoringError
+from evaluator.scoring_process import ScoringError, ScoringProcess
 
 data = evaluation_cases.data
 
 
 def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
-    with Scorer() as scorer:
+    with ScoringProcess() as scorer:
         first = scorer.score(files, files, metrics.choose(None))
         (process,) = scorer._pool._processes.values()
         process.kill()
@@ -26,7 +26,7 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
 
 def test_scoring_that_takes_too_long_is_ended_and_the_next_song_is_scored(data: Path) -> None:
     files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in STEMS}
-    with Scorer() as scorer:
+    with ScoringProcess() as scorer:
         first = scorer.score(files, files, metrics.choose(None))
         (process,) = scorer._pool._processes.values()
         with pytest.raises(ScoringError, match="scoring took more than 0 s"):

@@ -21,7 +21,7 @@ from conftest import noise
 
 from evaluator import process, replies, sandbox, watch
 from evaluator.predictions import PredictionError, Predictions
-from evaluator.process import SANDBOX, Limits, Outcome, Submission
+from evaluator.process import SANDBOX, Limits, Outcome, Submission, SubmissionOptions
 from evaluator.replies import BadReply, clean, parse
 from evaluator.sandbox import Spec
 
@@ -71,7 +71,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         submission = Submission(
             submissions.write(tmp_path / "submission", "is hostile"),
             tmp_path / "dataset", tmp_path / "shared", chosen, tmp_path / "submission.log",
-            hidden=hidden,
+            SubmissionOptions(hidden=hidden),
         )  # fmt: skip
         submission.without = list(without)
         made.append(submission)
@@ -86,18 +86,18 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("say(b'not json\\n')\ntime.sleep(600)", "no JSON: not json"),
-        ("say(b'5\\n')\ntime.sleep(600)", "of no known form: 5"),
-        ("say(b'{}\\n')\ntime.sleep(600)", "of no known form: {}"),
-        ("say(b'{\"progress\": [NaN, null]}\\n')\ntime.sleep(600)", "no JSON"),
-        ("while True: say(b'x' * 65536)", "more than 64 kB"),
-        ("say(done % b'other')\ntime.sleep(600)", "nothing asked for (done)"),
-        ("say(b'{\"hello\": \"\", \"executable\": \"\", \"version\": \"\", \"packages\": {}}\\n')\ntime.sleep(9)", "nothing asked for (hello)"),
+        ("say(b'not json\\n')\ntime.sleep(600)", "not JSON: not json"),
+        ("say(b'5\\n')\ntime.sleep(600)", "unknown form: 5"),
+        ("say(b'{}\\n')\ntime.sleep(600)", "unknown form: {}"),
+        ("say(b'{\"progress\": [NaN, null]}\\n')\ntime.sleep(600)", "not JSON"),
+        ("while True: say(b'x' * 65536)", "longer than 64 kB"),
+        ("say(done % b'other')\ntime.sleep(600)", "unexpected reply (done)"),
+        ("say(b'{\"hello\": \"\", \"executable\": \"\", \"version\": \"\", \"packages\": {}}\\n')\ntime.sleep(9)", "unexpected reply (hello)"),
         ("while True: say(b'{\"progress\": [1, 2]}\\n')", "it took more than 3 s"),
         ("while True: pass", "it took more than 3 s"),
         ("while True: os.write(2, b'x' * 65536)", "it took more than 3 s"),
-        ("import signal\nos.kill(os.getpid(), signal.SIGSTOP)", "stalled: no progress and no processor time in 2 s"),
-        ("time.sleep(600)", "stalled: no progress and no processor time in 2 s"),
+        ("import signal\nos.kill(os.getpid(), signal.SIGSTOP)", "stalled: no progress and no processor time for 2 s"),
+        ("time.sleep(600)", "stalled: no progress and no processor time for 2 s"),
         ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process ended by itself (exit code 4)"),
         ("raise RuntimeError('x' * 50_000_000)", "RuntimeError: xxx"),
         ("raise RuntimeError('\\udcff is no letter \\x1b[2J')", "RuntimeError: \\udcff is no letter [2J ("),
@@ -116,7 +116,7 @@ def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> N
 
 @LINUX
 def test_a_fork_bomb_is_ended_when_it_is_small(play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "PROCESSES", 20)
+    monkeypatch.setattr(watch, "MAX_PROCESSES", 20)
     body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
     assert "it started more than 20 processes" in str(play(body).outcome.failure)
 
@@ -251,7 +251,7 @@ def test_a_second_reply_is_no_reply_to_the_next_song(play) -> None:
     )
     assert played.outcome.failure is None
     time.sleep(1)
-    assert "nothing asked for" in str(played.submission.separate("song", 0.5).failure)
+    assert "unexpected reply" in str(played.submission.separate("song", 0.5).failure)
 
 
 @LINUX
@@ -304,7 +304,7 @@ def hands(tmp_path: Path) -> Predictions:
 
 
 def test_stems_are_copied_out_of_the_submissions_hands(hands: Predictions, tmp_path: Path) -> None:
-    taken = hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+    taken = hands.copy("song", STEMS, 1000, 2, tmp_path / "taken")
     own = tmp_path / "shared/predictions/song"
     (own / "vocals.wav").write_text("changed")
     assert soundfile.info(taken["vocals"]).frames == 1000
@@ -313,18 +313,18 @@ def test_stems_are_copied_out_of_the_submissions_hands(hands: Predictions, tmp_p
 def test_the_parts_of_a_missing_accompaniment_are_taken(hands: Predictions, tmp_path: Path) -> None:
     song = tmp_path / "shared/predictions/song"
     soundfile.write(song / "guitar.wav", noise(1000), 44100)
-    taken = hands.take("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
+    taken = hands.copy("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
     assert set(taken) == {*STEMS, "guitar"}
     (song / "guitar.wav").rename(song / "accompaniment.wav")
     for path in (tmp_path / "taken").iterdir():
         path.unlink()
-    assert set(hands.take("song", ["accompaniment"], 1000, 2, tmp_path / "taken")) == {"accompaniment"}
+    assert set(hands.copy("song", ["accompaniment"], 1000, 2, tmp_path / "taken")) == {"accompaniment"}
 
 
 def test_without_all_of_its_parts_the_accompaniment_is_missing(hands: Predictions, tmp_path: Path) -> None:
     (tmp_path / "shared/predictions/song/drums.wav").unlink()
     with pytest.raises(PredictionError, match=r"accompaniment\.wav is missing"):
-        hands.take("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
+        hands.copy("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are POSIX's")
@@ -333,8 +333,8 @@ def test_a_part_of_the_accompaniment_that_is_a_link_is_refused(hands: Prediction
         tmp_path / "shared/predictions/song/drums.wav",
         lambda path: path.symlink_to("../../../truth/song/drums.wav"),
     )
-    with pytest.raises(PredictionError, match=r"drums\.wav of the submission is no regular file"):
-        hands.take("song", ["accompaniment"], 1000, 2, tmp_path / "taken")
+    with pytest.raises(PredictionError, match=r"drums\.wav of the submission is not a regular file"):
+        hands.copy("song", ["accompaniment"], 1000, 2, tmp_path / "taken")
 
 
 def replace(path: Path, make: Callable[[Path], object]) -> None:
@@ -346,12 +346,12 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav of the submission is no regular file"),
-        (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 names"),
-        (os.mkfifo, "no regular file"),
-        (lambda path: path.mkdir(), "no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
-        (lambda path: path.open("wb").truncate(10**10), "has 10000000000 bytes; the mixture's length allows 1016000"),
+        (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav of the submission is not a regular file"),
+        (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 hard links"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.mkdir(), "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.open("wb").truncate(10**10), "has 10000000000 bytes, expected at most 1016000"),
         (lambda path: None, "bass.wav is missing"),
     ],
     ids=["link", "hard link", "FIFO", "folder", "device", "giant", "missing"],
@@ -359,7 +359,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
 def test_a_stem_is_a_regular_file(hands: Predictions, tmp_path: Path, make, reason: str) -> None:
     replace(tmp_path / "shared/predictions/song/bass.wav", make)
     with pytest.raises(PredictionError, match=reason):
-        hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+        hands.copy("song", STEMS, 1000, 2, tmp_path / "taken")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are POSIX's")
@@ -369,8 +369,8 @@ def test_a_folder_that_became_a_link_leads_nowhere_and_deletes_nothing(
 ) -> None:
     (tmp_path / name).rename(tmp_path / "aside")
     (tmp_path / name).symlink_to(tmp_path / "truth" / ("song" if name.endswith("song") else ""))
-    with pytest.raises(PredictionError, match="is no folder"):
-        hands.take("song", STEMS, 1000, 2, tmp_path / "taken")
+    with pytest.raises(PredictionError, match="is not a folder"):
+        hands.copy("song", STEMS, 1000, 2, tmp_path / "taken")
     hands.clear()
     assert list((tmp_path / "shared/predictions").iterdir()) == []
     assert not (tmp_path / "shared/predictions").is_symlink()

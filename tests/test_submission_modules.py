@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evaluator import replies, visible
-from evaluator.process import Limits, Submission, SubmissionError, find_pointer
+from evaluator.process import Limits, Submission, SubmissionError, SubmissionOptions, find_pointer
 from evaluator.startup.sitecustomize import OwnModules, has_code
 from kmdx.errors import KmdxError
 
@@ -51,7 +51,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
                 tmp_path / "shared",
                 Limits(600),
                 tmp_path / "submission.log",
-                **options,
+                SubmissionOptions(**options),
             )
         )
         made[-1].start()
@@ -165,7 +165,7 @@ def test_what_is_no_program_is_no_interpreter(path: str) -> None:
 @pytest.mark.skipif(not shutil.which("true"), reason="needs a program that is no Python")
 def test_a_program_that_is_no_python_is_one_line(start) -> None:
     program = shutil.which("true")
-    with pytest.raises(SubmissionError, match=r"true did not start as Python, 3\.8 or newer") as caught:
+    with pytest.raises(SubmissionError, match=r"true did not start as Python 3\.8 or newer") as caught:
         start({}, python=Path(program))
     assert "\n" not in str(caught.value)
 
@@ -212,7 +212,7 @@ def test_the_worker_needs_only_python_3_8() -> None:
 def test_a_link_out_of_the_folder_is_named(start, tmp_path: Path) -> None:
     (tmp_path / "submission").mkdir()
     (tmp_path / "submission" / "models").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SubmissionError, match="models is a link to what is not in its folder"):
+    with pytest.raises(SubmissionError, match="models is a link out of its folder"):
         start({}, make="open('models/weights.pt')")
 
 

@@ -78,8 +78,8 @@ def test_the_run_and_the_data_are_no_part_of_a_submission(folder: Path) -> None:
 
 def test_a_giant_submission_is_refused_by_its_size(folder: Path) -> None:
     with (folder / "model.th").open("wb") as file:
-        file.truncate(results.MOST_BYTES + 1)
-    with pytest.raises(SubmissionError, match=r"more than 100 GB: move .* such as model\.th, out of it"):
+        file.truncate(results.MAX_BYTES + 1)
+    with pytest.raises(SubmissionError, match=r"more than 100 GB: move .* such as model\.th, elsewhere"):
         results.describe_foreign(folder)
 
 
@@ -179,12 +179,12 @@ def test_a_submission_of_absurd_depth_is_refused(folder: Path) -> None:
     with pytest.raises(SubmissionError, match="has more than 100 levels of folders"):
         results.describe_foreign(folder)
     assert process.find_pointer(folder) is None
-    assert process.find_way_out(folder) is None
+    assert process.find_outside_link(folder) is None
     remove_tree(folder / "deep")
 
 
 def test_too_many_entries_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "MOST_FILES", 5)
+    monkeypatch.setattr(results, "MAX_FILES", 5)
     for number in range(6):
         (folder / f"empty {number}").mkdir()
     with pytest.raises(SubmissionError, match="has more than 5 files"):
@@ -203,7 +203,7 @@ def test_what_is_hidden_stays_so_behind_a_link_to_a_folder_above_it(tmp_path: Pa
 
 @POSIX
 def test_a_full_request_pipe_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "PATIENCE", 0.5)
+    monkeypatch.setattr(process, "KILL_TIMEOUT", 0.5)
     with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as sleeper:
         running = process._Running.__new__(process._Running)
         running.process = sleeper

@@ -79,7 +79,7 @@ def test_of_train_and_test_the_test_songs_count(tmp_path: Path) -> None:
 def test_a_folder_of_methods_names_them(tmp_path: Path) -> None:
     for name in ("TAK1", "UHL2"):
         write(tmp_path / "submissions" / name / "test" / "s.json", museval([1.0]))
-    with pytest.raises(KmdxError, match="below it are TAK1, UHL2: give one of them"):
+    with pytest.raises(KmdxError, match="or name one of its folders TAK1, UHL2"):
         load(tmp_path / "submissions")
 
 

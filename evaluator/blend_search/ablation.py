@@ -1,9 +1,9 @@
-"""Which member of an ensemble earns its time: the score without it, and the compute that it takes.
+"""Measures what each member of an ensemble is worth: the score without it, and the time that it takes.
 
-A member is a network, or one run of a network. Without it go all signals that need it: its estimates, what
-hears residuals of them, and so on. The weights of what is left are found anew, near to the published ones
-scaled up to the same sum, with the strength of the prior that does best on songs held out. That choice is
-made anew for each set of members, so that sets are alike; scores are a little too good in the same way.
+A member is a network, or one run of a network. Leaving it out removes all signals that need it: its own
+estimates, estimates made from them, and so on. The weights of the remaining signals are then found again,
+close to the published weights scaled up to the same sum. Each set of members gets the prior that does best
+on held-out songs, so sets can be compared. All scores are slightly optimistic for the same reason.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate
 from kmdx.plan import Plan
 
-MOST = 12  # members of which all sets are tried
-CANCELLED = 0.1  # sum of weights, as a share of the sum of their sizes, below which they all but cancel
+MAX_MEMBERS = 12  # for trying all sets
+CANCELLED = 0.1  # weights nearly cancel if their sum is below this share of the sum of their absolute values
 
 CAVEAT = (
-    "The set is the best of many, by scores whose priors were chosen by the same songs, a little too good. "
-    "What follows was validated for it anew; published are its shares of the published weights."
+    "The set is the best of many, and its prior was chosen on the same songs, so its score is slightly "
+    "optimistic. The scores below were validated again for this set; published weights are its share of them."
 )
 
 
@@ -54,13 +54,13 @@ class Candidate:
     ----------
     members : frozenset of str
     plan : Plan
-        With the weights that were found; it has nothing that they do not need.
+        The plan with the weights found, without unused nodes.
     sdr : mapping of str to float
-        Cross-validated score of each stem: dB, mean over songs.
+        Cross-validated score of each stem in dB, mean over songs.
     real_time_factor : float
-        Seconds that its networks take for a second of audio, as measured while collecting.
+        Seconds that its networks take per second of audio, as measured during collection.
     gflops : float or None
-        Arithmetic in GFLOP per second of audio, where all networks state it.
+        Arithmetic in GFLOP per second of audio, if known for all networks.
     """
 
     members: frozenset[str]
@@ -76,27 +76,27 @@ class Candidate:
 
 
 class Ensemble:
-    """All that sets of members are compared with.
+    """An ensemble whose members can be left out.
 
     Parameters
     ----------
     collection : Collection
     options : SearchOptions
-        Of which constraints, prior and folds count.
+        Only constraints, prior and folds are used.
     by_run : bool
-        Whether members are network runs, not networks.
+        Whether members are network runs instead of networks.
 
     Attributes
     ----------
     members : mapping of str to frozenset of str
-        Names, and the network runs of each.
+        The network runs of each member.
     whole : Candidate
-        Of all members.
+        The ensemble with all members.
 
     Raises
     ------
     KmdxError
-        If no stem has songs to hold out.
+        If no stem has enough songs to hold one out.
     """
 
     def __init__(self, collection: Collection, options: SearchOptions, by_run: bool = False) -> None:
@@ -113,17 +113,17 @@ class Ensemble:
         whole = self.candidate(self.members)
         if whole is None or not whole.sdr:
             raise KmdxError(
-                f"{collection.folder}: too few songs to hold one out, so that nothing says what members are "
-                "worth on other songs; collect more"
+                f"{collection.folder}: too few songs to hold one out, so members cannot be compared on "
+                "unseen songs; collect more"
             )
         self.whole = whole
 
     def without(self, name: str) -> Candidate | None:
-        """The ensemble without one member; ``None`` if a stem cannot be made without it."""
+        """The ensemble without one member; ``None`` if a stem cannot be estimated without it."""
         return self.candidate(self.members.keys() - {name})
 
     def candidate(self, members: Names[str]) -> Candidate | None:
-        """The ensemble of these members; ``None`` if a stem cannot be made of them."""
+        """The ensemble of some members; ``None`` if they cannot estimate every stem."""
         plan = self.collection.plan
         left = frozenset[str]().union(*(self.members[name] for name in members))
         able = set(self._signals(members))
@@ -151,15 +151,17 @@ class Ensemble:
         )
 
     def sets(self) -> Iterator[Candidate]:
-        """The ensembles of all sets of members that can make every stem.
+        """The ensembles of all sets of members that can estimate every stem.
 
         Raises
         ------
         KmdxError
-            If there are too many.
+            If there are too many members.
         """
-        if len(self.members) > MOST:
-            raise KmdxError(f"{len(self.members)} members have too many sets; expected {MOST} at most")
+        if len(self.members) > MAX_MEMBERS:
+            raise KmdxError(
+                f"{len(self.members)} members have too many sets; expected at most {MAX_MEMBERS} members"
+            )
         seen = set()
         for count in range(1, len(self.members) + 1):
             for members in combinations(self.members, count):
@@ -167,15 +169,15 @@ class Ensemble:
                 if candidate is None:
                     continue
                 needed = runs(candidate.plan, candidate.plan.stems)
-                if needed not in seen:  # else a member lacks what it hears, or has no weight
+                if needed not in seen:  # else a member has weight 0 or lacks its input
                     seen.add(needed)
                     yield candidate
 
     def validated(self, candidate: Candidate) -> tuple[Collection, Result]:
-        """The collection of what a candidate runs, and the weights found for it as for any collection.
+        """The part of the collection that a candidate uses, and the weights found for that part.
 
-        What stands there as published is the share of the published weights that the set has. These are
-        the weights of a stem whose own gain nothing on songs held out.
+        Its published weights are the candidate's share of the original ones. A stem keeps them if new weights
+        gain nothing on held-out songs.
         """
         left = {*runs(candidate.plan, candidate.plan.stems)}
         stems = []
@@ -193,12 +195,12 @@ class Ensemble:
         return part, search(part, replace(self.options, joint=False, anyway=False))
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
-        """The signals that some members can make."""
+        """The signals that some members can compute."""
         left = frozenset[str]().union(*(self.members[name] for name in members))
         return (signal for signal, needed in self._needs.items() if needed <= left)
 
     def _blend(self, stem: StemProducts, kept: tuple[int, ...]) -> tuple[Weights, float | None]:
-        """Weights of some of a stem's signals, and their cross-validated score where there is one."""
+        """Weights of some of a stem's signals, and their cross-validated score if there are enough songs."""
         key = stem.name, kept
         if key not in self._found:
             signals = np.array(kept)
@@ -221,21 +223,22 @@ class Ensemble:
 
 
 def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
-    """The best ensemble whose real-time factor is within a budget; of equally good ones the fastest.
+    """The best ensemble whose real-time factor is within a budget; the fastest if several are equally good.
 
     Raises
     ------
     KmdxError
-        If none is.
+        If no ensemble is within the budget.
     """
     if not candidates:
-        raise KmdxError(f"--budget {budget:g}: no set of members can make every stem")
+        raise KmdxError(f"--budget {budget:g}: no set of members can estimate every stem")
     affordable = [each for each in candidates if each.real_time_factor <= budget]
     if not affordable:
         fastest = min(candidates, key=lambda each: each.real_time_factor)
         raise KmdxError(
-            f"--budget {budget:g}: the fastest set that makes every stem, "
-            f"{', '.join(sorted(fastest.members))}, takes {fastest.real_time_factor:.2f} × the duration here"
+            f"--budget {budget:g}: the fastest set that estimates every stem "
+            f"({', '.join(sorted(fastest.members))}) has a real-time factor of "
+            f"{fastest.real_time_factor:.2f}; raise the budget"
         )
     return max(affordable, key=lambda each: (round(each.score, 9), -each.real_time_factor))
 
@@ -250,10 +253,10 @@ def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
 
 
 def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
-    """The published weights of some signals, brought to the sum of all.
+    """The published weights of some signals, changed to have the sum of all published weights.
 
-    They are scaled where they add up; where they all but cancel, or to the other sign, or are all 0, each
-    is shifted by as much.
+    They are scaled, unless they nearly cancel, have the opposite sign or are all 0. In these cases the same
+    number is added to each.
     """
     left = published[kept]
     total, rest = float(published.sum()), float(left.sum())
@@ -263,15 +266,15 @@ def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
 
 
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
-    """For each member the score lost by leaving it out and the compute saved."""
+    """For each member the score that is lost and the time that is saved by leaving it out."""
     whole = ensemble.whole
-    title = "left out: cross-validated global SDR lost (dB), and what is saved"
+    title = "leaving out one member: loss of cross-validated global SDR (dB), and savings"
     rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows.add_column("")
     for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
         rows.add_column(heading, justify="right")
     rows.add_row(
-        "nothing: the score",
+        "none (scores)",
         str(sum(map(len, ensemble.members.values()))),
         *(f"{sdr:.3f}" for sdr in whole.sdr.values()),
         f"{whole.score:.3f}",
@@ -297,17 +300,17 @@ def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
 
 
 def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
-    """A line on the set that was chosen for a budget."""
+    """A line about the set that was chosen for a budget."""
     lost = ensemble.whole.score - candidate.score
     return (
-        f"Within {budget:g} × the duration: {', '.join(sorted(candidate.members))}; cross-validated "
-        f"{candidate.score:.3f} dB, {lost:.3f} less than all members, at {candidate.real_time_factor:.2f} × "
-        f"instead of {ensemble.whole.real_time_factor:.2f} ×."
+        f"Within a real-time factor of {budget:g}: {', '.join(sorted(candidate.members))}. Cross-validated: "
+        f"{candidate.score:.3f} dB, {lost:.3f} dB less than all members. Real-time factor: "
+        f"{candidate.real_time_factor:.2f} instead of {ensemble.whole.real_time_factor:.2f}."
     )
 
 
 def as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:
-    """The same, and which runs are whose."""
+    """The table's content for JSON, with the runs of each member."""
     return {
         "whole": _candidate(ensemble.whole),
         "members": {name: sorted(runs) for name, runs in ensemble.members.items()},
@@ -326,4 +329,4 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _gflops(value: float | None) -> str:
-    return "not stated" if value is None else f"{value:.0f}"
+    return "unknown" if value is None else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""Runs each network once on each song, and keeps the inner products of the signals that meet in stems."""
+"""Runs each network once on each song and saves the inner products of each stem's signals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from evaluator import dataset, metrics
 from evaluator.blend_search import inner_products
 from evaluator.blend_search.flat_plan import Flat
-from evaluator.data_check import Survey
+from evaluator.data_check import DataCheck
 from evaluator.dataset import Track
 from evaluator.results import describe_weights
-from evaluator.run_folder import Store, write_text
+from evaluator.run_folder import RunFolder, write_text
 from kmdx import audio, plan_file
 from kmdx import device as devices
 from kmdx import engine as engines
@@ -31,7 +32,7 @@ from kmdx.separator import Separator, Stems
 logger = logging.getLogger("evaluator")
 
 FORM = 1
-"""Of the records: a collection of another form is not gone on with."""
+"""Version of the records: a collection of another version cannot be resumed."""
 
 PLAN = "plan.yaml"
 SIGNALS = "signals"
@@ -43,7 +44,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Running:
-    """How networks run: as for :class:`kmdx.separator.Separator`, which also checks it."""
+    """How networks run: arguments of :class:`kmdx.separator.Separator`, which checks them."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -52,7 +53,7 @@ class Running:
     engine: str = engines.DEFAULT
 
     def separator(self, plan: Path) -> Separator:
-        """The separator that runs a plan's file so."""
+        """A separator for a plan's file with these arguments."""
         return Separator(
             plan,
             device=self.device,
@@ -65,54 +66,86 @@ class Running:
 
 def collect(
     flat: Flat,
-    all_estimates: bool,
     tracks: Sequence[Track],
-    survey: Survey,
-    store: Store,
+    checked: DataCheck,
+    collection: RunFolder,
     running: Running,
     keep: bool = False,
     on_done: Report = lambda line: None,
     on_begin: Report = lambda line: None,
 ) -> dict[str, str]:
-    """Put a record of each song into a store, but of those whose record is there.
+    """Add a record of each song to a collection, unless it already has one.
 
     Parameters
     ----------
     flat : Flat
-        Plan whose stems are flat sums.
-    all_estimates : bool
-        Whether it was made so; noted.
     tracks : sequence of Track
-    survey : Survey
-        What is known of these songs.
-    store : Store
-        Locked. A song whose data has changed, or that failed, is done again.
+    checked : DataCheck
+        Result of checking these songs.
+    collection : RunFolder
+        Locked. A song that failed, or whose data have changed, is collected again.
     running : Running
     keep : bool
-        Also write the signals, ``signals/<song>/<stem>/<signal>.wav`` in float32.
+        Also write the signals to ``signals/<song>/<stem>/<signal>.wav`` in float32.
     on_done, on_begin : callable
         Called with a line when a song is done, and when one begins.
 
     Returns
     -------
     dict of str to str
-        Songs that have no record, or whose signals were not kept though they were to be, and why.
+        Songs without a record, or whose signals could not be kept, and why.
 
     Raises
     ------
     RunError
-        If the store holds a collection of another plan, other weights or other settings.
+        If the folder is a collection of another plan, other weights or other settings.
     KmdxError
-        If the plan cannot run here.
+        If the plan cannot run on this machine.
     """
-    weights = describe_weights(flat.plan, running.folder)  # before the networks: it names all that is missing
-    path = store.folder / PLAN
+    collection.start(_identity(flat, running))  # also reports all missing weights at once
+    path = collection.path / PLAN
+    write_text(path, plan_file.dump(flat.plan))
+    separator = cache(lambda: running.separator(path))
+    failed: dict[str, str] = {}
+    for number, track in enumerate(tracks, 1):
+        fingerprint = checked.fingerprints[track.name]
+        signals = collection.path / SIGNALS / track.name if keep else None
+        old = collection.record(track.name)
+        collected = _is_collected(old, fingerprint)
+        if collected and (signals is None or _are_kept(old, signals)):
+            on_done(f"[{number}/{len(tracks)}] {track.name}: already collected")
+            continue
+        record: Record | None = None
+        reason = checked.unusable.get(track.name)
+        if reason is None:
+            on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
+            record, reason = _collect_song(separator(), flat.own, track, fingerprint, collection, signals)
+        collected = collected or record is not None
+        if not collected:
+            failure = {"status": "failed", "reason": reason, "fingerprint": fingerprint}
+            collection.add({"song": track.name, **failure})
+        if reason is not None:
+            failed[track.name] = reason
+        on_done(f"[{number}/{len(tracks)}] {track.name}: {_result(record, collected, reason)}")
+    return failed
+
+
+def _result(record: Record | None, collected: bool, reason: str | None) -> str:
+    """The result of a song, in words."""
+    if record is None or reason is not None:
+        return f"collected, but its signals could not be kept: {reason}" if collected else str(reason)
+    return f"{record['duration']:.1f} s of audio, networks {sum(record['seconds'].values()):.1f} s"
+
+
+def _identity(flat: Flat, running: Running) -> Record:
+    """The settings that must be the same for all records of a collection."""
+    weights = describe_weights(flat.plan, running.folder)
     device = devices.choose(running.device)
-    identity = {
+    return {
         "form": FORM,
         "ensemble": flat.plan.name,
         "plan_sha256": flat.plan.digest,
-        "all_estimates": all_estimates,
+        "all_estimates": flat.all_estimates,
         "own": dict(flat.own),
         "device": device.type,
         "precision": in_words(running.precision, device, running.speed),
@@ -120,62 +153,44 @@ def collect(
         "engine": engines.check(running.engine),
         "weights": {weight["name"]: weight["sha256"] for weight in weights},
     }
-    store.begin(identity)
-    write_text(path, plan_file.dump(flat.plan))
-    separator: Separator | None = None
-    failed: dict[str, str] = {}
-    for number, track in enumerate(tracks, 1):
-        fingerprint = survey.fingerprints[track.name]
-        kept = store.folder / SIGNALS / track.name if keep else None
-        old = store.record(track.name)
-        collected = _is_collected(old, fingerprint)
-        if collected and (kept is None or _are_kept(old, kept)):
-            on_done(f"[{number}/{len(tracks)}] {track.name}: collected before")
-            continue
-        record: Record = {
-            "song": track.name,
-            "status": "failed",
-            "reason": survey.unusable.get(track.name),
-            "fingerprint": fingerprint,
-        }
-        if record["reason"] is None:
-            on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
-            separator = separator or running.separator(path)
-            try:
-                measured, estimates = measure_song(separator, flat.own, track)
-                record |= {"status": "ok", **measured}
-                before = store.record(track.name)
-                if before is not None and before["fingerprint"] != fingerprint:  # its signals are another's
-                    shutil.rmtree(store.folder / SIGNALS / track.name, ignore_errors=True)
-                store.add(record)
-                collected = True
-                if kept is not None:
-                    keep_signals(separator, flat.own, track, estimates, kept)
-            except KmdxError as error:
-                record["reason"] = str(error)
-        reason = record["reason"]
-        if not collected:
-            store.add(record)
-        if reason is not None:
-            failed[track.name] = reason
-            what = f"collected, but its signals are not kept: {reason}" if collected else reason
-        else:
-            what = f"{record['duration']:.1f} s of audio, networks {_total(record):.1f} s"
-        on_done(f"[{number}/{len(tracks)}] {track.name}: {what}")
-    return failed
+
+
+def _collect_song(
+    separator: Separator,
+    own: Mapping[str, str],
+    track: Track,
+    fingerprint: str,
+    collection: RunFolder,
+    signals: Path | None,
+) -> tuple[Record | None, str | None]:
+    """Save a song's record and its signals; return the saved record and the error, if any."""
+    saved: Record | None = None
+    try:
+        measured, estimates = measure_song(separator, own, track)
+        record = {"song": track.name, "status": "ok", "reason": None, "fingerprint": fingerprint, **measured}
+        old = collection.record(track.name)
+        if old is not None and old["fingerprint"] != fingerprint:  # delete signals of the old data
+            shutil.rmtree(collection.path / SIGNALS / track.name, ignore_errors=True)
+        collection.add(record)
+        saved = record
+        if signals is not None:
+            keep_signals(separator, own, track, estimates, signals)
+    except KmdxError as error:
+        return saved, str(error)
+    return saved, None
 
 
 def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> tuple[Record, Stems]:
-    """A song's record, and the estimates that it is made of.
+    """Measure a song; return its record, and the estimates that were measured.
 
-    The record has the seconds that each network run took, and of each stem the inner products.
+    The record contains the seconds that each network run took, and the inner products of each stem.
 
     Parameters
     ----------
     separator : Separator
-        Of a plan whose stems are flat sums.
+        For a plan whose stems are flat sums.
     own : mapping of str to str
-        Stems, and the nodes that are these stems as the ensemble's own plan has them.
+        For each stem the node that computes it as in the original plan.
     track : Track
 
     Raises
@@ -210,12 +225,12 @@ def keep_signals(
     estimates: Mapping[str, Samples],
     folder: Path,
 ) -> None:
-    """Write a song's signals, ``<stem>/<signal>.wav`` in float32, those of a stem together or not at all.
+    """Write a song's signals to ``<stem>/<signal>.wav`` in float32, each stem's atomically.
 
     Raises
     ------
     AudioError
-        If one cannot be written.
+        If a file cannot be written.
     """
     mixture = dataset.read(track, MIXTURE)
     for stem in own:
@@ -230,23 +245,23 @@ def run_networks(
     wanted: Collection[str],
     known: Mapping[str, Samples] | None = None,
 ) -> tuple[Stems, dict[str, float]]:
-    """Run networks one by one, those apart whose estimates are known.
+    """Run the networks that the wanted signals need, one by one, except those whose estimates are known.
 
     Parameters
     ----------
     separator : Separator
     mixture : Audio
     wanted : collection of str
-        References to the signals that the estimates are for.
+        References to signals.
     known : mapping of str to ndarray, optional
-        Estimates ``NODE.SOURCE`` of this song that are there.
+        Existing estimates ``NODE.SOURCE`` of this song.
 
     Returns
     -------
     estimates : dict of str to ndarray
-        Those that are known, and those made.
+        Known and new estimates.
     seconds : dict of str to float
-        What each run took.
+        Duration of each run.
     """
     plan = separator.plan
     estimates: Stems = dict(known or {})
@@ -261,17 +276,17 @@ def run_networks(
 def blended(
     separator: Separator, mixture: audio.Audio, names: Collection[str], estimates: Mapping[str, Samples]
 ) -> Stems:
-    """Signals of a plan from the estimates that they are made of."""
+    """Blend signals of a plan from estimates."""
     return separator.signals(mixture.samples, mixture.rate, names, known=estimates)
 
 
 def _is_collected(record: Record | None, fingerprint: str) -> bool:
-    """Whether a song need not be measured again."""
+    """Whether a record is complete and belongs to the song's current data."""
     return record is not None and (record.get("status"), record.get("fingerprint")) == ("ok", fingerprint)
 
 
 def _are_kept(record: Record | None, folder: Path) -> bool:
-    """Whether a song's signals lie there."""
+    """Whether all of a song's signals are in a folder."""
     stems = (record or {}).get("stems", {}).items()
     return all(_file(folder, stem, name).exists() for stem, found in stems for name in found["signals"])
 
@@ -280,11 +295,7 @@ def _file(folder: Path, stem: str, signal: str) -> Path:
     return folder / stem / f"{signal}.wav"
 
 
-def _total(record: Record) -> float:
-    return sum(record["seconds"].values())
-
-
 def as_16_bit(samples: Samples) -> Samples:
-    """What a 16-bit file holds of a signal, as it is read back."""
+    """A signal as it is read back from a 16-bit file."""
     steps = np.floor(samples * np.float32(32768)).clip(-32768, 32767)
     return np.divide(steps, 32768, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What was collected, read back: the flat plan, the inner products of each stem, and what networks took."""
+"""Reads a collection: the flat plan, the inner products of each stem, and the time that networks took."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kmdx.errors import KmdxError
 from kmdx.nodes import Sum
 from kmdx.plan import Plan
 
-AGREE = 0.01  # dB between a score as rendered and as foretold, beyond which it is told
+TOLERANCE = 0.01  # dB between the rendered and the predicted score, above which there is a warning
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StemProducts:
     signals : tuple of str
         Nodes of the flat plan.
     published : ndarray
-        ``(signals,)``: the plan's own weights.
+        ``(signals,)``: the weights in the plan.
     products : InnerProducts
     values : ndarray
         ``(songs,)``: samples times channels of each song.
@@ -49,12 +49,12 @@ class StemProducts:
 
     @property
     def silent(self) -> NDArray[np.intp]:
-        """Numbers of the songs in which the true stem is silent."""
+        """Indices of the songs in which the true stem is silent."""
         return np.flatnonzero(is_silent(self.products.energy, self.values))
 
     @property
     def counted(self) -> NDArray[np.intp]:
-        """Numbers of the songs that count, which are all others."""
+        """Indices of the songs that count: all others."""
         return np.flatnonzero(~is_silent(self.products.energy, self.values))
 
 
@@ -66,14 +66,14 @@ class Collection:
     ----------
     folder : Path
     plan : Plan
-        Its stems are flat sums, with the published weights; named as the ensemble is.
+        Its stems are flat sums with the published weights. It has the ensemble's name.
     songs : tuple of str
     stems : tuple of StemProducts
     failed : mapping of str to str
         Songs that are left out, and why.
     warnings : tuple of str
     costs : mapping of str to float
-        Seconds that each network run took for a second of audio.
+        Seconds that each network run took per second of audio.
     """
 
     folder: Path
@@ -91,22 +91,20 @@ def load(folder: Path) -> Collection:
     Raises
     ------
     KmdxError
-        If the folder holds none, a damaged one, or no song that was collected.
+        If the folder is not a collection, is damaged, or contains no collected song.
     """
     path = folder / "run.json"
     if not path.exists():
-        raise KmdxError(
-            f"{folder}: no collection in it; `python -m evaluator.blend_search collect` makes one"
-        )
+        raise KmdxError(f"{folder} is not a collection; `python -m evaluator.blend_search collect` makes one")
     run = read_json(path)
     if run.get("form") != FORM:
-        raise KmdxError(f"{folder} holds another run, or a collection of another version; collect it anew")
+        raise KmdxError(f"{folder} is another kind of run, or a collection of another version; collect again")
     name, digest, own = (run.get(key) for key in ("ensemble", "plan_sha256", "own"))
     plan = plan_file.load(folder / PLAN)
     if not (isinstance(name, str) and isinstance(digest, str) and isinstance(own, dict)):
-        raise KmdxError(f"{path} is damaged; collect again, into another folder")
+        raise KmdxError(f"{path} is damaged; collect again into another folder")
     if not all(stem in plan.stems for stem in own):
-        raise KmdxError(f"{folder}: {PLAN} is not the plan that was collected; collect again")
+        raise KmdxError(f"{folder}: {PLAN} is not the collected plan; collect again")
     plan = replace(plan, name=name, digest=digest)
     records = [_record(path, plan, own) for path in (folder / "songs").glob("*.json")]
     records.sort(key=lambda record: record["song"])
@@ -114,7 +112,7 @@ def load(folder: Path) -> Collection:
     failed = {record["song"]: record["reason"] for record in records if record["status"] != "ok"}
     if not done:
         why = "; ".join(f"{song}: {reason}" for song, reason in list(failed.items())[:1])
-        raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f', {why}'}")
+        raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f'; {why}'}")
     stems = tuple(_stem(plan, name, done) for name in STEMS if name in own)
     return Collection(
         folder=folder,
@@ -128,7 +126,7 @@ def load(folder: Path) -> Collection:
 
 
 def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
-    """Read a song's record; a :class:`KmdxError` where it is not whole."""
+    """Read a song's record; raise :class:`KmdxError` if it is incomplete."""
     record = read_json(path)
     try:
         if record["status"] == "ok":
@@ -159,16 +157,17 @@ def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> StemPr
 
 
 def _warnings(stems: Sequence[StemProducts], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Songs in which what was rendered is not what inner products foretell."""
+    """Warnings about songs whose rendered score differs from the one that inner products predict."""
     for stem in stems:
         sdr = stem.products.sdr(stem.published)
         for number in stem.counted.tolist():
-            record, foretold = records[number], sdr[number]
+            record, predicted = records[number], sdr[number]
             rendered = record["stems"][stem.name]["published_sdr"]
-            if abs(rendered - foretold) > AGREE:
+            if abs(rendered - predicted) > TOLERANCE:
                 yield (
-                    f"{record['song']}: {stem.name} by the published weights scores {rendered:.3f} dB, where "
-                    f"{foretold:.3f} dB are foretold: it clips, or weights of a blend in it do not sum to one"
+                    f"{record['song']}: {stem.name} scores {rendered:.3f} dB with the published weights, but "
+                    f"{predicted:.3f} dB were predicted: it clips, or a blend in it has weights that "
+                    "do not sum to one"
                 )
 
 

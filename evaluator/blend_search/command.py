@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evaluator.blend_search import ablation as worth
+from evaluator.blend_search import ablation as ablations
 from evaluator.blend_search import (
     collecting,
     collection,
@@ -20,7 +21,7 @@ from evaluator.blend_search import (
     stage_search,
     tables,
 )
-from evaluator.blend_search.ablation import Ensemble, within
+from evaluator.blend_search.ablation import Candidate, Ensemble, within
 from evaluator.blend_search.collecting import Running
 from evaluator.blend_search.console import (
     AnywayOption,
@@ -46,19 +47,20 @@ from evaluator.blend_search.console import (
     write_plan,
 )
 from evaluator.blend_search.flat_plan import flatten, runs
-from evaluator.blend_search.search import SearchOptions, search, taken_weights
+from evaluator.blend_search.search import SearchOptions, search, weights_to_use
 from evaluator.blend_search.solving import Constraints
-from evaluator.run_folder import Store, write_json, write_text
+from evaluator.run_folder import RunFolder, write_json, write_text
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
 from kmdx.errors import KmdxError
+from kmdx.plan import Plan
 from kmdx.terminal import DeviceOption, JsonOption, TracksOption, err, out
 
-MOST_TIMES = 1e9  # the duration, that a budget may be
+MAX_BUDGET = 1e9  # real-time factor
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    help="The best blend of an ensemble's signals, found from their inner products.",
+    help="Find the best blend of an ensemble's signals from their inner products.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -78,11 +80,11 @@ def collect(
     data: DataArgument,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="COLLECTION", help="A folder; the same command continues it."),
+        typer.Option("--output", "-o", metavar="COLLECTION", help="Output folder. Repeat to resume."),
     ],
     all_estimates: Annotated[
         bool,
-        typer.Option("--all-estimates", help="Add every other network's estimate of a stem, with weight 0."),
+        typer.Option("--all-estimates", help="Also add other networks' estimates of a stem, with weight 0."),
     ] = False,
     split: SplitOption = None,
     tracks: TracksOption = None,
@@ -92,39 +94,38 @@ def collect(
     engine: EngineOption = engines.DEFAULT,
     folder: FolderOption = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the signals, as float32 wav files in COLLECTION/signals.")
+        bool, typer.Option("--keep", help="Keep the signals as float32 wav files in COLLECTION/signals.")
     ] = False,
 ) -> None:
-    """Run each network once on each song and keep the inner products of the signals that meet in stems.
+    """Run each network once on each song and save the inner products of each stem's signals.
 
-    A few hundred numbers a song are all that the other commands need. The same command goes on after any
-    interruption. Exit code: 0 when every song was collected, 1 when some were not, 2 for a mistake.
+    The other commands need only these few hundred numbers per song. After an interruption, repeat the
+    command to resume. Exit codes: 0 if every song was collected, 1 if some were not, 2 for a user error.
     """
     flat = flatten(plan_file.load(plan), all_estimates)
     songs = find_songs(data, split, tracks)
-    store = Store(output)
+    collected = RunFolder(output)
     try:
-        with store.locked():
-            found = check_songs(songs, store.folder)
+        with collected.locked():
+            checked = check_songs(songs, collected.path)
             with err.status("loading the weights") as status:
                 failed = collecting.collect(
                     flat,
-                    all_estimates,
                     songs,
-                    found,
-                    store,
+                    checked,
+                    collected,
                     Running(device, precision, speed, folder, engine),
                     keep,
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
                 )
     except KeyboardInterrupt:
-        err.print("stopped; the same command goes on where this one ended")
+        err.print("stopped; repeat the command to resume")
         raise typer.Exit(130) from None
-    there = sum((store.record(track.name) or {}).get("status") == "ok" for track in songs)
-    out.print(f"{there} of {len(songs)} songs are in {escape(str(output))}")
-    if there > len(songs) - len(failed):
-        terminal.warn("not all signals are kept, as --keep asked for; the same command tries again")
+    done = sum((collected.record(track.name) or {}).get("status") == "ok" for track in songs)
+    out.print(f"{done} of {len(songs)} songs are in {escape(str(output))}")
+    if done > len(songs) - len(failed):
+        terminal.warn("not all signals were kept, although --keep was given; repeat the command to try again")
     if failed:
         raise typer.Exit(1)
 
@@ -133,7 +134,7 @@ def collect(
 def solve(
     folder: CollectionArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write a plan (.yaml).")
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan to write (.yaml).")
     ] = None,
     sum_to_one: SumOption = False,
     non_negative: NonNegativeOption = False,
@@ -144,10 +145,10 @@ def solve(
     force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Find the weights with the best mean global SDR, and show what they do on held-out songs.
+    """Find the weights with the best mean global SDR, and cross-validate them on held-out songs.
 
-    A stem whose cross-validated gain is not above 0 keeps the published weights in the plan. Exit code: 0,
-    or 1 when that is so of all stems and no plan is written, or 2 for a mistake.
+    A stem without a cross-validated gain keeps its published weights. Exit codes: 0 for success, 1 if no
+    stem gains and no plan is written, 2 for a user error.
     """
     options = SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
     plan_writer.check_distinct(output, json)
@@ -156,7 +157,7 @@ def solve(
     found = load_collection(folder)
     if output is not None:
         plan_writer.check_plan(output, found.plan.digest, folder, force)
-    with err.status("finding weights, and validating them on songs held out"):
+    with err.status("finding weights, and validating them on held-out songs"):
         result = search(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
@@ -165,12 +166,12 @@ def solve(
         write_json(json, tables.as_json(found, result))
     if not any(each.recommended for each in result.found):
         out.print(
-            "no weights are recommended: none gain on songs held out; the published ones stand, and no plan "
-            "is written (--anyway overrides)"
+            "no weights are recommended, because none gain on held-out songs; no plan is written "
+            "(--anyway overrides this)"
         )
         raise typer.Exit(1)
     if output is not None:
-        plan = plan_writer.reweighted(found.plan, taken_weights(found, result))
+        plan = plan_writer.reweighted(found.plan, weights_to_use(found, result))
         write_plan(output, plan, [*tables.origin(found, result)])
 
 
@@ -185,9 +186,9 @@ def members(
         typer.Option(metavar="FACTOR", help="Find the best set within this real-time factor, such as 1.57."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write that set's plan (.yaml).")
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan of that set to write (.yaml).")
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw scores against costs to this file.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Drawing of scores against costs to write (.svg).")] = None,
     sum_to_one: SumOption = False,
     non_negative: NonNegativeOption = False,
     prior: PriorOption = "auto",
@@ -195,16 +196,16 @@ def members(
     force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Say of each network what it adds to the cross-validated score and what it costs.
+    """Show for each network how much it adds to the cross-validated score and how much time it takes.
 
-    The weights of what is left are found anew. Real-time factors are what the networks took while songs
-    were collected; reading and writing files come on top.
+    For each network, the weights of the remaining ones are found again without it. Real-time factors were
+    measured during collection, without reading and writing files.
     """
     if budget is None and output is not None:
-        raise KmdxError("--output is for the plan within a budget: give --budget, too")
-    if budget is not None and not 0 < budget <= MOST_TIMES:
+        raise KmdxError("--output needs a --budget: it writes the plan of the best set within the budget")
+    if budget is not None and not 0 < budget <= MAX_BUDGET:
         raise KmdxError(
-            f"--budget {budget:g}: expected a real-time factor above 0 and up to {MOST_TIMES:g}, such as 1.57"
+            f"--budget {budget:g}: expected a real-time factor above 0 and up to {MAX_BUDGET:g}, such as 1.57"
         )
     plan_writer.check_distinct(output, svg, json)
     for file in filter(None, (svg, json)):
@@ -215,35 +216,38 @@ def members(
     ensemble = Ensemble(
         found, SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), folds=folds), by_run
     )
-    with err.status("leaving out one member after another"):
+    with err.status("leaving out one member at a time"):
         without = {name: ensemble.without(name) for name in ensemble.members}
-    out.print(worth.table(ensemble, without))
+    out.print(ablations.table(ensemble, without))
     sets = []
     with err.status("trying sets of members") as status:
         for each in ensemble.sets() if budget is not None else ():
             sets.append(each)
-            status.update(f"trying sets of members: {len(sets)} that can make every stem")
+            status.update(f"trying sets of members: {len(sets)} can estimate every stem")
     if svg is not None:
         possible = {name: each for name, each in without.items() if each is not None}
         write_text(svg, cost_plot.svg(ensemble.whole, possible, sets, budget))
         out.print(f"drawn: {escape(str(svg))}")
     if json is not None:
-        write_json(json, worth.as_json(ensemble, without))
+        write_json(json, ablations.as_json(ensemble, without))
     if budget is not None:
-        chosen = within(sets, budget)
-        line = worth.chosen(ensemble, chosen, budget)
-        out.print(escape(line))
-        with err.status("validating the weights of this set on songs held out"):
-            part, result = ensemble.validated(chosen)
-        out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
-        print_notes(result)
-        if not any(each.recommended for each in result.found):
-            out.print(
-                "no weights gain on songs held out over the set's share of the published ones, which stand"
-            )
-        if output is not None:
-            plan = plan_writer.reweighted(part.plan, taken_weights(part, result))
-            write_plan(output, plan, [line, worth.CAVEAT, *tables.origin(part, result)])
+        _choose_set(ensemble, sets, budget, output)
+
+
+def _choose_set(ensemble: Ensemble, sets: Sequence[Candidate], budget: float, output: Path | None) -> None:
+    """Print the best set of members within a budget, and write its plan."""
+    chosen = within(sets, budget)
+    line = ablations.chosen(ensemble, chosen, budget)
+    out.print(escape(line))
+    with err.status("validating the weights of this set on held-out songs"):
+        part, result = ensemble.validated(chosen)
+    out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
+    print_notes(result)
+    if not any(each.recommended for each in result.found):
+        out.print("no new weights gain on held-out songs; the set keeps its share of published weights")
+    if output is not None:
+        plan = plan_writer.reweighted(part.plan, weights_to_use(part, result))
+        write_plan(output, plan, [line, ablations.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -251,21 +255,21 @@ def search_stages(
     plan: PlanArgument,
     data: DataArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan found (.yaml).")
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan to write (.yaml).")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="Only weights of this sum; can be repeated.")
+        list[str] | None, typer.Option(metavar="NODE", help="Search only this sum's weights. Repeatable.")
     ] = None,
     step: Annotated[float, typer.Option(help="Change of a weight in the first round.")] = 0.1,
-    rounds: Annotated[int, typer.Option(help="How often all weights are tried.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Number of times to try all weights.", min=1)] = 1,
     count: Annotated[
         int | None,
-        typer.Option("--search", help="Songs to search on; by default half, the others are held out."),
+        typer.Option("--search", help="Number of songs to search on, by default half; the rest is held out."),
     ] = None,
     collected: Annotated[
-        Path | None, typer.Option(metavar="COLLECTION", help="Estimate the time from a collection.")
+        Path | None, typer.Option(metavar="COLLECTION", help="Collection to estimate the time from.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and exit.")] = False,
     split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
@@ -275,15 +279,15 @@ def search_stages(
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for estimates during the search; by default TMPDIR."),
+        typer.Option(metavar="DIR", help="Folder for temporary estimates; by default TMPDIR."),
     ] = None,
     anyway: AnywayOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Search the weights of sums that later networks hear, running again only what hears the change.
+    """Search the weights of sums that later networks take as input. Only the affected networks run again.
 
-    Tells its cost first. Exit code: 0, or 1 when songs held out gain nothing and no plan is written, or 2
-    for a mistake.
+    The command shows its cost before it starts. Exit codes: 0 for success, 1 if held-out songs gain nothing
+    and no plan is written, 2 for a user error.
     """
     if not 0 < step <= 1:
         raise KmdxError(f"--step {step:g}: expected a number above 0 and up to 1")
@@ -294,12 +298,12 @@ def search_stages(
     songs = find_songs(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
-        raise KmdxError(f"--collected {collected}: that is a collection of another plan")
+        raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
     if scratch is not None and not scratch.is_dir():
         raise KmdxError(f"--scratch {scratch}: no such folder")
-    with stage_search.room_in(scratch or Path(tempfile.gettempdir())):
-        made = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
-    with made as temporary:
+    with stage_search.writing_to(scratch or Path(tempfile.gettempdir())):
+        created = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
+    with created as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
         chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed).overlap)
@@ -307,7 +311,7 @@ def search_stages(
         out.print(stage_search.cost(search, search.cost(costs)))
         if dry_run:
             return
-        stage_search.check_room(search, Path(temporary))
+        stage_search.check_disk(search, Path(temporary))
         separator = Running(device, precision, speed, folder, engine).separator(Path(plan))
         try:
             found = stage_search.tune(
@@ -316,15 +320,22 @@ def search_stages(
         except KeyboardInterrupt:
             err.print("stopped; nothing was written")
             raise typer.Exit(130) from None
+    _finish_search(search, published, found, output, anyway)
+
+
+def _finish_search(
+    search: stage_moves.Search, published: Plan, found: stage_search.Tuned, output: Path | None, anyway: bool
+) -> None:
+    """Print the result of a search, and write its plan if it is recommended."""
     tuned = replace(published, nodes=found.plan.nodes)
     out.print(stage_search.weights(published, tuned))
     out.print(stage_search.scores(found))
     if tuned.nodes == published.nodes:
-        out.print("no other weights are better; nothing is written")
+        out.print("no better weights were found; no plan is written")
         raise typer.Exit(1)
     if not (found.recommended or anyway):
-        why = "songs held out gain nothing" if held else "no song was held out"
-        out.print(f"the weights found are not recommended: {why}; no plan is written (--anyway overrides)")
+        why = "held-out songs gain nothing" if search.held_out else "no song was held out"
+        out.print(f"the new weights are not recommended: {why}; no plan is written (--anyway overrides this)")
         raise typer.Exit(1)
     if output is not None:
         write_plan(output, tuned, [*stage_search.origin(search, published, tuned, found)])

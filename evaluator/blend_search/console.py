@@ -1,4 +1,4 @@
-"""Arguments and options that the commands share, and what they say, read and write alike."""
+"""Arguments, options, messages and files that the commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 from evaluator import dataset
 from evaluator.blend_search import collection, plan_writer
 from evaluator.blend_search.search import Result
-from evaluator.data_check import Survey, survey
+from evaluator.data_check import DataCheck, check_data
 from evaluator.dataset import EVERY_SPLIT, Track
 from kmdx import terminal
 from kmdx.challenge import CHANNELS, RATE, STEMS
@@ -24,61 +24,66 @@ PlanArgument = Annotated[str, typer.Argument(metavar="PLAN", help="An ensemble, 
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="MUSDB18-HQ, or any folder in its layout.")
 ]
-CollectionArgument = Annotated[
-    Path, typer.Argument(metavar="COLLECTION", help="Folder that `collect` filled.")
-]
+CollectionArgument = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Output folder of `collect`.")]
 SplitOption = Annotated[
     str | None,
-    typer.Option(help=f"Subfolder of DATA: by default test if it exists; {EVERY_SPLIT} for all of them."),
+    typer.Option(help=f"Subfolder of DATA, or {EVERY_SPLIT}. By default test, if it exists."),
 ]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
 SpeedOption = Annotated[str, typer.Option(help="leaderboard, balanced or fast.")]
 EngineOption = Annotated[str, typer.Option(help="tuned or plain: see `kmdx separate --help`.")]
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="DIR", help="Folder of weight files, if not the models folder."),
+    typer.Option("--weights", metavar="DIR", help="Folder of weight files; by default the models folder."),
 ]
-SumOption = Annotated[bool, typer.Option("--sum-to-one", help="Weights of a stem sum to one.")]
-NonNegativeOption = Annotated[bool, typer.Option("--non-negative", help="No weight is below 0.")]
+SumOption = Annotated[bool, typer.Option("--sum-to-one", help="Make the weights of a stem sum to one.")]
+NonNegativeOption = Annotated[bool, typer.Option("--non-negative", help="Allow no weight below 0.")]
 PriorOption = Annotated[
     str,
     typer.Option(
         metavar="auto|NUMBER",
-        help="Pull toward the published weights, in dB at a distance of 1; auto cross-validates.",
+        help="Strength of the pull toward the published weights, in dB at a distance of 1. "
+        "auto chooses it by cross-validation.",
     ),
 ]
 JointOption = Annotated[
-    bool, typer.Option("--joint", help="One prior for all stems, and new weights for all or none.")
+    bool, typer.Option("--joint", help="Use one prior for all stems, and new weights for all or none.")
 ]
 FoldsOption = Annotated[
-    int | None, typer.Option(help="Folds of the cross-validation; by default one per song.")
+    int | None, typer.Option(help="Number of cross-validation folds; by default one per song.")
 ]
 AnywayOption = Annotated[
-    bool, typer.Option("--anyway", help="Also use weights without a gain on held-out songs.")
+    bool, typer.Option("--anyway", help="Also use weights that gain nothing on held-out songs.")
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Let --output replace a plan that this command did not write.")
+    bool, typer.Option("--force", help="Let --output overwrite a plan that this command did not write.")
 ]
 
 
 def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
-    """Write a plan whose description begins with where it came from."""
+    """Write a plan whose description begins with its origin."""
     title = f"{plan.title}, with other weights"
     plan_writer.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
     out.print(f"written: {escape(str(path))}")
 
 
 def find_songs(data: Path, split: str | None, tracks: str | None) -> list[Track]:
-    """Songs of a split, or of every one; see :func:`evaluator.dataset.find_tracks`."""
+    """The songs of a split, or of all splits; see :func:`evaluator.dataset.find_tracks`."""
     return dataset.find_tracks(data, split, tracks)
 
 
-def check_songs(songs: list[Track], folder: Path) -> Survey:
-    """Look at the data, tell of what is wrong with it, and go on if there is a song left."""
-    with err.status(f"checking {len(songs)} songs, every sample of them unless that was done before"):
-        found = survey(songs, folder, accept_incomplete=True)
-    unfit = {song.name: why for song in songs if (why := _unfit(song)) is not None}
-    found = replace(found, unusable={**unfit, **found.unusable})
+def check_songs(songs: list[Track], folder: Path) -> DataCheck:
+    """Check the data and print all problems.
+
+    Raises
+    ------
+    KmdxError
+        If no song can be used.
+    """
+    with err.status(f"checking the audio of {len(songs)} songs (only once per collection)"):
+        found = check_data(songs, folder, accept_incomplete=True)
+    unsuitable = {song.name: why for song in songs if (why := _unsuitable(song)) is not None}
+    found = replace(found, unusable={**unsuitable, **found.unusable})
     for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
         terminal.warn(line)
     if len(found.unusable) == len(songs):
@@ -87,18 +92,18 @@ def check_songs(songs: list[Track], folder: Path) -> Survey:
     return found
 
 
-def _unfit(song: Track) -> str | None:
-    """Why a song has not what plans estimate; ``None`` if it has, or cannot be read at all."""
+def _unsuitable(song: Track) -> str | None:
+    """Why a song lacks what plans need; ``None`` if it lacks nothing or cannot be read at all."""
     missing = [stem for stem in STEMS if stem not in song.stems]
     if missing:
         return f"no {', '.join(missing)} among its stems"
     if song.rate and (song.rate, song.channels) != (RATE, CHANNELS):
-        return f"channels: {song.channels}, at {song.rate} Hz; expected {CHANNELS} at {RATE} Hz"
+        return f"{song.channels} channels at {song.rate} Hz; expected {CHANNELS} channels at {RATE} Hz"
     return None
 
 
 def load_collection(folder: Path) -> collection.Collection:
-    """Read a collection and tell what is wrong with it."""
+    """Read a collection and print its problems."""
     found = collection.load(folder)
     for song, reason in found.failed.items():
         terminal.warn(f"{song} is left out: {reason}")
@@ -108,7 +113,7 @@ def load_collection(folder: Path) -> collection.Collection:
 
 
 def parse_prior(text: str) -> float | None:
-    """Strength of the prior; ``None`` to choose it."""
+    """The strength of the prior; ``None`` if it is to be chosen."""
     if text == "auto":
         return None
     try:
@@ -116,14 +121,16 @@ def parse_prior(text: str) -> float | None:
     except ValueError:
         value = -1.0
     if not value >= 0:
-        raise KmdxError(f"--prior {text}: expected auto, or a number from 0 (none) up to inf (published)")
+        raise KmdxError(
+            f"--prior {text}: expected auto, or a number from 0 (no prior) to inf (published weights)"
+        )
     return value
 
 
 def print_notes(result: Result) -> None:
-    """Tell what was found besides weights."""
+    """Print warnings and notes about a result."""
     for stem in result.silent:
-        terminal.warn(f"{stem}: the true stem is silent in every song; the published weights stand")
+        terminal.warn(f"{stem}: the true stem is silent in every song; its published weights are kept")
     for each in result.found:
         for note in each.notes:
             err.print(f"[bold]note:[/bold] {escape(note)}")

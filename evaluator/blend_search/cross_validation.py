@@ -1,9 +1,9 @@
-"""How well found weights do on songs that they were not found on.
+"""Cross-validation: scores weights on songs that they were not found on.
 
-Songs are dealt out into folds; those of a fold are scored with weights found on all others. The strength
-of the prior, where it is to be chosen, is chosen in the same way among the others alone (nested
-cross-validation), so that the score of a held-out song knows nothing of that song. What is done with the
-others is what is done with all songs in the end: the same choice of the prior, the same climbs.
+Songs are divided into folds. The songs of a fold are scored with weights found on all other songs. If the
+strength of the prior must be chosen, it is chosen by cross-validation among those other songs (nested
+cross-validation), so a held-out song has no influence on its own score. The weights within a fold and the
+final weights are found in the same way: with the same choice of the prior and the same optimization.
 
 References
 ----------
@@ -25,26 +25,26 @@ from evaluator.blend_search.solving import Constraints, best
 from kmdx.errors import KmdxError
 
 PRIORS = (math.inf, 100.0, 10.0, 1.0, 0.1, 0.01, 0.0)
-"""Strengths to choose from, in dB for a distance of 1: from the published weights to free ones."""
+"""Strengths to choose from, in dB at a distance of 1: from the published weights to free weights."""
 
 UNCHOSEN = 1.0
-"""The strength where a fold would leave too few songs to choose one among them."""
+"""The strength to use if a fold leaves too few songs to choose one."""
 
-CHOOSING = 5  # folds at most that a prior is chosen with, among the songs outside a fold as among all
+CHOOSING = 5  # folds for choosing a prior
 
 
 @dataclass(frozen=True)
 class BlendProblem:
-    """A stem whose weights are sought.
+    """A stem whose weights are to be found.
 
     Attributes
     ----------
     products : InnerProducts
-        Of the songs that count for it.
+        Inner products of the songs that count for the stem.
     published : ndarray
-        ``(signals,)``.
+        ``(signals,)``: published weights.
     songs : ndarray
-        ``(songs,)``: number of each of these songs among all that were collected.
+        ``(songs,)``: index of each of these songs among all collected songs.
     """
 
     products: InnerProducts
@@ -52,27 +52,27 @@ class BlendProblem:
     songs: NDArray[np.intp]
 
     def of(self, chosen: NDArray[np.bool_]) -> BlendProblem:
-        """The same with some of its songs."""
+        """The problem with some of its songs."""
         return replace(self, products=self.products.of_songs(chosen), songs=self.songs[chosen])
 
     def weights(self, constraints: Constraints, prior: float) -> Weights:
-        """The best weights: the one way in which they are found, for plans and for held-out songs."""
+        """The best weights. Both final weights and those for held-out songs are found with this method."""
         return best(self.products, self.published, constraints, prior)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What cross-validation came to.
+    """Result of a cross-validation.
 
     Attributes
     ----------
     prior : float
-        The strength given, or chosen on all songs.
+        The given strength, or the one chosen on all songs.
     unchosen : bool
-        Whether the strength was to be chosen, but there are too few songs.
+        Whether there were too few songs to choose the strength.
     sdr : tuple of ndarray or None
-        For each problem, dB of each of its songs while it was held out: ``(songs,)``; ``None`` where all
-        its songs lie in one fold.
+        For each problem the SDR in dB of each song while it was held out: ``(songs,)``; ``None`` if all
+        its songs are in one fold.
     """
 
     prior: float
@@ -81,12 +81,12 @@ class Validation:
 
 
 def check_folds(number: int | None, songs: int) -> int:
-    """Folds for so many songs: by default each song is one.
+    """The number of folds: by default one per song.
 
     Raises
     ------
     KmdxError
-        If there cannot be so many.
+        If the number is not from 2 to the number of songs.
     """
     if number is None:
         return max(songs, 2)
@@ -96,10 +96,11 @@ def check_folds(number: int | None, songs: int) -> int:
 
 
 def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]:
-    """The fold of each song of each problem, ``(songs,)``; a song is in the same one for all.
+    """Assign songs to folds; return the fold of each problem's songs, ``(songs,)``.
 
-    The songs of the problem that has the fewest come first; each goes where the fewest songs of its
-    problems are, so that each problem has songs in as many folds as can be.
+    A song is in the same fold for all problems. Songs of the problem with the fewest songs come first. Each
+    song goes to the fold with the fewest songs of its problems, so that each problem has songs in as
+    many folds as possible.
     """
     numbers = np.unique(np.concatenate([problem.songs for problem in problems]))
     counting = np.array([np.isin(numbers, problem.songs) for problem in problems])  # (problems, songs)
@@ -108,7 +109,7 @@ def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]
     dealt = np.empty(len(numbers), np.intp)
     for song in np.lexsort([numbers, *~counting[::-1]]):
         of = counting[:, song]
-        # The rarest problem decides, the next ones where it leaves a choice, then how full a fold is.
+        # The problem with the fewest songs decides, then the others break ties, then the size of the fold.
         fold = np.lexsort([held.sum(0), *held[of][::-1]])[0]
         dealt[song] = fold
         held[of, fold] += 1
@@ -118,7 +119,7 @@ def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]
 def validate(
     problems: Sequence[BlendProblem], folds: int, constraints: Constraints, prior: float | None
 ) -> Validation:
-    """Cross-validate the weights of stems that share one strength of the prior.
+    """Cross-validate the weights of stems that share the strength of the prior.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ def validate(
     folds : int
     constraints : Constraints
     prior : float or None
-        ``None`` to choose it.
+        ``None`` to choose it by nested cross-validation.
     """
     dealt = deal(problems, folds)
     unchosen = prior is None and not can_choose(problems, folds)
@@ -147,12 +148,12 @@ def validate(
 
 
 def can_validate(fold_of: NDArray[np.intp]) -> bool:
-    """Whether songs lie in two folds at least."""
+    """Whether the songs are in at least two folds."""
     return len(np.unique(fold_of)) > 1
 
 
 def can_choose(problems: Sequence[BlendProblem], folds: int) -> bool:
-    """Whether there are songs enough outside each of so many folds to choose a prior by them."""
+    """Whether there are enough songs outside each fold to choose a prior."""
     dealt = deal(problems, folds)
     for fold in np.unique(np.concatenate(dealt)):
         outside = [problem.of(of != fold) for problem, of in zip(problems, dealt, strict=True)]
@@ -162,12 +163,12 @@ def can_choose(problems: Sequence[BlendProblem], folds: int) -> bool:
 
 
 def choose(problems: Sequence[BlendProblem], constraints: Constraints) -> float:
-    """The prior with the best cross-validated score, a mean over stems; of equal ones the greatest.
+    """The prior with the best cross-validated score, mean over stems; the strongest if several are equal.
 
     Parameters
     ----------
     problems : sequence of BlendProblem
-        One at least with two songs.
+        At least one must have two songs.
     constraints : Constraints
     """
     scores = [
@@ -181,13 +182,13 @@ def choose(problems: Sequence[BlendProblem], constraints: Constraints) -> float:
 def held_out(
     problem: BlendProblem, fold_of: NDArray[np.intp], constraints: Constraints, priors: Sequence[float]
 ) -> NDArray[np.float64]:
-    """SDR in dB of each song with the weights found on other folds: ``(priors, songs)``.
+    """SDR in dB of each song with weights found on the other folds: ``(priors, songs)``.
 
     Parameters
     ----------
     problem : BlendProblem
     fold_of : ndarray
-        ``(songs,)``, as :func:`deal` gives it.
+        ``(songs,)``, from :func:`deal`.
     constraints : Constraints
     priors : sequence of float
     """

@@ -1,11 +1,11 @@
-"""Which signals meet in a stem, and with what weights: a plan in which every stem is one flat sum.
+"""Flattens a plan: every stem becomes one weighted sum of signals.
 
 Conventions
 -----------
-A sum is a *blend* for a stem if its terms are estimates of that stem, blends of such, or residuals. Blends
-are written out: a signal's weight is the product along its path, and paths add up. Estimates
-``NODE.SOURCE`` and residuals (sums of other sources too, of the mixture or of a normalized signal) are the
-signals that meet in the stem. Each gets a node of its own, at the mixture's level.
+A sum is a *blend* for a stem if its terms are estimates of that stem, blends of them, or residuals. Blends
+are expanded: a signal's weight is the product of the weights along its path, and paths add up. The signals
+of a stem are estimates ``NODE.SOURCE`` and residuals (sums that contain other sources, the mixture or a
+normalized signal). Each signal gets a node of its own, at the mixture's level.
 """
 
 from __future__ import annotations
@@ -19,42 +19,54 @@ from kmdx.errors import PlanError
 from kmdx.nodes import Node, Sum
 from kmdx.plan import Plan, node_of
 
-MOST_TERMS = 100_000  # of a blend that is written out
+MAX_TERMS = 100_000  # of an expanded blend
 
 
 class BlendTerm(NamedTuple):
-    """A reference of the plan, and the normalized signal whose level it is to be brought back to."""
+    """A signal of the plan, and the normalized signal whose level it must be brought back to."""
 
     reference: str
     denormalize: str | None
 
 
 class Flat(NamedTuple):
-    """A plan whose stems are flat sums of signals, and the nodes that are its stems as they were."""
+    """A flattened plan.
+
+    Attributes
+    ----------
+    plan : Plan
+        Its stems are flat sums of signals.
+    own : mapping of str to str
+        For each stem the node that computes it as in the original plan.
+    all_estimates : bool
+        Whether every network's estimate of a stem was added.
+    """
 
     plan: Plan
     own: Mapping[str, str]
+    all_estimates: bool = False
 
 
 def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
-    """Write out the blends of a plan's stems.
+    """Expand the blends of a plan's stems.
 
     Parameters
     ----------
     plan : Plan
     all_estimates : bool
-        Also take what any other network run of the plan says of the stem, with weight 0.
+        Also add every other network's estimate of the stem, with weight 0.
 
     Returns
     -------
     Flat
-        In its plan each signal is a sum of its own, stems are sums of these with the published weights.
-        Exact where the weights inside a denormalized blend sum to one; else its mean is off.
+        In its plan each signal is a sum, and each stem is a sum of signals with the published weights. This
+        is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is
+        wrong.
 
     Raises
     ------
     PlanError
-        If no stem of the plan is one of :data:`~kmdx.challenge.STEMS`.
+        If the plan has none of the :data:`~kmdx.challenge.STEMS`.
     """
     scored = [stem for stem in plan.stems if stem in STEMS]
     if not scored:
@@ -62,7 +74,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     own: dict[str, str] = {}
     for stem in scored:
         own[stem] = _free(f"published_{stem}", {*plan.nodes, *own.values()})
-    # What other nodes use of a stem is the stem as it was.
+    # Nodes that take a stem as input keep the original stem.
     nodes: dict[str, Node] = {own.get(name, name): node.renamed(own) for name, node in plan.nodes.items()}
     base = replace(plan, nodes=nodes)
 
@@ -82,11 +94,11 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
         if name not in nodes
     }
     nodes |= {stem: stems.get(stem) or nodes.pop(stem) for stem in plan.stems}
-    return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own)
+    return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own, all_estimates)
 
 
 def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
-    """The plan without the nodes and networks that nothing wanted needs."""
+    """The plan with only the nodes and networks that the wanted signals need."""
     order = set(plan.order(wanted))
     nodes = {name: node for name, node in plan.nodes.items() if name in order}
     used = set(plan.networks_used(wanted))
@@ -95,11 +107,14 @@ def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
 
 
 def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendTerm, float]:
-    """The signals that meet in a stem, and the weight that the plan gives each; by the node of its sum."""
+    """The signals of a stem, and the weight that the plan gives each.
+
+    ``node`` is the node of the stem's sum, if it does not have the stem's name.
+    """
     weights: dict[BlendTerm, float] = {}
     sources = _sources(plan)
     pending: list[tuple[str, float, str | None]] = [(node or stem, 1.0, None)]
-    for _ in range(MOST_TERMS):
+    for _ in range(MAX_TERMS):
         if not pending:
             return weights
         reference, weight, back = pending.pop()
@@ -114,11 +129,11 @@ def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendTerm,
         else:
             signal = BlendTerm(reference, back)
             weights[signal] = weights.get(signal, 0.0) + weight
-    raise PlanError(f"{plan.name}: {stem} is a blend of more than {MOST_TERMS} terms when it is written out")
+    raise PlanError(f"{plan.name}: {stem} expands to more than {MAX_TERMS} terms; simplify the plan")
 
 
 def estimates(plan: Plan, source: str) -> Iterator[BlendTerm]:
-    """Every estimate of a source by a network run, where its level can be told."""
+    """Every network run's estimate of a source, if its level is known."""
     levels = _levels(plan)
     for name, node in plan.nodes.items():
         if node.network is not None and f"{name}.{source}" in node.outputs(name, plan.networks):
@@ -128,7 +143,7 @@ def estimates(plan: Plan, source: str) -> Iterator[BlendTerm]:
 
 
 def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
-    """Names of the network runs that signals need, in their order."""
+    """Names of the network runs that the wanted signals need, in order."""
     return tuple(plan.runs(wanted))
 
 
@@ -138,7 +153,7 @@ def source_of(plan: Plan, reference: str) -> str | None:
 
 
 def _source(reference: str, sources: Mapping[str, str | None]) -> str | None:
-    """The same, from what is known of nodes."""
+    """The same, given the source of each node."""
     name, _, source = reference.partition(".")
     return source or sources[name]
 
@@ -163,7 +178,7 @@ def _is_blend(plan: Plan, node: Sum, stem: str, sources: Mapping[str, str | None
 
 
 def _levels(plan: Plan) -> dict[str, set[str | None]]:
-    """The normalized signals at whose level each node is; ``None`` among them is the mixture's own."""
+    """For each node the normalized signals that determine its level; ``None`` means the mixture's level."""
     levels: dict[str, set[str | None]] = {MIXTURE: {None}}
     for name in plan.order(plan.nodes):
         node = plan.nodes[name]
@@ -173,7 +188,7 @@ def _levels(plan: Plan) -> dict[str, set[str | None]]:
 
 
 def _node_name(signal: BlendTerm, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
-    """The node that is a signal at the mixture's level, where there is one but for stems; else a new name."""
+    """The node, other than a stem, that is this signal at the mixture's level; a new name if none is."""
     if signal.denormalize is None and isinstance(plan.nodes[node_of(signal.reference)], Sum):
         return signal.reference
     for name, node in plan.nodes.items():

@@ -1,12 +1,12 @@
-"""The inner products of signals with each other and with the true stem, and the SDR that they foretell.
+"""The inner products of signals with each other and with the true stem, and the SDR that they predict.
 
-For a blend ``Σ wᵢ sᵢ`` of signals and a true stem ``t`` the error's energy is
-``‖t‖² − 2 w·⟨s, t⟩ + w·⟨s, s⟩·w``: inner products over all samples and channels of a song tell the
-global SDR of any blend of it.
+For a blend ``Σ wᵢ sᵢ`` of signals and a true stem ``t`` the energy of the error is
+``‖t‖² − 2 w·⟨s, t⟩ + w·⟨s, s⟩·w``. Inner products over all samples and channels of a song therefore
+determine the global SDR of any blend of it.
 
-What is scored is a 16-bit file. libsndfile, which writes it, rounds down: the file lies half a step below
-the blend, and deviates from there by what rounding leaves. So it is the true stem half a step up that the
-blend has to meet. In all but very quiet stems that is far less than a hundredth of a dB.
+The evaluator scores a 16-bit file, and libsndfile rounds down when it writes one. On average the file is half
+a step below the blend, plus a rounding error. The blend is therefore compared with the true stem raised by
+half a step. Except in very quiet stems, the effect is far less than a hundredth of a dB.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from evaluator.metrics import DELTA
 from kmdx.signals import blocks
 
 Weights = NDArray[np.float64]
-"""Of a blend, ``(signals,)``."""
+"""Weights of a blend, ``(signals,)``."""
 
 STEP = 1 / 32768  # of a 16-bit file
-ROUNDING = STEP**2 / 12  # mean energy of a sample's deviation from half a step below
+ROUNDING = STEP**2 / 12  # mean energy of a sample's rounding error
 SILENCE = 4 * STEP**2
-"""Mean energy of a true stem's samples up to which it counts as silent: two steps of 16 bits, -84 dBFS.
+"""A true stem with at most this mean energy per sample counts as silent: two 16-bit steps, -84 dBFS.
 
-Dither and what is left of a fade are below it. Any estimate of such a stem is all error, however small."""
+Dither and the end of a fade are below it. Any estimate of such a stem is all error, however small."""
 
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """What is kept of a stem's signals in some songs; float64.
+    """Inner products of a stem's signals in several songs, in float64.
 
     Attributes
     ----------
     energy : ndarray
-        ``(songs,)``, of the true stem.
+        ``(songs,)``: energy of the true stem.
     constant : ndarray
-        ``(songs,)``, of the error of weights that are all 0: of the true stem half a step up, and of
-        rounding.
+        ``(songs,)``: energy of the error if all weights are 0. This is the energy of the raised true stem
+        plus the rounding error.
     cross : ndarray
-        ``(songs, signals)``, of each signal with the true stem half a step up.
+        ``(songs, signals)``: inner product of each signal with the raised true stem.
     gram : ndarray
-        ``(songs, signals, signals)``, of signals with each other.
+        ``(songs, signals, signals)``: inner products of the signals with each other.
     """
 
     energy: NDArray[np.float64]
@@ -55,7 +55,7 @@ class InnerProducts:
 
     def with_blend(self, weights: Weights) -> NDArray[np.float64]:
         """Inner products of each signal with a blend: ``(songs, signals)``."""
-        # As one product of a matrix and a vector, many times faster than one for each song.
+        # One matrix-vector product for all songs is many times faster than one for each song.
         return (self.gram.reshape(-1, len(weights)) @ weights).reshape(self.cross.shape)
 
     def errors(self, weights: Weights) -> NDArray[np.float64]:
@@ -64,26 +64,26 @@ class InnerProducts:
         return np.maximum(exact, 0) + DELTA
 
     def sdr(self, weights: Weights) -> NDArray[np.float64]:
-        """Global SDR in dB of a blend in each song, ``(songs,)``, but for clipping at full scale."""
+        """Global SDR in dB of a blend in each song, ``(songs,)``, without clipping at full scale."""
         return 10 * np.log10((self.energy + DELTA) / self.errors(weights))
 
     def of_songs(self, songs: NDArray[np.bool_] | NDArray[np.intp]) -> InnerProducts:
-        """The same of some of the songs."""
+        """The inner products of some of the songs."""
         return InnerProducts(self.energy[songs], self.constant[songs], self.cross[songs], self.gram[songs])
 
     def of_signals(self, signals: NDArray[np.intp]) -> InnerProducts:
-        """The same of some of the signals."""
+        """The inner products of some of the signals."""
         gram = self.gram[:, signals][:, :, signals]
         return InnerProducts(self.energy, self.constant, self.cross[:, signals], gram)
 
 
 def is_silent(energy: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """In which songs a true stem is silent.
+    """Whether the true stem is silent in each song.
 
     Parameters
     ----------
     energy : ndarray
-        ``(songs,)``, of the true stem.
+        ``(songs,)``: energy of the true stem.
     values : ndarray
         ``(songs,)``: samples times channels.
     """
@@ -91,14 +91,14 @@ def is_silent(energy: NDArray[np.float64], values: NDArray[np.float64]) -> NDArr
 
 
 def measure(truth: NDArray[np.float32], signals: Sequence[NDArray[np.float32]]) -> InnerProducts:
-    """Inner products of one song's true stem and signals.
+    """Measure the inner products of one song's true stem and signals.
 
     Parameters
     ----------
     truth : ndarray
         ``(samples, channels)``.
     signals : sequence of ndarray
-        Of the same shape. All are read in blocks, which alone are float64.
+        Arrays of the same shape. Only one block at a time is converted to float64.
     """
     energy = 0.0
     products = np.zeros((1 + len(signals),) * 2)

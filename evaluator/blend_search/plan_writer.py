@@ -1,4 +1,4 @@
-"""A plan with other weights, and the text of its file, which says where they came from."""
+"""Writes plans with new weights; comments in the file document the origin of the weights."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from kmdx.nodes import Sum
 from kmdx.plan import Plan
 
 MARK = "Written by evaluator.blend_search."
-"""The first line of its plans, by which it knows them."""
+"""First line of the plans that this command writes. It recognizes its own plans by this line."""
 
 
 def reweighted(plan: Plan, weights: Mapping[str, Mapping[str, float]]) -> Plan:
-    """A flat plan with other weights of some stems: weights of 0 go, and with them what nothing else needs.
+    """A flat plan with new weights for some stems, without signals of weight 0 and nodes that nothing needs.
 
     Parameters
     ----------
     plan : Plan
     weights : mapping of str to mapping
-        Stems, and the weight of each of their signals.
+        For each stem the weight of each signal.
     """
     nodes = dict(plan.nodes)
     for stem in plan.stems:
         node = nodes[stem]
         assert isinstance(node, Sum)
         terms = weights.get(stem, node.terms)
-        heard = {name: weight for name, weight in terms.items() if weight}
-        nodes[stem] = replace(node, terms=heard or terms)
+        nonzero = {name: weight for name, weight in terms.items() if weight}
+        nodes[stem] = replace(node, terms=nonzero or terms)
     return pruned(replace(plan, nodes=nodes), plan.stems)
 
 
 def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
-    """Write a plan whole or not at all, with where it came from as comments above it.
+    """Write a plan atomically, with its origin in comments at the top.
 
     Raises
     ------
@@ -48,26 +48,27 @@ def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
     _check_name(path)
     comments = "".join(f"# {' '.join(line.split())}\n" for line in [MARK, *origin])
     text = comments + plan_file.dump(plan, path.parent)
-    plan_file.parse(text, path.stem, path.parent)  # what is written can be run
+    plan_file.parse(text, path.stem, path.parent)  # make sure that the plan can be loaded
     write_text(path, text)
 
 
 def check_plan(path: Path, digest: str, collection: Path | None = None, force: bool = False) -> None:
-    """Raise if a plan is not to be written there, before any work.
+    """Check before any work that a plan may be written to a path.
 
     Parameters
     ----------
     path : Path
     digest : str
-        Of the plan that the weights are for, whose own file is never written over.
+        The sha256 of the plan that the weights are for. Its file is never overwritten.
     collection : Path, optional
-        A folder whose plan is never written over.
+        A folder whose plan is never overwritten.
     force : bool
-        Write over other plans, also those that this command did not write.
+        Whether other plans may be overwritten even if this command did not write them.
 
     Raises
     ------
     KmdxError
+        If it may not be written.
     """
     _check_name(path)
     check(path, collection)
@@ -78,36 +79,36 @@ def check_plan(path: Path, digest: str, collection: Path | None = None, force: b
     except OSError as error:
         raise KmdxError(f"{path} cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() == digest:
-        raise KmdxError(f"{path}: is the plan that the weights are for; choose another --output")
+        raise KmdxError(f"{path} is the plan that the weights are for; choose another --output")
     if not (force or content.startswith(f"# {MARK}".encode())):
-        raise KmdxError(f"{path}: is there, and not by this command; --force writes over it")
+        raise KmdxError(f"{path} exists, and this command did not write it; use --force to overwrite it")
 
 
 def check_report(path: Path, collection: Path) -> None:
-    """Raise :class:`KmdxError` if a report or picture is not to be written there, before any work."""
+    """Raise :class:`KmdxError` before any work if a report or picture must not be written to a path."""
     check(path, collection)
     if path.suffix in (".yaml", ".yml"):
-        raise KmdxError(f"{path}: has the name of a plan; choose another for a report or a picture")
+        raise KmdxError(f"{path} has the file name of a plan; choose another name for a report or a picture")
 
 
 def check_distinct(*paths: Path | None) -> None:
-    """Raise :class:`KmdxError` if two of these outputs are one file."""
+    """Raise :class:`KmdxError` if two of these outputs are the same file."""
     given = [path.resolve() for path in paths if path is not None]
     for path in given:
         if given.count(path) > 1:
-            raise KmdxError(f"{path}: is given for two outputs")
+            raise KmdxError(f"{path} is given for two outputs; choose different files")
 
 
 def check(path: Path, collection: Path | None = None) -> None:
-    """Raise :class:`KmdxError` if a file could not be written there, or in a collection; before any work."""
+    """Raise :class:`KmdxError` before any work if a file cannot be written, or is in the collection."""
     if collection is not None and collection.resolve() in path.resolve().parents:
-        raise KmdxError(f"{path}: lies in the collection, whose files are its own; choose another place")
+        raise KmdxError(f"{path} is in the collection, which must not be changed; choose another folder")
     if not path.parent.is_dir():
         raise KmdxError(f"{path} cannot be written: no folder {path.parent}")
     if path.is_dir():
-        raise KmdxError(f"{path}: is a folder, expected the name of a file to write")
+        raise KmdxError(f"{path} is a folder, expected the name of a file to write")
 
 
 def _check_name(path: Path) -> None:
     if path.suffix not in (".yaml", ".yml"):
-        raise KmdxError(f"{path}: expected a name that ends in .yaml, as plans do")
+        raise KmdxError(f"{path}: expected a plan's file name, which ends in .yaml")

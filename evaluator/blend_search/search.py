@@ -1,4 +1,4 @@
-"""From a collection to weights: the best ones of each stem, what they promise, and whether to take them."""
+"""Finds the best weights of each stem from a collection, and decides whether to use them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from evaluator.blend_search.solving import Constraints, flat_ridge
 from kmdx.errors import KmdxError
 
 DIGITS = 6  # of a weight in a plan
-NOTHING = 1e-6  # dB: a gain that is not above it is none, but what rounding leaves
+MIN_GAIN = 1e-6  # dB: smaller gains are rounding errors
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How weights are sought.
+    """How weights are found.
 
     Attributes
     ----------
     constraints : Constraints
     prior : float or None
-        Strength of the pull to the published weights in dB for a distance of 1; ``None`` to choose it.
+        Strength of the pull toward the published weights, in dB at a distance of 1; ``None`` to choose it.
     joint : bool
-        Choose one strength for all stems, and take the weights of all of them or of none. Each stem still
-        has weights of its own: stems share no weight, and the score is a sum over them.
+        Choose one strength for all stems, and use the new weights of all stems or of none. Each stem still
+        has weights of its own.
     folds : int or None
-        ``None``: each song is one.
+        Number of folds; ``None`` for one per song.
     anyway : bool
-        Take weights whose cross-validated gain is not above 0, or is not known.
+        Use weights even if their cross-validated gain is not above 0 or is unknown.
     """
 
     constraints: Constraints = field(default_factory=Constraints)
@@ -44,19 +44,19 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Solution:
-    """What was found for a stem. Scores are dB, means over the songs that count.
+    """Weights found for a stem. Scores are in dB, means over the songs that count.
 
     Attributes
     ----------
     stem : StemProducts
     problem : BlendProblem
-        Its songs that count.
+        The songs that count for it.
     prior : float
-        The strength with which the weights were found.
+        Strength of the prior with which the weights were found.
     weights : ndarray
-        ``(signals,)``, as they stand in a plan: of :data:`DIGITS` digits.
+        ``(signals,)``, rounded to :data:`DIGITS` digits as in a plan.
     validated : ndarray or None
-        SDR of each song while it was held out; ``None`` where there are too few songs.
+        SDR of each song while it was held out; ``None`` if there are too few songs.
     recommended : bool
     notes : tuple of str
     """
@@ -71,27 +71,27 @@ class Solution:
 
     @property
     def published_sdr(self) -> np.ndarray:
-        """SDR of each song by the published weights: ``(songs,)``."""
+        """SDR of each song with the published weights: ``(songs,)``."""
         return self.problem.products.sdr(self.stem.published)
 
     @property
     def fitted_sdr(self) -> np.ndarray:
-        """SDR of each song by the weights that were found with it: ``(songs,)``."""
+        """SDR of each song with the weights found on all songs: ``(songs,)``."""
         return self.problem.products.sdr(self.weights)
 
     @property
     def gains(self) -> np.ndarray | None:
-        """What each song gained while it was held out, in dB: ``(songs,)``."""
+        """Gain of each song in dB while it was held out: ``(songs,)``."""
         return None if self.validated is None else self.validated - self.published_sdr
 
     @property
-    def taken(self) -> Weights:
-        """The weights to use: those found where they are recommended, else the published ones."""
+    def weights_to_use(self) -> Weights:
+        """The new weights if they are recommended, else the published ones."""
         return self.weights if self.recommended else self.stem.published
 
     @property
     def expected(self) -> float | None:
-        """The score to expect of :attr:`taken` on other songs like these."""
+        """The score to expect of :attr:`weights_to_use` on other songs like these."""
         if not self.recommended:
             return float(self.published_sdr.mean())
         return None if self.validated is None else float(self.validated.mean())
@@ -99,7 +99,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found for all stems.
+    """Weights found for all stems.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Result:
     folds : int
     options : SearchOptions
     silent : tuple of str
-        Stems that are silent in every song, for which nothing is sought.
+        Stems that are silent in every song, so no weights were searched.
     """
 
     found: tuple[Solution, ...]
@@ -117,7 +117,7 @@ class Result:
 
     @property
     def song_gains(self) -> np.ndarray:
-        """What each song gained while held out, in dB: the mean over stems that count in it."""
+        """Gain of each song in dB while it was held out: the mean over stems that count in it."""
         gains: dict[int, list[float]] = {}
         for each in self.found:
             if each.gains is not None:
@@ -132,18 +132,18 @@ def search(collection: Collection, options: SearchOptions) -> Result:
     Raises
     ------
     KmdxError
-        If one song alone was collected and ``anyway`` is not set, or there cannot be so many folds.
+        If only one song was collected and ``anyway`` is not set, or the number of folds is invalid.
     """
     songs = len(collection.songs)
     if songs < 2 and not options.anyway:
         raise KmdxError(
-            f"{collection.folder} has one song: weights found on it cannot be tried on another; "
-            "collect more, or take them with --anyway"
+            f"{collection.folder} has one song, so weights found on it cannot be validated on another; "
+            "collect more songs, or use --anyway"
         )
     folds = check_folds(options.folds, songs)
     stems = [stem for stem in collection.stems if len(stem.counted)]
     if not stems:
-        raise KmdxError(f"{collection.folder}: every true stem is silent in all of its songs")
+        raise KmdxError(f"{collection.folder}: every true stem is silent in all songs; collect other songs")
     problems = {
         stem.name: BlendProblem(stem.products.of_songs(stem.counted), stem.published, stem.counted)
         for stem in stems
@@ -158,7 +158,7 @@ def search(collection: Collection, options: SearchOptions) -> Result:
             found.append(_found(stem, problems[name], validation, values, collection.songs, options))
     if options.joint:
         gains = [each.gains.mean() for each in found if each.gains is not None]
-        together = options.anyway or (bool(gains) and float(np.mean(gains)) > NOTHING)
+        together = options.anyway or (bool(gains) and float(np.mean(gains)) > MIN_GAIN)
         found = [
             replace(each, recommended=together and (options.anyway or each.gains is not None))
             for each in found
@@ -167,11 +167,11 @@ def search(collection: Collection, options: SearchOptions) -> Result:
     return Result(tuple(found), folds, options, silent)
 
 
-def taken_weights(collection: Collection, result: Result) -> dict[str, dict[str, float]]:
-    """For each stem the weights of its signals to use."""
-    taken = {each.stem.name: each.taken for each in result.found}
+def weights_to_use(collection: Collection, result: Result) -> dict[str, dict[str, float]]:
+    """The weights to use for each stem and signal."""
+    weights = {each.stem.name: each.weights_to_use for each in result.found}
     return {
-        stem.name: dict(zip(stem.signals, taken.get(stem.name, stem.published).tolist(), strict=True))
+        stem.name: dict(zip(stem.signals, weights.get(stem.name, stem.published).tolist(), strict=True))
         for stem in collection.stems
     }
 
@@ -188,18 +188,16 @@ def _found(
     gain = None if validated is None else float((validated - problem.products.sdr(stem.published)).mean())
     notes = [*_notes(stem, problem, songs)]
     if validated is None:
-        notes.append(
-            f"{stem.name}: too few songs to hold one out, so that nothing says how its weights do on others"
-        )
+        notes.append(f"{stem.name}: too few songs to hold one out, so its weights are not validated")
     if validation.unchosen:
-        notes.append(f"{stem.name}: too few songs to choose the prior by; it is {validation.prior:g}")
+        notes.append(f"{stem.name}: too few songs to choose the prior; using {validation.prior:g}")
     return Solution(
         stem=stem,
         problem=problem,
         prior=validation.prior,
         weights=np.round(weights, DIGITS) + 0.0,  # no -0
         validated=validated,
-        recommended=options.anyway or (gain is not None and gain > NOTHING),
+        recommended=options.anyway or (gain is not None and gain > MIN_GAIN),
         notes=tuple(notes),
     )
 
@@ -209,11 +207,11 @@ def _notes(stem: StemProducts, problem: BlendProblem, songs: Sequence[str]) -> I
     if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         yield (
-            f"{stem.name}: left out, as the true stem is silent there, where the metric gives any sound "
-            f"at all far less than 0 dB: {', '.join(silent[:3])}{more}"
+            f"{stem.name}: songs in which the true stem is silent are left out, because the metric rates any "
+            f"sound there far below 0 dB: {', '.join(silent[:3])}{more}"
         )
     if flat_ridge(problem.products, problem.published) is not None:
         yield (
-            f"{stem.name}: some signals are collinear; of the weights with the same score, those nearest "
-            "to the published ones are taken"
+            f"{stem.name}: some signals are collinear, so several weights have the same score; those "
+            "nearest to the published ones are used"
         )

@@ -1,9 +1,10 @@
-"""The weights with the best score: the mean over songs of global SDR in dB, not of squared errors.
+"""Finds the weights with the best score: the mean over songs of global SDR in dB, not of squared errors.
 
-The score is minus a sum of logarithms of quadratic forms, smooth but not concave. Newton steps climb it
-from several starts. Where the Hessian is not definite, the one of the reweighted least squares that bound
-the score from below takes its place (majorize-minimize: every such step climbs). Constraints are linear,
-so each step is a small quadratic program, solved exactly by the active-set method.
+The score is minus a sum of logarithms of quadratic forms. It is smooth but not concave, so Newton's method
+starts from several points. If the Hessian is not definite, it is replaced by the Hessian of a reweighted
+least squares problem that bounds the score from below (majorize-minimize: every such step improves the
+score). Constraints are linear, so each step is a small quadratic program, which the active-set method solves
+exactly.
 
 References
 ----------
@@ -26,24 +27,24 @@ from evaluator.metrics import DELTA
 
 DECIBELS = 10 / math.log(10)  # of a natural logarithm of energies
 
-STEPS = 300
-STILL = 1e-13  # share of the objective: a step that promises less gain is the last
-ROUNDED = 1e-13  # share of the objective that rounding may hide
-SUFFICIENT = 1e-4  # share of the foretold gain that a step must bring
-SHORTEST = 2.0**-40  # part of a step
+MAX_STEPS = 300
+CONVERGED = 1e-13  # share of the objective: the search ends when a step predicts a smaller gain
+ROUNDING = 1e-13  # share of the objective that rounding errors may hide
+SUFFICIENT = 1e-4  # share of the predicted gain that a step must bring
+SHORTEST = 2.0**-40  # smallest part of a step
 
-SETTLED = 1e-10  # share of the gradient below which nothing pulls a weight away from 0
+RELEASE = 1e-10  # share of the gradient that must pull a weight away from 0
 
 COLLINEAR = 1e-11  # ratio of curvatures below which a direction counts as flat
-RIDGE = 1e-9  # of the greatest curvature: pull to the published weights along flat directions
-FAINTEST = 1e-12  # dB for a weight of 1: a greatest curvature below which nothing is heard of any signal
+RIDGE = 1e-9  # pull toward the published weights along flat directions, relative to the largest curvature
+FAINTEST = 1e-12  # dB for a weight of 1: if the largest curvature is below this, all signals are silent
 
-MERGED = 1e-3  # dB: a climb that comes so near to a maximum that was found ends there
+MERGED = 1e-3  # dB: a search that comes this close to a known maximum is abandoned
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """What weights must be.
+    """Constraints on the weights of a stem.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class Constraints:
     non_negative: bool = False
 
     def nearby(self, weights: Weights) -> Weights:
-        """Weights that fulfil the constraints, not far from the given ones."""
+        """Weights that satisfy the constraints, close to the given ones."""
         count = len(weights)
         if self.non_negative:
             weights = np.maximum(weights, 0)
@@ -68,7 +69,7 @@ class Constraints:
 
 
 class Derivatives(NamedTuple):
-    """Of an objective at one place.
+    """Derivatives of an objective at one point.
 
     Attributes
     ----------
@@ -77,8 +78,8 @@ class Derivatives(NamedTuple):
     hessian : ndarray
         ``(signals, signals)``.
     bound : ndarray
-        ``(signals, signals)``: positive semidefinite Hessian of the quadratic function that touches the
-        objective here and lies above it everywhere.
+        ``(signals, signals)``: positive semidefinite Hessian of a quadratic function that equals the
+        objective at this point and is nowhere below it.
     """
 
     gradient: Weights
@@ -87,7 +88,7 @@ class Derivatives(NamedTuple):
 
 
 class Objective:
-    """What is minimised: error in dB, mean over songs, plus ``prior · ‖weights − published‖²``.
+    """The function to minimize: error in dB, mean over songs, plus ``prior · ‖weights − published‖²``.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class Objective:
     published : ndarray
         ``(signals,)``: the weights to stay close to.
     prior : float
-        dB that a distance of 1 from them costs.
+        Cost in dB of a distance of 1 from the published weights.
     """
 
     def __init__(self, products: InnerProducts, published: Weights, prior: float = 0.0) -> None:
@@ -139,16 +140,16 @@ def best(
     Parameters
     ----------
     products : InnerProducts
-        Of at least one song.
+        Inner products of at least one song.
     published : ndarray
-        ``(signals,)``: the weights to stay close to. Along directions in which signals are collinear, and
-        the score is the same, the result is the nearest to them.
+        ``(signals,)``: the weights to stay close to. If signals are collinear and several weights have the
+        same score, the result is the one closest to the published weights.
     constraints : Constraints
     prior : float
-        Strength of the pull to them, in dB for a distance of 1; infinite gives them back, or what the
-        constraints leave of them.
+        Strength of the pull toward the published weights, in dB at a distance of 1. If infinite, the result
+        is the published weights, changed only to satisfy the constraints.
     starts : iterable of ndarray, optional
-        Where climbs begin; by default the published weights, those of least squares, equal shares and
+        Starting points; by default the published weights, the least squares solution, equal weights, and
         each signal alone.
     """
     if math.isinf(prior):
@@ -158,17 +159,17 @@ def best(
     chosen = _starts(products, published) if starts is None else starts
     found: list[Weights] = []
     for start in chosen:
-        weights = _climbed(objective, constraints.nearby(start), constraints, found)
+        weights = _improve(objective, constraints.nearby(start), constraints, found)
         if weights is not None:
             found.append(weights)
     return min(found, key=objective)
 
 
 def flat_ridge(products: InnerProducts, published: Weights) -> float | None:
-    """The pull that settles directions in which signals are collinear in all songs; ``None`` if none are."""
+    """The pull that makes weights of collinear signals unique; ``None`` if no signals are collinear."""
     curvatures = np.linalg.eigvalsh(Objective(products, published).derivatives(published).bound)
     greatest = float(curvatures[-1])
-    if greatest <= FAINTEST:  # nothing pulls but this: to the nearest weights that the constraints allow
+    if greatest <= FAINTEST:  # all signals are silent, so only this pull determines the weights
         return 1.0
     return RIDGE * greatest if curvatures[0] <= COLLINEAR * greatest else None
 
@@ -176,7 +177,7 @@ def flat_ridge(products: InnerProducts, published: Weights) -> float | None:
 def _starts(products: InnerProducts, published: Weights) -> Iterator[Weights]:
     count = len(published)
     yield published
-    # Least squares with all songs made equally loud; its shortest solution where it has many.
+    # Least squares with all songs equally loud; the shortest solution if there are several.
     share = 1 / (products.constant + DELTA)
     squares = np.linalg.lstsq(np.tensordot(share, products.gram, 1), share @ products.cross, rcond=1e-10)
     yield squares[0].astype(np.float64)
@@ -184,12 +185,12 @@ def _starts(products: InnerProducts, published: Weights) -> Iterator[Weights]:
     yield from np.eye(count)
 
 
-def _climbed(
+def _improve(
     objective: Objective, weights: Weights, constraints: Constraints, known: Sequence[Weights]
 ) -> Weights | None:
-    """Weights at which no step helps any more; ``None`` where the climb ends at known ones."""
+    """Improve weights until no step helps; ``None`` if the search approaches known weights."""
     value = objective(weights)
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         gradient, hessian, bound = objective.derivatives(weights)
         for each in known:
             away = weights - each
@@ -202,14 +203,14 @@ def _climbed(
         step = quadratic_step(curvature, gradient, weights, constraints)
         slope = float(gradient @ step)
         size = max(1.0, abs(value))
-        part, last = 1.0, -slope <= STILL * size
-        most = value + ROUNDED * size
+        part, last = 1.0, -slope <= CONVERGED * size
+        most = value + ROUNDING * size
         while not last and objective(weights + part * step) > most + SUFFICIENT * part * slope:
             part /= 2
             last = part < SHORTEST
         weights = weights + part * step
         if constraints.non_negative:
-            weights = np.maximum(weights, 0)  # rounding may leave -1e-17
+            weights = np.maximum(weights, 0)  # removes rounding errors such as -1e-17
         if last:
             break
         value = objective(weights)
@@ -217,8 +218,8 @@ def _climbed(
 
 
 def _definite(matrix: NDArray[np.float64], constraints: Constraints) -> NDArray[np.float64] | None:
-    """The matrix where it is positive definite for steps that keep the sum; else ``None``."""
-    if constraints.sum_to_one:  # such a step feels nothing of this
+    """The matrix if it is positive definite for steps that keep the sum; else ``None``."""
+    if constraints.sum_to_one:  # has no effect on steps that keep the sum
         matrix = matrix + np.abs(matrix).max()
     try:
         np.linalg.cholesky(matrix)
@@ -237,7 +238,7 @@ def quadratic_step(
     curvature : ndarray
         ``(signals, signals)``, positive definite.
     gradient, weights : ndarray
-        ``(signals,)``; the weights fulfil the constraints.
+        ``(signals,)``; the weights satisfy the constraints.
     constraints : Constraints
     """
     step = np.zeros_like(weights)
@@ -252,13 +253,13 @@ def quadratic_step(
         if blocking.any():
             parts = np.where(blocking, place, 1.0) / np.where(blocking, -move, 1.0)
             part = parts.min()
-            met = blocking & (parts == part)  # several at once where a climb begins in a corner
+            met = blocking & (parts == part)  # several at once if the search starts in a corner
             step = step + part * move
             step[met], free[met] = -weights[met], False
             continue
         step = step + move
         pull = np.where(free, 0.0, slope + curvature @ move + multiplier)
-        if pull.min() >= -SETTLED * np.abs(gradient).max():
+        if pull.min() >= -RELEASE * np.abs(gradient).max():
             break
         free[np.argmin(pull)] = True
     return step
@@ -267,7 +268,7 @@ def quadratic_step(
 def _equality_step(
     curvature: NDArray[np.float64], slope: Weights, free: NDArray[np.bool_], sum_to_one: bool
 ) -> tuple[Weights, float]:
-    """The best move of the free weights alone, and the multiplier of their sum."""
+    """The best step of the free weights alone, and the Lagrange multiplier of their sum."""
     move = np.zeros_like(slope)
     count = int(free.sum())
     if count == 0:
@@ -275,7 +276,7 @@ def _equality_step(
     inner = curvature[np.ix_(free, free)]
     sides = np.stack([-slope[free], -np.ones(count)], axis=1)
     plain, unit = np.linalg.solve(inner, sides).T
-    # Stationarity: curvature · move + slope + multiplier = 0, where the moves add up to nothing.
+    # Stationarity: curvature · move + slope + multiplier = 0, and the moves add up to 0.
     multiplier = float(-plain.sum() / unit.sum()) if sum_to_one else 0.0
     move[free] = plain + multiplier * unit
     return move, multiplier

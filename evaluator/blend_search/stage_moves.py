@@ -1,8 +1,8 @@
-"""How weights that later stages hear may change, and what trying that costs.
+"""Changes of the weights in sums that later networks take as input, and the cost of trying them.
 
-A move changes one estimate's weight in a sum, or hands weight from one estimate to another. What a network
-makes of another sum cannot be told from inner products, so each try runs networks again: those behind the
-changed sum and no others. Each move is tried twice in a round, which makes the cost known beforehand.
+A move changes one estimate's weight in a sum, or transfers weight from one estimate to another. Inner
+products cannot predict what a network makes of a changed sum, so each try runs again all networks that depend
+on the sum. Each move is tried twice per round, so the cost is known in advance.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DIGITS = 6  # of a weight
 
 
 class Move(NamedTuple):
-    """What is added to weights of one sum."""
+    """A change of the weights of one sum."""
 
     node: str
     changes: tuple[tuple[str, float], ...]
 
     def applied(self, plan: Plan, step: float) -> Plan:
-        """The plan after so many of this move."""
+        """The plan after this move, scaled by ``step``."""
         node = plan.nodes[self.node]
         assert isinstance(node, Sum)
         terms = dict(node.terms)
@@ -43,21 +43,21 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a search takes at most.
+class SearchCost:
+    """Maximum cost of a search.
 
     Attributes
     ----------
     runs : int
-        Network runs over a song.
+        Runs of a network on a song.
     audio : float
-        Seconds of audio that go through networks.
+        Seconds of audio that networks process.
     gflop : float or None
-        Arithmetic, where all networks state it.
+        Arithmetic in GFLOP, if known for all networks.
     seconds : float or None
-        Estimated time, where it is known what runs take.
+        Estimated time, if the duration of all runs is known.
     disk : int
-        Bytes of estimates that lie on the disk at a time.
+        Bytes of estimates on the disk at the same time.
     """
 
     runs: int
@@ -69,18 +69,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and on which songs.
+    """The settings of a search.
 
     Attributes
     ----------
     plan : Plan
     songs : sequence of Track
-        That tries are scored on.
+        Songs on which each try is scored.
     held_out : sequence of Track
-        That only the result is scored on.
+        Songs on which only the result is scored.
     moves : tuple of Move
     step : float
-        Change of a weight in the first round; halved when a round brings nothing.
+        Change of a weight in the first round; halved after a round without a gain.
     rounds : int
     """
 
@@ -96,19 +96,19 @@ class Search:
         """The stems that are scored."""
         return tuple(stem for stem in STEMS if stem in self.plan.stems)
 
-    def cost(self, costs: Mapping[str, float] | None = None) -> Cost:
-        """What the search takes at most.
+    def cost(self, costs: Mapping[str, float] | None = None) -> SearchCost:
+        """Maximum cost of the search.
 
         Parameters
         ----------
         costs : mapping of str to float, optional
-            Seconds that runs of the plan's nodes take for a second of audio.
+            Seconds that each network run takes per second of audio.
         """
         every = runs(self.plan, self.stems)
         tried = [*every]
         for move in self.moves:
-            tried += self.behind(move) * (TRIES * self.rounds)
-        moved = {run for move in self.moves for run in self.behind(move)}
+            tried += self.dependent_runs(move) * (TRIES * self.rounds)
+        moved = {run for move in self.moves for run in self.dependent_runs(move)}
         last = [*every, *moved]
         searched = sum(track.duration for track in self.songs)
         held = sum(track.duration for track in self.held_out)
@@ -119,7 +119,7 @@ class Search:
             return searched * sum(of[run] for run in tried) + held * sum(of[run] for run in last)
 
         known = {run: value for run, value in gflops.items() if value is not None}
-        return Cost(
+        return SearchCost(
             runs=len(tried) * len(self.songs) + len(last) * len(self.held_out),
             audio=total(dict.fromkeys(every, 1.0)),
             gflop=total(known) if len(known) == len(every) else None,
@@ -128,10 +128,10 @@ class Search:
         )
 
     def _disk(self) -> int:
-        """Bytes of what is known and what is tried: of all searched songs, then of one that is held out."""
+        """Bytes of accepted and tried estimates: first of all searched songs, then of one held-out song."""
         sources = {run: len(used) for run, used in self.plan.sources_used(self.stems).items()}
-        again = [sum(sources[run] for run in self.behind(move)) for move in self.moves]
-        moved = {run for move in self.moves for run in self.behind(move)}
+        again = [sum(sources[run] for run in self.dependent_runs(move)) for move in self.moves]
+        moved = {run for move in self.moves for run in self.dependent_runs(move)}
         searched = sum(track.duration for track in self.songs) * (
             sum(sources.values()) + max(again, default=0)
         )
@@ -139,29 +139,29 @@ class Search:
         held = longest * (sum(sources.values()) + sum(sources[run] for run in moved))
         return math.ceil(max(searched, held) * RATE * CHANNELS * np.dtype(np.float32).itemsize)
 
-    def behind(self, move: Move) -> list[str]:
-        """The network runs that a move makes again."""
+    def dependent_runs(self, move: Move) -> list[str]:
+        """The network runs that depend on the sum that a move changes."""
         return [run for run in runs(self.plan, self.stems) if move.node in self.plan.order([run])]
 
 
 def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
-    """The moves of a plan's residuals, and of sums that networks hear.
+    """The moves of a plan's residuals and of sums that networks take as input.
 
     Parameters
     ----------
     plan : Plan
     only : sequence of str
-        Sums to move; all if none are given.
+        Sums to change; all if empty.
 
     Raises
     ------
     KmdxError
-        If one of them is no such sum, or there is none.
+        If one of them is not such a sum, or the plan has none.
     """
-    # Sums above the signals that meet in a stem are blends, whose weights inner products settle.
-    meeting = {signal.reference for stem in STEMS if stem in plan.stems for signal in published(plan, stem)}
+    # Sums of a stem's signals are blends, whose weights `solve` finds from inner products.
+    signals = {signal.reference for stem in STEMS if stem in plan.stems for signal in published(plan, stem)}
     found: dict[str, list[Move]] = {}
-    for name in plan.order(sorted(meeting)):
+    for name in plan.order(sorted(signals)):
         node = plan.nodes[name]
         if not isinstance(node, Sum):
             continue
@@ -180,18 +180,18 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
     chosen = [move for name, each in found.items() if name in (only or found) for move in each]
     if not chosen:
         raise KmdxError(
-            f"{plan.name}: no later stage hears a sum of estimates; `solve` finds all its weights"
+            f"{plan.name}: no later stage takes a sum of estimates as input; use `solve` to find its weights"
         )
     return tuple(chosen)
 
 
 def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track], list[Track]]:
-    """Songs to search on, evenly spread, and those to hold out; half of them by default.
+    """Songs to search on, evenly spread and by default half of them, and songs to hold out.
 
     Raises
     ------
     KmdxError
-        If there are not so many.
+        If ``count`` is larger than the number of songs.
     """
     number = (len(tracks) + 1) // 2 if count is None else count
     if not 1 <= number <= len(tracks):

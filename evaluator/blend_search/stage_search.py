@@ -1,4 +1,7 @@
-"""The weights that later stages hear, searched by coordinates: only networks that hear a change run again."""
+"""Searches, one move at a time, the weights of sums that later networks take as input.
+
+Only the networks that depend on a changed sum run again.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from rich.table import Table
 from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
-from evaluator.blend_search.search import NOTHING
-from evaluator.blend_search.stage_moves import TRIES, Cost, Search, changes, weight
+from evaluator.blend_search.search import MIN_GAIN
+from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes, weight
 from evaluator.blend_search.tables import count, gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
@@ -30,17 +33,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search came to: SDR in dB, ``(songs,)``, means over stems.
+    """Result of a search. Scores are SDR in dB, ``(songs,)``, means over stems.
 
     Attributes
     ----------
     plan : Plan
     before, after : ndarray
-        Of the songs that were searched.
+        Scores of the searched songs.
     held_out_before, held_out_after : ndarray
-        Of the songs that were held out; none where nothing better was found.
+        Scores of the held-out songs; empty if no better weights were found.
     scored : tuple of str
-        Their names.
+        Names of the held-out songs that were scored.
     """
 
     plan: Plan
@@ -52,103 +55,120 @@ class Tuned:
 
     @property
     def gains(self) -> np.ndarray:
-        """What held-out songs gained, in dB: ``(songs,)``."""
+        """Gains of the held-out songs in dB: ``(songs,)``."""
         return self.held_out_after - self.held_out_before
 
     @property
     def recommended(self) -> bool:
-        """Whether held-out songs gained."""
-        return bool(len(self.gains)) and float(self.gains.mean()) > NOTHING
+        """Whether held-out songs gained on average."""
+        return bool(len(self.gains)) and float(self.gains.mean()) > MIN_GAIN
 
 
 def tune(search: Search, separator: Separator, folder: Path, on_done: Report = lambda line: None) -> Tuned:
-    """Search.
+    """Search, then score the result on the held-out songs.
 
     Parameters
     ----------
     search : Search
     separator : Separator
-        Of the search's plan.
+        For the search's plan.
     folder : Path
-        For the estimates of songs, as many bytes as the search's cost says.
+        Folder for estimates; the search's cost gives the bytes that it needs.
     on_done : callable
         Called with a line after each try.
 
     Raises
     ------
     KmdxError
-        If a song cannot be read or separated, or there is no room for its estimates.
+        If a song cannot be read or separated, or its estimates do not fit on the disk.
     """
-    check_room(search, folder)
+    check_disk(search, folder)
     songs = [_Song(track, folder / str(number)) for number, track in enumerate(search.songs)]
-    plan = search.plan
-    before = np.array([song.play(separator, search.stems) for song in songs])
+    before = np.array([song.score(separator, search.stems) for song in songs])
     for song in songs:
-        song.keep()
-    best = before
-    on_done(f"as it is: {best.mean():.3f} dB")
-    step = search.step
+        song.accept()
+    on_done(f"before: {before.mean():.3f} dB")
+    plan, after = _try_moves(search, separator, songs, before, on_done)
+    for song in songs:
+        song.delete()
+    found = (
+        _score_held_out(search, separator, plan, folder, on_done) if plan.nodes != search.plan.nodes else {}
+    )
+    held = np.array([*found.values()]).reshape(-1, 2)
+    return Tuned(plan, before, after, held[:, 0], held[:, 1], tuple(found))
+
+
+def _try_moves(
+    search: Search, separator: Separator, songs: Sequence[_Song], before: np.ndarray, on_done: Report
+) -> tuple[Plan, np.ndarray]:
+    """Try all moves in each round; return the best plan and its scores, ``(songs,)``."""
+    plan, best, step = search.plan, before, search.step
     for number in range(search.rounds):
         score = best.mean()
         for move in search.moves:
             direction = step
             for _ in range(TRIES):
                 tried = move.applied(plan, direction)
-                again = search.behind(move)
-                sdr = np.array([song.play(separator.under(tried), search.stems, again) for song in songs])
-                better = sdr.mean() > best.mean() + NOTHING
-                said = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
-                on_done(f"{move.node}: {said}: {sdr.mean():.3f} dB{', taken' if better else ''}")
+                again = search.dependent_runs(move)
+                sdr = np.array([song.score(separator.under(tried), search.stems, again) for song in songs])
+                better = sdr.mean() > best.mean() + MIN_GAIN
+                values = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
+                on_done(f"{move.node}: {values}: {sdr.mean():.3f} dB{', accepted' if better else ''}")
                 if better:
                     plan, best = tried, sdr
-                    for song in songs:
-                        song.keep()
                 else:
                     direction = -direction
-                    for song in songs:
-                        song.reject()
-        if best.mean() <= score + NOTHING:
+                for song in songs:
+                    song.accept() if better else song.reject()
+        if best.mean() <= score + MIN_GAIN:
             step /= 2
         on_done(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
-    for song in songs:
-        song.drop()
-    pairs, scored = [], []
-    for number, track in enumerate(search.held_out if plan.nodes != search.plan.nodes else []):
+    return plan, best
+
+
+def _score_held_out(
+    search: Search, separator: Separator, plan: Plan, folder: Path, on_done: Report
+) -> dict[str, tuple[float, float]]:
+    """SDR in dB of each held-out song, before and after the search."""
+    changed = [move for move in search.moves if plan.nodes[move.node] != search.plan.nodes[move.node]]
+    again = list({run for move in changed for run in search.dependent_runs(move)})
+    scores = {}
+    for number, track in enumerate(search.held_out):
         song = _Song(track, folder / f"held out {number}")
-        changed = [move for move in search.moves if plan.nodes[move.node] != search.plan.nodes[move.node]]
-        again = list({run for move in changed for run in search.behind(move)})
         try:
-            first = song.play(separator, search.stems)
-            song.keep()
-            pairs.append((first, song.play(separator.under(plan), search.stems, again)))
-        except KmdxError as error:  # what was found is not lost by it
+            before = song.score(separator, search.stems)
+            song.accept()
+            after = song.score(separator.under(plan), search.stems, again)
+        except KmdxError as error:  # must not lose the result of the search
             on_done(f"held out, {track.name}: left out: {error}")
             continue
         finally:
-            song.drop()
-        scored.append(track.name)
-        on_done(f"held out, {track.name}: {pairs[-1][0]:.3f} dB, now {pairs[-1][1]:.3f} dB")
-    held = np.array(pairs).reshape(-1, 2)
-    return Tuned(plan, before, best, held[:, 0], held[:, 1], tuple(scored))
+            song.delete()
+        scores[track.name] = before, after
+        on_done(f"held out, {track.name}: {before:.3f} dB before, {after:.3f} dB after")
+    return scores
 
 
 class _Song:
-    """A song whose estimates lie in a folder, each until another is taken in its place."""
+    """A song with its estimates in a folder. Tried estimates replace the accepted ones or are deleted."""
 
     def __init__(self, track: Track, folder: Path) -> None:
         self.track = track
         self.folder = folder
-        self.files: dict[str, Path] = {}
+        self.accepted: dict[str, Path] = {}
         self.tried: dict[str, Path] = {}
-        with room_in(folder):
+        with writing_to(folder):
             folder.mkdir()
 
-    def play(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
-        """Mean SDR over stems that are not silent in truth; runs that are not made ``again`` are known."""
+    def score(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
+        """Mean SDR over stems whose true stem is not silent.
+
+        Only the network runs in ``again`` run again; for all others the accepted estimates are used.
+        """
         mixture = dataset.read(self.track, MIXTURE)
         known = {
             name: np.load(path, mmap_mode="r")
-            for name, path in self.files.items()
+            for name, path in self.accepted.items()
             if node_of(name) not in again
         }
         estimates, _ = run_networks(separator, mixture, stems, known)
@@ -156,7 +176,7 @@ class _Song:
         for name, samples in estimates.items():
             if name not in known:
                 path = self.tried[name] = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
-                with room_in(self.folder):
+                with writing_to(self.folder):
                     np.save(path, samples)
         found = blended(separator, mixture, stems, estimates)
         truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
@@ -169,68 +189,68 @@ class _Song:
             raise KmdxError(f"{self.track.name}: every true stem is silent; leave the song out")
         return float(np.mean(sdr))
 
-    def keep(self) -> None:
-        """Take what was tried last for what is known."""
+    def accept(self) -> None:
+        """Replace accepted estimates by the last tried ones."""
         for name, path in self.tried.items():
-            if name in self.files:
-                self.files[name].unlink()
-            self.files[name] = path
+            if name in self.accepted:
+                self.accepted[name].unlink()
+            self.accepted[name] = path
         self.tried = {}
 
     def reject(self) -> None:
-        """Let go of what was tried last."""
+        """Delete the last tried estimates."""
         for path in self.tried.values():
             path.unlink(missing_ok=True)
         self.tried = {}
 
-    def drop(self) -> None:
-        """Let go of everything."""
+    def delete(self) -> None:
+        """Delete all estimates."""
         self.reject()
-        for path in self.files.values():
+        for path in self.accepted.values():
             path.unlink()
-        self.files = {}
+        self.accepted = {}
 
 
-def check_room(search: Search, folder: Path) -> None:
-    """Raise :class:`KmdxError` if a search's estimates have no room in a folder."""
-    wanted = search.cost().disk
-    with room_in(folder):
+def check_disk(search: Search, folder: Path) -> None:
+    """Raise :class:`KmdxError` if a folder's disk has too little space for a search's estimates."""
+    needed = search.cost().disk
+    with writing_to(folder):
         free = shutil.disk_usage(folder).free
-    if wanted > free:
+    if needed > free:
         raise KmdxError(
-            f"{folder}: {wanted / 1e9:.2f} GB of estimates go there, but only {free / 1e9:.2f} GB are free; "
+            f"{folder}: the search needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free; "
             "name another folder with --scratch, or search fewer songs (--search)"
         )
 
 
 @contextmanager
-def room_in(folder: Path) -> Iterator[None]:
-    """Raise :class:`KmdxError` where what is done cannot write to a folder."""
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn errors of writing to a folder into :class:`KmdxError`."""
     try:
         yield
     except OSError as error:
         raise KmdxError(
-            f"{folder}: estimates cannot be written there ({error.strerror or error}); "
+            f"{folder}: estimates cannot be written ({error.strerror or error}); "
             "name another folder with --scratch"
         ) from error
 
 
-def cost(search: Search, most: Cost) -> str:
-    """What a search of stages takes, before it begins."""
+def cost(search: Search, most: SearchCost) -> str:
+    """The maximum cost of a search, in words."""
     parts = [
         f"at most {count(most.runs, 'network run')} on {count(len(search.songs), 'song')}"
-        + (f" and, for the result, {len(search.held_out)} held out" if search.held_out else ""),
+        + (f", plus {len(search.held_out)} held out for the result" if search.held_out else ""),
         f"{most.audio:.0f} s of audio through networks",
     ]
     if most.gflop is not None:
         parts.append(f"{most.gflop:.0f} GFLOP")
     parts.append(f"{most.disk / 1e9:.2f} GB of disk")
-    took = "time not known: give --collected" if most.seconds is None else f"about {_minutes(most.seconds)}"
-    return "; ".join([*parts, took])
+    time = "time unknown (use --collected)" if most.seconds is None else f"about {_minutes(most.seconds)}"
+    return "; ".join([*parts, time])
 
 
 def weights(before: Plan, after: Plan) -> Table:
-    """Weights that were changed."""
+    """A table of the weights that changed."""
     table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
     for heading in ("sum", "signal"):
         table.add_column(heading)
@@ -242,7 +262,7 @@ def weights(before: Plan, after: Plan) -> Table:
 
 
 def scores(tuned: Tuned) -> Table:
-    """Scores of songs that were searched, and of those held out."""
+    """A table of the scores of searched and held-out songs."""
     title = "global SDR (dB, mean over stems and songs)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("songs")
@@ -264,22 +284,24 @@ def scores(tuned: Tuned) -> Table:
 
 
 def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[str]:
-    """Lines that say where a plan's stage weights came from and what they promise."""
+    """Lines about the origin and the scores of a plan's stage weights, for its comments."""
     yield (
-        f"Weights that later stages hear were found by evaluator.blend_search on "
+        f"Weights of sums that later stages take as input were found by evaluator.blend_search on "
         f"{count(len(search.songs), 'song')}, from {before.name} ({before.digest[:12]})."
     )
     yield "Songs: " + ", ".join(track.name for track in search.songs) + "."
     for name, reference, old, new in changes(before, after):
         yield f"{name}: {reference} {old:g}, now {new:g}."
-    yield f"Global SDR on them: {tuned.before.mean():.3f} dB published, {tuned.after.mean():.3f} now."
+    yield (
+        f"Global SDR on these songs: {tuned.before.mean():.3f} dB published, {tuned.after.mean():.3f} dB now."
+    )
     if len(tuned.gains):
         names = ", ".join(tuned.scored)
         mean, ends = gain(tuned.gains)
         between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
         yield (
             f"Held out: {names}: {tuned.held_out_before.mean():.3f} dB published, "
-            f"{tuned.held_out_after.mean():.3f} now, gain {mean}{between}."
+            f"{tuned.held_out_after.mean():.3f} dB now, gain {mean}{between}."
         )
 
 

@@ -1,4 +1,4 @@
-"""What was found, in rows and lines: for the terminal, for JSON and for the head of a plan's file."""
+"""Formats results for the terminal, for JSON and for the comments in a plan's file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from evaluator import bootstrap
 from evaluator.blend_search.collection import Collection
-from evaluator.blend_search.search import NOTHING, Result, SearchOptions, Solution
+from evaluator.blend_search.search import MIN_GAIN, Result, SearchOptions, Solution
 from evaluator.bootstrap import COVERAGE
 
 
@@ -73,21 +73,22 @@ def weights(result: Result) -> Table:
 
 
 def verdict(found: Solution, options: SearchOptions) -> str:
-    """Whether a stem's weights are taken, in words."""
+    """Whether a stem's new weights are used, in words."""
     gains = found.gains
     if gains is None:
-        return "taken anyway: not cross-validated" if found.recommended else "kept: not cross-validated"
+        return "new anyway: not cross-validated" if found.recommended else "published: not cross-validated"
     if not found.recommended:
-        return "kept: the stems together gain nothing" if options.joint else "kept: no gain on songs held out"
-    if gains.mean() <= NOTHING:
-        return f"taken {'anyway' if options.anyway else 'with the others'}: no gain on songs held out"
+        reason = "the stems together gain nothing" if options.joint else "no gain on held-out songs"
+        return f"published: {reason}"
+    if gains.mean() <= MIN_GAIN:
+        return f"new {'anyway' if options.anyway else 'with the other stems'}: no gain on held-out songs"
     ends = bootstrap.interval(gains)
     chance = ends is not None and ends[0] <= 0
-    return "taken; may be chance: the interval contains 0" if chance else "taken"
+    return "new, may be chance: the interval contains 0" if chance else "new"
 
 
 def origin(collection: Collection, result: Result) -> Iterator[str]:
-    """Lines that say where a plan's weights came from and what they promise."""
+    """Lines about the origin and the scores of a plan's weights, for its comments."""
     options = result.options
     names = [each.stem.name for each in result.found if each.recommended]
     yield (
@@ -99,7 +100,7 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
         "weights sum to one": options.constraints.sum_to_one,
         "none is negative": options.constraints.non_negative,
         "stems jointly": options.joint,
-        "taken whatever was validated": options.anyway,
+        "used whatever the validation": options.anyway,
     }
     said = [text for text, yes in chosen.items() if yes]
     yield "; ".join([f"{result.folds} folds", *said]) + ". Songs: " + ", ".join(collection.songs) + "."
@@ -128,7 +129,7 @@ def _some_silent(collection: Collection) -> bool:
 
 
 def as_json(collection: Collection, result: Result) -> dict[str, Any]:
-    """All of it."""
+    """The collection's and the result's content for JSON."""
     return {
         "ensemble": collection.plan.name,
         "plan_sha256": collection.plan.digest,
@@ -173,7 +174,7 @@ def _mean_and_ends(values: np.ndarray | None) -> dict[str, float | None] | None:
 
 
 def gain(gains: np.ndarray | None) -> tuple[str, str]:
-    """Mean of gains, and its interval."""
+    """The mean of gains and its interval, as texts."""
     if gains is None or not len(gains):
         return "–", ""
     ends = bootstrap.interval(gains)
@@ -181,10 +182,10 @@ def gain(gains: np.ndarray | None) -> tuple[str, str]:
 
 
 def prior(strength: float) -> str:
-    """The strength of a prior."""
+    """The strength of a prior, as text."""
     return "∞" if math.isinf(strength) else f"{strength:g}"
 
 
 def count(number: int, what: str) -> str:
-    """A number with a noun."""
+    """A number and a noun in the right form."""
     return f"{number} {what}{'s' if number != 1 else ''}"

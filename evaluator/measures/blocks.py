@@ -1,6 +1,6 @@
-"""Long signals in parts: frames of a short-time Fourier transform, and the mel scale.
+"""Processes long signals in blocks: short-time Fourier transforms, filters, and the mel scale.
 
-Every function here needs memory for one block, however long a song is.
+Every function needs memory for one block only, independent of the song's length.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 Source = Callable[[int, int], torch.Tensor]
-"""``source(begin, end)`` gives samples of a signal, ``(channels, end - begin)`` float32."""
+"""``source(begin, end)`` returns samples of a signal, ``(channels, end - begin)`` float32."""
 
-VALUES = 1 << 20  # spectrum values of a block and channel: 8 MB
+VALUES = 1 << 20  # spectrum values per block and channel: 8 MB
 
 
 @dataclass(frozen=True)
 class Transform:
     """A short-time Fourier transform with frames centered on multiples of the hop."""
 
-    size: int  # samples of a frame, and of its window
+    size: int  # samples of a frame and its window
     hop: int
-    window: bool = True  # Hann, periodic; or none
-    reflect: bool = True  # how the ends are padded: mirrored, or with zeros
+    window: bool = True  # periodic Hann window, or no window
+    reflect: bool = True  # pad the ends by reflection, or with zeros
 
 
 def check_pair(reference: Samples, estimate: Samples) -> None:
@@ -80,7 +80,7 @@ def magnitudes(source: Source, samples: int, transform: Transform) -> Iterator[t
 
 
 def _padded(source: Source, samples: int, begin: int, end: int, reflect: bool) -> torch.Tensor:
-    """Read ``begin`` to ``end``, of which parts may be before the first sample or after the last."""
+    """Read ``begin`` to ``end``; parts may be before the first sample or after the last."""
     wanted = np.arange(begin, end)
     if reflect:  # a wave of period 2 * (samples - 1), so that short signals are mirrored repeatedly
         period = max(1, 2 * (samples - 1))
@@ -110,8 +110,8 @@ def mel_bank(rate: int, size: int, bands: int) -> torch.Tensor:
     Returns
     -------
     Tensor
-        ``(bands, size // 2 + 1)`` float32. Filters so narrow that they hold no bin are left out: there
-        are none at 44.1 and 48 kHz with the sizes used here.
+        ``(bands, size // 2 + 1)`` float32. Filters that are too narrow to contain a bin are left out; this
+        does not happen at 44.1 and 48 kHz with the sizes used here.
 
     References
     ----------

@@ -12,13 +12,13 @@ ratios are taken in frames of 1 s:
     SIR = |true + spatial|² / |interference|²
     SAR = |true + spatial + interference|² / |artifacts|²
 
-Where the references nearly depend on each other (a stem whose two channels are equal but for rounding,
-or an almost silent stem), museval's filters grow without bound. At the edges of frames they turn rounding
-errors into artifacts, so SAR comes out near 0 dB and SIR far below it. Here a ridge bounds the filters, so
-values of such songs are meaningful but are not museval's. Everywhere else they are the same.
+If the references are nearly linearly dependent (a stem whose two channels are equal except for rounding, or
+an almost silent stem), museval's filters grow without bound. At the edges of frames they turn rounding errors
+into artifacts, so SAR is near 0 dB and SIR far below it. Here a ridge limits the filters, so the values of
+such songs are meaningful but differ from museval's. All other values are the same.
 
-museval itself is not called: it takes more than 10 GB for a song of 10 minutes, and where references
-depend on each other exactly it calls a function that numpy 2.4 no longer has.
+museval itself is not used: it needs more than 10 GB for a song of 10 minutes, and for exactly dependent
+references it calls a function that numpy 2.4 no longer has.
 
 References
 ----------
@@ -30,7 +30,7 @@ museval 0.4.1, https://github.com/sigsep/sigsep-mus-eval, MIT.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -38,12 +38,12 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 
-TAPS = 512  # of a distortion filter
-FRAME = 1.0  # seconds: museval's window, and its hop
-FFT = 1 << 14  # of one block of the correlations
+TAPS = 512  # length of a distortion filter
+FRAME = 1.0  # seconds: length and hop of museval's frames
+FFT = 1 << 14  # samples of one block of the correlations
 BLOCKS = 8  # blocks at a time
-TRUSTED_GAIN = 1e6  # of distortion filters, in energy: up to here museval's values are reproducible
-MOST_GAIN = 3e4  # of filters with a ridge
+TRUSTED_GAIN = 1e6  # energy gain of distortion filters up to which museval's values are reproducible
+MAX_GAIN = 3e4  # energy gain of filters with a ridge
 METRICS = ("museval_isr", "museval_sir", "museval_sar")
 
 
@@ -55,10 +55,10 @@ def bsseval(
     Parameters
     ----------
     references : mapping of str to ndarray
-        Every stem of the song, ``(samples, channels)``, also those without an estimate: they are the
-        possible interference. A memory map will do: only a block is read at a time.
+        Every stem of the song, ``(samples, channels)``, including stems without an estimate, which are
+        possible interference. Memory maps are possible, because the arrays are read in blocks.
     estimates : mapping of str to ndarray
-        The stems to score, of the same shape.
+        The stems to score, with the same shape.
     rate : int
         Hz.
     taps : int
@@ -68,10 +68,9 @@ def bsseval(
     -------
     dict
         ``{stem: {metric: one value per whole frame}}`` for :data:`METRICS`; a song's score is the median
-        over frames. NaN for every stem in a frame where any file is silent (its channels add up to zero),
-        as in museval. A file that is silent throughout gives NaN in every frame; museval refuses such a
-        song. SIR is NaN if the song has one stem only. A perfect estimate gives 200 dB or more, possibly
-        infinity.
+        over frames. As in museval, all stems are NaN in a frame in which any signal is silent (its channels
+        sum to zero). If a whole signal is silent, all frames are NaN; museval rejects such a song. SIR is
+        NaN if the song has only one stem. A perfect estimate gives 200 dB or more, possibly infinity.
 
     Raises
     ------
@@ -80,8 +79,8 @@ def bsseval(
 
     Notes
     -----
-    Besides the arrays this takes about ``3 * 8 * (references * channels * taps)²`` bytes plus 0.25 GB:
-    0.65 GB for four stereo stems, 1.9 GB for eight, however long the song is.
+    In addition to the arrays, this needs about ``3 * 8 * (references * channels * taps)²`` bytes plus 0.25
+    GB: 0.65 GB for four stereo stems, 1.9 GB for eight, independent of the song's length.
     """
     truths, guesses = list(references.values()), list(estimates.values())
     _check(references, estimates)
@@ -89,39 +88,51 @@ def bsseval(
     frame = min(int(FRAME * rate), samples)
     frames = samples // frame if frame else 0
     scores = {stem: {metric: [math.nan] * frames for metric in METRICS} for stem in estimates}
-    heard = [
-        number
-        for number in range(frames)
-        if not any(_is_silent(signal[number * frame : (number + 1) * frame]) for signal in truths + guesses)
+    spans = [slice(number * frame, (number + 1) * frame) for number in range(frames)]
+    signals = truths + guesses
+    audible = [
+        (n, span) for n, span in enumerate(spans) if not any(_is_silent(signal[span]) for signal in signals)
     ]
-    if not heard or not guesses:
+    if not audible or not guesses:
         return scores
 
     size = _fast_size(frame + taps - 1)
     own = [list(references).index(stem) for stem in estimates]
-    to_all, to_own = _filters(_correlations(truths, guesses, taps), own, channels, size)
-    for number in heard:
-        here = slice(number * frame, (number + 1) * frame)
-        true = _spectrum([signal[here] for signal in truths], size)  # (bins, references * channels)
-        guess = _spectrum([signal[here] for signal in guesses], size)  # (bins, estimates * channels)
-        projected = _project(true, to_all)  # as guess
-        for index, stem in enumerate(estimates):
-            columns = slice(index * channels, (index + 1) * channels)
-            source = true[:, own[index] * channels : (own[index] + 1) * channels]
-            ratios = _ratios(
-                source, _project(source, to_own[index]), projected[:, columns], guess[:, columns]
-            )
+    filters = _filters(_correlations(truths, guesses, taps), own, channels, size)
+    for number, span in audible:
+        true = _spectrum([signal[span] for signal in truths], size)
+        guess = _spectrum([signal[span] for signal in guesses], size)
+        for stem, ratios in zip(estimates, _frame_ratios(true, guess, filters, own, channels), strict=True):
             for metric, value in zip(METRICS, ratios, strict=True):
                 if metric != "museval_sir" or len(truths) > 1:
                     scores[stem][metric][number] = value
     return scores
 
 
+def _frame_ratios(
+    true: torch.Tensor,
+    guess: torch.Tensor,
+    filters: tuple[torch.Tensor, list[torch.Tensor]],
+    own: list[int],
+    channels: int,
+) -> Iterator[tuple[float, float, float]]:
+    """Yield ISR, SIR and SAR in dB of each estimate in one frame.
+
+    ``true`` is ``(bins, references * channels)``, ``guess`` is ``(bins, estimates * channels)``.
+    """
+    to_all, to_own = filters
+    projected = _project(true, to_all)  # (bins, estimates * channels)
+    for index, reference in enumerate(own):
+        columns = slice(index * channels, (index + 1) * channels)
+        source = true[:, reference * channels : (reference + 1) * channels]
+        yield _ratios(source, _project(source, to_own[index]), projected[:, columns], guess[:, columns])
+
+
 def _ratios(
     source: torch.Tensor, filtered: torch.Tensor, projected: torch.Tensor, estimate: torch.Tensor
 ) -> tuple[float, float, float]:
-    """ISR, SIR and SAR in dB from spectra ``(bins, channels)``: the true stem, the estimate's projections
-    on it and on all stems, and the estimate.
+    """ISR, SIR and SAR in dB from spectra ``(bins, channels)`` of four signals: the true stem, the estimate's
+    projections on this stem and on all stems, and the estimate.
     """
     return (
         _decibels(_energy(source), _energy(filtered - source)),
@@ -131,7 +142,7 @@ def _ratios(
 
 
 def _energy(spectrum: torch.Tensor) -> float:
-    """Energy of a signal, times a constant, from its spectrum of an even size (Parseval)."""
+    """Energy of a signal, times a constant, from its spectrum of even size (Parseval)."""
     powers = (spectrum.real.square() + spectrum.imag.square()).sum(dim=1)
     return float(2 * powers.sum() - powers[0] - powers[-1])  # the first and last bin have no mirror image
 
@@ -144,14 +155,14 @@ def _project(signals: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
 def _check(references: Mapping[str, Samples], estimates: Mapping[str, Samples]) -> None:
     """Raise ValueError unless every estimate has a reference and all have one shape."""
     if unknown := [stem for stem in estimates if stem not in references]:
-        raise ValueError(f"estimates of {unknown}, but references of {list(references)} only")
+        raise ValueError(f"no references for the estimates of {unknown}; references: {list(references)}")
     shapes = {signal.shape for signal in [*references.values(), *estimates.values()]}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError(f"expected arrays of one shape (samples, channels), found {sorted(shapes)}")
 
 
 def _is_silent(frame: Samples) -> bool:
-    """Whether museval calls it silent: its channels add up to zero throughout."""
+    """Whether a frame is silent for museval: its channels sum to zero throughout."""
     return not frame.sum(axis=1).any()
 
 
@@ -210,15 +221,15 @@ def _filters(
 
 
 def _solve(gram: NDArray[np.float64], right: NDArray[np.float64]) -> torch.Tensor:
-    """Solve ``gram @ x = right``, with a ridge where references nearly depend on each other.
+    """Solve ``gram @ x = right``, with a ridge if references are nearly linearly dependent.
 
-    A solution is taken as it is while the energy of its filters is at most :data:`TRUSTED_GAIN` times that
-    of the projection. Beyond, rounding errors decide, and the smallest ridge (relative to each channel's
-    energy) is added that brings the gain down to :data:`MOST_GAIN`.
+    A solution is used unchanged if the energy of its filters is at most :data:`TRUSTED_GAIN` times that of
+    the projection. Otherwise rounding errors dominate it. Then the smallest ridge (relative to each channel's
+    energy) is added that reduces the gain to :data:`MAX_GAIN`.
     """
     matrix, targets = torch.from_numpy(gram), torch.from_numpy(np.ascontiguousarray(right))
     energies = matrix.diagonal().clone()
-    energies.clamp_(min=float(energies.max()) * np.finfo(float).eps)  # of silent channels
+    energies.clamp_(min=float(energies.max()) * np.finfo(float).eps)  # for silent channels
     for ridge in (0.0, *(10.0**power for power in range(-15, -5))):
         loaded = matrix.clone()
         loaded.diagonal().add_(ridge * energies)
@@ -227,7 +238,7 @@ def _solve(gram: NDArray[np.float64], right: NDArray[np.float64]) -> torch.Tenso
             continue
         solution = torch.cholesky_solve(targets, factor)
         gains = (solution.square() * energies[:, None]).sum(dim=0)
-        limit = MOST_GAIN if ridge else TRUSTED_GAIN
+        limit = MAX_GAIN if ridge else TRUSTED_GAIN
         if bool((gains <= limit * (solution * targets).sum(dim=0).abs()).all()):
             return solution
     raise ValueError("no distortion filters can be fitted: expected samples of full scale ±1, without NaN")
@@ -240,7 +251,7 @@ def _spectrum(signals: list[Samples], size: int) -> torch.Tensor:
 
 
 def _fast_size(least: int) -> int:
-    """The smallest even product of 2, 3 and 5 that is not less."""
+    """The smallest even product of powers of 2, 3 and 5 that is at least ``least``."""
     best = 1 << max(1, (least - 1).bit_length())
     for five in (1, 5, 25, 125):
         for three in (1, 3, 9, 27):

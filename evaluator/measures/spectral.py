@@ -1,8 +1,8 @@
 """Differences of spectra, as Music-Source-Separation-Training (MSST) defines them.
 
 All are percentages: 100 is a perfect estimate. Their settings are MSST's. Signals are ``(samples, channels)``
-float32 at full scale ±1. Silence on either side gives a finite value. Each function needs less than
-300 MB besides the arrays, however long a song is.
+float32 at full scale ±1. Silence in either signal gives a finite value. Each function needs less than
+300 MB in addition to the arrays, independent of the song's length.
 
 References
 ----------
@@ -33,11 +33,11 @@ L1_FREQ = Transform(2048, 1024, window=False)
 AURA_STFT = Transform(1024, 256)
 AURA_MRSTFT = (Transform(1024, 256), Transform(2048, 512), Transform(4096, 1024))
 AURA_BANDS = 128  # mel
-LEAST_POWER = 1e-8  # of a bin, in auraloss
+MIN_POWER = 1e-8  # of a bin, as in auraloss
 BLEED = Transform(4096, 1024, reflect=False)
 BLEED_BANDS = 512  # mel
 BLEED_RANGE = 80.0  # dB below the loudest band, where a spectrum is cut off
-LEAST_MAGNITUDE = 1e-10  # of a mel band, before its logarithm
+MIN_MAGNITUDE = 1e-10  # of a mel band, before taking its logarithm
 
 
 def l1_freq(reference: Samples, estimate: Samples) -> float:
@@ -107,10 +107,10 @@ def aura_mrstft(reference: Samples, estimate: Samples, rate: int) -> float:
 def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> dict[str, float]:
     """Compare mel spectra in dB, separately where the estimate is louder and where it is quieter.
 
-    Both are ``100 / (1 + mean difference)`` in %. Bleedless takes the mean in dB over the values where
-    the estimate is louder, fullness over those where it is quieter; where there are none it is 100.
-    512 mel bands, frames of 4096 samples, hop 1024; each spectrum is cut off 80 dB below its loudest
-    value.
+    Both are ``100 / (1 + mean difference)`` in %. For bleedless, the mean in dB is taken over the values
+    where the estimate is louder; for fullness, over those where it is quieter. Without such values the result
+    is 100. The spectra have 512 mel bands, from frames of 4096 samples with hop 1024, and are cut off 80 dB
+    below their loudest value.
 
     Parameters
     ----------
@@ -149,9 +149,9 @@ def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> 
 def a_weighting(rate: int, taps: int = 101) -> torch.Tensor:
     """Fit a symmetric filter to the A-weighting curve, as auraloss does.
 
-    The analog curve of IEC 61672 goes through the bilinear transform. The filter fits its magnitude with
-    the least squared error over 256 bands of equal width and the distance of their width, in which the
-    curve is taken to be linear.
+    The analog curve of IEC 61672 is converted by the bilinear transform. The filter is a least squares fit of
+    its magnitude over 256 bands of equal width, with gaps of the same width between them. Within a band the
+    curve is assumed to be linear.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def a_weighting(rate: int, taps: int = 101) -> torch.Tensor:
     Tensor
         ``(taps,)`` float32.
     """
-    edges = np.arange(512) / 1024  # of the bands, in cycles per sample
+    edges = np.arange(512) / 1024  # band edges in cycles per sample
     angular = 2 * rate * np.tan(np.pi * edges)  # rad/s of the analog curve
     lowest, low, high, highest = 2 * np.pi * np.array([20.598997, 107.65265, 737.86223, 12194.217])
     curve = highest**2 * 10 ** (1.9997 / 20) * angular**4
@@ -191,7 +191,7 @@ def _aura_loss(
     apart, norm, logs, count = 0.0, 0.0, 0.0, 0
     pairs = zip(*(magnitudes(x, samples, transform) for x in (reference, estimate)), strict=True)
     for true, guess in pairs:
-        true, guess = (x.clamp_(min=LEAST_POWER**0.5) for x in (true, guess))
+        true, guess = (x.clamp_(min=MIN_POWER**0.5) for x in (true, guess))
         if bank is not None:
             true, guess = bank @ true, bank @ guess
         apart += float((guess - true).square_().sum(dtype=torch.float64))
@@ -202,4 +202,4 @@ def _aura_loss(
 
 
 def _decibels(block: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-    return (bank @ block).clamp_(min=LEAST_MAGNITUDE).log10_().mul_(20)
+    return (bank @ block).clamp_(min=MIN_MAGNITUDE).log10_().mul_(20)

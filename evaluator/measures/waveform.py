@@ -1,7 +1,7 @@
 """Ratios and errors of waveforms: SI-SDR and log-WMSE.
 
 Signals are ``(samples, channels)`` float32 at full scale ±1; energies are summed in float64. Each function
-needs less than 50 MB besides the arrays, however long a song is.
+needs less than 50 MB in addition to the arrays, independent of the song's length.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from evaluator.measures.blocks import Samples, check_pair
 BLOCK = 1 << 18  # samples at a time
 SMALL = 1e-8  # keeps perfect and silent estimates finite
 
-SCALER = -4.0  # from the natural logarithm to values of about the size of an SDR
-TOLERANCE = 10 ** (-68 / 20)  # a weighted error below this is inaudible; the mixture's RMS is 1
+SCALER = -4.0  # scales the natural logarithm to values similar to an SDR
+TOLERANCE = 10 ** (-68 / 20)  # a weighted error below this is inaudible if the mixture's RMS is 1
 DESIGN_RATE = 44100  # Hz
-DESIGN_SIZE = 8192  # frequencies of the weighting filter
+DESIGN_SIZE = 8192  # points of the weighting filter's response
 HALF = 2000  # taps on each side of its center
 EAR_FFT = 1 << 16
 
@@ -33,8 +33,8 @@ def si_sdr(reference: Samples, estimate: Samples) -> float:
         a = <estimate, reference> / |reference|²
         SI-SDR = 10 log10(|a reference|² / |a reference - estimate|²)
 
-    One factor serves all channels, so an error of balance counts. The mean is not removed. Both
-    energies have the constants of MSST: a silent estimate gives -80 dB, a perfect one a finite value.
+    All channels share one factor, so an error in their balance counts. The mean is not removed. The constants
+    are those of MSST: a silent estimate gives -80 dB, a perfect one a finite value.
 
     Returns
     -------
@@ -72,8 +72,8 @@ def log_wmse(reference: Samples, estimate: Samples, mixture: Samples, rate: int)
 
         per channel: -4 ln(mean(e²) + 1e-8),    e = weighted(estimate - reference) / RMS(weighted(mixture))
 
-    and the mean over channels. Values of ``e`` below -68 dB count as zero. Higher is better; a perfect
-    estimate gives 73.68, also where the reference or the song is silent.
+    The result is the mean over channels. Values of ``e`` below -68 dB count as zero. Higher is better; a
+    perfect estimate gives 73.68, even if the reference or the song is silent.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def ear_filter(rate: int) -> NDArray[np.float64]:
     size = 2 * round(DESIGN_SIZE / 2 * rate / DESIGN_RATE)
     half = round(HALF * rate / DESIGN_RATE)
     design = np.fft.rfftfreq(DESIGN_SIZE, 1 / DESIGN_RATE)
-    # The published filter was sampled at 4097 points up to, but without, half the rate.
+    # The published filter was sampled at 4097 points from 0 Hz up to, but excluding, half the rate.
     target = _magnitude(design * (len(design) - 1) / len(design))
     frequencies = np.fft.rfftfreq(size, 1 / rate)
     response = np.interp(frequencies, design, target, right=0.0)
@@ -170,7 +170,7 @@ def _weighted(
 ) -> Iterator[NDArray[np.float64]]:
     """Filter ``signal - less`` block by block, ``(samples, channels)``, aligned with the signal."""
     step = EAR_FFT - len(taps) + 1
-    before = len(taps) - 1 - (len(taps) - 1) // 2  # samples that a block needs from before it
+    before = len(taps) - 1 - (len(taps) - 1) // 2  # samples before a block that it needs
     response = torch.fft.rfft(torch.from_numpy(taps), n=EAR_FFT)[:, None]
     for begin in range(0, len(signal), step):
         low, high = max(0, begin - before), min(len(signal), begin - before + EAR_FFT)
