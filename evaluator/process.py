@@ -28,7 +28,7 @@ import psutil
 
 from evaluator import replies, sandbox, visible
 from evaluator.replies import BadReply, EndOfReplies, clean
-from evaluator.watch import INTERVAL, PROCESS_GONE, Limits, Watch
+from evaluator.watch import INTERVAL, PROCESS_GONE, Limits, Watch, is_paused, processor_time
 from kmdx import host
 from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
@@ -37,6 +37,7 @@ from kmdx.files import remove_tree
 KILL_TIMEOUT = 10.0  # seconds until killed processes must be gone
 START_TIMEOUT = 120.0  # seconds for an interpreter to start and list its packages
 MAX_FILE_SIZE = 16 * 10**9  # bytes of one file that the submission writes
+MAX_PAUSED_WORK = 1.0  # seconds of processor time between two songs after which the process is replaced
 OLDEST_PYTHON = (3, 8)
 WORKER = Path(__file__).with_name("submission_worker.py")
 STARTUP = Path(__file__).with_name("startup")
@@ -48,6 +49,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
 STACK_TIMEOUT = 2.0  # seconds for a submission to print its stack
 STACK_LINES = 500  # lines at the end of the log that are searched for the stack
+STACK_WIDTH = 5000  # characters of such a line: long paths
 MAX_ENTRIES = 20_000  # entries of a submission's folder that are searched for pointers and links
 
 
@@ -263,8 +265,12 @@ class Submission:
         self.kill()
         oldest = ".".join(map(str, OLDEST_PYTHON))
         last = "".join(f"; it printed {line}" for line in self.log_tail(1))
+        advice = ""
+        if self.python.is_relative_to(self.folder):
+            advice = "; use an environment outside of the submission's folder: this one is not trusted"
         raise SubmissionError(
-            f"{self.python} did not start as Python {oldest} or newer: {failure}{last}; see {self.log.name}"
+            f"{self.python} did not start as Python {oldest} or newer: {failure}{last}; "
+            f"see {self.log.name}{advice}"
         )
 
     def separate(
@@ -291,6 +297,8 @@ class Submission:
         begin : callable, optional
             Called just before the clock starts: moves the mixture to where the submission sees it.
         """
+        if self._running is not None and self._running.worked_while_paused():
+            self.kill()
         if self._running is None:
             self.start()
         assert self._running is not None
@@ -307,23 +315,26 @@ class Submission:
         token = secrets.token_hex(8)
         began = time.perf_counter()
         reply, peak, failure = self._ask({"song": song, "token": token}, "done", longest, words, progress)
-        seconds = time.perf_counter() - began
+        if failure is None:
+            failure, reply = self._pause(began + longest, words, reply)
+        seconds = time.perf_counter() - began  # until all its processes have stopped: none works on unseen
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        self._pause()
         findings = reply["findings"]
         failure = clean("; ".join(map(clean, findings[:20]))) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
 
-    def _pause(self) -> None:
-        """Pause its processes until the next song; kill them if that fails."""
-        if self._running is not None and not self._running.pause():
-            self.kill()
+    def _pause(self, deadline: float, words: str, reply: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """Pause its processes until the next song; return what is wrong, and the reply that belongs to it."""
+        assert self._running is not None
+        if not self._running.pause():
+            return "some of its processes kept running after its reply", {}
+        return (words, {}) if time.perf_counter() > deadline else (None, reply)
 
-    def log_tail(self, lines: int = 20) -> list[str]:
+    def log_tail(self, lines: int = 20, width: int = 300) -> list[str]:
         """The last lines that it printed, cleaned for display."""
-        return replies.tail(self.log, lines)
+        return replies.tail(self.log, lines, width)
 
     def kill(self) -> None:
         """Kill the process and everything that it started, if it is running."""
@@ -337,12 +348,16 @@ class Submission:
         if "limit" in reply and running is not None:
             running.print_stack()
         self.kill()
-        stack_top = replies.place_of(self.log_tail(STACK_LINES), self.folder) if "limit" in reply else None
+        stack_top = (
+            replies.place_of(self.log_tail(STACK_LINES, STACK_WIDTH), self.folder)
+            if "limit" in reply
+            else None
+        )
         if where := reply.get("where"):
             place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
         elif stack_top is not None:
             place = f" (it was at {stack_top}; see {self.log.name})"
-        elif "failed" in reply or failure.startswith("the process"):
+        elif "failed" in reply or "limit" in reply or failure.startswith("the process"):
             place = f" (see {self.log.name})"
         else:
             place = ""
@@ -417,6 +432,7 @@ class _Running:
 
     def __init__(self, submission: Submission) -> None:
         self.contained = False
+        self._processor_time = 0.0  # seconds, when it was paused
         self.worker = 0  # process ids, once they are known
         self.guard: psutil.Process | None = None
         self.scratch = Path(tempfile.mkdtemp(prefix=".private-", dir=submission.shared.parent))
@@ -504,15 +520,20 @@ class _Running:
         return list(found.values())
 
     def pause(self) -> bool:
-        """Pause the submission's processes; False if they start new ones faster than they can be paused."""
+        """Pause the submission's processes; False if some of them kept running."""
         deadline = time.monotonic() + KILL_TIMEOUT
-        while awake := [process for process in self.below() if not _is_paused(process)]:
+        while awake := [process for process in self.below() if not is_paused(process)]:
             if time.monotonic() > deadline:
                 return False
             for process in awake:
                 with contextlib.suppress(*PROCESS_GONE):
                     process.suspend()
+        self._processor_time = sum(map(processor_time, self.below()))
         return True
+
+    def worked_while_paused(self) -> bool:
+        """Whether its processes used the processor since they were paused: a timer can wake one."""
+        return sum(map(processor_time, self.below())) - self._processor_time > MAX_PAUSED_WORK
 
     def resume(self) -> None:
         """Resume the submission's processes."""
@@ -662,13 +683,6 @@ def _first_child(pid: int) -> psutil.Process | None:
     with contextlib.suppress(*PROCESS_GONE):
         return min(psutil.Process(pid).children(), key=lambda child: child.create_time(), default=None)
     return None
-
-
-def _is_paused(process: psutil.Process) -> bool:
-    """Whether a process is stopped, or has ended."""
-    with contextlib.suppress(*PROCESS_GONE):
-        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    return True
 
 
 def _exit_reason(code: int) -> str:

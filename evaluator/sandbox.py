@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import math
 import os
 import platform
 import select
@@ -203,6 +202,8 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
             LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # orphans become the guard's children
     if contained:
         limit_processes()
+    if NEW_IPC in made:
+        forbid_shared_segments()
     landlock = _restrict_view(spec, made, notes)
     line = {"isolation": notes, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
@@ -290,7 +291,7 @@ def _wait_for(child: int) -> int:
     return _code(ended[child])
 
 
-def end_children(spare: Callable[[int], bool] = lambda _: False, timeout: float = math.inf) -> None:
+def end_children(spare: Callable[[int], bool] = lambda _: False, timeout: float = 60.0) -> None:
     """Kill and reap the children of this process, and orphans that become its children meanwhile (Linux).
 
     A chain of processes, of which each starts the next and exits, always has a member that is a child of this
@@ -313,7 +314,9 @@ def end_children(spare: Callable[[int], bool] = lambda _: False, timeout: float 
                 os.kill(pid, signal.SIGKILL)
         for pid in below:
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0 if timeout == math.inf else os.WNOHANG)
+                os.waitpid(
+                    pid, os.WNOHANG
+                )  # a process that another one traces cannot be reaped before that ends
 
 
 def children() -> list[int]:
@@ -348,6 +351,12 @@ def limit_processes() -> None:
     if version >= [6, 14]:  # in older versions this would limit the whole system
         with contextlib.suppress(OSError):
             Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
+
+
+def forbid_shared_segments() -> None:
+    """Forbid System V shared memory in this IPC namespace: nothing shows how much of it a program uses."""
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/kernel/shmmni").write_text("0")
 
 
 def drop_privileges() -> None:
@@ -498,6 +507,8 @@ class _View:
         for name in names:
             self._make(f"/dev/{name}")
             _mount(f"/dev/{name}", f"{folder}/{name}", None, BIND | RECURSIVE)
+            for place, _ in list(_mounts(f"{folder}/{name}")):  # for its permissions: it can be written to
+                self.remount(place, READ_ONLY | NO_SUID | NO_EXECUTION)
         os.mkdir(f"{folder}/shm")
         _mount("tmpfs", f"{folder}/shm", "tmpfs", NO_SUID | NO_DEVICES, f"mode=1777,size={memory}")
         for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):

@@ -25,6 +25,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 STEMS = ("bass", "drums", "other", "vocals")  # as in kmdx.challenge, which this file cannot import
@@ -105,9 +106,11 @@ def make_wrapper(options: dict[str, Any]) -> Any:
     """Import the submission in the current folder and make its wrapper, which loads its model."""
     for setting in ("ensemble", "device", "precision", "engine"):
         if options[setting] is not None:
+            name = setting.upper()
+            if find_spec("my_submission.user_config") is None:
+                raise ValueError(f"no my_submission/user_config.py: --{setting} is not for this submission")
             from my_submission import user_config
 
-            name = setting.upper()
             if not hasattr(user_config, name):
                 raise ValueError(
                     f"my_submission/user_config.py has no {name}: --{setting} is not for this submission"

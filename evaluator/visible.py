@@ -52,11 +52,11 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def python_path(given: Mapping[str, str]) -> Iterator[Path]:
-    """Folders of PYTHONPATH, without those that contain this project's own modules."""
+    """Folders and archives of PYTHONPATH, without those that contain this project's own modules."""
     for entry in given.get("PYTHONPATH", "").split(os.pathsep):
         path = Path(entry).absolute()
         ours = (path / "evaluator" / "submission_worker.py").is_file() or (path / "my_submission").is_dir()
-        if entry and path.is_dir() and not ours:
+        if entry and path.exists() and not ours:
             yield path
 
 

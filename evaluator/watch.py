@@ -129,7 +129,7 @@ class Watch:
         return None
 
     def _note_activity(self, processes: Sequence[psutil.Process], now: float) -> None:
-        processor = sum(map(_processor_time, processes))
+        processor = sum(map(processor_time, processes))
         if abs(processor - self.processor) > BUSY or any(map(_is_busy, processes)):
             self.processor, self.active = processor, now
 
@@ -154,16 +154,18 @@ def memory_of(processes: Sequence[psutil.Process], worker: int, above: int = 0) 
 
 def _resident(pid: int) -> tuple[int, int]:
     """Bytes that a process uses, first without memory files, then in memory files."""
-    status = Path(f"/proc/{pid}/status")
-    with contextlib.suppress(*PROCESS_GONE):
+    status = _folder(pid) / "status"
+    if (whole := host.kilobytes(status, "VmRSS")) is not None:
         shared = host.kilobytes(status, "RssShmem") or 0
-        return psutil.Process(pid).memory_info().rss - shared, shared
+        return whole - shared, shared
+    with contextlib.suppress(*PROCESS_GONE):
+        return psutil.Process(pid).memory_info().rss, 0
     return 0, 0
 
 
 def _proportional(pid: int) -> tuple[int, int] | None:
     """The same with only a proportional share of shared memory; None if Linux does not report it."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup")
+    rollup = _folder(pid) / "smaps_rollup"
     whole, shared = host.kilobytes(rollup, "Pss"), host.kilobytes(rollup, "Pss_Shmem") or 0
     return None if whole is None else (whole - shared, shared)
 
@@ -179,7 +181,7 @@ def _memory_files(pids: Sequence[int], worker: int) -> int:
     seen: set[tuple[int, int]] = set()
     for pid in pids:
         with contextlib.suppress(*PROCESS_GONE):
-            for link in Path(f"/proc/{pid}/fd").iterdir():
+            for link in (_folder(pid) / "fd").iterdir():
                 with contextlib.suppress(*PROCESS_GONE):
                     if str(link.readlink()).startswith("/memfd:"):
                         found = link.stat()
@@ -189,12 +191,41 @@ def _memory_files(pids: Sequence[int], worker: int) -> int:
     return total
 
 
-def _processor_time(process: psutil.Process) -> float:
+def processor_time(process: psutil.Process) -> float:
     """Seconds of processor time of a process and its ended children."""
     with contextlib.suppress(*PROCESS_GONE):
         times = process.cpu_times()
         return sum(times[:4])
     return 0.0
+
+
+def is_paused(process: psutil.Process) -> bool:
+    """Whether all threads of a process are stopped or have ended: the first may end before the others."""
+    with contextlib.suppress(*PROCESS_GONE):
+        if states := _thread_states(process.pid):
+            return all(state in "TtZXx" for state in states.values())
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return True
+
+
+def _thread_states(pid: int) -> dict[Path, str]:
+    """Folder and state (``R``, ``T``, …) of each of a process's threads; empty if not listed."""
+    states: dict[Path, str] = {}
+    with contextlib.suppress(*PROCESS_GONE):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(*PROCESS_GONE):
+                # "id (name) state …", where the name may contain anything
+                states[thread] = (thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return states
+
+
+def _folder(pid: int) -> Path:
+    """The folder of a process in ``/proc``, or of a thread of it that still runs if the first has ended."""
+    folder = Path(f"/proc/{pid}")
+    if host.kilobytes(folder / "status", "VmRSS") is None:
+        states = _thread_states(pid)
+        return next((thread for thread, state in states.items() if state not in "ZXx"), folder)
+    return folder
 
 
 def _is_busy(process: psutil.Process) -> bool:

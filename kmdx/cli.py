@@ -219,7 +219,7 @@ def models_list() -> None:
         file = found[weight.name]
         size = _megabytes(weight.bytes or (file.path.stat().st_size if file else None))
         here = "yes" if file else "no"
-        table.add_row(weight.name, weight.signature or "", size, here, weight.license, weight.title)
+        table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
     out.print(table)
     out.print(escape(f"folder: {weights.models_folder()}"))
 
@@ -233,7 +233,7 @@ def models_pull(
     Exit code: 2 if any download failed.
     """
     for weight, path in weights.pull_all(_weights_of(names)):
-        out.print(escape(f"{weight.name}: {path} (license: {weight.license})"))
+        out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
 
 @models_app.command("verify")

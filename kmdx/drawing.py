@@ -57,7 +57,7 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
         cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
             f"stage {plan.stage(name)}: {network}({signal}) gives {outputs}; "
-            f"weights {use.weight.name} ({use.weight.license}); {cost}; {use.chunking}"
+            f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
         )
 
 

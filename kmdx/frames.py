@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -135,16 +135,24 @@ def _part(
     file: BinaryIO, window: FileWindow, inside: range, family: str, frames: _Frames, padded: bool
 ) -> Part:
     good = frames.good
-    declared = _declared(window, good[0]) if family == "mp3" else None
+    counts = _declared_counts(window, good) if family == "mp3" else {}
+    declared = counts.get(0)
     is_declared = declared is not None
     if is_declared:
         frames.gaps.pop(0, None)  # nothing is missing before the info frame, which declares the number
     total = len(good) - is_declared  # without the info frame
-    if declared is not None and declared < total:  # joined files: it counts only the first one's frames
+    is_joined = any(counts.keys() - {0})
+    if is_joined or (declared is not None and declared < total):  # it counts only the first file's frames
         declared = None
     damaged_end = _is_end_damaged(window, frames, padded)
     lost = _lost(frames, None if declared is None else declared - total, damaged_end)
     missing, notes = _missing(window, frames, declared, total + sum(lost.values()), damaged_end)
+    if is_joined:
+        for index, count in _shortages(counts, len(good), lost).items():
+            if index < len(good):
+                lost[index] = lost.get(index, 0) + count
+            else:
+                missing = max(missing, count)
     stop = inside.stop if frames.cut or frames.change else good[-1].stop  # without the tags after it
     whole: list[range | bytes] = [range(inside.start, stop)]
     mute, marks = [], []
@@ -171,6 +179,26 @@ def _part(
         marks=tuple(marks),
         notes=notes,
     )
+
+
+def _declared_counts(window: FileWindow, good: Sequence[range]) -> dict[int, int]:
+    """The declared number of frames after each info frame, by its position among the frames.
+
+    Files that were joined have one info frame each.
+    """
+    found = ((index, _declared(window, frame)) for index, frame in enumerate(good))
+    return {index: count for index, count in found if count is not None}
+
+
+def _shortages(counts: Mapping[int, int], total: int, lost: Mapping[int, int]) -> dict[int, int]:
+    """The number of frames missing at the end of each of several joined files, by the frame that follows."""
+    ends = [*list(counts)[1:], total]
+    short = {}
+    for (begin, declared), end in zip(counts.items(), ends, strict=True):
+        known = end - begin - 1 + sum(count for index, count in lost.items() if begin < index <= end)
+        if declared - known > 1:  # some encoders also count the info frame
+            short[end] = declared - known
+    return short
 
 
 def _missing(

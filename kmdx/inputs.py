@@ -328,17 +328,20 @@ def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator
 
 def _portable(name: str) -> str:
     """The name, changed where necessary so that Windows, macOS and Linux accept it."""
-    name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # bytes that are not UTF-8
+    try:
+        name = os.fsencode(name).decode()
+    except UnicodeDecodeError:  # bytes that are not UTF-8
+        name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     name = _ILLEGAL.sub("_", name)
     if match := _RESERVED.match(name):
         name = f"{match[0]}_{name[match.end() :]}"
-    name = _shortened(name, _LONGEST)
+    name = _shortened(os.fsdecode(name.encode()), _LONGEST)
     return f"_{name}" if name.casefold() in ("", manifest.FOLDER) else name
 
 
 def _shortened(name: str, most: int) -> str:
     """A name shortened to at most ``most`` bytes, without dots or spaces at its end."""
-    return name.encode()[:most].decode(errors="ignore").rstrip(". ")
+    return os.fsdecode(os.fsencode(name)[:most].decode(errors="ignore").rstrip(". ").encode())
 
 
 def _key(names: Iterable[str]) -> Key:

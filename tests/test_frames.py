@@ -5,6 +5,8 @@ import pytest
 from damaged_sound_cases import make, read, read_refusal, song
 from sound_cases import RATE, encode
 
+from kmdx import frames
+
 
 def test_joined_mp3_files_with_tags_between_them_are_read(tmp_path):
     path, rate = make(tmp_path, "a.mp3", 1.0)
@@ -86,3 +88,34 @@ def test_the_frames_that_an_mp3_declares_fill_its_gap(tmp_path):
     np.testing.assert_allclose(samples[7 * RATE :], whole[7 * RATE :], atol=1e-3)
     path.write_bytes(content[:90_000] + bytes(50) + content[90_000:])
     assert "but no sound is missing" in read(path)[1][0]
+
+
+def frame_edges(content):
+    """Where each frame of an mp3 begins, and the end of the last one."""
+    position, edges = (content.index(b"\xff\xfb"), [])
+    while (header := frames._mpeg(content[position : position + 10])) is not None:
+        edges.append(position)
+        position += header.length
+    return [*edges, position]
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+@pytest.mark.parametrize("lost", [2, 60])
+def test_joined_mp3_files_of_which_one_is_cut_between_frames_lose_nothing_silently(tmp_path, damaged, lost):
+    """Each file's header declares its frames, of which the last ones are missing."""
+    path, rate = make(tmp_path, "a.mp3", 4.0)
+    content = path.read_bytes()
+    cut = content[: frame_edges(content)[-1 - lost]]
+    path.write_bytes(b"".join(cut if number == damaged else content for number in range(3)))
+    if lost == 60:
+        assert "missing, first at " in read_refusal(path)
+        return
+    samples, told = read(path)
+    (line,) = told
+    assert f"{lost * 1152 / rate:.3g}" in line
+    path.write_bytes(3 * content)
+    whole, told = read(path, accept_holes=False)
+    assert told == []
+    assert len(samples) == len(whole)
+    quiet = np.abs(samples).max(axis=1) < 1e-6
+    assert np.count_nonzero(quiet & (np.abs(whole).max(axis=1) > 1e-3)) > 1000, "silence in its place"

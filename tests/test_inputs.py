@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -271,3 +273,28 @@ def test_an_argument_that_means_no_song_is_a_problem(argument: str, problem: str
     batch = inputs.collect([argument], OUT)
     assert not batch.songs
     assert problem in batch.problems[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux")
+@pytest.mark.parametrize(
+    "names", [{"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}]
+)
+def test_places_have_the_bytes_of_names_whatever_the_systems_encoding(
+    tmp_path: Path, names: dict[str, str]
+) -> None:
+    long = "é" * 120
+    for name in (b"\xff\xe9.wav", "é.wav".encode(), f"{long}.wav".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"")
+    code = (
+        "import os, sys; from pathlib import Path; from kmdx import inputs\n"
+        "found = inputs.collect(sys.argv[1:2], Path('out'))\n"
+        "inputs.refuse_shared_folders(found.songs, Path('out'), ['vocals.wav'])\n"
+        "sys.stdout.buffer.write(b'\\n'.join(sorted(os.fsencode(s.folder(Path('out'))) for s in found.songs)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, **names},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode().splitlines() == ["out/é", f"out/{long}", "out/" + 6 * "\ufffd"]

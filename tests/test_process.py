@@ -6,48 +6,27 @@ import secrets
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import process_cases
 import psutil
 import pytest
-import soundfile
 import submissions
 import torch
 from conftest import noise
+from process_cases import LINUX, SECONDS
 
-from evaluator import submission_worker, watch
-from evaluator.process import Limits, Submission, SubmissionError, check_submission
+from evaluator import submission_worker
+from evaluator.process import Limits, SubmissionError, check_submission
 
-SECONDS = 0.5
+start = process_cases.start
 EVERYTHING = ["mount", "PID", "network", "IPC", "UTS", "user", "Landlock"]
 """All that isolates a submission: what a system may not allow."""
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="network namespaces are Linux's")
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
-    """Make a submission that does one thing, with two songs to separate."""
-    for name in ("one", "zwei Ö"):
-        (tmp_path / "dataset" / name).mkdir(parents=True)
-        soundfile.write(tmp_path / "dataset" / name / "mixture.wav", noise(int(SECONDS * 44100)), 44100)
-    (tmp_path / "shared" / "predictions").mkdir(parents=True)
-    made: list[Submission] = []
-
-    def start(what: str, limits: Limits = Limits(time_factor=60), load: str = "") -> Submission:  # noqa: B008
-        folder = submissions.write(tmp_path / "submission", what, load)
-        submission = Submission(folder, tmp_path / "dataset", tmp_path / "shared", limits, tmp_path / "log")
-        made.append(submission)
-        return submission
-
-    yield start
-    for submission in made:
-        submission.kill()
 
 
 def test_songs_become_files_and_the_model_is_made_once(start, tmp_path: Path) -> None:
@@ -105,150 +84,6 @@ def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
     assert outcome.failure.startswith(f"time limit: more than 2 × 0.5 s (it was at {place}:")
     assert 1.0 <= outcome.seconds < 300, "by itself it would go on for longer"
     assert not any(each.is_running() for each in running)
-
-
-def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
-    outcome = start("takes memory", Limits(600, memory=5 * 10**8, enforced=True)).separate("one", SECONDS)
-    assert outcome.failure.startswith(
-        "memory limit: more than 0.5 GB of host memory (it was at my_submission/"
-    )
-    assert outcome.peak_memory > 5 * 10**8
-
-
-def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KMDX_HOARD", str(3 * 10**8))
-    monkeypatch.setitem(submissions.BODIES, "takes memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
-    submission = start("takes memory", Limits(600, memory=10**8))
-    outcome = submission.separate("one", SECONDS)
-    assert outcome.failure is None
-    assert outcome.peak_memory > 3 * 10**8, "also a peak between two looks"
-
-
-@pytest.mark.parametrize(
-    ("limits", "what", "words"),
-    [
-        (Limits(0.5, enforced=True), "takes a moment", "time limit: more than 0.5 × 0.5 s"),
-        (
-            Limits(600, 2 * 10**8, enforced=True),
-            "forgets memory",
-            "memory limit: more than 0.2 GB of host memory",
-        ),
-    ],
-)
-def test_limits_hold_between_two_looks(
-    start, monkeypatch: pytest.MonkeyPatch, limits: Limits, what: str, words: str
-) -> None:
-    monkeypatch.setitem(submissions.BODIES, "forgets memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
-    monkeypatch.setattr(watch, "INTERVAL", 600.0)
-    began = time.perf_counter()
-    outcome = start(what, limits).separate("one", SECONDS)
-    assert (outcome.failure.partition(" (")[0], outcome.ends_challenge) == (words, True)
-    assert time.perf_counter() - began < 500, "a reply is not waited for until the next look"
-    monkeypatch.undo()
-
-
-def test_memory_is_looked_at_at_most_ten_times_a_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    submission = start("talks")
-    submission.start()
-    looks: list[int] = []
-    told: list[float] = []
-    monkeypatch.setattr(submission._running, "below", lambda: looks.append(0) or [])
-    monkeypatch.setattr(submission._running, "pause", lambda: True)
-    monkeypatch.setattr(submission._running, "resume", lambda: None)
-    began = time.perf_counter()
-    assert submission.separate("one", SECONDS, lambda done, _: told.append(done)).failure is None
-    assert len(told) == 50
-    assert 2 <= len(looks) <= 1 + (time.perf_counter() - began) / watch.INTERVAL
-
-
-def test_loading_has_a_peak_and_a_limit(start) -> None:
-    load = "x = np.ones(3 * 10**8 // 8); del x"
-    submission = start("works", load=load)
-    submission.start()
-    assert 3 * 10**8 < submission.load_peak_memory < 5 * 10**8
-    assert submission.separate("one", SECONDS).peak_memory < 2 * 10**8
-    submission.kill()
-    submission.limits = Limits(600, 2 * 10**8, enforced=True)
-    with pytest.raises(SubmissionError, match="memory limit: more than 0.2 GB of host memory"):
-        submission.start()
-    assert submission.load_peak_memory > 2 * 10**8
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is shared")
-def test_forked_processes_share_their_memory(start) -> None:
-    outcome = start("forks").separate("one", SECONDS)
-    assert outcome.failure is None
-    assert 3 * 10**8 < outcome.peak_memory < 5 * 10**8
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux reports what is shared")
-def test_many_processes_share_their_memory(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    forks = submissions.FORKS.replace("range(4)", "range(120)")
-    monkeypatch.setitem(submissions.BODIES, "forks", "self.hoard = np.ones(3 * 10**8 // 8)\n" + forks)
-    outcome = start("forks").separate("one", SECONDS)
-    assert outcome.failure is None
-    assert 3 * 10**8 < outcome.peak_memory < 10**9
-
-
-@LINUX
-@pytest.mark.parametrize(
-    "take",
-    [
-        "os.ftruncate(f := os.memfd_create('x'), 0)\nos.write(f, bytes(3 * 10**8))\ntime.sleep(0.5)\nos.close(f)",
-        "f = open('/dev/shm/x', 'wb')\nf.write(bytes(3 * 10**8))\nf.close()\ntime.sleep(0.5)\nos.remove('/dev/shm/x')",
-        "import mmap\nm = mmap.mmap(-1, 3 * 10**8)\nm.write(bytes(3 * 10**8))\ntime.sleep(0.5)\nm.close()",
-    ],
-    ids=["memfd", "dev-shm", "mapped"],
-)
-def test_memory_in_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, take: str) -> None:
-    monkeypatch.setitem(submissions.BODIES, "takes", take)
-    submission = start("takes", Limits(600, memory=10**12))
-    outcome = submission.separate("one", SECONDS)
-    assert outcome.failure is None
-    if submission.isolation and "dev" in take:
-        pytest.skip(submission.isolation[0])
-    assert 3 * 10**8 < outcome.peak_memory < 8 * 10**8  # writing it takes its bytes in memory once more
-
-
-@pytest.mark.parametrize("folder", ["submission", "ü [b] é"])
-def test_a_limit_gives_the_line_that_it_was_at(tmp_path: Path, start, folder: str, monkeypatch) -> None:
-    body = "def wait():\n    time.sleep(600)\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\nwait()"
-    monkeypatch.setitem(submissions.BODIES, "waits", body)
-    submission = start("waits", Limits(enforced=False, stall=0.5))
-    submission.folder = submission.folder.rename(tmp_path / folder)
-    outcome = submission.separate("one", SECONDS)
-    code = (tmp_path / folder / "my_submission" / "user_config.py").read_text().splitlines()
-    line = next(number for number, text in enumerate(code, 1) if "time.sleep(600)" in text)
-    assert outcome.failure.endswith(f"(it was at my_submission/user_config.py:{line}; see log)")
-    assert "Current thread" in (tmp_path / "log").read_text("utf-8")
-
-
-def test_nothing_runs_between_songs(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = """
-        import subprocess, threading
-        file = Path(os.environ["AICROWD_PUBLIC_SHARED_DIR"]) / "count"
-        def work():
-            while True:
-                with file.open("a") as f: f.write("x")
-                time.sleep(0.01)
-        if self.count == 1:
-            threading.Thread(target=work, daemon=True).start()
-            subprocess.Popen(f"while true; do printf y >> '{file}'; sleep 0.01; done", shell=True)
-        time.sleep(0.3)
-    """
-    monkeypatch.setitem(submissions.BODIES, "counts", "from pathlib import Path\n" + textwrap.dedent(count))
-    submission = start("counts")
-    assert submission.separate("one", SECONDS).failure is None
-    file = tmp_path / "shared" / "count"
-    before = file.read_text()
-    assert "x" in before
-    assert "y" in before
-    time.sleep(0.3)
-    assert file.read_text() == before
-    assert submission.separate("zwei Ö", SECONDS).failure is None
-    after = file.read_text()
-    assert after.count("x") > before.count("x")
-    assert after.count("y") > before.count("y")
 
 
 @LINUX

@@ -116,7 +116,7 @@ def test_the_record_of_a_start_is_in_the_run_and_in_what_it_exports(
     export.export(run, "mine", tmp_path / "models")
     entry = yaml.safe_load((tmp_path / "models" / "trained.yaml").read_text("utf-8"))["mine"]
     assert entry["started_from"] == {"path": str(tmp_path / "published.pt"), "sha256": digest}
-    assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].license_note
+    assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].licence_note
 
 
 def test_what_weights_were_trained_with_goes_on_to_what_starts_from_them(

@@ -42,7 +42,7 @@ def test_a_published_file_is_pulled_checked_recorded_and_known(published: Weight
     assert weights.find(published, folder).known
     assert lines[0].startswith("htdemucs_ft_bass: trying http://")
     assert SHA256 in lines[1]
-    assert lines[2:] == [f"license of htdemucs_ft_bass: research only. {published.license_note}"]
+    assert lines[2:] == [f"license of htdemucs_ft_bass: research only. {published.licence_note}"]
 
 
 def test_an_intact_file_is_not_pulled_again(published: Weight, server: Server, tmp_path: Path) -> None:
@@ -281,11 +281,11 @@ def test_the_error_of_a_single_weight_gives_each_sources_reason(server: Server, 
 
 def test_a_license_that_several_weights_share_is_shown_once(published: Weight, tmp_path: Path) -> None:
     other = dataclasses.replace(published, name="other", sources=published.sources)
-    third = dataclasses.replace(other, name="third", license="none", license_note="Ask the author.")
+    third = dataclasses.replace(other, name="third", licence="none", licence_note="Ask the author.")
     lines: list[str] = []
     list(weights.pull_all([published, other, third], tmp_path, lines.append))
     assert [line for line in lines if line.startswith("license")] == [
-        f"license of htdemucs_ft_bass, other: research only. {published.license_note}",
+        f"license of htdemucs_ft_bass, other: research only. {published.licence_note}",
         "license of third: none. Ask the author.",
     ]
 

@@ -43,8 +43,8 @@ def test_there_are_also_plain_htdemucs_and_kim_vocal() -> None:
 @pytest.mark.parametrize("weight", weights.registry().values(), ids=lambda weight: weight.name)
 def test_an_entry_is_complete(weight: weights.Weight) -> None:
     assert weight.title
-    assert weight.license
-    assert weight.license_note
+    assert weight.licence
+    assert weight.licence_note
     assert weight.sources
     assert set(weight.architecture["sources"]) <= {"drums", "bass", "other", "vocals"}
     assert "gflops" in weight.architecture

@@ -135,8 +135,8 @@ def pull_all(
         else:
             there.append(weight)
             yield weight, path
-    for note in dict.fromkeys(weight.license_note for weight in there):
-        report(_license([weight for weight in there if weight.license_note == note]))
+    for note in dict.fromkeys(weight.licence_note for weight in there):
+        report(_license([weight for weight in there if weight.licence_note == note]))
     if len(failed) > 1:
         raise DownloadError(_summary(failed, len(chosen), folder))
     for only in failed.values():
@@ -146,7 +146,7 @@ def pull_all(
 def _license(weights: list[Weight]) -> str:
     """One line about the license that weights share."""
     names = ", ".join(weight.name for weight in weights)
-    return f"license of {names}: {weights[0].license}. {weights[0].license_note}"
+    return f"license of {names}: {weights[0].licence}. {weights[0].licence_note}"
 
 
 def _summary(failed: Mapping[str, DownloadError], count: int, folder: Path) -> str:

@@ -120,9 +120,9 @@ class Weight:
         Its name in plans and on the command line.
     title : str
         What it is, in words.
-    license : str
+    licence : str
         What is known about its license, in two or three words.
-    license_note : str
+    licence_note : str
         The same in a sentence.
     architecture : mapping
         How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal.
@@ -147,8 +147,8 @@ class Weight:
 
     name: str
     title: str
-    license: str
-    license_note: str
+    licence: str
+    licence_note: str
     architecture: Mapping[str, Any]
     sources: tuple[DownloadSource, ...]
     signature: str | None = None
@@ -228,7 +228,7 @@ def shipped() -> Mapping[str, Weight]:
     """
     note = "Comes with the package; trained on rendered songs and on songs in the public domain (CC0)."
     return {
-        name: replace(weight, license="MIT", license_note=note)
+        name: replace(weight, licence="MIT", licence_note=note)
         for name, weight in trained(shipped_folder()).items()
     }
 
@@ -352,8 +352,8 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     return Weight(
         name=str(path),
         title="Weights of your own",
-        license="your own",
-        license_note="The registry does not contain this file.",
+        licence="your own",
+        licence_note="The registry does not contain this file.",
         architecture=MappingProxyType(dict(architecture)),
         sources=(),
         path=path,
@@ -375,12 +375,12 @@ def _weights(
 def _weight(name: str, part: YamlPart, licenses: Mapping[str, YamlPart]) -> Weight:
     entries = part.entries()
     try:
-        license = licenses[entries["license"].text()].entries()
-        short, note = license["short"].text(), license["note"].text()
+        licence = licenses[entries["licence"].text()].entries()
+        short, note = licence["short"].text(), licence["note"].text()
         sources = tuple(_source(source) for source in entries["sources"].elements())
     except KeyError as error:
         raise part.error(f"the key {error} is missing") from error
-    return part.read(Weight, name=name, license=short, license_note=note, sources=sources)
+    return part.read(Weight, name=name, licence=short, licence_note=note, sources=sources)
 
 
 def _source(part: YamlPart) -> DownloadSource:
@@ -417,7 +417,7 @@ def _trained_weight(folder: Path, name: str, entry: Any) -> Weight:
         weight,
         name=name,
         title=shown(entry.get("title", weight.title)),
-        license_note=f"Trained here on {shown(entry.get('trained', 'an unknown date'))}{origin}.",
+        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown date'))}{origin}.",
         trained_with=None if trained_with is None else shown(trained_with),
         estimated_bytes=entry.get("bytes"),
         sha256=entry.get("sha256"),
