@@ -540,7 +540,9 @@ def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Pa
 def _print(content: dict[str, Any], page: Path) -> None:
     """Print the results to the terminal."""
     run, summary = content["run"], content["summary"]
-    scored = f"{summary['scored']} of {summary['songs']} songs scored"
+    scored = (
+        f"{summary['scored']} of {summary['songs']} {'song' if summary['songs'] == 1 else 'songs'} scored"
+    )
     on = "" if run["submission"] is None else f" on {run['device']}"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
     stems = run["stems"]

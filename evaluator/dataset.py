@@ -383,7 +383,12 @@ def _nothing(data: Path, found: Scan) -> str:
 def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
     """Check the data set as a whole."""
     count = _count(len(tracks), "song")
-    is_musdb = all(set(track.stems) == set(STEMS) and track.rate in (0, RATE) for track in tracks)
+    is_musdb = all(
+        set(track.stems) == set(STEMS)
+        and track.rate in (0, RATE)
+        and not (track.layout is not None and track.layout.multitrack)
+        for track in tracks
+    )
     if is_musdb and len(tracks) != MUSDB_SONGS:
         yield Problem(None, False, f"the data set has {count}, but MUSDB18-HQ's test set has {MUSDB_SONGS}")
     lossy = [track for track in tracks if track.lossy]

@@ -230,7 +230,7 @@ def _description(
         raise stems.error("expected at least one stem")
     return Description(
         path,
-        path.parent / root,
+        path.parent / Path(root).expanduser(),
         patterns,
         _patterns(mixture) if mixture else (),
         _patterns(ignore) if ignore else (),

@@ -408,7 +408,7 @@ class Submission:
                     if code is None
                     else f"ended by itself ({_exit_reason(code)})"
                 )
-                return {}, watch.peak, f"the process {ending}"
+                return {}, watch.peak, f"the process {ending}{watch.shortage()}"
             except BadReply as error:
                 return {}, watch.peak, f"the submission sent an invalid reply: {error}"
             if found == "progress" and kind == "done":
@@ -522,9 +522,11 @@ class _Running:
     def pause(self) -> bool:
         """Pause the submission's processes; False if some of them kept running."""
         deadline = time.monotonic() + KILL_TIMEOUT
-        while awake := [process for process in self.below() if not is_paused(process)]:
+        stopped: set[int] = set()
+        while awake := [each for each in self.below() if each.pid not in stopped or not is_paused(each)]:
             if time.monotonic() > deadline:
                 return False
+            stopped |= {process.pid for process in awake}
             for process in awake:
                 with contextlib.suppress(*PROCESS_GONE):
                     process.suspend()

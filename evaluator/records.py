@@ -25,6 +25,10 @@ class RecordError(KmdxError):
     """A record is damaged or has an unknown version."""
 
 
+class SchemaError(RecordError):
+    """A record was written by another version of the evaluator."""
+
+
 @dataclass(frozen=True)
 class SongRecord:
     """A song of a run.
@@ -118,7 +122,7 @@ class SongRecord:
             raise RecordError(f"expected a record, found {quoted(content)}")
         schema = content.get("schema", 1)
         if schema not in (1, SCHEMA):
-            raise RecordError(f"unknown record schema {quoted(schema)}; expected 1 or {SCHEMA}")
+            raise SchemaError(f"unknown record schema {quoted(schema)}; expected 1 or {SCHEMA}")
         known = {each.name for each in fields(cls)}
         try:
             content = finite(_upgraded(content) if schema == 1 else content)

@@ -219,7 +219,11 @@ class LogWriter:
         self._thread.join(timeout)
 
     def _copy(self) -> None:
-        with self._path.open("ab", buffering=0) as file:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(self._path.open("ab", buffering=0))
+            except OSError:  # it belongs to another user, or is a folder
+                file = stack.enter_context(Path(os.devnull).open("ab", buffering=0))
             size = file.seek(0, os.SEEK_END)
             last = b""
             while part := self._read():

@@ -46,6 +46,7 @@ def main() -> None:
     os.dup2(2, 1)
     global LOG_FILE
     LOG_FILE = os.dup(2)  # the submission may put something else in its place
+    faulthandler.enable(LOG_FILE)
     with contextlib.suppress(AttributeError):  # Windows has no such signal
         faulthandler.register(signal.SIGUSR1, LOG_FILE, all_threads=True)
     output: Any = sys.stdout

@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluator import metrics, published
 from evaluator.metrics import METRICS, Metric
-from evaluator.records import RecordError, SongRecord
+from evaluator.records import RecordError, SchemaError, SongRecord
 from evaluator.run_folder import RunError, read_json
 from kmdx import documents
 from kmdx.errors import DocumentError, KmdxError, listed, quoted, shown
@@ -163,9 +163,8 @@ def _record(folder: Path, number: int, contents: Sequence[Any]) -> SongRecord:
     try:
         return SongRecord.from_json(contents[number])
     except RecordError as error:
-        raise RunError(
-            f"{folder}: record {number + 1} of {len(contents)} is damaged: {quoted(contents[number])}"
-        ) from error
+        what = f": {error}" if isinstance(error, SchemaError) else f" is damaged: {quoted(contents[number])}"
+        raise RunError(f"{folder}: record {number + 1} of {len(contents)}{what}") from error
 
 
 def _load_museval(folder: Path) -> System:

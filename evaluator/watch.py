@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import stat
@@ -20,6 +21,8 @@ INTERVAL = 0.1  # seconds between two checks
 MEASURING_SHARE = 0.25  # largest part of the time that measuring memory may take
 BUSY = 0.02  # seconds of processor time between two checks that count as activity
 MAX_PROCESSES = 500  # processes of a submission at once
+MAX_SHARE = 0.9  # of the machine's memory, whether limits are enforced or not
+NEARLY_ALL = "; it had used nearly all memory of this machine"
 MIN_FREE = 10**9  # bytes that a submission must leave free on the disk
 PROCESS_GONE = (OSError, psutil.Error, ValueError)
 """Exceptions that mean that a process or its pipe no longer exists."""
@@ -120,6 +123,8 @@ class Watch:
             self.next = now + max(INTERVAL, (time.perf_counter() - now) / MEASURING_SHARE)
         if self.limits.enforced and self.peak > self.limits.memory:
             return f"memory limit: more than {self.limits.memory / 1e9:g} GB of host memory"
+        if self._is_nearly_all():  # the system would soon kill any process
+            return f"it used nearly all memory of this machine: {self.peak / 1e9:.1f} GB"
         if now - self.began > self.limit:
             return self.message
         if measured and (free := _free(self.scratch)) < MIN_FREE and self.free - free > MIN_FREE:
@@ -127,6 +132,13 @@ class Watch:
         if not last and now - self.active > self.limits.stall:
             return f"stalled: no progress and no processor time for {self.limits.stall:.0f} s"
         return None
+
+    def shortage(self) -> str:
+        """A remark if so much memory was used that the system may have killed the process."""
+        return NEARLY_ALL if self._is_nearly_all() else ""
+
+    def _is_nearly_all(self) -> bool:
+        return self.peak > MAX_SHARE * (host.memory() or math.inf)
 
     def _note_activity(self, processes: Sequence[psutil.Process], now: float) -> None:
         processor = sum(map(processor_time, processes))
@@ -200,10 +212,14 @@ def processor_time(process: psutil.Process) -> float:
 
 
 def is_paused(process: psutil.Process) -> bool:
-    """Whether all threads of a process are stopped or have ended: the first may end before the others."""
+    """Whether all threads of a process that got SIGSTOP are stopped or have ended.
+
+    The first thread may end before the others. One that waits in the kernel (``D``) stops before it runs
+    again; after ``vfork``, it waits for a child that is stopped.
+    """
     with contextlib.suppress(*PROCESS_GONE):
         if states := _thread_states(process.pid):
-            return all(state in "TtZXx" for state in states.values())
+            return all(state in "TtDZXx" for state in states.values())
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return True
 

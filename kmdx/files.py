@@ -43,6 +43,8 @@ def atomic(path: Path) -> Iterator[Path]:
     OSError
         If the file cannot be written, or ``path`` is a device or a pipe, which a new file would replace.
     """
+    if not path.name:
+        raise OSError(errno.EISDIR, "a folder, not a file", str(path))
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "a device or a pipe, not a file", str(path))
     partial = partial_name(path)
@@ -111,10 +113,23 @@ def sync_folder(path: Path) -> None:
                 os.close(descriptor)
 
 
+def _open_up(folder: Path) -> None:
+    """Let the owner list and change a folder."""
+    with suppress(OSError):
+        if not folder.is_symlink():
+            folder.chmod(0o700)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder and everything in it, as far as possible, at any depth; links are not followed."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir() and not folder.is_symlink():  # folders without permissions in it
+            _open_up(folder)
+            for place, folders, _ in os.walk(folder):
+                for name in folders:
+                    _open_up(Path(place, name))
+            shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:  # before Python 3.13, rmtree is recursive
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, timeout=600, check=False)

@@ -287,3 +287,54 @@ def test_devices_keep_their_permissions(start, monkeypatch: pytest.MonkeyPatch) 
         pytest.skip(submission.isolation[0])
     assert outcome.failure is None
     assert stat.S_IMODE(Path("/dev/full").stat().st_mode) == before
+
+
+@pytest.mark.parametrize("what", ["folder", "closed"])
+def test_a_log_that_cannot_be_opened_changes_nothing(
+    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "folder":
+        (tmp_path / "log").mkdir()
+    else:
+        monkeypatch.setattr(Path, "open", refuse(tmp_path / "log", Path.open))
+    monkeypatch.setitem(submissions.BODIES, "chats", "print('x' * 10**6, flush=True)")
+    assert start("chats", Limits(60, stall=5)).separate("one", SECONDS).failure is None
+
+
+def refuse(path: Path, opened):
+    def open_file(self: Path, *arguments, **options):
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(self, *arguments, **options)
+
+    return open_file
+
+
+def test_a_submission_that_uses_nearly_all_memory_is_ended_without_limits_too(
+    start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch.host, "memory", lambda: 10**9)
+    outcome = start("takes memory").separate("one", SECONDS)
+    assert outcome.failure.startswith("it used nearly all memory of this machine: ")
+
+
+@LINUX
+def test_a_crash_in_native_code_has_its_stack_in_the_log(start, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(submissions.BODIES, "segfaults", "import ctypes\nctypes.string_at(0)")
+    outcome = start("segfaults").separate("one", SECONDS)
+    assert outcome.failure == "the process ended by itself (SIGSEGV) (see log)"
+    assert "user_config.py" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import types\nclass Lazy(types.ModuleType):\n    def __getattr__(self, name):\n        raise ImportError(name)\n"
+        "sys.modules['lazy'] = Lazy('lazy')",
+        "here = os.environ['TMPDIR'] + '/gone'\nos.mkdir(here)\nos.chdir(here)\nsys.path.append('.')\nos.rmdir(here)\nimport colorsys",
+    ],
+    ids=["lazy module", "no current folder"],
+)
+def test_odd_but_honest_modules_are_no_failure(start, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setitem(submissions.BODIES, "odd", body)
+    assert start("odd").separate("one", SECONDS).failure is None

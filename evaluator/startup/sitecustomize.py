@@ -56,6 +56,8 @@ class OwnModules:
         if "." in name or BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name):
             return None
         entries = [entry for entry in sys.path if isinstance(entry, str)]
+        if not has_cwd():  # relative paths lead nowhere
+            entries = [entry for entry in entries if os.path.isabs(entry)]
         library = [entry for entry in entries if self.is_standard(entry)]
         hidden = PathFinder.find_spec(name, library)
         is_standard = hidden is not None and hidden.loader is not None
@@ -93,9 +95,7 @@ class OwnModules:
         """Modules whose name the folder has, but that came from elsewhere: their names and files."""
         found = []
         for name, module in list(sys.modules.items()):
-            place = getattr(module, "__file__", None) or next(
-                iter(getattr(module, "__path__", None) or ()), None
-            )
+            place = place_of(module)
             if isinstance(place, str) and name != "__main__":
                 if (name, place) not in self.judged:
                     self.judged[name, place] = self.is_foreign(name, place)
@@ -125,6 +125,24 @@ class OwnModules:
             raise ImportError(
                 f"my_submission.aicrowd_wrapper was imported from {place}, expected it from {self.folder}"
             )
+
+
+def has_cwd() -> bool:
+    """Whether the current folder exists, which relative paths need."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+def place_of(module: object) -> object:
+    """The file or folder of a module; None for one that is not loaded yet, or has none."""
+    try:
+        known = object.__getattribute__(module, "__dict__")
+        return known.get("__file__") or next(iter(known.get("__path__") or ()), None)
+    except Exception:
+        return None
 
 
 def has_code(folder: str) -> bool:
