@@ -85,10 +85,12 @@ def run(
     a finished run.
     """
     from training import run_report, songs, starting, trainer
+    from training.hardware import Hardware
 
     chosen = _config(config, change, validation)
     if with_optimizer and start is None:
         raise TrainingError("--with-optimizer needs --from RUN, the run with the optimizer's state")
+    hardware = Hardware(device, devices, workers)
     try:
         made = trainer.fit(
             chosen,
@@ -97,9 +99,7 @@ def run(
             console=err,
             variants=variants or [],
             decoded=decoded,
-            device=device,
-            devices=devices,
-            workers=workers,
+            hardware=hardware,
             start=None if start is None else starting.read(start, chosen, with_optimizer),
         )
         if trainer.is_first():
@@ -108,7 +108,7 @@ def run(
                 found = songs.find(
                     data, chosen.source, chosen.network.chunk, chosen.validation, variants or []
                 )
-            written = run_report.write(made, found, trainer.accelerator_of(device, devices))
+            written = run_report.write(made, found, hardware.accelerator)
             out.print(f"report: {escape(str(written))}")
     except KeyboardInterrupt:
         err.print("stopped; the same command resumes after the last complete epoch")
