@@ -98,16 +98,21 @@ def check(
     array = _as_float32(array)
     peak = _peak(array)
     if not math.isfinite(peak):
-        finite = np.concatenate([np.isfinite(block).all(axis=1) for block in signals.blocks(array)])
-        first = int(np.argmin(finite))
-        where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
-        raise AudioError(
-            f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, first at {where}:"
-            " export it again, or cut that part out"
-        )
+        raise AudioError(f"{what}: {_not_finite(array, rate, start)}")
     if peak > loudest:
         warnings.warn(f"{what}: {_too_loud(peak)}", KmdxWarning, stacklevel=3)
     return array
+
+
+def _not_finite(array: np.ndarray, rate: int | None, start: float) -> str:
+    """How many samples are not finite, when the first is, and what to do."""
+    finite = np.concatenate([np.isfinite(block).all(axis=1) for block in signals.blocks(array)])
+    first = int(np.argmin(finite))
+    where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
+    return (
+        f"NaN or infinity in {np.count_nonzero(~finite)} of {len(array)} samples, first at {where}:"
+        " export it again, or cut that part out"
+    )
 
 
 def _too_loud(peak: float) -> str:
