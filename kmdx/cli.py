@@ -178,17 +178,14 @@ def benchmark(
     ] = None,
 ) -> None:
     """Measure an ensemble's speed on this machine: each network, and a whole synthetic song."""
-    from kmdx.benchmark import as_json, measure, tables
+    from kmdx.benchmark import Settings, as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
         raise KmdxError(f"{json} cannot be written: folder {json.parent} does not exist")
     try:
         report = measure(
             ensemble,
-            device=device,
-            precision=precision.value,
-            speed=speed.value,
-            engine=engine.value,
+            Settings(device, precision.value, speed.value, engine.value),
             seconds=seconds,
             networks=network or (),
             with_stand_in=stand_in,
