@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +22,9 @@ from kmdx.terminal import (
     EngineOption,
     EnsembleOption,
     FormatName,
+    FormatOption,
+    OutputOption,
+    OverwriteOption,
     Precision,
     PrecisionOption,
     SpeedName,
@@ -81,12 +84,7 @@ def version(
 @app.command()
 def separate(
     songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or glob patterns.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored."
-        ),
-    ] = Path("separated"),
+    output: OutputOption = Path("separated"),
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
         str | None, typer.Option(help="Comma-separated stems, such as vocals,drums; default: all.")
@@ -98,21 +96,13 @@ def separate(
     speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
-    format: Annotated[
-        FormatName,
-        typer.Option(case_sensitive=False, help="File format of the stems. mp3 is 320 kbit/s, flac 24-bit."),
-    ] = FormatName.wav16,
+    format: FormatOption = FormatName.wav16,
     start: Annotated[float, typer.Option(help="Start this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
     downmix: Annotated[
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Separate finished songs again, and replace stems made with other settings."
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Separate songs into stems with the rate, channels and length of each song.
 
@@ -141,14 +131,7 @@ def separate(
     batch = inputs.collect(songs, output)
     for complaint in batch.problems:
         terminal.complain(complaint)
-
-    names = {stem: f"{stem}{audio.FORMATS[format.value].extension}" for stem in wanted}
-    inputs.refuse_shared_folders(batch.songs, output, names.values())
-    settings = _settings(loaded, options)
-    tasks = [
-        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
-        for song in batch.songs
-    ]
+    tasks = _tasks(batch.songs, output, loaded, wanted, options)
     todo, failed = _check_folders(tasks)
     failed += len(batch.problems)
     if todo:
@@ -384,6 +367,25 @@ def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], ma
         )
 
     return settings
+
+
+def _tasks(
+    songs: Sequence[inputs.InputSong],
+    output: Path,
+    loaded: plan.Plan,
+    wanted: Sequence[str],
+    options: SeparateOptions,
+) -> list[SongTask]:
+    """The songs with the stems to make of each; an error if two songs would share a folder."""
+    from kmdx import audio, inputs
+
+    names = {stem: f"{stem}{audio.FORMATS[options.format].extension}" for stem in wanted}
+    inputs.refuse_shared_folders(songs, output, names.values())
+    settings = _settings(loaded, options)
+    return [
+        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, options.overwrite))
+        for song in songs
+    ]
 
 
 def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
