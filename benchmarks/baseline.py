@@ -177,19 +177,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stand-in", action="store_true", help="use random weights")
     parser.add_argument("--json", type=Path, help="also compare all networks, and write a report here")
     options = parser.parse_args(arguments)
-    settings = {name: getattr(options, name) for name in ("device", "precision", "speed", "engine")}
+    settings = benchmark.Settings(options.device, options.precision, options.speed, options.engine)
     plan = plan_file.load(options.ensemble)
     song = song_of(options.song, options.seconds, plan.sample_rate)
     with ExitStack() as stack:
         ensemble = options.ensemble
         if options.stand_in:
             ensemble = stand_in.write(ensemble, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        separator = Separator(ensemble, folder=options.folder, **settings)
+        separator = Separator(ensemble, folder=options.folder, **asdict(settings))
         published = stack.enter_context(Published(ensemble, separator.device, options.folder))
         if options.json is None:
             speed, _ = compare_song(separator, published, song)
         else:
-            report = benchmark.measure(ensemble, **settings, seconds=len(song) / plan.sample_rate)
+            report = benchmark.measure(ensemble, settings, seconds=len(song) / plan.sample_rate)
             report = replace(report, digest=plan.digest[:16], stand_in=options.stand_in)
             content = compare(separator, published, report, song)
             speed = content["plan"]

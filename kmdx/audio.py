@@ -98,16 +98,21 @@ def check(
     array = _as_float32(array)
     peak = _peak(array)
     if not math.isfinite(peak):
-        finite = np.concatenate([np.isfinite(block).all(axis=1) for block in signals.blocks(array)])
-        first = int(np.argmin(finite))
-        where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
-        raise AudioError(
-            f"{what}: NaN or infinity in {np.count_nonzero(~finite)} of {length} samples, first at {where}:"
-            " export it again, or cut that part out"
-        )
+        raise AudioError(f"{what}: {_not_finite(array, rate, start)}")
     if peak > loudest:
         warnings.warn(f"{what}: {_too_loud(peak)}", KmdxWarning, stacklevel=3)
     return array
+
+
+def _not_finite(array: np.ndarray, rate: int | None, start: float) -> str:
+    """How many samples are not finite, when the first is, and what to do."""
+    finite = np.concatenate([np.isfinite(block).all(axis=1) for block in signals.blocks(array)])
+    first = int(np.argmin(finite))
+    where = f"sample {first}" if rate is None else f"{start + first / rate:.3f} s"
+    return (
+        f"NaN or infinity in {np.count_nonzero(~finite)} of {len(array)} samples, first at {where}:"
+        " export it again, or cut that part out"
+    )
 
 
 def _too_loud(peak: float) -> str:
@@ -356,8 +361,7 @@ def write_all(
     Raises
     ------
     AudioError
-        If the format is unknown or does not support the rate, an array fails :func:`check`, or writing
-        fails.
+        If the format is unknown or does not support the rate, an array fails :func:`check`, or a write fails.
     """
     rate = _rate_for(format, rate)
     peaks: dict[Path, float] = {}
@@ -365,12 +369,9 @@ def write_all(
     replaced: list[str] = []
     untagged: list[str] = []
     try:
-        with ExitStack() as folders:
+        with ExitStack() as cleanup:
             for target, samples in files.items():
-                _check_is_file(target)
-                folders.enter_context(folder(target.parent))
-                partials[target] = partial_name(target)
-                folders.callback(_remove, partials[target])  # after success, it no longer exists
+                partials[target] = _hidden(target, cleanup)
                 array = check(samples, str(target), rate)
                 left_out = encode(partials[target], array, rate, FORMATS[format], (tags or {}).get(target))
                 untagged.extend([f"{target}: its tags cannot be written: {left_out}"] if left_out else [])
@@ -386,6 +387,15 @@ def write_all(
     for complaint in untagged[:1]:  # the others have the same problem
         warnings.warn(complaint, KmdxWarning, stacklevel=2)
     return peaks
+
+
+def _hidden(target: Path, cleanup: ExitStack) -> Path:
+    """The hidden name of a file in its folder, which is made; after a failure, ``cleanup`` removes both."""
+    _check_is_file(target)
+    cleanup.enter_context(folder(target.parent))
+    partial = partial_name(target)
+    cleanup.callback(_remove, partial)  # after success, it no longer exists
+    return partial
 
 
 def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> None:

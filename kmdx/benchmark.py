@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from kmdx import host, plan_file, stand_in, synthetic
 from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Plan, suggest
 from kmdx.precision import exact
-from kmdx.separator import DEFAULT_ENSEMBLE, Separator
+from kmdx.separator import Separator
 
 LONG_SONG = 240.0  # seconds of the song whose time is predicted
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds of a synthetic song
@@ -148,13 +148,20 @@ def describe(device: torch.device | str = "cpu") -> Machine:
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How an ensemble is run: arguments of :class:`kmdx.separator.Separator`."""
+
+    device: str
+    precision: str
+    speed: str
+    engine: str
+
+
 def measure(
-    ensemble: str | Path = DEFAULT_ENSEMBLE,
+    ensemble: str | Path,
+    settings: Settings,
     *,
-    device: str = "auto",
-    precision: str = "auto",
-    speed: str = "leaderboard",
-    engine: str = engines.DEFAULT,
     seconds: float = 12.0,
     networks: Collection[str] = (),
     with_stand_in: bool = False,
@@ -164,8 +171,9 @@ def measure(
 
     Parameters
     ----------
-    ensemble, device, precision, speed, engine
+    ensemble
         As for :class:`kmdx.separator.Separator`.
+    settings : Settings
     seconds : float
         Length of the synthetic song.
     networks : collection of str
@@ -184,41 +192,40 @@ def measure(
     published = plan_file.load(ensemble)
     names = check_networks(published, networks)
     check_seconds(seconds)
-    engines.check(engine)
+    engines.check(settings.engine)
     with ExitStack() as stack:
         if with_stand_in:
             on_step("making stand-in weights")
             temporary = tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True)
             ensemble = stand_in.write(ensemble, Path(stack.enter_context(temporary)))
         on_step("loading the weights")
-        began = time.perf_counter()
-        separator = Separator(ensemble, device=device, precision=precision, speed=speed, engine=engine)
-        devices.synchronize(separator.device)
-        loaded = time.perf_counter() - began
+        separator, loaded = _time_loading(ensemble, settings)
         whole = None
         if not networks:
             on_step(f"measuring a song of {seconds:.1f} s")
             whole = time_song(separator, seconds)
-        measured = {}
-        for name in names:
-            on_step(f"measuring network {name}")
-            measured[name] = _time_network(separator, name)
-        return Report(
-            kmdx=version("kmdx-net"),
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            ensemble=published.name,
-            digest=published.digest[:16],
-            stand_in=with_stand_in,
-            device=str(separator.device),
-            precision=precision,
-            speed=speed,
-            engine=engine,
-            machine=describe(separator.device),
-            load_seconds=loaded,
-            networks=measured,
-            plan=whole,
-            prediction=None if networks else predict(separator.plan, measured),
-        )
+        measured = {name: _time_network(separator, name, on_step) for name in names}
+    return Report(
+        kmdx=version("kmdx-net"),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        ensemble=published.name,
+        digest=published.digest[:16],
+        stand_in=with_stand_in,
+        **asdict(replace(settings, device=str(separator.device))),
+        machine=describe(separator.device),
+        load_seconds=loaded,
+        networks=measured,
+        plan=whole,
+        prediction=None if networks else predict(separator.plan, measured),
+    )
+
+
+def _time_loading(ensemble: str | Path, settings: Settings) -> tuple[Separator, float]:
+    """A separator, and the seconds it took to load."""
+    began = time.perf_counter()
+    separator = Separator(ensemble, **asdict(settings))
+    devices.synchronize(separator.device)
+    return separator, time.perf_counter() - began
 
 
 def check_networks(plan: Plan, wanted: Collection[str]) -> list[str]:
@@ -317,7 +324,8 @@ def speed_of(separator: Separator, name: str, at_once: int, seconds: float) -> N
     return NetworkSpeed(separator.precisions[name], window, at_once, seconds, window / seconds, gflops)
 
 
-def _time_network(separator: Separator, name: str) -> NetworkSpeed:
+def _time_network(separator: Separator, name: str, on_step: Callable[[str], None]) -> NetworkSpeed:
+    on_step(f"measuring network {name}")
     with warm(separator.device):
         network = TimedNetwork(separator, name)
         times = repeated(network.seconds)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -22,6 +22,9 @@ from kmdx.terminal import (
     EngineOption,
     EnsembleOption,
     FormatName,
+    FormatOption,
+    OutputOption,
+    OverwriteOption,
     Precision,
     PrecisionOption,
     SpeedName,
@@ -81,12 +84,7 @@ def version(
 @app.command()
 def separate(
     songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or glob patterns.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored."
-        ),
-    ] = Path("separated"),
+    output: OutputOption = Path("separated"),
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
         str | None, typer.Option(help="Comma-separated stems, such as vocals,drums; default: all.")
@@ -98,21 +96,13 @@ def separate(
     speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
-    format: Annotated[
-        FormatName,
-        typer.Option(case_sensitive=False, help="File format of the stems. mp3 is 320 kbit/s, flac 24-bit."),
-    ] = FormatName.wav16,
+    format: FormatOption = FormatName.wav16,
     start: Annotated[float, typer.Option(help="Start this many seconds into the song.")] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
     downmix: Annotated[
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Separate finished songs again, and replace stems made with other settings."
-        ),
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Separate songs into stems with the rate, channels and length of each song.
 
@@ -141,14 +131,7 @@ def separate(
     batch = inputs.collect(songs, output)
     for complaint in batch.problems:
         terminal.complain(complaint)
-
-    names = {stem: f"{stem}{audio.FORMATS[format.value].extension}" for stem in wanted}
-    inputs.refuse_shared_folders(batch.songs, output, names.values())
-    settings = _settings(loaded, options)
-    tasks = [
-        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, overwrite))
-        for song in batch.songs
-    ]
+    tasks = _tasks(batch.songs, output, loaded, wanted, options)
     todo, failed = _check_folders(tasks)
     failed += len(batch.problems)
     if todo:
@@ -178,17 +161,14 @@ def benchmark(
     ] = None,
 ) -> None:
     """Measure an ensemble's speed on this machine: each network, and a whole synthetic song."""
-    from kmdx.benchmark import as_json, measure, tables
+    from kmdx.benchmark import Settings, as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
         raise KmdxError(f"{json} cannot be written: folder {json.parent} does not exist")
     try:
         report = measure(
             ensemble,
-            device=device,
-            precision=precision.value,
-            speed=speed.value,
-            engine=engine.value,
+            Settings(device, precision.value, speed.value, engine.value),
             seconds=seconds,
             networks=network or (),
             with_stand_in=stand_in,
@@ -343,6 +323,21 @@ class SongTask(NamedTuple):
     wanted: manifest.Wanted
 
 
+class SourceSong(NamedTuple):
+    """A song as read, and the file it was read from."""
+
+    source: manifest.SourceFile
+    sound: audio.Audio
+
+
+class Separation(NamedTuple):
+    """The stems of a song, at the rate of its file."""
+
+    source: manifest.SourceFile
+    stems: Stems
+    rate: int
+
+
 def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], manifest.StemSettings | None]:
     """The settings that each stem of the plan would be made with now."""
     from kmdx import device as devices
@@ -372,6 +367,25 @@ def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], ma
         )
 
     return settings
+
+
+def _tasks(
+    songs: Sequence[inputs.InputSong],
+    output: Path,
+    loaded: plan.Plan,
+    wanted: Sequence[str],
+    options: SeparateOptions,
+) -> list[SongTask]:
+    """The songs with the stems to make of each; an error if two songs would share a folder."""
+    from kmdx import audio, inputs
+
+    names = {stem: f"{stem}{audio.FORMATS[options.format].extension}" for stem in wanted}
+    inputs.refuse_shared_folders(songs, output, names.values())
+    settings = _settings(loaded, options)
+    return [
+        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, options.overwrite))
+        for song in songs
+    ]
 
 
 def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
@@ -430,68 +444,81 @@ def _separator(loaded: plan.Plan, options: SeparateOptions, stems: tuple[str, ..
 
 def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions) -> int:
     """Separate songs, report each, and return how many failed."""
-    from kmdx import audio, pipeline, tags
+    from kmdx import pipeline
 
     failed: list[SongTask] = []
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
-    def read(task: SongTask) -> tuple[audio.Audio, manifest.SourceFile]:
-        path = task.song.path
-        try:
-            source = manifest.identify(path)
-            sound = audio.read(path, options.start, options.duration, options.downmix)
-            if not source.is_content_of(path):
-                raise AudioError(f"{path}: changed while it was being read; run the command again")
-        except OSError as error:
-            raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
-        return sound, source
-
-    def separate(
-        task: SongTask, song: tuple[audio.Audio, manifest.SourceFile]
-    ) -> tuple[Stems, int, manifest.SourceFile]:
-        sound, source = song
-        places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
-        audio.check_writable(places, sound.rate, options.format)
+    def separate(task: SongTask, song: SourceSong) -> Separation:
         number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
-        with terminal.song_bar(f"{number}{task.song.place}", len(sound.samples) / sound.rate) as progress:
-            stems = separator.separate(
-                sound.samples,
-                sound.rate,
-                stems=task.wanted.files,
-                progress=progress,
-                name=str(task.song.path),
-            )
-        return stems, sound.rate, source
-
-    def write(task: SongTask, separation: tuple[Stems, int, manifest.SourceFile]) -> None:
-        stems, rate, source = separation
-        paths = task.wanted.paths
-        is_tagged = audio.FORMATS[options.format].tagged
-        song_tags = tags.read(task.song.path) if is_tagged else tags.Tags()
-        with manifest.writing(task.wanted, source) as prepare:
-            peaks = audio.write_all(
-                {paths[stem]: samples for stem, samples in stems.items()},
-                rate,
-                options.format,
-                {paths[stem]: song_tags.of_stem(stem) for stem in stems},
-                prepare,
-            )
-        terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
-        for path, peak in peaks.items():
-            if peak > 1 and audio.FORMATS[options.format].integer:
-                terminal.warn(f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping")
+        return _separate(task, song, separator, options.format, f"{number}{task.song.place}")
 
     def fail(task: SongTask, error: KmdxError) -> None:
         terminal.complain(str(error))
         failed.append(task)
 
     try:
-        pipeline.run(tasks, read, separate, write, fail)
+        pipeline.run(
+            tasks, partial(_read, options=options), separate, partial(_write, format=options.format), fail
+        )
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; finished songs are kept")
         raise typer.Exit(130) from None
     return len(failed)
+
+
+def _read(task: SongTask, options: SeparateOptions) -> SourceSong:
+    """Read a song."""
+    from kmdx import audio
+
+    path = task.song.path
+    try:
+        source = manifest.identify(path)
+        sound = audio.read(path, options.start, options.duration, options.downmix)
+        if not source.is_content_of(path):
+            raise AudioError(f"{path}: changed while it was being read; run the command again")
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
+    return SourceSong(source, sound)
+
+
+def _separate(task: SongTask, song: SourceSong, separator: Separator, format: str, title: str) -> Separation:
+    """Separate a song, with a progress bar, after checking that its stems can be written."""
+    from kmdx import audio
+
+    sound = song.sound
+    places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
+    audio.check_writable(places, sound.rate, format)
+    with terminal.song_bar(title, len(sound.samples) / sound.rate) as progress:
+        stems = separator.separate(
+            sound.samples,
+            sound.rate,
+            stems=task.wanted.files,
+            progress=progress,
+            name=str(task.song.path),
+        )
+    return Separation(song.source, stems, sound.rate)
+
+
+def _write(task: SongTask, separation: Separation, format: str) -> None:
+    """Write the stems of a song, and report them."""
+    from kmdx import audio, tags
+
+    paths, stems = task.wanted.paths, separation.stems
+    song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
+    with manifest.writing(task.wanted, separation.source) as prepare:
+        peaks = audio.write_all(
+            {paths[stem]: samples for stem, samples in stems.items()},
+            separation.rate,
+            format,
+            {paths[stem]: song_tags.of_stem(stem) for stem in stems},
+            prepare,
+        )
+    terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
+    for path, peak in peaks.items():
+        if peak > 1 and audio.FORMATS[format].integer:
+            terminal.warn(f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping")
 
 
 def _stems(loaded: plan.Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ import numpy as np
 import soundfile as sf
 
 from . import containers, ffmpeg, signals
-from .containers import Part
 from .errors import AudioError, reason
 from .holes import DecodedSong, Request, changed
+from .parts import Part
 
 SHORT_WAV = 0.1  # seconds: if a wav is shorter than declared by up to this, nothing is considered missing
 DECODED = 2**20  # samples that libsndfile decodes at a time

@@ -83,31 +83,35 @@ def run(
         return {name: placed.new_zeros() for name in wanted}
 
     order = plan.order(wanted, known)
-    pending = Counter(reference for name in order for reference in plan.nodes[name].inputs)
-    pending.update(wanted)
+    uses_left = Counter(reference for name in order for reference in plan.nodes[name].inputs)
+    uses_left.update(wanted)
     meter = _Meter(plan, order, mixture.length, progress)
-    song = SongSignals(plan, cache, plan.sources_used(wanted, known), meter)
+    song = SongSignals(plan, cache, plan.sources_used(wanted, known), uses_left, meter)
     song.signals[MIXTURE] = placed
     del placed  # so that `song` holds the only reference, and can free it
-    needed = {name: signal for name, signal in known.items() if pending[name]}
+    needed = {name: signal for name, signal in known.items() if uses_left[name]}
     song.signals.update({name: signal.to(cache.device, limit) for name, signal in needed.items()})
-
     for name in order:
-        node = plan.nodes[name]
-        made = node.run(name, song)
-        if not all(signal.is_finite() for signal in made.values()):
-            if node.network is not None:
-                raise NotFinite(node.network)
-            raise AudioError(
-                f"{name} of {plan.name} is not finite: the song is too loud, or the plan's weights are too "
-                f"large; the song peaks at {mixture.peak():.3g}, expected about 1"
-            )
-        song.signals.update(made)
-        pending.subtract(node.inputs)
-        for reference in node.inputs:
-            if not pending[reference]:
-                song.signals.pop(reference, None)
+        _run_node(name, song, mixture)
     return {name: song.signals[name] for name in wanted}
+
+
+def _run_node(name: str, song: SongSignals, mixture: Signal) -> None:
+    """Add the signals that a node makes, check that they are finite, and free those of no further use."""
+    node = song.plan.nodes[name]
+    made = node.run(name, song)
+    if not all(signal.is_finite() for signal in made.values()):
+        if node.network is not None:
+            raise NotFinite(node.network)
+        raise AudioError(
+            f"{name} of {song.plan.name} is not finite: the song is too loud, or the plan's weights are too "
+            f"large; the song peaks at {mixture.peak():.3g}, expected about 1"
+        )
+    song.signals.update(made)
+    song.uses_left.subtract(node.inputs)
+    for reference in node.inputs:
+        if not song.uses_left[reference]:
+            song.signals.pop(reference, None)
 
 
 @dataclass
@@ -116,6 +120,10 @@ class SongSignals:
 
     Attributes
     ----------
+    used : mapping of str to sequence of str
+        The sources of each node that are used.
+    uses_left : Counter of str
+        How often each signal will still be used, by reference.
     signals : dict of str to Signal
         ``(2, samples)`` by reference; signals are removed when no later node needs them.
     levels : dict of str to Level
@@ -125,6 +133,7 @@ class SongSignals:
     plan: Plan
     cache: NetworkCache
     used: Mapping[str, Sequence[str]]
+    uses_left: Counter[str]
     meter: _Meter
     signals: dict[str, Signal] = field(default_factory=dict)
     levels: dict[str, Level] = field(default_factory=dict)

@@ -19,9 +19,9 @@ from typing import Any
 import av
 import numpy as np
 
-from .containers import Part, View
 from .errors import AudioError, reason
 from .holes import MAX_HOLES, DecodedSong, changed, time_text
+from .parts import Part, View
 
 PAUSE = 0.5  # seconds: longest gap in timestamps without damage; speech encoders omit silence
 OPENING_CALLS = 50_000  # limit on FFmpeg's reads, of 32 KiB each, and seeks to open a file

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from .containers import WINDOW, FileWindow, Part, View
 from .errors import AudioError
+from .parts import WINDOW, FileWindow, Part, View
 
 CHAIN = 3  # consecutive frames that identify a beginning
 LONG_CHAIN = 16  # the same after other data: other formats may contain a few frames in a row

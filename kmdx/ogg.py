@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from .containers import FileWindow, Part, View
 from .errors import AudioError
+from .parts import FileWindow, Part, View
 
 MAX_STREAMS = 2000  # of a file; a decoder is opened for each link
 MAX_PAGES = 500_000  # of a file: more than two hours with one packet per page

@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from .containers import Part, View
 from .errors import AudioError
+from .parts import Part, View
 
 HEADER = 1024  # bytes
 MAX_ELEMENTS = 100  # of a MAT file

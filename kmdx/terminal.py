@@ -112,6 +112,20 @@ EngineOption = Annotated[
         "torch's operations.",
     ),
 ]
+FormatOption = Annotated[
+    FormatName,
+    typer.Option(case_sensitive=False, help="File format of the stems. mp3 is 320 kbit/s, flac 24-bit."),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored."),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Separate finished songs again, and replace stems made with other settings."
+    ),
+]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
 

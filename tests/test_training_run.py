@@ -17,6 +17,7 @@ from rich.console import Console
 
 from training import sampling, trainer, validation
 from training.config import TrainingError
+from training.hardware import Hardware
 from training.run import Run, checkpoint_size
 
 data, fit = cases.data, cases.fit
@@ -84,7 +85,7 @@ def test_where_there_is_no_bar_every_epoch_has_a_line(
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=200)
     config = cases.small(steps=8, validate_every=2)
-    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 0}
+    options: dict = {"decoded": tmp_path / "decoded", "hardware": cases.HERE}
     trainer.fit(config, [data], tmp_path / "run", console=console, **options)
     lines = re.findall(
         r"step (\d+) of 8: (SDR \S+ dB on 1 song, )?loss \S+, \d+:\d\d:\d\d left", written.getvalue()
@@ -174,7 +175,11 @@ def test_options_that_cannot_be_leave_nothing_behind(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         trainer.fit(
-            cases.small(**changes), [data], tmp_path / "run", console=Console(), device="cpu", **options
+            cases.small(**changes),
+            [data],
+            tmp_path / "run",
+            console=Console(),
+            hardware=Hardware("cpu", **options),
         )
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +195,7 @@ def test_a_reading_process_that_is_killed_is_one_line(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(sampling, "read", killed)
-    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
+    options: dict = {"decoded": tmp_path / "decoded", "hardware": Hardware("cpu", workers=1)}
     with pytest.raises(
         TrainingError, match="was killed, probably for lack of memory or, in Docker, .*--shm-size"
     ):
@@ -204,7 +209,7 @@ def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
         raise RuntimeError("a mistake")
 
     monkeypatch.setattr(sampling, "read", wrong)
-    options: dict = {"decoded": tmp_path / "decoded", "device": "cpu", "workers": 1}
+    options: dict = {"decoded": tmp_path / "decoded", "hardware": Hardware("cpu", workers=1)}
     with pytest.raises(RuntimeError, match="a mistake"):
         trainer.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
 

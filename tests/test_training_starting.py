@@ -41,8 +41,7 @@ def fit(data: Path, tmp_path: Path) -> Callable[..., Run]:
             tmp_path / name,
             console=Console(file=tmp_path.joinpath("printed").open("a")),
             decoded=tmp_path / "decoded",
-            device="cpu",
-            workers=0,
+            hardware=cases.HERE,
             start=start,
         )
 

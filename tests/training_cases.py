@@ -15,6 +15,7 @@ from rich.console import Console
 from training import config as configs
 from training import songs, trainer
 from training.config import Config
+from training.hardware import Hardware
 from training.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ NETWORK = {
     "norm_groups": 2, "trim": 256,
 }  # fmt: skip
 CHUNK = 256 * 31
+HERE = Hardware("cpu", workers=0)
 CONFIG = {
     "title": "A small network", "source": "vocals", "network": NETWORK, "steps": 6, "epoch": 2, "batch": 2,
     "validation": ["song 0"], "optimizer": {"rate": 0.01, "warm_up": 2}, "loss": {"l1": 1, "spectral": 0.5, "windows": [256]},
@@ -62,7 +64,7 @@ def fit(data: Path, tmp_path: Path) -> Callable[..., Run]:
         console = Console(stderr=True)
         output = tmp_path / name
         return trainer.fit(
-            config, [folder], output, console=console, decoded=tmp_path / "decoded", device="cpu", workers=0
+            config, [folder], output, console=console, decoded=tmp_path / "decoded", hardware=HERE
         )
 
     return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,11 +18,23 @@ from kmdx.terminal import err, out
 from training import config as configs
 from training.config import Config, TrainingError
 
+if TYPE_CHECKING:
+    from training.run import Run
+
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
+Data = Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="RUN", help="The run's folder. The same command resumes a run."),
+]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", metavar="PATH", help="Weights to start from: a file, a run, or a name."),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the config, such as batch=4."),
@@ -44,15 +56,8 @@ def run(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG", help="A YAML file, or a name in training/configs.")
     ],
-    data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="RUN", help="The run's folder. The same command resumes a run."
-        ),
-    ],
+    data: Data,
+    output: Output,
     variants: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="Folder of the same songs at another pitch or tempo."),
@@ -68,10 +73,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Processes that read songs; default: half the cores.")
     ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option("--from", metavar="PATH", help="Weights to start from: a file, a run, or a name."),
-    ] = None,
+    start: Start = None,
     with_optimizer: Annotated[
         bool,
         typer.Option("--with-optimizer", help="With --from RUN, also load the optimizer's state."),
@@ -84,32 +86,26 @@ def run(
     excerpts at the end. With --from, the network starts from existing weights. A larger --set steps=N extends
     a finished run.
     """
-    from training import run_report, songs, starting, trainer
+    from training import starting, trainer
+    from training.hardware import Hardware
 
     chosen = _config(config, change, validation)
     if with_optimizer and start is None:
         raise TrainingError("--with-optimizer needs --from RUN, the run with the optimizer's state")
+    hardware = Hardware(device, devices, workers)
     try:
         made = trainer.fit(
             chosen,
             data,
             output,
             console=err,
+            hardware=hardware,
             variants=variants or [],
             decoded=decoded,
-            device=device,
-            devices=devices,
-            workers=workers,
             start=None if start is None else starting.read(start, chosen, with_optimizer),
         )
         if trainer.is_first():
-            with warnings.catch_warnings():  # already shown at the beginning of the run
-                warnings.simplefilter("ignore", KmdxWarning)
-                found = songs.find(
-                    data, chosen.source, chosen.network.chunk, chosen.validation, variants or []
-                )
-            written = run_report.write(made, found, trainer.accelerator_of(device, devices))
-            out.print(f"report: {escape(str(written))}")
+            _write_report(made, chosen, data, variants or [], hardware.accelerator)
     except KeyboardInterrupt:
         err.print("stopped; the same command resumes after the last complete epoch")
         raise typer.Exit(130) from None
@@ -170,9 +166,7 @@ def variants(
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Output folder; pass it to a run as --variants.")
     ],
-    data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")
-    ],
+    data: Data,
     speed: Annotated[float, typer.Option(help="0.5 makes songs twice as long and an octave lower.")] = 0.5,
     every: Annotated[int, typer.Option(help="Use every nth song of each folder.")] = 1,
 ) -> None:
@@ -224,6 +218,18 @@ def budget(
             ]
         table.add_row(*row)
     out.print(table)
+
+
+def _write_report(
+    run: Run, config: Config, data: Sequence[Path], variants: Sequence[Path], device: str
+) -> None:
+    """Write the report of a run that has just ended, whose warnings were already shown."""
+    from training import run_report, songs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KmdxWarning)
+        found = songs.find(data, config.source, config.network.chunk, config.validation, variants)
+    out.print(f"report: {escape(str(run_report.write(run, found, device)))}")
 
 
 def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] | None) -> Config:

@@ -60,16 +60,8 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
         If the name is invalid or belongs to another run, the folder cannot be written to, a weight is too
         large for float16, or the graph's output differs from the network's.
     """
-    if not NAME.fullmatch(name):
-        raise TrainingError(f"name {name!r}: expected only lower-case letters, digits, '_', '-' and '.'")
-    elsewhere = folder.resolve() != weights.shipped_folder().resolve()
-    if name in weights.registry() or (name in weights.shipped() and elsewhere):
-        raise TrainingError(f"name {name!r}: a known weight has this name; choose another")
     state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
-    if not replace and name in weights.trained(folder) and not run.wrote(state):
-        raise TrainingError(
-            f"name {name!r}: a weight from another run has this name in {folder}; add --replace to replace it"
-        )
+    _check_name(run, name, state, replace)
     config = run.config()
     checkpoint, score = run.checkpoint()
     network = trainer.trained(run, checkpoint)
@@ -101,6 +93,20 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written to: {error.strerror or error}") from error
     return Exported(state, graph, difference, name, checkpoint["global_step"], score, run.ended())
+
+
+def _check_name(run: Run, name: str, state: Path, replace: bool) -> None:
+    """Check that a weight may have this name, and that its file may be written."""
+    folder = state.parent
+    if not NAME.fullmatch(name):
+        raise TrainingError(f"name {name!r}: expected only lower-case letters, digits, '_', '-' and '.'")
+    elsewhere = folder.resolve() != weights.shipped_folder().resolve()
+    if name in weights.registry() or (name in weights.shipped() and elsewhere):
+        raise TrainingError(f"name {name!r}: a known weight has this name; choose another")
+    if not replace and name in weights.trained(folder) and not run.wrote(state):
+        raise TrainingError(
+            f"name {name!r}: a weight from another run has this name in {folder}; add --replace to replace it"
+        )
 
 
 @torch.no_grad()

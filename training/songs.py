@@ -135,6 +135,26 @@ def find(
         If a folder is missing or has no songs, a stem cannot be read or has another rate, a song or a variant
         is too short, or there are no training songs or no validation songs.
     """
+    training, held = _collect(folders, source)
+    _hold_out(training, held, validation)
+    where = ", ".join(map(str, folders))
+    if not held:
+        raise TrainingError(
+            f"no validation songs in {where}: put some into {folders[0] / VALIDATION[0]}, "
+            "or name them with --validation"
+        )
+    if not training:
+        raise TrainingError(f"no training songs in {where}: all of them are validation songs")
+    for kind, songs in (("training", training), ("validation", held)):
+        for song in songs.values():
+            _check_length(song.name, song.stems, shortest)
+        if not any(source in song.stems for song in songs.values()):
+            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {_some(songs)}")
+    return Songs(_with_variants(training, variants, shortest), tuple(held.values()))
+
+
+def _collect(folders: Sequence[Path], source: str) -> tuple[dict[str, TrainingSong], dict[str, TrainingSong]]:
+    """The training songs and the validation songs of data sets, by name."""
     found: dict[str, TrainingSong] = {}
     held: dict[str, TrainingSong] = {}
     for folder in folders:
@@ -149,42 +169,39 @@ def find(
                 )
         found.update({song.name: song for song in own})
         held.update({song.name: song for song in reserved})
+    return found, held
 
+
+def _hold_out(
+    training: dict[str, TrainingSong], held: dict[str, TrainingSong], validation: Sequence[str]
+) -> None:
+    """Move the songs that match names or patterns of validation songs from ``training`` to ``held``."""
     patterns = list(validation)
     if not patterns and not held:
-        patterns = [name for name in read_yaml(MUSDB18)["validation"] if name in found]
+        patterns = [name for name in read_yaml(MUSDB18)["validation"] if name in training]
     for pattern in patterns:
-        matching = [name for name in found if name == pattern] or [
-            name for name in found if fnmatchcase(name, pattern)
+        matching = [name for name in training if name == pattern] or [
+            name for name in training if fnmatchcase(name, pattern)
         ]
         if not matching and not any(name == pattern or fnmatchcase(name, pattern) for name in held):
-            raise TrainingError(f"no validation song matches {pattern!r}; available: {_some(found)}")
-        held.update({name: found.pop(name) for name in matching})
+            raise TrainingError(f"no validation song matches {pattern!r}; available: {_some(training)}")
+        held.update({name: training.pop(name) for name in matching})
 
-    where = ", ".join(map(str, folders))
-    if not held:
-        raise TrainingError(
-            f"no validation songs in {where}: put some into {folders[0] / VALIDATION[0]}, "
-            "or name them with --validation"
-        )
-    if not found:
-        raise TrainingError(f"no training songs in {where}: all of them are validation songs")
-    for kind, songs in (("training", found), ("validation", held)):
-        for song in songs.values():
-            _check_length(song.name, song.stems, shortest)
-        if not any(source in song.stems for song in songs.values()):
-            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {_some(songs)}")
+
+def _with_variants(
+    songs: Mapping[str, TrainingSong], variants: Sequence[Path], shortest: int
+) -> tuple[TrainingSong, ...]:
+    """Training songs with their variants in folders of variants."""
     others = [_versions(folder) for folder in variants]
     for folder, version in zip(variants, others, strict=True):
-        if not version.keys() & found.keys():
+        if not version.keys() & songs.keys():
             raise TrainingError(f"{folder}: no variants of training songs: expected the songs' names")
-        for name in version.keys() & found.keys():
+        for name in version.keys() & songs.keys():
             _check_length(f"{name} in {folder}", version[name], shortest)
-    training = (
+    return tuple(
         replace(song, variants=tuple(version[name] for version in others if name in version))
-        for name, song in found.items()
+        for name, song in songs.items()
     )
-    return Songs(tuple(training), tuple(held.values()))
 
 
 def to_train_with(folder: Path) -> list[TrainingSong]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from rich.console import Console
 
-from kmdx import build, files, host, weights
+from kmdx import build, files, weights
 from kmdx.challenge import RATE
 from kmdx.device import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
@@ -26,6 +26,7 @@ from kmdx.plan import NetworkUse
 from kmdx.windows import TrimAndJoin
 from training import budget, decoded_songs, freezing, logs, validation
 from training.config import Config, TrainingError
+from training.hardware import Hardware
 from training.module import Averaging, Unmixing
 from training.run import Run
 from training.songs import Songs, contents, find
@@ -41,11 +42,9 @@ def fit(
     output: Path,
     *,
     console: Console,
+    hardware: Hardware,
     variants: Sequence[Path] = (),
     decoded: Path | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    workers: int | None = None,
     start: Start | None = None,
 ) -> Run:
     """Train a network, or resume an earlier run, which may be extended by more steps.
@@ -59,14 +58,9 @@ def fit(
         The run's folder.
     console : Console
         Console for progress.
+    hardware : Hardware
     decoded : Path, optional
         Folder for decoded stems; by default in the user's cache.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
-    devices : int
-        Number of GPUs, or of processes on the CPU.
-    workers : int, optional
-        Processes per device that read windows; by default half the cores.
     start : Start, optional
         Weights for a new run to start from, instead of random ones; a resumed run must have the same.
 
@@ -77,81 +71,100 @@ def fit(
         not finite.
     """
     run = Run(output)
-    first = is_first()
     if config.rest.vocals is not None and config.hears != "rest":
         raise TrainingError(f"rest.vocals: the input of {config.title} is the mixture; set hears: rest")
     config = config.absolute()
-    accelerator = accelerator_of(device, devices)
-    _check_shares(config, devices)
-    reading = _workers(workers, devices)
-    if accelerator == "cpu" and config.precision == "fp16":
-        raise TrainingError("precision fp16 needs a GPU: use --set precision=fp32 or precision=bf16")
+    hardware.check(config)
+    songs, messages = _find(config, folders, variants)
+    validation.check(config, songs)
+    with run.locked() if is_first() else nullcontext():
+        vocals = vocals_network(config)
+        if is_first():
+            data = {
+                **_described(folders, variants, songs),
+                "vocals": _weights_of_vocals(config),
+                "devices": hardware.devices,
+                "start": None if start is None else start.record(),
+                "warnings": messages,
+            }
+            _begin(run, config, data, hardware)
+        songs = _decode(songs, decoded or decoded_songs.usual_folder(), console)
+        hardware.limit_threads()
+        start = None if run.last.is_file() else start
+        module = Unmixing(config, songs, vocals, run.at_once(), hardware.readers, start)
+        _train(run, module, hardware, console)
+    return run
+
+
+def _find(config: Config, folders: Sequence[Path], variants: Sequence[Path]) -> tuple[Songs, list[str]]:
+    """The songs of a run, and the warnings about them, which are shown."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         songs = find(folders, config.source, config.network.chunk, config.validation, variants)
     for warning in caught:
-        warnings.warn(warning.message, warning.category, stacklevel=2)
-    validation.check(config, songs)
-    with run.locked() if first else nullcontext():
-        vocals = vocals_network(config)
-        if first:
-            data = {
-                "folders": [str(folder.resolve()) for folder in folders],
-                "variants": [str(folder.resolve()) for folder in variants],
-                "training": [song.name for song in songs.training],
-                "validation": [song.name for song in songs.validation],
-                "stems": contents((*songs.training, *songs.validation)),
-                "vocals": _weights_of_vocals(config),
-                "devices": devices,
-                "start": None if start is None else start.record(),
-                "warnings": [str(each.message) for each in caught if issubclass(each.category, KmdxWarning)],
-            }
-            with torch.device("meta"):
-                size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
-            run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
-        songs = _decode(songs, decoded or decoded_songs.usual_folder(), console)
-        if accelerator == "cpu":
-            host.cap_threads()
-            torch.set_num_threads(max(1, torch.get_num_threads() // devices))
-        module = Unmixing(
-            config,
-            songs,
-            vocals,
-            run.at_once(),
-            reading,
-            None if run.last.is_file() else start,
-        )
-        logs.quiet()
-        if first:
-            for line in run.opening(module.parameters_trained):
-                console.print(line, highlight=False, markup=False)
-        if run.stopped_early():
-            return run
-        watching: list[Callback] = [logs.Journal(run, console)] if first else []
-        trainer = _trainer(config, run, accelerator, devices, module.at_once, watching)
-        try:
-            trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=True)
-        except TrainingError as error:
-            raise _of_worker(error) from error
-        except (RuntimeError, MemoryError) as error:
-            if any(sign in str(error) for sign in KILLED):
-                raise TrainingError(
-                    "a process that reads songs was killed, probably for lack of memory or, in Docker, of "
-                    "/dev/shm; lower --workers, or start Docker with --shm-size=2g"
-                ) from error
-            if is_out_of_memory(error):
-                raise TrainingError(
-                    f"out of memory with {module.at_once} windows at once: lower at_once, or set "
-                    f"checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
-                ) from error
-            raise
-        except OSError as error:
+        warnings.warn(warning.message, warning.category, stacklevel=3)
+    return songs, [str(each.message) for each in caught if issubclass(each.category, KmdxWarning)]
+
+
+def _described(folders: Sequence[Path], variants: Sequence[Path], songs: Songs) -> dict[str, Any]:
+    """The songs of a run, for its ``data.yaml``."""
+    return {
+        "folders": [str(folder.resolve()) for folder in folders],
+        "variants": [str(folder.resolve()) for folder in variants],
+        "training": [song.name for song in songs.training],
+        "validation": [song.name for song in songs.validation],
+        "stems": contents((*songs.training, *songs.validation)),
+    }
+
+
+def _begin(run: Run, config: Config, data: dict[str, Any], hardware: Hardware) -> None:
+    """Record a new run, or check that a resumed one has not changed."""
+    with torch.device("meta"):
+        size = freezing.freeze(TfcTdf(config.network.unet(), config.source), config.freeze)
+    accelerator, devices = hardware.accelerator, hardware.devices
+    run.begin(config, data, size.total, lambda: budget.at_once(config, accelerator, devices))
+
+
+def _train(run: Run, module: Unmixing, hardware: Hardware, console: Console) -> None:
+    """Take the remaining steps, unless the run stopped early."""
+    logs.quiet()
+    watching: list[Callback] = []
+    if is_first():
+        watching.append(logs.Journal(run, console))
+        for line in run.opening(module.parameters_trained):
+            console.print(line, highlight=False, markup=False)
+    if run.stopped_early():
+        return
+    trainer = _trainer(run, module, hardware, watching)
+    with _plain_errors(run, module.at_once):
+        trainer.fit(module, ckpt_path=run.last if run.last.is_file() else None, weights_only=True)
+
+
+@contextmanager
+def _plain_errors(run: Run, at_once: int) -> Iterator[None]:
+    """Turn errors of a step into one line that states what to do."""
+    try:
+        yield
+    except TrainingError as error:
+        raise _of_worker(error) from error
+    except (RuntimeError, MemoryError) as error:
+        if any(sign in str(error) for sign in KILLED):
             raise TrainingError(
-                f"{output}: {error.strerror or error}; the last checkpoint is intact"
+                "a process that reads songs was killed, probably for lack of memory or, in Docker, of "
+                "/dev/shm; lower --workers, or start Docker with --shm-size=2g"
             ) from error
-        except SystemExit as error:  # lightning raises it on Ctrl-C
-            raise KeyboardInterrupt from error
-    return run
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"out of memory with {at_once} windows at once: lower at_once, or set "
+                f"checkpointing: true{f' ({first_line(error)})' if str(error).strip() else ''}"
+            ) from error
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"{run.folder}: {error.strerror or error}; the last checkpoint is intact"
+        ) from error
+    except SystemExit as error:  # lightning raises it on Ctrl-C
+        raise KeyboardInterrupt from error
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -276,45 +289,10 @@ def _decode(songs: Songs, folder: Path, console: Console) -> Songs:
         )
 
 
-def accelerator_of(device: str, devices: int) -> str:
-    """``cpu`` or ``cuda``, for the requested device.
-
-    Raises
-    ------
-    TrainingError
-        If the device is unknown, or there are not enough devices.
-    """
-    available = torch.cuda.device_count()
-    if device not in ("auto", "cpu", "cuda"):
-        raise TrainingError(f"device {device!r}: expected auto, cpu or cuda")
-    chosen = ("cuda" if available else "cpu") if device == "auto" else device
-    if devices < 1:
-        raise TrainingError(f"--devices {devices}: expected 1 or more")
-    if chosen == "cuda" and devices > available:
-        raise TrainingError(f"--devices {devices}: this machine has only {available} GPUs")
-    return chosen
-
-
-def _check_shares(config: Config, devices: int) -> None:
-    """Check that a batch can be divided among the devices, and each share into groups of ``at_once``."""
-    share, left = divmod(config.batch, devices)
-    if left:
-        raise TrainingError(f"batch must be a multiple of --devices ({devices}), not {config.batch}")
-    if config.at_once != "auto" and share % min(config.at_once, share):
-        raise TrainingError(
-            f"the batch per device must be a multiple of at_once ({config.at_once}), not {share}"
-        )
-
-
-def _workers(requested: int | None, devices: int) -> int:
-    if requested is not None and requested < 0:
-        raise TrainingError(f"--workers {requested}: expected 0 or more")
-    return max(1, host.usable_cores() // 2 // devices) if requested is None else requested
-
-
 def _trainer(
-    config: Config, run: Run, accelerator: str, devices: int, at_once: int, watching: list[Callback]
+    run: Run, module: Unmixing, hardware: Hardware, watching: Sequence[Callback]
 ) -> lightning.Trainer:
+    config = module.config
     checkpoint = partial(
         Checkpoints, run.last.parent, enable_version_counter=False, auto_insert_metric_name=False
     )
@@ -341,12 +319,12 @@ def _trainer(
         )
     return lightning.Trainer(
         default_root_dir=run.folder,
-        accelerator=accelerator,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        strategy="ddp" if hardware.devices > 1 else "auto",
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
-        accumulate_grad_batches=config.batch // devices // at_once,
+        accumulate_grad_batches=config.batch // hardware.devices // module.at_once,
         plugins=[WholeCheckpoints()],
         check_val_every_n_epoch=config.validate_every,
         reload_dataloaders_every_n_epochs=1,
