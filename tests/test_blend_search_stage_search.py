@@ -20,6 +20,7 @@ from evaluator.blend_search import stage_moves, stage_search
 from evaluator.dataset import find_tracks
 from evaluator.metrics import global_sdr
 from kmdx import Separator, plan_file
+from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.nodes import Sum
 
@@ -152,7 +153,7 @@ def test_what_a_search_of_stages_refuses(
         (("stages", staged, data, "--collected", tmp_path), "is not a collection"),
         (("stages", "leaderboard_c", data, "--collected", copied), "a collection of another plan"),
         (("members", copied, "-o", tmp_path / "found.yaml"), "needs a --budget"),
-        (("members", copied, "--budget", "-1"), "--budget -1: expected"),
+        (("members", copied, "--budget", "-1"), f"such as {TIME_FACTOR:g}"),
     ):
         done = run(*arguments)
         assert done.code == 2, arguments

@@ -11,7 +11,7 @@ import cli_cases
 import pytest
 from cli_cases import Run
 
-from kmdx import cli, drawing, engine, plan_file, precision, speed, weights
+from kmdx import audio, cli, drawing, engine, plan_file, precision, speed, weights
 from kmdx.errors import DownloadError
 from kmdx.weights import pulling
 
@@ -24,6 +24,7 @@ def test_the_choices_match_the_library() -> None:
     assert cli.SpeedName.leaderboard.value == speed.DEFAULT
     assert [choice.value for choice in cli.Engine] == [*engine.ENGINES]
     assert cli.Engine.tuned.value == engine.DEFAULT
+    assert [choice.value for choice in cli.FormatName] == list(audio.FORMATS)
 
 
 def test_a_models_folder_with_brackets_in_its_name_is_printed_as_it_is(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kmdx import weights
 from kmdx.errors import WeightsError
-from kmdx.weights.registry import HubSource
+from kmdx.weights.registry import DownloadSource, HubSource, NpmSource
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 
@@ -109,6 +110,16 @@ def test_a_source_with_an_impossible_checksum_is_refused() -> None:
         HttpSource(file="a.th", url="http://a", sha256="abc")
     with pytest.raises(WeightsError, match="is not a size"):
         HttpSource(file="a.th", url="http://a", bytes=0)
+
+
+def test_the_checksum_of_a_new_kind_of_source_identifies_its_file() -> None:
+    class OtherSource(DownloadSource):
+        kind = "other"
+
+    htdemucs = weights.get("htdemucs")
+    other = OtherSource(file="a.th", sha256="0" * 64)
+    (npm,) = (source for source in htdemucs.sources if isinstance(source, NpmSource))
+    assert replace(htdemucs, sources=(other, npm)).contents == (other,), "npm's checksum is of its package"
 
 
 def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:

