@@ -121,7 +121,7 @@ def compare(song: Path, output: Path, separator: Separator) -> dict[str, float]:
     """
     mean, std = level(song)
     samples = sf.info(song).frames
-    alone = separator.under(without_levels(separator.plan))
+    alone = separator.with_plan(without_levels(separator.plan))
     found = pieces(separator.plan, samples)
     if not found:
         raise KmdxError(f"{samples / RATE:g} s are too short to compare pieces")

@@ -50,8 +50,8 @@ def name(report: Report) -> str:
 def plans(reports: Iterable[Report]) -> Iterator[str]:
     """The lines of a table with one row per report of a whole ensemble."""
     yield (
-        f"| machine | ensemble | computed in | 4-minute song | limit {TIME_FACTOR:g} × | than the baseline "
-        "| difference | memory |"
+        f"| machine | ensemble | precision | 4-minute song | limit {TIME_FACTOR:g} × "
+        "| relative to the baseline | difference | memory |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for report in reports:

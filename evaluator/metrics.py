@@ -147,7 +147,7 @@ METRICS = {
     for metric in (
         Metric(
             "global_sdr", "global SDR", "dB", True, global_sdr,
-            source="Fabbro et al. 2023, arXiv 2308.06979", checked="the formula in whole numbers",
+            source="Fabbro et al. 2023, arXiv 2308.06979", checked="the formula in integer arithmetic",
         ),
         Metric(
             "museval_sdr", "museval SDR", "dB", True, frames=True, over_songs="median",

@@ -1,8 +1,8 @@
-"""Runs a submission in a process of its own, watches its time and memory, and kills it if necessary.
+"""Runs a submission in its own process, monitors its time and memory, and kills it if necessary.
 
-Every wait for the submission has a limit, and nothing that it sends is trusted: the evaluator measures times
-itself, and :mod:`evaluator.replies` checks replies. :mod:`evaluator.sandbox` restricts the submission to its
-folder, its interpreter, the weights, the mixture and a folder to write to.
+Every wait for the submission has a timeout. Nothing that it sends is trusted: the evaluator measures times
+itself, and :mod:`evaluator.replies` checks the replies. :mod:`evaluator.sandbox` restricts the submission to
+its folder, its interpreter, the weights, the mixture and a folder to write to.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STARTUP = Path(__file__).with_name("startup")
 SANDBOX = Path(__file__).with_name("sandbox.py")
 WRAPPER = Path("my_submission", "aicrowd_wrapper.py")
 SCORED = ("NaN in ", "infinity in ")
-"""Beginnings of findings that the challenge would have scored anyway."""
+"""Prefixes of findings that would not have ended the challenge: it scores such stems anyway."""
 POINTER = b"version https://git-lfs.github.com/spec/v1"
 POINTER_SIZE = 1024  # bytes; pointers are shorter
 STACK_TIMEOUT = 2.0  # seconds for a submission to print its stack
@@ -133,7 +133,7 @@ class SubmissionOptions:
     Attributes
     ----------
     ensemble, device, precision, engine : str or None
-        Replace the submission's own settings; None leaves one as it is.
+        Override the submission's own settings; None keeps its setting.
     python : Path or None
         The interpreter that runs it; by default the evaluator's own.
     readable : sequence of Path
@@ -155,7 +155,7 @@ class SubmissionOptions:
 
 
 class Submission:
-    """The process of a submission; use it with ``with``.
+    """The process of a submission, as a context manager.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Submission:
     isolation : list of str
         What the sandbox could not prevent; empty if the isolation is complete.
     interpreter : Interpreter or None
-        Known after the start.
+        None until the process has started.
     """
 
     def __init__(
@@ -280,11 +280,11 @@ class Submission:
         progress: Callable[[float, float], None] | None = None,
         begin: Callable[[], object] | None = None,
     ) -> Outcome:
-        """Let the submission separate a song; start its process first if it is not running.
+        """Make the submission separate a song; start its process first if it is not running.
 
         The process is killed after an exception or an exceeded limit, because its state may be broken (a
-        CUDA context, for example) and fail all later songs. Otherwise it is paused until the next song,
-        because nothing watches it in between.
+        CUDA context, for example), and all later songs would fail. Otherwise it is paused until the next
+        song, because nothing monitors it between songs.
 
         Parameters
         ----------
@@ -295,7 +295,7 @@ class Submission:
         progress : callable, optional
             Called with the seconds of audio done and in total when the submission reports them.
         begin : callable, optional
-            Called just before the clock starts: moves the mixture to where the submission sees it.
+            Called just before the clock starts; moves the mixture to where the submission can read it.
         """
         if self._running is not None and self._running.worked_while_paused():
             self.kill()
@@ -333,17 +333,17 @@ class Submission:
         return (words, {}) if time.perf_counter() > deadline else (None, reply)
 
     def log_tail(self, lines: int = 20, width: int = 300) -> list[str]:
-        """The last lines that it printed, cleaned for display."""
+        """The last lines that the submission printed, cleaned for display."""
         return replies.tail(self.log, lines, width)
 
     def kill(self) -> None:
-        """Kill the process and everything that it started, if it is running."""
+        """Kill the process, if it is running, and everything that it started."""
         running, self._running = self._running, None
         if running is not None:
             running.kill()
 
     def _end(self, failure: str, reply: Mapping[str, Any]) -> str:
-        """Kill the process; return the failure with its place in the code and the log to read."""
+        """Kill the process; return the failure with its location in the code and the name of the log."""
         running = self._running
         if "limit" in reply and running is not None:
             running.print_stack()
@@ -354,7 +354,7 @@ class Submission:
             else None
         )
         if where := reply.get("where"):
-            place = f" ({clean(where, 200)}; the whole traceback is in {self.log.name})"
+            place = f" ({clean(where, 200)}; the full traceback is in {self.log.name})"
         elif stack_top is not None:
             place = f" (it was at {stack_top}; see {self.log.name})"
         elif "failed" in reply or "limit" in reply or failure.startswith("the process"):
@@ -376,7 +376,7 @@ class Submission:
             problem = f"{pointer} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
             return f"{failure}; {problem}"
         if link := self._unreachable_link():
-            return f"{failure}; {link} is a link out of its folder, and the sandbox hides its target"
+            return f"{failure}; {link} links to a file outside the submission's folder: copy the file there"
         return failure
 
     def _ask(
@@ -406,7 +406,7 @@ class Submission:
                 ending = (
                     "closed its reply pipe but kept running"
                     if code is None
-                    else f"ended by itself ({_exit_reason(code)})"
+                    else f"exited unexpectedly ({_exit_reason(code)})"
                 )
                 return {}, watch.peak, f"the process {ending}{watch.shortage()}"
             except BadReply as error:
@@ -428,7 +428,7 @@ class Submission:
 
 
 class _Running:
-    """The running processes of a submission: launcher, guard, worker, and what the worker starts."""
+    """The running processes of a submission: launcher, guard, worker, and the worker's child processes."""
 
     def __init__(self, submission: Submission) -> None:
         self.contained = False
@@ -465,9 +465,9 @@ class _Running:
             self.send(asdict(spec))
 
     def send(self, content: Mapping[str, Any]) -> None:
-        """Send a line of JSON; give up after a while, because a submission can fill its own pipe.
+        """Send a line of JSON; give up after a timeout, because the submission may not read its pipe.
 
-        A request that was not sent gets no reply, so the wait that follows runs into its limit.
+        A request that was not sent gets no reply, so the wait for it times out.
         """
         assert self.process.stdin is not None
         line = json.dumps(content).encode("ascii") + b"\n"
@@ -505,8 +505,8 @@ class _Running:
     def all(self) -> list[psutil.Process]:
         """All processes that were started for the submission, including orphans.
 
-        A process can leave its session only for a new one. So a descendant of this process that is in another
-        session, and not part of another submission, belongs to this submission.
+        A process can leave its session only by starting a new one. So a descendant of this process that is
+        in another session, and not part of another submission, belongs to this submission.
         """
         found = {process.pid: process for process in _tree(self.process.pid)}
         if not self.contained and hasattr(os, "getsid"):
@@ -552,7 +552,7 @@ class _Running:
                 deadline = time.monotonic() + STACK_TIMEOUT
                 while self.writer.read == before and time.monotonic() < deadline:
                     time.sleep(0.01)
-                time.sleep(INTERVAL)  # for the rest of it
+                time.sleep(INTERVAL)  # wait for the rest of the output
 
     def exit_code(self) -> int | None:
         """The launcher's exit code; None if it keeps running although its reply pipe is closed."""
@@ -561,7 +561,7 @@ class _Running:
         return None
 
     def kill(self) -> None:
-        """Kill all processes; return when they are gone, or after a while if Linux cannot kill one."""
+        """Kill all processes; return when they are gone, or after a timeout if Linux cannot kill one."""
         if self.guard is not None:
             with contextlib.suppress(*PROCESS_GONE):
                 if self.contained:
@@ -572,7 +572,7 @@ class _Running:
                 self.process.wait(KILL_TIMEOUT / 2)
         deadline = time.monotonic() + KILL_TIMEOUT
         if not self.contained and sandbox.LINUX:
-            sandbox.end_children(self._is_not_its, KILL_TIMEOUT)
+            sandbox.end_children(self._is_unrelated, KILL_TIMEOUT)
         while time.monotonic() < deadline:
             alive = [process for process in self.all() if not self._reap(process)]
             if not alive:
@@ -592,8 +592,8 @@ class _Running:
                     stream.close()
         remove_tree(self.scratch)
 
-    def _is_not_its(self, pid: int) -> bool:
-        """Whether a child of this process was not inherited from the submission."""
+    def _is_unrelated(self, pid: int) -> bool:
+        """Whether a child of this process does not come from the submission."""
         with contextlib.suppress(*PROCESS_GONE):
             return pid in self._before | LAUNCHERS or os.getsid(pid) == os.getsid(0)
         return False
@@ -652,7 +652,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
 
 
 def find_pointer(folder: Path) -> str | None:
-    """Path in a folder of its first file that is a Git LFS pointer; None if there is none."""
+    """Relative path of the first Git LFS pointer in a folder; None if there is none."""
     for path in itertools.islice(visible.entries_of(folder), MAX_ENTRIES):
         with contextlib.suppress(OSError):
             if not path.is_symlink() and path.is_file() and path.stat().st_size < POINTER_SIZE:
@@ -663,7 +663,7 @@ def find_pointer(folder: Path) -> str | None:
 
 
 def find_outside_link(folder: Path, shown: Sequence[Path] = ()) -> str | None:
-    """Path in a folder of its first link that leads out of it, and not into one of ``shown`` either."""
+    """Relative path of the first link in a folder to a target outside the folder and ``shown``; or None."""
     inside = [folder.resolve(), *shown]
     for path in itertools.islice(visible.entries_of(folder), MAX_ENTRIES):
         with contextlib.suppress(OSError, RuntimeError):

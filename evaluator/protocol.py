@@ -1,4 +1,4 @@
-"""The challenge's protocol: each song goes through the submission and is scored in another process."""
+"""The challenge's protocol: the submission separates each song, and another process scores the stems."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ logger = logging.getLogger("evaluator")
 
 
 class Progress(Protocol):
-    """Receives a run's progress."""
+    """Callbacks that report a run's progress."""
 
     def song(self, track: Track) -> None:
-        """A song begins."""
+        """A song starts."""
 
     def audio(self, done: float, total: float) -> None:
-        """``done`` of the song's ``total`` seconds are separated."""
+        """``done`` of the song's ``total`` seconds of audio are separated."""
 
     def finished(self, track: Track, record: SongRecord) -> None:
         """A song is done, now or in an earlier call."""
@@ -51,7 +51,7 @@ class Stopped(KmdxError):
 
 @dataclass(frozen=True)
 class Task:
-    """What is scored, and how.
+    """Which songs, stems and metrics are scored.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Task:
         The data set.
     songs : sequence of Track
     stems : tuple of str
-        Stems to score; of each song only those that it has.
+        Stems to score, if a song has them.
     metrics : tuple of Metric
     accept_incomplete : bool
         Whether songs with missing stems are scored.
@@ -111,7 +111,7 @@ def separate_and_score(
     ----------
     run : Evaluation
     start : callable
-        Makes the submission from the data set's folder and the shared folder.
+        Creates the submission, given the data set's folder and the shared folder.
     strict : bool
         Stop at the first failure that would end the challenge.
     keep_stems : bool
@@ -197,7 +197,7 @@ class Workspace:
     Attributes
     ----------
     dataset, shared : Path
-        All that the submission sees: the song's mixture, and where it writes its stems.
+        Visible to the submission, which reads the mixture from the first and writes its stems to the second.
     stems, references : Path
         Copies of the submission's stems, and decoded true stems. The submission cannot reach them.
     """
@@ -212,7 +212,7 @@ class Workspace:
         self.predictions = Predictions(self.shared, trash)
 
     def prepare(self, track: Track) -> Callable[[], object]:
-        """Decode a song's mixture; the returned function moves it to where the submission sees it.
+        """Decode a song's mixture; the returned function moves it to where the submission can read it.
 
         Raises
         ------
@@ -227,7 +227,7 @@ class Workspace:
         return lambda: self._next.rename(self.dataset / track.name)
 
     def without_paths(self, text: str) -> str:
-        """A message with the owner of each file in place of its temporary folder."""
+        """Replace each temporary folder in a message with the owner of its files."""
         for folder, owner in ((self.stems, "the submission's"), (self.references, "the data set's")):
             text = text.replace(f"{folder}{os.sep}", f"{owner} ")
         return text
@@ -245,7 +245,7 @@ class Workspace:
 def _score(run: Evaluation, track: Track, guesses: Mapping[str, Path], folder: Path) -> SongScore:
     """Score a song's estimates. True stems that are not wav files are decoded into ``folder``."""
     metrics = run.task.metrics
-    # All other stems of the song are possible interference.
+    # Any other stem of the song can be interference.
     whole = any(metric.together for metric in metrics) and {*guesses} <= {*track.summands}
     references = {stem: as_wav(track, stem, folder) for stem in (track.summands if whole else guesses)}
     uses_mixture = any(metric.uses_mixture for metric in metrics)
@@ -307,7 +307,7 @@ def _separate_and_score(
     """Separate and score one song."""
     try:
         workspace.predictions.clear()
-    except OSError:  # a process of the submission still changes the folder
+    except OSError:  # a process of the submission is still changing the folder
         submission.kill()
         try:
             workspace.predictions.clear()
@@ -323,7 +323,7 @@ def _separate_and_score(
     if outcome.failure is not None:
         return record
     try:
-        # Copy the stems before the true stems are decoded: after that the submission cannot change them.
+        # Copy the stems before the true stems are decoded: the submission cannot change the copies.
         scored = run.task.scored_stems(track)
         stems = workspace.predictions.copy(track.name, scored, track.samples, track.channels, workspace.stems)
         if ACCOMPANIMENT in scored and ACCOMPANIMENT not in stems:
@@ -345,7 +345,7 @@ def failed_record(track: Track, reason: str) -> SongRecord:
 
 
 def _unusable(run: Evaluation, track: Track) -> SongRecord | None:
-    """The failed record of a song whose data cannot be scored; None if they can."""
+    """The failed record of a song whose data cannot be scored; None if the data can be scored."""
     reason = run.unusable.get(track.name)
     return None if reason is None else failed_record(track, f"data problem: {reason}")
 
@@ -369,7 +369,7 @@ def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
 
 
 def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
-    """A record with a song's scores; values that do not exist become None."""
+    """Add a song's scores to its record; values that are not finite become None."""
     perfect = [
         song_warnings.PERFECT.of(metric=named([name])[0].title, stem=stem)
         for name, values in score.scores.items()

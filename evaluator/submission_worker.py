@@ -1,19 +1,19 @@
-"""The process that a submission runs in: makes its wrapper once and separates the songs it is asked for.
+"""The process that a submission runs in: creates its wrapper once, then separates each requested song.
 
-It is started as a script by the submission's own interpreter, which may be Python 3.8 and needs nothing but
-the standard library. Requests and replies are lines of JSON on what were standard input and output; what the
-submission itself prints goes to standard error. :mod:`evaluator.replies` documents the replies.
+The submission's own interpreter runs this file as a script. It may be as old as Python 3.8 and needs only the
+standard library. Requests arrive on the original standard input and replies go to the original standard
+output, each as one line of JSON. What the submission itself prints goes to standard error.
+:mod:`evaluator.replies` documents the replies.
 
-Requests: ``{"hello": token}``, ``{"make": token, "folder", "ensemble", "device", "precision", "engine",
-"stems"}``, then
-``{"song": name, "token": token}`` for each song. A reply repeats the token of its request.
+Requests: ``{"hello": token}``, then ``{"make": token, "folder", "ensemble", "device", "precision", "engine",
+"stems"}``, then ``{"song": name, "token": token}`` for each song. A reply repeats the token of its request.
 """
 
 from __future__ import annotations
 
 import sys
 
-STARTED = frozenset(sys.modules)  # what the interpreter has imported by itself
+STARTED = frozenset(sys.modules)  # modules that the interpreter itself has imported
 
 import contextlib
 import faulthandler
@@ -29,29 +29,29 @@ from importlib.util import find_spec
 from typing import Any
 
 STEMS = ("bass", "drums", "other", "vocals")  # as in kmdx.challenge, which this file cannot import
-TEXT = 1000  # characters of a reason, as the evaluator shows at most
-TRACEBACK = 10**6  # bytes of a traceback in the log
+TEXT = 1000  # characters of a reason; the evaluator does not show more
+TRACEBACK = 10**6  # bytes of a traceback in the log, at most
 LOG_FILE = 2  # descriptor that tracebacks are written to
 STARTUP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "startup", "sitecustomize.py")
-PACKAGES = 800  # names of packages that are reported
+PACKAGES = 800  # packages that are reported, at most
 
 
 def main() -> None:
-    """Serve requests until there are no more."""
-    sys.path.pop(0)  # this file's folder: nothing in it is for the submission
+    """Answer requests until standard input is closed."""
+    sys.path.pop(0)  # this file's folder, which the submission must not import from
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     global LOG_FILE
-    LOG_FILE = os.dup(2)  # the submission may put something else in its place
+    LOG_FILE = os.dup(2)  # a copy, because the submission may replace descriptor 2
     faulthandler.enable(LOG_FILE)
     with contextlib.suppress(AttributeError):  # Windows has no such signal
         faulthandler.register(signal.SIGUSR1, LOG_FILE, all_threads=True)
     output: Any = sys.stdout
     with contextlib.suppress(AttributeError, ValueError):
-        output.reconfigure(line_buffering=True)  # what is printed before a kill is in the log
+        output.reconfigure(line_buffering=True)  # so that output printed before a kill is in the log
     lock = threading.Lock()
 
     def reply(**content: Any) -> None:
@@ -79,7 +79,7 @@ def main() -> None:
         wrapper = make_wrapper(options)
         modules.check()
         model = getattr(wrapper, "model", None)
-        watch(model, findings, lambda done, total: reply(progress=[done, total]), options["stems"])
+        wrap_model(model, findings, lambda done, total: reply(progress=[done, total]), options["stems"])
         device = gpu()
     except BaseException as error:
         reply(failed=options["make"], **report(error, folder))
@@ -104,17 +104,19 @@ def main() -> None:
 
 
 def make_wrapper(options: dict[str, Any]) -> Any:
-    """Import the submission in the current folder and make its wrapper, which loads its model."""
+    """Import the submission from the current folder and create its wrapper, which loads its model."""
     for setting in ("ensemble", "device", "precision", "engine"):
         if options[setting] is not None:
             name = setting.upper()
             if find_spec("my_submission.user_config") is None:
-                raise ValueError(f"no my_submission/user_config.py: --{setting} is not for this submission")
+                raise ValueError(
+                    f"no my_submission/user_config.py, so --{setting} has no effect: leave it out"
+                )
             from my_submission import user_config
 
             if not hasattr(user_config, name):
                 raise ValueError(
-                    f"my_submission/user_config.py has no {name}: --{setting} is not for this submission"
+                    f"my_submission/user_config.py has no {name}, so --{setting} has no effect: leave it out"
                 )
             setattr(user_config, name, options[setting])
     from my_submission.aicrowd_wrapper import AIcrowdWrapper
@@ -122,15 +124,16 @@ def make_wrapper(options: dict[str, Any]) -> Any:
     return AIcrowdWrapper()
 
 
-def watch(
+def wrap_model(
     model: Any,
     findings: dict[str, bool],
     progress: Callable[[float, float], None],
     wanted: Any = STEMS,
 ) -> None:
-    """Look at what the model returns before the wrapper does, where the model lets itself be wrapped.
+    """Wrap the model's method, if possible, so that its stems are checked before the wrapper gets them.
 
-    ``progress`` is only for a model that waits for one: its own is None. Methods and properties stay.
+    ``progress`` is passed only to a model with an attribute ``progress`` that is None. Methods and properties
+    of that name are not replaced.
     """
     separate = getattr(model, "separate_music_file", None)
     if separate is None:
@@ -138,8 +141,8 @@ def watch(
 
     def watched(*arguments: Any, **named: Any) -> Any:
         result = separate(*arguments, **named)
-        with contextlib.suppress(Exception):  # of another form: for the wrapper to judge
-            findings.update(look_at(result[0], [*arguments, *named.values()][0], wanted))
+        with contextlib.suppress(Exception):  # an unexpected result is left to the wrapper
+            findings.update(check_stems(result[0], [*arguments, *named.values()][0], wanted))
         return result
 
     with contextlib.suppress(Exception):
@@ -149,12 +152,12 @@ def watch(
         model.separate_music_file = watched
 
 
-def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict[str, bool]:
-    """What is wrong with returned stems, and whether the challenge would have ended at it.
+def check_stems(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict[str, bool]:
+    """Problems of the returned stems, and whether each would have ended the challenge.
 
-    It would at other stems and lengths; NaN and infinity were written as 16-bit numbers and scored. Where
-    other stems than the challenge's four are wanted, more may be there, and the evaluator sums up a missing
-    accompaniment.
+    Wrong stems and wrong lengths would have ended it. NaN and infinity would not: they were written as 16-bit
+    numbers and scored. If the wanted stems are not the challenge's four, extra stems are allowed, and the
+    evaluator computes a missing accompaniment as a sum.
     """
     wrong = {}
     extra = sorted(map(str, set(stems) - set(STEMS))) if set(wanted) == set(STEMS) else []
@@ -164,10 +167,10 @@ def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
         wrong[f"wrong stems: {', '.join(names)}"] = True
     for name, stem in stems.items():
-        with contextlib.suppress(Exception):  # it has no length
+        with contextlib.suppress(Exception):  # the stem has no length
             if len(stem) != len(mixture):
                 wrong[f"wrong length: {name} has {len(stem)} samples, the mixture {len(mixture)}"] = True
-        with contextlib.suppress(Exception):  # no numpy, or no numbers
+        with contextlib.suppress(Exception):  # numpy is missing, or the stem does not contain numbers
             import numpy
 
             samples = numpy.asarray(stem)
@@ -179,7 +182,7 @@ def look_at(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> dict
 
 
 def report(error: BaseException, folder: str, findings: Any = ()) -> dict[str, Any]:
-    """The reason and the place of an error for a reply; the whole traceback goes to the log."""
+    """The reason and the location of an error for a reply; the full traceback is written to the log."""
     reason = "; ".join([*findings, describe(error)])
     log(error)
     return {"reason": reason[:TEXT], "where": where(error, folder)}
@@ -189,7 +192,7 @@ def describe(error: BaseException) -> str:
     """The class and the first line of an error."""
     try:
         lines = str(error)[: 4 * TEXT].strip().splitlines()
-    except BaseException:  # it cannot even be put in words
+    except BaseException:  # its __str__ failed
         lines = []
     return f"{type(error).__name__}: {lines[0][:TEXT]}" if lines else type(error).__name__
 
@@ -211,11 +214,11 @@ def where(error: BaseException, folder: str) -> str | None:
 
 
 def log(error: BaseException) -> None:
-    """Write the traceback to standard error, whatever the submission has made of ``sys.stderr``."""
+    """Write the traceback to the log, even if the submission replaced ``sys.stderr``."""
     try:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         text = "".join(line if len(line) < 20 * TEXT else line[: 20 * TEXT] + "…\n" for line in lines)
-    except BaseException:  # of a strange error, or by a submission's module in the place of a standard one
+    except BaseException:  # the error is malformed, or the submission replaced a standard module
         frames = [
             (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
         ]
@@ -242,7 +245,7 @@ def packages() -> dict[str, str]:
 
 
 def gpu() -> str | None:
-    """The name of torch's GPU, where the submission has imported torch and there is one."""
+    """The name of torch's GPU, or ``cpu`` if there is none; None if the submission did not import torch."""
     torch = sys.modules.get("torch")
     with contextlib.suppress(Exception):
         if torch is not None and torch.cuda.is_available():
@@ -253,7 +256,7 @@ def gpu() -> str | None:
 
 
 def reset_gpu_peak() -> None:
-    """Begin to measure torch's GPU memory again, where the submission uses it."""
+    """Reset torch's peak of GPU memory, if the submission uses a GPU."""
     torch = sys.modules.get("torch")
     with contextlib.suppress(Exception):
         if torch is not None and torch.cuda.is_initialized():
@@ -261,7 +264,7 @@ def reset_gpu_peak() -> None:
 
 
 def gpu_peak() -> int | None:
-    """Bytes of GPU memory that torch had reserved at most since then."""
+    """Peak of the GPU memory that torch reserved since the last reset, in bytes; None without a GPU."""
     torch = sys.modules.get("torch")
     with contextlib.suppress(Exception):
         if torch is not None and torch.cuda.is_initialized():

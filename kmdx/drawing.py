@@ -1,8 +1,8 @@
 """Draws a plan: a line of text per network, Mermaid text, and an SVG picture.
 
-The picture runs from the mixture at the left to the stems at the right. Nodes are in columns, each behind all
-that it comes from. A signal that passes a column has a lane of its own, so that no line is hidden by a box;
-lines from one node share their lanes.
+The picture shows the mixture on the left and the stems on the right. Each node is in a column to the right of
+all its inputs. A signal that crosses a column has its own lane, so that no box hides a line. Lines from the
+same node share a lane.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from html import escape
 from kmdx.challenge import MIXTURE
 from kmdx.plan import Plan, node_of
 
-PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # names that are valid Mermaid identifiers, except:
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # valid Mermaid identifiers, except the keywords
 KEYWORDS = re.compile(
     "call|class|classDef|click|end|flowchart|graph|href|interpolate|linkStyle|style|subgraph"
 )
 SHAPES = {"network": ("[[", "]]"), "sum": ("[", "]"), "stem": ("([", "])")}  # around a label
 
-BOX_WIDTH = 240  # pixels, as all sizes of the picture
-COLUMN = 300  # from one column's left side to the next one's
+BOX_WIDTH = 240  # pixels, like all sizes below
+COLUMN = 300  # distance between the left edges of adjacent columns
 GAP = 20  # between boxes
-LANE = 10  # height of a passing line's lane, gap included
+LANE = 10  # height of the lane of a crossing line, including the gap
 MARGIN = 24
-COLOURS = {"song": "#f2f2f2", "network": "#dbeafe", "sum": "#fef3c7", "stem": "#dcfce7"}
+COLORS = {"song": "#f2f2f2", "network": "#dbeafe", "sum": "#fef3c7", "stem": "#dcfce7"}
 LINES = ("#64748b", "#0369a1", "#b45309", "#15803d", "#7e22ce", "#be123c", "#0f766e", "#a16207")
 
 Lane = tuple[str, int]
-"""A node's signal where it passes the column of that number."""
+"""A node, and the number of a column that contains it or that its signal crosses."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node in the picture: its kind and its lines of text, the first its name."""
+    """A node in the picture: its kind and its lines of text. The first line is its name."""
 
     kind: str
     lines: tuple[str, ...]
 
     @property
     def height(self) -> int:
-        """Pixels from top to bottom."""
+        """Height in pixels."""
         return 12 + 16 * len(self.lines)
 
 
@@ -69,9 +69,9 @@ def gflops(value: float | None) -> str:
 
 
 def mermaid(plan: Plan, wanted: Collection[str]) -> str:
-    """Draw what the wanted stems need as Mermaid text: a line per node, after all of its inputs.
+    """Draw what the wanted stems need as Mermaid text: one line per node, after its inputs.
 
-    A name that is no valid identifier in Mermaid is identified by its position; its label has the name.
+    A node whose name is not a valid Mermaid identifier is identified by its number; its label has the name.
     """
     order = plan.order(plan.signals_of(wanted))
     ids = {
@@ -89,7 +89,7 @@ def mermaid(plan: Plan, wanted: Collection[str]) -> str:
 
 
 def svg(plan: Plan, wanted: Collection[str]) -> str:
-    """Draw what the wanted stems need; returns the text of an SVG file."""
+    """Draw what the wanted stems need as the text of an SVG file."""
     inputs = {MIXTURE: ()} | {
         name: tuple(dict.fromkeys(map(node_of, plan.nodes[name].inputs)))
         for name in plan.order(plan.signals_of(wanted))
@@ -112,7 +112,7 @@ def svg(plan: Plan, wanted: Collection[str]) -> str:
 
 
 def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int]:
-    """Column of each node: behind all that it comes from; stems last, what only they need before them."""
+    """The column of each node, after its inputs. Stems are last; sums that only stems use are just before."""
     rank: dict[str, int] = {}
     for name, sources in inputs.items():
         rank[name] = 1 + max((rank[source] for source in sources), default=-1)
@@ -128,7 +128,7 @@ def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int
 
 
 def _users(inputs: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
-    """What takes in each node's signal."""
+    """The nodes that use each node's signal."""
     users: dict[str, list[str]] = {name: [] for name in inputs}
     for user, sources in inputs.items():
         for source in sources:
@@ -164,9 +164,10 @@ def _wrapped(text: str, width: int = 32) -> Iterator[str]:
 def _places(
     boxes: Mapping[str, Box], columns: Mapping[str, int], inputs: Mapping[str, Collection[str]]
 ) -> dict[Lane, float]:
-    """Middle of each box and lane, keyed by node and column, around 0.
+    """The vertical center of each box and lane, by node and column. Each column is centered at 0.
 
-    From left to right, everything stands as near as may be to what it comes from, so that few lines cross.
+    Columns are filled from left to right. Each is sorted by the mean position of its inputs, so that
+    few lines cross.
     """
     middles: dict[Lane, float] = {}
     users = _users(inputs)
@@ -192,7 +193,7 @@ def _places(
 def _lines(
     columns: Mapping[str, int], inputs: Mapping[str, Collection[str]], middles: Mapping[Lane, float]
 ) -> Iterator[str]:
-    """Lines from each node to those that hear it, straight in its lanes and curved between columns."""
+    """Lines from each node to its users, straight in lanes and curved between columns."""
     for number, (source, users) in enumerate(_users(inputs).items()):
         color = LINES[number % len(LINES)]
         style = f'fill="none" stroke="{color}" stroke-width="1.3"'
@@ -209,7 +210,7 @@ def _lines(
 
 
 def _curve(column: int, start: float, end: float, style: str) -> str:
-    """A curve across the space before a column."""
+    """A curve across the gap to the left of a column."""
     right = MARGIN + COLUMN * column
     left = right - (COLUMN - BOX_WIDTH)
     bend = (left + right) / 2
@@ -230,5 +231,5 @@ def _draw(box: Box, column: int, middle: float) -> str:
     )
     return (
         f'<rect x="{x}" y="{y:.1f}" width="{BOX_WIDTH}" height="{box.height}" rx="6" '
-        f'fill="{COLOURS[box.kind]}" stroke="#64748b"/>'
+        f'fill="{COLORS[box.kind]}" stroke="#64748b"/>'
     ) + "".join(texts)

@@ -48,7 +48,7 @@ def run(
     ----------
     plan : Plan
     cache : NetworkCache
-        Contains at least the networks that ``wanted`` need.
+        Contains at least the networks that the wanted signals need.
     mixture : Signal
         ``(2, samples)`` at the plan's rate, on the CPU.
     wanted : collection of str
@@ -57,8 +57,8 @@ def run(
         Called after every window with ``(seconds of audio done, seconds in total)``. Each network's share
         of the seconds is its share of the arithmetic.
     known : mapping of str to Signal, optional
-        Signals from an earlier run of the same song, ``(2, samples)`` on the CPU, by reference: sums or
-        ``NODE.SOURCE``. Nodes that only they need do not run again.
+        Signals from an earlier run of the same song, ``(2, samples)`` on the CPU. Keys are names of sums, or
+        ``NODE.SOURCE``. Nodes that only these signals need do not run again.
 
     Returns
     -------
@@ -125,7 +125,7 @@ class SongSignals:
     uses_left : Counter of str
         How often each signal will still be used, by reference.
     signals : dict of str to Signal
-        ``(2, samples)`` by reference; signals are removed when no later node needs them.
+        ``(2, samples)``, by name or ``NODE.SOURCE``; a signal is removed when no later node needs it.
     levels : dict of str to Level
         Levels of normalized signals, by node.
     """
@@ -139,7 +139,7 @@ class SongSignals:
     levels: dict[str, Level] = field(default_factory=dict)
 
     def estimate(self, name: str, network: str, reference: str) -> dict[str, Signal]:
-        """A network's estimates of the sources that are used, by reference."""
+        """A network's estimates of the sources that are used, by ``NODE.SOURCE``."""
         window = self.plan.networks[network].chunking
         runner = self.cache.runner(network, self.used[name], window.length)
         signal = self.signals[reference]
@@ -172,7 +172,7 @@ class _Meter:
         self.total = sum(map(self.cost, runs))
 
     def cost(self, network: str) -> float:
-        """Relative arithmetic of a network; if it is not stated, the mean of the others."""
+        """Relative arithmetic of a network; the mean of the others if it is not stated."""
         gflops = self.plan.networks[network].gflops
         return self.usual if gflops is None else gflops
 

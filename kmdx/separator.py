@@ -78,11 +78,11 @@ class Separator:
     Raises
     ------
     PlanError
-        If the ensemble, speed or engine is unknown, or the ensemble does not have such a stem.
+        If the ensemble, speed, engine or a stem is unknown.
     WeightsError
         If a weight file is missing, damaged or unsafe, or belongs to another network.
     DeviceError
-        If this machine has no such device, or the precision is unknown.
+        If the device is not available, or the precision is unknown.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class Separator:
                 )
         return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
 
-    def under(self, changed: plan.Plan) -> Separator:
+    def with_plan(self, changed: plan.Plan) -> Separator:
         """A separator with the same loaded networks, for a plan that differs only in signals and stems.
 
         Raises
@@ -146,7 +146,9 @@ class Separator:
             If the plan's networks differ.
         """
         if changed.networks != self.plan.networks:
-            raise PlanError(f"{changed.name}: its networks differ from the loaded ones; make a new separator")
+            raise PlanError(
+                f"{changed.name}: its networks differ from the loaded ones; create a new separator"
+            )
         separator = copy.copy(self)
         separator.plan = changed
         return separator
@@ -216,7 +218,7 @@ class Separator:
         NetworkError
             If a network returns NaN or infinity even in fp32.
         PlanError
-            If the separator was not made for one of the stems.
+            If the separator was not created for one of the stems.
         DeviceError
             If the device does not have enough memory.
         """
@@ -293,8 +295,8 @@ class Separator:
         missing = [name for name in self.plan.networks_used(names, known) if name not in self.networks]
         if missing:
             raise PlanError(
-                f"this separator was made for {', '.join(self.stems)} and did not load {', '.join(missing)}; "
-                "make one for all stems"
+                f"this separator was created for {', '.join(self.stems)} and did not load "
+                f"{', '.join(missing)}; create one for all stems"
             )
         song = audio.check(samples, "the song", loudest=audio.LOUDEST)
         needed = self.plan.needed(names, known)
@@ -351,7 +353,7 @@ class Separator:
         progress: Progress | None,
         known: Mapping[str, Signal],
     ) -> dict[str, Signal]:
-        """Run the plan, and again in fp32 if half precision overflows; the next song uses half again."""
+        """Run the plan; if half precision overflows, run it again in fp32 for this song only."""
         try:
             return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
         except ensemble.NotFinite as error:

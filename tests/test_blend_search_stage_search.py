@@ -190,9 +190,9 @@ def test_a_separator_goes_under_another_plan_of_its_networks(plan_of_two: Path, 
     plan = plan_file.load(plan_of_two)
     doubled = replace(plan, nodes={**plan.nodes, "bass": Sum({"V.bass": 2.0})})
     song = noise(8000)
-    own, other = separator.separate(song, 44100), separator.under(doubled).separate(song, 44100)
+    own, other = separator.separate(song, 44100), separator.with_plan(doubled).separate(song, 44100)
     assert other["drums"] == pytest.approx(own["drums"], abs=1e-7)
     assert other["bass"].std() > 1.1 * own["bass"].std()
     assert separator.plan == plan
     with pytest.raises(KmdxError, match="its networks differ from the loaded ones"):
-        separator.under(plan_file.load(small))
+        separator.with_plan(plan_file.load(small))

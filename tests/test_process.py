@@ -58,7 +58,7 @@ def test_a_submission_may_print_anything(start, tmp_path: Path, monkeypatch: pyt
         ("returns three stems", "wrong stems: bass is missing; KeyError", True, 2),
         ("returns a wrong length", "wrong length: other has 22049 samples, the mixture 22050", True, 1),
         ("exits", "SystemExit: 3", True, 2),
-        ("crashes", "the process ended by itself (SIGABRT)", True, 2),
+        ("crashes", "the process exited unexpectedly (SIGABRT)", True, 2),
     ],
 )
 def test_failures_are_what_they_are_and_what_raised_is_made_anew(
@@ -102,7 +102,7 @@ def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
     ("what", "load", "reason"),
     [
         ("works", "raise ValueError('no weights')", "ValueError: no weights"),
-        ("works", "os._exit(7)", "the process ended by itself (exit code 7)"),
+        ("works", "os._exit(7)", "the process exited unexpectedly (exit code 7)"),
     ],
 )
 def test_a_model_that_cannot_be_made_ends_the_run(start, what: str, load: str, reason: str) -> None:
@@ -271,7 +271,7 @@ class HasValue:
 def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
     model, before = kind(), dict(vars(kind))
     model.separate_music_file = lambda samples, rate: ({}, {})
-    submission_worker.watch(model, {}, print)
+    submission_worker.wrap_model(model, {}, print)
     assert vars(model).get("progress") is (print if kind is Waits else None)
     assert "asked" not in vars(model)
     assert dict(vars(kind)) == before
@@ -280,7 +280,7 @@ def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
 def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
     model = types.SimpleNamespace(separate_music_file=lambda mixed, rate: ({"bass": mixed[1:]}, {}))
     findings: dict[str, bool] = {}
-    submission_worker.watch(model, findings, print)
+    submission_worker.wrap_model(model, findings, print)
     model.separate_music_file(mixed=noise(8), rate=44100)
     assert "wrong length: bass has 7 samples, the mixture 8" in findings
 
@@ -299,7 +299,7 @@ def test_each_check_of_stems_is_on_its_own() -> None:
         7: np.zeros((4, 2), np.int16),
         "vocals": torch.full((4, 2), -torch.inf),
     }
-    assert submission_worker.look_at(stems, mixture) == {
+    assert submission_worker.check_stems(stems, mixture) == {
         "wrong stems: 7 is extra": True,
         "wrong length: bass has 3 samples, the mixture 4": True,
         "NaN in drums": False,

@@ -176,7 +176,7 @@ def test_only_missing_weights_are_to_be_pulled(leaderboard: Path, tmp_path: Path
         caught.value
     )
     assert "(about 486 MB)" in str(caught.value)
-    with pytest.raises(WeightsError, match=r"`kmdx models pull htdemucs` gets it \(about 84 MB\)"):
+    with pytest.raises(WeightsError, match=r"`kmdx models pull htdemucs` downloads it \(about 84 MB\)"):
         Separator("htdemucs", folder=tmp_path)
 
 

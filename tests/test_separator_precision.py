@@ -137,7 +137,7 @@ def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
     small: Path, overflowing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     separator = Separator(small, device="cpu", precision="bf16")
-    other = separator.under(separator.plan)
+    other = separator.with_plan(separator.plan)
     song = noise(40_000)
     exact = Separator(small, device="cpu", precision="fp32")
     expected = exact.separate(song, 44100)
@@ -174,7 +174,7 @@ def test_a_song_after_one_that_overflowed_is_as_if_it_was_the_first(
         "forward",
         lambda network, batch: forward(network, batch) / (network.dtype == torch.float32),
     )
-    for run in (separator, separator.under(separator.plan)):
+    for run in (separator, separator.with_plan(separator.plan)):
         with pytest.warns(KmdxWarning, match="overflowed"):
             run.separate(noise(20_000, seed=1), 44100)
     monkeypatch.undo()

@@ -98,7 +98,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         ("while True: os.write(2, b'x' * 65536)", "it took more than 3 s"),
         ("import signal\nos.kill(os.getpid(), signal.SIGSTOP)", "stalled: no progress and no processor time for 2 s"),
         ("time.sleep(600)", "stalled: no progress and no processor time for 2 s"),
-        ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process ended by itself (exit code 4)"),
+        ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process exited unexpectedly (exit code 4)"),
         ("raise RuntimeError('x' * 50_000_000)", "RuntimeError: xxx"),
         ("raise RuntimeError('\\udcff is no letter \\x1b[2J')", "RuntimeError: \\udcff is no letter [2J ("),
         ("class Wordless(Exception):\n    def __str__(self): raise self\nraise Wordless", "Wordless ("),

@@ -174,7 +174,7 @@ def test_the_error_names_the_line_and_the_log_holds_the_whole_traceback(start, t
     deep = "def outer():\n    inner()\n\n\ndef inner():\n    import json\n    json.loads('{')\n"
     with pytest.raises(SubmissionError) as caught:
         start({"my_submission/deep.py": deep}, "from my_submission import deep", "deep.outer()")
-    assert "(my_submission/deep.py:7; the whole traceback is in submission.log)" in str(caught.value)
+    assert "(my_submission/deep.py:7; the full traceback is in submission.log)" in str(caught.value)
     log = (tmp_path / "submission.log").read_text()
     assert all(name in log for name in ("in outer", "in inner", "json/decoder.py", "JSONDecodeError"))
 
@@ -212,7 +212,7 @@ def test_the_worker_needs_only_python_3_8() -> None:
 def test_a_link_out_of_the_folder_is_named(start, tmp_path: Path) -> None:
     (tmp_path / "submission").mkdir()
     (tmp_path / "submission" / "models").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(SubmissionError, match="models is a link out of its folder"):
+    with pytest.raises(SubmissionError, match="models links to a file outside the submission's folder"):
         start({}, make="open('models/weights.pt')")
 
 

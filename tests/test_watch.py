@@ -322,7 +322,7 @@ def test_a_submission_that_uses_nearly_all_memory_is_ended_without_limits_too(
 def test_a_crash_in_native_code_has_its_stack_in_the_log(start, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(submissions.BODIES, "segfaults", "import ctypes\nctypes.string_at(0)")
     outcome = start("segfaults").separate("one", SECONDS)
-    assert outcome.failure == "the process ended by itself (SIGSEGV) (see log)"
+    assert outcome.failure == "the process exited unexpectedly (SIGSEGV) (see log)"
     assert "user_config.py" in (tmp_path / "log").read_text()
 
 

@@ -97,7 +97,9 @@ def test_a_file_known_to_be_another_weight_never_plays_a_role_by_its_name(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])
-    with pytest.raises(weights.MissingWeights, match=r"demucs_bass\.ckpt is known to hold htdemucs_ft_bass"):
+    with pytest.raises(
+        weights.MissingWeights, match=r"demucs_bass\.ckpt is known to contain htdemucs_ft_bass"
+    ):
         weights.find(small_registry["htdemucs_ft_other"], folder)
 
 
@@ -143,7 +145,7 @@ def test_a_file_of_the_hub_is_known_by_its_content_whatever_its_name_and_size(
         (folder / name).replace(folder / "d12395a8.safetensors")
     (folder / "d12395a8.safetensors").replace(folder / "92cfc3b6.safetensors")
     with pytest.raises(
-        weights.MissingWeights, match=r"92cfc3b6\.safetensors is known to hold htdemucs_ft_bass"
+        weights.MissingWeights, match=r"92cfc3b6\.safetensors is known to contain htdemucs_ft_bass"
     ):
         weights.find(small_registry["htdemucs_ft_other"], folder)
 
@@ -165,7 +167,7 @@ def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None
     with pytest.raises(
         weights.MissingWeights,
         match=r"looked for d12395a8-e57c48e6\.th, d12395a8\.th, d12395a8\.safetensors or demucs_other\.ckpt "
-        r"in .*models; `kmdx models pull htdemucs_ft_bass` gets it",
+        r"in .*models; `kmdx models pull htdemucs_ft_bass` downloads it",
     ):
         weights.find(weights.get("d12395a8"), folder)
     with pytest.raises(weights.MissingWeights):
@@ -179,7 +181,7 @@ def test_a_weight_without_a_checksum_is_found_by_the_name_that_it_is_pulled_to(f
         weights.find(weight, folder)
     (folder / "a.pt").write_bytes(b"content")
     assert weights.find(weight, folder).path == folder / "a.pt"
-    with pytest.raises(weights.MissingWeights, match="nothing says which file holds it"):
+    with pytest.raises(weights.MissingWeights, match="its file has no known name"):
         weights.find(dataclasses.replace(weight, sources=()), folder)
 
 
@@ -233,7 +235,10 @@ def test_verify_reports_a_network_that_says_it_was_tuned_for_another_source(
     row = status_of("htdemucs_ft_bass", folder, small_registry)
     assert row.mismatch
     assert not row.ok
-    assert row.message == "mismatch: by file name it plays bass, but it says it was tuned for other"
+    assert (
+        row.message
+        == "mismatch: identified by file name as bass, but its metadata says it was tuned for other"
+    )
     assert status_of("htdemucs_ft_other", folder, small_registry).ok
 
 
@@ -250,7 +255,7 @@ def test_verify_compares_a_pulled_file_without_published_checksum_with_its_recor
     path.write_bytes(content + b"!")
     row = status_of("mdx_bass", folder, small_registry)
     assert not row.intact
-    assert "not what was pulled on 2024-01-02" in row.message
+    assert "it has changed since it was pulled on 2024-01-02" in row.message
 
 
 def test_verify_compares_a_trained_file_with_the_checksum_that_was_recorded(tmp_path: Path) -> None:
@@ -279,7 +284,7 @@ def test_a_trained_file_without_a_recorded_checksum_is_read(tmp_path: Path) -> N
     )
     weight = weights.trained(tmp_path)["mine"]
     (row,) = weights.verify(tmp_path, [weight])
-    assert (row.ok, row.message) == (True, "unknown content, readable; role by plan")
+    assert (row.ok, row.message) == (True, "unknown content, readable; identified by plan")
     assert weights.find(weight, tmp_path).path == tmp_path / "mine.pt"
 
 

@@ -22,7 +22,7 @@ from training.sampling import Example, Windows
 from training.songs import Songs
 from training.starting import Start
 
-MAX_SKIPPED = 100  # consecutive steps that are not finite, before the run stops
+MAX_SKIPPED = 100  # consecutive steps with a loss or gradient that is not finite; then the run stops
 SCALE_SEARCH = 20  # consecutive steps that fp16 may need to lower its scale from 2^16, if nan is "stop"
 
 
@@ -37,7 +37,7 @@ class Unmixing(lightning.LightningModule):
     vocals : Network, optional
         A network whose estimate is subtracted from the trained network's input.
     at_once : int
-        Windows that go through the network together.
+        Windows in one forward pass.
     workers : int
         Processes that read windows.
     start : Start, optional
@@ -106,7 +106,7 @@ class Unmixing(lightning.LightningModule):
         return wave
 
     def training_step(self, batch: Example, index: int) -> Tensor:
-        """The loss of the windows, over the samples that inference keeps."""
+        """The loss of the windows, computed over the samples that remain after trimming."""
         if not self._losses:
             self._statistics = [buffer.clone() for buffer in self.network.buffers()]
         windows, target = batch
@@ -160,7 +160,7 @@ class Unmixing(lightning.LightningModule):
         optimizer.zero_grad()  # skips the step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the number of skipped steps."""
+        """Save the number of skipped steps."""
         checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ class Unmixing(lightning.LightningModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """The numbers of the validation songs of this process."""
+        """The indices of the validation songs of this process."""
         songs = range(len(self.songs.validation))
         own = [[number] for number in songs[self.trainer.global_rank :: self.trainer.world_size]]
         return DataLoader(own or [[]], batch_size=None)  # type: ignore[arg-type]
@@ -261,14 +261,14 @@ class Unmixing(lightning.LightningModule):
 
 
 def recompute(network: TfcTdf) -> None:
-    """Make a network's blocks save only their inputs, and recompute the rest for the gradient."""
+    """Make a network's blocks save only their inputs, and recompute the activations in the backward pass."""
     for module in network.modules():
         if isinstance(module, Block):
             module.__class__ = RecomputedBlock
 
 
 class RecomputedBlock(Block):
-    """A block that saves only its input, and is recomputed for the gradient."""
+    """A block that saves only its input, and recomputes its activations in the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         """See :class:`Block`."""
@@ -283,7 +283,7 @@ class RecomputedBlock(Block):
 
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
-    """Keep batch norms from updating their statistics a second time."""
+    """Prevent batch norms from updating their statistics twice."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     counts = [norm.get_buffer("num_batches_tracked") for norm in norms]
     before = [(norm.momentum, count.clone()) for norm, count in zip(norms, counts, strict=True)]

@@ -110,7 +110,9 @@ def _try_moves(
             for _ in range(TRIES):
                 tried = move.applied(plan, direction)
                 again = search.dependent_runs(move)
-                sdr = np.array([song.score(separator.under(tried), search.stems, again) for song in songs])
+                sdr = np.array(
+                    [song.score(separator.with_plan(tried), search.stems, again) for song in songs]
+                )
                 better = sdr.mean() > best.mean() + MIN_GAIN
                 values = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
                 on_done(f"{move.node}: {values}: {sdr.mean():.3f} dB{', accepted' if better else ''}")
@@ -138,7 +140,7 @@ def _score_held_out(
         try:
             before = song.score(separator, search.stems)
             song.accept()
-            after = song.score(separator.under(plan), search.stems, again)
+            after = song.score(separator.with_plan(plan), search.stems, again)
         except KmdxError as error:  # must not lose the result of the search
             on_done(f"held out, {track.name}: left out: {error}")
             continue

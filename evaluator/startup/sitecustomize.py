@@ -1,28 +1,28 @@
-"""Has a submission import its own modules: in its process, and in every Python that it starts.
+"""Makes a submission import its own modules, in its process and in every Python process that it starts.
 
-The folder of this file is on the submission's ``PYTHONPATH``, so each Python runs it at its start. It needs
-Python 3.8 and nothing but the standard library.
+The folder of this file is on the submission's ``PYTHONPATH``, so every Python process runs this file when it
+starts. The file needs Python 3.8 or newer and only the standard library.
 """
 
 import sys
 
-STARTED = frozenset(sys.modules)  # what Python imports before any program does
+STARTED = frozenset(sys.modules)  # modules that Python itself has imported
 
 import importlib.machinery
 import os
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
 
 FOLDER = "KMDX_SUBMISSION"
-"""The variable that names the submission's folder."""
+"""Environment variable that contains the path of the submission's folder."""
 
 
 class OwnModules:
-    """Finds the submission's modules in its own folder, whatever else the interpreter's path holds.
+    """Finds the submission's modules in its own folder, whatever else is on the interpreter's path.
 
-    First on ``sys.meta_path``. Modules and packages in the folder, and in further folders within it that are
-    on ``sys.path``, come before all others of the same name, also packages without an ``__init__.py``, which
-    Python itself would only take where no other package has that name. Where the standard library has that
-    name, the order of ``sys.path`` decides, as it always does.
+    This finder is first on ``sys.meta_path``. Modules and packages in the folder, or in its subfolders that
+    are on ``sys.path``, take precedence over all others with the same name. This includes packages without an
+    ``__init__.py``, which Python itself uses only if no other package has that name. If the standard library
+    has a module with that name, the order of ``sys.path`` decides, as usual.
 
     Parameters
     ----------
@@ -34,25 +34,26 @@ class OwnModules:
         self.folder = folder
         self.real = os.path.realpath(folder)
         self.standard = os.path.realpath(os.path.dirname(os.__file__))
-        self.judged = {}  # type: dict[tuple[str, str], bool]
+        self.known = {}  # type: dict[tuple[str, str], bool]  # results of is_foreign
 
     def install(self, started: "frozenset[str]") -> None:
-        """Come first, and forget modules that the submission has, too, but that came from elsewhere.
+        """Install the finder, and unload modules from elsewhere if the submission has one of the same name.
 
         Parameters
         ----------
         started : frozenset of str
-            What Python had imported when it started. Where the submission's modules hide some of what was
-            imported since, all of that is forgotten: the rest may depend on it.
+            Names of the modules that Python itself imported when it started. If the submission's modules
+            hide any module imported since then, all of those modules are unloaded, because others may depend
+            on the hidden one.
         """
         sys.meta_path.insert(0, self)
         if any(self.find_spec(name) for name in set(sys.modules) - started):
-            forget(started)
+            unload(started)
         for name, _ in self.foreign():
             del sys.modules[name]
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
-        """Find a top-level module; what is in a package is found by the package's own path."""
+        """Find a top-level module; Python finds submodules through their package's own path."""
         if "." in name or BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name):
             return None
         entries = [entry for entry in sys.path if isinstance(entry, str)]
@@ -67,55 +68,56 @@ class OwnModules:
         if spec is None or spec.loader is not None:
             return spec
         places = [place for place in spec.submodule_search_locations or () if has_code(place)]
-        if is_standard or not places:  # data, or another project's folder
+        if is_standard or not places:  # a folder of data, or of another project
             return None
-        # Of Python's own type, which its libraries look for, and as its own it grows with sys.path.
+        # Python's own type: its libraries check for it, and such a path is updated when sys.path changes.
         kind = type(spec.submodule_search_locations)
         spec.submodule_search_locations = kind(name, places, self.find_spec)  # type: ignore[call-overload, misc]
         return spec
 
     def is_standard(self, path: str) -> bool:
-        """Whether an entry of ``sys.path`` is of the standard library."""
+        """Whether an entry of ``sys.path`` belongs to the standard library."""
         return (os.path.realpath(path) + os.sep).startswith(self.standard + os.sep) and (
             "-packages" not in path
         )
 
     def holds(self, path: str) -> bool:
-        """Whether a path is in the submission's folder, as it is written or where its links lead."""
+        """Whether a path is in the submission's folder, either as written or after its links are resolved."""
         for way, folder in ((os.path.abspath(path), self.folder), (os.path.realpath(path), self.real)):
             if way == folder or way.startswith(folder.rstrip(os.sep) + os.sep):
                 return True
         return False
 
     def is_installed(self, path: str) -> bool:
-        """Whether a path in the submission's folder is one of an environment's packages."""
+        """Whether a path in the submission's folder belongs to the installed packages of an environment."""
         return "-packages" in os.path.relpath(os.path.realpath(path), self.real)
 
     def foreign(self) -> "list[tuple[str, str]]":
-        """Modules whose name the folder has, but that came from elsewhere: their names and files."""
+        """Names and files of modules from elsewhere, if the folder has a module with the same name."""
         found = []
         for name, module in list(sys.modules.items()):
             place = place_of(module)
             if isinstance(place, str) and name != "__main__":
-                if (name, place) not in self.judged:
-                    self.judged[name, place] = self.is_foreign(name, place)
-                if self.judged[name, place]:
+                if (name, place) not in self.known:
+                    self.known[name, place] = self.is_foreign(name, place)
+                if self.known[name, place]:
                     found.append((name, place))
         return found
 
     def is_foreign(self, name: str, place: str) -> bool:
-        """Whether a module's file is elsewhere, though the folder has a module of that name."""
+        """Whether a module's file is elsewhere although the folder has a module with that name."""
         if self.holds(place) or self.is_standard(place):
             return False
         return self.find_spec(name.partition(".")[0]) is not None
 
     def check(self) -> None:
-        """See that the submission's code is the submission's.
+        """Check that the submission's modules were imported from its own folder.
 
         Raises
         ------
         ImportError
-            If a module came from elsewhere though the folder has one of that name; gives both paths.
+            If a module was imported from elsewhere although the folder has one with that name. The message
+            gives both paths.
         """
         for name, place in self.foreign():
             raise ImportError(f"{name} was imported from {place}, expected it from {self.folder}")
@@ -146,7 +148,7 @@ def place_of(module: object) -> object:
 
 
 def has_code(folder: str) -> bool:
-    """Whether a folder without ``__init__.py`` is a package: it has modules and is no project of its own."""
+    """Whether a folder without ``__init__.py`` is a package: it has modules and is not a separate project."""
     if any(
         os.path.exists(os.path.join(folder, name)) for name in ("setup.py", "pyproject.toml", "setup.cfg")
     ):
@@ -161,30 +163,30 @@ def has_code(folder: str) -> bool:
     return False
 
 
-def forget(started: "frozenset[str]") -> None:
-    """Have all modules but these imported anew when they are asked for the next time."""
+def unload(started: "frozenset[str]") -> None:
+    """Unload all modules except these, so that the next import loads them again."""
     for name in set(sys.modules) - started:
         del sys.modules[name]
 
 
 def pass_on(folder: str) -> None:
-    """Have the Pythons that this process starts run this file."""
+    """Make the Python processes that this process starts run this file."""
     os.environ[FOLDER] = folder
     entries = (os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH"))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
 
 
 def main() -> None:
-    """Take part in the start of a Python, and leave no trace but the finder."""
+    """Install the finder when Python starts, and leave nothing else behind."""
     itself = sys.modules[__name__]
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry != here]
     if folder := os.environ.get(FOLDER):
         OwnModules(folder).install(STARTED)
-    forget(STARTED)
-    sys.modules[__name__] = itself  # Python looks for it when this is done
+    unload(STARTED)
+    sys.modules[__name__] = itself  # Python looks it up after this file has run
     spec = PathFinder.find_spec(__name__)
-    if spec is not None and spec.loader is not None:  # the one that this file is in the place of
+    if spec is not None and spec.loader is not None:  # the sitecustomize that this file hides
         other = type(sys)(__name__)
         other.__spec__, other.__file__ = spec, spec.origin
         spec.loader.exec_module(other)

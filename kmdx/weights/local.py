@@ -1,14 +1,14 @@
-"""Which file of the models folder is which weight, and is it intact?
+"""Finds which file in the models folder contains which weight, and whether it is intact.
 
-A file is taken for a weight by, in this order:
+A weight's file is identified by, in this order:
 
-1. its content, whatever its name: it has a published checksum, or was pulled and verified;
-2. a name after Meta's signature: ``d12395a8-e57c48e6.th``, ``d12395a8.th``, ``d12395a8.safetensors``;
-3. the name under which the published submission loads it. There the bass network is in
-   ``demucs_other.ckpt`` and the other network in ``demucs_bass.ckpt``.
+1. its content, whatever its name, if its checksum is published or was verified when it was pulled;
+2. a name with Meta's signature: ``d12395a8-e57c48e6.th``, ``d12395a8.th``, ``d12395a8.safetensors``;
+3. the name under which the published submission loads it. In that submission, the bass network is in
+   ``demucs_other.ckpt`` and the other network is in ``demucs_bass.ckpt``.
 
-A file that is known to contain another weight is never chosen by its name. ``pulled.json`` records what was
-pulled into the folder, so that an intact file can be distinguished from a damaged one.
+A file that is known to contain another weight is never identified by its name. ``pulled.json`` records which
+files were pulled into the folder, so that a damaged file can be distinguished from an intact one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FoundWeight:
     known : bool
         Whether its content is known to be that weight.
     how : str
-        What it was found by: ``content``, ``signature``, ``file name`` or ``plan``.
+        How it was identified: ``content``, ``signature``, ``file name`` or ``plan``.
     """
 
     path: Path
@@ -71,13 +71,13 @@ class WeightStatus:
     path : Path, optional
         The file, if there is one.
     message : str
-        The same in words.
+        A description of the status.
     known : bool
         Whether its content is known to be that published weight.
     intact : bool
         Whether it is complete: as published, pulled or exported, or at least readable from end to end.
     mismatch : bool
-        Whether it contains another weight, or states that it was tuned for another source.
+        Whether it contains another weight, or its metadata states that it was tuned for another source.
     """
 
     weight: Weight
@@ -97,7 +97,7 @@ class WeightStatus:
 class PulledFile:
     """The record of a pulled file.
 
-    ``known`` means that its content was verified to be the weight's, by a checksum that the publisher states.
+    ``known`` means that its content was verified with a checksum that the publisher states.
     """
 
     weight: str
@@ -111,14 +111,14 @@ class PulledFile:
 def find(weight: Weight, folder: Path | None = None) -> FoundWeight:
     """Find the file of a weight. It is not opened, except to compute its checksum.
 
-    Warns once per folder if file names and not contents decide which file is used.
+    Warns once per folder if files are identified only by their names.
 
     Raises
     ------
     MissingWeights
-        If there is none; the message says what was looked for, where, and how to get it.
+        If there is none; the message names the files and the folder searched, and the command to run.
     WeightsError
-        If the file is not what was pulled or exported, or contradicts the checksum in its name.
+        If the file differs from what was pulled or exported, or from the checksum in its name.
     """
     folder = models_folder(folder)
     found = _find(weight, folder)
@@ -132,7 +132,7 @@ def find(weight: Weight, folder: Path | None = None) -> FoundWeight:
 
 
 def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[str, FoundWeight | None]:
-    """Find the file of each weight, None if there is none, without warnings and errors."""
+    """Find the file of each weight (None if there is none) without warnings or errors."""
     folder = models_folder(folder)
     return {weight.name: _find(weight, folder) for weight in wanted}
 
@@ -166,13 +166,13 @@ def status(weight: Weight, folder: Path | None = None) -> WeightStatus:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, remembered as long as its size and time stay the same."""
+    """Return the sha256 of a file, cached while its size and modification time stay the same."""
     stat = path.stat()
     return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of a state dict, the same for a network in float16 and widened to float32.
+    """Return the sha256 of a state dict; it is the same for float16 values stored as float32.
 
     It covers the sorted names, the shapes, and the values, in float16 if that is lossless.
     """
@@ -193,7 +193,7 @@ def records(folder: Path) -> Mapping[str, PulledFile]:
     try:
         entries = read_json(folder / _RECORDS)
         return {file: PulledFile(**entry) for file, entry in entries.items()}
-    except (DocumentError, TypeError, AttributeError):  # the latter two if it is not a table of records
+    except (DocumentError, TypeError, AttributeError):  # the last two if it is not a table of records
         return {}
 
 
@@ -229,22 +229,22 @@ def _find(weight: Weight, folder: Path) -> FoundWeight | None:
 
 
 def _missing_message(weight: Weight, folder: Path) -> str:
-    """What was looked for, where, and how to get it."""
+    """The error for a missing weight: the names and the folder searched, and the command to get the file."""
     if weight.path:
         what = "is not a file" if os.path.exists(weight.path) else "is missing"  # noqa: PTH110 - Path.exists fails for a long name
         return f"{weight.path} {what}: expected the file of {weight.title[:1].lower()}{weight.title[1:]}"
     names = _names(weight)
     if not names:
-        return f"{weight.name} is missing: nothing says which file holds it"
+        return f"{weight.name} is missing: its file has no known name"
     known = _known_contents(weight, folder)
     there = [name for name in names if (folder / name).is_file()]
-    others = "".join(f" ({name} is known to hold {_content(folder / name, known)})" for name in there)
+    others = "".join(f" ({name} is known to contain {_content(folder / name, known)})" for name in there)
     size = f" (about {weight.bytes / 1e6:.0f} MB)" if weight.bytes else ""
     *most, last = names
     looked_for = f"{', '.join(most)} or {last}" if most else last
     return (
         f"{weight.name} is missing: looked for {looked_for} in {folder}{others}; "
-        f"`kmdx models pull {weight.name}` gets it{size}"
+        f"`kmdx models pull {weight.name}` downloads it{size}"
     )
 
 
@@ -258,7 +258,8 @@ def _damage(weight: Weight, found: FoundWeight, folder: Path) -> str | None:
         return "damaged: its sha256 is not the one in trained.yaml; restore it or export it again"
     record = _record_of(found.path, folder)
     if record and file_sha256(found.path) != record.sha256:
-        return f"damaged: not what was pulled on {record.date}; delete it and pull {weight.name} again"
+        changed = f"it has changed since it was pulled on {record.date}"
+        return f"damaged: {changed}; delete it and pull {weight.name} again"
     file = found.path.relative_to(folder).as_posix()
     published = next((source.sha256 for source in weight.published if source.file == file), None)
     hexadecimal = _CHECKSUM_IN_NAME.search(file)
@@ -273,16 +274,16 @@ def _status_by_reading(weight: Weight, found: FoundWeight) -> WeightStatus:
     digest = state_sha256(checkpoint.state) if checkpoint.state else None
     if digest and digest == weight.state_sha256:
         return WeightStatus(weight, found.path, "known tensors, intact", known=True, intact=True)
-    tuned_for, mismatch = checkpoint.tuned_for, f"mismatch: by {found.how} it plays"
+    tuned_for, mismatch = checkpoint.tuned_for, f"mismatch: identified by {found.how} as"
     owners = [other.name for other in registry().values() if digest and other.state_sha256 == digest]
     if owners:
         message = f"{mismatch} {weight.name}, but its tensors are those of {owners[0]}"
         return WeightStatus(weight, found.path, message, intact=True, mismatch=True)
     if weight.tuned_for and tuned_for and tuned_for != weight.tuned_for:
-        message = f"{mismatch} {weight.tuned_for}, but it says it was tuned for {tuned_for}"
+        message = f"{mismatch} {weight.tuned_for}, but its metadata says it was tuned for {tuned_for}"
         return WeightStatus(weight, found.path, message, intact=True, mismatch=True)
-    evidence = f", tuned for {tuned_for} as it says itself" if tuned_for else ""
-    message = f"unknown content, readable; role by {found.how}{evidence}"
+    evidence = f"; its metadata says it was tuned for {tuned_for}" if tuned_for else ""
+    message = f"unknown content, readable; identified by {found.how}{evidence}"
     return WeightStatus(weight, found.path, message, intact=True)
 
 
@@ -311,14 +312,14 @@ def _names(weight: Weight) -> list[str]:
 
 
 def _weight_files(weight: Weight, folder: Path) -> list[Path]:
-    """The files that may contain a weight: at the top, and where the author's layout puts it."""
+    """The files that may contain a weight: in the folder itself, and in the author's subfolder for it."""
     places = {folder, (folder / (weight.author_file or "")).parent}
     paths = (path for place in places if place.is_dir() for path in place.iterdir())
     return sorted(path for path in paths if path.suffix in _SUFFIXES and path.is_file())
 
 
 def _known_contents(weight: Weight, folder: Path) -> dict[tuple[int | None, str | None], str]:
-    """The weight's name by size and sha256, for all contents that are published or were verified."""
+    """Names of weights by size and sha256, for all contents that are published or were verified."""
     pulled = records(folder).values()
     return {(record.bytes, record.sha256): record.weight for record in pulled if record.known} | {
         (source.bytes, source.sha256): any_weight.name
@@ -328,7 +329,7 @@ def _known_contents(weight: Weight, folder: Path) -> dict[tuple[int | None, str 
 
 
 def _content(path: Path, known: Mapping[tuple[int | None, str | None], str]) -> str | None:
-    """The weight that a file is known to contain; its checksum is computed only if its size fits one.
+    """The weight that a file is known to contain; its checksum is computed only if its size is a known one.
 
     The hub does not publish the size of its files, so each safetensors file may be one of them.
     """
@@ -350,10 +351,10 @@ def _is_safetensors(path: Path) -> bool:
 
 @functools.cache
 def _warn_of_names(folder: Path) -> None:
-    """Warn, once per folder, that file names and not contents decide."""
+    """Warn, once per folder, that files are identified only by their names."""
     warnings.warn(
-        f"{folder} holds demucs files of unknown content: they play the roles that the published submission "
-        "gives their names (bass from demucs_other.ckpt, other from demucs_bass.ckpt); "
+        f"{folder} contains demucs files of unknown content, which are identified by their names as in the "
+        "published submission (bass from demucs_other.ckpt, other from demucs_bass.ckpt); "
         "`kmdx models verify` lists them",
         KmdxWarning,
         stacklevel=3,

@@ -50,7 +50,7 @@ def prepare() -> tuple[Separator, dict[str, dict[str, str]]]:
     """The small ensemble on the CPU in float32, and the names of its signals by stem and way."""
     separator = Separator("mini", device="cpu", precision="fp32")
     plan, ways = with_each_alone(separator.plan)
-    return separator.under(plan), ways
+    return separator.with_plan(plan), ways
 
 
 def score(
