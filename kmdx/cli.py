@@ -330,7 +330,7 @@ class SourceSong(NamedTuple):
     sound: audio.Audio
 
 
-class Separation(NamedTuple):
+class SongStems(NamedTuple):
     """The stems of a song, at the rate of its file."""
 
     source: manifest.SourceFile
@@ -449,7 +449,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
     failed: list[SongTask] = []
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
-    def separate(task: SongTask, song: SourceSong) -> Separation:
+    def separate(task: SongTask, song: SourceSong) -> SongStems:
         number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
         return _separate(task, song, separator, options.format, f"{number}{task.song.place}")
 
@@ -483,7 +483,7 @@ def _read(task: SongTask, options: SeparateOptions) -> SourceSong:
     return SourceSong(source, sound)
 
 
-def _separate(task: SongTask, song: SourceSong, separator: Separator, format: str, title: str) -> Separation:
+def _separate(task: SongTask, song: SourceSong, separator: Separator, format: str, title: str) -> SongStems:
     """Separate a song, with a progress bar, after checking that its stems can be written."""
     from kmdx import audio
 
@@ -498,19 +498,19 @@ def _separate(task: SongTask, song: SourceSong, separator: Separator, format: st
             progress=progress,
             name=str(task.song.path),
         )
-    return Separation(song.source, stems, sound.rate)
+    return SongStems(song.source, stems, sound.rate)
 
 
-def _write(task: SongTask, separation: Separation, format: str) -> None:
+def _write(task: SongTask, made: SongStems, format: str) -> None:
     """Write the stems of a song, and report them."""
     from kmdx import audio, tags
 
-    paths, stems = task.wanted.paths, separation.stems
+    paths, stems = task.wanted.paths, made.stems
     song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
-    with manifest.writing(task.wanted, separation.source) as prepare:
+    with manifest.writing(task.wanted, made.source) as prepare:
         peaks = audio.write_all(
             {paths[stem]: samples for stem, samples in stems.items()},
-            separation.rate,
+            made.rate,
             format,
             {paths[stem]: song_tags.of_stem(stem) for stem in stems},
             prepare,
