@@ -46,7 +46,7 @@ def built(architecture: dict[str, Any]) -> int:
 @pytest.mark.parametrize(
     "name", [*VARIANTS, "htdemucs_ft_bass", "hdemucs_mmi", "mdx_extra_a1d90b5c", "mdx_bass"]
 )
-def test_parameters_are_those_of_the_network_that_is_built(name: str) -> None:
+def test_the_parameter_count_matches_the_built_network(name: str) -> None:
     architecture = VARIANTS.get(name) or PUBLISHED[name]
     types.read(architecture)
     assert types.TYPES[architecture["type"]].parameters(architecture) == built(architecture)
@@ -107,14 +107,12 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({**HTDEMUCS, "multi_freqs": [2]}, "multi_freqs must be a list of fewer than 16 fractions"),
     ],
 )  # fmt: skip
-def test_architectures_that_cannot_be_built_are_refused_by_their_numbers(
-    architecture: dict[str, Any], message: str
-) -> None:
+def test_architectures_with_impossible_sizes_are_refused(architecture: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         types.read(architecture)
 
 
-def test_networks_are_not_built_of_impossible_sizes() -> None:
+def test_networks_with_impossible_sizes_are_not_built() -> None:
     with pytest.raises(ValueError, match="layers must be a whole number"):
         TfcTdfConfig(SpectrogramConfig(1024, 256, 128, 32), 99_999_999_999, 1, 4, None)
     with pytest.raises(ValueError, match="bottleneck must be"):
@@ -128,7 +126,7 @@ def test_networks_are_not_built_of_impossible_sizes() -> None:
 
 
 @pytest.mark.parametrize("change", [{"depth": 3}, {"nfft": 512}, {"kernel_size": 4, "stride": 2}])
-def test_layers_that_do_not_fit_each_other_are_found_when_a_network_is_built(change: dict[str, int]) -> None:
+def test_mismatched_layers_are_detected_when_a_network_is_built(change: dict[str, int]) -> None:
     options = {key: value for key, value in {**tiny.HDEMUCS, **change}.items() if key != "type"}
     state = HDemucs(**options).state_dict()
     with pytest.raises(ValueError, match="the sizes of its layers do not match"):

@@ -106,7 +106,7 @@ def test_a_mistyped_ensemble_is_suggested(run: Run) -> None:
     assert result.errors[0].endswith("; did you mean 'leaderboard_c'?")
 
 
-def test_verify_without_names_is_of_every_weight(
+def test_verify_without_names_checks_every_weight(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
@@ -119,7 +119,7 @@ def test_verify_without_names_is_of_every_weight(
     assert len(result.out.splitlines()) == count + 4
 
 
-def test_pulled_weights_are_shown_with_their_license_and_one_that_failed_with_its_reasons(
+def test_pulled_weights_are_shown_with_their_license_and_failed_ones_with_the_reasons(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
@@ -143,7 +143,7 @@ def test_pulled_weights_are_shown_with_their_license_and_one_that_failed_with_it
     assert "license of kim_vocal_1: none known. The release" in result.err
 
 
-def test_an_ensemble_that_is_pulled_without_a_connection_ends_with_one_line(
+def test_pulling_an_ensemble_without_a_connection_is_a_one_line_error(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))

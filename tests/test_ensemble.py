@@ -92,7 +92,7 @@ def run(plan: Plan, cache: NetworkCache, mixture: Tensor, *options: Any) -> dict
     return {name: signal.tensor for name, signal in made.items()}
 
 
-def test_every_signal_is_that_of_the_plain_reading(
+def test_every_signal_matches_the_plain_implementation(
     plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(30_000)
@@ -118,7 +118,7 @@ def test_every_signal_is_that_of_the_plain_reading(
         assert decibels(signal, found[name]) > 90, name
 
 
-def test_pruned_runs_give_the_same_and_ask_for_no_more(
+def test_pruned_runs_give_the_same_signals_and_compute_nothing_else(
     plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(8_000)
@@ -173,7 +173,9 @@ LEVELS = {  # a mixture, and what it is divided by
 
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("block", [2**20, 700])
-def test_levels(plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_normalized_by_their_mono_deviation_or_else_their_stereo_one(
+    plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a deviation of the mono sum, that of both channels is taken; without that, none."""
     monkeypatch.setattr(signals, "SIGNAL_BLOCK", block)
     mixture, deviation = LEVELS[kind]
@@ -224,7 +226,7 @@ def test_a_long_song_gives_the_same_samples(
     assert open_files() == before
 
 
-def test_signals_are_let_go_after_the_last_node_that_needs_them(
+def test_signals_are_freed_after_the_last_node_that_needs_them(
     plan: Plan, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = {"s0": Sum({"mixture": 1.0}), **{f"s{n + 1}": Sum({f"s{n}": 2.0}) for n in range(10)}}
@@ -242,7 +244,7 @@ def test_signals_are_let_go_after_the_last_node_that_needs_them(
     assert in_use == [0, 1, 1, 1, 1, *[2] * 6], "the one before, and s3, which is wanted"
 
 
-def test_signals_are_let_go_when_an_error_ends_a_long_song(
+def test_signals_are_freed_when_an_error_ends_a_long_song(
     plan: Plan, cache: NetworkCache, long: Callable[[], None]
 ) -> None:
     long()

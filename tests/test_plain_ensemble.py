@@ -29,7 +29,7 @@ def mixture_of(samples: int) -> torch.Tensor:
     return torch.from_numpy(noise(samples).T.copy()) + 0.01
 
 
-def test_every_signal_is_that_of_the_plain_reading(
+def test_every_signal_matches_the_plain_implementation(
     leaderboard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = load(leaderboard)

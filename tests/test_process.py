@@ -82,7 +82,7 @@ def test_a_submission_may_print_anything(start, tmp_path: Path, monkeypatch: pyt
         ("crashes", "the process exited unexpectedly (SIGABRT)", True, 2),
     ],
 )
-def test_failures_are_what_they_are_and_what_raised_is_made_anew(
+def test_failures_are_reported_and_the_model_is_loaded_again_after_an_exception(
     start, tmp_path: Path, what: str, reason: str, ends: bool, made: int
 ) -> None:
     submission = start(what)
@@ -95,7 +95,7 @@ def test_failures_are_what_they_are_and_what_raised_is_made_anew(
 
 
 @pytest.mark.parametrize("what", ["sleeps", "loops in native code"])
-def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
+def test_a_song_over_the_time_limit_is_killed(start, what: str) -> None:
     submission = start(what, Limits(time_factor=2, enforced=True))
     submission.start()
     running = submission._running.all()
@@ -107,7 +107,7 @@ def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
     assert not any(each.is_running() for each in running)
 
 
-def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
+def test_a_song_over_the_memory_limit_is_killed_with_that_reason(start) -> None:
     outcome = start("takes memory", Limits(600, memory=5 * 10**8, enforced=True)).separate("one", SECONDS)
     assert outcome.failure.startswith(
         "memory limit: more than 0.5 GB of host memory (it was at my_submission/"
@@ -115,7 +115,7 @@ def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
     assert outcome.peak_memory > 5 * 10**8
 
 
-def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_measured_without_enforced_limits(start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KMDX_HOARD", str(3 * 10**8))
     monkeypatch.setitem(submissions.BODIES, "takes memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
     submission = start("takes memory", Limits(600, memory=10**8))
@@ -135,7 +135,7 @@ def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest
         ),
     ],
 )
-def test_limits_hold_between_two_looks(
+def test_limits_hold_between_two_checks(
     start, monkeypatch: pytest.MonkeyPatch, limits: Limits, what: str, words: str
 ) -> None:
     monkeypatch.setitem(submissions.BODIES, "forgets memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
@@ -147,7 +147,7 @@ def test_limits_hold_between_two_looks(
     monkeypatch.undo()
 
 
-def test_memory_is_looked_at_at_most_ten_times_a_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_checked_at_most_ten_times_per_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = start("talks")
     submission.start()
     looks: list[int] = []
@@ -161,7 +161,7 @@ def test_memory_is_looked_at_at_most_ten_times_a_second(start, monkeypatch: pyte
     assert 2 <= len(looks) <= 1 + (time.perf_counter() - began) / watch.INTERVAL
 
 
-def test_loading_has_a_peak_and_a_limit(start) -> None:
+def test_loading_has_a_memory_peak_and_a_limit(start) -> None:
     load = "x = np.ones(3 * 10**8 // 8); del x"
     submission = start("works", load=load)
     submission.start()
@@ -200,7 +200,7 @@ def test_many_processes_share_their_memory(start, monkeypatch: pytest.MonkeyPatc
     ],
     ids=["memfd", "dev-shm", "mapped"],
 )
-def test_memory_in_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, take: str) -> None:
+def test_memory_shared_through_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, take: str) -> None:
     monkeypatch.setitem(submissions.BODIES, "takes", take)
     submission = start("takes", Limits(600, memory=10**12))
     outcome = submission.separate("one", SECONDS)
@@ -211,7 +211,9 @@ def test_memory_in_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, tak
 
 
 @pytest.mark.parametrize("folder", ["submission", "ü [b] é"])
-def test_a_limit_gives_the_line_that_it_was_at(tmp_path: Path, start, folder: str, monkeypatch) -> None:
+def test_an_exceeded_limit_reports_the_line_that_was_running(
+    tmp_path: Path, start, folder: str, monkeypatch
+) -> None:
     body = "def wait():\n    time.sleep(600)\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\nwait()"
     monkeypatch.setitem(submissions.BODIES, "waits", body)
     submission = start("waits", Limits(enforced=False, stall=0.5))
@@ -252,7 +254,7 @@ def test_nothing_runs_between_songs(start, tmp_path: Path, monkeypatch: pytest.M
 
 
 @LINUX
-def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_has_no_network(start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("KMDX_PORT", str(server.getsockname()[1]))
         submission = start("opens a socket")
@@ -270,18 +272,18 @@ def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
         ("works", "os._exit(7)", "the process exited unexpectedly (exit code 7)"),
     ],
 )
-def test_a_model_that_cannot_be_made_ends_the_run(start, what: str, load: str, reason: str) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run(start, what: str, load: str, reason: str) -> None:
     with pytest.raises(SubmissionError) as caught:
         start(what, load=load).separate("one", SECONDS)
     assert reason in str(caught.value)
 
 
-def test_a_model_that_takes_too_long_to_make(start) -> None:
+def test_a_model_that_takes_too_long_to_load_ends_the_run(start) -> None:
     with pytest.raises(SubmissionError, match="loading the model took more than 1 s"):
         start("works", Limits(enforced=True, load_seconds=1), load="time.sleep(60)").start()
 
 
-def test_settings_are_for_submissions_that_have_them(start) -> None:
+def test_overriding_a_setting_that_a_submission_lacks_is_refused(start) -> None:
     submission = start("works")
     submission.options = replace(submission.options, ensemble="htdemucs")
     with pytest.raises(SubmissionError, match="user_config.py has no ENSEMBLE"):
@@ -303,7 +305,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Process]]:
 @LINUX
 @pytest.mark.parametrize("without", [[], EVERYTHING], ids=["contained", "not contained"])
 @pytest.mark.parametrize(("what", "stays"), [("", "0"), ("", "60"), (" and crashes", "0")])
-def test_nothing_that_was_started_survives(
+def test_no_process_of_a_submission_survives(
     start, naps, monkeypatch: pytest.MonkeyPatch, what: str, stays: str, without: list[str]
 ) -> None:
     monkeypatch.setenv("KMDX_STAYS", stays)
@@ -381,7 +383,7 @@ def changes(file: Path) -> bool:
     return file.exists() and file.read_bytes() != before
 
 
-def test_a_folder_without_a_submission(start, tmp_path: Path) -> None:
+def test_a_folder_without_a_submission_is_refused(start, tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path / "shared"):
         with pytest.raises(SubmissionError, match=r"does not contain my_submission/aicrowd_wrapper\.py$"):
             check_submission(folder)
@@ -433,7 +435,7 @@ class HasValue:
 
 
 @pytest.mark.parametrize("kind", [Waits, HasMethod, HasProperty, HasValue])
-def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
+def test_progress_is_passed_only_to_models_that_accept_it(kind: type) -> None:
     model, before = kind(), dict(vars(kind))
     model.separate_music_file = lambda samples, rate: ({}, {})
     submission_worker.wrap_model(model, {}, print)
@@ -442,7 +444,7 @@ def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
     assert dict(vars(kind)) == before
 
 
-def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
+def test_a_wrapper_may_call_the_model_with_keyword_arguments() -> None:
     model = types.SimpleNamespace(separate_music_file=lambda mixed, rate: ({"bass": mixed[1:]}, {}))
     findings: dict[str, bool] = {}
     submission_worker.wrap_model(model, findings, print)
@@ -450,7 +452,7 @@ def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
     assert "wrong length: bass has 7 samples, the mixture 8" in findings
 
 
-def test_each_check_of_stems_is_on_its_own() -> None:
+def test_each_check_of_the_stems_is_independent() -> None:
     mixture = noise(4)
 
     class OnlyLength:

@@ -32,7 +32,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_entry_is_whole(name: str) -> None:
+def test_every_entry_is_complete(name: str) -> None:
     kind, example = TYPES[name], EXAMPLES[name]
     architecture = types.read(example)
     assert architecture.type is kind

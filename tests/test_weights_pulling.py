@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_written_is_reported(published: Weight, tmp_path: 
         weights.pull(weight_from(source), tmp_path)
 
 
-def test_an_intact_weight_in_a_read_only_folder_is_no_error(
+def test_an_intact_weight_in_a_read_only_folder_is_not_an_error(
     published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = weights.pull(published, tmp_path)
@@ -229,7 +229,7 @@ def ten() -> list[Weight]:
     ]
 
 
-def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_path: Path) -> None:
+def test_ten_weights_without_a_connection_are_a_one_line_error(server: Server, tmp_path: Path) -> None:
     lines: list[str] = []
     chosen = ten()
     with pytest.raises(DownloadError) as caught:
@@ -248,7 +248,7 @@ def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_
     assert lines[4:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
 
 
-def test_of_several_weights_those_that_failed_are_named_and_the_others_pulled(
+def test_failed_weights_are_named_and_the_others_are_pulled(
     published: Weight, server: Server, tmp_path: Path
 ) -> None:
     gone = [
@@ -372,7 +372,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(
         weights.pull(hub, tmp_path)
 
 
-def test_a_file_that_the_hub_does_not_have(hub: Weight, server: Server, tmp_path: Path) -> None:
+def test_a_file_missing_on_the_hub_is_reported(hub: Weight, server: Server, tmp_path: Path) -> None:
     server.files.clear()
     with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): 127\.0\.0\.1: HTTP 404"):
         weights.pull(hub, tmp_path)
@@ -454,7 +454,7 @@ def test_a_file_of_the_drive_is_limited_by_what_the_weight_may_have(
         weights.pull(weight, tmp_path)
 
 
-def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_missing_on_the_drive_is_reported(author: dict[str, bytes], tmp_path: Path) -> None:
     author["/readme.txt"] = b""
     with pytest.raises(DownloadError, match=r"no demucs_other\.ckpt among the 1 files there"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)

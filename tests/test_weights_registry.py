@@ -30,12 +30,12 @@ LEADERBOARD_C = {
 
 
 @pytest.mark.parametrize("name", LEADERBOARD_C)
-def test_every_weight_of_leaderboard_c_is_there_under_the_submissions_file(name: str) -> None:
+def test_every_weight_of_leaderboard_c_lists_the_submissions_file(name: str) -> None:
     weight = weights.get(name)
     assert (weight.signature, weight.author_file) == LEADERBOARD_C[name]
 
 
-def test_there_are_also_plain_htdemucs_and_kim_vocal() -> None:
+def test_plain_htdemucs_and_kim_vocal_are_listed_too() -> None:
     others = set(weights.registry()) - set(LEADERBOARD_C)
     assert others == {"htdemucs", "kim_vocal_1", "kim_vocal_2"}
 
@@ -83,7 +83,7 @@ def test_the_download_size_is_that_of_the_first_source_that_has_one_or_else_the_
     assert weights.get("mdx_bass").bytes == weights.get("mdx_bass").estimated_bytes == 124_570_000
 
 
-def test_architectures_are_the_papers_sizes() -> None:
+def test_architectures_match_the_sizes_in_the_papers() -> None:
     bass, drums = (weights.get(name).architecture for name in ("mdx_bass", "mdx_drums"))
     sizes = ("n_fft", "bins", "layers", "convolutions", "growth", "norm_groups")
     assert [bass[size] for size in sizes] == [16384, 2048, 15, 4, 40, 4]
@@ -134,7 +134,7 @@ def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:
             weights.own(path, architecture)
 
 
-def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
+def test_a_malformed_list_of_trained_weights_is_a_one_line_error(tmp_path: Path) -> None:
     for text, message in (
         ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
         ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),

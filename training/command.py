@@ -55,10 +55,12 @@ def run(
     ],
     variants: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of the same songs at another pitch or tempo."),
+        typer.Option(
+            metavar="DIR", help="Folder of the same songs at another pitch or tempo; can be repeated."
+        ),
     ] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Names of the validation songs.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Names of validation songs; can be repeated.")
     ] = None,
     decoded: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for decoded flac and Ogg files.")
@@ -173,7 +175,9 @@ def variants(
     data: Annotated[
         list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")
     ],
-    speed: Annotated[float, typer.Option(help="0.5 makes songs twice as long and an octave lower.")] = 0.5,
+    speed: Annotated[
+        float, typer.Option(help="Speed factor; 0.5 makes songs twice as long and an octave lower.")
+    ] = 0.5,
     every: Annotated[int, typer.Option(help="Use every nth song of each folder.")] = 1,
 ) -> None:
     """Write copies of songs at another speed, which changes pitch and tempo, as additional training data."""
@@ -205,7 +209,7 @@ def budget(
         "per window",
         "at once on a T4",
         "GPU memory",
-        "min per epoch on it",
+        "min per epoch on a T4",
     ):
         table.add_column(column, justify="left" if column == "config" else "right")
     if measured:
