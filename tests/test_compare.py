@@ -353,7 +353,7 @@ def test_a_number_that_is_not_finite_is_not_a_score(tmp_path: Path, number: str)
         if number in ("1e999", "-Infinity", "NaN"):
             assert load(place).songs["a"].scores == {metric: {"bass": None}}
         else:
-            with pytest.raises(KmdxError, match="is damaged|is not a file of museval"):
+            with pytest.raises(KmdxError, match="is damaged|is not a museval file"):
                 load(place)
 
 

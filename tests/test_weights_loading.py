@@ -108,7 +108,7 @@ def test_a_file_of_another_type_is_reported(tmp_path: Path) -> None:
     refused(tmp_path / "a.ckpt", "not a weight file: expected a .ckpt")
     (tmp_path / "a.onnx").write_text("<html>quota exceeded</html>")
     refused(tmp_path / "a.onnx", "damaged")
-    refused(tmp_path, "no file")
+    refused(tmp_path, "is not a file")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state": {}}, {"state": {"a": "text"}}, {"loss": 0.1}])
@@ -221,7 +221,7 @@ def test_nan_and_infinity_are_refused(tmp_path: Path, suffix: str, value: Tensor
         ({"args": "null"}, "not a list and a dict"),
         ({"args": json.dumps(list(range(100)))}, "not those of HTDemucs"),
         ({"kwargs": "[" * 100_000}, "nested too deeply"),
-        ({"kwargs": "{"}, "no JSON"),
+        ({"kwargs": "{"}, "not JSON"),
         ({"kwargs": '{"segment": {"_type": "fraction", "numerator": 1, "denominator": 0}}'}, "a fraction without"),
         ({"kwargs": '{"segment": {"_type": "fraction", "numerator": "1", "denominator": 2}}'}, "a fraction without"),
         ({"kwargs": '{"a": 1' + " " * 2**20 + "}"}, "more than"),

@@ -140,7 +140,7 @@ def test_a_full_disk_is_reported_before_the_download(
 ) -> None:
     usage = namedtuple("usage", "free")(1_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"needs 2 MB, .* has 1 MB free"):
+    with pytest.raises(DownloadError, match=r"needs 2 MB, but .* has only 1 MB free"):
         weights.pull(published, tmp_path)
     assert server.asked == []
 

@@ -152,8 +152,8 @@ def test_a_malformed_list_of_trained_weights_is_a_one_line_error(tmp_path: Path)
             "mine: {file: a, bytes: 0.5, architecture: {type: htdemucs, sources: [bass]}}",
             "the entry mine: a: 0.5 is not a size in bytes",
         ),
-        ("1: {}", "expected weights by their names"),
-        ("- 1", "expected weights by their names"),
+        ("1: {}", "expected a mapping of names to weights"),
+        ("- 1", "expected a mapping of names to weights"),
         ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor contains itself"),
     ):
         (tmp_path / "trained.yaml").write_text(text, "utf-8")

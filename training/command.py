@@ -235,7 +235,7 @@ def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] |
     for entry in change or []:
         key, sign, value = entry.partition("=")
         if not sign:
-            raise TrainingError(f"--set {entry}: expected KEY=VALUE")
+            raise TrainingError(f"--set {entry}: expected KEY=VALUE, such as batch=4")
         try:
             changes[key] = load_yaml(value)
         except DocumentError as error:

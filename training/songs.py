@@ -164,7 +164,7 @@ def find(
     where = ", ".join(map(str, folders))
     if not held:
         raise TrainingError(
-            f"no validation songs in {where}: put some into {folders[0] / VALIDATION[0]}, "
+            f"no validation songs in {where}: add some to {folders[0] / VALIDATION[0]}, "
             "or name them with --validation"
         )
     if not found:
@@ -177,7 +177,9 @@ def find(
     others = [_versions(folder) for folder in variants]
     for folder, version in zip(variants, others, strict=True):
         if not version.keys() & found.keys():
-            raise TrainingError(f"{folder}: no variants of training songs: expected the songs' names")
+            raise TrainingError(
+                f"{folder}: no variants of training songs: expected songs with the same names"
+            )
         for name in version.keys() & found.keys():
             _check_length(f"{name} in {folder}", version[name], shortest)
     training = (

@@ -114,7 +114,7 @@ def load_collection(folder: Path) -> collection.Collection:
 
 
 def parse_prior(text: str) -> float | None:
-    """The strength of the prior; ``None`` if it is to be chosen."""
+    """The strength of the prior; ``None`` for auto."""
     if text == "auto":
         return None
     try:
