@@ -107,7 +107,7 @@ def test_rates_that_are_not_positive_whole_numbers_are_refused(tmp_path, rate):
 
 @pytest.fixture
 def long(monkeypatch) -> None:
-    """Whatever is longer than 0.05 s is long."""
+    """Every song longer than 0.05 s counts as long."""
     monkeypatch.setattr(signals, "LIMIT", 8 * RATE // 20)
     monkeypatch.setattr(decoding, "DECODED", 1000)
 

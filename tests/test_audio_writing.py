@@ -118,7 +118,7 @@ class FullDisk(io.FileIO):
 
 
 def song(folder: Path) -> dict[Path, np.ndarray]:
-    """Two stems, in folders that are not there."""
+    """Two stems, in folders that do not exist."""
     return {folder / "song" / "vocals": tone(3.0), folder / "song" / "more" / "drums": tone(3.0)}
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on small networks: its numbers, its files, its scripts, and what it says of mistakes."""
+"""The benchmark on small networks: its numbers, files, scripts and error messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Result(NamedTuple):
-    """What a run of the command came to."""
+    """The result of a run of the command."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure little: what is tested is what becomes of it."""
+    """Measure little: the tests check how the results are used."""
     monkeypatch.setattr(benchmark, "BUDGET", 0.0)
 
 
@@ -142,7 +142,7 @@ def test_the_machine_is_described(device: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_a_system_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows: no /proc, no sysconf, no affinity; and a torch that knows nothing of the CPU."""
+    """As on Windows: no /proc, no sysconf, no affinity, and a torch without CPU information."""
     monkeypatch.setattr(host, "field", lambda *_: None)
     monkeypatch.setattr(host, "capabilities", dict)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -224,7 +224,7 @@ def test_stand_ins_are_as_loud_as_music(stood_in: Path) -> None:
 
 
 def test_a_stand_in_graph_equals_the_network_at_its_full_length(stood_in: Path) -> None:
-    """It is traced with few frames."""
+    """The graph was traced with few frames."""
     plan = plan_file.load(stood_in)
     use = plan.networks["mdx_vocals"]
     network = load_network(use, plan.sample_rate, CPU)

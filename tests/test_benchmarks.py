@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure little: what is tested is what becomes of it."""
+    """Measure little: the tests check how the results are used."""
     monkeypatch.setattr(baseline, "CPU_SIZE", 128)
     monkeypatch.setattr(benchmark, "BUDGET", 0.0)
 

@@ -88,7 +88,7 @@ def test_remaining_weights_are_rescaled_to_the_same_sum() -> None:
 
 
 def test_all_sets_are_tried_even_if_a_stem_is_not_scored(tmp_path: Path) -> None:
-    """Piano is needed and not scored: its network is in every set, the others are still chosen among."""
+    """Piano is required but not scored: its network is in every set, and all choices of the others are tried."""
     names = ("one", "two", "keys")
     networks = {
         name: {"weights": "mini_vocals", "trim_and_join": {"chunk": 130048, "trim": 2048}} for name in names

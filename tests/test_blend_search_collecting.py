@@ -1,4 +1,4 @@
-"""Inner products collected from files: exact, resumable, and of the same songs and plan only."""
+"""Inner products collected from files: exact, resumable, and only for the same songs and plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ collected, copied, data, plan_of_two, ran, run = (
 
 
 def separated(plan: Path, data: Path, output: Path) -> None:
-    """Let the package's own command write 16-bit stems of all songs."""
+    """Make the package's own command write 16-bit stems of all songs."""
     arguments = [
         "separate",
         str(data),
@@ -59,7 +59,7 @@ def separated(plan: Path, data: Path, output: Path) -> None:
 
 
 def measured(data: Path, output: Path) -> dict[str, dict[str, float]]:
-    """What the evaluator says of each song's stems from the files."""
+    """The evaluator's scores of each song's stems, computed from files."""
     return {
         name: score_song(
             {stem: data / "test" / name / f"{stem}.wav" for stem in STEMS},
@@ -93,7 +93,7 @@ def test_predicted_scores_match_the_evaluator_on_16_bit_files(
 
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_the_effect_of_16_bits_on_a_very_quiet_stem_is_predicted(offset: float, tmp_path: Path) -> None:
-    """Also where the true stem was itself rounded down, so that half a step is no error."""
+    """Also if the true stem was itself rounded down, so that half a step is not an error."""
     truth, error = noise(40_000, level=1e-3), noise(40_000, seed=1, level=1e-4)
     truth += np.float32(offset * inner_products.STEP)
     estimate = truth + error - np.float32(offset * inner_products.STEP)

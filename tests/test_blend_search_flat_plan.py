@@ -1,4 +1,4 @@
-"""Flat plans give the same stems, and known signals spare the networks that make them."""
+"""Flat plans give the same stems, and known signals replace the networks that make them."""
 
 from __future__ import annotations
 

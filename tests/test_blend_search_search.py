@@ -64,7 +64,7 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_reported(tmp_pa
 
 
 def test_dither_counts_as_silence(tmp_path: Path) -> None:
-    """A step of 16 bits up and down: not a zero, but any estimate of it is all error."""
+    """Plus and minus one 16-bit step: not zero, but any estimate of it is entirely error."""
     products = simulated(6, 3, bias=0.4)
     dithered = products.of_songs(np.arange(6))
     energy = 600 * inner_products.STEP**2

@@ -70,7 +70,7 @@ def test_no_blend_in_a_grid_is_better(constraints: Constraints, seed: int) -> No
 
 @pytest.mark.parametrize("constraints", EVERY)
 def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
-    """One song is nearly all the first signal, where the published weights are; one is even more the second."""
+    """One song is nearly all the first signal, as in the published weights; the other is mostly the second."""
     first, second, noise_of_one, noise_of_two = np.eye(4)
     songs = [
         (first + 3e-2 * noise_of_one, np.stack([first, second])),
@@ -85,7 +85,7 @@ def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
 
 @pytest.mark.parametrize("constraints", EVERY)
 def test_the_solver_needs_few_newton_steps(constraints: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newton steps: of 13 starts on 150 songs and 10 signals each takes few."""
+    """Each of 13 starts on 150 songs and 10 signals needs few Newton steps."""
     calls = 0
     derivatives = Objective.derivatives
 

@@ -1,4 +1,4 @@
-"""kmdx.bounded: whatever a call does, it ends, and what went wrong is one line."""
+"""kmdx.bounded: every call ends, and a failure is a one-line error."""
 
 from __future__ import annotations
 

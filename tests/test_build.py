@@ -1,4 +1,4 @@
-"""From weight files to networks that are fast: published ONNX graphs ported, all else as it is."""
+"""From weight files to fast networks: published ONNX graphs are ported, others are unchanged."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Echo(torch.nn.Module):
-    """A network that gives back what it hears, and keeps what it heard."""
+    """A network that returns its input and records it."""
 
     def __init__(self, length: int | None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def through(
     together: int = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Estimates ``(sources, 2, samples)`` of a signal, so many windows at once."""
+    """Estimates ``(sources, 2, samples)`` of a signal, n windows at once."""
     runner = Runner(network, CPU, BatchProfile(sizes=dict.fromkeys(range(1, sizes[0] + 1), together)))
     estimates = [Signal(torch.full_like(signal, torch.nan)) for _ in network.sources]
     method(runner, Signal(signal), estimates, *sizes, advance)

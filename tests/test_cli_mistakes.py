@@ -1,4 +1,4 @@
-"""Mistakes of the user of ``kmdx separate``: one line, exit code 2, and nothing written."""
+"""User errors of ``kmdx separate``: one line, exit code 2, and nothing written."""
 
 from __future__ import annotations
 

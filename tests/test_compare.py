@@ -1,4 +1,4 @@
-"""Systems side by side: pairing, deciding, warning and the command."""
+"""Comparing systems: pairing, significance, warnings and the command."""
 
 from __future__ import annotations
 

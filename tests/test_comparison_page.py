@@ -1,4 +1,4 @@
-"""The page of a comparison: what it says, and how it behaves in a real browser."""
+"""The page of a comparison: its content, and its behavior in a real browser."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_published_results_alone_make_a_page() -> None:
 
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """The page of three systems, watched: it must not complain and must not ask for anything elsewhere."""
+    """The page of three systems; it must not report errors or request anything from elsewhere."""
     path = comparison_page.write(three(), tmp_path / "compare.html")
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""Convolutions computed another way, against torch's own; and where the other way is not taken."""
+"""Fast convolutions against torch's own, and the cases in which torch computes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ONE_OF_EACH = [ELIGIBLE[0], ELIGIBLE[3], ELIGIBLE[6], ELIGIBLE[9]]
 
 @pytest.fixture(autouse=True)
 def _winograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take Winograd's way wherever it is there, also where it does not pay."""
+    """Use Winograd's algorithm wherever it is available, even if it is slower."""
     monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
 
 

@@ -32,7 +32,7 @@ def make_song(folder: Path, seed: int = 0, samples: int = 3000, extension: str =
 
 
 def complaints(data: Path, split: str | None = None) -> list[tuple[bool, str]]:
-    """What is wrong, but for the number of songs."""
+    """All problems except the number of songs."""
     problems = check(find_tracks(data, split))
     return [(problem.fatal, str(problem)) for problem in problems if FEW not in problem.message]
 

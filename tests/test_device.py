@@ -1,4 +1,4 @@
-"""Which device it is, errors of memory, and the budget of a GPU."""
+"""The choice of a device, out-of-memory errors, and the budget of a GPU."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ BUDGET = int(SHARE / WEIGHTS_SHARE)
 
 
 class Network:
-    """Weighs some bytes, and notes where it goes and what it is narrowed to."""
+    """Has a size in bytes; records its moves and what it is narrowed to."""
 
     length = None
 
@@ -42,7 +42,7 @@ class Network:
 
 
 class Fleet:
-    """Networks by name, all on one device, and what became of them."""
+    """Networks by name, all on one device, and a log of their moves."""
 
     def __init__(self, device: torch.device = GPU, budget: int | None = BUDGET, **sizes: int) -> None:
         self.log: list[str] = []
@@ -50,7 +50,7 @@ class Fleet:
         self.cache = NetworkCache(self.networks, device, budget)
 
     def moves(self, asked: str) -> list[str]:
-        """What is moved when these networks are asked for, one after the other."""
+        """The moves when these networks are requested in order."""
         self.log.clear()
         with torch.inference_mode():
             for name in asked:

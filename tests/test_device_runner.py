@@ -1,4 +1,4 @@
-"""Windows in batches: how many go together, and what happens when memory runs out."""
+"""Windows in batches: the batch size, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ERRORS = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEM
 
 
 class Network(torch.nn.Module):
-    """Answers exactly, in any batch; runs out of memory when told to."""
+    """Returns exact estimates in any batch; runs out of memory on request."""
 
     sources = ("twice",)
     length = LENGTH
@@ -58,7 +58,7 @@ def windows(count: int) -> Tensor:
 
 
 def song(run: Runner, count: int = 24) -> None:
-    """Send a song of so many windows through the network; what comes back must be right."""
+    """Send a song of n windows through the network and check the result."""
     signal = windows(count).transpose(0, 1).flatten(1)[:, :-1]
     estimate = Signal(torch.full_like(signal, torch.nan))
     chunking.trim_and_join(run, Signal(signal), [estimate], LENGTH, trim=0)
@@ -175,7 +175,7 @@ def test_memory_of_a_failed_batch_is_freed_before_the_retry() -> None:
 
 
 class Gpu:
-    """The memory of a GPU, as torch tells of it: bytes for each window beside those of the weights."""
+    """The memory of a GPU, as torch reports it: bytes for each window in addition to the weights."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: int, window: int) -> None:
         self.weights, self.window = weights, window

@@ -1,4 +1,4 @@
-"""The graph in motion, against a plain reading of the published computation."""
+"""Running a plan, against a plain implementation of the published computation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cache(networks: dict[str, Network]) -> NetworkCache:
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From when it is called, every song is a long one."""
+    """From the call on, every song counts as long."""
     return lambda: monkeypatch.setattr(signals, "LIMIT", 4096)
 
 
@@ -59,7 +59,7 @@ def either(request: pytest.FixtureRequest, long: Callable[[], None]) -> str:
 
 
 class Spy:
-    """Notes which networks were asked for what."""
+    """Records the requests to each network."""
 
     def __init__(self, networks: dict[str, Network]) -> None:
         self.asked: dict[str, tuple[str, ...]] = {}
@@ -176,7 +176,7 @@ LEVELS = {  # a mixture, and what it is divided by
 def test_signals_are_normalized_by_their_mono_deviation_or_else_their_stereo_one(
     plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a deviation of the mono sum, that of both channels is taken; without that, none."""
+    """If the mono sum has no deviation, that of both channels is used; otherwise none."""
     monkeypatch.setattr(signals, "SIGNAL_BLOCK", block)
     mixture, deviation = LEVELS[kind]
     normalized = run(plan, NOTHING, mixture, ["x"])["x"]

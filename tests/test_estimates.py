@@ -1,4 +1,4 @@
-"""Anyone's stems are found by song and stem, whatever their folders look like."""
+"""Existing stems are found by song and stem in any folder layout."""
 
 from __future__ import annotations
 

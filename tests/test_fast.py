@@ -1,4 +1,4 @@
-"""Networks made fast, against the plain ones they were; attention by the fused kernel."""
+"""Fast networks against the plain ones; attention with the fused kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demucs(architecture: dict) -> DemucsNetwork:
 
 
 def unet(norm_groups: int | None) -> TfcTdf:
-    """A U-Net no parameter of which could stand for another."""
+    """A U-Net whose parameters are all distinct."""
     network = tiny.unet("bass", norm_groups, seed=5).requires_grad_(False)
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
@@ -56,7 +56,7 @@ Make = Callable[[], "DemucsNetwork | TfcTdf"]
 
 @pytest.fixture(autouse=True)
 def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take Winograd's way, oneDNN's and blocks wherever they are there, also where they do not pay."""
+    """Use Winograd, oneDNN and blocks wherever they are available, even if they are slower."""
     monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
     monkeypatch.setattr(product, "onednn_is_used", lambda: ONEDNN)
     monkeypatch.setattr(attentions, "blocks_are_used", lambda dtype: dtype in attentions.PRECISIONS)

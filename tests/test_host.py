@@ -1,4 +1,4 @@
-"""What a container leaves of a machine, a heap that keeps its blocks, peaks, and facts about the processor."""
+"""Resources in a container, a heap that keeps its blocks, memory peaks, and processor facts."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_separator_caps_threads_on_the_cpu(small: Path, monkeypatch: pytest.Mo
 
 
 class Libc:
-    """Notes what malloc is told."""
+    """Records the settings passed to malloc."""
 
     def __init__(self) -> None:
         self.options: dict[int, int] = {}
@@ -229,7 +229,7 @@ print(is_mapping(2**26), is_mapping(2**24))
 
 
 def test_glibc_accepts_the_heap_settings() -> None:
-    """In a process of its own: after an error of memory, malloc turns away from the heap for good."""
+    """Runs in its own process: after a memory error, malloc permanently avoids the heap."""
     run = subprocess.run([sys.executable, "-c", MALLOC], capture_output=True, text=True)
     if "no glibc" in run.stderr:
         pytest.skip(run.stderr.strip())
@@ -240,7 +240,7 @@ def test_glibc_accepts_the_heap_settings() -> None:
 
 
 def test_peak_memory_is_measured_since_the_last_reset() -> None:
-    """The block is a mapping of its own: what malloc gives back, and when, depends on what ran before."""
+    """The block is a separate mapping, because what malloc returns, and when, depends on earlier work."""
     if not host.reset_peak_memory():
         pytest.skip("this system does not let a process reset its peak")
     before = host.peak_memory()

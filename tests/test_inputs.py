@@ -1,4 +1,4 @@
-"""Which songs a command line means, and that each has a folder of its own on every system."""
+"""Which songs a command line selects, and that each gets a separate folder on every system."""
 
 from __future__ import annotations
 

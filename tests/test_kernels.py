@@ -1,4 +1,4 @@
-"""Which kernels a processor runs: by the table alone, so that the same command gives the same bits."""
+"""The table alone decides which kernels run, so that the same command gives the same bits."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ sys.stdout.buffer.write(b"".join(stem.tobytes() for stem in stems.values()))
 
 
 def test_another_process_gives_the_same_bits(small: Path, tmp_path: Path) -> None:
-    """Also with other hashes, by which sets are ordered."""
+    """Also with another hash seed, which changes the order of sets."""
     soundfile.write(tmp_path / "song.wav", noise(8000, 1), 32_000, subtype="FLOAT")
     found = []
     for seed in ("1", "2"):

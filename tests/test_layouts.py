@@ -50,7 +50,7 @@ def one(data: Path, split: str | None = None) -> Track:
 
 
 def said(data: Path, fatal: bool | None = None, **options: bool) -> list[str]:
-    """Problems but for the number of songs."""
+    """All problems except the number of songs."""
     problems = [problem for problem in check(find_tracks(data), **options) if "MUSDB" not in problem.message]
     return [str(problem) for problem in problems if fatal in (None, problem.fatal)]
 
@@ -270,7 +270,7 @@ def quieter(mixture: np.ndarray) -> np.ndarray:
 
 
 def limited(mixture: np.ndarray) -> np.ndarray:
-    """Brighter, louder, and turned down where it is loud."""
+    """Brighter and louder, with loud passages turned down."""
     bright = mixture - 0.5 * np.roll(mixture, 1, axis=0)
     level = np.convolve(np.abs(bright).max(axis=1), np.ones(2000) / 2000, "same")
     return 2 * bright * np.minimum(1, 0.05 / level)[:, np.newaxis]

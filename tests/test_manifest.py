@@ -231,7 +231,7 @@ def test_a_record_of_another_file_does_not_count() -> None:
 
 
 def killed_at(step: int, work: Callable[[], None]) -> int | None:
-    """Do some work in a process that is killed at its n-th change of a file; None if it came to its end."""
+    """Do some work in a process that is killed at its n-th change of a file; None if it finished."""
     child = os.fork()
     if not child:
         seen = 0

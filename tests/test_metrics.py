@@ -100,7 +100,7 @@ def assert_museval(
 
 
 def by_hand(truth: np.ndarray, guess: np.ndarray) -> float:
-    """The spec's formula in whole numbers, exact but for the logarithm."""
+    """The formula in integer arithmetic, exact except for the logarithm."""
     full = 32768**2
     signal = sum(int(value) ** 2 for value in truth.ravel())
     distortion = sum((int(x) - int(y)) ** 2 for x, y in zip(truth.ravel(), guess.ravel(), strict=True))

@@ -1,4 +1,4 @@
-"""The small ensemble that comes with the package: it is there, it runs offline, and it has learned."""
+"""The small ensemble in the package: its files, offline use, and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE = 44100
 
 
 def song(seconds: float = 6) -> dict[str, np.ndarray]:
-    """Stems of a song that no network has heard: decaying noise and sweeps, a low saw, chords, a vowel."""
+    """Stems of a song that no network was trained on: decaying noise and sweeps, a low saw, chords, a vowel."""
     rng = np.random.default_rng(0)
     time = np.arange(int(seconds * RATE)) / RATE
 

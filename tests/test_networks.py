@@ -1,4 +1,4 @@
-"""Each network behind its face: shapes, narrowing, strict loading, ONNX."""
+"""The interface of each network: shapes, narrowing, strict loading, ONNX."""
 
 from __future__ import annotations
 

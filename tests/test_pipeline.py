@@ -1,4 +1,4 @@
-"""kmdx.pipeline: what runs side by side, and what becomes of errors and Ctrl-C."""
+"""kmdx.pipeline: what runs in parallel, and how errors and Ctrl-C are handled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baseline against a reading of leaderboard C written by hand, and what makes it the plainest form."""
+"""The baseline against a hand-written implementation of leaderboard C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans as data: the published numbers, pruning, and one clear line for each mistake."""
+"""Plans as data: the published numbers, pruning, and a one-line error for each mistake."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def settings() -> dict[str, object]:
 
 @pytest.fixture
 def untouched() -> Iterator[None]:
-    """Give torch's settings back as they are at the start of a process."""
+    """Restore torch's settings to those at the start of a process."""
     yield
     BACKENDS.cudnn.allow_tf32 = True
     BACKENDS.cudnn.benchmark = BACKENDS.cudnn.deterministic = False

@@ -1,4 +1,4 @@
-"""A submission's process: what it says, what it takes, how it ends."""
+"""A submission's process: its replies, its resources, and its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from evaluator.process import Limits, Submission, SubmissionError, check_submiss
 
 SECONDS = 0.5
 EVERYTHING = ["mount", "PID", "network", "IPC", "UTS", "user", "Landlock"]
-"""All that isolates a submission: what a system may not allow."""
+"""Every kind of isolation that a system may not allow."""
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="network namespaces are Linux's")
 
 
@@ -292,7 +292,7 @@ def test_overriding_a_setting_that_a_submission_lacks_is_refused(start) -> None:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Process]]:
-    """Find the processes that a submission leaves behind: they sleep for a number of seconds like no other."""
+    """Find the processes that a submission leaves behind by their unique number of seconds to sleep."""
     seconds = f"600.{secrets.randbelow(10**9):09}"
     monkeypatch.setenv("KMDX_NAP", seconds)
 
@@ -326,7 +326,7 @@ while True:
         os._exit(0)
     {each}
 """
-"""A process that is another one all the time: whoever looks for it finds one that has ended."""
+"""A process that constantly replaces itself, so that a search finds only one that has ended."""
 LEFT_BEHIND = {
     "one": "i=0; while :; do i=$((i + 1)); echo $i > $AICROWD_PUBLIC_SHARED_DIR/alive; sleep 0.01; done",
     "chain": f"exec '{sys.executable}' -I -S -c '{CHAIN.format(each='pass')}'",
@@ -377,7 +377,7 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def changes(file: Path) -> bool:
-    """Whether somebody writes to a file."""
+    """Whether any process is writing to a file."""
     before = file.read_bytes() if file.exists() else b""
     time.sleep(0.5)
     return file.exists() and file.read_bytes() != before

@@ -1,4 +1,4 @@
-"""Matrix products and attention computed another way, against torch's own; and where that way is not taken."""
+"""Fast matrix products and attention against torch's own, and the cases in which torch computes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONEDNN = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """oneDNN is used; what it was asked to multiply."""
+    """Enables oneDNN; returns the products that it computed."""
     asked: list[Tensor] = []
     multiply = product._onednn
 

@@ -1,4 +1,4 @@
-"""The protocol of the challenge: what a submission sees, and how songs fail."""
+"""The challenge's protocol: what a submission sees, and how songs fail."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_reason_names_the_owner_of_a_file_and_not_its_temporary_folder(tmp_pat
 def test_predictions_that_cannot_be_cleared_are_cleared_after_a_kill(
     evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """The second song's: a process of the submission may write while they are cleared."""
+    """Those of the second song: a process of the submission may write while they are cleared."""
     clear, kill = Predictions.clear, Submission.kill
     calls: list[str] = []
 

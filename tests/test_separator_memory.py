@@ -33,7 +33,7 @@ OUT_OF_MEMORY = [
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[int], bool]) -> list[int]:
-    """Let networks fail, by the number of the batch; return the batches' sizes."""
+    """Make networks fail, by the number of the batch; return the batches' sizes."""
     sizes: list[int] = []
     forward = DemucsNetwork.forward
 

@@ -118,7 +118,7 @@ def test_unknown_precisions_speeds_and_engines_are_one_line_errors(
 
 @pytest.fixture
 def overflowing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let networks in half precision overflow; notes the batches of each song that they heard."""
+    """Make networks in half precision overflow; records the batches of each song."""
     batches: list[int] = []
     plain = DemucsNetwork.forward
 

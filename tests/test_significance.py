@@ -1,4 +1,4 @@
-"""The tests of paired differences, against scipy and against counting every case."""
+"""Tests of paired differences, against scipy and exhaustive enumeration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluator.significance import holm, sign_flip, signed_rank
 
 
 def counted(differences: list[float], statistic) -> float:
-    """How often a flip of signs gives a statistic as far from its middle as the one found."""
+    """The fraction of sign flips whose statistic is as extreme as the one found."""
     values = [
         statistic(np.array(signs) * np.abs(differences))
         for signs in itertools.product((-1, 1), repeat=len(differences))

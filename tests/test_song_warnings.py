@@ -1,4 +1,4 @@
-"""Warnings about songs: each text is found again, and museval's left-out frames are reported."""
+"""Warnings about songs: each text is recognized, and frames that museval excludes are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_unknown_warning_is_its_own_summary() -> None:
 
 
 def test_frames_excluded_by_a_silent_estimate_are_reported(tmp_path: Path) -> None:
-    """Exact silence where an estimate is bad takes that frame out of museval's median."""
+    """If an estimate is exactly silent in a frame, museval's median excludes that frame."""
     rate = 8000
     truth = noise(6 * rate)
     guess = truth + 0.1 * noise(6 * rate, seed=1)

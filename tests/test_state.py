@@ -1,4 +1,4 @@
-"""State dicts fit their network by names, shapes and types, or the reason is told; nothing is built that cannot fit."""
+"""State dicts match their network in names, shapes and types, or are refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def demucs_state() -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def building_nothing() -> Iterator[None]:
-    """Whatever is refused in it is refused before any part of a network is made."""
+    """It is refused before any part of a network is created."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "__init__", lambda *_, **__: pytest.fail("a part of the network was built"))
         yield

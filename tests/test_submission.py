@@ -1,4 +1,4 @@
-"""The challenge's face: the interface, the files it writes, what it fails on."""
+"""The challenge's interface: its methods, the files it writes, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a submission must not do: each is ended by name, and nothing outside of its hands changes."""
+"""Hostile submissions: each is ended with a reason, and nothing outside its reach changes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null}\\n'
 
 
 class Played(NamedTuple):
-    """What a song came to."""
+    """The outcome of a song."""
 
     outcome: Outcome
     submission: Submission

@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
 
 
 def printed(submission: Submission) -> str:
-    """What a submission printed, all of it: it is ended first."""
+    """Everything that a submission printed, after it has been ended."""
     submission.kill()
     return submission.log.read_text("utf-8")
 

@@ -1,4 +1,4 @@
-"""What is read of a submission's folder before it runs, and what its own files cannot make visible."""
+"""What is read from a submission's folder before it runs, and what its files cannot make visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kmdx.tags: what of a song's tags reaches its stems, and that nothing is lost over them."""
+"""kmdx.tags: which of a song's tags its stems get, and that tag errors lose no stem."""
 
 import base64
 import errno

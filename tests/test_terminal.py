@@ -1,4 +1,4 @@
-"""Printing never decides what becomes of the work, whatever is behind standard output and standard error."""
+"""Failures to print never affect the work, whatever standard output and standard error are."""
 
 from __future__ import annotations
 

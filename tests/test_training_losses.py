@@ -1,4 +1,4 @@
-"""A loss is one entry in a table, and what is logged appears by itself."""
+"""A loss is one entry in a table, and logged values appear automatically."""
 
 from __future__ import annotations
 

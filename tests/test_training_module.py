@@ -1,4 +1,4 @@
-"""What one step does: what the network hears, the gradient, the rate, the average."""
+"""One training step: the network's input, the gradient, the learning rate, the average."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batch(seed: int = 0) -> Example:
 
 
 class HalfOfIt(nn.Module):
-    """Takes half of what it hears for the vocals."""
+    """Estimates half of its input as vocals."""
 
     sources, length = ("vocals",), cases.CHUNK
 

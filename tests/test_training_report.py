@@ -1,4 +1,4 @@
-"""The page at the end: its excerpts, and Ctrl-C while it is made."""
+"""The report at the end of a run: its excerpts, and Ctrl-C while it is written."""
 
 from __future__ import annotations
 

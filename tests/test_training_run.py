@@ -23,7 +23,7 @@ data, fit = cases.data, cases.fit
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    """Let validations say this, and stop the run where there is nothing more to say."""
+    """Make validations return these scores, and stop the run after the last one."""
     left: Iterator[float] = iter(scores)
 
     def score(*arguments: object) -> float:

@@ -1,4 +1,4 @@
-"""Windows: what is drawn, and how it is varied."""
+"""Windows: sampling and augmentation."""
 
 from __future__ import annotations
 

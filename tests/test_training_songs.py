@@ -1,4 +1,4 @@
-"""What is wrong with songs, and is told before the first step."""
+"""Problems with songs are reported before the first step."""
 
 from __future__ import annotations
 

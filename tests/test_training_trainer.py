@@ -190,7 +190,7 @@ def test_a_run_cannot_be_resumed_with_another_config(fit: Callable[..., Run], da
 
 
 def test_a_run_that_ended_early_is_not_continued(fit: Callable[..., Run]) -> None:
-    """With a rate of next to nothing, no validation is better than the first."""
+    """With a learning rate near 0, no validation is better than the first."""
     still = {"optimizer": {"rate": 1e-30}, "patience": 1, "steps": 20, "average": None}
     run = fit(**still)
     before = cases.rows(run.steps), cases.rows(run.validation), run.last.read_bytes()

@@ -1,4 +1,4 @@
-"""Variants of songs: slower or faster copies, that a run takes as they are."""
+"""Variants of songs: slower or faster copies that a run uses unchanged."""
 
 from __future__ import annotations
 

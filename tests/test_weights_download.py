@@ -26,7 +26,7 @@ def get(server: Server, folder: Path, **options: Any) -> str:
 
 
 def reason(server: Server, folder: Path, **options: Any) -> str:
-    """Why a download failed; nothing may count as finished, nor be larger than was published."""
+    """Why a download failed; no file may count as finished or exceed the published size."""
     with pytest.raises(SourceError) as caught:
         get(server, folder, **options)
     assert not (folder / "file").exists()
@@ -178,7 +178,7 @@ def test_a_slow_web_page_is_abandoned_too(server: Server, tmp_path: Path) -> Non
 
 
 def drip(*lines: str, end: str = "") -> Callable[[Handler], None]:
-    """Lines at once, then a byte now and then that never completes what it belongs to."""
+    """Lines at once, then an occasional byte that never completes a line."""
 
     def send(handler: Handler) -> None:
         handler.wfile.write(("\r\n".join(lines) + end).encode())

@@ -1,4 +1,4 @@
-"""Weight files are read by content, and never run."""
+"""Weight files are recognized by content, and their code never runs."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_quantized_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_external_data_of_an_onnx_file_is_not_read(tmp_path: Path) -> None:
-    """External data of a graph is not read: its location is the file's word."""
+    """External data of a graph is not read, because its location is not trusted."""
     model = onnx.load_model_from_string(onnx_graph())
     constant = model.graph.initializer[0]
     constant.data_location = TensorProto.EXTERNAL

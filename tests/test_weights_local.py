@@ -1,4 +1,4 @@
-"""Which file is which weight, and what verify says about it."""
+"""Which file contains which weight, and what verify reports."""
 
 from __future__ import annotations
 

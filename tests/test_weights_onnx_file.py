@@ -1,4 +1,4 @@
-"""ONNX graphs are run only if it is known beforehand what they take, give and hold."""
+"""ONNX graphs run only if their inputs, outputs and memory are known in advance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Constants = dict[str, Sequence[int]]
 def graph(
     nodes: Sequence[NodeProto], constants: Constants | None = None, axes: Sequence[Any] = ("b", *SHAPE)
 ) -> ModelProto:
-    """A graph from x to y, with constants of whole numbers."""
+    """A graph from x to y, with integer constants."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("x", "y")]
     stored = [
         numpy_helper.from_array(np.array(each, np.int64), name) for name, each in (constants or {}).items()

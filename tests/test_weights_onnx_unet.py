@@ -63,7 +63,7 @@ def export(network: TfcTdf, path: Path, way: Callable[[Tensor], Tensor], **optio
 
 
 def forward(network: TfcTdf, swaps_outside: bool) -> Callable[[Tensor], Tensor]:
-    """The U-Net; time and frequency swap places outside of the 1×1 convolutions, or between them as published."""
+    """The U-Net; time and frequency are swapped outside the 1×1 convolutions, or between them as published."""
 
     def run(x: Tensor) -> Tensor:
         x = (

@@ -216,7 +216,7 @@ def test_the_record_is_json_that_people_can_read(published: Weight, tmp_path: Pa
 
 
 def ten() -> list[Weight]:
-    """Ten weights, each with two sources that nobody serves."""
+    """Ten weights, each with two sources that no server offers."""
     return [
         dataclasses.replace(
             weight,
@@ -345,7 +345,7 @@ def test_an_offline_hub_is_not_contacted(
 
 
 def test_the_hubs_mirror_is_used(hub: Weight, server: Server, tmp_path: Path) -> None:
-    """``$HF_ENDPOINT`` is read when the client is imported, so this takes a process of its own."""
+    """``$HF_ENDPOINT`` is read when the client is imported, so this needs its own process."""
     server.stated = SHA256
     code = (
         "import dataclasses, pathlib, sys; from kmdx import weights\n"

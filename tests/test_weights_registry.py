@@ -1,4 +1,4 @@
-"""The registry agrees with what is published, and says what close names there are."""
+"""The registry matches what is published, and suggests similar names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch's files are read as data, within bounds, and are never run."""
+"""Torch's files are read as data, within bounds, and their code never runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kmdx import weights
 
 
 class RunsCode:
-    """Unpickled freely, it makes a folder."""
+    """Unpickling it without restrictions creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
