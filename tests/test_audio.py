@@ -14,7 +14,7 @@ from sound_cases import RATE, beyond_full_scale, encode, refusal, tone
 from kmdx import audio, decoding, signals
 
 
-def test_check_returns_a_good_array_itself():
+def test_check_returns_a_valid_array_unchanged():
     samples = tone()
     assert audio.check(samples, "song") is samples
 

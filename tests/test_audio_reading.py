@@ -232,7 +232,7 @@ def test_surround_in_a_compressed_file_is_downmixed(tmp_path):
     )
 
 
-def test_downmix_leaves_mono_and_stereo_alone(tmp_path):
+def test_downmix_does_not_change_mono_and_stereo(tmp_path):
     for channels in (1, 2):
         sf.write(tmp_path / "a.wav", tone(channels=channels), RATE)
         assert audio.read(tmp_path / "a.wav", downmix=True).samples.shape[1] == channels

@@ -141,7 +141,7 @@ def test_the_machine_is_described(device: str, monkeypatch: pytest.MonkeyPatch) 
         assert (here.name, here.gpu_memory, here.compute_capability) == ("A GPU", 2**34, "8.9")
 
 
-def test_what_a_system_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_that_a_system_does_not_report_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows: no /proc, no sysconf, no affinity, and a torch without CPU information."""
     monkeypatch.setattr(host, "field", lambda *_: None)
     monkeypatch.setattr(host, "capabilities", dict)

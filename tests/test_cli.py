@@ -26,7 +26,7 @@ def test_the_choices_match_the_library() -> None:
     assert cli.Engine.tuned.value == engine.DEFAULT
 
 
-def test_a_models_folder_with_brackets_in_its_name_is_printed_as_it_is(
+def test_a_models_folder_with_brackets_in_its_name_is_printed_unchanged(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "[red]a[" / "x]"))

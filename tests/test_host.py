@@ -188,7 +188,7 @@ def test_the_heap_keeps_its_blocks_only_temporarily(
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_configured(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     musl = SimpleNamespace(malloc_trim=calls.append, mallopt=lambda *_: calls.append(_))
     monkeypatch.setattr(sys, "platform", platform)

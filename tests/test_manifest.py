@@ -257,7 +257,7 @@ def killed_at(step: int, work: Callable[[], None]) -> int | None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("earlier", [None, "fast", "leaderboard"])
-def test_a_kill_at_any_step_leaves_old_stems_new_ones_or_none_that_counts(earlier: str | None) -> None:
+def test_a_kill_at_any_step_leaves_old_stems_new_stems_or_unfinished_ones(earlier: str | None) -> None:
     """Earlier stems are of another speed, or of the same."""
     stems = ("bass", "vocals")
     levels = {0.1: earlier, 0.7: "leaderboard"}

@@ -22,7 +22,7 @@ def batch() -> torch.Tensor:
     return 0.1 * torch.randn(3, 2, tiny.CHUNK)
 
 
-def test_spectrogram_and_back_is_the_signal_where_no_bin_is_left_out() -> None:
+def test_the_inverse_spectrogram_returns_the_signal_if_no_bin_is_left_out() -> None:
     config = SpectrogramConfig(n_fft=512, hop=128, bins=257, frames=9)
     spectrogram = Spectrogram(config)
     wave = torch.randn(2, 2, config.chunk)

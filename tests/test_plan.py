@@ -120,7 +120,7 @@ def test_only_what_a_stem_needs_is_run(stems: list[str], networks: set[str]) -> 
     assert set(plan_file.load("leaderboard_c").networks_used(stems)) == networks
 
 
-def test_networks_are_asked_only_for_the_sources_that_are_used() -> None:
+def test_networks_compute_only_the_sources_that_are_used() -> None:
     loaded = plan_file.load("leaderboard_c")
     everything = loaded.sources_used(loaded.stems)
     assert everything["V"] == ("vocals",)

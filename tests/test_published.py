@@ -108,5 +108,5 @@ def test_a_single_stem_is_shown_without_an_average() -> None:
     assert published_next_to(results["summary"], results["run"], list(VOCALS)) == []
 
 
-def test_capital_letters_make_no_difference_to_a_published_name() -> None:
+def test_published_names_are_case_insensitive() -> None:
     assert published.find("TAK1") == published.find("tak1")

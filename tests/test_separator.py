@@ -71,7 +71,7 @@ def test_other_rates_keep_rate_and_length(separator: Separator, rate: int) -> No
     assert decibels(song, stems["vocals"] + stems["accompaniment"]) > 120
 
 
-def test_resampling_both_ways_is_what_a_user_would_do_by_hand(separator: Separator) -> None:
+def test_resampling_both_ways_equals_resampling_by_hand(separator: Separator) -> None:
     song = noise(24_000)
     by_hand = separator.separate(audio.resample(song, 48_000, 44_100), 44_100, stems=["drums"])["drums"]
     direct = separator.separate(song, 48_000, stems=["drums"])["drums"]

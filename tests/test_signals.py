@@ -151,7 +151,7 @@ def test_a_scratch_array_can_be_released_through_torch():
     assert tensor.any()
 
 
-def test_ordinary_arrays_are_left_alone():
+def test_ordinary_arrays_are_not_released():
     keep = filled(1000)
     ordinary = np.arange(100_000, dtype=np.float32)
     signals.release(ordinary)
@@ -302,7 +302,7 @@ def test_samples_become_a_stereo_signal_and_samples_again():
 
 
 @pytest.mark.parametrize(("limit", "is_long"), [(None, False), (80, False), (79, True), (0, True)])
-def test_a_signal_beyond_the_limit_is_long_and_so_are_those_made_from_it(limit, is_long):
+def test_a_signal_beyond_the_limit_is_long_and_so_are_signals_made_from_it(limit, is_long):
     signal = ramp(10).to(CPU, limit)
     assert signal.long == signal.new_empty().long == signal.new_zeros().long == is_long
     assert signals.combine(torch.Tensor.copy_, [signal]).long == is_long

@@ -86,7 +86,9 @@ def test_redirects_are_followed_without_sending_secrets_to_other_hosts(
     ]
 
 
-def test_a_site_that_sets_a_cookie_and_redirects_to_itself_is_no_loop(server: Server, tmp_path: Path) -> None:
+def test_a_site_that_sets_a_cookie_and_redirects_to_itself_is_not_a_loop(
+    server: Server, tmp_path: Path
+) -> None:
     def send(handler: Handler) -> None:
         if "Cookie" in handler.headers:
             whole(handler)

@@ -81,7 +81,7 @@ def test_the_authors_layout_is_recognized_with_one_warning(folder: Path, small_r
     }
 
 
-def test_known_content_decides_whatever_the_name(
+def test_known_content_takes_precedence_over_the_name(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])

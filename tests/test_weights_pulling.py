@@ -320,7 +320,7 @@ def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
     assert ("HEAD", "/owner/Bag/resolve/main/d12395a8.safetensors", None) in server.asked
 
 
-def test_a_hub_file_with_a_published_checksum_is_taken_at_its_revision(
+def test_a_hub_file_with_a_published_checksum_is_pulled_at_its_revision(
     hub: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

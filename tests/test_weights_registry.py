@@ -59,7 +59,7 @@ def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.We
             assert source.file == f"{weight.signature}-{source.sha256[:8]}.th"  # type: ignore[index]
 
 
-def test_a_file_on_the_hub_with_a_checksum_is_taken_at_a_revision() -> None:
+def test_a_file_on_the_hub_with_a_checksum_has_a_revision() -> None:
     pinned = {
         weight.name: source
         for weight in weights.registry().values()
@@ -78,7 +78,7 @@ def test_a_file_on_the_hub_with_a_checksum_is_taken_at_a_revision() -> None:
     )
 
 
-def test_the_download_size_is_that_of_the_first_source_that_has_one_or_else_the_estimate() -> None:
+def test_the_download_size_comes_from_the_first_source_with_one_or_the_estimate() -> None:
     assert weights.get("htdemucs").bytes == 84_141_911
     assert weights.get("mdx_bass").bytes == weights.get("mdx_bass").estimated_bytes == 124_570_000
 
