@@ -78,7 +78,7 @@ def evaluate(
         ),
     ],
     split: Annotated[
-        str | None, typer.Option(help="Subfolder of DATA, or all. By default test, if it exists.")
+        str | None, typer.Option(help="Subfolder of DATA, or all; default: test, if it exists.")
     ] = None,
     tracks: TracksOption = None,
     stems: Annotated[
@@ -123,11 +123,13 @@ def evaluate(
     keep_stems: Annotated[
         bool, typer.Option("--keep-stems", help="Keep the stems, so that the report can play them.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print the log.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print the log to the terminal.")
+    ] = False,
 ) -> None:
     """Score a submission or existing stems on DATA with the challenge's protocol.
 
-    The submission loads its model once, in a process of its own. It separates one song at a time and
+    The submission loads its model once, in its own process. It separates one song at a time and
     writes the stems as 16-bit wav files, which another process scores. Each song's result is saved
     immediately, even if the song failed. Exit codes: 0 if all songs were scored, 1 if some failed, 2 for
     a user error.
@@ -527,7 +529,7 @@ def _progress(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
 
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:
-    """Write the page. It plays references from the data set if they are separate files."""
+    """Write the report. It plays references from the data set if they are separate files."""
     references = {
         track.name: {stem: track.files[stem] for stem in track.stems if track.is_one_file(stem)}
         for track in songs

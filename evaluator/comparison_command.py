@@ -31,7 +31,7 @@ __all__ = ["compare", "load", "load_all"]
 
 PAGE = Path("compare.html")
 MANY = 4
-"""Up to this many systems the terminal shows each stem of every pair. The page always does."""
+"""The terminal shows each stem of every pair only for up to this many systems. The page always shows it."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -55,7 +55,7 @@ def command(
     output: JsonOption = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Page to write.", show_default=str(PAGE)),
+        typer.Option("--html", metavar="FILE", help="Write the page to this file.", show_default=str(PAGE)),
     ] = None,
 ) -> None:
     """Compare runs song by song: which one is better, and could the difference be chance?"""

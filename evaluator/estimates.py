@@ -170,7 +170,7 @@ def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:
 
 
 def sum_as_wav(paths: Sequence[Path], track: Track, target: Path) -> Path:
-    """Return the sum of a song's files as a wav file; a single suitable wav file is returned as it is.
+    """Return the sum of a song's files as a wav file; a single suitable wav file is returned unchanged.
 
     Raises
     ------

@@ -40,7 +40,7 @@ ROUNDING = 3 / 32768
 COMPLETE = ({*STEMS}, {"vocals", ACCOMPANIMENT})
 """Stems that are complete by definition, because ``other`` contains everything else."""
 PAIRED = {"guitar", "piano"}
-"""A data set that has one of these stems usually has the other, too."""
+"""A data set that has one of these stems usually also has the other."""
 
 WINDOW = 2048  # samples of a spectrum
 FITS = 5  # alternating fits of factors and gains

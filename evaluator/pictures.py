@@ -33,7 +33,7 @@ FLOOR = 1e-12  # power of what is drawn for silence: far below one step of a 16-
 
 
 def height(frequency: float) -> float:
-    """How far below the top of its half a frequency in Hz lies, as a part of the half's height."""
+    """The distance of a frequency in Hz from the top of its half, as a fraction of the half's height."""
     return float(np.log(HIGHEST / frequency) / np.log(HIGHEST / LOWEST))
 
 
@@ -65,7 +65,7 @@ def spectrogram(path: Path) -> np.ndarray:
     try:
         return _spectrogram(audio.read(path, accept_holes=False))
     except AudioError as error:
-        raise AudioError(f"{path}: no spectrogram of it: {error}") from error
+        raise AudioError(f"{path}: its spectrogram cannot be drawn: {error}") from error
 
 
 def _spectrogram(sound: audio.Audio) -> np.ndarray:

@@ -218,7 +218,7 @@ def _museval_record(path: Path) -> SongRecord:
         raise KmdxError(f"{shown(path)} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise KmdxError(
-            f"{shown(path)} is not a file of museval; expected targets with frames of SDR, ISR, SIR and SAR"
+            f"{shown(path)} is not a museval file; expected targets with frames of SDR, ISR, SIR and SAR"
         ) from error
     scores = {
         name: {target: _median(values) for target, values in by_target.items()}

@@ -97,7 +97,9 @@ def separate(
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
     format: FormatOption = FormatName.wav16,
-    start: Annotated[float, typer.Option(help="Start this many seconds into the song.")] = 0.0,
+    start: Annotated[
+        float, typer.Option(help="Position in the song, in seconds, where separation starts.")
+    ] = 0.0,
     duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
     downmix: Annotated[
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
@@ -191,8 +193,10 @@ def benchmark(
 def models_list() -> None:
     """List all weights: description, size, license, and whether the file is on this machine."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "signature", "size", "file", "license", "what"):
-        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=column != "what")
+    for column in ("name", "signature", "size", "file", "license", "description"):
+        table.add_column(
+            column, justify="right" if column == "size" else "left", no_wrap=column != "description"
+        )
     listed = weights.known()
     found = weights.find_all(listed.values())
     for weight in listed.values():
@@ -238,7 +242,7 @@ def models_verify(
 
 @models_app.command("where")
 def models_where() -> None:
-    """Print the folder in which weight files are searched for, and why that folder was chosen."""
+    """Print the folder of the weight files, and why that folder was chosen."""
     folder = weights.where()
     out.print(escape(str(folder.path)))
     err.print(escape(folder.reason))
@@ -255,7 +259,7 @@ def ensembles_list(context: typer.Context) -> None:
 def list_ensembles() -> None:
     """List the ensembles that come with the package."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "networks", "GFLOP", "weights here", "what"):
+    for column in ("name", "networks", "GFLOP", "local weights", "description"):
         table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
     for name in plan_file.names():
         loaded = plan_file.load(name)

@@ -397,7 +397,7 @@ class _Values(_Plain, SafeConstructor):
         SafeConstructor.__init__(self)
 
     def scalar(self, node: yaml.Node) -> Any:
-        """A number, boolean or null, if the text would be one without its tag, too."""
+        """A number, boolean or null, if the text would also be one without its tag."""
         kind, text = node.tag.removeprefix(_TAG), node.value
         if not isinstance(node, yaml.ScalarNode):
             raise _Problem(f"expected {kind}, not a mapping or list", node.start_mark)

@@ -127,7 +127,9 @@ OverwriteOption = Annotated[
     ),
 ]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON to this file.")
+]
 
 
 def run(command: Callable[[], object], *, quiet: bool = False) -> None:

@@ -15,7 +15,7 @@ from kmdx import cli, manifest
 
 
 class Result(NamedTuple):
-    """What a run of the command came to."""
+    """The result of a run of the command."""
 
     code: int
     out: str

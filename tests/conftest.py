@@ -1,4 +1,4 @@
-"""What several test files share: small networks on disk, sounds, and where the big material lies."""
+"""What several test files share: small networks on disk, sounds, and the folder of large test data."""
 
 from __future__ import annotations
 

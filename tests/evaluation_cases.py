@@ -22,7 +22,7 @@ NAMES = ("A – één", "b & <b>", "c")
 
 
 class Result(NamedTuple):
-    """What a run of the command came to."""
+    """The result of a run of the command."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""How near the published numbers this machine can come, for the tests that hold them."""
+"""How closely this machine can match the published numbers, for the tests that check them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ensemble in its plainest form: Demucs' own ``apply_model``, one chunk at a time, nothing pruned.
+"""The ensemble in its simplest form: Demucs' own ``apply_model``, one chunk at a time, nothing pruned.
 
 A second reading of the published computation that shares no code with the library but the networks;
 what the library computes is held against it.

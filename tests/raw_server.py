@@ -1,4 +1,4 @@
-"""A server on the loopback that sends whatever a test tells it to, valid or not."""
+"""A local server that sends whatever a test specifies, valid or not."""
 
 from __future__ import annotations
 

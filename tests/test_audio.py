@@ -14,7 +14,7 @@ from sound_cases import RATE, beyond_full_scale, encode, refusal, tone
 from kmdx import audio, decoding, signals
 
 
-def test_check_returns_a_good_array_itself():
+def test_check_returns_a_valid_array_unchanged():
     samples = tone()
     assert audio.check(samples, "song") is samples
 
@@ -60,7 +60,7 @@ def test_check_scales_integers_as_soundfile_does(tmp_path, dtype):
         ([0.0, 1e300], "NaN or infinity in 1 of 2"),
     ],
 )
-def test_check_refuses(given, words):
+def test_check_refuses_arrays_that_are_not_songs(given, words):
     message = refusal(audio.check, given, "vocals")
     assert message.startswith("vocals: ")
     assert words in message
@@ -88,7 +88,7 @@ def test_resampling_to_the_same_rate_returns_the_input():
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("length", [3, 48000])
-def test_resampling_can_give_a_set_length(channels, length):
+def test_resampling_can_produce_a_given_length(channels, length):
     output = audio.resample(tone(channels=channels), RATE, 48000, length)
     assert output.shape == (length, channels)
     assert not output[25000:].any()
@@ -107,7 +107,7 @@ def test_rates_that_are_not_positive_whole_numbers_are_refused(tmp_path, rate):
 
 @pytest.fixture
 def long(monkeypatch) -> None:
-    """Whatever is longer than 0.05 s is long."""
+    """Every song longer than 0.05 s counts as long."""
     monkeypatch.setattr(signals, "LIMIT", 8 * RATE // 20)
     monkeypatch.setattr(decoding, "DECODED", 1000)
 
@@ -140,7 +140,7 @@ def test_surround_in_a_long_file_is_downmixed(tmp_path, request):
 
 
 @pytest.mark.parametrize("place", [0, 11025, 22049])
-def test_nan_is_located_in_a_long_sound(tmp_path, long, place):
+def test_nan_is_located_in_a_long_song(tmp_path, long, place):
     samples = tone()
     samples[place, 1] = np.nan
     sf.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
@@ -183,7 +183,7 @@ def test_a_long_array_of_any_kind_becomes_float32(long, given, scale, channels):
     [(48000, 44100), (44100, 48000), (96000, 44100), (44100, 192000), (8000, 44100), (44100, 44101)],
 )
 @pytest.mark.parametrize("length", [2, 3 * signals.BLOCK, 3 * signals.BLOCK + 17])
-def test_resampling_in_blocks_is_resampling_at_once(rate_in, rate_out, length):
+def test_resampling_in_blocks_equals_resampling_at_once(rate_in, rate_out, length):
     samples = np.random.default_rng(0).uniform(-1, 1, (length, 2)).astype(np.float32)
     expected = soxr.resample(samples, rate_in, rate_out, quality="VHQ")
     output = audio.resample(samples, rate_in, rate_out)

@@ -55,7 +55,7 @@ def test_mp3_has_neither_encoder_delay_nor_padding(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.mp4", "a.mkv", "a.mov"])
-def test_aac_is_in_time(tmp_path, name):
+def test_aac_is_aligned_in_time(tmp_path, name):
     samples = tone(channels=1)
     sound = audio.read(encode(tmp_path / name, "aac", samples, bit_rate=256_000))
     if name != "a.mkv":  # Matroska has no place for the encoder's delay in a file made this way
@@ -65,7 +65,7 @@ def test_aac_is_in_time(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["song.mp3", "song.raw", "song", "a:b.wav", "Grüße, 歌..wav", ".hidden"])
-def test_the_content_decides_and_not_the_name(tmp_path, name):
+def test_the_format_is_detected_from_the_content_and_not_the_name(tmp_path, name):
     sf.write(tmp_path / name, tone(), RATE, format="WAV", subtype="PCM_16")
     assert audio.read(tmp_path / name).samples.shape == (22050, 2)
 
@@ -88,7 +88,7 @@ def test_a_file_whose_tags_are_not_utf_8_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
 @pytest.mark.parametrize(("start", "duration"), [(0.0, 0.1), (0.1, 0.25), (0.3, None), (0.4, 9.0)])
-def test_a_part_is_that_part_of_the_whole(tmp_path, name, start, duration):
+def test_reading_a_part_equals_slicing_the_whole(tmp_path, name, start, duration):
     path = tmp_path / name
     encode(path, "libmp3lame", tone()) if name == "a.mp3" else sf.write(path, tone(), RATE)
     first = round(start * RATE)
@@ -128,7 +128,7 @@ def test_files_that_cannot_be_opened_are_refused_with_the_reason(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     assert "found a pipe or a device" in refusal(audio.read, tmp_path / "pipe.wav")
 
@@ -150,7 +150,7 @@ def test_an_error_of_the_system_is_quoted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.flac", "a.raw", "a.txt", "a"])
 @pytest.mark.parametrize("lines", [1, 200])
-def test_text_is_not_sound(tmp_path, name, lines, capfd):
+def test_a_text_file_is_refused(tmp_path, name, lines, capfd):
     path = tmp_path / name
     path.write_text("Verse, chorus, verse.\n" * lines)
     message = refusal(audio.read, path)
@@ -166,7 +166,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
     assert "not a sound file" in refusal(audio.read, playlist)
 
 
-def test_a_silent_film_has_no_audio_stream(tmp_path):
+def test_a_video_without_an_audio_stream_is_refused(tmp_path):
     message = refusal(audio.read, silent_film(tmp_path / "a.mp4"))
     assert "contains no audio stream (streams found: video)" in message
 
@@ -232,7 +232,7 @@ def test_surround_in_a_compressed_file_is_downmixed(tmp_path):
     )
 
 
-def test_downmix_leaves_mono_and_stereo_alone(tmp_path):
+def test_downmix_does_not_change_mono_and_stereo(tmp_path):
     for channels in (1, 2):
         sf.write(tmp_path / "a.wav", tone(channels=channels), RATE)
         assert audio.read(tmp_path / "a.wav", downmix=True).samples.shape[1] == channels

@@ -14,7 +14,7 @@ from sound_cases import RATE, beyond_full_scale, refusal, tone
 from kmdx import audio, encoding
 
 
-def test_wav16_is_what_soundfile_writes_to_the_last_bit(tmp_path):
+def test_wav16_equals_what_soundfile_writes_bit_for_bit(tmp_path):
     samples = beyond_full_scale()
     audio.write(tmp_path / "ours.wav", samples, RATE)
     sf.write(tmp_path / "theirs.wav", samples, RATE)
@@ -38,7 +38,7 @@ def test_mp3_clips_too(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("format", audio.FORMATS)
-def test_what_is_written_is_read_again(tmp_path, format, channels):
+def test_written_files_can_be_read_back(tmp_path, format, channels):
     path = tmp_path / f"Ça ira, ça ira..{audio.FORMATS[format].extension}"
     samples = tone(2.0, channels)
     audio.write(path, samples, RATE, format)
@@ -59,7 +59,7 @@ def test_mp3_is_written_at_each_of_its_rates(tmp_path, rate):
 
 
 @pytest.mark.parametrize(("format", "rate"), [("mp3", 96000), ("mp3", 192000), ("flac", 655351)])
-def test_rates_that_a_format_does_not_have_are_refused(tmp_path, format, rate):
+def test_rates_that_a_format_does_not_support_are_refused(tmp_path, format, rate):
     message = refusal(audio.write, tmp_path / "a", tone(), rate, format)
     assert f"{format} does not support {rate} Hz: choose another format" in message
 
@@ -70,7 +70,7 @@ def test_flac_is_written_at_its_highest_rate(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["wav16", "wav24", "float32"])
-def test_a_long_wav_is_rf64(tmp_path, monkeypatch, format):
+def test_a_long_wav_becomes_rf64(tmp_path, monkeypatch, format):
     monkeypatch.setattr(encoding, "WAV_LIMIT", 1000)
     audio.write(tmp_path / "a.wav", tone(), RATE, format)
     assert (tmp_path / "a.wav").read_bytes()[:4] == b"RF64"
@@ -118,7 +118,7 @@ class FullDisk(io.FileIO):
 
 
 def song(folder: Path) -> dict[Path, np.ndarray]:
-    """Two stems, in folders that are not there."""
+    """Two stems, in folders that do not exist."""
     return {folder / "song" / "vocals": tone(3.0), folder / "song" / "more" / "drums": tone(3.0)}
 
 

@@ -1,4 +1,4 @@
-"""The benchmark on small networks: its numbers, its files, its scripts, and what it says of mistakes."""
+"""The benchmark on small networks: its numbers, files, scripts and error messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 class Result(NamedTuple):
-    """What a run of the command came to."""
+    """The result of a run of the command."""
 
     code: int
     out: str
@@ -40,7 +40,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure little: what is tested is what becomes of it."""
+    """Measure little: the tests check how the results are used."""
     monkeypatch.setattr(benchmark, "BUDGET", 0.0)
 
 
@@ -105,7 +105,7 @@ def test_networks_are_timed_in_exact_float32(small: Path, tf32: list[bool]) -> N
     assert tf32 == [False, False]
 
 
-def test_arithmetic_is_counted_where_it_is_stated(small: Path) -> None:
+def test_throughput_is_computed_from_the_stated_gflops(small: Path) -> None:
     separator = Separator(small, device="cpu", precision="fp32")
     use = separator.plan.networks["htdemucs"]
     stated = replace(use, weight=replace(use.weight, architecture={**use.weight.architecture, "gflops": 3.0}))
@@ -141,8 +141,8 @@ def test_the_machine_is_described(device: str, monkeypatch: pytest.MonkeyPatch) 
         assert (here.name, here.gpu_memory, here.compute_capability) == ("A GPU", 2**34, "8.9")
 
 
-def test_what_a_system_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows: no /proc, no sysconf, no affinity; and a torch that knows nothing of the CPU."""
+def test_facts_that_a_system_does_not_report_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: no /proc, no sysconf, no affinity, and a torch without CPU information."""
     monkeypatch.setattr(host, "field", lambda *_: None)
     monkeypatch.setattr(host, "capabilities", dict)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -178,14 +178,14 @@ def test_stand_ins_need_no_weights(run: Run, small: Path, tmp_path: Path) -> Non
         (["--json", "nowhere/file.json"], "folder nowhere does not exist"),
     ],
 )
-def test_mistakes_are_one_line(run: Run, arguments: list[object], message: str) -> None:
+def test_mistakes_are_one_line_errors(run: Run, arguments: list[object], message: str) -> None:
     result = run(*arguments)
     assert result.code == 2
     (line,) = (line for line in result.err.splitlines() if line.startswith("error:"))
     assert message in line
 
 
-def test_the_synthetic_song_is_the_same_each_time_and_as_long_as_asked() -> None:
+def test_the_synthetic_song_is_reproducible_and_has_the_requested_length() -> None:
     song = synthetic.song(12.5, 8000)
     assert song.shape == (100_000, 2)
     assert np.array_equal(song[:8000], synthetic.song(1, 8000))
@@ -223,8 +223,8 @@ def test_stand_ins_are_as_loud_as_music(stood_in: Path) -> None:
         assert 0.2 < level < 1.5, name
 
 
-def test_a_stand_in_graph_is_the_network_at_its_full_length(stood_in: Path) -> None:
-    """It is traced with few frames."""
+def test_a_stand_in_graph_equals_the_network_at_its_full_length(stood_in: Path) -> None:
+    """The graph was traced with few frames."""
     plan = plan_file.load(stood_in)
     use = plan.networks["mdx_vocals"]
     network = load_network(use, plan.sample_rate, CPU)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure little: what is tested is what becomes of it."""
+    """Measure little: the tests check how the results are used."""
     monkeypatch.setattr(baseline, "CPU_SIZE", 128)
     monkeypatch.setattr(benchmark, "BUDGET", 0.0)
 
@@ -111,7 +111,7 @@ def test_half_precision_is_measured_where_the_device_is_fast_at_it(
     assert all(peak > 0 for peak in peaks.values())
 
 
-def test_differences_have_bounds() -> None:
+def test_differences_from_the_baseline_are_bounded() -> None:
     song = noise(1000)
     assert baseline.decibels(song, song) == EQUAL
     assert baseline.decibels(song, 0.9 * song) == pytest.approx(20, abs=1e-3)
@@ -119,7 +119,9 @@ def test_differences_have_bounds() -> None:
     assert baseline.decibels(0 * song, song) == -EQUAL
 
 
-def test_the_script_for_one_song(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_baseline_script_compares_one_song(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     soundfile.write(tmp_path / "song.wav", noise(20_000, 1), 22_050)
     baseline.main(
         [str(tmp_path / "song.wav"), "--ensemble", str(small), "--seconds", "0.3", "--precision", "fp32"]
@@ -130,7 +132,7 @@ def test_the_script_for_one_song(small: Path, tmp_path: Path, capsys: pytest.Cap
     assert all(float(line.split()[1]) > 80 for line in stems)
 
 
-def test_the_table_says_what_is_no_report(tmp_path: Path) -> None:
+def test_the_table_names_a_file_that_is_not_a_report(tmp_path: Path) -> None:
     with pytest.raises(KmdxError, match="no reports in"):
         table.load(tmp_path)
     (tmp_path / "other.json").write_text("[1]")
@@ -164,7 +166,7 @@ def test_cost_by_length_is_not_measured_without_matplotlib(monkeypatch: pytest.M
         length.main([])
 
 
-def test_a_long_song_is_as_its_pieces(
+def test_a_long_song_equals_its_pieces(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hour, "WINDOWS", 8)
@@ -188,7 +190,7 @@ def test_a_long_song_is_as_its_pieces(
     assert found["drums"] < 1e-6
 
 
-def test_stages_hear_what_is_left() -> None:
+def test_later_stages_take_the_residual_as_input() -> None:
     song = noise(100)
     stems = {"vocals": 0.5 * song, "drums": 0.25 * song, "bass": 0 * song}
     heard = against_demucs.stages_of(song, stems)
@@ -196,7 +198,9 @@ def test_stages_hear_what_is_left() -> None:
     assert decibels(0.25 * song, heard["nor_drums"]) > 100
 
 
-def test_the_script_for_speed_levels(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_levels_script_measures_every_speed_level(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number, stem in enumerate(("mixture", "bass", "drums", "other", "vocals")):
         (tmp_path / "song").mkdir(exist_ok=True)
         soundfile.write(tmp_path / "song" / f"{stem}.wav", noise(40_000, seed=number), 44100)

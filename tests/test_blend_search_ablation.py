@@ -35,7 +35,7 @@ from kmdx.errors import KmdxError
 collected, data, plan_of_two, run = cases.collected, cases.data, cases.plan_of_two, cases.run
 
 
-def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collected: Path) -> None:
+def test_the_loss_of_a_member_is_measured_with_weights_refitted_without_it(collected: Path) -> None:
     whole = load(collected)
     ensemble = Ensemble(whole, SearchOptions(folds=2), by_run=True)
     assert set(ensemble.members) == {"V", "W", "D"}
@@ -63,7 +63,7 @@ def test_a_members_loss_is_that_of_weights_found_anew_without_its_signals(collec
     assert without.real_time_factor == pytest.approx(whole.costs["V"])
 
 
-def test_a_member_that_a_stem_cannot_do_without_is_needed(
+def test_a_member_that_a_stem_depends_on_is_required(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
 ) -> None:
     assert run("collect", plan_of_two, data, "-o", tmp_path / "own", *COLLECT[1:]).code == 0
@@ -74,7 +74,7 @@ def test_a_member_that_a_stem_cannot_do_without_is_needed(
     assert [line.split()[-1] for line in done.out.splitlines() if line.startswith("V ")] == ["needed"]
 
 
-def test_weights_of_what_is_left_are_brought_to_the_same_sum() -> None:
+def test_remaining_weights_are_rescaled_to_the_same_sum() -> None:
     for published, kept, expected in (
         ([0.5, 0.3, 0.2], [0, 1], [0.625, 0.375]),
         ([1.0, 0.0, 0.0], [1, 2], [0.5, 0.5]),
@@ -87,8 +87,8 @@ def test_weights_of_what_is_left_are_brought_to_the_same_sum() -> None:
         assert found.sum() == pytest.approx(sum(published), abs=1e-9)
 
 
-def test_sets_with_a_stem_that_is_not_scored_are_all_tried(tmp_path: Path) -> None:
-    """Piano is needed and not scored: its network is in every set, the others are still chosen among."""
+def test_all_sets_are_tried_even_if_a_stem_is_not_scored(tmp_path: Path) -> None:
+    """Piano is required but not scored: its network is in every set, and all choices of the others are tried."""
     names = ("one", "two", "keys")
     networks = {
         name: {"weights": "mini_vocals", "trim_and_join": {"chunk": 130048, "trim": 2048}} for name in names
@@ -178,7 +178,7 @@ def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_publishe
     budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
     done = run("members", collected, "--runs", "--budget", budget, "--prior", "inf", "-o", path)
     assert done.code == 0, done.err
-    assert "no new weights gain on held-out songs; the set keeps its share" in done.out
+    assert "no new weights improve held-out songs; the set keeps its published weights" in done.out
     plan = plan_file.load(path)
     shares = {stem.name: dict(zip(stem.signals, stem.published, strict=True)) for stem in whole.stems}
     if {"V_drums", "W_drums"} <= plan.nodes["drums"].terms.keys():

@@ -1,4 +1,4 @@
-"""Inner products collected from files: exact, resumable, and of the same songs and plan only."""
+"""Inner products collected from files: exact, resumable, and only for the same songs and plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ collected, copied, data, plan_of_two, ran, run = (
 
 
 def separated(plan: Path, data: Path, output: Path) -> None:
-    """Let the package's own command write 16-bit stems of all songs."""
+    """Make the package's own command write 16-bit stems of all songs."""
     arguments = [
         "separate",
         str(data),
@@ -59,7 +59,7 @@ def separated(plan: Path, data: Path, output: Path) -> None:
 
 
 def measured(data: Path, output: Path) -> dict[str, dict[str, float]]:
-    """What the evaluator says of each song's stems from the files."""
+    """The evaluator's scores of each song's stems, computed from files."""
     return {
         name: score_song(
             {stem: data / "test" / name / f"{stem}.wav" for stem in STEMS},
@@ -69,7 +69,7 @@ def measured(data: Path, output: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def test_what_is_foretold_is_what_the_evaluator_measures_on_16_bit_files(
+def test_predicted_scores_match_the_evaluator_on_16_bit_files(
     run: Callable[..., Done], plan_of_two: Path, collected: Path, data: Path, tmp_path: Path
 ) -> None:
     found = tmp_path / "found.yaml"
@@ -92,8 +92,8 @@ def test_what_is_foretold_is_what_the_evaluator_measures_on_16_bit_files(
 
 
 @pytest.mark.parametrize("offset", [0.0, -0.5])
-def test_what_16_bits_do_to_a_very_quiet_stem_is_foretold(offset: float, tmp_path: Path) -> None:
-    """Also where the true stem was itself rounded down, so that half a step is no error."""
+def test_the_effect_of_16_bits_on_a_very_quiet_stem_is_predicted(offset: float, tmp_path: Path) -> None:
+    """Also if the true stem was itself rounded down, so that half a step is not an error."""
     truth, error = noise(40_000, level=1e-3), noise(40_000, seed=1, level=1e-4)
     truth += np.float32(offset * inner_products.STEP)
     estimate = truth + error - np.float32(offset * inner_products.STEP)
@@ -104,7 +104,7 @@ def test_what_16_bits_do_to_a_very_quiet_stem_is_foretold(offset: float, tmp_pat
     assert abs(global_sdr(truth, estimate) - scored) > 0.02
 
 
-def test_inner_products_are_those_of_whole_signals(
+def test_inner_products_match_those_of_whole_signals(
     collected: Path, plan_of_two: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load(collected)
@@ -130,7 +130,7 @@ def test_inner_products_are_those_of_whole_signals(
         assert value[0] == pytest.approx(getattr(stem.products, name)[number], rel=1e-6, abs=1e-9), name
 
 
-def test_each_network_runs_once_a_song(
+def test_each_network_runs_once_per_song(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
@@ -143,7 +143,7 @@ def test_each_network_runs_once_a_song(
     assert len(ran) == 3 * len(SONGS)
 
 
-def test_a_collection_goes_on_after_an_interruption(
+def test_a_collection_resumes_after_an_interruption(
     run: Callable[..., Done], collected: Path, plan_of_two: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_collection_goes_on_after_an_interruption(
         assert np.array_equal(again.products.gram, before.products.gram)
 
 
-def test_a_collection_of_other_things_is_refused(
+def test_a_collection_with_other_settings_is_refused(
     run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, small: Path, tmp_path: Path
 ) -> None:
     for plan, options, difference in (
@@ -202,7 +202,7 @@ def test_a_song_that_changed_is_collected_again(
     assert np.array_equal(after[1:], before[1:])
 
 
-def test_signals_are_kept_if_asked_for(
+def test_signals_are_kept_on_request(
     run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path
 ) -> None:
     arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
@@ -215,7 +215,7 @@ def test_signals_are_kept_if_asked_for(
     assert "already collected" in run(*arguments).err
 
 
-def test_a_record_outlives_signals_that_cannot_be_kept(
+def test_a_record_is_saved_even_if_its_signals_cannot_be_kept(
     run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (copied / "songs" / "d.json").read_text("utf-8")
@@ -243,7 +243,7 @@ def test_a_record_outlives_signals_that_cannot_be_kept(
     assert (copied / "songs" / "d.json").read_text("utf-8") == unchanged
 
 
-def test_a_song_with_nan_is_named_and_left_out(
+def test_a_song_with_nan_is_reported_and_left_out(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
 ) -> None:
     spoilt = shutil.copytree(data, tmp_path / "data")
@@ -262,7 +262,7 @@ def test_a_song_with_nan_is_named_and_left_out(
     assert "none of 1 songs can be used; a: NaN" in alone.err
 
 
-def test_a_network_that_gives_nan_fails_the_song(
+def test_a_network_that_returns_nan_fails_the_song(
     run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimate = ensemble.SongSignals.estimate

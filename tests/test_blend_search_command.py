@@ -20,7 +20,7 @@ collected, copied, data, plan_of_two, run, staged = (
 )
 
 
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     run: Callable[..., Done], collected: Path, copied: Path, data: Path, plan_of_two: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -57,7 +57,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "inf", "nan", "1e308"])
-def test_budgets_that_cannot_be(
+def test_impossible_budgets_are_refused(
     run: Callable[..., Done], collected: Path, tmp_path: Path, budget: str
 ) -> None:
     done = run("members", collected, "--budget", budget, "--svg", tmp_path / "x.svg")
@@ -65,13 +65,13 @@ def test_budgets_that_cannot_be(
     assert "expected a real-time factor above 0" in done.err
 
 
-def test_scratch_that_cannot_be_written_to(run: Callable[..., Done], staged: Path, data: Path) -> None:
+def test_an_unwritable_scratch_folder_is_refused(run: Callable[..., Done], staged: Path, data: Path) -> None:
     done = run("stages", staged, data, "--scratch", "/proc", "--dry-run")
     assert done.code == 2
     assert "name another folder with --scratch" in done.err
 
 
-def test_where_nothing_can_be_written_is_said_before_any_work(
+def test_unwritable_outputs_are_refused_before_any_work(
     run: Callable[..., Done], collected: Path, tmp_path: Path
 ) -> None:
     for arguments in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):

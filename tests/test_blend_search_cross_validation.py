@@ -50,7 +50,7 @@ def test_the_prior_of_a_held_out_songs_weights_is_chosen_without_it() -> None:
     ("prior", "constraints"), [*((0.0, each) for each in EVERY), (0.1, SUM), (None, FREE), (None, SIMPLEX)]
 )
 @pytest.mark.parametrize("products", [simulated(6, 3, bias=0.2), two_maxima()])
-def test_what_is_validated_is_what_is_taken(
+def test_validation_scores_the_weights_that_a_search_would_use(
     products: InnerProducts, prior: float | None, constraints: Constraints, tmp_path: Path
 ) -> None:
     """Each held-out song's score is that of the weights that the search takes from the other songs."""
@@ -71,7 +71,7 @@ def test_what_is_validated_is_what_is_taken(
         assert found.validated[song] == pytest.approx(products.of_songs(~others).sdr(expected)[0], abs=1e-6)
 
 
-def test_climbs_from_one_start_alone_would_be_another_estimate() -> None:
+def test_a_single_start_would_find_a_different_maximum() -> None:
     products, published = two_maxima(), np.array([1.0, 0.0])
     problem = BlendProblem(products, published, np.arange(6))
     stuck = best(products, published, SIMPLEX, 0.0, [published])
@@ -91,7 +91,7 @@ def test_signals_that_are_all_zero_keep_their_weights(
     assert best(silent, np.full(signals, 0.7), FREE) == pytest.approx(np.full(signals, 0.7))
 
 
-def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
+def test_folds_are_made_only_of_songs_with_a_score(tmp_path: Path) -> None:
     halved = simulated(10, 3, bias=0.4)
     for values in (halved.energy, halved.constant, halved.cross):
         values[1::2] = 0
@@ -109,7 +109,7 @@ def test_folds_are_dealt_among_the_songs_that_count(tmp_path: Path) -> None:
     assert np.ptp(np.bincount(both[0])) <= 1
 
 
-def test_of_two_songs_no_prior_is_chosen_inside_or_outside(tmp_path: Path) -> None:
+def test_two_songs_are_too_few_to_choose_a_prior(tmp_path: Path) -> None:
     products = simulated(2, 3, bias=0.4)
     (found,) = search(pretended(tmp_path, bass=products), SearchOptions()).found
     (given,) = search(pretended(tmp_path, bass=products), SearchOptions(prior=UNCHOSEN)).found
@@ -131,14 +131,14 @@ def test_the_prior_that_does_best_on_held_out_songs_is_chosen() -> None:
     assert strict >= 10, "four songs do not beat weights that four hundred gave"
 
 
-def test_folds_of_another_number_than_songs_allow_are_refused(tmp_path: Path) -> None:
+def test_impossible_numbers_of_folds_are_refused(tmp_path: Path) -> None:
     whole = pretended(tmp_path, bass=simulated(3, 3))
     for folds in (1, 4):
         with pytest.raises(KmdxError, match=f"--folds {folds}: expected 2 to 3"):
             search(whole, SearchOptions(folds=folds))
 
 
-def test_songs_are_dealt_so_that_every_stem_has_some_in_two_folds() -> None:
+def test_every_stem_has_songs_in_at_least_two_folds() -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         songs = int(rng.integers(4, 12))

@@ -1,4 +1,4 @@
-"""Flat plans give the same stems, and known signals spare the networks that make them."""
+"""Flat plans give the same stems, and known signals replace the networks that make them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kmdx.nodes import Sum
 plan_of_two, ran = cases.plan_of_two, cases.ran
 
 
-def test_blends_are_written_out_and_residuals_stay_whole(plan_of_two: Path) -> None:
+def test_blends_are_expanded_and_residuals_stay_whole(plan_of_two: Path) -> None:
     flat = flatten(plan_file.load(plan_of_two)).plan
     terms = {stem: dict(flat.nodes[stem].terms) for stem in STEMS}
     assert terms["drums"] == pytest.approx({"V_drums": 0.6, "D_drums": 0.2, "W_drums": 0.2})
@@ -44,14 +44,14 @@ def test_flat_plans_give_the_same_stems(plan_of_two: Path, tmp_path: Path) -> No
         assert stems[stem] == pytest.approx(published[stem], abs=1e-6), stem
 
 
-def test_a_flat_plan_is_flat_already(plan_of_two: Path) -> None:
+def test_flattening_a_flat_plan_changes_nothing(plan_of_two: Path) -> None:
     once = plan_writer.reweighted(flatten(plan_file.load(plan_of_two)).plan, {})
     twice = flatten(once).plan
     for stem in STEMS:
         assert twice.nodes[stem] == once.nodes[stem]
 
 
-def test_leaderboard_c_made_flat_gives_the_same_stems(leaderboard: Path, tmp_path: Path) -> None:
+def test_leaderboard_c_flattened_gives_the_same_stems(leaderboard: Path, tmp_path: Path) -> None:
     path = tmp_path / "flat.yaml"
     path.write_text(plan_file.dump(flatten(plan_file.load(leaderboard)).plan), "utf-8")
     flat = plan_file.load(path)
@@ -68,7 +68,7 @@ def test_leaderboard_c_made_flat_gives_the_same_stems(leaderboard: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", plan_file.names())
-def test_the_packages_plans_can_be_written_and_read_and_made_flat(name: str) -> None:
+def test_the_packages_plans_can_be_written_read_and_flattened(name: str) -> None:
     plan = plan_file.load(name)
     again = plan_file.parse(plan_file.dump(plan), name)
     for field in ("title", "description", "sample_rate", "networks", "nodes", "stems"):
@@ -83,7 +83,7 @@ def test_the_packages_plans_can_be_written_and_read_and_made_flat(name: str) -> 
         assert read.networks_used([stem])
 
 
-def test_weights_of_ones_own_are_named_from_the_plans_folder(plan_of_two: Path, tmp_path: Path) -> None:
+def test_a_users_weight_files_are_relative_to_the_plan(plan_of_two: Path, tmp_path: Path) -> None:
     plan = plan_file.load(plan_of_two)
     text = plan_file.dump(plan, tmp_path)
     again = plan_file.parse(text, "again", tmp_path)
@@ -92,7 +92,7 @@ def test_weights_of_ones_own_are_named_from_the_plans_folder(plan_of_two: Path, 
     assert not Path(yaml.safe_load(text)["networks"]["one"]["weights"]["file"]).is_absolute()
 
 
-def test_networks_that_known_signals_make_needless_do_not_run(plan_of_two: Path, ran: list[str]) -> None:
+def test_networks_replaced_by_known_signals_do_not_run(plan_of_two: Path, ran: list[str]) -> None:
     separator = Separator(plan_of_two, device="cpu", precision="fp32")
     song = noise(22_050)
     whole = separator.signals(song, 44100, [*STEMS, "V.vocals", "V.other", "V.drums", "V.bass", "D.drums"])
@@ -117,7 +117,7 @@ def test_networks_that_known_signals_make_needless_do_not_run(plan_of_two: Path,
     assert ran == []
 
 
-def test_known_signals_that_cannot_be_are_refused(plan_of_two: Path) -> None:
+def test_invalid_known_signals_are_refused(plan_of_two: Path) -> None:
     separator = Separator(plan_of_two, device="cpu", precision="fp32")
     song = noise(2000)
     for name, message in (
@@ -131,7 +131,7 @@ def test_known_signals_that_cannot_be_are_refused(plan_of_two: Path) -> None:
         separator.signals(song, 44100, ["bass"], known={"V.bass": song[1:]})
 
 
-def test_blends_may_be_deep_and_are_bounded_when_they_are_written_out() -> None:
+def test_blends_may_be_deep_but_their_expansion_is_bounded() -> None:
     plan = plan_file.load("htdemucs")
     deep = {f"s{number}": Sum({f"s{number + 1}": 1.0}) for number in range(2000)}
     deep |= {"s2000": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}

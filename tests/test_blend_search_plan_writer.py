@@ -23,7 +23,7 @@ collected, copied, data, plan_of_two, run, staged = (
 )
 
 
-def test_the_written_plan_says_where_it_is_from_and_has_what_is_needed(
+def test_the_written_plan_states_its_origin_and_is_complete(
     run: Callable[..., Done], collected: Path, plan_of_two: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "found.yaml"
@@ -84,7 +84,7 @@ def test_nothing_is_written_when_nothing_gains(
     assert not (tmp_path / "found.yaml").exists()
 
 
-def test_plans_of_others_are_not_written_over(
+def test_plans_that_the_command_did_not_write_are_not_overwritten(
     run: Callable[..., Done], copied: Path, plan_of_two: Path, staged: Path, data: Path, tmp_path: Path
 ) -> None:
     source, other = tmp_path / "source.yaml", tmp_path / "other.yaml"
@@ -113,7 +113,7 @@ def test_plans_of_others_are_not_written_over(
     assert "title: mine" not in other.read_text("utf-8")
 
 
-def test_reports_and_pictures_spare_collections_and_plans(
+def test_reports_and_pictures_never_overwrite_collections_or_plans(
     run: Callable[..., Done], copied: Path, tmp_path: Path
 ) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}

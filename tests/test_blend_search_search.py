@@ -15,7 +15,7 @@ from evaluator.blend_search.solving import best
 from kmdx.errors import KmdxError
 
 
-def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: Path) -> None:
+def test_only_weights_that_gain_on_held_out_songs_are_used(tmp_path: Path) -> None:
     gaining, idle = simulated(12, 3, bias=0.6), known_best(np.full(3, 1 / 3), 12)
     result = search(pretended(tmp_path, bass=gaining, drums=idle), SearchOptions())
     bass, drums = result.found
@@ -32,7 +32,7 @@ def test_weights_that_gain_on_held_out_songs_are_taken_and_others_not(tmp_path: 
     assert np.array_equal(overridden.found[1].weights_to_use, overridden.found[1].weights)
 
 
-def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
+def test_a_joint_search_shares_the_prior_and_the_decision(tmp_path: Path) -> None:
     gaining, losing = simulated(12, 3, bias=0.6), simulated(12, 3, 1)
     apart = search(pretended(tmp_path, bass=gaining, drums=losing), SearchOptions())
     jointly = search(pretended(tmp_path, bass=gaining, drums=losing), SearchOptions(joint=True))
@@ -43,7 +43,7 @@ def test_jointly_stems_share_the_prior_and_the_verdict(tmp_path: Path) -> None:
     assert jointly.song_gains == pytest.approx(np.mean(both, axis=0))
 
 
-def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path: Path) -> None:
+def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_reported(tmp_path: Path) -> None:
     products = simulated(6, 3, bias=0.4)
     products.energy[2], products.constant[2], products.cross[2] = 0, 0, 0
     (found,) = search(pretended(tmp_path, vocals=products), SearchOptions(prior=0)).found
@@ -63,8 +63,8 @@ def test_songs_in_which_the_true_stem_is_silent_are_left_out_and_named(tmp_path:
         search(pretended(tmp_path, vocals=silent), SearchOptions())
 
 
-def test_dither_alone_is_silence(tmp_path: Path) -> None:
-    """A step of 16 bits up and down: not a zero, but any estimate of it is all error."""
+def test_dither_counts_as_silence(tmp_path: Path) -> None:
+    """Plus and minus one 16-bit step: not zero, but any estimate of it is entirely error."""
     products = simulated(6, 3, bias=0.4)
     dithered = products.of_songs(np.arange(6))
     energy = 600 * inner_products.STEP**2
@@ -79,7 +79,7 @@ def test_dither_alone_is_silence(tmp_path: Path) -> None:
     assert len(found.validated) == 6
 
 
-def test_one_song_is_refused_unless_it_is_to_be_taken_anyway(tmp_path: Path) -> None:
+def test_one_song_is_refused_without_the_option_anyway(tmp_path: Path) -> None:
     alone = pretended(tmp_path, bass=simulated(1, 3, bias=0.5))
     with pytest.raises(KmdxError, match="has one song.*--anyway"):
         search(alone, SearchOptions())

@@ -14,7 +14,7 @@ from evaluator.blend_search.solving import Constraints, Objective, best
 
 
 @pytest.mark.parametrize("constraints", EVERY)
-def test_a_known_best_blend_is_found_to_the_sixth_digit(constraints: Constraints) -> None:
+def test_a_known_best_blend_is_found_to_six_digits(constraints: Constraints) -> None:
     known = np.array([0.5, 0.2, 0.0, 0.3]) if constraints == SIMPLEX else np.array([0.6, -0.3, 0.1, 0.6])
     if constraints == POSITIVE:
         known = np.array([0.9, 0.0, 0.4, 0.2])
@@ -23,7 +23,7 @@ def test_a_known_best_blend_is_found_to_the_sixth_digit(constraints: Constraints
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_gradient_and_hessian_are_those_of_finite_differences(seed: int) -> None:
+def test_gradient_and_hessian_match_finite_differences(seed: int) -> None:
     rng = np.random.default_rng(seed)
     objective = Objective(simulated(5, 4, seed), rng.uniform(0, 1, 4), prior=0.3)
     weights, step = rng.normal(0.25, 0.3, 4), 1e-5
@@ -45,7 +45,7 @@ def test_gradient_and_hessian_are_those_of_finite_differences(seed: int) -> None
 
 @pytest.mark.parametrize("constraints", EVERY)
 @pytest.mark.parametrize("seed", range(3))
-def test_no_blend_of_a_grid_is_better(constraints: Constraints, seed: int) -> None:
+def test_no_blend_in_a_grid_is_better(constraints: Constraints, seed: int) -> None:
     products = simulated(6, 5, seed, bias=-0.2)
     rng = np.random.default_rng(seed)
     grid = rng.normal(0.2, 0.4, (10_000, 5))
@@ -70,7 +70,7 @@ def test_no_blend_of_a_grid_is_better(constraints: Constraints, seed: int) -> No
 
 @pytest.mark.parametrize("constraints", EVERY)
 def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
-    """One song is nearly all the first signal, where the published weights are; one is even more the second."""
+    """One song is nearly all the first signal, as in the published weights; the other is mostly the second."""
     first, second, noise_of_one, noise_of_two = np.eye(4)
     songs = [
         (first + 3e-2 * noise_of_one, np.stack([first, second])),
@@ -84,8 +84,8 @@ def test_the_higher_of_two_maxima_is_found(constraints: Constraints) -> None:
 
 
 @pytest.mark.parametrize("constraints", EVERY)
-def test_climbs_are_short(constraints: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newton steps: of 13 starts on 150 songs and 10 signals each takes few."""
+def test_the_solver_needs_few_newton_steps(constraints: Constraints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 13 starts on 150 songs and 10 signals needs few Newton steps."""
     calls = 0
     derivatives = Objective.derivatives
 
@@ -99,7 +99,7 @@ def test_climbs_are_short(constraints: Constraints, monkeypatch: pytest.MonkeyPa
     assert calls <= 13 * 10
 
 
-def test_what_is_maximised_is_decibels_not_squared_errors() -> None:
+def test_the_solver_maximizes_decibels_and_not_squared_errors() -> None:
     loud, quiet = np.eye(4)[0], np.eye(4)[1]
     songs = [
         (100 * loud, np.stack([100 * loud + 50 * np.eye(4)[2], 100 * loud])),
@@ -109,7 +109,7 @@ def test_what_is_maximised_is_decibels_not_squared_errors() -> None:
     assert found[0] > 0.9, "two quiet songs say the first signal, the loud one the second"
 
 
-def test_a_stronger_prior_stays_nearer_and_an_endless_one_stays() -> None:
+def test_a_stronger_prior_stays_closer_and_an_infinite_one_changes_nothing() -> None:
     products, published = simulated(4, 3, bias=0.3), np.array([0.5, 0.3, 0.2])
     distances = [
         np.linalg.norm(best(products, published, FREE, prior) - published)
@@ -120,7 +120,7 @@ def test_a_stronger_prior_stays_nearer_and_an_endless_one_stays() -> None:
     assert distances[-1] == 0
 
 
-def test_of_collinear_signals_the_nearest_weights_are_taken() -> None:
+def test_collinear_signals_get_the_nearest_weights() -> None:
     products = simulated(8, 3, bias=0.2)
     doubled = products.of_signals(np.array([0, 1, 2, 2]))
     published = np.array([0.3, 0.3, 0.1, 0.4])

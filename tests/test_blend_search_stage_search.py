@@ -35,7 +35,7 @@ collected, copied, data, plan_of_two, ran, run, staged = (
 )
 
 
-def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
+def test_moves_change_residuals_and_network_inputs() -> None:
     plan = plan_file.load("leaderboard_c")
     found = stage_moves.moves(plan)
     assert {move.node for move in found} == {"mdx_rest", "x1", "x2", "x3"}
@@ -51,7 +51,7 @@ def test_moves_are_those_of_residuals_and_of_what_networks_hear() -> None:
         stage_moves.moves(plan, ["x9"])
 
 
-def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
+def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
     run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--search", 3)
@@ -97,7 +97,7 @@ def test_a_search_of_stages_costs_what_it_said_and_runs_only_what_changes(
             assert found.nodes[name] == node, "only sums that stages hear, or residuals, are moved"
 
 
-def test_estimates_of_a_search_have_their_room_on_the_disk(
+def test_a_stage_search_needs_no_more_disk_space_than_it_announced(
     run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
@@ -135,7 +135,7 @@ def test_estimates_of_a_search_have_their_room_on_the_disk(
     assert "no such folder" in run(*arguments[:-1], tmp_path / "no").err
 
 
-def test_what_a_search_of_stages_refuses(
+def test_invalid_stage_searches_are_refused(
     run: Callable[..., Done], staged: Path, plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
 ) -> None:
     flat = tmp_path / "flat.yaml"
@@ -185,7 +185,7 @@ def test_what_a_search_of_stages_refuses(
     assert not (tmp_path / "x.yaml").exists()
 
 
-def test_a_separator_goes_under_another_plan_of_its_networks(plan_of_two: Path, small: Path) -> None:
+def test_a_separator_can_run_another_plan_with_the_same_networks(plan_of_two: Path, small: Path) -> None:
     separator = Separator(plan_of_two, device="cpu", precision="fp32")
     plan = plan_file.load(plan_of_two)
     doubled = replace(plan, nodes={**plan.nodes, "bass": Sum({"V.bass": 2.0})})

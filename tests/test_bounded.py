@@ -1,4 +1,4 @@
-"""kmdx.bounded: whatever a call does, it ends, and what went wrong is one line."""
+"""kmdx.bounded: every call ends, and a failure is a one-line error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))  # noqa: PTH120
 
 
-def test_arguments_and_results_arrive() -> None:
+def test_arguments_and_results_are_passed() -> None:
     values = ["Café\udcff\0", 2**70, None, {"a": [1.5]}]
     assert bounded.call(echo, *values, seconds=SECONDS, memory=MEMORY) == values
 
@@ -61,13 +61,13 @@ def test_arguments_and_results_arrive() -> None:
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other limits and exit codes")
-def test_a_call_that_goes_wrong_is_one_line(function: Any, reason: str) -> None:
+def test_a_failed_call_is_a_one_line_error(function: Any, reason: str) -> None:
     with pytest.raises(bounded.Failed, match=reason) as failure:
         bounded.call(function, seconds=SECONDS, memory=MEMORY)
     assert len(str(failure.value).splitlines()) == 1
 
 
-def test_a_process_that_waits_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_waits_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: Any, timeout: float, **__: Any) -> None:
         raise bounded.subprocess.TimeoutExpired("python", timeout)
 
@@ -80,7 +80,7 @@ def read_text(path: str) -> str:
     return Path(path).read_text("utf-8")
 
 
-def test_relative_paths_are_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_relative_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("here", "utf-8")
     monkeypatch.chdir(tmp_path)
     assert bounded.call(read_text, "a.txt", seconds=SECONDS, memory=MEMORY) == "here"

@@ -1,4 +1,4 @@
-"""From weight files to networks that are fast: published ONNX graphs ported, all else as it is."""
+"""From weight files to fast networks: published ONNX graphs are ported, others are unchanged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_vocals(folder: Path, norm_groups: int | None = None, sizes: Sequence[t
 
 @pytest.mark.parametrize("name", ["mdx_vocals", "mdx_drums", "ft_bass", "mmi", "extra"])
 @torch.inference_mode()
-def test_a_fast_network_is_the_plain_one(leaderboard: Path, name: str) -> None:
+def test_a_fast_network_equals_the_plain_one(leaderboard: Path, name: str) -> None:
     use = use_of(leaderboard, name)
     plain, fast = load_network(use, RATE, CPU), load_for_inference(use, RATE, CPU)
     assert fast.sources == plain.sources
@@ -67,21 +67,21 @@ def test_a_fast_network_is_the_plain_one(leaderboard: Path, name: str) -> None:
     assert not any(parameter.requires_grad for parameter in fast.parameters())
 
 
-def test_a_published_graph_is_ported_and_the_plain_one_is_run_by_onnx_runtime(tmp_path: Path) -> None:
+def test_a_published_graph_is_ported_only_for_inference(tmp_path: Path) -> None:
     use = use_of(write_vocals(tmp_path), "mdx")
     assert isinstance(load_network(use, RATE, CPU), OnnxNetwork)
     assert isinstance(load_for_inference(use, RATE, CPU), TfcTdf)
     assert Separator(tmp_path / "vocals.yaml", device="cpu").providers == {}
 
 
-def test_the_plain_engine_runs_a_published_graph_by_torch(tmp_path: Path) -> None:
+def test_the_plain_engine_runs_a_published_graph_in_torch(tmp_path: Path) -> None:
     network = load_for_inference(use_of(write_vocals(tmp_path), "mdx"), RATE, CPU, engine="plain")
     assert isinstance(network, TfcTdf)
     assert not any(isinstance(module, FAST) for module in network.modules())
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path) -> None:
+def test_an_unknown_graph_runs_in_onnx_runtime(tmp_path: Path) -> None:
     path = write_vocals(tmp_path, norm_groups=2)
     use = use_of(path, "mdx")
     fast = load_for_inference(use, RATE, CPU, precision="fp16", speed="fast")
@@ -97,7 +97,7 @@ def test_a_graph_that_is_no_such_network_is_left_to_onnx_runtime(tmp_path: Path)
     assert vocals.any()
 
 
-def test_a_graph_of_other_sizes_than_the_architecture_says_is_refused(tmp_path: Path) -> None:
+def test_a_graph_whose_sizes_differ_from_the_architecture_is_refused(tmp_path: Path) -> None:
     path = write_vocals(tmp_path, sizes=[("bins", 256)])
     with pytest.raises(WeightsError, match="cannot be used as .*: its inputs have the shapes"):
         load_for_inference(use_of(path, "mdx"), RATE, CPU)
@@ -113,7 +113,7 @@ def test_a_graph_of_other_sizes_than_the_architecture_says_is_refused(tmp_path: 
         ("bf16", "leaderboard", torch.bfloat16, torch.float32),
     ],
 )
-def test_a_network_gets_the_precision_that_it_bears(
+def test_a_network_gets_a_precision_that_it_supports(
     leaderboard: Path,
     name: str,
     speed: str,
@@ -129,9 +129,7 @@ def test_a_network_gets_the_precision_that_it_bears(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_published_graph_with_a_number_that_is_none_is_refused_by_its_name(
-    tmp_path: Path, value: float
-) -> None:
+def test_a_published_graph_with_nan_is_refused_by_name(tmp_path: Path, value: float) -> None:
     use = use_of(write_vocals(tmp_path), "mdx")
     model = onnx.load(tmp_path / "vocals.onnx")
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
@@ -142,7 +140,7 @@ def test_a_published_graph_with_a_number_that_is_none_is_refused_by_its_name(
             load(use, RATE, CPU)
 
 
-def test_mistakes_are_told_as_of_the_plain_network(tmp_path: Path) -> None:
+def test_errors_are_the_same_as_for_the_plain_network(tmp_path: Path) -> None:
     use = use_of(write_vocals(tmp_path), "mdx")
     (tmp_path / "vocals.onnx").write_bytes(b"\x08\x07 no graph")
     messages = []

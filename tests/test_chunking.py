@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class Echo(torch.nn.Module):
-    """A network that gives back what it hears, and keeps what it heard."""
+    """A network that returns its input and records it."""
 
     def __init__(self, length: int | None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def through(
     together: int = 1,
     advance: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Estimates ``(sources, 2, samples)`` of a signal, so many windows at once."""
+    """Estimates ``(sources, 2, samples)`` of a signal, n windows at once."""
     runner = Runner(network, CPU, BatchProfile(sizes=dict.fromkeys(range(1, sizes[0] + 1), together)))
     estimates = [Signal(torch.full_like(signal, torch.nan)) for _ in network.sources]
     method(runner, Signal(signal), estimates, *sizes, advance)
@@ -80,7 +80,7 @@ def noise(samples: int) -> torch.Tensor:
 @pytest.mark.parametrize("overlap", [0.85, 0.25, 0.0])
 @pytest.mark.parametrize("samples", [18_001, 11_025, 4_500])
 @torch.inference_mode()
-def test_overlap_add_is_demucs_apply_model(architecture: dict, overlap: float, samples: int) -> None:
+def test_overlap_add_equals_apply_model_of_demucs(architecture: dict, overlap: float, samples: int) -> None:
     segment = 0.25
     model = tiny.demucs({**architecture, "segment": segment}, seed=1)
     signal = noise(samples)
@@ -93,7 +93,7 @@ def test_overlap_add_is_demucs_apply_model(architecture: dict, overlap: float, s
     assert len(steps) == how.windows(samples)
 
 
-def test_a_short_segment_hears_the_song_around_it_and_zeros_beyond() -> None:
+def test_a_short_segment_is_padded_with_the_song_around_it_and_zeros_beyond() -> None:
     network = Echo(length=10)
     through(overlap_add, network, ramp(14), 10, 8)
     first, second = (heard[0, 0] for heard in network.heard)
@@ -102,20 +102,20 @@ def test_a_short_segment_hears_the_song_around_it_and_zeros_beyond() -> None:
     assert second.tolist() == [7, 8, 9, 10, 11, 12, 13, 14, 0, 0]
 
 
-def test_a_network_of_any_length_hears_a_short_segment_as_it_is() -> None:
+def test_a_network_of_any_length_gets_a_short_segment_without_padding() -> None:
     network = Echo(length=None)
     through(overlap_add, network, ramp(14), 10, 8)
     assert [heard.shape[-1] for heard in network.heard] == [10, 6]
 
 
 @pytest.mark.parametrize("samples", [1, 9, 10, 11, 33, 40])
-def test_overlap_add_of_an_echo_is_the_signal(samples: int) -> None:
+def test_overlap_add_of_an_identity_network_returns_the_signal(samples: int) -> None:
     signal = ramp(samples)
     assert torch.allclose(through(overlap_add, Echo(10), signal, 10, 3)[0], signal)
 
 
 @pytest.mark.parametrize("samples", [1, 5, 6, 7, 11, 12, 13, 60])
-def test_trim_and_join_of_an_echo_is_the_signal(samples: int) -> None:
+def test_trim_and_join_of_an_identity_network_returns_the_signal(samples: int) -> None:
     network, signal = Echo(10), ramp(samples)
     how = TrimAndJoin(chunk=10, trim=2)
     assert torch.equal(through(trim_and_join, network, signal, how.chunk, how.trim)[0], signal)
@@ -124,7 +124,7 @@ def test_trim_and_join_of_an_echo_is_the_signal(samples: int) -> None:
 
 @pytest.mark.parametrize("samples", [20_000, 3 * (tiny.CHUNK - 2 * 109), 500])
 @torch.inference_mode()
-def test_trim_and_join_is_the_plain_reading(samples: int) -> None:
+def test_trim_and_join_equals_the_plain_implementation(samples: int) -> None:
     network = tiny.unet("bass", 4, seed=2)
     signal = noise(samples)
     ours = through(trim_and_join, network, signal, tiny.CHUNK, 109)[0]
@@ -141,7 +141,7 @@ def test_trim_and_join_is_the_plain_reading(samples: int) -> None:
         (40, 0.80, 1764000, 352799),
     ],
 )
-def test_published_strides_in_samples(segment: float, overlap: float, length: int, stride: int) -> None:
+def test_strides_match_the_published_ones(segment: float, overlap: float, length: int, stride: int) -> None:
     how = OverlapAdd(overlap, segment, int(segment * 44100))
     assert (how.length, how.stride) == (length, stride)
 
@@ -184,7 +184,7 @@ def test_estimates_do_not_depend_on_how_windows_are_grouped(
 
 
 @METHODS
-def test_windows_are_counted_one_by_one_after_each(
+def test_progress_is_reported_after_each_window(
     method: Callable[..., None], length: int | None, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = sizes
@@ -202,14 +202,14 @@ def test_windows_are_counted_one_by_one_after_each(
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 5])
-def test_as_many_windows_go_together_as_the_runner_takes(together: int) -> None:
+def test_batches_are_as_large_as_the_runner_allows(together: int) -> None:
     network = Echo(20)
     through(trim_and_join, network, noise(11 * 14 - 1), 20, 3, together=together)  # eleven chunks
     sizes = [len(batch) for batch in network.heard]
     assert sizes == [together] * (11 // together) + [11 % together] * (11 % together > 0)
 
 
-def test_windows_of_different_lengths_do_not_go_together() -> None:
+def test_windows_of_different_lengths_are_not_batched_together() -> None:
     network = Echo(None)
     through(overlap_add, network, ramp(30), 12, 4, together=3)
     shapes = [(len(batch), batch.shape[-1]) for batch in network.heard]
@@ -235,7 +235,7 @@ def test_no_more_than_a_span_is_on_the_device(
 
 
 @pytest.mark.parametrize(("method", "sizes"), [(overlap_add, (20, 7)), (trim_and_join, (20, 3))])
-def test_signals_in_scratch_files_give_the_same_samples_and_leave_the_memory(
+def test_signals_in_scratch_files_give_the_same_samples_and_are_released(
     method: Callable[..., None], sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunking, "SPAN", 100)

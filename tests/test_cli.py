@@ -27,7 +27,7 @@ def test_the_choices_match_the_library() -> None:
     assert [choice.value for choice in cli.FormatName] == list(audio.FORMATS)
 
 
-def test_a_models_folder_with_brackets_in_its_name_is_printed_as_it_is(
+def test_a_models_folder_with_brackets_in_its_name_is_printed_unchanged(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "[red]a[" / "x]"))
@@ -107,7 +107,7 @@ def test_a_mistyped_ensemble_is_suggested(run: Run) -> None:
     assert result.errors[0].endswith("; did you mean 'leaderboard_c'?")
 
 
-def test_verify_without_names_is_of_every_weight(
+def test_verify_without_names_checks_every_weight(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
@@ -120,7 +120,7 @@ def test_verify_without_names_is_of_every_weight(
     assert len(result.out.splitlines()) == count + 4
 
 
-def test_pulled_weights_are_shown_with_their_license_and_one_that_failed_with_its_reasons(
+def test_pulled_weights_are_shown_with_their_license_and_failed_ones_with_the_reasons(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
@@ -144,7 +144,7 @@ def test_pulled_weights_are_shown_with_their_license_and_one_that_failed_with_it
     assert "license of kim_vocal_1: none known. The release" in result.err
 
 
-def test_an_ensemble_that_is_pulled_without_a_connection_ends_with_one_line(
+def test_pulling_an_ensemble_without_a_connection_is_a_one_line_error(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path))

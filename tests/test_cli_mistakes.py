@@ -1,4 +1,4 @@
-"""Mistakes of the user of ``kmdx separate``: one line, exit code 2, and nothing written."""
+"""User errors of ``kmdx separate``: one line, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kmdx.weights import local
 run, separate = cli_cases.run, cli_cases.separate
 
 
-def test_a_folder_of_records_that_cannot_be_written_is_found_before_the_work(
+def test_an_unwritable_folder_of_records_is_detected_before_separation(
     separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kmdx.Separator.separate", lambda *_, **__: pytest.fail("it was separated"))
@@ -92,7 +92,9 @@ def damaged_song(folder: Path, what: str) -> Path:
         ("an empty name", "a song's name is empty"),
     ],
 )
-def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: str, message: str) -> None:
+def test_bad_songs_give_one_line_and_exit_code_2(
+    separate: Run, tmp_path: Path, what: str, message: str
+) -> None:
     result = separate("" if what == "an empty name" else damaged_song(tmp_path, what))
     assert result.code == 2
     assert len(result.errors) == 1
@@ -114,7 +116,7 @@ def test_bad_songs_are_one_line_and_exit_2(separate: Run, tmp_path: Path, what: 
         (["--duration", "0"], "duration 0 s"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_2(
+def test_bad_options_give_one_line_and_exit_code_2(
     run: Run, small: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     write(tmp_path / "song.wav", noise(5_000))
@@ -127,7 +129,7 @@ def test_bad_options_are_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])
-def test_bad_weights_are_one_line_and_exit_2(run: Run, tmp_path: Path, how: str) -> None:
+def test_bad_weights_give_one_line_and_exit_code_2(run: Run, tmp_path: Path, how: str) -> None:
     write(tmp_path / "song.wav", noise(5_000))
     path = tiny.write_htdemucs(tmp_path)
     message = tiny.spoil(tmp_path / "small.ckpt", how)
@@ -139,7 +141,7 @@ def test_bad_weights_are_one_line_and_exit_2(run: Run, tmp_path: Path, how: str)
     assert not (tmp_path / "out").exists()
 
 
-def test_output_that_cannot_be_written_is_found_before_the_work(
+def test_unwritable_output_is_detected_before_separation(
     separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kmdx.Separator.separate", lambda *_, **__: pytest.fail("it was separated"))
@@ -151,7 +153,7 @@ def test_output_that_cannot_be_written_is_found_before_the_work(
     assert "nothing was written" in separate("song.wav").errors[0]
 
 
-def test_roles_taken_from_file_names_are_warned_about_once(run: Run, tmp_path: Path, monkeypatch) -> None:
+def test_weights_identified_by_file_name_give_one_warning(run: Run, tmp_path: Path, monkeypatch) -> None:
     local._warn_of_names.cache_clear()
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
@@ -174,7 +176,7 @@ def test_roles_taken_from_file_names_are_warned_about_once(run: Run, tmp_path: P
         (lambda plan: plan["networks"]["htdemucs"]["weights"].update(file="nope.ckpt"), "nope.ckpt"),
     ],
 )
-def test_bad_plans_are_one_line_and_exit_2(run: Run, tmp_path: Path, spoil, message: str) -> None:
+def test_bad_plans_give_one_line_and_exit_code_2(run: Run, tmp_path: Path, spoil, message: str) -> None:
     write(tmp_path / "song.wav", noise(5_000))
     path = tiny.write_htdemucs(tmp_path)
     plan = yaml.safe_load(path.read_text("utf-8"))
@@ -200,7 +202,7 @@ def test_missing_weights_report_what_to_pull_and_its_size(
     assert not (tmp_path / "separated").exists()
 
 
-def test_an_output_that_cannot_be_written_is_one_line_and_exit_2(
+def test_unwritable_output_gives_one_line_and_exit_code_2(
     separate: Run, run: Run, small: Path, tmp_path: Path
 ) -> None:
     write(tmp_path / "song.wav", noise(5_000))

@@ -102,7 +102,9 @@ def test_compressed_songs_are_separated(separate: Run, tmp_path: Path, extension
     assert abs(info.frames - rate) <= 2048
 
 
-def test_a_name_with_spaces_foreign_letters_and_a_trailing_dot(separate: Run, tmp_path: Path) -> None:
+def test_a_name_with_spaces_foreign_letters_and_a_trailing_dot_is_handled(
+    separate: Run, tmp_path: Path
+) -> None:
     write(tmp_path / f"{ODD_NAME}.wav", noise(20_000))
     assert separate(f"{ODD_NAME}.wav", "--stems", "vocals").code == 0
     assert files_in(tmp_path / "out") == [f"{ODD_NAME.rstrip('.')}/vocals.wav"]
@@ -120,7 +122,7 @@ def test_more_than_two_channels_can_be_downmixed(separate: Run, tmp_path: Path) 
     assert soundfile.info(tmp_path / "out" / "song" / "vocals.wav").channels == 2
 
 
-def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -> None:
+def test_clipping_gives_a_warning_with_the_peak(separate: Run, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "loud.wav", noise(30_000, level=1), 44100, subtype="FLOAT")
     result = separate("loud.wav", "--accompaniment", "--stems", "vocals")
     assert result.code == 0
@@ -129,7 +131,7 @@ def test_clipping_is_warned_about_with_the_peak(separate: Run, tmp_path: Path) -
     assert "peaks at" not in separate("loud.wav", "--overwrite", "--format", "float32").err
 
 
-def test_a_song_of_16_bit_values_stored_as_floats_is_one_warning(separate: Run, tmp_path: Path) -> None:
+def test_a_song_of_16_bit_values_stored_as_floats_gives_one_warning(separate: Run, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "song.wav", 32768 * noise(20_000), 44100, subtype="FLOAT")
     result = separate("song.wav", "--format", "float32")
     assert result.code == 0

@@ -39,7 +39,7 @@ def test_stems_in_a_folder_are_not_separated_as_songs(separate: Run, tmp_path: P
     assert files_in(tmp_path / "out") == ["one/vocals.wav"]
 
 
-def test_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
+def test_songs_with_the_same_name_do_not_overwrite_each_other(separate: Run, tmp_path: Path) -> None:
     for number, folder in enumerate(("x", "y")):
         write(tmp_path / folder / "cd" / "01.wav", noise(5_000 + number))
     assert separate("x/cd", "y/cd/01.wav", "--stems", "vocals").code == 0
@@ -48,7 +48,7 @@ def test_songs_of_one_name_do_not_overwrite_each_other(separate: Run, tmp_path: 
     assert frames == [5_000, 5_001]
 
 
-def test_two_songs_with_one_folder_are_refused_before_any_work(separate: Run, tmp_path: Path) -> None:
+def test_two_songs_that_share_a_folder_are_refused_before_any_work(separate: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / "m" / f"{name}.wav", noise(5_000))
     (tmp_path / "out" / "a").mkdir(parents=True)
@@ -159,7 +159,7 @@ def test_files_are_read_and_written_during_the_separation(
     assert threads == [threading.main_thread()] * 2
 
 
-def test_a_song_in_which_a_network_gives_nan_does_not_stop_the_rest(
+def test_a_song_in_which_a_network_returns_nan_does_not_stop_the_rest(
     separate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network and its weights are named, and not the user's file."""

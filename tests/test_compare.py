@@ -1,4 +1,4 @@
-"""Systems side by side: pairing, deciding, warning and the command."""
+"""Comparing systems: pairing, significance, warnings and the command."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_tak1_is_better_than_uhl2_on_museval_vocals() -> None:
     assert vocals.statistic == "median"
 
 
-def test_a_mean_decides_otherwise_than_a_median_where_two_songs_are_far_off() -> None:
+def test_mean_and_median_disagree_if_two_songs_are_outliers() -> None:
     values = {place: {song: pair[place] for song, pair in VOCALS.items()} for place in (0, 1)}
     a, b = (
         system(name, *(record(song, {"vocals": value}) for song, value in values[place].items()))
@@ -89,7 +89,7 @@ def test_songs_are_paired_by_name() -> None:
     assert result.alone == {"a": ("only a",), "b": ("only b",)}
 
 
-def test_names_match_whatever_a_file_system_did_to_them() -> None:
+def test_names_match_despite_case_and_unicode_normalization() -> None:
     a = system("a", record("Zoë - Über", 1.0))
     b = system("b", record(unicodedata.normalize("NFD", "ZOË - über"), 2.0))
     assert row(compare([a, b]), "song").difference == pytest.approx(1.0)
@@ -107,7 +107,7 @@ def test_two_songs_are_never_proof(metric: str) -> None:
     assert row(six, "song", metric).better == "b"
 
 
-def test_lower_is_better_where_the_metric_has_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_is_better_if_the_metric_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = metrics.Metric("loss", "Loss", "", higher_is_better=False)
     monkeypatch.setitem(metrics.METRICS, "loss", entry)
     found = row(
@@ -137,7 +137,7 @@ def test_many_pairs_are_corrected_together() -> None:
     assert first.p < first.corrected <= 6 * first.p
 
 
-def test_interval_is_the_bootstraps() -> None:
+def test_the_interval_is_a_bootstrap_interval() -> None:
     rng = np.random.default_rng(1)
     steps = rng.normal(0.3, 1.0, 50)
     base = rng.normal(8.0, 3.0, 50)  # songs differ far more than the runs
@@ -151,7 +151,7 @@ def test_interval_is_the_bootstraps() -> None:
     assert found.low != row(compare([a, b], seed=1), "song").low
 
 
-def test_song_is_the_mean_of_its_stems_and_no_value_counts_in_none() -> None:
+def test_a_song_is_the_mean_of_its_stems_and_missing_values_are_ignored() -> None:
     of_a: Scores = {"bass": 1.0, "drums": 2.0, "other": 3.0, "vocals": 6.0}
     a = system("a", record("x", of_a), record("y", of_a))
     b = system("b", record("x", {**of_a, "vocals": 10.0}), record("y", {**of_a, "vocals": None}))
@@ -160,7 +160,7 @@ def test_song_is_the_mean_of_its_stems_and_no_value_counts_in_none() -> None:
     assert [len(row(result, stem).songs) for stem in ("song", *STEMS)] == [1, 2, 2, 2, 1]
 
 
-def test_the_sum_of_other_stems_counts_in_no_mean() -> None:
+def test_a_sum_of_other_stems_is_excluded_from_means() -> None:
     whole: Scores = {"bass": 1.0, "vocals": 3.0, "accompaniment": 50.0}
     assert compare([system("a", record("x", whole)), system("b", record("x", whole))]).mean_stems == (
         "bass",
@@ -218,7 +218,7 @@ def test_published_results_on_other_songs_are_named() -> None:
         ),
     ],
 )
-def test_settings_that_differ_are_warned_of(key: str, one: object, two: object, line: str) -> None:
+def test_different_settings_give_a_warning(key: str, one: object, two: object, line: str) -> None:
     a = system("a", record("x", 1.0), run={key: one})
     b = system("b", record("x", 1.0), run={key: two})
     assert compare([a, b]).warnings == (line,)
@@ -226,7 +226,7 @@ def test_settings_that_differ_are_warned_of(key: str, one: object, two: object, 
     assert compare([a, system("old", record("x", 1.0))]).warnings == ()
 
 
-def test_other_data_failed_songs_and_unfinished_runs_are_warned_of() -> None:
+def test_different_data_failed_songs_and_unfinished_runs_give_warnings() -> None:
     a = system("a", record("x", 1.0), record("y", 1.0), fingerprints={"x": "1", "y": "2"})
     b = System(
         "b", "b", "run", {each.song: each for each in (record("x", 1.0), record("y", 1.0))}, ("bad",), 5,
@@ -243,7 +243,7 @@ def test_other_data_failed_songs_and_unfinished_runs_are_warned_of() -> None:
     assert "such as x" in compare([a, longer]).warnings[0]
 
 
-def test_nothing_to_compare() -> None:
+def test_runs_with_nothing_in_common_are_refused() -> None:
     a = of_values("a", [1.0])
     with pytest.raises(KmdxError, match="no two runs have a song in common: 1 in a, 1 in b"):
         compare([a, system("b", record("other", 1.0))])
@@ -338,7 +338,7 @@ def test_the_command_shows_a_run_next_to_published_results(
 
 
 @pytest.mark.parametrize("number", ["1" + 400 * "0", "1e999", "-Infinity", "NaN", "true", '"1"'])
-def test_a_number_that_nothing_can_be_computed_from_is_no_score(tmp_path: Path, number: str) -> None:
+def test_a_number_that_is_not_finite_is_not_a_score(tmp_path: Path, number: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "results.json").write_text(
@@ -353,11 +353,11 @@ def test_a_number_that_nothing_can_be_computed_from_is_no_score(tmp_path: Path, 
         if number in ("1e999", "-Infinity", "NaN"):
             assert load(place).songs["a"].scores == {metric: {"bass": None}}
         else:
-            with pytest.raises(KmdxError, match="is damaged|is not a file of museval"):
+            with pytest.raises(KmdxError, match="is damaged|is not a museval file"):
                 load(place)
 
 
-def test_mistakes_are_one_line(command: Command, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_errors(command: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {"one": 1.0})
     (tmp_path / "empty").mkdir()
     for arguments, words in (
@@ -386,7 +386,7 @@ def test_a_device_or_a_pipe_is_never_replaced_by_a_file(
     assert pipe.is_fifo()
 
 
-def test_a_file_that_is_no_page_is_not_overwritten(command: Command, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_page_is_not_overwritten(command: Command, tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {"one": 1.0})
     (tmp_path / "compare.html").write_text("mine")
     code, _, err = command(run, run)

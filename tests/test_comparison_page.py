@@ -1,4 +1,4 @@
-"""The page of a comparison: what it says, and how it behaves in a real browser."""
+"""The page of a comparison: its content, and its behavior in a real browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def three() -> Comparison:
     return compare([first, second, known])
 
 
-def test_the_page_says_what_was_found() -> None:
+def test_the_page_shows_the_results() -> None:
     text = Text(comparison_page.page(compare(sisec()))).text
     for words in (
         "TAK1 and UHL2",
@@ -64,7 +64,7 @@ def test_names_are_escaped_in_markup_and_in_data() -> None:
     assert json.loads(seen.data)["songs"] == [NASTY]
 
 
-def test_the_page_is_light_and_names_no_host() -> None:
+def test_the_page_is_small_and_refers_to_no_host() -> None:
     page = comparison_page.page(three())
     assert len(page.encode()) < 200_000
     assert set(re.findall(r"""https?://[^\s"'<>)]+""", page)) <= {"http://www.w3.org/2000/svg"}
@@ -82,7 +82,7 @@ def test_published_results_alone_make_a_page() -> None:
 
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """The page of three systems, watched: it must not complain and must not ask for anything elsewhere."""
+    """The page of three systems; it must not report errors or request anything from elsewhere."""
     path = comparison_page.write(three(), tmp_path / "compare.html")
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []
@@ -99,7 +99,7 @@ def names(page: Any) -> list[str]:
     return [row.split("\n")[0] for row in page.locator("#table tbody th").all_inner_texts()]
 
 
-def test_a_columns_head_sorts_by_it(page: Any) -> None:
+def test_clicking_a_column_header_sorts_by_it(page: Any) -> None:
     page.get_by_role("button", name="vocals").click()
     assert names(page) == ["TAK1", "Open-Unmix umx", "UHL2"]
     page.get_by_role("button", name="vocals").press("Enter")
@@ -107,7 +107,7 @@ def test_a_columns_head_sorts_by_it(page: Any) -> None:
     assert page.locator('th[data-key="vocals"]').get_attribute("aria-sort") == "ascending"
 
 
-def test_the_stem_and_the_statistic_are_chosen(page: Any) -> None:
+def test_the_stem_and_the_statistic_can_be_selected(page: Any) -> None:
     page.locator("#stem").select_option("vocals")
     assert "12 better, 37 worse" in page.locator("#pairs").inner_text()
     assert "vocals" in page.locator("#plot-lead").inner_text()
@@ -116,7 +116,7 @@ def test_the_stem_and_the_statistic_are_chosen(page: Any) -> None:
     assert page.locator('#table td[data-column="vocals"]').first.inner_text() == mean
 
 
-def test_the_keyboard_and_the_mouse_name_every_song(page: Any) -> None:
+def test_song_names_appear_with_keyboard_and_mouse(page: Any) -> None:
     page.locator("#stem").select_option("vocals")
     dots = page.locator("#spread circle")
     assert dots.count() == len(VOCALS)
@@ -136,7 +136,7 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_table_that_scrolls_says_so(browser: Any, tmp_path: Path) -> None:
+def test_a_table_that_scrolls_shows_a_hint(browser: Any, tmp_path: Path) -> None:
     stems = dict.fromkeys(("bass", "drums", "guitar", "other", "piano", "vocals"), 1.0)
     path = comparison_page.write(
         compare([system("a", record("x", stems)), system("b", record("x", stems))]), tmp_path / "page.html"

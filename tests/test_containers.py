@@ -30,7 +30,7 @@ from kmdx.errors import AudioError, KmdxWarning
 
 
 @pytest.mark.parametrize("name", [*SNDFILE, *FFMPEG])
-def test_an_undamaged_file_gives_no_warning_and_one_that_is_cut_is_refused(tmp_path, name):
+def test_an_undamaged_file_gives_no_warning_and_a_truncated_one_is_refused(tmp_path, name):
     path, rate = make(tmp_path, name)
     samples, told = read(path, accept_holes=False)
     assert told == []
@@ -119,7 +119,7 @@ def test_sizes_that_c_cannot_hold_print_nothing(tmp_path):
     assert "cut short or damaged" in done.stderr
 
 
-def test_flac_files_that_were_joined_are_read_one_after_the_other(tmp_path):
+def test_concatenated_flac_files_are_read_one_after_another(tmp_path):
     path, _ = make(tmp_path, "a.flac", 2.0)
     one, content = read(path)[0], path.read_bytes()
     path.write_bytes(3 * content)
@@ -135,7 +135,7 @@ def test_flac_files_that_were_joined_are_read_one_after_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_containers_are_read_silently_and_a_cut_is_noticed(tmp_path, name):
+def test_other_containers_are_read_without_warnings_and_truncation_is_detected(tmp_path, name):
     for seconds, rate in ((3.0, 48000), (2.0, 44100), (1.001, 44100), (24576 / 48000, 48000)):
         rate = 48000 if name.startswith("opus") else rate
         path, declares = other(tmp_path, name, seconds, rate)
@@ -169,7 +169,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_of_nothing_but_headers_is_refused_after_a_bounded_search(tmp_path, name, monkeypatch):
+def test_a_file_with_only_headers_is_refused_after_a_bounded_search(tmp_path, name, monkeypatch):
     monkeypatch.setattr(ogg, "MAX_PAGES", 1000)
     monkeypatch.setattr(frames, "MAX_FRAMES", 20_000)
     monkeypatch.setattr(frames, "MAX_OTHERS", 500)
@@ -192,7 +192,7 @@ def test_an_impossible_position_raises_only_one_line_errors(tmp_path, name, numb
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_an_asf_file_that_was_recorded_as_it_was_sent_declares_nothing(tmp_path, share):
+def test_a_live_recorded_asf_file_declares_no_length(tmp_path, share):
     path, _ = other(tmp_path, "a.wma", 4.0)
     content = bytearray(path.read_bytes())
     properties = content.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))

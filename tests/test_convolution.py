@@ -1,4 +1,4 @@
-"""Convolutions computed another way, against torch's own; and where the other way is not taken."""
+"""Fast convolutions against torch's own, and the cases in which torch computes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ONE_OF_EACH = [ELIGIBLE[0], ELIGIBLE[3], ELIGIBLE[6], ELIGIBLE[9]]
 
 @pytest.fixture(autouse=True)
 def _winograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take Winograd's way wherever it is there, also where it does not pay."""
+    """Use Winograd's algorithm wherever it is available, even if it is slower."""
     monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
 
 
@@ -82,7 +82,7 @@ def sound(*shape: int) -> Tensor:
 @pytest.mark.parametrize(("klass", "make", "shape"), ELIGIBLE)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_equals_torchs_own(
+def test_fast_convolutions_equal_torchs(
     klass: type, make: Make, shape: tuple[int, ...], batch: int, bias: bool, ordinary: Ordinary
 ) -> None:
     plain, fast = pair(make, bias=bias)
@@ -100,7 +100,7 @@ def test_it_equals_torchs_own(
 
 
 @pytest.mark.parametrize(("klass", "make", "shape"), ONE_OF_EACH)
-def test_what_it_hears_may_lie_in_any_order(klass: type, make: Make, shape: tuple[int, ...]) -> None:
+def test_the_input_may_have_any_memory_layout(klass: type, make: Make, shape: tuple[int, ...]) -> None:
     plain, fast = pair(make)
     turned = sound(3, *reversed(shape)).permute(0, *range(len(shape), 0, -1))
     assert not turned.is_contiguous()
@@ -109,7 +109,7 @@ def test_what_it_hears_may_lie_in_any_order(klass: type, make: Make, shape: tupl
 
 
 @pytest.mark.parametrize(("klass", "make", "shape"), ONE_OF_EACH)
-def test_with_gradients_it_goes_the_ordinary_way(
+def test_torch_computes_convolutions_with_gradients(
     klass: type, make: Make, shape: tuple[int, ...], ordinary: Ordinary
 ) -> None:
     plain, fast = pair(make)
@@ -126,7 +126,7 @@ def test_with_gradients_it_goes_the_ordinary_way(
 @pytest.mark.parametrize(("klass", "make", "shape"), ONE_OF_EACH)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @torch.inference_mode()
-def test_in_another_precision_it_goes_the_ordinary_way(
+def test_torch_computes_convolutions_in_other_precisions(
     klass: type, make: Make, shape: tuple[int, ...], dtype: torch.dtype, ordinary: Ordinary
 ) -> None:
     plain, fast = (network.to(dtype) for network in pair(make))
@@ -139,7 +139,7 @@ def test_in_another_precision_it_goes_the_ordinary_way(
 
 @pytest.mark.parametrize(("klass", "make", "shape"), ONE_OF_EACH)
 @torch.inference_mode()
-def test_under_autocast_it_goes_the_ordinary_way(
+def test_torch_computes_convolutions_under_autocast(
     klass: type, make: Make, shape: tuple[int, ...], ordinary: Ordinary
 ) -> None:
     plain, fast = pair(make)
@@ -186,13 +186,13 @@ def test_under_autocast_it_goes_the_ordinary_way(
     ],
     ids=str,
 )
-def test_settings_that_have_no_faster_way(module: nn.Module) -> None:
+def test_torch_computes_convolutions_with_unsupported_settings(module: nn.Module) -> None:
     klass = type(module)
     accelerate(module)
     assert type(module) is klass
 
 
-def test_a_class_of_its_own_is_left_alone() -> None:
+def test_subclasses_are_not_replaced() -> None:
     class Own(nn.Conv2d):
         pass
 
@@ -202,7 +202,7 @@ def test_a_class_of_its_own_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("klass", "make", "shape"), ONE_OF_EACH)
-def test_inside_a_network_names_and_parameters_stay(
+def test_names_and_parameters_of_a_network_stay_the_same(
     klass: type, make: Make, shape: tuple[int, ...], ordinary: Ordinary
 ) -> None:
     network = nn.Sequential(nn.ModuleDict({"inner": make()}), nn.ReLU())
@@ -235,7 +235,7 @@ def test_winograd_leaves_thin_images_to_torch(shape: tuple[int, ...], ordinary: 
 
 
 @pytest.mark.parametrize("how", ["not built in", "no such call", "no such CPU", "fails", "wrong"])
-def test_without_winograd_all_goes_the_ordinary_way(
+def test_torch_computes_all_convolutions_without_winograd(
     how: str, monkeypatch: pytest.MonkeyPatch, ordinary: Ordinary
 ) -> None:
     if how == "not built in":

@@ -31,7 +31,7 @@ def expected(leaderboard: Path) -> dict[str, np.ndarray]:
     return Separator(leaderboard, device="cpu", precision="fp32").separate(SONG, RATE)
 
 
-def test_stems_are_those_of_the_cpu(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
+def test_stems_match_those_of_the_cpu(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
     separator = Separator(leaderboard, device="cuda", precision="fp32")
     assert separator.device.index is not None
     assert least(expected, separator.separate(SONG, RATE)) >= 80
@@ -43,7 +43,7 @@ def test_half_precision_changes_the_stems_a_little(small: Path) -> None:
     assert 35 < least(whole, half) < 100
 
 
-def test_networks_take_turns_where_one_fits(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
+def test_networks_take_turns_if_only_one_fits(leaderboard: Path, expected: dict[str, np.ndarray]) -> None:
     separator = Separator(leaderboard, device="cuda", precision="fp32")
     largest = max(map(_bytes, separator.networks.values()))
     separator.cache = NetworkCache(separator.networks, separator.device, int(largest / WEIGHTS_SHARE))
@@ -57,16 +57,16 @@ def test_networks_take_turns_where_one_fits(leaderboard: Path, expected: dict[st
     assert 1 <= len(on_the_gpu) < len(separator.networks)
 
 
-def test_memory_that_gets_short_in_the_middle_of_a_song(small: Path) -> None:
+def test_a_song_is_finished_if_memory_runs_short_in_the_middle(small: Path) -> None:
     separator = Separator(small, device="cuda", precision="fp32", stems=["vocals"])
     device, length = separator.device, separator.networks["htdemucs"].length
     expected = separator.separate(MANY, RATE)
-    separator.cache = NetworkCache(separator.networks, device)  # which knows nothing of windows yet
+    separator.cache = NetworkCache(separator.networks, device)  # which has no batch profiles yet
     profile = separator.cache.runner("htdemucs", ["vocals"]).profile
     calls: list[float] = []
 
     def shorten(done: float, total: float) -> None:
-        """After the first window, leave room for a few, and not for as many as would go together."""
+        """After the first window, leave memory for a few windows, but not for a whole batch."""
         calls.append(done)
         if len(calls) == 1:
             torch.cuda.empty_cache()
@@ -83,7 +83,7 @@ def test_memory_that_gets_short_in_the_middle_of_a_song(small: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_same_song_gives_the_same_bits_whatever_came_before(leaderboard: Path, precision: str) -> None:
+def test_the_same_song_gives_the_same_bits_after_any_other_songs(leaderboard: Path, precision: str) -> None:
     separator = Separator(leaderboard, device="cuda", precision=precision)
     first = separator.separate(MANY, RATE)
     separator.separate(SONG, RATE)

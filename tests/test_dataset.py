@@ -32,7 +32,7 @@ def make_song(folder: Path, seed: int = 0, samples: int = 3000, extension: str =
 
 
 def complaints(data: Path, split: str | None = None) -> list[tuple[bool, str]]:
-    """What is wrong, but for the number of songs."""
+    """All problems except the number of songs."""
     problems = check(find_tracks(data, split))
     return [(problem.fatal, str(problem)) for problem in problems if FEW not in problem.message]
 
@@ -48,7 +48,9 @@ def stem_file() -> Path:
 
 
 @pytest.mark.parametrize("extension", ["wav", "flac"])
-def test_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+def test_songs_are_found_in_every_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
     for split, names in {"test": ["Zoë - 歌 [live]", "AM Contra"], "train": ["Other Song"]}.items():
         for seed, name in enumerate(names):
             make_song(tmp_path / split / name, seed, extension=extension)
@@ -80,7 +82,7 @@ def test_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
     assert complaints(tmp_path) == []
 
 
-def test_nothing_found_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_songs_is_a_one_line_error(tmp_path: Path) -> None:
     make_song(tmp_path / "set" / "test" / "song")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -174,7 +176,7 @@ def test_damaged_samples_are_found(tmp_path: Path) -> None:
     assert "bass.flac" in problem[1]
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_duplicate_songs_are_reported(tmp_path: Path) -> None:
     make_song(tmp_path / "test" / "A", 0)
     make_song(tmp_path / "test" / "B", 1)
     make_song(tmp_path / "test" / "C", 0, extension="flac")
@@ -188,7 +190,7 @@ def test_duplicates(tmp_path: Path) -> None:
     assert str(Path("train", "A")) in first
 
 
-def test_number_of_songs_is_told(tmp_path: Path) -> None:
+def test_an_unusual_number_of_songs_is_reported(tmp_path: Path) -> None:
     track = find_tracks(make_song(tmp_path / "song"))[0]
     assert [str(problem) for problem in check([track])] == [f"the data set has 1 song, {FEW}"]
     many = [
@@ -197,7 +199,7 @@ def test_number_of_songs_is_told(tmp_path: Path) -> None:
     assert check(many, content=False) == []
 
 
-def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_the_content(tmp_path: Path) -> None:
     track = find_tracks(make_song(tmp_path / "song"))[0]
     before = fingerprint(track)
     moved = find_tracks(shutil.copytree(tmp_path / "song", tmp_path / "moved"))[0]
@@ -217,7 +219,7 @@ def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
         fingerprint(moved)
 
 
-def test_songs_are_handed_out_as_wav(tmp_path: Path) -> None:
+def test_songs_are_provided_as_wav(tmp_path: Path) -> None:
     wav = find_tracks(make_song(tmp_path / "wav"))[0]
     flac = find_tracks(make_song(tmp_path / "flac", extension="flac"))[0]
     for name in ("mixture", *STEMS):
@@ -227,7 +229,7 @@ def test_songs_are_handed_out_as_wav(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sf.read(path)[0], sf.read(wav.files[name])[0])
 
 
-def test_musdb18_files(tmp_path: Path) -> None:
+def test_musdb18_stem_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     shutil.copy(stem_file(), tmp_path / "test" / "Ünï cödé.stem.mp4")
     (track,) = find_tracks(tmp_path)

@@ -61,7 +61,7 @@ def test_files_are_summed_to_the_stems_that_their_names_match(data: Path) -> Non
     assert [track.name for track in find_tracks(data, EVERY_SPLIT)] == ["One", "Two"]
 
 
-def test_other_files_are_ignored_if_the_description_does_so_and_else_named(data: Path) -> None:
+def test_other_files_are_reported_unless_the_description_ignores_them(data: Path) -> None:
     for name in ("06_Click", "07_Talk"):
         sf.write(data / "One" / f"{name}.wav", noise(2000), RATE)
     problems = [str(problem) for problem in check(find_tracks(describe(data, FULL)))]
@@ -79,7 +79,7 @@ def test_a_mixture_and_folders_can_be_matched(data: Path) -> None:
     assert np.array_equal(read(track, "vocals").samples, expected)
 
 
-def test_the_file_itself_can_be_the_data_set_and_lie_elsewhere(data: Path, tmp_path: Path) -> None:
+def test_the_description_can_be_the_data_set_and_be_stored_elsewhere(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("root: set\nstems: {vocals: '*vox', accompaniment: '0[1-4]*'}", "utf-8")
     assert [track.stems for track in find_tracks(path)] == [("vocals", "accompaniment")] * 2
@@ -131,13 +131,13 @@ def test_a_mistake_is_one_line_that_names_the_file_and_the_key(data: Path, text:
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_description_the_error_tells_of_one(data: Path) -> None:
+def test_without_a_description_the_error_suggests_one(data: Path) -> None:
     with pytest.raises(KmdxError, match=r"found One/01_Kick.wav, .* and 7 more; describe .*dataset.yaml"):
         find_tracks(data)
 
 
 @pytest.mark.parametrize("more", ["", "splits: {test: '*'}", "ignore: '*'"])
-def test_a_description_that_nothing_matches_is_blamed_itself(data: Path, more: str) -> None:
+def test_a_description_that_matches_nothing_is_named_in_the_error(data: Path, more: str) -> None:
     describe(data, f"stems: {{drums: '*Timpani*'}}\n{more}")
     for place in (data, data / "dataset.yaml"):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which device it is, errors of memory, and the budget of a GPU."""
+"""The choice of a device, out-of-memory errors, and the budget of a GPU."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ GIB = 2**30
         (OSError(12, "Cannot allocate memory"), False),
     ],
 )
-def test_errors_of_memory(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert devices.is_out_of_memory(error) is expected
 
 
-def test_torchs_own_error_of_memory_is_one() -> None:
+def test_torchs_out_of_memory_error_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert devices.is_out_of_memory(caught.value)
@@ -64,7 +64,7 @@ def test_torchs_own_error_of_memory_is_one() -> None:
         (80, 0, 0, 0, 11 / 64),  # the smallest that is tried
     ],
 )
-def test_the_budget_of_a_gpu(
+def test_the_budget_of_a_gpu_follows_from_its_memory(
     total: float, free: float, held: int, used: int, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, total * GIB))
@@ -86,7 +86,7 @@ def test_the_budget_of_a_gpu(
         (80 * GIB, None, 11 / 80),  # of a torch that does not tell
     ],
 )
-def test_torch_is_held_to_a_gpus_limit_for_a_while(
+def test_torch_is_limited_to_the_gpu_budget_temporarily(
     total: int, before: float | None, inside: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = torch.device("cuda:0")
@@ -126,7 +126,7 @@ def test_only_a_gpu_has_a_cache_to_empty(name: str, times: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("name", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
-def test_a_gpu_always_has_its_number(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_name_always_has_its_number(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = torch.zeros
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
@@ -134,7 +134,7 @@ def test_a_gpu_always_has_its_number(name: str, index: int, monkeypatch: pytest.
     assert devices.choose(name) == torch.device("cuda", index)
 
 
-def test_a_driver_without_cuda_is_a_loud_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_without_cuda_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("torch can use CUDA here")
     monkeypatch.setattr(devices, "NVIDIA_DRIVER", tmp_path)

@@ -17,7 +17,7 @@ BUDGET = int(SHARE / WEIGHTS_SHARE)
 
 
 class Network:
-    """Weighs some bytes, and notes where it goes and what it is narrowed to."""
+    """Has a size in bytes; records its moves and what it is narrowed to."""
 
     length = None
 
@@ -42,7 +42,7 @@ class Network:
 
 
 class Fleet:
-    """Networks by name, all on one device, and what became of them."""
+    """Networks by name, all on one device, and a log of their moves."""
 
     def __init__(self, device: torch.device = GPU, budget: int | None = BUDGET, **sizes: int) -> None:
         self.log: list[str] = []
@@ -50,7 +50,7 @@ class Fleet:
         self.cache = NetworkCache(self.networks, device, budget)
 
     def moves(self, asked: str) -> list[str]:
-        """What is moved when these networks are asked for, one after the other."""
+        """The moves when these networks are requested in order."""
         self.log.clear()
         with torch.inference_mode():
             for name in asked:
@@ -58,7 +58,7 @@ class Fleet:
         return [entry for entry in self.log if not entry.endswith("narrowed")]
 
 
-def test_networks_that_fit_are_moved_in_once_when_they_are_asked_for() -> None:
+def test_networks_that_fit_are_moved_to_the_device_once_on_first_use() -> None:
     fleet = Fleet(a=40, b=40, c=20)
     assert fleet.moves("ab") == ["a in", "b in"]
     assert fleet.moves("abcabc") == ["c in"]
@@ -73,33 +73,33 @@ def test_networks_that_fit_are_moved_in_once_when_they_are_asked_for() -> None:
         ("abbaabc", ["a in", "b in", "a out", "c in"]),
     ],
 )
-def test_the_longest_unused_is_moved_out_first(asked: str, moves: list[str]) -> None:
+def test_the_least_recently_used_network_is_evicted_first(asked: str, moves: list[str]) -> None:
     assert Fleet(a=40, b=40, c=40).moves(asked) == moves
 
 
-def test_as_many_are_moved_out_as_must_be() -> None:
+def test_only_as_many_networks_are_evicted_as_necessary() -> None:
     assert Fleet(a=30, b=30, c=30, d=60).moves("abcd") == [
         "a in", "b in", "c in", "a out", "b out", "d in",
     ]  # fmt: skip
 
 
-def test_a_network_larger_than_the_share_has_the_device_to_itself() -> None:
+def test_a_network_larger_than_its_share_is_alone_on_the_device() -> None:
     assert Fleet(a=30, b=101, c=30).moves("abc") == ["a in", "a out", "b in", "b out", "c in"]
 
 
-def test_buffers_weigh_too() -> None:
+def test_buffers_count_toward_the_size_of_a_network() -> None:
     fleet = Fleet(a=60, b=10)
     fleet.networks["b"].buffer_size = 31
     assert fleet.moves("ab") == ["a in", "a out", "b in"]
 
 
-def test_a_network_of_several_names_is_moved_once() -> None:
+def test_a_network_with_several_names_is_moved_once() -> None:
     fleet = Fleet(a=60, b=30)
     fleet.networks["z"] = fleet.networks["a"]
     assert fleet.moves("azbzab") == ["a in", "b in"]
 
 
-def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
+def test_narrowed_networks_are_kept_until_their_network_is_evicted() -> None:
     fleet = Fleet(a=40, b=40, c=40)
     runner = fleet.cache.runner
     first = runner("a", ["vocals"])
@@ -118,14 +118,14 @@ def test_narrowed_networks_are_kept_until_their_network_is_moved_out() -> None:
     assert runner("b", ["vocals"]).network is not other
 
 
-def test_on_other_devices_what_was_moved_in_stays() -> None:
+def test_networks_are_never_evicted_from_other_devices() -> None:
     fleet = Fleet(torch.device("meta"), budget=None, a=10**6, b=10**6)
     asked = fleet.cache.runner("a", ["vocals"])
     assert asked.room is None
     assert fleet.moves("abab") == ["b in"], "and a before"
 
 
-def test_memory_that_runs_out_while_a_network_moves_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_moved_again_after_eviction_if_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(a=30, b=30, c=30)
     fleet.moves("ab")
     full = iter([True, False])
@@ -167,7 +167,7 @@ def test_the_budget_is_that_of_the_device_if_none_is_given(monkeypatch: pytest.M
     assert fleet.cache.limit == 60
 
 
-def test_room_is_made_by_moving_out_all_others() -> None:
+def test_evict_moves_all_other_networks_off_the_device() -> None:
     fleet = Fleet(a=30, b=30, c=30)
     fleet.moves("abc")
     runner = fleet.cache.runner("b", ["vocals"])
@@ -180,7 +180,7 @@ def test_room_is_made_by_moving_out_all_others() -> None:
     assert fleet.cache.runner("b", ["vocals"]).network is runner.network
 
 
-def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_an_evicted_network_is_returned_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(a=60, b=60)
     monkeypatch.setattr(devices, "empty_cache", lambda device: fleet.log.append(f"{device} emptied"))
     fleet.cache.runner("a", ["vocals"])
@@ -188,7 +188,7 @@ def test_what_is_left_of_a_network_on_the_device_is_given_back(monkeypatch: pyte
     assert fleet.log == ["a in", "a narrowed", "a out", "cuda:0 emptied", "b in", "b narrowed"]
 
 
-def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> None:
+def test_batch_profiles_are_kept_for_each_network_and_its_sources() -> None:
     cache = Fleet(a=60, b=60).cache
     first = cache.runner("a", ["vocals"])
     first.profile.cost, first.profile.sizes[100] = 7.0, 1
@@ -199,7 +199,7 @@ def test_what_is_known_of_windows_is_kept_for_each_network_and_its_sources() -> 
     assert cache.runner("a", ["vocals"]).profile == BatchProfile(7.0), "the next song tries it again"
 
 
-def test_the_room_for_windows_does_not_depend_on_which_networks_are_there() -> None:
+def test_the_memory_for_windows_does_not_depend_on_the_loaded_networks() -> None:
     fleet = Fleet(a=30, b=40, c=20)
     fleet.networks["twin"] = fleet.networks["a"]
     room = fleet.cache.room
@@ -209,7 +209,7 @@ def test_the_room_for_windows_does_not_depend_on_which_networks_are_there() -> N
     assert Fleet(a=30, b=80).cache.room == int((1 - SIGNALS_SHARE) * BUDGET - SHARE)
 
 
-def test_other_networks_take_the_place_of_those_that_there_were() -> None:
+def test_replaced_networks_are_evicted_with_their_profiles() -> None:
     fleet = Fleet(a=30, b=30)
     fleet.cache.runner("a", ["vocals"]).profile.sizes[100] = 1
     fleet.log.clear()

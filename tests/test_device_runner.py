@@ -1,4 +1,4 @@
-"""Windows in batches: how many go together, and what happens when memory runs out."""
+"""Windows in batches: the batch size, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ERRORS = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEM
 
 
 class Network(torch.nn.Module):
-    """Answers exactly, in any batch; runs out of memory when told to."""
+    """Returns exact estimates in any batch; runs out of memory on request."""
 
     sources = ("twice",)
     length = LENGTH
@@ -58,7 +58,7 @@ def windows(count: int) -> Tensor:
 
 
 def song(run: Runner, count: int = 24) -> None:
-    """Send a song of so many windows through the network; what comes back must be right."""
+    """Send a song of n windows through the network and check the result."""
     signal = windows(count).transpose(0, 1).flatten(1)[:, :-1]
     estimate = Signal(torch.full_like(signal, torch.nan))
     chunking.trim_and_join(run, Signal(signal), [estimate], LENGTH, trim=0)
@@ -88,14 +88,14 @@ def test_batches_are_halved_until_they_fit(error: Exception, size: int, fits: in
     assert len(network.sizes) < 2 * 24 + 2 * size, "tries that cannot succeed"
 
 
-def test_windows_of_another_length_keep_their_number() -> None:
+def test_the_batch_size_of_each_window_length_is_separate() -> None:
     run = Runner(Network(lambda call, size: call == 1), CPU, BatchProfile(sizes={LENGTH: 4, 7: 6}))
     run(windows(4))
     assert (run.size(LENGTH), run.size(7), run.size(8)) == (2, 6, 1)
 
 
 @ERRORS
-def test_a_window_that_does_not_fit_is_tried_again_where_room_can_be_made(error: Exception) -> None:
+def test_a_window_that_does_not_fit_is_retried_after_eviction(error: Exception) -> None:
     made: list[bool] = []
 
     def evict() -> bool:
@@ -125,7 +125,7 @@ def test_a_window_that_does_not_fit_anywhere_is_an_error(error: Exception) -> No
     assert network.sizes == [4, 2, 1]
 
 
-def test_room_is_made_only_for_a_single_window() -> None:
+def test_networks_are_evicted_only_for_a_single_window() -> None:
     run = Runner(
         Network(lambda call, size: size > 1),
         CPU,
@@ -154,7 +154,7 @@ def test_other_errors_pass_through(error: Exception) -> None:
     assert run.size(LENGTH) == 4
 
 
-def test_what_a_failed_batch_held_is_free_before_it_is_tried_again() -> None:
+def test_memory_of_a_failed_batch_is_freed_before_the_retry() -> None:
     held: list[weakref.ref[Tensor]] = []
 
     class Hoarder(Network):
@@ -175,7 +175,7 @@ def test_what_a_failed_batch_held_is_free_before_it_is_tried_again() -> None:
 
 
 class Gpu:
-    """The memory of a GPU, as torch tells of it: bytes for each window beside those of the weights."""
+    """The memory of a GPU, as torch reports it: bytes for each window in addition to the weights."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, weights: int, window: int) -> None:
         self.weights, self.window = weights, window
@@ -199,7 +199,7 @@ class Gpu:
         (1, 10**9, devices.MAX_BATCH),
     ],
 )
-def test_as_many_windows_go_together_as_there_is_room_for(
+def test_the_batch_size_follows_from_the_available_memory(
     window: int, room: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Gpu(monkeypatch, 100, window)
@@ -211,7 +211,7 @@ def test_as_many_windows_go_together_as_there_is_room_for(
     assert run.size(LENGTH) == size
 
 
-def test_songs_are_grouped_alike_whatever_came_before_and_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_depend_on_earlier_songs_or_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 100, 50)
     network, profile = Network(), BatchProfile()
     for allocated in (100, 600, 0):
@@ -234,7 +234,7 @@ def test_a_network_of_any_length_is_measured_at_the_longest_window(
     assert network.sizes == [1]
 
 
-def test_without_room_windows_go_one_by_one_and_nothing_is_measured(
+def test_without_memory_windows_run_one_by_one_and_nothing_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = Gpu(monkeypatch, 0, 1)
@@ -244,14 +244,14 @@ def test_without_room_windows_go_one_by_one_and_nothing_is_measured(
     assert gpu.resets == 0
 
 
-def test_a_measured_size_is_halved_like_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_batch_size_is_halved_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 0, 100)
     network = Network(lambda call, size: call == 2)
     song(Runner(network, CPU, room=1000), 16)
     assert network.sizes == [1, 8, 4, 4, 4, 4]
 
 
-def test_silence_that_does_not_fit_now_is_measured_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_that_ran_out_of_memory_is_repeated_later(monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, 0, 100)
     run = Runner(Network(lambda call, size: call == 1), CPU, room=1000)
     assert [run.size(LENGTH), run.size(LENGTH)] == [1, 8]

@@ -81,7 +81,7 @@ def test_plain_values_are_read(reader: ModuleType, text: str, value: object) -> 
         ("x" * 2**20 + "x", "longer than the limit of 1048576 characters"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(reader: ModuleType, text: str, message: str) -> None:
+def test_unreadable_documents_are_one_line_errors(reader: ModuleType, text: str, message: str) -> None:
     with pytest.raises(DocumentError, match=message) as caught:
         reader.load_yaml(text)
     assert str(caught.value).isprintable()
@@ -125,14 +125,14 @@ def test_aliases_within_the_bounds_are_read() -> None:
         ("x: 1\ntitle: café".encode("latin-1"), r"found the byte 0xe9 in line 2: save it as UTF-8"),
     ],
 )
-def test_other_encodings_are_named(data: bytes, message: str, tmp_path: Path) -> None:
+def test_other_encodings_are_named_in_the_error(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(data)
     with pytest.raises(DocumentError, match=message):
         documents.read_text(path)
 
 
-def test_line_ends_and_a_mark_of_utf_8_do_not_change_a_text(tmp_path: Path) -> None:
+def test_line_endings_and_a_byte_order_mark_do_not_change_the_text(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\rc: 3\n")
     assert documents.read_text(path) == "a: 1\nb: 2\nc: 3\n"
@@ -163,7 +163,7 @@ def test_only_files_of_a_bounded_size_are_opened(tmp_path: Path) -> None:
         ("9" * 5000, "a number is too large"),
     ],
 )
-def test_json_that_cannot_be_read_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_unreadable_json_is_a_one_line_error(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DocumentError, match=message):

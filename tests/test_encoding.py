@@ -66,7 +66,7 @@ def test_every_length_survives_mp3(tmp_path, rate):
 
 @pytest.mark.parametrize(("rate", "bit_rate"), [(8000, 64), (16_000, 160), (24_000, 160), (44_100, 320)])
 @pytest.mark.parametrize("length", [9_000, 20_000])  # with and without the padding of short songs
-def test_mp3_is_in_time_and_of_the_same_level_and_of_the_highest_bit_rate(tmp_path, rate, bit_rate, length):
+def test_mp3_keeps_time_and_level_and_has_the_highest_bit_rate(tmp_path, rate, bit_rate, length):
     samples = np.sin(np.arange(length) * 0.1)[:, None] * np.float32([0.5, -0.25])
     audio.write(tmp_path / "a.mp3", samples, rate, "mp3")
     decoded = audio.read(tmp_path / "a.mp3").samples
@@ -87,7 +87,7 @@ def test_the_checksum_of_an_mp3s_first_frame_fits_its_changed_delay(tmp_path):
     )
 
 
-def test_a_wav_of_floats_holds_its_samples_and_no_time_of_day(tmp_path):
+def test_a_float_wav_contains_its_samples_and_no_timestamp(tmp_path):
     samples = noise(1000, level=3)
     audio.write(tmp_path / "a.wav", samples, 48000, "float32")
     content = (tmp_path / "a.wav").read_bytes()
@@ -100,7 +100,7 @@ def test_a_wav_of_floats_holds_its_samples_and_no_time_of_day(tmp_path):
     np.testing.assert_array_equal(sf.read(tmp_path / "a.wav", dtype="float32")[0], samples)
 
 
-def test_a_long_wav_of_floats_has_its_sizes_in_64_bits(tmp_path, monkeypatch):
+def test_a_long_float_wav_has_64_bit_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "WAV_LIMIT", 1000)
     samples = noise(1000, level=3)
     audio.write(tmp_path / "a.wav", samples, 48000, "float32")
@@ -113,7 +113,7 @@ def test_a_long_wav_of_floats_has_its_sizes_in_64_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("format", audio.FORMATS)
-def test_bytes_do_not_depend_on_names_or_on_how_the_samples_come(tmp_path, monkeypatch, format):
+def test_bytes_do_not_depend_on_names_block_sizes_or_memory_layout(tmp_path, monkeypatch, format):
     samples = noise(20_000)
     some = tags.Tags(title="Song", cover=b"\x89PNG\r\n\x1a\n", cover_type="image/png")
     audio.write(tmp_path / "a", samples, 44100, format, some)
@@ -122,7 +122,7 @@ def test_bytes_do_not_depend_on_names_or_on_how_the_samples_come(tmp_path, monke
     assert (tmp_path / "a").read_bytes() == (tmp_path / "another name.x").read_bytes()
 
 
-def test_an_encoder_that_is_not_installed_is_found_out_before_the_work(tmp_path, monkeypatch):
+def test_a_missing_encoder_is_reported_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(sf, "check_format", lambda container, subtype: container != "MP3")
     with pytest.raises(AudioError, match="does not write mp3: choose another format"):
         audio.check_writable([tmp_path / "a.mp3"], 44100, "mp3")

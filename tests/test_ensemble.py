@@ -1,4 +1,4 @@
-"""The graph in motion, against a plain reading of the published computation."""
+"""Running a plan, against a plain implementation of the published computation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cache(networks: dict[str, Network]) -> NetworkCache:
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From when it is called, every song is a long one."""
+    """From the call on, every song counts as long."""
     return lambda: monkeypatch.setattr(signals, "LIMIT", 4096)
 
 
@@ -59,7 +59,7 @@ def either(request: pytest.FixtureRequest, long: Callable[[], None]) -> str:
 
 
 class Spy:
-    """Notes which networks were asked for what."""
+    """Records the requests to each network."""
 
     def __init__(self, networks: dict[str, Network]) -> None:
         self.asked: dict[str, tuple[str, ...]] = {}
@@ -92,7 +92,7 @@ def run(plan: Plan, cache: NetworkCache, mixture: Tensor, *options: Any) -> dict
     return {name: signal.tensor for name, signal in made.items()}
 
 
-def test_every_signal_is_that_of_the_plain_reading(
+def test_every_signal_matches_the_plain_implementation(
     plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(30_000)
@@ -118,7 +118,7 @@ def test_every_signal_is_that_of_the_plain_reading(
         assert decibels(signal, found[name]) > 90, name
 
 
-def test_pruned_runs_give_the_same_and_ask_for_no_more(
+def test_pruned_runs_give_the_same_signals_and_compute_nothing_else(
     plan: Plan, networks: dict[str, Network], cache: NetworkCache
 ) -> None:
     mixture = song(8_000)
@@ -173,8 +173,10 @@ LEVELS = {  # a mixture, and what it is divided by
 
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("block", [2**20, 700])
-def test_levels(plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a deviation of the mono sum, that of both channels is taken; without that, none."""
+def test_signals_are_normalized_by_their_mono_deviation_or_else_their_stereo_one(
+    plan: Plan, kind: str, block: int, either: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the mono sum has no deviation, that of both channels is used; otherwise none."""
     monkeypatch.setattr(signals, "SIGNAL_BLOCK", block)
     mixture, deviation = LEVELS[kind]
     normalized = run(plan, NOTHING, mixture, ["x"])["x"]
@@ -224,7 +226,7 @@ def test_a_long_song_gives_the_same_samples(
     assert open_files() == before
 
 
-def test_signals_are_let_go_after_the_last_node_that_needs_them(
+def test_signals_are_freed_after_the_last_node_that_needs_them(
     plan: Plan, long: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = {"s0": Sum({"mixture": 1.0}), **{f"s{n + 1}": Sum({f"s{n}": 2.0}) for n in range(10)}}
@@ -242,7 +244,7 @@ def test_signals_are_let_go_after_the_last_node_that_needs_them(
     assert in_use == [0, 1, 1, 1, 1, *[2] * 6], "the one before, and s3, which is wanted"
 
 
-def test_signals_are_let_go_when_an_error_ends_a_long_song(
+def test_signals_are_freed_when_an_error_ends_a_long_song(
     plan: Plan, cache: NetworkCache, long: Callable[[], None]
 ) -> None:
     long()

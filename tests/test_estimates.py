@@ -1,4 +1,4 @@
-"""Anyone's stems are found by song and stem, whatever their folders look like."""
+"""Existing stems are found by song and stem in any folder layout."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_stems_are_found_in_every_usual_layout(place: str, tracks: list[Track], 
     assert found.problems() == []
 
 
-def test_what_is_missing_or_unknown_is_named(tracks: list[Track], tmp_path: Path) -> None:
+def test_missing_and_unknown_files_are_reported(tracks: list[Track], tmp_path: Path) -> None:
     put(tmp_path / SONGS[0] / "vocals.wav")
     put(tmp_path / SONGS[0] / "mixture.wav")
     put(tmp_path / "Three" / "vocals.wav")
@@ -104,7 +104,7 @@ def test_the_folder_of_the_songs_split_decides_between_two_files(tracks: list[Tr
 
 
 @pytest.mark.parametrize("name", ["accompaniment", "no_vocals", "Instrumental"])
-def test_the_accompaniment_is_found_where_it_is_asked_for(
+def test_the_accompaniment_is_found_if_it_is_requested(
     name: str, tracks: list[Track], tmp_path: Path
 ) -> None:
     path = put(tmp_path / SONGS[0] / f"{name}.wav")
@@ -154,7 +154,7 @@ def test_only_a_lossy_file_may_be_longer_by_a_frame(tracks: list[Track], tmp_pat
         ({"channels": 1}, "vocals.wav: channels: 1, expected 2 as in the song"),
     ],
 )
-def test_an_estimate_of_another_form_is_refused(
+def test_an_estimate_whose_format_differs_from_the_songs_is_refused(
     changes: dict[str, int], message: str, tracks: list[Track], tmp_path: Path
 ) -> None:
     put(tmp_path / SONGS[0] / "vocals.wav", **changes)
@@ -163,7 +163,7 @@ def test_an_estimate_of_another_form_is_refused(
         estimates.as_wav(found, tracks[0], "vocals", tmp_path / "out")
 
 
-def test_a_folder_without_stems_is_one_clear_line(tracks: list[Track], tmp_path: Path) -> None:
+def test_a_folder_without_stems_is_a_one_line_error(tracks: list[Track], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     put(tmp_path / "other" / "x.wav")
     for folder, message in [

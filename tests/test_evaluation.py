@@ -127,6 +127,6 @@ def test_extra_stems_fail_a_song_only_under_the_challenges_rules(
     assert evaluate("--stems", "vocals", what="adds a guitar", output=tmp_path / "vocals").code == 0
 
 
-def test_predictions_are_dropped_unless_kept(evaluate, tmp_path: Path) -> None:
+def test_predictions_are_deleted_unless_kept(evaluate, tmp_path: Path) -> None:
     assert evaluate().code == 0
     assert not (tmp_path / "run" / "predictions").exists()

@@ -59,7 +59,7 @@ def test_a_plan_of_one_stem_is_scored_by_that_stem(evaluate, vocals_plan: Path, 
         (["--engine", "plane"], "unknown engine 'plane'; available: tuned, plain"),
     ],
 )
-def test_mistakes_in_options_are_one_line(evaluate, options: list[str], message: str) -> None:
+def test_mistakes_in_options_are_one_line_errors(evaluate, options: list[str], message: str) -> None:
     result = evaluate(*options)
     assert result.code == 2
     errors = [line for line in result.err.splitlines() if line.startswith("error:")]
@@ -67,7 +67,7 @@ def test_mistakes_in_options_are_one_line(evaluate, options: list[str], message:
     assert message in errors[0]
 
 
-def test_this_packages_own_submission_with_any_ensemble(
+def test_this_packages_own_submission_runs_any_ensemble(
     leaderboard: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     arguments = [data, "-o", tmp_path / "run", "--ensemble", leaderboard, "--device", "cpu", "--tracks", "c"]
@@ -122,7 +122,7 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
     assert bars.time_left() == "0:04:10"
 
 
-def test_the_time_left_is_only_shown_where_a_pace_is_known(
+def test_the_time_left_is_shown_only_if_the_speed_is_known(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]

@@ -1,4 +1,4 @@
-"""Networks made fast, against the plain ones they were; attention by the fused kernel."""
+"""Fast networks against the plain ones; attention with the fused kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demucs(architecture: dict) -> DemucsNetwork:
 
 
 def unet(norm_groups: int | None) -> TfcTdf:
-    """A U-Net no parameter of which could stand for another."""
+    """A U-Net whose parameters are all distinct."""
     network = tiny.unet("bass", norm_groups, seed=5).requires_grad_(False)
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
@@ -56,7 +56,7 @@ Make = Callable[[], "DemucsNetwork | TfcTdf"]
 
 @pytest.fixture(autouse=True)
 def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take Winograd's way, oneDNN's and blocks wherever they are there, also where they do not pay."""
+    """Use Winograd, oneDNN and blocks wherever they are available, even if they are slower."""
     monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
     monkeypatch.setattr(product, "onednn_is_used", lambda: ONEDNN)
     monkeypatch.setattr(attentions, "blocks_are_used", lambda dtype: dtype in attentions.PRECISIONS)
@@ -91,7 +91,7 @@ def test_fast_equals_plain_and_a_batch_its_parts(make: Make) -> None:
 
 
 @NETWORKS
-def test_every_layer_that_has_a_faster_way_takes_it(make: Make) -> None:
+def test_every_layer_with_a_faster_implementation_uses_it(make: Make) -> None:
     plain, network = make(), prepared(make)
     eligible = sum(klass.fits(module) for module in plain.modules() for klass in FAST)
     taken = sum(isinstance(module, FAST) for module in network.modules())
@@ -101,7 +101,7 @@ def test_every_layer_that_has_a_faster_way_takes_it(make: Make) -> None:
 
 @NETWORKS
 @torch.inference_mode()
-def test_the_plain_engine_is_torchs_own_operations_to_the_bit(make: Make) -> None:
+def test_the_plain_engine_equals_torchs_operations_bit_for_bit(make: Make) -> None:
     network = make()
     network.accelerate(torch.float32, tuned=False)
     assert not any(isinstance(module, FAST) for module in network.modules())
@@ -118,7 +118,7 @@ def test_the_plain_engine_computes_in_half_precision_too(make: Make, dtype: torc
     assert least < decibels(make()(song(network)), network(song(network))) < 95
 
 
-def test_batch_norms_behind_convolutions_are_folded_and_the_others_stay() -> None:
+def test_batch_norms_after_convolutions_are_folded_and_the_others_stay() -> None:
     def norms(network: TfcTdf) -> int:
         return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
@@ -171,7 +171,9 @@ def test_a_copy_of_a_fast_network_is_the_same(make: Make) -> None:
 @NETWORKS
 @pytest.mark.parametrize(("dtype", "least", "most"), [(torch.bfloat16, 25, 80), (torch.float16, 45, 95)])
 @torch.inference_mode()
-def test_half_precision_costs_what_it_costs(make: Make, dtype: torch.dtype, least: int, most: int) -> None:
+def test_half_precision_changes_estimates_by_a_known_amount(
+    make: Make, dtype: torch.dtype, least: int, most: int
+) -> None:
     network = prepared(make, dtype)
     estimate = network(song(network))
     assert estimate.dtype == torch.float32
@@ -181,7 +183,7 @@ def test_half_precision_costs_what_it_costs(make: Make, dtype: torch.dtype, leas
 
 @DEMUCS
 @pytest.mark.parametrize("dtype", HALVES)
-def test_demucs_stores_its_products_in_half(make: Make, dtype: torch.dtype) -> None:
+def test_demucs_stores_its_products_in_half_precision(make: Make, dtype: torch.dtype) -> None:
     network = prepared(make, dtype)
     assert network.dtype == dtype
     products = (
@@ -221,7 +223,7 @@ def test_local_attention_counts_frames_exactly_in_half_precision() -> None:
 
 @UNETS
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_unet_stores_all_between_its_ends_in_half(make: Make, dtype: torch.dtype) -> None:
+def test_a_unet_stores_all_intermediate_tensors_in_half_precision(make: Make, dtype: torch.dtype) -> None:
     network = prepared(make, dtype)
     for name, tensor in network.state_dict().items():
         layer = network.get_submodule(name.rpartition(".")[0])
@@ -237,7 +239,7 @@ def test_float32_stays_float32(make: Make) -> None:
 
 
 @torch.inference_mode()
-def test_a_session_of_onnx_runtime_stays_as_it_is(tmp_path: Path) -> None:
+def test_an_onnx_runtime_session_is_not_changed(tmp_path: Path) -> None:
     network = unet(None)
     tiny.export(network, tmp_path / "bass.onnx")
     session = OnnxNetwork(
@@ -288,11 +290,11 @@ def test_fused_attention_equals_torchs_own(kind: str, steps: int) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_attention_of_another_kind_is_left_alone(options: dict) -> None:
+def test_other_kinds_of_attention_are_not_replaced(options: dict) -> None:
     assert not FusedAttention.fits(attention(**options))
 
 
-def test_attention_of_a_class_of_its_own_is_left_alone() -> None:
+def test_subclasses_of_attention_are_not_replaced() -> None:
     class Own(nn.MultiheadAttention):
         pass
 

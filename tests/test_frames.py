@@ -8,7 +8,7 @@ from sound_cases import RATE, encode
 from kmdx import frames
 
 
-def test_joined_mp3_files_with_tags_between_them_are_read(tmp_path):
+def test_concatenated_mp3_files_with_tags_between_them_are_read(tmp_path):
     path, rate = make(tmp_path, "a.mp3", 1.0)
     one, content = read(path)[0], path.read_bytes()
     path.write_bytes(content + b"TAG" + bytes(125) + content + b"LYRICSBEGIN" + b"la " * 500)
@@ -31,7 +31,7 @@ def bare(folder, name, seconds=6.0, rate=RATE):
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_files_of_frames_that_were_joined_and_differ_are_refused(tmp_path, name):
+def test_concatenated_files_in_different_formats_are_refused(tmp_path, name):
     _, whole, content = bare(tmp_path, name, 2.0)
     path, _, other = bare(tmp_path, name, 2.0, 48000)
     for between in (b"", b"TAG" + bytes(125)):

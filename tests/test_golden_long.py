@@ -12,7 +12,7 @@ from conftest import shared
 from my_submission.music_separation_model import MusicSeparationModel
 
 
-def test_a_longer_song_is_the_published_one(stand_in_weights: Path) -> None:
+def test_a_longer_song_matches_the_published_submission(stand_in_weights: Path) -> None:
     model = MusicSeparationModel("leaderboard_c", device="cpu", folder=stand_in_weights, precision="fp32")
     mixture, rate = soundfile.read(shared("golden", "long.wav"), dtype="float32")
     with np.load(shared("golden", "long.npz")) as published:

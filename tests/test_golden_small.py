@@ -15,7 +15,7 @@ from kmdx import Separator
 ASKED = 80
 
 
-def test_every_stage_of_leaderboard_c_is_the_golden_one(tmp_path: Path) -> None:
+def test_every_stage_of_leaderboard_c_matches_its_golden_output(tmp_path: Path) -> None:
     separator = Separator(golden_small.write(tmp_path), device="cpu", precision="fp32")
     with np.load(golden_small.FILE) as golden:
         assert len(golden.files) == 12, "both halves of each stem, and the stem"

@@ -14,7 +14,7 @@ from kmdx.errors import KmdxWarning
 from my_submission.music_separation_model import MusicSeparationModel
 
 
-def test_every_stage_is_the_published_one(stand_in_weights: Path) -> None:
+def test_every_stage_matches_the_published_submission(stand_in_weights: Path) -> None:
     with pytest.warns(KmdxWarning, match="unknown content"):
         model = MusicSeparationModel("leaderboard_c", device="cpu", folder=stand_in_weights, precision="fp32")
     mixture, rate = soundfile.read(shared("golden", "mixture.wav"), dtype="float32")

@@ -11,7 +11,7 @@ from kmdx import audio
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.mka", "a.mp3", "mp3.wav", "a.m4a"])
-def test_a_hole_is_silent_and_what_follows_is_in_time(tmp_path, name):
+def test_a_hole_is_silent_and_the_rest_stays_aligned(tmp_path, name):
     path, rate = make(tmp_path, name, 12.0)
     whole, _ = read(path)
     overwrite(path, 0.5, bytes(700))
@@ -87,7 +87,7 @@ IN_TIME = [name for name in OTHERS if not name.endswith(("mka", "wv", "caf", ".a
 
 
 @pytest.mark.parametrize("name", IN_TIME)
-def test_what_follows_a_hole_is_in_time_in_other_containers(tmp_path, name):
+def test_the_rest_stays_aligned_after_a_hole_in_other_containers(tmp_path, name):
     path, _ = other(tmp_path, name, 9.0)
     whole, _ = read(path)
     overwrite(path, 0.5, bytes(200))
@@ -103,7 +103,7 @@ def test_what_follows_a_hole_is_in_time_in_other_containers(tmp_path, name):
     np.testing.assert_allclose(samples[after], whole[after], atol=0.05)
 
 
-def test_alac_in_caf_of_whole_blocks_has_its_holes_noticed(tmp_path):
+def test_holes_in_alac_in_caf_with_whole_blocks_are_detected(tmp_path):
     path = tmp_path / "a.caf"
     for count in (4096 * 100, 4096 * 100 - 1, 64000, 4096):
         sf.write(path, song(10.0)[:count], RATE, format="CAF", subtype="ALAC_16")

@@ -1,4 +1,4 @@
-"""What a container leaves of a machine, a heap that keeps its blocks, peaks, and facts about the processor."""
+"""Resources in a container, a heap that keeps its blocks, memory peaks, and processor facts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(folder: Path, **files: str) -> None:
         (folder / f"{group}.{rest}").write_text(text + "\n")
 
 
-def test_without_control_groups_all_may_be_used(groups: Path) -> None:
+def test_without_control_groups_all_cores_and_memory_are_usable(groups: Path) -> None:
     assert (host.usable_cores(), host.memory()) == (64, 256 * GIB)
 
 
@@ -54,19 +54,19 @@ def test_without_control_groups_all_may_be_used(groups: Path) -> None:
         ("", 64),
     ],
 )
-def test_a_quota_of_version_2(groups: Path, limit: str, cores: int) -> None:
+def test_a_cgroup_v2_quota_limits_the_cores(groups: Path, limit: str, cores: int) -> None:
     write(groups, cpu_max=limit)
     assert host.usable_cores() == cores
     assert benchmark.describe().cores == cores
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("200000", 2), ("250000", 3), ("-1", 64)])
-def test_a_quota_of_version_1(groups: Path, quota: str, cores: int) -> None:
+def test_a_cgroup_v1_quota_limits_the_cores(groups: Path, quota: str, cores: int) -> None:
     write(groups / "cpu", cpu_cfs_quota_us=quota, cpu_cfs_period_us="100000")
     assert host.usable_cores() == cores
 
 
-def test_the_groups_around_a_process_bind_it_too(groups: Path) -> None:
+def test_limits_of_parent_control_groups_apply_too(groups: Path) -> None:
     host.OWN_GROUPS.write_text("4:cpu,cpuacct:/docker/12ab\n0::/outer/inner\n")
     write(groups / "outer" / "inner", cpu_max="max 100000", memory_max=str(8 * GIB))
     assert host.usable_cores() == 64
@@ -85,7 +85,9 @@ def test_the_groups_around_a_process_bind_it_too(groups: Path) -> None:
         ("memory", "memory_limit_in_bytes", "9223372036854771712", 256 * GIB),
     ],
 )
-def test_memory(groups: Path, folder: str, name: str, limit: str, expected: int) -> None:
+def test_control_groups_limit_the_memory(
+    groups: Path, folder: str, name: str, limit: str, expected: int
+) -> None:
     write(groups / folder, **{name: limit})
     assert host.memory() == expected
     assert benchmark.describe().memory == expected
@@ -104,7 +106,7 @@ def test_memory(groups: Path, folder: str, name: str, limit: str, expected: int)
         ("6400000 100000", 64, None, []),
     ],
 )
-def test_threads_are_capped_by_the_quota_where_nobody_set_them(
+def test_threads_are_capped_by_the_quota_unless_the_user_set_them(
     groups: Path,
     quota: str,
     threads: int,
@@ -135,7 +137,7 @@ def test_a_separator_caps_threads_on_the_cpu(small: Path, monkeypatch: pytest.Mo
 
 
 class Libc:
-    """Notes what malloc is told."""
+    """Records the settings passed to malloc."""
 
     def __init__(self) -> None:
         self.options: dict[int, int] = {}
@@ -161,7 +163,7 @@ DEFAULT = {
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of memory"), KeyboardInterrupt()], ids=repr)
-def test_the_heap_keeps_its_blocks_for_a_while_only(
+def test_the_heap_keeps_its_blocks_only_temporarily(
     error: BaseException | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     libc = Libc()
@@ -186,7 +188,7 @@ def test_the_heap_keeps_its_blocks_for_a_while_only(
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_not_configured(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     musl = SimpleNamespace(malloc_trim=calls.append, mallopt=lambda *_: calls.append(_))
     monkeypatch.setattr(sys, "platform", platform)
@@ -226,8 +228,8 @@ print(is_mapping(2**26), is_mapping(2**24))
 """
 
 
-def test_glibc_does_as_it_is_told() -> None:
-    """In a process of its own: after an error of memory, malloc turns away from the heap for good."""
+def test_glibc_accepts_the_heap_settings() -> None:
+    """Runs in its own process: after a memory error, malloc permanently avoids the heap."""
     run = subprocess.run([sys.executable, "-c", MALLOC], capture_output=True, text=True)
     if "no glibc" in run.stderr:
         pytest.skip(run.stderr.strip())
@@ -237,8 +239,8 @@ def test_glibc_does_as_it_is_told() -> None:
 # The peak of memory
 
 
-def test_peak_memory_is_that_since_the_last_reset() -> None:
-    """The block is a mapping of its own: what malloc gives back, and when, depends on what ran before."""
+def test_peak_memory_is_measured_since_the_last_reset() -> None:
+    """The block is a separate mapping, because what malloc returns, and when, depends on earlier work."""
     if not host.reset_peak_memory():
         pytest.skip("this system does not let a process reset its peak")
     before = host.peak_memory()
@@ -255,7 +257,7 @@ def test_peak_memory_is_that_since_the_last_reset() -> None:
     assert after < during - 2**27
 
 
-def test_a_process_that_does_not_exist_has_no_peak_and_not_this_ones() -> None:
+def test_a_process_that_does_not_exist_has_no_peak() -> None:
     assert host.peak_memory(0) is None
     assert not host.reset_peak_memory(0)
 
@@ -297,7 +299,7 @@ model name	: a name: with a colon
         ("", None, "", "linux", ("", None, None)),
     ],
 )
-def test_the_facts_on_every_system(
+def test_the_processor_is_described_on_every_system(
     machine: str,
     cpuinfo: tuple[str, str] | None,
     described: str,
@@ -317,7 +319,7 @@ def test_the_facts_on_every_system(
     kernels.choose(found)
 
 
-def test_a_field_is_the_first_of_its_name(tmp_path: Path) -> None:
+def test_the_first_field_with_a_name_is_used(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(CPUINFO.format("x", "1") + CPUINFO.format("y", "2"))
     assert host.field(tmp_path / "cpuinfo", "vendor_id") == "x"
     assert host.field(tmp_path / "cpuinfo", "model name") == "a name: with a colon"

@@ -1,4 +1,4 @@
-"""Which songs a command line means, and that each has a folder of its own on every system."""
+"""Which songs a command line selects, and that each gets a separate folder on every system."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_file_goes_to_its_name(argument: str) -> None:
 @pytest.mark.parametrize(
     ("folder", "argument"), [(".", "My Song"), ("My Song", "mixture.wav"), ("My Song/sub", "../mixture.wav")]
 )
-def test_a_mixture_has_the_name_of_its_folder(
+def test_a_mixture_is_named_after_its_folder(
     folder: str, argument: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     songs("My Song/mixture.wav", "My Song/vocals.wav", "My Song/sub/cover.jpg")
@@ -80,21 +80,21 @@ def test_a_mixture_has_the_name_of_its_folder(
         (["a.wav", "a/mixture.wav"], ["a (1)", "a (2)"]),
     ],
 )  # fmt: skip
-def test_songs_of_one_name_get_folders_of_their_own(paths: list[str], expected: list[str]) -> None:
+def test_songs_with_the_same_name_get_separate_folders(paths: list[str], expected: list[str]) -> None:
     songs(*paths)
     found = list(places(*paths).values())
     root = "/".join(Path.cwd().parts[1:])
     assert [place.replace(f"{root}/", "") for place in found] == expected
 
 
-def test_names_that_differ_in_normal_form_alone_do_not_share_a_folder() -> None:
+def test_names_that_differ_only_in_unicode_normalization_do_not_share_a_folder() -> None:
     composed, decomposed = (unicodedata.normalize(form, "café.wav") for form in ("NFC", "NFD"))
     songs(f"x/{composed}", f"y/{decomposed}")
     found = places(f"x/{composed}", f"y/{decomposed}").values()
     assert [place.split("/")[0] for place in found] == ["x", "y"]
 
 
-def test_a_longer_name_that_another_song_has_is_not_taken() -> None:
+def test_a_longer_name_that_belongs_to_another_song_is_not_used() -> None:
     songs("l/a/s.wav", "l/b/s.wav", "q/a/s.wav")
     assert list(places("l/a/s.wav", "l/b/s.wav", "q").values()) == ["l/a/s", "b/s", "q/a/s"]
 
@@ -119,12 +119,12 @@ def test_a_longer_name_that_another_song_has_is_not_taken() -> None:
         ("é" * 120 + ".wav", "é" * 120),
     ],
 )
-def test_folders_have_names_that_windows_takes(name: str, place: str) -> None:
+def test_folder_names_are_valid_on_windows(name: str, place: str) -> None:
     songs(f"album/{name}")
     assert list(places(f"album/{name}").values()) == [place]
 
 
-def test_folders_above_have_such_names_too() -> None:
+def test_parent_folder_names_are_valid_on_windows_too() -> None:
     songs("m/AC:DC/LPT1/a.wav", "m/etc./b.wav")
     assert list(places("m").values()) == ["AC_DC/LPT1_/a", "etc/b"]
 
@@ -166,7 +166,7 @@ def test_a_number_is_found_again_when_a_lower_one_is_gone() -> None:
     assert places("x/song.wav") == {"x/song.wav": "song (2)"}
 
 
-def test_a_song_keeps_its_folder_when_the_folder_that_it_is_in_is_named_later() -> None:
+def test_a_song_keeps_its_folder_when_its_parent_folder_is_separated_later() -> None:
     songs("h/A/01.wav", "h/B/01.wav")
     finish(OUT / "01", Path("h/A/01.wav"))
     assert places("h") == {"h/A/01.wav": "01", "h/B/01.wav": "B/01"}
@@ -180,7 +180,7 @@ def test_a_song_that_was_moved_is_found_by_its_content() -> None:
     assert places("z/song.wav") == {"z/song.wav": "song"}
 
 
-def test_two_songs_of_equal_size_and_time_are_not_taken_for_each_other() -> None:
+def test_two_songs_of_equal_size_and_time_are_not_confused() -> None:
     songs("x/song.wav", "y/song.wav")
     Path("y/song.wav").write_text(Path("x/song.wav").read_text()[::-1])
     for path in ("x/song.wav", "y/song.wav"):
@@ -204,13 +204,13 @@ def test_a_copy_of_a_song_does_not_share_its_folder() -> None:
     assert places("y/song.wav", "x/song.wav") == {"y/song.wav": "y/song", "x/song.wav": "song"}
 
 
-def test_a_folder_of_another_song_is_not_taken_whatever_its_case() -> None:
+def test_a_folder_of_another_song_is_not_used_whatever_its_case() -> None:
     songs("x/SONG.wav", "x/song.wav")
     finish(OUT / "SONG", Path("x/SONG.wav"))
     assert places("x/song.wav") == {"x/song.wav": "song (1)"}
 
 
-def test_finished_stems_are_no_songs() -> None:
+def test_finished_stems_are_not_songs() -> None:
     songs("album/one.wav")
     finish(Path("album/one"), Path("album/one.wav"))
     for output in (Path("album"), Path("elsewhere")):
@@ -220,19 +220,19 @@ def test_finished_stems_are_no_songs() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["."], ["*.wav"], ["**/*.wav"], ["*"], ["one.wav", "out"]])
-def test_nothing_below_the_output_is_a_song(arguments: list[str]) -> None:
+def test_files_in_the_output_folder_are_not_songs(arguments: list[str]) -> None:
     songs("one.wav")
     finish(OUT / "one", Path("one.wav"))
     assert places(*arguments) == {"one.wav": "one"}
 
 
-def test_a_pattern_means_no_finished_stems() -> None:
+def test_a_pattern_does_not_match_finished_stems() -> None:
     songs("album/one.wav")
     finish(Path("album/one"), Path("album/one.wav"))
     assert places("album/**/*.wav", output=Path("elsewhere")) == {"album/one.wav": "one"}
 
 
-def test_a_song_that_is_named_twice_or_through_a_link_is_separated_once() -> None:
+def test_a_song_given_twice_or_through_a_link_is_separated_once() -> None:
     songs("m/a.wav")
     Path("link.wav").symlink_to("m/a.wav")
     assert places("m/a.wav", "m", "./m/../m/a.wav", "link.wav") == {"m/a.wav": "a"}
@@ -268,7 +268,7 @@ def test_a_folder_with_the_name_of_a_stem_is_refused() -> None:
     [("", "a song's name is empty"), ("none.wav", "no such file"), ("*.ogg", "no file matches"),
      ("e", "no songs"), ("/dev/null", "found a pipe or a device")],
 )  # fmt: skip
-def test_an_argument_that_means_no_song_is_a_problem(argument: str, problem: str) -> None:
+def test_an_argument_that_matches_no_song_is_a_problem(argument: str, problem: str) -> None:
     Path("e").mkdir()
     batch = inputs.collect([argument], OUT)
     assert not batch.songs

@@ -1,4 +1,4 @@
-"""Which kernels a processor runs: by the table alone, so that the same command gives the same bits."""
+"""The table alone decides which kernels run, so that the same command gives the same bits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_processor_has_an_entry(
     assert (entry.products, entry.winograd, entry.attention) == (products, winograd, blocks)
 
 
-def test_entries_say_what_they_are_based_on_and_the_last_one_is_for_the_rest() -> None:
+def test_entries_state_their_basis_and_the_last_one_is_the_default() -> None:
     *_, last = entries = kernels.table()
     assert len({entry.name for entry in entries}) == len(entries)
     assert all(entry.measured for entry in entries)
@@ -54,7 +54,7 @@ def test_entries_say_what_they_are_based_on_and_the_last_one_is_for_the_rest() -
     assert (last.products, last.winograd, last.attention) == (False, False, ())
 
 
-def test_a_kernel_of_the_table_runs_only_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_in_the_table_runs_only_if_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     zen5 = kernels.choose(Processor("x86_64", "amd", 26, AVX512))
     monkeypatch.setattr(kernels, "here", lambda: zen5)
     for works in (True, False):
@@ -75,9 +75,7 @@ def test_a_kernel_of_the_table_runs_only_where_torch_has_it(monkeypatch: pytest.
 # The same command gives the same bits
 
 
-def test_nothing_is_timed_to_choose_how_a_song_is_computed(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_are_never_chosen_by_timing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for cached in (kernels.here, product.onednn_is_used, convolution.winograd_is_used):
         cached.cache_clear()
     for clock in ("perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time", "process_time"):
@@ -95,7 +93,7 @@ sys.stdout.buffer.write(b"".join(stem.tobytes() for stem in stems.values()))
 
 
 def test_another_process_gives_the_same_bits(small: Path, tmp_path: Path) -> None:
-    """Also with other hashes, by which sets are ordered."""
+    """Also with another hash seed, which changes the order of sets."""
     soundfile.write(tmp_path / "song.wav", noise(8000, 1), 32_000, subtype="FLOAT")
     found = []
     for seed in ("1", "2"):

@@ -50,7 +50,7 @@ def one(data: Path, split: str | None = None) -> Track:
 
 
 def said(data: Path, fatal: bool | None = None, **options: bool) -> list[str]:
-    """Problems but for the number of songs."""
+    """All problems except the number of songs."""
     problems = [problem for problem in check(find_tracks(data), **options) if "MUSDB" not in problem.message]
     return [str(problem) for problem in problems if fatal in (None, problem.fatal)]
 
@@ -208,7 +208,7 @@ def test_songs_of_moisesdb_with_one_title_are_distinguished_by_their_folders(tmp
     ]
 
 
-def test_sound_files_that_no_song_has_are_named(tmp_path: Path) -> None:
+def test_sound_files_that_belong_to_no_song_are_reported(tmp_path: Path) -> None:
     put(tmp_path / "test" / "song", {**whole(stems_of()), "rehearsal": noise(9), "old/bass": noise(9)})
     put(tmp_path / "test" / "odd", {"take": noise(9)})
     put(tmp_path, {"loose": noise(9)})
@@ -219,7 +219,7 @@ def test_sound_files_that_no_song_has_are_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_split_that_does_not_exist_is_an_error_that_names_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_split_is_an_error_that_lists_the_splits(tmp_path: Path) -> None:
     put(tmp_path / "set" / "train" / "a", whole(stems_of()))
     put(tmp_path / "set" / "valid" / "b", whole(stems_of()))
     found = r"no split 'test'; found train \(1 song\), valid \(1 song\); use --split train"
@@ -270,7 +270,7 @@ def quieter(mixture: np.ndarray) -> np.ndarray:
 
 
 def limited(mixture: np.ndarray) -> np.ndarray:
-    """Brighter, louder, and turned down where it is loud."""
+    """Brighter and louder, with loud passages turned down."""
     bright = mixture - 0.5 * np.roll(mixture, 1, axis=0)
     level = np.convolve(np.abs(bright).max(axis=1), np.ones(2000) / 2000, "same")
     return 2 * bright * np.minimum(1, 0.05 / level)[:, np.newaxis]
@@ -287,7 +287,7 @@ def test_a_mastered_mixture_is_a_warning(
     assert "song: the stems do not sum to the mixture" in said(tmp_path)[0]
 
 
-def test_a_survey_is_done_again_when_incomplete_songs_become_acceptable(tmp_path: Path) -> None:
+def test_the_data_check_is_repeated_when_incomplete_songs_become_acceptable(tmp_path: Path) -> None:
     put(tmp_path / "data" / "song", leave_out(stems_of(), "bass"))
     tracks = find_tracks(tmp_path / "data")
     assert data_check.check_data(tracks, tmp_path).unusable.keys() == {"song"}

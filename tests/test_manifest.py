@@ -94,7 +94,7 @@ def test_another_format_may_be_added_and_all_of_them_count() -> None:
         ({"format": "wav24"}, "format wav16, not wav24"),
     ],
 )
-def test_every_setting_tells_stems_apart(change: dict[str, Any], message: str) -> None:
+def test_every_setting_distinguishes_stems(change: dict[str, Any], message: str) -> None:
     finish(FOLDER, SONG)
     found = status(**change)
     assert found.conflicts == [f"vocals.wav: {message}"]
@@ -102,23 +102,23 @@ def test_every_setting_tells_stems_apart(change: dict[str, Any], message: str) -
     assert status(overwrite=True, **change).conflicts == []
 
 
-def test_weights_that_are_not_here_are_no_difference() -> None:
+def test_missing_weights_do_not_count_as_a_difference() -> None:
     finish(FOLDER, SONG)
     assert not status(weights={"w": None}).conflicts
 
 
-def test_a_stem_of_other_settings_prevents_the_work_on_other_stems_too() -> None:
+def test_a_stem_made_with_other_settings_blocks_the_whole_song() -> None:
     finish(FOLDER, SONG, "bass", speed="fast")
     assert status("vocals").conflicts == ["bass.wav: speed fast, not leaderboard"]
 
 
-def test_another_song_prevents_the_work() -> None:
+def test_stems_of_another_song_block_the_song() -> None:
     finish(FOLDER, SONG)
     SONG.write_text("another version")
     assert status().conflicts == ["vocals.wav: another song, or an older version of this one"]
 
 
-def test_a_song_that_only_got_another_time_is_the_same() -> None:
+def test_a_song_with_only_a_new_modification_time_is_the_same() -> None:
     finish(FOLDER, SONG)
     os.utime(SONG, ns=(1, 1))
     assert not status().missing
@@ -147,7 +147,7 @@ def test_files_without_a_record_next_to_the_stems_are_stale() -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 400])
-def test_a_stem_of_another_size_than_its_record_is_made_again(cut: int) -> None:
+def test_a_stem_whose_size_differs_from_its_record_is_made_again(cut: int) -> None:
     finish(FOLDER, SONG)
     path = FOLDER / "vocals.wav"
     path.write_bytes(path.read_bytes()[:-cut])
@@ -211,7 +211,7 @@ def test_a_file_that_lost_its_record_is_made_again_without_a_copy() -> None:
     ["", "[]", "null", "{", "{}", '{"file": "vocals.wav"}', "[" * 5000, "\ud800", {"bytes": "many"},
      {"settings": {"ensemble": ["x"]}}, {"song": {"modified": "then"}}],
 )  # fmt: skip
-def test_a_record_that_is_none_leaves_the_stem_unfinished(text: str | dict[str, Any]) -> None:
+def test_a_malformed_record_leaves_the_stem_unfinished(text: str | dict[str, Any]) -> None:
     finish(FOLDER, SONG)
     place = FOLDER / ".kmdx" / ".vocals.wav.json"
     if isinstance(text, dict):
@@ -231,7 +231,7 @@ def test_a_record_of_another_file_does_not_count() -> None:
 
 
 def killed_at(step: int, work: Callable[[], None]) -> int | None:
-    """Do some work in a process that is killed at its n-th change of a file; None if it came to its end."""
+    """Do some work in a process that is killed at its n-th change of a file; None if it finished."""
     child = os.fork()
     if not child:
         seen = 0
@@ -257,7 +257,7 @@ def killed_at(step: int, work: Callable[[], None]) -> int | None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("earlier", [None, "fast", "leaderboard"])
-def test_a_kill_at_any_step_leaves_old_stems_new_ones_or_none_that_counts(earlier: str | None) -> None:
+def test_a_kill_at_any_step_leaves_old_stems_new_stems_or_unfinished_ones(earlier: str | None) -> None:
     """Earlier stems are of another speed, or of the same."""
     stems = ("bass", "vocals")
     levels = {0.1: earlier, 0.7: "leaderboard"}
@@ -302,7 +302,7 @@ def test_a_kill_between_two_stems_of_other_settings_is_noticed() -> None:
     assert mixed
 
 
-def test_what_a_kill_left_is_removed_by_the_next_run() -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next_run() -> None:
     finish(FOLDER, SONG)
     (FOLDER / ".bass.wav.0a1b2c3d.partial").write_text("half")
     (FOLDER / ".kmdx" / ".vocals.wav.json.new").write_text("{")
@@ -311,7 +311,7 @@ def test_what_a_kill_left_is_removed_by_the_next_run() -> None:
     assert not status().missing
 
 
-def test_what_another_process_is_writing_is_not_removed() -> None:
+def test_files_that_another_process_is_writing_are_not_removed() -> None:
     finish(FOLDER, SONG)
     with manifest.writing(wanted(FOLDER, SONG, "bass"), manifest.identify(SONG)):
         partial = FOLDER / ".bass.wav.0a1b2c3d.partial"
@@ -335,7 +335,7 @@ def test_one_process_at_a_time_writes_to_a_folder(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_stems_of_another_song_that_came_meanwhile_are_never_replaced(overwrite: bool) -> None:
+def test_stems_of_another_song_written_meanwhile_are_never_replaced(overwrite: bool) -> None:
     other = Path("other.wav")
     other.write_text("another song")
     late = wanted(FOLDER, SONG, overwrite=overwrite)
@@ -367,7 +367,7 @@ def test_a_failure_leaves_no_folder_and_keeps_older_stems() -> None:
     assert not status().missing
 
 
-def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+def test_a_folder_that_cannot_be_created_is_a_one_line_error() -> None:
     Path("out").write_text("a file")
     with pytest.raises(AudioError, match="out/song: cannot be written"):
         finish(FOLDER, SONG)

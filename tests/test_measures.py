@@ -37,7 +37,7 @@ def example() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return truth, guess, truth + rest
 
 
-def test_the_measures_are_those_of_msst_and_its_packages() -> None:
+def test_the_metrics_match_msst_and_its_packages() -> None:
     """Its formulas with auraloss 0.4.0, librosa 0.11.0, torchaudio 2.11.0 and torch-log-wmse 0.3.1."""
     truth, guess, mixture = example()
     expected = {
@@ -62,12 +62,12 @@ def test_si_sdr_is_the_level_of_what_is_orthogonal() -> None:
         assert waveform.si_sdr(truth, scale * (truth + 0.1 * error)) == pytest.approx(20, abs=1e-4)
 
 
-def test_si_sdr_counts_an_error_of_balance() -> None:
+def test_si_sdr_penalizes_a_balance_error() -> None:
     truth = np.repeat(noise(5_000, 1), 2, axis=1)
     assert waveform.si_sdr(truth, truth * np.float32([1, 0])) == pytest.approx(0, abs=1e-4)
 
 
-def test_si_sdr_of_silence_is_minus_80_and_against_silence_nothing() -> None:
+def test_si_sdr_of_silence_is_minus_80_and_undefined_against_silence() -> None:
     truth = noise(5_000)
     assert waveform.si_sdr(truth, 0 * truth) == -80
     assert math.isnan(waveform.si_sdr(0 * truth, truth))
@@ -116,7 +116,7 @@ def test_log_wmse_is_at_its_highest_where_the_error_is_inaudible() -> None:
     assert waveform.log_wmse(0 * mixture, 0 * mixture, 0 * mixture, RATE) == highest
 
 
-def test_a_gain_is_all_bleeding_or_all_missing() -> None:
+def test_a_gain_counts_only_as_bleed_or_only_as_missing_signal() -> None:
     truth = noise(30_000)
     for gain in (2.0, 0.5):
         values = spectral.bleedless_and_fullness(truth, (gain * truth).astype(np.float32), RATE)
@@ -164,14 +164,14 @@ def test_a_song_shorter_than_a_frame_has_a_value(name: str, samples: int) -> Non
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_block_sizes_change_no_spectral_measure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spectral_metrics_do_not_depend_on_the_block_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     truth, guess, _ = example()
     whole = SPECTRAL[name](truth, guess)
     monkeypatch.setattr(blocks, "VALUES", 5 * 1025)
     assert SPECTRAL[name](truth, guess) == pytest.approx(whole, abs=1e-5)
 
 
-def test_block_sizes_change_no_measure_of_waveforms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waveform_metrics_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, guess, mixture = example()
     whole = waveform.si_sdr(truth, guess), waveform.log_wmse(truth, guess, mixture, RATE)
     monkeypatch.setattr(waveform, "BLOCK", 1000)

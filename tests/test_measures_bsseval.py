@@ -52,7 +52,7 @@ def values(scores: dict[str, dict[str, list[float]]]) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("seconds", [0.4, 1.0, 3.2])
-def test_every_frame_is_that_of_museval(seconds: float, channels: int) -> None:
+def test_every_frame_matches_museval(seconds: float, channels: int) -> None:
     truths, guesses = song(seconds, channels)
     expected = museval_frames(truths, guesses)
     np.testing.assert_allclose(values(bsseval(truths, guesses, RATE, TAPS)), expected, rtol=0, atol=1e-7)
@@ -130,7 +130,7 @@ def test_a_song_of_one_stem_has_no_interference_to_measure() -> None:
     assert np.isfinite(scores["museval_isr"] + scores["museval_sar"]).all()
 
 
-def test_block_sizes_change_no_correlation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correlations_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     truths, guesses = song()
     signals = np.concatenate([*truths.values(), *guesses.values()], axis=1).astype(np.float64)
     monkeypatch.setattr(module, "FFT", 64)

@@ -24,7 +24,7 @@ RATE = 4000
 Stems = Mapping[str, np.ndarray]
 
 
-def test_global_sdr_is_the_formula() -> None:
+def test_global_sdr_matches_the_formula() -> None:
     truth = noise(5_000)
     energy = float(np.square(truth, dtype=np.float64).sum())
     assert global_sdr(truth, truth) == pytest.approx(10 * math.log10((energy + DELTA) / DELTA))
@@ -100,14 +100,14 @@ def assert_museval(
 
 
 def by_hand(truth: np.ndarray, guess: np.ndarray) -> float:
-    """The spec's formula in whole numbers, exact but for the logarithm."""
+    """The formula in integer arithmetic, exact except for the logarithm."""
     full = 32768**2
     signal = sum(int(value) ** 2 for value in truth.ravel())
     distortion = sum((int(x) - int(y)) ** 2 for x, y in zip(truth.ravel(), guess.ravel(), strict=True))
     return 10 * math.log10((signal / full + DELTA) / (distortion / full + DELTA))
 
 
-def test_global_sdr_of_files_is_the_formula(tmp_path: Path) -> None:
+def test_global_sdr_of_files_matches_the_formula(tmp_path: Path) -> None:
     stems = {
         stem: 2 * (samples // 2) for stem, samples in song(3 * RATE + 77).items()
     }  # even, so half is exact
@@ -138,7 +138,7 @@ def test_global_sdr_of_files_is_the_formula(tmp_path: Path) -> None:
     assert found["swapped"]["bass"] < 0 < found["swapped"]["vocals"]
 
 
-def test_frames_are_musevals(tmp_path: Path) -> None:
+def test_frames_match_museval(tmp_path: Path) -> None:
     references, errors = song(9 * RATE + 1234), song(9 * RATE + 1234)
     estimates = {
         stem: references[stem] + errors[other] // 4
@@ -172,7 +172,7 @@ def test_musevals_filters_are_not_in_its_sdr(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("samples", [700, RATE - 1, RATE, RATE + 1, 2 * RATE - 1, 2 * RATE, 3 * RATE + 1])
-def test_number_of_frames_is_musevals(tmp_path: Path, samples: int, channels: int) -> None:
+def test_the_number_of_frames_matches_museval(tmp_path: Path, samples: int, channels: int) -> None:
     references = song(samples, channels)
     estimates = {stem: references[stem] // 3 for stem in STEMS}
     result = score(tmp_path, references, estimates)
@@ -195,7 +195,7 @@ def test_perfect_estimates_are_infinite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["reference", "estimate"])
-def test_a_wholly_silent_file_takes_musevals_value_from_all(tmp_path: Path, which: str) -> None:
+def test_a_completely_silent_file_leaves_no_museval_value_for_any_stem(tmp_path: Path, which: str) -> None:
     references = song(2 * RATE + 5)
     estimates = {stem: samples // 2 for stem, samples in references.items()}
     silenced = references if which == "reference" else estimates
@@ -217,7 +217,7 @@ def test_a_wholly_silent_file_takes_musevals_value_from_all(tmp_path: Path, whic
         )
 
 
-def test_musevals_own_reference(tmp_path: Path) -> None:
+def test_musevals_regression_values_are_reproduced(tmp_path: Path) -> None:
     """Random estimates of an excerpt, as museval's own regression test has them."""
     folder = shared("audio", "musdb18-excerpts", "train", "Music Delta - 80s Rock")
     parts = {stem: sf.read(folder / f"{stem}.wav", dtype="int16")[0].astype(np.int32) for stem in STEMS}
@@ -236,7 +236,7 @@ def test_musevals_own_reference(tmp_path: Path) -> None:
         assert result.frames["museval_sdr"][stem] == pytest.approx(frames, abs=1e-3)
 
 
-def test_frames_of_music_are_musevals(tmp_path: Path) -> None:
+def test_frames_of_real_music_match_museval(tmp_path: Path) -> None:
     folder = shared("audio", "musdb18-excerpts", "test", "The Easton Ellises - Falcon 69")
     read = {
         name: sf.read(folder / f"{name}.wav", 3 * 44100, dtype="int16")[0] for name in (*STEMS, "mixture")
@@ -246,7 +246,7 @@ def test_frames_of_music_are_musevals(tmp_path: Path) -> None:
     assert_museval(score(tmp_path, references, estimates, rate=44100), references, estimates, rate=44100)
 
 
-def test_blocks_do_not_show(tmp_path: Path) -> None:
+def test_scores_do_not_depend_on_the_block_size(tmp_path: Path) -> None:
     references, estimates = song(7 * RATE + 3), song(7 * RATE + 3, stems=tuple(reversed(STEMS)))
     truths, guesses = write(tmp_path / "a", references), write(tmp_path / "b", estimates, extension="flac")
     whole = score_song(truths, guesses, block=100)
@@ -274,7 +274,7 @@ def test_envelopes_are_peaks(tmp_path: Path) -> None:
     assert envelope["reference"] == expected
 
 
-def test_clipped_estimates_are_told(tmp_path: Path) -> None:
+def test_clipped_estimates_are_reported(tmp_path: Path) -> None:
     truth = noise(RATE)
     loud = truth.copy()
     loud[:200] = np.where(np.arange(200)[:, None] % 2, 3.0, -3.0)
@@ -309,7 +309,9 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         score_song(truth, {"drums": truth["bass"]})
 
 
-def test_metrics_of_one_function_share_its_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_one_function_are_computed_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from evaluator.measures import spectral
 
     calls: list[int] = []

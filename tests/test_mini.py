@@ -1,4 +1,4 @@
-"""The small ensemble that comes with the package: it is there, it runs offline, and it has learned."""
+"""The small ensemble in the package: its files, offline use, and scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE = 44100
 
 
 def song(seconds: float = 6) -> dict[str, np.ndarray]:
-    """Stems of a song that no network has heard: decaying noise and sweeps, a low saw, chords, a vowel."""
+    """Stems of a song that no network was trained on: decaying noise and sweeps, a low saw, chords, a vowel."""
     rng = np.random.default_rng(0)
     time = np.arange(int(seconds * RATE)) / RATE
 
@@ -46,13 +46,13 @@ def song(seconds: float = 6) -> dict[str, np.ndarray]:
     return {stem: np.stack([sound, sound], 1).astype(np.float32) for stem, sound in made.items()}
 
 
-def test_all_four_come_with_it_and_are_small() -> None:
+def test_all_four_networks_come_with_the_package_and_are_small() -> None:
     files = [use.weight.path for use in plan_file.load("mini").networks.values()]
     assert {path.parent for path in files} == {FOLDER}
     assert sum(path.stat().st_size for path in files) < 8e6
 
 
-def test_it_separates_without_a_network(tmp_path: Path) -> None:
+def test_mini_separates_without_an_internet_connection(tmp_path: Path) -> None:
     stems = song(3)
     soundfile.write(tmp_path / "song.wav", sum(stems.values()), RATE, "FLOAT")
     program = (
@@ -77,7 +77,7 @@ def test_it_separates_without_a_network(tmp_path: Path) -> None:
     assert all(sound.shape == stems["bass"].shape and sound.any() for sound in written.values())
 
 
-def test_it_has_learned() -> None:
+def test_mini_improves_every_stem() -> None:
     stems = song()
     mixture = sum(stems.values())
     estimates = Separator("mini", device="cpu", precision="fp32").separate(mixture, RATE)
@@ -88,12 +88,12 @@ def test_it_has_learned() -> None:
 
 
 @pytest.mark.parametrize(("precision", "change"), [("fp16", 0.01), ("bf16", 0)])
-def test_half_precision_changes_next_to_nothing(precision: str, change: float) -> None:
+def test_half_precision_changes_the_scores_very_little(precision: str, change: float) -> None:
     stems = {stem: truth[: len(truth) // 3] for stem, truth in song().items()}  # fp16 is slow in software
     mixture = sum(stems.values())
     exact = Separator("mini", device="cpu", precision="fp32").separate(mixture, RATE)
     separator = Separator("mini", device="cpu", precision=precision)
-    computes = torch.float16 if precision == "fp16" else torch.float32  # U-Nets do not bear bfloat16
+    computes = torch.float16 if precision == "fp16" else torch.float32  # U-Nets do not support bfloat16
     assert {network.dtype for network in separator.networks.values()} == {computes}
     half = separator.separate(mixture, RATE)
     for stem, truth in stems.items():
@@ -101,7 +101,7 @@ def test_half_precision_changes_next_to_nothing(precision: str, change: float) -
         assert np.array_equal(half[stem], exact[stem]) == (precision == "bf16")
 
 
-def test_the_demo_falls_back_to_it(
+def test_the_demo_falls_back_to_mini(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(weight: weights.Weight) -> Path:
@@ -114,7 +114,7 @@ def test_the_demo_falls_back_to_it(
     assert demo.choose_ensemble() == "htdemucs"
 
 
-def test_pulling_it_has_nothing_to_do(
+def test_pulling_mini_downloads_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kmdx import cli
@@ -134,7 +134,7 @@ def test_pulling_it_has_nothing_to_do(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_wheel_carries_it(tmp_path: Path) -> None:
+def test_a_wheel_contains_mini(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a build leaves things behind
     for name in ("kmdx", "models/mini"):
         shutil.copytree(ROOT / name, source / name)

@@ -1,4 +1,4 @@
-"""Each network behind its face: shapes, narrowing, strict loading, ONNX."""
+"""The interface of each network: shapes, narrowing, strict loading, ONNX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def batch() -> torch.Tensor:
     return 0.1 * torch.randn(3, 2, tiny.CHUNK)
 
 
-def test_spectrogram_and_back_is_the_signal_where_no_bin_is_left_out() -> None:
+def test_the_inverse_spectrogram_returns_the_signal_if_no_bin_is_left_out() -> None:
     config = SpectrogramConfig(n_fft=512, hop=128, bins=257, frames=9)
     spectrogram = Spectrogram(config)
     wave = torch.randn(2, 2, config.chunk)
@@ -55,7 +55,7 @@ def test_unet_takes_any_norm_and_a_batch_equals_its_parts(
 
 
 @pytest.mark.parametrize("norm_groups", [None, 2])
-def test_unet_with_gradients_gives_the_same_and_leaves_alone_what_it_hears(
+def test_unet_with_gradients_gives_the_same_and_does_not_change_its_input(
     norm_groups: int | None, batch: torch.Tensor
 ) -> None:
     network = tiny.unet("bass", norm_groups, seed=1)
@@ -113,7 +113,7 @@ def test_onnx_equals_the_network_it_was_exported_from(dynamic: bool, batch: torc
         assert decibels(network(batch), exported(batch)) > 100
 
 
-def test_onnx_that_lands_on_the_cpu_of_a_cuda_machine_is_a_loud_warning(tmp_path) -> None:
+def test_onnx_on_the_cpu_of_a_cuda_machine_gives_a_warning(tmp_path) -> None:
     network = tiny.unet("vocals", None, seed=3)
     tiny.export(network, tmp_path / "vocals.onnx")
     with pytest.warns(KmdxWarning, match="runs on the CPU instead of cuda:0"):
@@ -145,7 +145,7 @@ def test_a_narrowed_demucs_shares_its_weights() -> None:
     assert len(new) == 4, "the last layers' weights and biases, and nothing more"
 
 
-def test_demucs_has_no_such_source() -> None:
+def test_demucs_refuses_an_unknown_source() -> None:
     with pytest.raises(ValueError, match="not guitar"):
         DemucsNetwork(tiny.demucs(tiny.HTDEMUCS, seed=5)).narrow(["guitar"])
 
@@ -168,7 +168,7 @@ def test_demucs_refuses_another_networks_weights() -> None:
         build({"type": "htdemucs", **options}, None, tiny.demucs(tiny.HDEMUCS, seed=5).state_dict())
 
 
-def test_a_network_of_one_source_cannot_be_asked_for_another() -> None:
+def test_a_network_with_one_source_refuses_others() -> None:
     network: TfcTdf = tiny.unet("bass", 2, seed=1)
     assert network.narrow(["bass"]) is network
     with pytest.raises(ValueError, match="estimates bass, not vocals"):

@@ -1,4 +1,4 @@
-"""kmdx.pipeline: what runs side by side, and what becomes of errors and Ctrl-C."""
+"""kmdx.pipeline: what runs in parallel, and how errors and Ctrl-C are handled."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_each_item_is_read_worked_on_and_written_in_order() -> None:
     assert not line.threads["work"] & (line.threads["read"] | line.threads["write"])
 
 
-def test_one_item() -> None:
+def test_a_single_item_is_processed() -> None:
     assert Line().run("a").reported() == ["write a done"]
 
 
@@ -101,13 +101,13 @@ def test_an_error_is_reported_in_its_place_and_the_rest_go_on(step: str, item: s
     assert line.reported() == [f"fail {i}: no" if i == item else f"write {i} done" for i in "abcd"]
 
 
-def test_an_error_waits_for_the_writing_before_it() -> None:
+def test_an_error_is_reported_after_the_write_before_it() -> None:
     line = Line({"read b": KmdxError("no")}, waits={"write a": "read c"}).run()
     assert line.reported() == ["write a done", "fail b: no", "write c done", "write d done"]
 
 
 @pytest.mark.parametrize("step", ["read", "work", "write"])
-def test_an_error_that_nobody_expected_ends_all(step: str) -> None:
+def test_an_unexpected_error_ends_the_pipeline(step: str) -> None:
     line = Line({f"{step} b": RuntimeError("a bug")})
     with pytest.raises(RuntimeError, match="a bug"):
         line.run()
@@ -115,7 +115,7 @@ def test_an_error_that_nobody_expected_ends_all(step: str) -> None:
     assert "work d" not in line.log
 
 
-def test_ctrl_c_lets_the_writing_end() -> None:
+def test_ctrl_c_waits_for_the_current_write() -> None:
     line = Line({"work b": KeyboardInterrupt()}, waits={"work b": "write a"})
     with pytest.raises(pipeline.Interrupted) as stopped:
         line.run()
@@ -123,7 +123,7 @@ def test_ctrl_c_lets_the_writing_end() -> None:
     assert line.reported() == ["write a done"]
 
 
-def test_ctrl_c_while_waiting_for_a_reading() -> None:
+def test_ctrl_c_while_waiting_for_a_read_ends_the_pipeline() -> None:
     line = Line({"read b": KeyboardInterrupt()})
     with pytest.raises(pipeline.Interrupted) as stopped:
         line.run()
@@ -131,7 +131,7 @@ def test_ctrl_c_while_waiting_for_a_reading() -> None:
     assert line.reported() == ["write a done"]
 
 
-def test_ctrl_c_when_only_the_writing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_the_last_write_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line()
     result = pipeline.Future.result
 

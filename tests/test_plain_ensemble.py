@@ -1,4 +1,4 @@
-"""The baseline against a reading of leaderboard C written by hand, and what makes it the plainest form."""
+"""The baseline against a hand-written implementation of leaderboard C."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mixture_of(samples: int) -> torch.Tensor:
     return torch.from_numpy(noise(samples).T.copy()) + 0.01
 
 
-def test_every_signal_is_that_of_the_plain_reading(
+def test_every_signal_matches_the_plain_implementation(
     leaderboard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = load(leaderboard)

@@ -1,4 +1,4 @@
-"""Plans as data: the published numbers, pruning, and one clear line for each mistake."""
+"""Plans as data: the published numbers, pruning, and a one-line error for each mistake."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_htdemucs_ft_is_the_same_staging_with_four_networks() -> None:
     assert nodes["other"] == Sum({"x3": 0.71, "O.other": 0.29}, "x")
 
 
-def test_the_arithmetic_is_the_sum_of_what_runs() -> None:
+def test_the_arithmetic_is_the_sum_over_the_networks_that_run() -> None:
     loaded = plan_file.load("leaderboard_c")
     assert loaded.gflops(loaded.stems) == pytest.approx(1781, abs=1)
     halves = loaded.gflops(["mdx_bass", "mdx_drums", "mdx_other", "mdx_vocals"])
@@ -120,7 +120,7 @@ def test_only_what_a_stem_needs_is_run(stems: list[str], networks: set[str]) -> 
     assert set(plan_file.load("leaderboard_c").networks_used(stems)) == networks
 
 
-def test_networks_are_asked_only_for_the_sources_that_are_used() -> None:
+def test_networks_compute_only_the_sources_that_are_used() -> None:
     loaded = plan_file.load("leaderboard_c")
     everything = loaded.sources_used(loaded.stems)
     assert everything["V"] == ("vocals",)
@@ -139,7 +139,7 @@ def test_every_plan_of_the_package_uses_all_that_it_names(name: str) -> None:
     assert loaded.description
 
 
-def test_stages_count_networks_on_the_longest_way() -> None:
+def test_a_stage_counts_the_networks_on_the_longest_path() -> None:
     loaded = plan_file.load("leaderboard_c")
     stages = {
         name: loaded.stage(name) for name in ("mixture", "x", "V", "x1", "D", "B.bass", "other", "vocals")
@@ -148,7 +148,7 @@ def test_stages_count_networks_on_the_longest_way() -> None:
 
 
 @pytest.mark.parametrize("cap", [0.82, 0.5, 0.0])
-def test_a_capped_plan_differs_in_overlap_alone(cap: float) -> None:
+def test_a_capped_plan_differs_only_in_overlap(cap: float) -> None:
     published = plan_file.load("leaderboard_c")
     before = repr(published)
     capped = published.capped(cap)
@@ -163,7 +163,7 @@ def test_a_capped_plan_differs_in_overlap_alone(cap: float) -> None:
     assert published.capped(0.85) == published
 
 
-def test_a_plan_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
+def test_a_users_plan_is_loaded_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SMALL, "utf-8")
     loaded = plan_file.load(path)
@@ -183,7 +183,7 @@ def test_the_example_of_the_documentation_is_a_plan() -> None:
     assert text.split("```mermaid\n")[1].split("```")[0] == drawing.mermaid(loaded, loaded.stems)
 
 
-def test_nodes_may_stand_in_any_order() -> None:
+def test_nodes_may_be_in_any_order() -> None:
     content = yaml.safe_load(SMALL)
     content["signals"] = dict(reversed(content["signals"].items()))
     loaded = plan_file.parse(yaml.safe_dump(content, sort_keys=False), "small")
@@ -273,12 +273,12 @@ def test_mistakes_name_the_line_and_the_key(old: str, new: str, message: str) ->
 @pytest.mark.parametrize(
     ("text", "message"), [("", "the file is empty"), ("- 1", "expected a mapping"), ("a: 1", "unknown key")]
 )
-def test_files_that_are_no_plan(text: str, message: str) -> None:
+def test_files_that_are_not_plans_are_refused(text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan_file.parse(text, "broken")
 
 
-def test_unknown_ensembles(tmp_path: Path) -> None:
+def test_unknown_ensembles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         PlanError, match=r"unknown ensemble 'nope'; available: htdemucs, htdemucs_ft, leaderboard_c"
     ):
@@ -293,7 +293,7 @@ def test_unknown_ensembles(tmp_path: Path) -> None:
         plan_file.load(tmp_path / "binary.yaml")
 
 
-def test_a_chunk_that_the_network_does_not_hear_is_refused() -> None:
+def test_a_chunk_that_the_network_does_not_accept_is_refused() -> None:
     text = SMALL.replace(
         "weights: htdemucs, overlap_add: {overlap: 0.25}",
         "weights: mdx_bass, trim_and_join: {chunk: 1000, trim: 5}",
@@ -328,7 +328,7 @@ def chain(length: int, order: str) -> str:
 
 
 @pytest.mark.parametrize("order", ["forward", "backward", "random"])
-def test_chains_may_be_long(order: str) -> None:
+def test_long_chains_are_allowed(order: str) -> None:
     plan = plan_file.parse(chain(2000, order), "chain")
     assert plan.order(["vocals"]) == [*(f"s{number}" for number in range(2000, -1, -1)), "vocals"]
     assert plan.stage("vocals") == 0
@@ -359,7 +359,7 @@ def test_the_order_of_a_plan_made_in_python_has_no_bound() -> None:
     assert plan.order(["s0"]) == [f"s{number}" for number in range(20_000, -1, -1)]
 
 
-def test_long_cycles_are_told_in_a_short_line() -> None:
+def test_long_cycles_are_reported_in_a_short_line() -> None:
     text = chain(2000, "backward").replace("s2000: {sum: {mixture", "s2000: {sum: {s0")
     with pytest.raises(
         PlanError, match=r"line 3: signals.s0: a cycle: s0 → s1 → s2 .* \(1992 more\)$"
@@ -380,7 +380,7 @@ def test_signals_held_at_once_are_bounded() -> None:
         plan_file.parse(text, "fan")
 
 
-def test_the_documented_bounds_are_those_that_hold() -> None:
+def test_the_documented_bounds_are_enforced() -> None:
     text = (Path(__file__).parents[1] / "docs" / "ensembles.md").read_text("utf-8")
     loaded = plan_file.load("leaderboard_c")
     windows, load = loaded.windows_per_second(loaded.stems), loaded.load(loaded.stems)
@@ -412,7 +412,7 @@ def test_all_networks_together_are_bounded() -> None:
         plan_file.parse(text.replace("{V.vocals: 1}", f"{{V.vocals: 1, {blend}}}"), "all")
 
 
-def test_what_is_used_twice_may_be_written_once() -> None:
+def test_merge_keys_are_supported() -> None:
     text = SMALL.replace("  net: {", "  first: &a {").replace(
         "signals:", "  net: {<<: *a, overlap_add: {overlap: 0.5}}\nsignals:"
     )
@@ -421,11 +421,11 @@ def test_what_is_used_twice_may_be_written_once() -> None:
     assert networks["net"].chunking == OverlapAdd(0.5, 7.8, 343980)
 
 
-def test_numbers_may_have_an_exponent_alone() -> None:
+def test_numbers_may_have_an_exponent_without_a_decimal_point() -> None:
     plan = plan_file.parse(SMALL.replace("V.vocals: -1", "V.vocals: -25e-2"), "small")
     assert plan.nodes["rest"] == Sum({"x": 1, "V.vocals": -0.25})
 
 
-def test_titles_are_one_line_that_can_be_printed() -> None:
+def test_titles_are_one_printable_line() -> None:
     plan = plan_file.parse('title: "a\\e[31m\\0\\nb"\n' + SMALL, "small")
     assert plan.title == "a[31m b"

@@ -27,7 +27,9 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
         ((6, 1), ()),
     ],
 )
-def test_gpus(capability: tuple[int, int], halves: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_half_precisions_of_gpus(
+    capability: tuple[int, int], halves: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision.fast_halves(GPU) == halves
 
@@ -43,7 +45,9 @@ def test_gpus(capability: tuple[int, int], halves: tuple, monkeypatch: pytest.Mo
         (None, (BF16,)),
     ],
 )
-def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_half_precisions_of_cpus(
+    capabilities: dict | None, halves: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if capabilities is None:  # torch before 2.6
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(halves), raising=False)
@@ -66,14 +70,14 @@ def test_cpus(capabilities: dict | None, halves: tuple, monkeypatch: pytest.Monk
         ("bf16", CPU, "leaderboard", (), "bf16 where a network supports it"),
     ],
 )
-def test_in_words(
+def test_the_precision_is_described_in_words(
     name: str, device: torch.device, speed: str, fast: tuple, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
     assert precision.in_words(name, device, speed) == words
 
 
-def test_other_devices_have_none() -> None:
+def test_other_devices_have_no_fast_half_precision() -> None:
     assert precision.fast_halves(torch.device("mps")) == ()
 
 
@@ -100,7 +104,7 @@ def test_other_devices_have_none() -> None:
         ("fp16", GPU, "leaderboard", (FP16,), (), FP32),
     ],
 )
-def test_what_is_chosen(
+def test_the_precision_of_a_network_follows_from_device_speed_and_support(
     name: str,
     device: torch.device,
     speed: str,
@@ -114,7 +118,7 @@ def test_what_is_chosen(
 
 
 @pytest.mark.parametrize("name", ["fp64", "", "FP32", None, 16])
-def test_an_unknown_precision_is_one_line(name: object) -> None:
+def test_an_unknown_precision_is_a_one_line_error(name: object) -> None:
     for refuse in (precision.check, lambda name: precision.choose(name, CPU, ())):
         with pytest.raises(DeviceError) as caught:
             refuse(name)
@@ -131,7 +135,7 @@ def test_an_unknown_precision_is_one_line(name: object) -> None:
         ("fp32", (), False),
     ],
 )
-def test_a_half_precision_in_software_is_warned_of(
+def test_emulated_half_precision_gives_a_warning(
     name: str, fast: tuple, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
@@ -169,7 +173,7 @@ def settings() -> dict[str, object]:
 
 @pytest.fixture
 def untouched() -> Iterator[None]:
-    """Give torch's settings back as they are at the start of a process."""
+    """Restore torch's settings to those at the start of a process."""
     yield
     BACKENDS.cudnn.allow_tf32 = True
     BACKENDS.cudnn.benchmark = BACKENDS.cudnn.deterministic = False
@@ -208,7 +212,7 @@ SET = {
     [(name, "older") for name in SET if not name.startswith(("newer", "a mix"))]
     + [pytest.param(name, "newer", marks=NEWER) for name in SET],
 )
-def test_float32_is_computed_as_it_is_whatever_was_set(
+def test_float32_is_exact_whatever_torch_settings_are(
     name: str, api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if api == "older":

@@ -1,4 +1,4 @@
-"""A submission's process: what it says, what it takes, how it ends."""
+"""A submission's process: its replies, its resources, and its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from evaluator.process import Limits, SubmissionError, check_submission
 
 start = process_cases.start
 EVERYTHING = ["mount", "PID", "network", "IPC", "UTS", "user", "Landlock"]
-"""All that isolates a submission: what a system may not allow."""
+"""Every kind of isolation that a system may not allow."""
 
 
 def test_songs_become_files_and_the_model_is_made_once(start, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_submission_may_print_anything(start, tmp_path: Path, monkeypatch: pyt
         ("crashes", "the process exited unexpectedly (SIGABRT)", True, 2),
     ],
 )
-def test_failures_are_what_they_are_and_what_raised_is_made_anew(
+def test_failures_are_reported_and_the_model_is_loaded_again_after_an_exception(
     start, tmp_path: Path, what: str, reason: str, ends: bool, made: int
 ) -> None:
     submission = start(what)
@@ -74,7 +74,7 @@ def test_failures_are_what_they_are_and_what_raised_is_made_anew(
 
 
 @pytest.mark.parametrize("what", ["sleeps", "loops in native code"])
-def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
+def test_a_song_over_the_time_limit_is_killed(start, what: str) -> None:
     submission = start(what, Limits(time_factor=2, enforced=True))
     submission.start()
     running = submission._running.all()
@@ -87,7 +87,7 @@ def test_a_song_over_its_time_is_killed_hard(start, what: str) -> None:
 
 
 @LINUX
-def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_has_no_network(start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("KMDX_PORT", str(server.getsockname()[1]))
         submission = start("opens a socket")
@@ -105,18 +105,18 @@ def test_the_network_is_cut(start, monkeypatch: pytest.MonkeyPatch) -> None:
         ("works", "os._exit(7)", "the process exited unexpectedly (exit code 7)"),
     ],
 )
-def test_a_model_that_cannot_be_made_ends_the_run(start, what: str, load: str, reason: str) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run(start, what: str, load: str, reason: str) -> None:
     with pytest.raises(SubmissionError) as caught:
         start(what, load=load).separate("one", SECONDS)
     assert reason in str(caught.value)
 
 
-def test_a_model_that_takes_too_long_to_make(start) -> None:
+def test_a_model_that_takes_too_long_to_load_ends_the_run(start) -> None:
     with pytest.raises(SubmissionError, match="loading the model took more than 1 s"):
         start("works", Limits(enforced=True, load_seconds=1), load="time.sleep(60)").start()
 
 
-def test_settings_are_for_submissions_that_have_them(start) -> None:
+def test_overriding_a_setting_that_a_submission_lacks_is_refused(start) -> None:
     submission = start("works")
     submission.options = replace(submission.options, ensemble="htdemucs")
     with pytest.raises(SubmissionError, match="user_config.py has no ENSEMBLE"):
@@ -125,7 +125,7 @@ def test_settings_are_for_submissions_that_have_them(start) -> None:
 
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Process]]:
-    """Find the processes that a submission leaves behind: they sleep for a number of seconds like no other."""
+    """Find the processes that a submission leaves behind by their unique number of seconds to sleep."""
     seconds = f"600.{secrets.randbelow(10**9):09}"
     monkeypatch.setenv("KMDX_NAP", seconds)
 
@@ -138,7 +138,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[psutil.Process]]:
 @LINUX
 @pytest.mark.parametrize("without", [[], EVERYTHING], ids=["contained", "not contained"])
 @pytest.mark.parametrize(("what", "stays"), [("", "0"), ("", "60"), (" and crashes", "0")])
-def test_nothing_that_was_started_survives(
+def test_no_process_of_a_submission_survives(
     start, naps, monkeypatch: pytest.MonkeyPatch, what: str, stays: str, without: list[str]
 ) -> None:
     monkeypatch.setenv("KMDX_STAYS", stays)
@@ -159,7 +159,7 @@ while True:
         os._exit(0)
     {each}
 """
-"""A process that is another one all the time: whoever looks for it finds one that has ended."""
+"""A process that constantly replaces itself, so that a search finds only one that has ended."""
 LEFT_BEHIND = {
     "one": "i=0; while :; do i=$((i + 1)); echo $i > $AICROWD_PUBLIC_SHARED_DIR/alive; sleep 0.01; done",
     "chain": f"exec '{sys.executable}' -I -S -c '{CHAIN.format(each='pass')}'",
@@ -210,13 +210,13 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def changes(file: Path) -> bool:
-    """Whether somebody writes to a file."""
+    """Whether any process is writing to a file."""
     before = file.read_bytes() if file.exists() else b""
     time.sleep(0.5)
     return file.exists() and file.read_bytes() != before
 
 
-def test_a_folder_without_a_submission(start, tmp_path: Path) -> None:
+def test_a_folder_without_a_submission_is_refused(start, tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path / "shared"):
         with pytest.raises(SubmissionError, match=r"does not contain my_submission/aicrowd_wrapper\.py$"):
             check_submission(folder)
@@ -268,7 +268,7 @@ class HasValue:
 
 
 @pytest.mark.parametrize("kind", [Waits, HasMethod, HasProperty, HasValue])
-def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
+def test_progress_is_passed_only_to_models_that_accept_it(kind: type) -> None:
     model, before = kind(), dict(vars(kind))
     model.separate_music_file = lambda samples, rate: ({}, {})
     submission_worker.wrap_model(model, {}, print)
@@ -277,7 +277,7 @@ def test_progress_is_for_models_that_wait_for_it(kind: type) -> None:
     assert dict(vars(kind)) == before
 
 
-def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
+def test_a_wrapper_may_call_the_model_with_keyword_arguments() -> None:
     model = types.SimpleNamespace(separate_music_file=lambda mixed, rate: ({"bass": mixed[1:]}, {}))
     findings: dict[str, bool] = {}
     submission_worker.wrap_model(model, findings, print)
@@ -285,7 +285,7 @@ def test_a_wrapper_may_name_what_it_gives_the_model() -> None:
     assert "wrong length: bass has 7 samples, the mixture 8" in findings
 
 
-def test_each_check_of_stems_is_on_its_own() -> None:
+def test_each_check_of_the_stems_is_independent() -> None:
     mixture = noise(4)
 
     class OnlyLength:

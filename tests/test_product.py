@@ -1,4 +1,4 @@
-"""Matrix products and attention computed another way, against torch's own; and where that way is not taken."""
+"""Fast matrix products and attention against torch's own, and the cases in which torch computes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONEDNN = pytest.mark.skipif(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """oneDNN is used; what it was asked to multiply."""
+    """Enables oneDNN; returns the products that it computed."""
     asked: list[Tensor] = []
     multiply = product._onednn
 
@@ -43,7 +43,7 @@ def sound(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(7, 5), (1, 5), (2, 3, 7, 5), (0, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
-def test_a_layer_by_onednn_equals_torchs_own(shape: tuple[int, ...], bias: bool, calls: list[Tensor]) -> None:
+def test_a_onednn_layer_equals_torchs(shape: tuple[int, ...], bias: bool, calls: list[Tensor]) -> None:
     layer = nn.Linear(5, 11, bias=bias)
     wave = sound(*shape)
     expected = layer(wave)
@@ -63,14 +63,14 @@ def test_a_layer_by_onednn_equals_torchs_own(shape: tuple[int, ...], bias: bool,
 @ONEDNN
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.inference_mode()
-def test_products_with_each_of_a_batch(batch: int, calls: list[Tensor]) -> None:
+def test_a_matrix_is_multiplied_with_each_item_of_a_batch(batch: int, calls: list[Tensor]) -> None:
     first, second = sound(12, 7), sound(batch, 7, 9)
     assert decibels(torch.matmul(first, second), product.matmul(first, second)) > NEEDED
     assert len(calls) == batch
 
 
 @ONEDNN
-def test_elsewhere_torch_multiplies(calls: list[Tensor]) -> None:
+def test_torch_computes_other_products(calls: list[Tensor]) -> None:
     layer = product.OneDnnLinear(5, 3)
     wave = sound(4, 5)
     assert layer(wave).requires_grad
@@ -91,13 +91,13 @@ class Own(nn.Linear):
     pass
 
 
-def test_a_class_of_its_own_is_left_alone() -> None:
+def test_subclasses_are_not_replaced() -> None:
     assert not product.OneDnnLinear.fits(Own(4, 4))
 
 
 @pytest.mark.parametrize("how", ["not built in", "no such operator", "fails", "wrong"])
 @ONEDNN
-def test_without_onednn_all_goes_the_ordinary_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_computes_all_products_without_onednn(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Tensor:
         raise RuntimeError("no such thing here")
 
@@ -116,7 +116,7 @@ def test_without_onednn_all_goes_the_ordinary_way(how: str, monkeypatch: pytest.
 @pytest.mark.parametrize(("steps", "others"), [(1, 1), (50, 31), (attention.BLOCK + 5, 2 * attention.BLOCK)])
 @pytest.mark.parametrize(("dtype", "needed"), [(torch.float32, NEEDED), (torch.bfloat16, 40)])
 @torch.inference_mode()
-def test_attention_in_blocks(
+def test_attention_in_blocks_equals_torchs(
     dtype: torch.dtype, needed: float, steps: int, others: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(product, "onednn_is_used", lambda: onednn and product.onednn_works())
@@ -130,7 +130,7 @@ def test_attention_in_blocks(
 
 
 @torch.inference_mode()
-def test_attention_goes_the_way_that_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_uses_the_implementation_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[str] = []
 
     def noted(way: str) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""The protocol of the challenge: what a submission sees, and how songs fail."""
+"""The challenge's protocol: what a submission sees, and how songs fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kmdx.errors import KmdxError
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 
 
-def test_a_full_disk_fails_the_song_and_the_run_goes_on(evaluate, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_fails_the_song_and_the_run_continues(evaluate, tmp_path: Path, monkeypatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -60,7 +60,7 @@ def test_the_submission_sees_one_mixture_and_no_stems(evaluate, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("what", ["raises", "returns NaN", "returns three stems", "crashes"])
-def test_songs_that_fail_are_recorded_and_the_run_goes_on(evaluate, tmp_path: Path, what: str) -> None:
+def test_failed_songs_are_recorded_and_the_run_continues(evaluate, tmp_path: Path, what: str) -> None:
     result = evaluate(what=what)
     assert result.code == 1
     content = results(tmp_path / "run")
@@ -136,7 +136,7 @@ def test_nan_fails_a_song_and_does_not_end_a_strict_run(evaluate, tmp_path: Path
     assert [record["reason"] for record in records] == ["NaN in drums"] * 3
 
 
-def test_a_reason_names_the_owner_of_a_file_and_not_its_folder(tmp_path: Path) -> None:
+def test_a_reason_names_the_owner_of_a_file_and_not_its_temporary_folder(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for folder in (workspace.stems, workspace.references):
         soundfile.write(folder / "bass.wav", np.full((9, 2), np.nan), 44100, "FLOAT")
@@ -153,10 +153,10 @@ def test_a_reason_names_the_owner_of_a_file_and_not_its_folder(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_predictions_that_resist_being_cleared_are_cleared_without_the_submission(
+def test_predictions_that_cannot_be_cleared_are_cleared_after_a_kill(
     evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """The second song's: a process of the submission may write while they are cleared."""
+    """Those of the second song: a process of the submission may write while they are cleared."""
     clear, kill = Predictions.clear, Submission.kill
     calls: list[str] = []
 

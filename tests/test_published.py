@@ -26,7 +26,7 @@ def text_of(results: dict[str, Any]) -> str:
     return Text(report.page(results)).text.replace("\N{FIGURE SPACE}", "")
 
 
-def test_the_test_set_is_sisecs() -> None:
+def test_the_test_set_matches_sisec() -> None:
     table, row = published.find("tak1")
     assert row.scores == {"vocals": 6.6, "drums": 6.431, "bass": 5.156, "other": 4.152}
     assert table.shared(VOCALS) == len(table.songs) == 50
@@ -74,7 +74,7 @@ def test_a_run_on_the_same_songs_is_shown_next_to_the_published_ones() -> None:
         assert words in text
 
 
-def test_the_runs_average_is_that_of_its_stems_medians() -> None:
+def test_the_average_of_a_run_is_the_mean_of_its_stem_medians() -> None:
     results = results_of(list(VOCALS))
     (same, hidden) = published_next_to(results["summary"], results["run"], list(VOCALS))
     medians = results["summary"]["scores"]["museval_sdr"]["median"]
@@ -85,12 +85,12 @@ def test_the_runs_average_is_that_of_its_stems_medians() -> None:
     assert hidden.own[0] == pytest.approx(results["summary"]["scores"]["global_sdr"]["mean"]["song"])
 
 
-def test_a_run_on_some_of_the_songs_is_told_so() -> None:
+def test_a_run_on_some_of_the_songs_is_marked() -> None:
     text = text_of(results_of([*list(VOCALS)[:3], "mine"]))
     assert "This run used 3 of these 50 songs and 1 other song, so compare the results with caution." in text
 
 
-def test_a_run_on_other_songs_does_not_compare() -> None:
+def test_a_run_on_other_songs_is_not_compared() -> None:
     text = text_of(results_of(["mine"]))
     assert "on the same songs" not in text
     assert text.count("so the results cannot be compared directly.") == 2
@@ -108,5 +108,5 @@ def test_a_single_stem_is_shown_without_an_average() -> None:
     assert published_next_to(results["summary"], results["run"], list(VOCALS)) == []
 
 
-def test_capital_letters_make_no_difference_to_a_published_name() -> None:
+def test_published_names_are_case_insensitive() -> None:
     assert published.find("TAK1") == published.find("tak1")

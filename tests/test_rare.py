@@ -8,7 +8,7 @@ from sound_cases import RATE
 
 
 @pytest.mark.parametrize(("container", "channels"), [("VOC", 2), ("SVX", 1)])
-def test_old_formats_that_are_cut_are_refused(tmp_path, container, channels):
+def test_truncated_files_in_old_formats_are_refused(tmp_path, container, channels):
     path = tmp_path / f"a.{container.lower()}"
     sf.write(path, song(4.0, RATE, channels), RATE, "PCM_16", format=container)
     samples, told = read(path, accept_holes=False)
@@ -42,7 +42,7 @@ RARE = [
 
 
 @pytest.mark.parametrize(("container", "codec", "channels", "rate"), RARE)
-def test_rare_formats_are_read_as_libsndfile_does_and_a_cut_is_noticed(
+def test_rare_formats_are_read_as_by_libsndfile_and_truncation_is_detected(
     tmp_path, container, codec, channels, rate
 ):
     path = tmp_path / "a.bin"

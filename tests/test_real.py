@@ -18,7 +18,7 @@ PUBLISHED = {
 }
 
 
-def test_the_staged_htdemucs_scores_what_it_should(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_staged_htdemucs_reaches_its_known_scores(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     songs = shared("audio", "musdb18-excerpts")
     monkeypatch.setenv("KMDX_MODELS", str(shared("weights")))
     output = tmp_path / "stems"

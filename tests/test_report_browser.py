@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Any, run: Path) -> Iterator[Any]:
-    """The page of the run, watched: it must not complain and must not ask for anything elsewhere."""
+    """The page of the run; it must not report errors or request anything from elsewhere."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []
     page.on("console", lambda message: message.type in ("error", "warning") and wrong.append(message.text))
@@ -49,7 +49,7 @@ def page(browser: Any, run: Path) -> Iterator[Any]:
 
 
 def wait_for(page: Any, condition: str, seconds: float = 60) -> None:
-    """Ask until it holds; playwright's own wait needs eval, which the page forbids."""
+    """Poll until the condition holds; playwright's own wait needs eval, which the page forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
@@ -57,7 +57,7 @@ def wait_for(page: Any, condition: str, seconds: float = 60) -> None:
 
 
 def column(page: Any, key: str) -> list[float]:
-    """Values of a column from top to bottom; those that are missing left out."""
+    """Values of a column from top to bottom, without missing ones."""
     cells = page.locator(f'#table td[data-column="{key}"]').all_inner_texts()
     return [float(text.replace("−", "-")) for text in cells if text != "–"]
 

@@ -16,7 +16,7 @@ from evaluator.run_folder import RunFolder
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 
 
-def test_a_finished_run_is_not_done_again(evaluate, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(evaluate, tmp_path: Path) -> None:
     evaluate()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "songs").iterdir()}
     first = scores(tmp_path / "run")
@@ -77,7 +77,7 @@ def test_another_interpreter_does_not_mix_into_a_run(evaluate, tmp_path: Path) -
     assert not (tmp_path / "run" / "songs" / f"{NAMES[2]}.json").exists()
 
 
-def test_a_folder_of_other_things_is_left_alone(evaluate, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(evaluate, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     result = evaluate()
@@ -121,7 +121,7 @@ def test_two_processes_do_not_write_to_one_run(evaluate, tmp_path: Path) -> None
     assert "another process is writing to" in result.err
 
 
-def test_a_run_from_before_the_table_of_metrics_goes_on(evaluate, tmp_path: Path) -> None:
+def test_a_run_from_before_the_metrics_table_can_be_resumed(evaluate, tmp_path: Path) -> None:
     """Its run.json names neither metrics nor stems, and its records have their scores at the top."""
     evaluate()
     run = tmp_path / "run"

@@ -71,7 +71,7 @@ def test_other_rates_keep_rate_and_length(separator: Separator, rate: int) -> No
     assert decibels(song, stems["vocals"] + stems["accompaniment"]) > 120
 
 
-def test_resampling_both_ways_is_what_a_user_would_do_by_hand(separator: Separator) -> None:
+def test_resampling_both_ways_equals_resampling_by_hand(separator: Separator) -> None:
     song = noise(24_000)
     by_hand = separator.separate(audio.resample(song, 48_000, 44_100), 44_100, stems=["drums"])["drums"]
     direct = separator.separate(song, 48_000, stems=["drums"])["drums"]
@@ -169,7 +169,7 @@ def test_missing_weights_are_reported_with_the_command_that_gets_them_and_their_
         Separator("htdemucs", folder=tmp_path)
 
 
-def test_only_missing_weights_are_to_be_pulled(leaderboard: Path, tmp_path: Path) -> None:
+def test_the_error_lists_only_missing_weights(leaderboard: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         Separator("leaderboard_c", folder=tmp_path, stems=["vocals"])
     assert "`kmdx models pull mdx_vocals htdemucs_ft_vocals hdemucs_mmi mdx_extra_a1d90b5c`" in str(
@@ -180,7 +180,7 @@ def test_only_missing_weights_are_to_be_pulled(leaderboard: Path, tmp_path: Path
         Separator("htdemucs", folder=tmp_path)
 
 
-def test_networks_of_the_same_weights_are_loaded_once(tmp_path: Path) -> None:
+def test_networks_with_the_same_weights_are_loaded_once(tmp_path: Path) -> None:
     path = tiny.write_htdemucs(tmp_path)
     content = yaml.safe_load(path.read_text("utf-8"))
     twin = copy.deepcopy(content["networks"]["htdemucs"])
@@ -192,7 +192,7 @@ def test_networks_of_the_same_weights_are_loaded_once(tmp_path: Path) -> None:
     assert networks["htdemucs"] is networks["twin"]
 
 
-def test_a_network_of_another_rate_than_the_plan_is_refused(tmp_path: Path) -> None:
+def test_a_network_whose_rate_differs_from_the_plan_is_refused(tmp_path: Path) -> None:
     path = tiny.write_htdemucs(tmp_path)
     path.write_text(path.read_text("utf-8").replace("sample_rate: 44100", "sample_rate: 48000"), "utf-8")
     with pytest.raises(PlanError, match="needs 44100 Hz, but the plan's sample rate is 48000 Hz"):
@@ -211,7 +211,7 @@ def test_a_network_of_another_rate_than_the_plan_is_refused(tmp_path: Path) -> N
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("limit", [1, signals.LIMIT])  # in a scratch file, and in memory
-def test_a_song_far_beyond_full_scale_is_one_warning(
+def test_a_song_far_beyond_full_scale_gives_one_warning(
     separator: Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float, words: str, limit: int
 ) -> None:
     monkeypatch.setattr(signals, "LIMIT", limit)
@@ -228,7 +228,7 @@ def test_a_song_far_beyond_full_scale_is_one_warning(
         assert words in str(warning.message)
 
 
-def test_a_song_of_eight_times_full_scale_and_any_integers_are_no_warning(
+def test_eight_times_full_scale_and_integers_give_no_warning(
     separator: Separator, recwarn: pytest.WarningsRecorder
 ) -> None:
     separator.separate(np.full((9000, 1), -8.0), 44100, stems=["vocals"])
@@ -237,7 +237,7 @@ def test_a_song_of_eight_times_full_scale_and_any_integers_are_no_warning(
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "another network's", "text", "an attack"])
-def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> None:
+def test_bad_weights_are_a_one_line_error_and_nothing_runs(tmp_path: Path, how: str) -> None:
     plan = tiny.write_htdemucs(tmp_path)
     message = tiny.spoil(tmp_path / "small.ckpt", how)
     with pytest.raises(WeightsError, match=message) as caught:
@@ -248,7 +248,7 @@ def test_bad_weights_are_one_line_and_run_nothing(tmp_path: Path, how: str) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"engine": "plain"}, {"precision": "bf16"}], ids=str)
-def test_a_song_gives_the_same_bits_whatever_songs_came_before(small: Path, options: dict) -> None:
+def test_a_song_gives_the_same_bits_after_any_other_songs(small: Path, options: dict) -> None:
     song = noise(25_000)
     separator = Separator(small, device="cpu", stems=["vocals", "drums"], **options)
     alone = separator.separate(song, 44100)

@@ -33,7 +33,7 @@ OUT_OF_MEMORY = [
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, when: Callable[[int], bool]) -> list[int]:
-    """Let networks fail, by the number of the batch; return the batches' sizes."""
+    """Make networks fail, by the number of the batch; return the batches' sizes."""
     sizes: list[int] = []
     forward = DemucsNetwork.forward
 
@@ -65,7 +65,7 @@ def test_a_song_is_finished_although_memory_runs_out_in_the_middle(
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_window_too_big_for_the_memory_is_one_line(
+def test_a_window_too_big_for_the_memory_is_a_one_line_error(
     separator: Separator, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, error, lambda call: True)

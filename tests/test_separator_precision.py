@@ -108,7 +108,7 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
         ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain"),
     ],
 )
-def test_unknown_precisions_speeds_and_engines_are_one_line(
+def test_unknown_precisions_speeds_and_engines_are_one_line_errors(
     options: dict, error: type[KmdxError], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error) as caught:  # before any weights are looked for
@@ -118,7 +118,7 @@ def test_unknown_precisions_speeds_and_engines_are_one_line(
 
 @pytest.fixture
 def overflowing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let networks in half precision overflow; notes the batches of each song that they heard."""
+    """Make networks in half precision overflow; records the batches of each song."""
     batches: list[int] = []
     plain = DemucsNetwork.forward
 
@@ -133,7 +133,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return batches
 
 
-def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
+def test_a_song_that_overflows_in_half_precision_is_repeated_in_fp32(
     small: Path, overflowing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     separator = Separator(small, device="cpu", precision="bf16")
@@ -162,9 +162,7 @@ def test_a_song_that_overflows_in_half_precision_is_done_again_in_fp32(
     assert separator.precisions == other.precisions == {"htdemucs": "bf16"}
 
 
-def test_a_song_after_one_that_overflowed_is_as_if_it_was_the_first(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_overflow_does_not_affect_the_next_song(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     separator = Separator(small, device="cpu", precision="bf16", stems=["vocals"])
     song = noise(30_000)
     expected = separator.separate(song, 44100)["vocals"]
@@ -204,7 +202,7 @@ def test_the_plain_engine_differs_from_the_tuned_one_only_in_the_last_bits(leade
     ],
 )
 @pytest.mark.filterwarnings("ignore::kmdx.errors.KmdxWarning")
-def test_nan_of_a_network_names_it_and_its_weights(
+def test_nan_from_a_network_is_an_error_that_names_it_and_its_weights(
     small: Path, options: dict, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = DemucsNetwork.forward

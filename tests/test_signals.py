@@ -60,7 +60,7 @@ def test_only_large_arrays_are_files(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0, MIB])
-def test_an_array_is_of_its_shape_and_keeps_what_is_written(limit):
+def test_an_array_has_the_given_shape_and_keeps_written_values(limit):
     array = signals.empty((3, 5, 2), limit=limit)
     assert array.shape == (3, 5, 2)
     assert array.dtype == np.float32
@@ -69,12 +69,12 @@ def test_an_array_is_of_its_shape_and_keeps_what_is_written(limit):
     np.testing.assert_array_equal(array.ravel(), np.arange(30))
 
 
-def test_an_array_of_nothing():
+def test_empty_arrays_are_supported():
     assert signals.empty((0, 2), limit=0).shape == (0, 2)
     signals.release(np.empty((0, 2), np.float32))
 
 
-def test_the_folder_is_that_for_temporary_files_and_has_no_trace(tmp_path, monkeypatch):
+def test_scratch_files_are_unnamed_and_in_the_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folders = []
     open_one = tempfile.TemporaryFile
@@ -89,7 +89,7 @@ def test_the_folder_is_that_for_temporary_files_and_has_no_trace(tmp_path, monke
     assert joined.any()
 
 
-def test_it_lives_as_long_as_its_last_view():
+def test_a_scratch_file_exists_until_its_last_view_is_gone():
     before = mapped()
     array = filled(1000, 2)
     view = array[10:].T
@@ -105,7 +105,7 @@ def test_it_lives_as_long_as_its_last_view():
 
 
 @LINUX
-def test_what_is_released_is_no_longer_resident():
+def test_released_memory_is_no_longer_resident():
     array = filled(2, 2 * MIB)  # 8 MiB a row
     values = array.copy()
     assert resident(array) == 16
@@ -138,7 +138,7 @@ def test_a_view_releases_its_own_part(view, stays):
 
 
 @LINUX
-def test_an_array_that_went_through_torch():
+def test_a_scratch_array_can_be_released_through_torch():
     array = filled(2, 2 * MIB)
     tensor = torch.from_numpy(array)
     signals.release(tensor[1].numpy())
@@ -151,7 +151,7 @@ def test_an_array_that_went_through_torch():
     assert tensor.any()
 
 
-def test_ordinary_arrays_are_left_alone():
+def test_ordinary_arrays_are_not_released():
     keep = filled(1000)
     ordinary = np.arange(100_000, dtype=np.float32)
     signals.release(ordinary)
@@ -161,7 +161,7 @@ def test_ordinary_arrays_are_left_alone():
     assert keep.any()
 
 
-def test_blocks_are_the_whole_in_order():
+def test_blocks_cover_the_array_in_order():
     array = filled(1001, 2)
     parts = list(signals.blocks(array, 100))
     assert [len(part) for part in parts] == [100] * 10 + [1]
@@ -170,7 +170,7 @@ def test_blocks_are_the_whole_in_order():
 
 
 @LINUX
-def test_going_through_an_array_in_blocks_takes_a_block_of_memory():
+def test_iterating_over_blocks_needs_the_memory_of_one_block():
     array = filled(8 * MIB)  # 32 MiB
     signals.release(array)
     assert max(resident(array) for block in signals.blocks(array, 2**18) if block.any()) <= 2
@@ -182,7 +182,7 @@ def test_going_through_an_array_in_blocks_takes_a_block_of_memory():
 
 @pytest.mark.parametrize("limit", [0, 1999, 2000, MIB])
 @pytest.mark.parametrize("lengths", [[250], [100, 100, 50], [1] * 250, [0, 250, 0]])
-def test_joined_blocks(limit, lengths):
+def test_joined_blocks_equal_the_array(limit, lengths):
     whole = np.random.default_rng(0).standard_normal((250, 2)).astype(np.float32)
     ends = np.cumsum(lengths)
     joined = signals.join(
@@ -193,12 +193,12 @@ def test_joined_blocks(limit, lengths):
     joined[:] = 0  # it may be written to
 
 
-def test_what_is_expected_to_be_long_is_not_held():
+def test_arrays_expected_to_be_long_are_scratch_files():
     assert is_scratch(signals.join([np.zeros(10, np.float32)], 1000, expected=1001))
     assert not is_scratch(signals.join([np.zeros(10, np.float32)], 1000, expected=1000))
 
 
-def test_no_blocks_are_no_samples():
+def test_joining_no_blocks_gives_no_samples():
     assert signals.join([]).shape == (0,)
 
 
@@ -207,7 +207,7 @@ def test_blocks_of_any_layout_are_joined():
     np.testing.assert_array_equal(signals.join([block.T[::2]], limit=0), block.T[::2])
 
 
-def test_an_error_of_whoever_makes_the_blocks_is_passed_on_as_it_is():
+def test_an_error_in_the_iterator_of_blocks_is_raised_unchanged():
     def broken() -> Iterator[np.ndarray]:
         yield np.zeros(1000, np.float32)
         raise OSError(errno.EIO, "the disc has a scratch")
@@ -231,13 +231,13 @@ def refusal(action, *arguments) -> str:
     return message
 
 
-def test_more_than_the_disk_has_is_refused_at_once(tmp_path, monkeypatch):
+def test_an_array_larger_than_the_disk_is_refused_immediately(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     message = refusal(signals.empty, (2**50,))
     assert f" GB are free in {tmp_path}; at least {2**52 / 1e9:.2f} GB of scratch space" in message
 
 
-def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_systems_message(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -249,7 +249,7 @@ def test_a_full_disk_as_the_system_says_it(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 @pytest.mark.parametrize("reserves", [True, False])
-def test_a_real_limit(monkeypatch, reserves):
+def test_a_file_size_limit_is_reported(monkeypatch, reserves):
     import resource
 
     if not reserves:
@@ -266,7 +266,7 @@ def test_a_real_limit(monkeypatch, reserves):
     assert array.all()
 
 
-def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
+def test_a_missing_temporary_folder_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
     assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(signals.empty, (1000,), 0)
     assert f"no such file or directory in {tmp_path / 'nothing'}" in refusal(
@@ -274,7 +274,7 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
     )
 
 
-def test_a_system_that_cannot_reserve_writes_zeros(monkeypatch):
+def test_zeros_are_written_if_the_system_cannot_reserve_space(monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     array = signals.empty((100_000, 2), limit=0)
     assert not array.any()
@@ -302,7 +302,7 @@ def test_samples_become_a_stereo_signal_and_samples_again():
 
 
 @pytest.mark.parametrize(("limit", "is_long"), [(None, False), (80, False), (79, True), (0, True)])
-def test_a_signal_beyond_the_limit_is_long_and_so_are_those_made_from_it(limit, is_long):
+def test_a_signal_beyond_the_limit_is_long_and_so_are_signals_made_from_it(limit, is_long):
     signal = ramp(10).to(CPU, limit)
     assert signal.long == signal.new_empty().long == signal.new_zeros().long == is_long
     assert signals.combine(torch.Tensor.copy_, [signal]).long == is_long
@@ -337,7 +337,7 @@ def test_a_signal_is_combined_from_others_in_blocks(limit, monkeypatch):
     assert lengths == ([7, 7, 6] if limit == 0 else [3] * 6 + [2])
 
 
-def test_what_a_signal_contains():
+def test_signals_report_their_peak_silence_and_finiteness():
     signal = ramp(5)
     assert signal.is_finite()
     assert not signal.is_silent()

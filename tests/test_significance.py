@@ -1,4 +1,4 @@
-"""The tests of paired differences, against scipy and against counting every case."""
+"""Tests of paired differences, against scipy and exhaustive enumeration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluator.significance import holm, sign_flip, signed_rank
 
 
 def counted(differences: list[float], statistic) -> float:
-    """How often a flip of signs gives a statistic as far from its middle as the one found."""
+    """The fraction of sign flips whose statistic is as extreme as the one found."""
     values = [
         statistic(np.array(signs) * np.abs(differences))
         for signs in itertools.product((-1, 1), repeat=len(differences))
@@ -28,13 +28,13 @@ def ranks_with_signs(differences: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("number", [3, 6, 20, 50])
-def test_the_signed_rank_test_is_scipys_exact_one(number: int) -> None:
+def test_the_signed_rank_test_matches_scipys_exact_one(number: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     differences = np.random.default_rng(number).normal(0.4, 1, number)
     assert signed_rank(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
 
 
-def test_of_many_songs_it_is_scipys_normal_one() -> None:
+def test_for_many_songs_it_matches_scipys_normal_approximation() -> None:
     stats = pytest.importorskip("scipy.stats")
     differences = np.random.default_rng(0).normal(0.1, 1, 150).round(1)  # with ties and zeros
     expected = stats.wilcoxon(differences, method="asymptotic", correction=True, zero_method="wilcox").pvalue
@@ -53,12 +53,12 @@ def test_differences_of_zero_are_left_out() -> None:
     assert sign_flip(np.zeros(5)) is None
 
 
-def test_signs_are_flipped_in_every_way() -> None:
+def test_all_sign_flips_are_enumerated() -> None:
     differences = [1.2, 0.4, -0.3, 2.0, 0.9, 0.1, -0.2, 1.1]
     assert sign_flip(np.array(differences)) == pytest.approx(counted(differences, np.sum))
 
 
-def test_drawn_flips_are_near_the_t_test_and_repeatable() -> None:
+def test_random_flips_agree_with_the_t_test_and_are_reproducible() -> None:
     stats = pytest.importorskip("scipy.stats")
     differences = np.random.default_rng(3).normal(0.3, 1, 60)
     found = sign_flip(differences, 20_000, 1)

@@ -1,4 +1,4 @@
-"""Warnings about songs: each text is found again, and museval's left-out frames are reported."""
+"""Warnings about songs: each text is recognized, and frames that museval excludes are reported."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ VALUES = {"stem": "a: b\nc", "share": 0.5, "count": 3, "total": 10, "metric": "m
 
 
 @pytest.mark.parametrize("kind", song_warnings.ALL)
-def test_every_kind_is_found_by_its_text_alone(kind: song_warnings.Kind) -> None:
+def test_every_kind_of_warning_is_recognized_by_its_text(kind: song_warnings.Kind) -> None:
     assert [each for each in song_warnings.ALL if each.pattern.fullmatch(kind.of(**VALUES))] == [kind]
     assert summary_of(kind.of(**VALUES)) == kind.summary
 
 
-def test_an_unknown_kind_stands_for_itself() -> None:
+def test_an_unknown_warning_is_its_own_summary() -> None:
     assert summary_of("something new") == "something new"
 
 
-def test_frames_that_an_estimate_escapes_by_silence_are_reported(tmp_path: Path) -> None:
-    """Exact silence where an estimate is bad takes that frame out of museval's median."""
+def test_frames_excluded_by_a_silent_estimate_are_reported(tmp_path: Path) -> None:
+    """If an estimate is exactly silent in a frame, museval's median excludes that frame."""
     rate = 8000
     truth = noise(6 * rate)
     guess = truth + 0.1 * noise(6 * rate, seed=1)

@@ -36,7 +36,7 @@ def test_a_level_is_found_by_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["balanced", "fast"])
-def test_a_level_leaves_less_to_compute_and_no_more_overlap_than_it_says(name: str) -> None:
+def test_a_level_needs_less_arithmetic_and_caps_the_overlap(name: str) -> None:
     published = plan_file.load("leaderboard_c")
     level = speed.get(name)
     capped = published.capped(level.overlap)
@@ -50,7 +50,7 @@ def test_a_level_leaves_less_to_compute_and_no_more_overlap_than_it_says(name: s
 @pytest.mark.parametrize(
     ("name", "hint"), [("fats", "; did you mean 'fast'?"), ("warp", ""), ("", ""), (None, ""), (3, "")]
 )
-def test_an_unknown_speed_is_one_line(name: object, hint: str) -> None:
+def test_an_unknown_speed_is_a_one_line_error(name: object, hint: str) -> None:
     with pytest.raises(PlanError) as caught:
         speed.get(name)
     assert str(caught.value) == f"unknown speed {name!r}{hint}; available: leaderboard, balanced, fast"

@@ -1,4 +1,4 @@
-"""State dicts fit their network by names, shapes and types, or the reason is told; nothing is built that cannot fit."""
+"""State dicts match their network in names, shapes and types, or are refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def demucs_state() -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def building_nothing() -> Iterator[None]:
-    """Whatever is refused in it is refused before any part of a network is made."""
+    """It is refused before any part of a network is created."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "__init__", lambda *_, **__: pytest.fail("a part of the network was built"))
         yield
@@ -75,7 +75,7 @@ def prefixed(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]
     ],
     ids=lambda state: " ".join(sorted({name.rpartition("conv")[0] or name for name in state})),
 )  # fmt: skip
-def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]) -> None:
+def test_prefixes_added_by_training_frameworks_are_removed(state: dict[str, Tensor]) -> None:
     network = Small()
     load_strictly(network, state)
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in network.state_dict().items())
@@ -105,7 +105,7 @@ def test_what_trainers_put_before_the_names_is_left_out(state: dict[str, Tensor]
         ({**prefixed("x\n" * 1000)}, r"begin with 'x\\nx"),
     ],
 )  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_by_what_is_wrong(state: dict[str, Tensor], reason: str) -> None:
+def test_a_state_that_does_not_fit_is_refused_with_the_reason(state: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         load_strictly(Small(), state)
     assert "\n" not in str(caught.value)
@@ -120,7 +120,7 @@ def test_the_constants_of_the_authors_files_may_have_the_prefix_too() -> None:
         TfcTdf.of_state(network.config, "vocals", {**state, "model.window": torch.ones(1024)})
 
 
-def test_a_prefix_and_a_constants_name_are_told_apart() -> None:
+def test_a_prefix_and_a_constants_name_are_distinguished() -> None:
     network = tiny.unet("vocals", None, seed=1)
     state = prefixed("encoder.", tiny.author_state(network))
     with pytest.raises(ValueError, match=r"begin with encoder\.: expected first_conv\.0\.weight and so on"):
@@ -138,7 +138,7 @@ def test_a_network_keeps_its_weights_when_the_tensors_change() -> None:
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in network.state_dict().items())
 
 
-def test_every_number_of_a_state_is_taken_as_the_network_needs_it() -> None:
+def test_tensors_are_converted_to_the_types_of_the_network() -> None:
     network = Small()
     load_strictly(network, {name: tensor.double() for name, tensor in STATE.items()})
     assert network.conv.weight.dtype == torch.float32
@@ -232,7 +232,7 @@ def test_options_that_demucs_does_not_have_are_refused(options: dict[str, Any], 
         demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, demucs_state())
 
 
-def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
+def test_a_network_with_frequency_bands_is_not_considered_too_large() -> None:
     architecture = {**tiny.HDEMUCS, "multi_freqs": [0.3, 0.6], "depth": 4}
     network = tiny.demucs(architecture, seed=1)
     options = {name: value for name, value in architecture.items() if name != "type"}
@@ -245,12 +245,12 @@ def test_a_network_in_bands_of_frequency_is_not_taken_for_too_large() -> None:
 @pytest.mark.parametrize(
     "sizes", [{"n_fft": 2**40}, {"frames": 10**9}, {"hop": 1000}, {"hop": 0}, {"bins": 514}, {"frames": 2}]
 )
-def test_a_transform_that_cannot_be_is_refused(sizes: dict[str, int]) -> None:
+def test_an_impossible_transform_is_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be|must lie in|leaves gaps|is too long"):
         SpectrogramConfig(**{**tiny.TRANSFORM, **sizes})
 
 
-def test_memory_is_counted_before_it_is_taken() -> None:
+def test_memory_is_counted_before_it_is_allocated() -> None:
     with NoInitialization(values=10), pytest.raises(ValueError, match="more parameters than the file"):
         nn.Linear(10**9, 10**9)
     with NoInitialization(values=10):

@@ -1,4 +1,4 @@
-"""The challenge's face: the interface, the files it writes, what it fails on."""
+"""The challenge's interface: its methods, the files it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def wrapper(model: MusicSeparationModel, tmp_path: Path, monkeypatch: pytest.Mon
     return AIcrowdWrapper()
 
 
-def test_run_by_hand_it_ends_with_one_line_where_there_is_no_data_set(
+def test_run_by_hand_without_a_data_set_it_is_a_one_line_error(
     model: MusicSeparationModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AICROWD_DATASET_DIR", "nowhere")
@@ -47,7 +47,7 @@ def test_run_by_hand_it_ends_with_one_line_where_there_is_no_data_set(
         aicrowd_wrapper.main()
 
 
-def test_the_interface(model: MusicSeparationModel) -> None:
+def test_the_model_has_the_challenges_interface(model: MusicSeparationModel) -> None:
     assert model.instruments == FOUR
     song = noise(20_000).astype(np.float64)
     stems, rates = model.separate_music_file(song, 44100)
@@ -58,7 +58,7 @@ def test_the_interface(model: MusicSeparationModel) -> None:
         model.raise_aicrowd_error("for the log")
 
 
-def test_one_line_of_the_configuration_names_the_ensemble(
+def test_one_line_of_user_config_selects_the_ensemble(
     monkeypatch: pytest.MonkeyPatch, leaderboard: Path
 ) -> None:
     assert user_config.ENSEMBLE == "leaderboard_c"
@@ -107,13 +107,13 @@ def test_wrong_results_are_refused_and_nothing_is_written(
     assert not (tmp_path / "shared").exists()
 
 
-def test_a_data_set_that_is_not_there(wrapper: AIcrowdWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_data_set_is_reported(wrapper: AIcrowdWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapper, "dataset_dir", Path("nowhere"))
     with pytest.raises(NameError, match="no data set at nowhere"):
         wrapper.get_all_music_names()
 
 
-def test_a_data_set_of_nothing(
+def test_an_empty_data_set_is_reported(
     wrapper: AIcrowdWrapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wrapper, "dataset_dir", tmp_path)
@@ -123,7 +123,7 @@ def test_a_data_set_of_nothing(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
-def test_the_files_that_the_challenge_reads() -> None:
+def test_the_files_that_the_challenge_reads_are_valid() -> None:
     import tomllib
 
     config = json.loads((ROOT / "aicrowd.json").read_text("utf-8"))

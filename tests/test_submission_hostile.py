@@ -1,4 +1,4 @@
-"""What a submission must not do: each is ended by name, and nothing outside of its hands changes."""
+"""Hostile submissions: each is ended with a reason, and nothing outside its reach changes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null}\\n'
 
 
 class Played(NamedTuple):
-    """What a song came to."""
+    """The outcome of a song."""
 
     outcome: Outcome
     submission: Submission
@@ -104,7 +104,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         ("class Wordless(Exception):\n    def __str__(self): raise self\nraise Wordless", "Wordless ("),
     ],
 )  # fmt: skip
-def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> None:
+def test_every_hostile_submission_is_ended_with_its_reason_within_a_limit(
+    play, body: str, reason: str
+) -> None:
     played = play(body, longest=3, stall=2)
     assert played.outcome.failure is not None
     assert reason in played.outcome.failure
@@ -115,7 +117,7 @@ def test_each_is_ended_by_name_within_a_limit(play, body: str, reason: str) -> N
 
 
 @LINUX
-def test_a_fork_bomb_is_ended_when_it_is_small(play, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_bomb_is_ended_early(play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "MAX_PROCESSES", 20)
     body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"
     assert "it started more than 20 processes" in str(play(body).outcome.failure)
@@ -184,7 +186,7 @@ for folder in (os.environ['AICROWD_PUBLIC_SHARED_DIR'], os.environ['HOME'], os.e
 
 @LINUX
 @pytest.mark.parametrize("without", [[], LANDLOCK], ids=["namespaces", "Landlock"])
-def test_what_is_hidden_in_a_folder_in_view_cannot_be_read(play, tmp_path: Path, without: list[str]) -> None:
+def test_hidden_files_in_a_visible_folder_cannot_be_read(play, tmp_path: Path, without: list[str]) -> None:
     body = """
 found = []
 for path in ("data/vocals.wav", "data/inner/bass.wav", "song.wav", "seen.txt", "data2/seen.txt"):
@@ -245,7 +247,7 @@ def test_the_environment_has_no_secrets(play, monkeypatch: pytest.MonkeyPatch) -
 
 
 @LINUX
-def test_a_second_reply_is_no_reply_to_the_next_song(play) -> None:
+def test_a_second_reply_does_not_count_for_the_next_song(play) -> None:
     played = play(
         "threading = __import__('threading')\nthreading.Timer(0.5, lambda t=token: say(done % t.encode())).start()"
     )
@@ -255,7 +257,7 @@ def test_a_second_reply_is_no_reply_to_the_next_song(play) -> None:
 
 
 @LINUX
-def test_times_are_the_evaluators_own(play) -> None:
+def test_times_are_measured_by_the_evaluator(play) -> None:
     body = "time.sleep(1)\nfor clock in ('perf_counter', 'monotonic', 'time'):\n    setattr(time, clock, lambda: 0.0)"
     assert 1 <= play(body).outcome.seconds < 30
 
@@ -281,13 +283,13 @@ def test_the_time_of_a_song_begins_when_its_mixture_appears(play, tmp_path: Path
         b'{"done": "x", "findings": [], "peak_gpu_memory": null, "seconds": 1}',
     ],
 )  # fmt: skip
-def test_replies_of_other_forms_are_refused(line: bytes) -> None:
+def test_malformed_replies_are_refused(line: bytes) -> None:
     with pytest.raises(BadReply) as caught:
         parse(line)
     assert len(str(caught.value)) < 200
 
 
-def test_texts_become_one_short_line() -> None:
+def test_texts_are_cleaned_into_one_short_line() -> None:
     assert clean("a\nb\tc\x1b[2J\x00\u202e\udcff") == "a b c[2J\\udcff"
     assert len(clean("x" * 10**7)) == 1000
 
@@ -303,14 +305,14 @@ def hands(tmp_path: Path) -> Predictions:
     return Predictions(tmp_path / "shared", tmp_path / "trash")
 
 
-def test_stems_are_copied_out_of_the_submissions_hands(hands: Predictions, tmp_path: Path) -> None:
+def test_stems_are_copied_out_of_the_submissions_reach(hands: Predictions, tmp_path: Path) -> None:
     taken = hands.copy("song", STEMS, 1000, 2, tmp_path / "taken")
     own = tmp_path / "shared/predictions/song"
     (own / "vocals.wav").write_text("changed")
     assert soundfile.info(taken["vocals"]).frames == 1000
 
 
-def test_the_parts_of_a_missing_accompaniment_are_taken(hands: Predictions, tmp_path: Path) -> None:
+def test_the_parts_of_a_missing_accompaniment_are_copied(hands: Predictions, tmp_path: Path) -> None:
     song = tmp_path / "shared/predictions/song"
     soundfile.write(song / "guitar.wav", noise(1000), 44100)
     taken = hands.copy("song", ["vocals", "accompaniment"], 1000, 2, tmp_path / "taken")
@@ -356,7 +358,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
     ],
     ids=["link", "hard link", "FIFO", "folder", "device", "giant", "missing"],
 )  # fmt: skip
-def test_a_stem_is_a_regular_file(hands: Predictions, tmp_path: Path, make, reason: str) -> None:
+def test_a_stem_must_be_a_regular_file(hands: Predictions, tmp_path: Path, make, reason: str) -> None:
     replace(tmp_path / "shared/predictions/song/bass.wav", make)
     with pytest.raises(PredictionError, match=reason):
         hands.copy("song", STEMS, 1000, 2, tmp_path / "taken")
@@ -382,7 +384,7 @@ def test_a_folder_that_became_a_link_leads_nowhere_and_deletes_nothing(
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only the super-user can become another"
 )
-def test_an_ordinary_user_is_isolated_as_well() -> None:
+def test_a_submission_of_an_ordinary_user_is_isolated_too() -> None:
     program = Path("/usr/bin/python3")
     if not program.exists():
         pytest.skip("no interpreter that all users may run")

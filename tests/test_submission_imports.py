@@ -117,7 +117,7 @@ def test_every_python_that_a_submission_starts_imports_its_own_modules(folder: P
 
 @pytest.mark.parametrize("python", OTHERS)
 @pytest.mark.parametrize("way", ["a module", "a pool by spawn"])
-def test_so_does_each_version_of_python(folder: Path, python: str, way: str) -> None:
+def test_own_modules_are_imported_in_every_version_of_python(folder: Path, python: str, way: str) -> None:
     found = load(folder, WAYS[way], python)
     assert f"kmdx.tool is {folder}/kmdx/tool.py" in found.replace("/./", "/")
     assert str(folder.parent / "other") not in found
@@ -146,7 +146,7 @@ def test_own_modules_named_like_standard_ones_are_imported_where_python_would(
     assert all(f"{name} False" in found for name in standard)
 
 
-def test_all_that_depends_on_a_hidden_module_gets_the_submissions(folder: Path) -> None:
+def test_modules_that_depend_on_a_hidden_module_get_the_submissions_one(folder: Path) -> None:
     put(folder, {"heapq.py": "OWN = merge = heappush = heappop = 1\n", "bisect.py": "OWN = 1\n"})
     code = "import collections, json, inspect, heapq, bisect\nprint(json.dumps([heapq.OWN, bisect.OWN]))"
     assert "[1, 1]" in same_as_plain(folder, code)
@@ -159,7 +159,7 @@ def test_a_path_added_at_the_end_does_not_hide_the_standard_library(folder: Path
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_a_relative_path_and_a_zip_file_in_the_folder_count(folder: Path, python: str) -> None:
+def test_relative_paths_and_zip_files_in_the_folder_are_searched(folder: Path, python: str) -> None:
     put(folder, {"src/kmdx/extra.py": "print('extra is', __name__)", "src/deep.py": "import packed"})
     with zipfile.ZipFile(folder / "packed.egg", "w") as archive:
         archive.writestr("packed.py", "print('packed is', __file__)")
@@ -193,7 +193,7 @@ print(len(list(kmdx.__path__)))
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_a_package_without_an_init_file_is_like_pythons_own(folder: Path, python: str) -> None:
+def test_a_package_without_an_init_file_behaves_as_in_plain_python(folder: Path, python: str) -> None:
     put(folder, {"src/kmdx/more.py": ""})
     same_as_plain(folder, RESOURCES, python)
 
@@ -210,7 +210,7 @@ def test_the_interpreters_own_sitecustomize_still_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_a_python_without_a_submission_starts_as_ever(tmp_path: Path, python: str) -> None:
+def test_python_without_a_submission_starts_normally(tmp_path: Path, python: str) -> None:
     code = "import sys; print(sorted(sys.modules), sys.path, len(sys.meta_path))"
     plain = subprocess.run([python, "-c", code], env={}, capture_output=True, text=True, check=True)
     env = {"PYTHONPATH": str(STARTUP), "PYTHONDONTWRITEBYTECODE": "1"}

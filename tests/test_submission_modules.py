@@ -63,7 +63,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Submission]]:
 
 
 def printed(submission: Submission) -> str:
-    """What a submission printed, all of it: it is ended first."""
+    """Everything that a submission printed, after it has been ended."""
     submission.kill()
     return submission.log.read_text("utf-8")
 
@@ -137,7 +137,7 @@ def test_what_a_submission_starts_imports_its_own_modules_in_the_sandbox(
     assert "foreign" not in log
 
 
-def test_paths_that_a_submission_adds_itself_count(start) -> None:
+def test_paths_that_a_submission_adds_itself_are_searched(start) -> None:
     add = "import sys\nsys.path.insert(0, str(Path(__file__).parents[1] / 'deep'))\nimport utils"
     files = {"deep/utils.py": "print('deep utils')", "utils/__init__.py": "print('shallow utils')"}
     assert "deep utils" in printed(start(files, add))
@@ -157,20 +157,20 @@ def test_packages_of_the_interpreter_are_recorded(start) -> None:
 
 
 @pytest.mark.parametrize("path", ["nowhere/python", "/", "/etc/passwd"])
-def test_what_is_no_program_is_no_interpreter(path: str) -> None:
+def test_a_file_that_is_not_executable_is_not_an_interpreter(path: str) -> None:
     with pytest.raises(KmdxError, match="expected the path of a Python interpreter"):
         visible.find_python(path)
 
 
 @pytest.mark.skipif(not shutil.which("true"), reason="needs a program that is no Python")
-def test_a_program_that_is_no_python_is_one_line(start) -> None:
+def test_a_program_that_is_not_python_is_a_one_line_error(start) -> None:
     program = shutil.which("true")
     with pytest.raises(SubmissionError, match=r"true did not start as Python 3\.8 or newer") as caught:
         start({}, python=Path(program))
     assert "\n" not in str(caught.value)
 
 
-def test_the_error_names_the_line_and_the_log_holds_the_whole_traceback(start, tmp_path: Path) -> None:
+def test_the_error_names_the_line_and_the_log_has_the_full_traceback(start, tmp_path: Path) -> None:
     deep = "def outer():\n    inner()\n\n\ndef inner():\n    import json\n    json.loads('{')\n"
     with pytest.raises(SubmissionError) as caught:
         start({"my_submission/deep.py": deep}, "from my_submission import deep", "deep.outer()")
@@ -187,7 +187,7 @@ def test_a_git_lfs_pointer_is_named(start, tmp_path: Path) -> None:
     assert find_pointer(tmp_path / "submission") is None
 
 
-def test_the_end_of_the_log_is_fit_to_be_shown(tmp_path: Path) -> None:
+def test_the_end_of_the_log_is_cleaned_for_display(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(
         b"first\n" * 10**5 + b"  \x1b[2Jred \xff\n\n" + b"long" * 1000 + b"\nlast \xe2\x80\xaeword"
@@ -209,7 +209,7 @@ def test_the_worker_needs_only_python_3_8() -> None:
     )
 
 
-def test_a_link_out_of_the_folder_is_named(start, tmp_path: Path) -> None:
+def test_a_link_to_a_file_outside_the_folder_is_named(start, tmp_path: Path) -> None:
     (tmp_path / "submission").mkdir()
     (tmp_path / "submission" / "models").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SubmissionError, match="models links to a file outside the submission's folder"):

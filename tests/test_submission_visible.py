@@ -1,4 +1,4 @@
-"""What is read of a submission's folder before it runs, and what its own files cannot make visible."""
+"""What is read from a submission's folder before it runs, and what its files cannot make visible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "submission"
 
 
-def test_the_commit_is_read_without_running_what_a_repository_names(folder: Path, tmp_path: Path) -> None:
+def test_the_commit_is_read_without_running_commands_from_the_repository(
+    folder: Path, tmp_path: Path
+) -> None:
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
@@ -50,7 +52,7 @@ def test_the_commit_is_read_without_running_what_a_repository_names(folder: Path
 @pytest.mark.parametrize(
     "head", ["ref: refs/../../secret", "ref: refs/heads/none", "x" * 40, "", "ref: /etc/passwd"]
 )
-def test_a_head_that_is_none_is_no_commit(folder: Path, head: str) -> None:
+def test_a_malformed_head_is_not_a_commit(folder: Path, head: str) -> None:
     (folder / ".git").mkdir()
     (folder / ".git" / "HEAD").write_text(head)
     assert results._git_commit(folder) is None
@@ -68,7 +70,7 @@ def test_only_regular_files_of_a_submission_are_read(folder: Path, tmp_path: Pat
     results.describe_foreign(folder)
 
 
-def test_the_run_and_the_data_are_no_part_of_a_submission(folder: Path) -> None:
+def test_the_run_and_the_data_are_not_part_of_a_submission(folder: Path) -> None:
     before, _ = results.describe_foreign(folder)
     (folder / "out").mkdir()
     (folder / "out" / "evaluation.log").write_text("anything")
@@ -122,7 +124,7 @@ def test_an_interpreter_makes_nothing_hidden_visible(folder: Path, tmp_path: Pat
     assert data not in visible.interpreter_folders(python, {}, folder, [tmp_path / "data"])
 
 
-def test_a_folder_with_the_name_of_a_standard_module_hides_it_not(folder: Path) -> None:
+def test_a_folder_named_like_a_standard_module_does_not_hide_it(folder: Path) -> None:
     for name in ("logging", "queue", "kmdx"):
         (folder / name).mkdir()
         (folder / name / "helper.py").write_text("")
@@ -140,7 +142,7 @@ def test_a_folder_with_the_name_of_a_standard_module_hides_it_not(folder: Path) 
         {"schema": 2, "song": "a", "status": "ok", "scores": {}},
     ],
 )
-def test_damaged_records_are_one_error(content: dict) -> None:
+def test_several_damaged_records_are_one_error(content: dict) -> None:
     with pytest.raises(RecordError, match="a damaged record"):
         SongRecord.from_json(content)
 
@@ -192,7 +194,7 @@ def test_too_many_entries_are_refused(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @POSIX
-def test_what_is_hidden_stays_so_behind_a_link_to_a_folder_above_it(tmp_path: Path) -> None:
+def test_hidden_files_stay_hidden_behind_a_link_to_a_parent_folder(tmp_path: Path) -> None:
     data = tmp_path / "big" / "data"
     data.mkdir(parents=True)
     link = tmp_path / "zzz"
@@ -202,7 +204,7 @@ def test_what_is_hidden_stays_so_behind_a_link_to_a_folder_above_it(tmp_path: Pa
 
 
 @POSIX
-def test_a_full_request_pipe_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sending_to_a_full_request_pipe_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "KILL_TIMEOUT", 0.5)
     with subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE) as sleeper:
         running = process._Running.__new__(process._Running)

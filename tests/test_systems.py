@@ -68,7 +68,7 @@ def test_museval_files_are_found_in_every_layout(layout: str, tmp_path: Path) ->
     assert load((tmp_path / layout).parent).name == "M"
 
 
-def test_of_train_and_test_the_test_songs_count(tmp_path: Path) -> None:
+def test_test_songs_are_used_if_there_are_train_and_test_songs(tmp_path: Path) -> None:
     write(tmp_path / "M" / "test" / "s.json", museval([1.0]))
     write(tmp_path / "M" / "train" / "t.json", museval([1.0]))
     system = load(tmp_path / "M")
@@ -76,7 +76,7 @@ def test_of_train_and_test_the_test_songs_count(tmp_path: Path) -> None:
     assert "train are left out" in system.notes[0]
 
 
-def test_a_folder_of_methods_names_them(tmp_path: Path) -> None:
+def test_a_folder_of_methods_is_an_error_that_lists_them(tmp_path: Path) -> None:
     for name in ("TAK1", "UHL2"):
         write(tmp_path / "submissions" / name / "test" / "s.json", museval([1.0]))
     with pytest.raises(KmdxError, match="or name one of its folders TAK1, UHL2"):
@@ -95,7 +95,7 @@ def test_a_folder_of_methods_names_them(tmp_path: Path) -> None:
         '{"targets": [{"name": "vocals", "frames": [{"time": 0, "duration": 1, "metrics": []}]}]}',
     ],
 )
-def test_another_json_file_is_named_in_one_line(content: str, tmp_path: Path) -> None:
+def test_another_json_file_is_a_one_line_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(KmdxError, match=r"s\.json") as caught:
         load(tmp_path)
@@ -122,7 +122,7 @@ def write_run(folder: Path, records: list[dict[str, Any]], finished: bool = True
     return folder
 
 
-def test_old_runs_open_finished_or_not(tmp_path: Path) -> None:
+def test_old_runs_can_be_read_whether_finished_or_not(tmp_path: Path) -> None:
     finished = load(write_run(tmp_path / "finished", [OLD, {**OLD, "song": "b", "status": "failed"}]))
     assert (list(finished.songs), finished.failed, finished.run) == (["Zoë"], ("b",), {"device": "cpu"})
     assert finished.songs["Zoë"].scores["museval_sdr"] == {"bass": 1.0, "vocals": None}
@@ -131,7 +131,7 @@ def test_old_runs_open_finished_or_not(tmp_path: Path) -> None:
     assert load(tmp_path / "finished" / "results.json").songs.keys() == finished.songs.keys()
 
 
-def test_results_alone_are_a_run(tmp_path: Path) -> None:
+def test_a_results_file_alone_is_a_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"run": {}, "songs": [OLD]}))
     assert list(load(tmp_path).songs) == ["Zoë"]
     (tmp_path / "results.json").write_text("{")
@@ -155,7 +155,7 @@ def test_a_damaged_record_is_named_in_one_line(damage: dict[str, Any], tmp_path:
         load(tmp_path / "run")
 
 
-def test_systems_of_one_name_get_numbers(tmp_path: Path) -> None:
+def test_systems_with_the_same_name_get_numbers(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         write(tmp_path / folder / "M" / "s.json", museval([1.0]))
     names = [system.name for system in load_all([str(tmp_path / folder / "M") for folder in ("one", "two")])]

@@ -1,4 +1,4 @@
-"""kmdx.tags: what of a song's tags reaches its stems, and that nothing is lost over them."""
+"""kmdx.tags: which of a song's tags its stems get, and that tag errors lose no stem."""
 
 import base64
 import errno
@@ -111,7 +111,7 @@ def test_all_fields_and_the_front_cover_are_read(tmp_path, name):
 @pytest.mark.parametrize(
     ("numbers", "expected"), [((3, 12), ("3/12",)), ((3, 0), ("3",)), ((0, 12), ("0/12",)), ((0, 0), ())]
 )
-def test_track_numbers_of_m4a(tmp_path, numbers, expected):
+def test_track_numbers_of_m4a_are_read(tmp_path, numbers, expected):
     path = tagged(tmp_path / "a.m4a")
     song = mutagen.File(path)
     song["trkn"] = [numbers]
@@ -148,7 +148,7 @@ def test_a_file_without_tags_has_none(tmp_path, content, recwarn):
     assert not recwarn.list
 
 
-def test_a_cover_beyond_the_limit_is_left_out_and_the_rest_kept(tmp_path):
+def test_a_cover_beyond_the_limit_is_left_out_and_the_rest_is_kept(tmp_path):
     path = tagged(tmp_path / "a.mp3")
     song = mutagen.File(path)
     song.tags.delall("APIC")
@@ -170,7 +170,7 @@ def test_a_title_of_a_million_characters_is_left_out(tmp_path):
     assert "the title (more than 1000 characters or 20 values)" in words
 
 
-def test_a_picture_that_is_none_costs_only_the_cover(tmp_path):
+def test_a_malformed_picture_loses_only_the_cover(tmp_path):
     path = tagged(tmp_path / "a.ogg")
     song = mutagen.File(path)
     song["metadata_block_picture"] = ["not base64!"]
@@ -208,7 +208,7 @@ def test_a_compressed_tag_of_gigabytes_is_given_up_on(tmp_path):
     assert "its tags cannot be read, so the stems have none: " in words
 
 
-def test_a_tag_that_is_cut_off_is_no_error(tmp_path):
+def test_a_truncated_tag_is_not_an_error(tmp_path):
     path = tagged(tmp_path / "a.flac")
     path.write_bytes(path.read_bytes()[:300])
     assert not complaint(path)[0]
@@ -217,7 +217,7 @@ def test_a_tag_that_is_cut_off_is_no_error(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(errno.EAGAIN, "no more processes"), ValueError("embedded null byte")]
 )
-def test_a_process_that_cannot_be_started_is_no_error(tmp_path, monkeypatch, error):
+def test_a_process_that_cannot_be_started_is_not_an_error(tmp_path, monkeypatch, error):
     monkeypatch.setattr(bounded.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(error))
     assert not complaint(tmp_path / "a.flac")[0]
 
@@ -243,7 +243,7 @@ def test_stems_get_the_songs_tags_and_their_own_subtitle(tmp_path, format):
 
 @pytest.mark.parametrize("format", ["flac", "mp3"])
 @pytest.mark.parametrize("length", [2, 1153, 40_000])
-def test_tags_change_no_sample(tmp_path, format, length):
+def test_tags_do_not_change_samples(tmp_path, format, length):
     audio.write(tmp_path / "bare", noise(length), 44100, format)
     audio.write(tmp_path / "tagged", noise(length), 44100, format, SONG)
     bare, with_tags = audio.read(tmp_path / "bare").samples, audio.read(tmp_path / "tagged").samples
@@ -261,7 +261,7 @@ def test_wav_stems_have_no_tags(tmp_path):
 @pytest.mark.parametrize(
     ("date", "year"), [("circa 1975", ["1975"]), ("2003-04", ["2003-04"]), ("long ago", None)]
 )
-def test_a_date_of_another_form_leaves_its_year_in_mp3(tmp_path, date, year):
+def test_only_the_year_of_a_nonstandard_date_is_kept_in_mp3(tmp_path, date, year):
     audio.write(tmp_path / "a", noise(99), 44100, "mp3", Tags(title="Song", date=date))
     found = mutagen.File(tmp_path / "a").tags
     assert found["TIT2"].text == ["Song"]
@@ -269,7 +269,7 @@ def test_a_date_of_another_form_leaves_its_year_in_mp3(tmp_path, date, year):
 
 
 @pytest.mark.parametrize(("format", "saves"), [("flac", FLAC), ("mp3", ID3)])
-def test_a_mistake_of_the_tag_library_costs_no_stem(tmp_path, monkeypatch, format, saves):
+def test_an_error_in_the_tag_library_loses_no_stem(tmp_path, monkeypatch, format, saves):
     stems = {tmp_path / name: noise(5000, seed=seed) for seed, name in enumerate(["vocals", "drums"])}
 
     def fail_in_the_middle(self, file, **options):

@@ -1,4 +1,4 @@
-"""Printing never decides what becomes of the work, whatever is behind standard output and standard error."""
+"""Failures to print never affect the work, whatever standard output and standard error are."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def quiet(printed: bytes) -> bool:
     ("condition", "options"),
     [(name, "") for name in CONDITIONS] + [(name, "-u") for name in ("no streams", "both are full", "the reader leaves")],
 )  # fmt: skip
-def test_the_work_is_done_and_the_exit_code_is_that_of_the_work(
+def test_lost_output_does_not_change_the_work_or_its_exit_code(
     condition: str, options: str, tmp_path: Path
 ) -> None:
     code = ("0", "1", "2", "130")[list(CONDITIONS).index(condition) % 4]
@@ -139,7 +139,7 @@ def test_every_character_can_be_printed(encoding: str) -> None:
         assert f"<{character}>".encode(encoding, terminal.READABLE)
 
 
-def test_what_has_no_spelling_is_escaped_so_that_names_stay_apart() -> None:
+def test_other_characters_are_escaped_so_that_names_stay_distinct() -> None:
     assert "歌 1".encode("cp1252", terminal.READABLE) == b"\\u6b4c 1"
     assert "a − b → c × d".encode("latin-1", terminal.READABLE) == b"a - b -> c \xd7 d"
     assert "├── é".encode("cp437", terminal.READABLE) == "├── é".encode("cp437"), "what can be is as it is"
@@ -172,7 +172,7 @@ def test_a_stream_that_fails_midway_drops_the_rest() -> None:
 
 
 @POSIX
-def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
+def test_a_non_blocking_pipe_gets_all_output() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     stream = protected(writing)
@@ -195,7 +195,7 @@ def test_a_pipe_that_does_not_block_gets_all_of_it() -> None:
 
 @POSIX
 @FULL
-def test_lost_output_is_reported_unless_nobody_reads_it(tmp_path: Path) -> None:
+def test_lost_output_is_reported_unless_the_reader_ended(tmp_path: Path) -> None:
     command = f"{sys.executable} -m kmdx.cli models where"
     full = shell(f"{command} >/dev/full")
     assert full.returncode == 0
@@ -219,7 +219,7 @@ def test_lost_output_is_reported_unless_nobody_reads_it(tmp_path: Path) -> None:
         ("{} models list | head -c 5; exit ${{PIPESTATUS[0]}}", 0),
     ],
 )
-def test_the_command_survives_its_streams(line: str, code: int) -> None:
+def test_the_command_works_with_closed_or_broken_streams(line: str, code: int) -> None:
     done = shell(line.format(f"{sys.executable} -m kmdx.cli"))
     assert done.returncode == code, done.stderr
     assert quiet(done.stdout + done.stderr)
@@ -241,7 +241,7 @@ def test_the_users_warning_filters_neither_hide_nor_raise_ours(
 
 
 @POSIX
-def test_songs_are_separated_where_nothing_can_be_printed(tmp_path: Path) -> None:
+def test_songs_are_separated_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
     names = [b"one", "naïve – Ж🎵".encode(), b"caf\xe9 that is not UTF-8" if LINUX else b"three"]
     (tmp_path / "in").mkdir()
     for name in names:
@@ -354,7 +354,7 @@ COMMANDS = [
 
 @POSIX
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_path_that_the_system_refuses_is_one_line(
+def test_a_path_that_the_system_refuses_is_a_one_line_error(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, *arguments = command.format(long=tmp_path / LONG).split()
@@ -370,7 +370,7 @@ def test_a_path_that_the_system_refuses_is_one_line(
 @pytest.mark.parametrize(
     "command", ["models list", "models verify htdemucs", "models pull htdemucs", "separate a.wav -e htdemucs"]
 )
-def test_a_models_folder_that_the_system_refuses_is_one_line(
+def test_a_models_folder_that_the_system_refuses_is_a_one_line_error(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(tmp_path / "a.wav", noise(1000), 44100)
@@ -394,7 +394,7 @@ def assert_one_line(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_opened_is_one_line(
+def test_a_folder_without_permission_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "closed").mkdir(mode=0)
@@ -405,7 +405,7 @@ def test_a_folder_that_may_not_be_opened_is_one_line(
     assert "closed/a: Permission denied" in capsys.readouterr().err
 
 
-def test_another_broken_pipe_than_the_outputs_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_pipe_other_than_the_output_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     app = typer.Typer()
 
     @app.command()

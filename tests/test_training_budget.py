@@ -40,7 +40,7 @@ def test_the_budget_counts_what_autograd_keeps(norm_groups: int | None) -> None:
     assert needed.fixed == 4 * 4 * needed.parameters
 
 
-def test_recomputing_takes_less_memory() -> None:
+def test_checkpointing_needs_less_memory() -> None:
     plain, recomputed = (budget.measure(cases.small(checkpointing=value)) for value in (False, True))
     assert recomputed.window < plain.window
     assert recomputed.gflop == pytest.approx(plain.gflop * 4 / 3)
@@ -55,7 +55,7 @@ def test_published_networks_train_on_a_t4_as_documented(stem: str) -> None:
     assert f"| `{stem}` | {' | '.join(budget.row(config, needed))} |" in manual
 
 
-def test_the_table_of_budgets(
+def test_the_command_prints_a_table_of_budgets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "small.yaml"

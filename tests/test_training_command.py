@@ -36,7 +36,7 @@ from training import command
         (["report", "nowhere"], "nowhere: not a training run"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     arguments: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,

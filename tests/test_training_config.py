@@ -15,7 +15,7 @@ from training.config import TrainingError
 
 
 @pytest.mark.parametrize("name", configs.names())
-def test_configs_that_come_with_it_are_sound(name: str) -> None:
+def test_the_included_configs_are_valid(name: str) -> None:
     assert configs.load(name).steps > 0
 
 
@@ -64,14 +64,14 @@ def test_the_published_configs_are_the_published_networks() -> None:
         ),
     ],
 )
-def test_a_wrong_config_is_one_line(changes: dict, message: str) -> None:
+def test_an_invalid_config_is_a_one_line_error(changes: dict, message: str) -> None:
     with pytest.raises(TrainingError) as caught:
         cases.small(**changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_values_can_be_set_from_outside(tmp_path: Path) -> None:
+def test_values_can_be_overridden_by_the_caller(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(cases.CONFIG), "utf-8")
     config = configs.load(str(path), {"optimizer.rate": 0.5, "steps": 9})

@@ -15,7 +15,7 @@ from training.config import TrainingError
 data = cases.data
 
 
-def test_compressed_stems_are_decoded_once_and_alike(data: Path, tmp_path: Path) -> None:
+def test_compressed_stems_are_decoded_once_and_identically(data: Path, tmp_path: Path) -> None:
     config = cases.small()
     before = cases.found(data, config)
     told: list[tuple[int, int]] = []
@@ -31,7 +31,9 @@ def test_compressed_stems_are_decoded_once_and_alike(data: Path, tmp_path: Path)
     assert not told
 
 
-def test_decoding_asks_for_room_first(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_checks_the_disk_space_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(TrainingError, match="7 decoded stems need .* GB, but only 0.00 GB are free"):
         decoded_songs.decode(cases.found(data, cases.small()), tmp_path / "decoded")

@@ -21,7 +21,7 @@ from training.run import Run
 data, fit = cases.data, cases.fit
 
 
-def test_half_rounds_both_files_alike(fit: Callable[..., Run], tmp_path: Path) -> None:
+def test_half_precision_rounds_both_files_identically(fit: Callable[..., Run], tmp_path: Path) -> None:
     run = fit(steps=4)
     made = export.export(run, "mine", tmp_path, half=True)
     stored = torch.load(made.state, weights_only=True)
@@ -44,7 +44,7 @@ def test_an_exported_file_is_recorded_with_its_checksum(fit: Callable[..., Run],
     assert [status.ok for status in weights.verify(tmp_path, [weight])] == [False]
 
 
-def test_a_weight_too_large_for_half_is_named(
+def test_a_weight_too_large_for_float16_is_named(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit(steps=2)
@@ -66,7 +66,7 @@ def test_a_graph_that_differs_is_not_exported(
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_a_name_is_replaced_by_the_same_run_alone(fit: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_name_is_replaced_only_by_the_same_run(fit: Callable[..., Run], tmp_path: Path) -> None:
     models = tmp_path / "models"
     first, second = fit("first", steps=2), fit("second", steps=2, seed=1)
     export.export(first, "mine", models)
@@ -81,7 +81,7 @@ def test_a_name_is_replaced_by_the_same_run_alone(fit: Callable[..., Run], tmp_p
         export.export(first, "mine", models)
 
 
-def test_exporting_says_what_it_exports(
+def test_exporting_reports_the_step_and_score(
     fit: Callable[..., Run],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,7 +107,7 @@ def test_exporting_says_what_it_exports(
     assert (checkpoint["global_step"], score) == (6, None)
 
 
-def test_a_better_checkpoint_in_the_meantime_is_not_what_was_exported(
+def test_a_later_checkpoint_does_not_change_what_was_exported(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fit()
@@ -171,7 +171,7 @@ def test_an_exported_network_separates_as_before(
     assert decibels(stems["vocals"], stems["other"]) > 80
 
 
-def test_names_that_cannot_be_exported(fit: Callable[..., Run], tmp_path: Path) -> None:
+def test_invalid_names_are_refused_for_export(fit: Callable[..., Run], tmp_path: Path) -> None:
     run = fit(steps=2)
     with pytest.raises(TrainingError, match="expected only lower-case letters"):
         export.export(run, "My Net", tmp_path)

@@ -1,4 +1,4 @@
-"""A loss is one entry in a table, and what is logged appears by itself."""
+"""A loss is one entry in a table, and logged values appear automatically."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_the_module_logs_is_a_column_and_a_curve(
     assert "<figcaption>weight norm</figcaption>" in text
 
 
-def test_a_run_that_goes_on_with_another_column_keeps_its_rows(
+def test_a_run_resumed_with_another_column_keeps_its_rows(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(steps=10, epoch=10)
@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_with_another_column_keeps_its_rows(
     assert float(first["l1"]) > 0
 
 
-def test_a_column_that_comes_late_is_empty_before(tmp_path: Path) -> None:
+def test_a_later_column_is_empty_in_earlier_rows(tmp_path: Path) -> None:
     table = CsvTable(tmp_path / "x.csv", ("step", "loss"), 0)
     table.add({"step": 1, "loss": 0.5})
     table.add({"step": 2, "loss": 0.25, "new": 3})
@@ -101,14 +101,14 @@ def test_a_column_that_comes_late_is_empty_before(tmp_path: Path) -> None:
         ({"l1": "much"}, "loss.l1: input should be a valid number"),
     ],
 )
-def test_a_wrong_loss_is_one_line(given: dict[str, object], message: str) -> None:
+def test_an_invalid_loss_is_a_one_line_error(given: dict[str, object], message: str) -> None:
     with pytest.raises(TrainingError) as caught:
         cases.small(loss=given)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_term_with_windows_needs_signals_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_term_with_windows_needs_signals_at_least_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "cubic", Term("mean cubed difference", cubic, uses_windows=True))
     network = {**cases.NETWORK, "trim": 3000}
     assert isinstance(cases.small(network=network, loss={"l1": 1}), Config)
@@ -123,7 +123,7 @@ def test_a_term_without_a_weight_is_not_computed() -> None:
     assert losses.terms(Loss(l1=0, mse=1), signal, signal).keys() == {"mse"}
 
 
-def test_losses() -> None:
+def test_every_loss_matches_its_formula() -> None:
     torch.manual_seed(0)
     target = torch.randn(2, 2, 8000)
     config = Loss(mse=1, l1=1, spectral=1)

@@ -1,4 +1,4 @@
-"""What one step does: what the network hears, the gradient, the rate, the average."""
+"""One training step: the network's input, the gradient, the learning rate, the average."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batch(seed: int = 0) -> Example:
 
 
 class HalfOfIt(nn.Module):
-    """Takes half of what it hears for the vocals."""
+    """Estimates half of its input as vocals."""
 
     sources, length = ("vocals",), cases.CHUNK
 
@@ -47,7 +47,7 @@ class HalfOfIt(nn.Module):
         return 0.5 * wave[:, None]
 
 
-def test_the_estimated_vocals_are_taken_out_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimated_vocals_are_subtracted_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     made = unmixing(HalfOfIt(), source="drums", hears="rest")
     heard: list[Tensor] = []
 
@@ -61,7 +61,7 @@ def test_the_estimated_vocals_are_taken_out_in_training(monkeypatch: pytest.Monk
     assert torch.allclose(heard[0], 0.5 * window.input)
 
 
-def test_the_estimated_vocals_are_taken_out_in_validation(data: Path) -> None:
+def test_the_estimated_vocals_are_subtracted_in_validation(data: Path) -> None:
     made = unmixing(HalfOfIt(), source="drums", hears="rest")
     song = cases.found(data, made.config).validation[0]
     found = validation.estimate(made.config, made.network, made.vocals, song, torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_the_estimated_vocals_are_taken_out_in_validation(data: Path) -> None:
     assert np.allclose(found.input, 0.5 * mixture, atol=1e-6)
 
 
-def test_the_terms_of_a_step_are_those_of_all_its_windows(fit: Callable[..., Run]) -> None:
+def test_the_terms_of_a_step_are_averaged_over_all_its_windows(fit: Callable[..., Run]) -> None:
     run = fit(steps=10, epoch=10, batch=2, at_once=1)
     (row,) = cases.rows(run.steps)
     assert float(row["loss"]) == pytest.approx(float(row["l1"]) + 0.5 * float(row["spectral"]), rel=1e-4)
@@ -91,7 +91,7 @@ def test_the_gradient_is_clipped_to_its_norm(clip: float | None, expected: float
 
 
 @pytest.mark.parametrize(("kind", "of"), [("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)])
-def test_the_optimizer_is_what_the_config_says(kind: str, of: type) -> None:
+def test_the_optimizer_follows_the_config(kind: str, of: type) -> None:
     made = unmixing(optimizer={"kind": kind, "rate": 0.25, "weight_decay": 0.125})
     optimizer: torch.optim.Optimizer = made.configure_optimizers()["optimizer"]
     assert type(optimizer) is of
@@ -124,7 +124,7 @@ def test_the_average_moves_by_its_formula() -> None:
     assert float(average(old, new, torch.tensor(100))) == pytest.approx(1 + 0.5)
 
 
-def test_a_run_keeps_an_average_beside_its_weights(fit: Callable[..., Run]) -> None:
+def test_a_run_keeps_an_average_in_addition_to_its_weights(fit: Callable[..., Run]) -> None:
     """Averaged over six steps, weights lag behind; without an average there is one set of them."""
     checkpoint = torch.load(fit("with", average=0.9).last, weights_only=True)
     name = next(name for name in checkpoint["state_dict"] if name.endswith("weight"))
@@ -138,7 +138,7 @@ def test_checkpointing_gives_the_same_weights(fit: Callable[..., Run]) -> None:
     assert cases.same(cases.state(plain), cases.state(recomputed))
 
 
-def test_bf16_computes_the_unet_in_it_and_the_loss_in_float32(
+def test_with_bf16_the_unet_runs_in_bf16_and_the_loss_in_float32(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, set[torch.dtype]] = {"unet": set(), "loss": set()}
@@ -179,7 +179,7 @@ def exploding(config: object, terms: dict[str, Tensor]) -> Tensor:
     return Explodes.apply(terms["l1"])
 
 
-def test_a_gradient_that_is_not_finite_is_stepped_over(
+def test_a_step_whose_gradient_is_not_finite_is_skipped(
     fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {
@@ -223,7 +223,7 @@ def test_steps_that_the_scaler_skips_are_counted(nan: str) -> None:
     assert not torch.equal(next(made.network.parameters()), before)
 
 
-def test_too_many_that_the_scaler_skips_end_the_run() -> None:
+def test_too_many_steps_that_the_scaler_skips_end_the_run() -> None:
     made = unmixing(precision="fp16", nan="stop")
     with pytest.raises(TrainingError, match="loss or gradient is not finite"):
         scaled_steps(made, module.SCALE_SEARCH + 1)

@@ -1,4 +1,4 @@
-"""The page at the end: its excerpts, and Ctrl-C while it is made."""
+"""The report at the end of a run: its excerpts, and Ctrl-C while it is written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def long(tmp_path: Path) -> songs.TrainingSong:
 
 @pytest.mark.parametrize("seconds", [(0, 3), (9, 19), (21, 24)])
 @pytest.mark.parametrize("hears", ["mixture", "rest", "rest of a network"])
-def test_an_excerpt_is_what_the_whole_song_has_there(
+def test_an_excerpt_equals_that_part_of_the_whole_song(
     hears: str, seconds: tuple[int, int], long: songs.TrainingSong
 ) -> None:
     config = cases.small(hears=hears.partition(" ")[0], source="vocals" if hears == "mixture" else "drums")
@@ -73,7 +73,7 @@ def test_excerpts_are_the_loudest_seconds_and_nothing_else_is_estimated(
     assert length <= 10 * RATE + 3 * cases.CHUNK
 
 
-def test_control_c_while_the_page_is_made_is_one_line(
+def test_ctrl_c_while_the_page_is_written_gives_one_line(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(run: Run, found: songs.Songs, device: str) -> Path:

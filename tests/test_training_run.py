@@ -24,7 +24,7 @@ data, fit = cases.data, cases.fit
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
-    """Let validations say this, and stop the run where there is nothing more to say."""
+    """Make validations return these scores, and stop the run after the last one."""
     left: Iterator[float] = iter(scores)
 
     def score(*arguments: object) -> float:
@@ -50,7 +50,7 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(
     assert torch.load(run.best, weights_only=True)["global_step"] == 2
 
 
-def test_a_run_goes_on_where_the_run_of_its_vocals_has_moved_too(
+def test_a_run_resumes_after_the_run_of_its_vocals_has_moved_too(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vocals = fit("vocals").folder
@@ -79,7 +79,7 @@ def test_a_score_that_is_not_finite_ends_the_run(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_where_there_is_no_bar_every_epoch_has_a_line(
+def test_without_a_progress_bar_every_epoch_prints_a_line(
     terminal: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = io.StringIO()
@@ -96,7 +96,7 @@ def test_where_there_is_no_bar_every_epoch_has_a_line(
 
 
 @pytest.mark.parametrize("changes", [{}, {"average": None}, {"optimizer": {"kind": "rmsprop"}}])
-def test_the_size_of_a_checkpoint_is_known_before(changes: dict, fit: Callable[..., Run]) -> None:
+def test_the_size_of_a_checkpoint_is_predicted(changes: dict, fit: Callable[..., Run]) -> None:
     run = fit(network={**cases.NETWORK, "growth": 32}, steps=2, **changes)
     network = trainer.trained(run)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -104,7 +104,7 @@ def test_the_size_of_a_checkpoint_is_known_before(changes: dict, fit: Callable[.
     assert run.last.stat().st_size == pytest.approx(size, rel=0.1)
 
 
-def test_room_is_asked_for_what_is_still_to_be_written(
+def test_disk_space_is_required_only_for_files_not_yet_written(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, 5.0)
@@ -151,7 +151,7 @@ def test_room_is_asked_for_what_is_still_to_be_written(
         ({"optimizer": {"rate": float("inf")}}, "optimizer.rate: input should be a finite number, not inf"),
     ],
 )
-def test_numbers_that_cannot_be(changes: dict, message: str) -> None:
+def test_impossible_numbers_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(TrainingError) as caught:
         cases.small(**changes)
     assert message in str(caught.value)
@@ -170,7 +170,7 @@ def test_numbers_that_cannot_be(changes: dict, message: str) -> None:
         ),
     ],
 )
-def test_options_that_cannot_be_leave_nothing_behind(
+def test_impossible_options_leave_nothing_behind(
     changes: dict, options: dict, message: str, data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -185,7 +185,7 @@ def test_options_that_cannot_be_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
-def test_a_reading_process_that_is_killed_is_one_line(
+def test_a_killed_reading_process_is_a_one_line_error(
     number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = os.getpid()
@@ -202,7 +202,7 @@ def test_a_reading_process_that_is_killed_is_one_line(
         trainer.fit(cases.small(), [data], tmp_path / "run", console=Console(), **options)
 
 
-def test_a_mistake_in_a_reading_process_is_no_lack_of_memory(
+def test_an_error_in_a_reading_process_is_not_reported_as_lack_of_memory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(*arguments: object) -> None:

@@ -1,4 +1,4 @@
-"""Windows: what is drawn, and how it is varied."""
+"""Windows: sampling and augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.sampling import Windows
 data = cases.data
 
 
-def test_a_window_depends_on_seed_and_number_alone(data: Path) -> None:
+def test_a_window_depends_only_on_seed_and_number(data: Path) -> None:
     config = cases.small()
     training = cases.found(data, config).training
     first, again = Windows(config, training), Windows(config, training)
@@ -28,7 +28,7 @@ def test_a_window_depends_on_seed_and_number_alone(data: Path) -> None:
     assert first[7].input.shape == first[7].target.shape == (2, cases.CHUNK)
 
 
-def test_an_unmixed_window_is_a_place_in_a_song(data: Path) -> None:
+def test_an_unmixed_window_is_part_of_one_song(data: Path) -> None:
     plain = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     config = cases.small(data=plain)
     training = cases.found(data, config).training
@@ -46,7 +46,7 @@ def test_an_unmixed_window_is_a_place_in_a_song(data: Path) -> None:
     assert any(matches)
 
 
-def test_stems_vary_as_they_are_told_to(data: Path) -> None:
+def test_stems_are_augmented_as_configured(data: Path) -> None:
     still = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     training = cases.found(data, cases.small()).training
     plain = Windows(cases.small(data=still), training)[0].target
@@ -67,7 +67,7 @@ def test_mixed_windows_have_stems_of_different_songs(data: Path) -> None:
 
 @pytest.mark.parametrize(("weights", "share"), [({}, 0.5), ({"song 1": 0.25}, 0.8), ({"song *": 3}, 0.5)])
 @pytest.mark.parametrize("mixing", [0, 1])
-def test_songs_are_drawn_as_often_as_they_weigh(
+def test_songs_are_sampled_in_proportion_to_their_weights(
     data: Path, monkeypatch: pytest.MonkeyPatch, weights: dict, share: float, mixing: float
 ) -> None:
     config = cases.small(data={"mixing": mixing, "weights": weights})
@@ -87,13 +87,13 @@ def test_songs_are_drawn_as_often_as_they_weigh(
     assert abs(vocals.count(two.stems["vocals"].path) / 500 - share) < 0.07  # three standard deviations
 
 
-def test_a_weight_of_no_song_is_told(data: Path) -> None:
+def test_a_weight_that_matches_no_song_is_reported(data: Path) -> None:
     config = cases.small(data={"weights": {"sogn *": 2}})
     with pytest.warns(KmdxWarning, match="no song matches 'sogn "):
         Windows(config, cases.found(data, config).training)
 
 
-def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path) -> None:
+def test_the_simulated_vocals_error_has_the_configured_level(data: Path) -> None:
     still = {"mixing": 0, "gain": [0, 0], "swap": 0, "invert": 0}
     training = cases.found(data, cases.small()).training
     whole = Windows(cases.small(source="drums", data=still), training)
@@ -106,7 +106,7 @@ def test_what_is_left_of_the_vocals_has_the_error_that_was_asked_for(data: Path)
         assert decibels(vocals[number].target.numpy(), estimated.numpy()) == pytest.approx(12, abs=0.3)
 
 
-def test_a_step_hears_the_same_windows_however_they_are_shared(data: Path) -> None:
+def test_a_step_uses_the_same_windows_however_they_are_distributed(data: Path) -> None:
     config = cases.small(batch=4, steps=5, epoch=3)
 
     def numbers(epoch: int, at_once: int, ranks: int) -> list[set[int]]:
@@ -122,7 +122,7 @@ def test_a_step_hears_the_same_windows_however_they_are_shared(data: Path) -> No
     assert numbers(1, 2, 1) == [set(range(12, 16)), set(range(16, 20))]
 
 
-def test_a_variant_is_drawn_like_the_song(data: Path, tmp_path: Path) -> None:
+def test_a_variant_is_sampled_like_its_song(data: Path, tmp_path: Path) -> None:
     for stem in cases.STEMS:
         (tmp_path / "song 1").mkdir(exist_ok=True)
         soundfile.write(tmp_path / "song 1" / f"{stem}.wav", np.full((50_000, 2), 0.25), 44100)

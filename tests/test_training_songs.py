@@ -1,4 +1,4 @@
-"""What is wrong with songs, and is told before the first step."""
+"""Problems with songs are reported before the first step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(folder: Path, **seconds: float) -> Path:
     return folder
 
 
-def test_stems_of_different_lengths_are_told(data: Path, tmp_path: Path) -> None:
+def test_stems_of_different_lengths_are_reported(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "song 0", tmp_path / "song 0")
     song = write(tmp_path / "uneven", bass=2, drums=2, other=1.95, vocals=1.5)
     with pytest.warns(KmdxWarning) as told:
@@ -52,7 +52,7 @@ def test_a_variant_that_is_too_short_is_refused(data: Path, tmp_path: Path) -> N
         songs.find([data], "vocals", cases.CHUNK, ["song 0", "song 2"], [tmp_path])
 
 
-def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
+def test_a_file_that_has_become_shorter_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "song", vocals=1) / "vocals.wav"
     stem = replace(songs._stem(path), samples=2 * RATE)
     assert sampling.read(stem, 0, RATE).any()
@@ -61,7 +61,7 @@ def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("song 0", "validation"), ("song 1", "training")])
-def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
+def test_an_entirely_silent_source_is_reported_before_the_first_step(
     name: str, kind: str, data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
     copy = tmp_path / "silent"
@@ -75,7 +75,7 @@ def test_a_source_that_is_silent_throughout_is_told_before_the_first_step(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_run_of_a_vocals_network_is_found_from_everywhere(
+def test_a_run_of_a_vocals_network_is_found_from_any_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Callable[..., Run]
 ) -> None:
     fit("vocals", steps=2)
@@ -100,7 +100,7 @@ def test_a_run_of_a_vocals_network_is_found_from_everywhere(
         ({"source": "bass", "hears": "rest", "rest": {"vocals": "./a"}}, "rest.vocals: ./a: no such run"),
     ],
 )
-def test_vocals_that_cannot_be_taken_out(
+def test_unusable_vocals_networks_are_refused(
     changes: dict, message: str, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
     with pytest.raises(TrainingError, match=message):
@@ -108,7 +108,7 @@ def test_vocals_that_cannot_be_taken_out(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_songs_that_have_moved_are_the_same(data: Path, tmp_path: Path, fit: Callable[..., Run]) -> None:
+def test_songs_that_have_moved_are_recognized(data: Path, tmp_path: Path, fit: Callable[..., Run]) -> None:
     run = fit()
     moved = tmp_path / "elsewhere"
     shutil.copytree(data, moved)
@@ -197,7 +197,7 @@ def test_two_stems_train_a_network_of_vocals_only(tmp_path: Path) -> None:
         of_folder(tmp_path, "drums")
 
 
-def test_a_described_data_set_is_trained_with(tmp_path: Path) -> None:
+def test_a_data_set_with_a_description_can_be_trained_on(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / "set" / name, **{"1 Kick": 1, "2 Snare": 1, "3 Bass": 1, "4 Vox": 1, "5 Keys": 1})
     stems = {"drums": ["*kick", "*snare"], "bass": "*bass", "vocals": "*vox", "other": "*keys"}
@@ -212,7 +212,7 @@ def test_a_described_data_set_is_trained_with(tmp_path: Path) -> None:
     assert again == found
 
 
-def test_a_summed_stem_is_known_again_by_all_its_files(tmp_path: Path) -> None:
+def test_a_summed_stem_is_recognized_by_all_its_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, guitar=1)
     before = songs.contents(of_folder(tmp_path)[0].training)
@@ -228,7 +228,7 @@ def test_songs_are_found_and_split(data: Path) -> None:
     assert set(both.training[1].stems) == {"drums", "other", "vocals"}
 
 
-def test_splits_of_a_data_set(data: Path, tmp_path: Path) -> None:
+def test_the_splits_of_a_data_set_are_used(data: Path, tmp_path: Path) -> None:
     for split, song in (("train", "song 1"), ("valid", "song 0"), ("test", "song 2")):
         shutil.copytree(data / song, tmp_path / split / song)
     both = songs.find([tmp_path], "vocals", 1000)
@@ -237,7 +237,7 @@ def test_splits_of_a_data_set(data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_musdb18s_own_validation_songs(data: Path, tmp_path: Path) -> None:
+def test_musdb18s_validation_songs_are_used(data: Path, tmp_path: Path) -> None:
     for name in ("Meaxic - Take A Step", "Another"):
         shutil.copytree(data / "song 1", tmp_path / "train" / name)
     assert [song.name for song in songs.find([tmp_path], "drums", 1000).validation] == [
@@ -291,7 +291,7 @@ def broken(data: Path, tmp_path: Path, how: str) -> list[Path]:
         ("", ["song *"], "no training songs"),
     ],
 )
-def test_wrong_data_is_one_line_before_anything_begins(
+def test_invalid_data_is_a_one_line_error_before_training_starts(
     how: str, validation: list[str], message: str, data: Path, tmp_path: Path
 ) -> None:
     folders = broken(data, tmp_path, how)

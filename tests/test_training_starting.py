@@ -118,7 +118,7 @@ def test_the_record_of_a_start_is_in_the_run_and_in_what_it_exports(
     assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].licence_note
 
 
-def test_what_weights_were_trained_with_goes_on_to_what_starts_from_them(
+def test_the_training_songs_of_weights_are_inherited_by_runs_started_from_them(
     fit: Callable[..., Run], tmp_path: Path
 ) -> None:
     author_file(tmp_path / "x.pt")
@@ -147,7 +147,7 @@ def test_what_weights_were_trained_with_goes_on_to_what_starts_from_them(
         ({"n_fft": 1024}, "its window is not the periodic Hann window of 1024 samples"),
     ],
 )
-def test_weights_of_another_network_are_one_line(
+def test_weights_of_another_network_are_a_one_line_error(
     network: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     author_file(tmp_path / "x.pt")
@@ -156,7 +156,7 @@ def test_weights_of_another_network_are_one_line(
     assert re.search(message, line)
 
 
-def test_what_cannot_be_started_from_is_one_line(fit: Callable[..., Run], tmp_path: Path) -> None:
+def test_an_unusable_start_is_a_one_line_error(fit: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no weights", "utf-8")
     (tmp_path / "empty").mkdir()
     assert "is not a weight file" in refused(tmp_path / "text.pt")
@@ -173,7 +173,7 @@ def test_what_cannot_be_started_from_is_one_line(fit: Callable[..., Run], tmp_pa
         starting.read(str(other.best), cases.small(), with_optimizer=True)
 
 
-def test_the_optimizer_of_a_run_is_taken_over_where_that_is_asked_for(fit: Callable[..., Run]) -> None:
+def test_the_optimizer_state_of_a_run_is_loaded_on_request(fit: Callable[..., Run]) -> None:
     other = fit("other", freeze=["final_conv"])
     config = cases.small(freeze=["first_conv.0.*"])
     made = module(config, starting.read(str(other.folder), config, with_optimizer=True))
@@ -190,7 +190,7 @@ def test_the_optimizer_of_a_run_is_taken_over_where_that_is_asked_for(fit: Calla
     assert taken.data()["start"]["optimizer"]
 
 
-def test_a_run_that_goes_on_must_have_begun_from_the_same_weights(
+def test_a_resumed_run_must_have_started_from_the_same_weights(
     fit: Callable[..., Run], tmp_path: Path
 ) -> None:
     author_file(tmp_path / "one.pt")
@@ -243,7 +243,7 @@ def test_the_command_starts_from_a_run(
 # What is frozen
 
 
-def test_what_is_frozen_stays_bit_for_bit_while_the_rest_learns(fit: Callable[..., Run]) -> None:
+def test_frozen_weights_stay_bit_for_bit_while_the_rest_learns(fit: Callable[..., Run]) -> None:
     changes: dict[str, Any] = {"network": NORMS, "optimizer": {"rate": 0.01, "weight_decay": 0.1}}
     patterns = ["encoding_blocks.*", "first_conv", "*.bias"]
     config = cases.small(**changes, freeze=patterns)
@@ -259,7 +259,7 @@ def test_what_is_frozen_stays_bit_for_bit_while_the_rest_learns(fit: Callable[..
     assert len(checkpoint["optimizer_states"][0]["state"]) == len(trained) < len(before)
 
 
-def test_the_average_of_what_does_not_change_is_the_same_bits() -> None:
+def test_the_average_of_unchanged_weights_has_the_same_bits() -> None:
     average = Averaging(0.999)._kwargs["avg_fn"]
     for value in (torch.tensor([-0.0, 0.1, 1e-40]), torch.tensor([2**40 + 1])):
         kept = average(value, value, torch.tensor(5))
@@ -283,7 +283,7 @@ def test_validation_leaves_frozen_modules_as_they_were(data: Path) -> None:
         (["*"], "all 44 parameter tensors are frozen"),
     ],
 )
-def test_patterns_that_cannot_be_are_one_line(
+def test_invalid_patterns_are_one_line_errors(
     fit: Callable[..., Run], tmp_path: Path, patterns: list[str], message: str
 ) -> None:
     with pytest.raises(TrainingError) as caught:
@@ -301,7 +301,7 @@ def test_the_start_of_a_run_reports_how_much_is_trained(fit: Callable[..., Run],
     assert freezing.freeze(network, []) == freezing.Trained(total, total)
 
 
-def test_what_is_frozen_takes_less_memory() -> None:
+def test_frozen_weights_need_less_memory() -> None:
     whole, part = (budget.measure(cases.small(freeze=patterns)) for patterns in ([], ["encoding_blocks"]))
     frozen = sum(
         parameter.numel() for parameter in module(cases.small()).network.encoding_blocks.parameters()
@@ -317,7 +317,7 @@ CONSTANT = {"rate": 0.01, "warm_up": 2, "schedule": "constant"}
 
 
 @pytest.mark.parametrize(("first", "epoch"), [(4, 2), (5, 4), (3, 4)])
-def test_an_extended_run_is_the_run_of_so_many_steps_bit_for_bit(
+def test_an_extended_run_equals_a_run_of_that_many_steps_bit_for_bit(
     fit: Callable[..., Run], first: int, epoch: int
 ) -> None:
     changes: dict[str, Any] = {"optimizer": CONSTANT, "epoch": epoch, "network": NORMS}
@@ -348,7 +348,7 @@ def test_the_rate_of_an_extended_run_follows_the_longer_cosine(
     )
 
 
-def test_fewer_steps_than_are_done_is_one_line(fit: Callable[..., Run]) -> None:
+def test_fewer_steps_than_are_complete_is_a_one_line_error(fit: Callable[..., Run]) -> None:
     fit(steps=6)
     with pytest.raises(TrainingError, match="6 steps are complete, but steps is 4; expected at least 6"):
         fit(steps=4)

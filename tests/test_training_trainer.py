@@ -26,7 +26,7 @@ from training.run import Run
 data, fit = cases.data, cases.fit
 
 
-def test_a_run_learns_and_leaves_what_it_should(fit: Callable[..., Run], data: Path) -> None:
+def test_a_run_learns_and_writes_its_files(fit: Callable[..., Run], data: Path) -> None:
     run = fit(steps=40, epoch=10, loss={"l1": 1}, data={"mixing": 0.5})
     steps, scores = cases.rows(run.steps), cases.rows(run.validation)
     assert [int(row["step"]) for row in steps] == [10, 20, 30, 40]
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_weights(fit: Callable[..., Run]) -> None:
     assert cases.rows(first.validation) == cases.rows(second.validation)
 
 
-def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
+def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
     data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
     changes = {"network": {**cases.NETWORK, "norm_groups": None}, "steps": 60, "epoch": 10, "patience": 50}
@@ -112,7 +112,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(
     assert killed.page.is_file()
 
 
-def test_accumulated_gradients_are_those_of_the_batch(fit: Callable[..., Run]) -> None:
+def test_accumulated_gradients_equal_those_of_the_batch(fit: Callable[..., Run]) -> None:
     whole, parts = fit("whole", batch=4), fit("parts", batch=4, at_once=1)
     first, second = cases.state(whole), cases.state(parts)
     for name, value in first.items():
@@ -120,7 +120,9 @@ def test_accumulated_gradients_are_those_of_the_batch(fit: Callable[..., Run]) -
             assert torch.allclose(value, second[name], atol=2e-4), name
 
 
-def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, fit: Callable[..., Run]) -> None:
+def test_two_processes_train_the_same_weights_as_one(
+    data: Path, tmp_path: Path, fit: Callable[..., Run]
+) -> None:
     alone = fit("alone", batch=4)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**cases.CONFIG, "batch": 4}), "utf-8")
@@ -162,7 +164,7 @@ def poisoned(data: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("norm_groups", [None, 2])
-def test_what_is_not_finite_is_stepped_over(
+def test_steps_that_are_not_finite_are_skipped(
     norm_groups: int | None, data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
     network = {**cases.NETWORK, "norm_groups": norm_groups}
@@ -172,12 +174,14 @@ def test_what_is_not_finite_is_stepped_over(
     assert all(value.isfinite().all() for value in cases.state(run).values())
 
 
-def test_or_the_run_stops(data: Path, tmp_path: Path, fit: Callable[..., Run]) -> None:
+def test_steps_that_are_not_finite_stop_the_run_on_request(
+    data: Path, tmp_path: Path, fit: Callable[..., Run]
+) -> None:
     with pytest.raises(TrainingError, match=r"not finite at step \d+: lower optimizer.rate"):
         fit(folder=poisoned(data, tmp_path), steps=20, batch=2, nan="stop")
 
 
-def test_a_run_is_what_it_was_begun_as(fit: Callable[..., Run], data: Path) -> None:
+def test_a_run_cannot_be_resumed_with_another_config(fit: Callable[..., Run], data: Path) -> None:
     fit()
     with pytest.raises(TrainingError, match="started with seed 0, not 1"):
         fit(seed=1)
@@ -185,8 +189,8 @@ def test_a_run_is_what_it_was_begun_as(fit: Callable[..., Run], data: Path) -> N
         fit(validation=["song 1"])
 
 
-def test_a_run_that_ended_early_has_ended(fit: Callable[..., Run]) -> None:
-    """With a rate of next to nothing, no validation is better than the first."""
+def test_a_run_that_ended_early_is_not_continued(fit: Callable[..., Run]) -> None:
+    """With a learning rate near 0, no validation is better than the first."""
     still = {"optimizer": {"rate": 1e-30}, "patience": 1, "steps": 20, "average": None}
     run = fit(**still)
     before = cases.rows(run.steps), cases.rows(run.validation), run.last.read_bytes()
@@ -195,7 +199,7 @@ def test_a_run_that_ended_early_has_ended(fit: Callable[..., Run]) -> None:
     assert (cases.rows(run.steps), cases.rows(run.validation), run.last.read_bytes()) == before
 
 
-def test_fewer_windows_at_once_may_be_asked_for_later(fit: Callable[..., Run]) -> None:
+def test_fewer_windows_at_once_are_allowed_when_a_run_is_resumed(fit: Callable[..., Run]) -> None:
     assert fit(batch=4).at_once() == 4
     assert fit(batch=4, at_once=2).at_once() == 2
     assert fit(batch=4).at_once() == 2
@@ -210,7 +214,7 @@ def test_a_gradient_that_is_never_finite_ends_the_run(
         fit(steps=20)
 
 
-def test_a_full_disk_is_told_before_the_first_step(
+def test_a_full_disk_is_reported_before_the_first_step(
     fit: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
@@ -219,7 +223,7 @@ def test_a_full_disk_is_told_before_the_first_step(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_file_that_vanishes_is_one_line(
+def test_a_file_that_disappears_is_a_one_line_error(
     data: Path, tmp_path: Path, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy"
@@ -236,7 +240,7 @@ def test_a_file_that_vanishes_is_one_line(
         fit(folder=copy)
 
 
-def test_a_trained_vocals_network_is_taken_out(fit: Callable[..., Run], data: Path) -> None:
+def test_the_estimate_of_a_trained_vocals_network_is_subtracted(fit: Callable[..., Run], data: Path) -> None:
     vocals = fit("vocals", steps=4)
     run = fit("drums", source="drums", hears="rest", rest={"vocals": str(vocals.folder)}, steps=4)
     assert cases.rows(run.validation)

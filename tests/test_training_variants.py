@@ -1,4 +1,4 @@
-"""Variants of songs: slower or faster copies, that a run takes as they are."""
+"""Variants of songs: slower or faster copies that a run uses unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pitch(path: Path) -> float:
 
 
 @pytest.mark.parametrize(("speed", "every", "names"), [(0.5, 1, "abc"), (2.0, 2, "ac"), (0.75, 3, "a")])
-def test_songs_are_slowed(data: Path, tmp_path: Path, speed: float, every: int, names: str) -> None:
+def test_songs_are_slowed_down(data: Path, tmp_path: Path, speed: float, every: int, names: str) -> None:
     output = tmp_path / "other"
     assert list(variants.write(output, [data], speed, every)) == list(names)
     written = sorted(output.rglob("*.wav"))
@@ -47,7 +47,7 @@ def test_songs_are_slowed(data: Path, tmp_path: Path, speed: float, every: int, 
     assert [len(song.variants) for song in found.training] == [int(name in names) for name in "abc"]
 
 
-def test_what_is_there_is_not_written_again(data: Path, tmp_path: Path) -> None:
+def test_existing_variants_are_not_written_again(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "other"
     list(variants.write(output, [data], 0.5))
     for path in output.rglob("*.wav"):
@@ -71,7 +71,7 @@ def test_what_is_there_is_not_written_again(data: Path, tmp_path: Path) -> None:
         ("data/train", 0.5, 1, "two songs have the name 'a'"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_are_one_line_errors(
     data: Path, tmp_path: Path, folder: str, speed: float, every: int, message: str
 ) -> None:
     folders = [data, data.parent / folder] if folder == "data/train" else [data.parent / folder]

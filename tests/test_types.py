@@ -1,4 +1,4 @@
-"""The table of network types: every entry is whole, and a new type is one module and one entry."""
+"""The table of network types: every entry is complete, and a new type is one module and one entry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_every_entry_is_whole(name: str) -> None:
+def test_every_entry_is_complete(name: str) -> None:
     kind, example = TYPES[name], EXAMPLES[name]
     architecture = types.read(example)
     assert architecture.type is kind
@@ -92,7 +92,7 @@ def test_a_plan_at_another_rate_is_refused_with_its_line(name: str, tmp_path: Pa
 
 
 class Gain(torch.nn.Module):
-    """A network of one number."""
+    """A network with a single parameter."""
 
     length, supported_dtypes, dtype = None, (), torch.float32
 

@@ -19,7 +19,7 @@ from evaluator.process import Limits, SubmissionError
 start = process_cases.start
 
 
-def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
+def test_a_song_over_the_memory_limit_is_killed_with_that_reason(start) -> None:
     outcome = start("takes memory", Limits(600, memory=5 * 10**8, enforced=True)).separate("one", SECONDS)
     assert outcome.failure.startswith(
         "memory limit: more than 0.5 GB of host memory (it was at my_submission/"
@@ -27,7 +27,7 @@ def test_a_song_over_its_memory_is_killed_and_says_so(start) -> None:
     assert outcome.peak_memory > 5 * 10**8
 
 
-def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_measured_without_enforced_limits(start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KMDX_HOARD", str(3 * 10**8))
     monkeypatch.setitem(submissions.BODIES, "takes memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
     submission = start("takes memory", Limits(600, memory=10**8))
@@ -47,7 +47,7 @@ def test_memory_is_measured_where_nothing_is_enforced(start, monkeypatch: pytest
         ),
     ],
 )
-def test_limits_hold_between_two_looks(
+def test_limits_hold_between_two_checks(
     start, monkeypatch: pytest.MonkeyPatch, limits: Limits, what: str, words: str
 ) -> None:
     monkeypatch.setitem(submissions.BODIES, "forgets memory", "x = np.ones(3 * 10**8 // 8)\ndel x")
@@ -59,7 +59,7 @@ def test_limits_hold_between_two_looks(
     monkeypatch.undo()
 
 
-def test_memory_is_looked_at_at_most_ten_times_a_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_checked_at_most_ten_times_per_second(start, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = start("talks")
     submission.start()
     looks: list[int] = []
@@ -74,7 +74,7 @@ def test_memory_is_looked_at_at_most_ten_times_a_second(start, monkeypatch: pyte
     assert 2 <= len(looks) <= 1 + (time.perf_counter() - began) / watch.INTERVAL
 
 
-def test_loading_has_a_peak_and_a_limit(start) -> None:
+def test_loading_has_a_memory_peak_and_a_limit(start) -> None:
     load = "x = np.ones(3 * 10**8 // 8); del x"
     submission = start("works", load=load)
     submission.start()
@@ -113,7 +113,7 @@ def test_many_processes_share_their_memory(start, monkeypatch: pytest.MonkeyPatc
     ],
     ids=["memfd", "dev-shm", "mapped"],
 )
-def test_memory_in_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, take: str) -> None:
+def test_memory_shared_through_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, take: str) -> None:
     monkeypatch.setitem(submissions.BODIES, "takes", take)
     submission = start("takes", Limits(600, memory=10**12))
     outcome = submission.separate("one", SECONDS)
@@ -124,7 +124,9 @@ def test_memory_in_files_counts_once(start, monkeypatch: pytest.MonkeyPatch, tak
 
 
 @pytest.mark.parametrize("folder", ["submission", "ü [b] é"])
-def test_a_limit_gives_the_line_that_it_was_at(tmp_path: Path, start, folder: str, monkeypatch) -> None:
+def test_an_exceeded_limit_reports_the_line_that_was_running(
+    tmp_path: Path, start, folder: str, monkeypatch
+) -> None:
     body = "def wait():\n    time.sleep(600)\nimport threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\nwait()"
     monkeypatch.setitem(submissions.BODIES, "waits", body)
     submission = start("waits", Limits(enforced=False, stall=0.5))

@@ -26,7 +26,7 @@ def get(server: Server, folder: Path, **options: Any) -> str:
 
 
 def reason(server: Server, folder: Path, **options: Any) -> str:
-    """Why a download failed; nothing may count as finished, nor be larger than was published."""
+    """Why a download failed; no file may count as finished or exceed the published size."""
     with pytest.raises(SourceError) as caught:
         get(server, folder, **options)
     assert not (folder / "file").exists()
@@ -86,7 +86,9 @@ def test_redirects_are_followed_without_sending_secrets_to_other_hosts(
     ]
 
 
-def test_a_site_that_sets_a_cookie_and_redirects_to_itself_is_no_loop(server: Server, tmp_path: Path) -> None:
+def test_a_site_that_sets_a_cookie_and_redirects_to_itself_is_not_a_loop(
+    server: Server, tmp_path: Path
+) -> None:
     def send(handler: Handler) -> None:
         if "Cookie" in handler.headers:
             whole(handler)
@@ -178,7 +180,7 @@ def test_a_slow_web_page_is_abandoned_too(server: Server, tmp_path: Path) -> Non
 
 
 def drip(*lines: str, end: str = "") -> Callable[[Handler], None]:
-    """Lines at once, then a byte now and then that never completes what it belongs to."""
+    """Lines at once, then an occasional byte that never completes a line."""
 
     def send(handler: Handler) -> None:
         handler.wfile.write(("\r\n".join(lines) + end).encode())

@@ -34,10 +34,10 @@ def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert weights.models_folder(tmp_path) == tmp_path
 
 
-def test_a_file_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_not_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="is no folder"):
+    with pytest.raises(WeightsError, match="is not a folder"):
         where()
 
 
@@ -75,7 +75,7 @@ class Pull(threading.Thread):
         self.path = weights.pull(self.weight, self.folder, self.report)
 
 
-def test_of_two_simultaneous_pulls_one_waits_and_finds_the_file_of_the_other(
+def test_one_of_two_simultaneous_pulls_waits_and_finds_the_others_file(
     published: Weight, server: Server, tmp_path: Path
 ) -> None:
     server.go.clear()

@@ -1,4 +1,4 @@
-"""Weight files are read by content, and never run."""
+"""Weight files are recognized by content, and their code never runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def onnx_graph() -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.ckpt", "a.th", "wrong.safetensors"])
-def test_the_authors_checkpoints_may_hold_more_than_the_state(tmp_path: Path, name: str) -> None:
+def test_the_authors_checkpoints_may_contain_more_than_the_state(tmp_path: Path, name: str) -> None:
     torch.save({"state": STATE, "epoch": 3, "best": {"loss": 0.1}}, tmp_path / name)
     checkpoint = weights.load(tmp_path / name)
     assert same(checkpoint.state)
@@ -43,12 +43,12 @@ def test_the_authors_checkpoints_may_hold_more_than_the_state(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_bare_state_dict(tmp_path: Path, zipped: bool) -> None:
+def test_a_bare_state_dict_is_read(tmp_path: Path, zipped: bool) -> None:
     torch.save(STATE, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     assert same(weights.load(tmp_path / "a.pt").state)
 
 
-def test_a_package_of_metas(tmp_path: Path) -> None:
+def test_a_package_from_meta_is_read(tmp_path: Path) -> None:
     torch.save(package(), tmp_path / "a.th")
     checkpoint = weights.load(str(tmp_path / "a.th"))
     assert same(checkpoint.state)
@@ -58,7 +58,7 @@ def test_a_package_of_metas(tmp_path: Path) -> None:
     assert checkpoint.tuned_for == "bass"
 
 
-def test_the_hubs_safetensors(tmp_path: Path) -> None:
+def test_safetensors_from_the_hub_are_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors", METADATA)
     checkpoint = weights.load(tmp_path / "a.safetensors")
     assert same(checkpoint.state)
@@ -66,7 +66,7 @@ def test_the_hubs_safetensors(tmp_path: Path) -> None:
     assert checkpoint.kwargs == {"sources": ["drums", "bass"], "segment": Fraction(39, 5), "depth": 4}
 
 
-def test_safetensors_without_metadata(tmp_path: Path) -> None:
+def test_safetensors_without_metadata_are_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "a.safetensors")
     checkpoint = weights.load(tmp_path / "a.safetensors")
     assert (checkpoint.klass, checkpoint.kwargs) == (None, {})
@@ -77,18 +77,18 @@ def test_an_onnx_graph_stays_in_its_file(tmp_path: Path) -> None:
     assert weights.load(tmp_path / "a.onnx").state is None
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     refused(tmp_path / "a.th", "missing")
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.th").touch()
     refused(tmp_path / "a.th", "empty")
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("suffix", [".th", ".safetensors", ".onnx"])
-def test_a_file_that_was_cut_off(tmp_path: Path, suffix: str, part: float) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, suffix: str, part: float) -> None:
     path = tmp_path / f"a{suffix}"
     if suffix == ".th":
         torch.save(package(), path)
@@ -101,23 +101,23 @@ def test_a_file_that_was_cut_off(tmp_path: Path, suffix: str, part: float) -> No
     refused(path, "damaged")
 
 
-def test_a_file_of_another_type(tmp_path: Path) -> None:
+def test_a_file_of_another_type_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("<html>quota exceeded</html>")
     refused(tmp_path / "a.ckpt", "is a web page, not a weight file")
     (tmp_path / "a.ckpt").write_text("quota exceeded")
     refused(tmp_path / "a.ckpt", "not a weight file: expected a .ckpt")
     (tmp_path / "a.onnx").write_text("<html>quota exceeded</html>")
     refused(tmp_path / "a.onnx", "damaged")
-    refused(tmp_path, "no file")
+    refused(tmp_path, "is not a file")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state": {}}, {"state": {"a": "text"}}, {"loss": 0.1}])
-def test_a_pickle_without_a_state_dict(tmp_path: Path, content: Any) -> None:
+def test_a_pickle_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pt")
     refused(tmp_path / "a.pt", "expected a dict of tensors|holds no state dict")
 
 
-def test_what_trainers_put_next_to_the_weights_is_ignored(tmp_path: Path) -> None:
+def test_other_content_next_to_the_weights_is_ignored(tmp_path: Path) -> None:
     scores = collections.defaultdict(list, best=[1.0])
     more = {"args": argparse.Namespace(lr=1), "path": tmp_path, "when": datetime.datetime(2026, 1, 1)}
     content = {"state_dict": STATE, "scores": scores, "recent": collections.deque([1, 2]), **more}
@@ -145,7 +145,7 @@ def test_a_quantized_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_external_data_of_an_onnx_file_is_not_read(tmp_path: Path) -> None:
-    """External data of a graph is not read: its location is the file's word."""
+    """External data of a graph is not read, because its location is not trusted."""
     model = onnx.load_model_from_string(onnx_graph())
     constant = model.graph.initializer[0]
     constant.data_location = TensorProto.EXTERNAL
@@ -169,7 +169,7 @@ COPY = {name: tensor * 1.01 for name, tensor in STATE.items()}
     ids=lambda content: "-".join(content),
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_the_state_dict_is_found_among_what_trainers_save(tmp_path: Path, content: Any, zipped: bool) -> None:
+def test_the_state_dict_is_found_in_training_checkpoints(tmp_path: Path, content: Any, zipped: bool) -> None:
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     state = weights.load(tmp_path / "a.pt").state
     assert state is not None
@@ -186,7 +186,7 @@ def test_the_state_dict_is_found_among_what_trainers_save(tmp_path: Path, conten
         ({**STATE, "epoch": 3}, "epoch is of the type int"),
     ],
 )
-def test_what_the_state_dict_is_under_is_named(tmp_path: Path, content: Any, reason: str) -> None:
+def test_the_key_of_the_state_dict_is_named(tmp_path: Path, content: Any, reason: str) -> None:
     torch.save(content, tmp_path / "a.pt")
     refused(tmp_path / "a.pt", reason)
 
@@ -221,7 +221,7 @@ def test_nan_and_infinity_are_refused(tmp_path: Path, suffix: str, value: Tensor
         ({"args": "null"}, "not a list and a dict"),
         ({"args": json.dumps(list(range(100)))}, "not those of HTDemucs"),
         ({"kwargs": "[" * 100_000}, "nested too deeply"),
-        ({"kwargs": "{"}, "no JSON"),
+        ({"kwargs": "{"}, "not JSON"),
         ({"kwargs": '{"segment": {"_type": "fraction", "numerator": 1, "denominator": 0}}'}, "a fraction without"),
         ({"kwargs": '{"segment": {"_type": "fraction", "numerator": "1", "denominator": 2}}'}, "a fraction without"),
         ({"kwargs": '{"a": 1' + " " * 2**20 + "}"}, "more than"),
@@ -289,7 +289,7 @@ def test_a_network_does_not_change_when_its_file_is_overwritten(tmp_path: Path, 
     assert torch.equal(loaded.bias, network.bias)
 
 
-def test_an_error_without_a_message_is_called_by_its_class() -> None:
+def test_an_error_without_a_message_is_reported_by_its_class() -> None:
     assert errors.first_line(RuntimeError(" \n")) == "RuntimeError"
     assert errors.first_line(RuntimeError("\n one\ntwo")) == "one"
     assert errors.reason(ValueError("Two\nlines.")) == "two"

@@ -1,4 +1,4 @@
-"""Which file is which weight, and what verify says about it."""
+"""Which file contains which weight, and what verify reports."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_authors_layout_is_recognized_with_one_warning(folder: Path, small_r
     }
 
 
-def test_known_content_decides_whatever_the_name(
+def test_known_content_takes_precedence_over_the_name(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])
@@ -93,7 +93,7 @@ def test_known_content_decides_whatever_the_name(
             assert (found.path.name, found.known, found.how) == (f"demucs_{source}.ckpt", True, "content")
 
 
-def test_a_file_known_to_be_another_weight_never_plays_a_role_by_its_name(
+def test_a_file_known_to_be_another_weight_is_never_identified_by_its_name(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     (folder / "demucs_bass.ckpt").write_bytes(contents["bass"])
@@ -104,7 +104,7 @@ def test_a_file_known_to_be_another_weight_never_plays_a_role_by_its_name(
 
 
 @pytest.mark.parametrize("name", ["d12395a8.th", "d12395a8.safetensors"])
-def test_a_name_after_the_signature_beats_the_submissions_names(
+def test_a_name_with_the_signature_precedes_the_submissions_names(
     folder: Path, small_registry: dict, name: str
 ) -> None:
     (folder / "demucs_other.ckpt").write_bytes(b"unknown")
@@ -113,7 +113,7 @@ def test_a_name_after_the_signature_beats_the_submissions_names(
     assert (found.path.name, found.known, found.how) == (name, False, "signature")
 
 
-def test_a_checksum_in_a_name_must_be_true(
+def test_a_checksum_in_a_name_must_match_the_content(
     folder: Path, small_registry: dict, contents: dict[str, bytes]
 ) -> None:
     weight = small_registry["htdemucs_ft_bass"]
@@ -163,7 +163,7 @@ def test_another_content_under_the_hubs_name_is_unknown_but_not_damaged(
     assert not status.known
 
 
-def test_a_missing_weight_is_an_error_that_says_what_to_do(folder: Path) -> None:
+def test_a_missing_weight_is_an_error_with_the_command_to_run(folder: Path) -> None:
     with pytest.raises(
         weights.MissingWeights,
         match=r"looked for d12395a8-e57c48e6\.th, d12395a8\.th, d12395a8\.safetensors or demucs_other\.ckpt "
@@ -303,7 +303,7 @@ def test_a_pulled_and_verified_file_is_known_under_any_name(folder: Path, small_
     assert weights.find(small_registry["hdemucs_mmi"], folder).known
 
 
-def test_an_unreadable_record_is_no_record(folder: Path) -> None:
+def test_an_unreadable_record_is_ignored(folder: Path) -> None:
     (folder / "pulled.json").write_text('{"a.th": {"weight"')
     assert records(folder) == {}
 

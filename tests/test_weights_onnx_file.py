@@ -1,4 +1,4 @@
-"""ONNX graphs are run only if it is known beforehand what they take, give and hold."""
+"""ONNX graphs run only if their inputs, outputs and memory are known in advance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Constants = dict[str, Sequence[int]]
 def graph(
     nodes: Sequence[NodeProto], constants: Constants | None = None, axes: Sequence[Any] = ("b", *SHAPE)
 ) -> ModelProto:
-    """A graph from x to y, with constants of whole numbers."""
+    """A graph from x to y, with integer constants."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, axes) for name in ("x", "y")]
     stored = [
         numpy_helper.from_array(np.array(each, np.int64), name) for name, each in (constants or {}).items()
@@ -124,7 +124,7 @@ class Split(nn.Module):
 @pytest.mark.parametrize("opset", [13, 17])
 @pytest.mark.parametrize("axes", [{}, {0: "b"}, {0: "b", 1: "c", 2: "f", 3: "t"}], ids=str)
 @pytest.mark.parametrize("network", [Expanded, Padded, Attending, Split])
-def test_sizes_that_torch_has_a_graph_compute_are_known(
+def test_sizes_computed_inside_a_graph_from_torch_are_resolved(
     tmp_path: Path, network: type[nn.Module], axes: dict[int, str], opset: int
 ) -> None:
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_sizes_that_torch_has_a_graph_compute_are_known(
         assert torch.allclose(session._run(heard), module(heard), atol=1e-5)
 
 
-def test_sizes_may_be_computed_as_real_numbers(tmp_path: Path) -> None:
+def test_sizes_may_be_computed_with_floats(tmp_path: Path) -> None:
     parts = [node("Shape", "x", gives="s"), node("Cast", "s", to=TensorProto.FLOAT, gives="f")]
     parts += [node("Cast", "f", to=TensorProto.INT64, gives="i"), node("Reshape", "x", "i")]
     check(graph(parts), tmp_path)
@@ -164,13 +164,13 @@ def test_sizes_may_be_computed_as_real_numbers(tmp_path: Path) -> None:
         ([node("Constant", gives="c", value=helper.make_tensor("c", TensorProto.FLOAT, [2], [1, np.nan])), node("Add", "x", "c")], "NaN or infinity"),
     ],
 )  # fmt: skip
-def test_graphs_that_are_no_plain_chain_are_refused(tmp_path: Path, nodes: list, reason: str) -> None:
+def test_graphs_that_are_not_plain_chains_are_refused(tmp_path: Path, nodes: list, reason: str) -> None:
     onnx.save(graph(nodes), tmp_path / "a.onnx")
     with pytest.raises(WeightsError, match=reason):
         weights.load(tmp_path / "a.onnx")
 
 
-def test_functions_of_a_graphs_own_are_refused(tmp_path: Path) -> None:
+def test_functions_defined_in_a_graph_are_refused(tmp_path: Path) -> None:
     model = graph([node("f", "x", domain="own")])
     opsets = [helper.make_opsetid("own", 1)]
     model.functions.append(
@@ -191,7 +191,7 @@ def test_functions_of_a_graphs_own_are_refused(tmp_path: Path) -> None:
         ({"data_type": 99}, "no type or shape"),
     ],
 )
-def test_constants_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_malformed_constants_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     model = graph([node("Add", "x", "w")])
     model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0]))
     for name, value in change.items():
@@ -306,7 +306,7 @@ HUGE: list[tuple[list[NodeProto], Constants]] = [
     HUGE,
     ids=lambda value: "-".join(n.op_type for n in value[:4]) if isinstance(value, list) else "",
 )
-def test_a_graph_that_asks_for_all_memory_is_refused(
+def test_a_graph_that_needs_too_much_memory_is_refused(
     tmp_path: Path, nodes: list[NodeProto], constants: Constants
 ) -> None:
     model = graph(nodes, constants)
@@ -326,7 +326,7 @@ SQUARES = [node("MatMul", f"c{i}", "c", gives=f"c{i + 1}") for i in range(30)]
     [
         ([node("Div", "n", "m", gives="d"), node("Cast", "d", to=1, gives="c"), node("Add", "x", "c")], {"n": [LOWEST], "m": [-1]}, "it crashes|Integer overflow"),
         ([node("ConstantOfShape", "n", gives="c"), node("Identity", "c", gives="c0"), *SQUARES, node("ReduceMax", "c30", keepdims=0, gives="m"), node("Add", "x", "m")], {"n": [3000, 3000]}, r"takes longer than the limit of \d+ s"),
-        ([node("Expand", "x", "n", gives="b"), *(node("MatMul", "b" if not i else f"m{i - 1}", "w", gives=f"m{i}") for i in range(2000)), node("ReduceMean", "m1999", axes=[0], keepdims=1)], {"n": [2000, *SHAPE]}, r"multiplies 1\.0e\+12 times|multiplies \S+ times for one window"),
+        ([node("Expand", "x", "n", gives="b"), *(node("MatMul", "b" if not i else f"m{i - 1}", "w", gives=f"m{i}") for i in range(2000)), node("ReduceMean", "m1999", axes=[0], keepdims=1)], {"n": [2000, *SHAPE]}, r"needs 1\.0e\+12 multiplications|needs \S+ multiplications for one window"),
         ([node("CumSum", "x", "n")], {"n": [10**9]}, "its graph cannot be run: Fail.* running CumSum node"),
     ],
     ids=["crash", "endless", "work", "invalid"],
@@ -353,9 +353,7 @@ def test_a_graph_that_native_code_cannot_run_is_refused(
         ([node("MatMul", "x", "x")], "it is malformed: .*ncompatible dimensions"),
     ],
 )  # fmt: skip
-def test_a_graph_that_gives_something_else_is_refused(
-    tmp_path: Path, nodes: list[NodeProto], reason: str
-) -> None:
+def test_a_graph_with_another_output_is_refused(tmp_path: Path, nodes: list[NodeProto], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         check(graph(nodes, {"i": [0, 0]}), tmp_path)
 
@@ -366,13 +364,13 @@ def test_an_input_of_another_shape_is_refused(tmp_path: Path, axes: list) -> Non
         check(graph([node("Identity", "x")], axes=axes), tmp_path)
 
 
-def test_a_batch_of_fixed_size_counts(tmp_path: Path) -> None:
+def test_a_fixed_batch_size_is_counted(tmp_path: Path) -> None:
     check(graph([node("Identity", "x")], axes=[8, *SHAPE]), tmp_path)
     with pytest.raises(ValueError, match="values at once"):
         check(graph([node("Identity", "x")], axes=[2**40, *SHAPE]), tmp_path)
 
 
-def test_what_a_graph_gives_is_checked_when_it_runs(tmp_path: Path) -> None:
+def test_the_output_of_a_graph_is_checked_when_it_runs(tmp_path: Path) -> None:
     onnx.save(graph([node("ReduceSum", "x", keepdims=0)], axes=["b", "c", "f", "t"]), tmp_path / "a.onnx")
     network = OnnxNetwork(tmp_path / "a.onnx", SPECTROGRAM, "vocals", CPU)
     with pytest.raises(
@@ -381,7 +379,7 @@ def test_what_a_graph_gives_is_checked_when_it_runs(tmp_path: Path) -> None:
         network(torch.zeros(1, 2, tiny.CHUNK))
 
 
-def test_an_error_of_onnx_runtime_without_a_message_is_one_line(
+def test_an_error_of_onnx_runtime_without_a_message_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx.save(graph([node("Identity", "x")]), tmp_path / "a.onnx")

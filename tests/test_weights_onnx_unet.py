@@ -63,7 +63,7 @@ def export(network: TfcTdf, path: Path, way: Callable[[Tensor], Tensor], **optio
 
 
 def forward(network: TfcTdf, swaps_outside: bool) -> Callable[[Tensor], Tensor]:
-    """The U-Net; time and frequency swap places outside of the 1×1 convolutions, or between them as published."""
+    """The U-Net; time and frequency are swapped outside the 1×1 convolutions, or between them as published."""
 
     def run(x: Tensor) -> Tensor:
         x = (
@@ -116,7 +116,7 @@ def nth(model: ModelProto, operation: str, number: int) -> NodeProto:
     return [node for node in model.graph.node if node.op_type == operation][number]
 
 
-def test_a_graph_with_numbers_that_are_none_is_refused(model: ModelProto) -> None:
+def test_a_graph_with_nan_is_refused(model: ModelProto) -> None:
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     weight.raw_data = np.float32("nan").tobytes() + weight.raw_data[4:]
     with pytest.raises(WeightsError, match="holds NaN or infinity"):
@@ -124,7 +124,9 @@ def test_a_graph_with_numbers_that_are_none_is_refused(model: ModelProto) -> Non
 
 
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "fixed"])
-def test_an_exported_graph_gives_back_its_network(network: TfcTdf, dynamic: bool, tmp_path: Path) -> None:
+def test_an_exported_graph_is_converted_back_to_its_network(
+    network: TfcTdf, dynamic: bool, tmp_path: Path
+) -> None:
     tiny.export(network, tmp_path / "vocals.onnx", dynamic)
     graph = onnx_unet.unet(tmp_path / "vocals.onnx")
 
@@ -145,7 +147,7 @@ def test_the_state_has_the_layout_of_the_networks_own(network: TfcTdf, model: Mo
     assert all(torch.equal(state[name], own[name]) for name in kept), "what was not folded is as it was"
 
 
-def test_a_folded_norm_becomes_one_that_changes_nothing(model: ModelProto) -> None:
+def test_a_folded_norm_becomes_an_identity_norm(model: ModelProto) -> None:
     variance = onnx_unet.unet(model).state["first_conv.1.running_var"]
     norm = nn.BatchNorm2d(len(variance)).eval()
     norm.running_var.copy_(variance)
@@ -154,7 +156,7 @@ def test_a_folded_norm_becomes_one_that_changes_nothing(model: ModelProto) -> No
 
 
 @pytest.mark.parametrize("swaps_outside", [True, False])
-def test_both_places_where_the_axes_may_swap(network: TfcTdf, swaps_outside: bool, tmp_path: Path) -> None:
+def test_axes_may_be_swapped_in_either_place(network: TfcTdf, swaps_outside: bool, tmp_path: Path) -> None:
     export(network, tmp_path / "vocals.onnx", forward(network, swaps_outside))
     order = operations(onnx.load(tmp_path / "vocals.onnx"))
     assert order[:3] == (["Transpose", "Conv", "Relu"] if swaps_outside else ["Conv", "Relu", "Transpose"])
@@ -183,7 +185,7 @@ def test_other_sizes_are_read_from_the_graph(sizes: tuple[int, ...], tmp_path: P
     ],
     ids=["nothing folded", "norms not folded", "parameters as inputs"],
 )
-def test_other_kinds_of_export(network: TfcTdf, options: dict, tmp_path: Path) -> None:
+def test_other_kinds_of_export_are_read(network: TfcTdf, options: dict, tmp_path: Path) -> None:
     export(network, tmp_path / "vocals.onnx", network.unet, **options)
     norms = operations(onnx.load(tmp_path / "vocals.onnx")).count("BatchNormalization")
     assert norms == (12 if "keep_initializers_as_inputs" in options else 20)
@@ -194,7 +196,7 @@ def test_other_kinds_of_export(network: TfcTdf, options: dict, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 1e-7, None])
-def test_another_epsilon_goes_into_the_variance(epsilon: float | None, model: ModelProto) -> None:
+def test_another_epsilon_is_added_to_the_variance(epsilon: float | None, model: ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             others = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
@@ -206,14 +208,14 @@ def test_another_epsilon_goes_into_the_variance(epsilon: float | None, model: Mo
     assert decibels(onnx_estimate(model), estimate(again)) > NEEDED
 
 
-def test_a_parameter_that_is_no_initializer(network: TfcTdf, model: ModelProto) -> None:
+def test_a_parameter_may_be_a_constant_node(network: TfcTdf, model: ModelProto) -> None:
     (weight,) = [w for w in model.graph.initializer if w.name == nth(model, "MatMul", 0).input[1]]
     model.graph.node.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
     model.graph.initializer.remove(weight)
     assert decibels(estimate(network), estimate(rebuilt(onnx_unet.unet(model)))) > NEEDED
 
 
-def test_nodes_that_only_pass_on_count_for_nothing(network: TfcTdf, model: ModelProto) -> None:
+def test_nodes_that_change_nothing_are_ignored(network: TfcTdf, model: ModelProto) -> None:
     for number, (operation, attributes) in enumerate([("Identity", {}), ("Cast", {"to": TensorProto.FLOAT})]):
         for heard in (
             nth(model, "Add", number),
@@ -477,7 +479,7 @@ def test_group_norms_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"no graph at all", b""])
-def test_a_file_that_holds_no_graph_is_refused(content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_without_a_graph_is_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "vocals.onnx").write_bytes(content)
     with pytest.raises(WeightsError, match="damaged or missing|opset unknown"):

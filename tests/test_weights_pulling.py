@@ -140,7 +140,7 @@ def test_a_full_disk_is_reported_before_the_download(
 ) -> None:
     usage = namedtuple("usage", "free")(1_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"needs 2 MB, .* has 1 MB free"):
+    with pytest.raises(DownloadError, match=r"needs 2 MB, but .* has only 1 MB free"):
         weights.pull(published, tmp_path)
     assert server.asked == []
 
@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_written_is_reported(published: Weight, tmp_path: 
         weights.pull(weight_from(source), tmp_path)
 
 
-def test_an_intact_weight_in_a_read_only_folder_is_no_error(
+def test_an_intact_weight_in_a_read_only_folder_is_not_an_error(
     published: Weight, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = weights.pull(published, tmp_path)
@@ -216,7 +216,7 @@ def test_the_record_is_json_that_people_can_read(published: Weight, tmp_path: Pa
 
 
 def ten() -> list[Weight]:
-    """Ten weights, each with two sources that nobody serves."""
+    """Ten weights, each with two sources that no server offers."""
     return [
         dataclasses.replace(
             weight,
@@ -229,7 +229,7 @@ def ten() -> list[Weight]:
     ]
 
 
-def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_path: Path) -> None:
+def test_ten_weights_without_a_connection_are_a_one_line_error(server: Server, tmp_path: Path) -> None:
     lines: list[str] = []
     chosen = ten()
     with pytest.raises(DownloadError) as caught:
@@ -248,7 +248,7 @@ def test_ten_weights_without_a_connection_end_with_one_line(server: Server, tmp_
     assert lines[4:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
 
 
-def test_of_several_weights_those_that_failed_are_named_and_the_others_pulled(
+def test_failed_weights_are_named_and_the_others_are_pulled(
     published: Weight, server: Server, tmp_path: Path
 ) -> None:
     gone = [
@@ -320,7 +320,7 @@ def test_the_hubs_file_is_known_by_the_checksum_that_the_hub_states(
     assert ("HEAD", "/owner/Bag/resolve/main/d12395a8.safetensors", None) in server.asked
 
 
-def test_a_hub_file_with_a_published_checksum_is_taken_at_its_revision(
+def test_a_hub_file_with_a_published_checksum_is_pulled_at_its_revision(
     hub: Weight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -345,7 +345,7 @@ def test_an_offline_hub_is_not_contacted(
 
 
 def test_the_hubs_mirror_is_used(hub: Weight, server: Server, tmp_path: Path) -> None:
-    """``$HF_ENDPOINT`` is read when the client is imported, so this takes a process of its own."""
+    """``$HF_ENDPOINT`` is read when the client is imported, so this needs its own process."""
     server.stated = SHA256
     code = (
         "import dataclasses, pathlib, sys; from kmdx import weights\n"
@@ -372,7 +372,7 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused(
         weights.pull(hub, tmp_path)
 
 
-def test_a_file_that_the_hub_does_not_have(hub: Weight, server: Server, tmp_path: Path) -> None:
+def test_a_file_missing_on_the_hub_is_reported(hub: Weight, server: Server, tmp_path: Path) -> None:
     server.files.clear()
     with pytest.raises(DownloadError, match=r"the Hugging Face hub \(owner/Bag\): 127\.0\.0\.1: HTTP 404"):
         weights.pull(hub, tmp_path)
@@ -454,7 +454,7 @@ def test_a_file_of_the_drive_is_limited_by_what_the_weight_may_have(
         weights.pull(weight, tmp_path)
 
 
-def test_a_file_that_the_drive_does_not_have(author: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_missing_on_the_drive_is_reported(author: dict[str, bytes], tmp_path: Path) -> None:
     author["/readme.txt"] = b""
     with pytest.raises(DownloadError, match=r"no demucs_other\.ckpt among the 1 files there"):
         weights.pull(drive_weight("htdemucs_ft_bass"), tmp_path)

@@ -1,4 +1,4 @@
-"""The registry agrees with what is published, and says what close names there are."""
+"""The registry matches what is published, and suggests similar names."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LEADERBOARD_C = {
 
 
 @pytest.mark.parametrize("name", LEADERBOARD_C)
-def test_every_weight_of_leaderboard_c_is_there_under_the_submissions_file(name: str) -> None:
+def test_every_weight_of_leaderboard_c_lists_the_submissions_file(name: str) -> None:
     weight = weights.get(name)
     assert (weight.signature, weight.author_file) == LEADERBOARD_C[name]
 
 
-def test_there_are_also_plain_htdemucs_and_kim_vocal() -> None:
+def test_plain_htdemucs_and_kim_vocal_are_listed_too() -> None:
     others = set(weights.registry()) - set(LEADERBOARD_C)
     assert others == {"htdemucs", "kim_vocal_1", "kim_vocal_2"}
 
@@ -60,7 +60,7 @@ def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.We
             assert source.file == f"{weight.signature}-{source.sha256[:8]}.th"  # type: ignore[index]
 
 
-def test_a_file_on_the_hub_with_a_checksum_is_taken_at_a_revision() -> None:
+def test_a_file_on_the_hub_with_a_checksum_has_a_revision() -> None:
     pinned = {
         weight.name: source
         for weight in weights.registry().values()
@@ -79,12 +79,12 @@ def test_a_file_on_the_hub_with_a_checksum_is_taken_at_a_revision() -> None:
     )
 
 
-def test_the_download_size_is_that_of_the_first_source_that_has_one_or_else_the_estimate() -> None:
+def test_the_download_size_comes_from_the_first_source_with_one_or_the_estimate() -> None:
     assert weights.get("htdemucs").bytes == 84_141_911
     assert weights.get("mdx_bass").bytes == weights.get("mdx_bass").estimated_bytes == 124_570_000
 
 
-def test_architectures_are_the_papers_sizes() -> None:
+def test_architectures_match_the_sizes_in_the_papers() -> None:
     bass, drums = (weights.get(name).architecture for name in ("mdx_bass", "mdx_drums"))
     sizes = ("n_fft", "bins", "layers", "convolutions", "growth", "norm_groups")
     assert [bass[size] for size in sizes] == [16384, 2048, 15, 4, 40, 4]
@@ -145,7 +145,7 @@ def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:
             weights.own(path, architecture)
 
 
-def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None:
+def test_a_malformed_list_of_trained_weights_is_a_one_line_error(tmp_path: Path) -> None:
     for text, message in (
         ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
         ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
@@ -163,8 +163,8 @@ def test_a_malformed_list_of_trained_weights_is_one_line(tmp_path: Path) -> None
             "mine: {file: a, bytes: 0.5, architecture: {type: htdemucs, sources: [bass]}}",
             "the entry mine: a: 0.5 is not a size in bytes",
         ),
-        ("1: {}", "expected weights by their names"),
-        ("- 1", "expected weights by their names"),
+        ("1: {}", "expected a mapping of names to weights"),
+        ("- 1", "expected a mapping of names to weights"),
         ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor contains itself"),
     ):
         (tmp_path / "trained.yaml").write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""Torch's files are read as data, within bounds, and are never run."""
+"""Torch's files are read as data, within bounds, and their code never runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kmdx import weights
 
 
 class RunsCode:
-    """Unpickled freely, it makes a folder."""
+    """Unpickling it without restrictions creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -47,7 +47,7 @@ def test_a_plain_pickle_that_would_run_code_does_not_run(tmp_path: Path) -> None
     assert not marker.exists()
 
 
-def test_a_legacy_pickle_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_truncated_legacy_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "a.th", _use_new_zipfile_serialization=False)
     content = (tmp_path / "a.th").read_bytes()
     (tmp_path / "a.th").write_bytes(content[: len(content) // 2])
@@ -105,13 +105,13 @@ def test_impossible_tensors_are_refused(tmp_path: Path, call: Any, reason: str) 
 def test_tensors_that_share_memory_cannot_add_up_to_more_than_the_file(tmp_path: Path) -> None:
     block = torch.ones(10_000)
     torch.save({f"part {number}": block[number:] for number in range(100)}, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", r"its tensors declare 3,9\d\d,\d+ bytes, and the file has")
+    refused(tmp_path / "a.pt", r"its tensors declare 3,9\d\d,\d+ bytes, but the file has")
 
 
 @pytest.mark.parametrize("tensor", [torch.arange(6.0).reshape(2, 3).T, torch.arange(9.0)[3:], torch.ones(()), torch.ones(0, 3),
                                     torch.nn.Parameter(torch.ones(2)), torch.ones(2).bfloat16(), torch.arange(4)])  # fmt: skip
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_tensors_are_those_that_torch_reads(tmp_path: Path, tensor: Tensor, zipped: bool) -> None:
+def test_tensors_equal_those_that_torch_reads(tmp_path: Path, tensor: Tensor, zipped: bool) -> None:
     torch.save(
         {"a": torch.ones(1).char(), "b": tensor}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
     )
@@ -172,7 +172,7 @@ def test_an_archive_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
     ],
     ids=["bytearray", "tensor", "key", "nested", "memo", "fraction", "long"],
 )
-def test_a_pickle_that_would_take_all_memory_or_time_does_not(tmp_path: Path, program: bytes) -> None:
+def test_a_pickle_that_would_need_too_much_memory_or_time_is_refused(tmp_path: Path, program: bytes) -> None:
     path = tmp_path / "a.pt"
     torch.save(STATE, path)
     with zipfile.ZipFile(path, "w") as archive:

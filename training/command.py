@@ -60,10 +60,12 @@ def run(
     output: Output,
     variants: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of the same songs at another pitch or tempo."),
+        typer.Option(
+            metavar="DIR", help="Folder of the same songs at another pitch or tempo; can be repeated."
+        ),
     ] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Names of the validation songs.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Names of validation songs; can be repeated.")
     ] = None,
     decoded: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for decoded flac and Ogg files.")
@@ -167,7 +169,9 @@ def variants(
         Path, typer.Argument(metavar="OUT", help="Output folder; pass it to a run as --variants.")
     ],
     data: Data,
-    speed: Annotated[float, typer.Option(help="0.5 makes songs twice as long and an octave lower.")] = 0.5,
+    speed: Annotated[
+        float, typer.Option(help="Speed factor; 0.5 makes songs twice as long and an octave lower.")
+    ] = 0.5,
     every: Annotated[int, typer.Option(help="Use every nth song of each folder.")] = 1,
 ) -> None:
     """Write copies of songs at another speed, which changes pitch and tempo, as additional training data."""
@@ -199,7 +203,7 @@ def budget(
         "per window",
         "at once on a T4",
         "GPU memory",
-        "min per epoch on it",
+        "min per epoch on a T4",
     ):
         table.add_column(column, justify="left" if column == "config" else "right")
     if measured:
@@ -237,7 +241,7 @@ def _config(name: str, change: Sequence[str] | None, validation: Sequence[str] |
     for entry in change or []:
         key, sign, value = entry.partition("=")
         if not sign:
-            raise TrainingError(f"--set {entry}: expected KEY=VALUE")
+            raise TrainingError(f"--set {entry}: expected KEY=VALUE, such as batch=4")
         try:
             changes[key] = load_yaml(value)
         except DocumentError as error:

@@ -86,7 +86,7 @@ class NetworkConfig(Section):
         if 2 * self.trim >= self.chunk:
             raise ValueError(f"two trims of {self.trim} samples leave nothing of a chunk of {self.chunk}")
         if self.n_fft >= 2 * self.chunk:
-            raise ValueError(f"a window of {self.n_fft} samples is too long for {self.chunk}")
+            raise ValueError(f"n_fft must be below {2 * self.chunk}, twice the chunk, not {self.n_fft}")
         return self
 
     def unet(self) -> TfcTdfConfig:
@@ -179,7 +179,7 @@ class Loss(Section):
     @model_validator(mode="after")
     def _something(self) -> Loss:
         if not any(self.weights.values()):
-            raise ValueError("every term has the weight 0")
+            raise ValueError("every term has the weight 0: set at least one above 0")
         return self
 
 

@@ -195,7 +195,9 @@ def _with_variants(
     others = [_versions(folder) for folder in variants]
     for folder, version in zip(variants, others, strict=True):
         if not version.keys() & songs.keys():
-            raise TrainingError(f"{folder}: no variants of training songs: expected the songs' names")
+            raise TrainingError(
+                f"{folder}: no variants of training songs: expected songs with the same names"
+            )
         for name in version.keys() & songs.keys():
             _check_length(f"{name} in {folder}", version[name], shortest)
     return tuple(

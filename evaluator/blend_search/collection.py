@@ -135,7 +135,7 @@ def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
                 found = record["stems"][stem]
                 shapes = {"energy": (), "constant": (), "cross": (count,), "gram": (count, count)}
                 if any(np.shape(found[name]) != shape for name, shape in shapes.items()):
-                    raise ValueError(f"{stem} has other signals than the plan")
+                    raise ValueError(f"the signals of {stem} differ from those of the plan")
                 float(found["published_sdr"])
             sum(record["seconds"][run] for run in runs(plan, plan.stems))
             float(record["duration"])

@@ -135,7 +135,7 @@ def collect(
 def solve(
     folder: CollectionArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan to write (.yaml).")
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan to this .yaml file.")
     ] = None,
     sum_to_one: SumOption = False,
     non_negative: NonNegativeOption = False,
@@ -146,10 +146,10 @@ def solve(
     force: ForceOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Find the weights with the best mean global SDR, and cross-validate them on held-out songs.
+    """Find the weights with the best mean global SDR, and cross-validate them.
 
-    A stem without a cross-validated gain keeps its published weights. Exit codes: 0 for success, 1 if no
-    stem gains and no plan is written, 2 for a user error.
+    A stem whose cross-validated score does not improve keeps its published weights. Exit codes: 0 for
+    success, 1 if no stem improves and no plan is written, 2 for a user error.
     """
     options = SearchOptions(Constraints(sum_to_one, non_negative), parse_prior(prior), joint, folds, anyway)
     plan_writer.check_distinct(output, json)
@@ -158,7 +158,7 @@ def solve(
     found = load_collection(folder)
     if output is not None:
         plan_writer.check_plan(output, found.plan.digest, folder, force)
-    with err.status("finding weights, and validating them on held-out songs"):
+    with err.status("finding the weights and validating them on held-out songs"):
         result = search(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
@@ -167,7 +167,7 @@ def solve(
         write_json(json, tables.as_json(found, result))
     if not any(each.recommended for each in result.found):
         out.print(
-            "no weights are recommended, because none gain on held-out songs; no plan is written "
+            "no weights are recommended, because none improve held-out songs; no plan is written "
             "(--anyway overrides this)"
         )
         raise typer.Exit(1)
@@ -180,7 +180,7 @@ def solve(
 def members(
     folder: CollectionArgument,
     by_run: Annotated[
-        bool, typer.Option("--runs", help="Leave out single runs of networks instead of networks.")
+        bool, typer.Option("--runs", help="Leave out individual runs instead of whole networks.")
     ] = False,
     budget: Annotated[
         float | None,
@@ -189,9 +189,10 @@ def members(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan of that set to write (.yaml).")
+        Path | None,
+        typer.Option("--output", "-o", metavar="PLAN", help="Write the plan of that set to this .yaml file."),
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Drawing of scores against costs to write (.svg).")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Plot scores against costs into this SVG file.")] = None,
     sum_to_one: SumOption = False,
     non_negative: NonNegativeOption = False,
     prior: PriorOption = "auto",
@@ -201,7 +202,7 @@ def members(
 ) -> None:
     """Show for each network how much it adds to the cross-validated score and how much time it takes.
 
-    For each network, the weights of the remaining ones are found again without it. Real-time factors were
+    For each network, the weights of the remaining ones are solved again without it. Real-time factors were
     measured during collection, without reading and writing files.
     """
     if budget is None and output is not None:
@@ -248,7 +249,7 @@ def _choose_set(ensemble: Ensemble, sets: Sequence[Candidate], budget: float, ou
     out.print(tables.scores(result, "of this set, prior chosen inside each fold; published: its share"))
     print_notes(result)
     if not any(each.recommended for each in result.found):
-        out.print("no new weights gain on held-out songs; the set keeps its share of published weights")
+        out.print("no new weights improve held-out songs; the set keeps its published weights, rescaled")
     if output is not None:
         plan = plan_writer.reweighted(part.plan, weights_to_use(part, result))
         write_plan(output, plan, [line, ablations.CAVEAT, *tables.origin(part, result)])
@@ -259,19 +260,24 @@ def search_stages(
     plan: PlanArgument,
     data: DataArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Plan to write (.yaml).")
+        Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Write the plan to this .yaml file.")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="Search only this sum's weights. Repeatable.")
     ] = None,
     step: Annotated[float, typer.Option(help="Change of a weight in the first round.")] = 0.1,
-    rounds: Annotated[int, typer.Option(help="Number of times to try all weights.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Number of passes over all weights.", min=1)] = 1,
     count: Annotated[
         int | None,
-        typer.Option("--search", help="Number of songs to search on, by default half; the rest is held out."),
+        typer.Option(
+            "--search", help="Number of songs to search on; default: half. The others are held out."
+        ),
     ] = None,
     collected: Annotated[
-        Path | None, typer.Option(metavar="COLLECTION", help="Collection to estimate the time from.")
+        Path | None,
+        typer.Option(
+            metavar="COLLECTION", help="Collection of this plan; its times are used to estimate the cost."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cost and exit.")] = False,
     split: SplitOption = None,
@@ -288,9 +294,9 @@ def search_stages(
     anyway: AnywayOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Search the weights of sums that later networks take as input. Only the affected networks run again.
+    """Search for better weights of sums that later networks take as input. Only affected networks run again.
 
-    The command shows its cost before it starts. Exit codes: 0 for success, 1 if held-out songs gain nothing
+    The command shows its cost before it starts. Exit codes: 0 for success, 1 if held-out songs do not improve
     and no plan is written, 2 for a user error.
     """
     if not 0 < step <= 1:
@@ -338,7 +344,7 @@ def _finish_search(
         out.print("no better weights were found; no plan is written")
         raise typer.Exit(1)
     if not (found.recommended or anyway):
-        why = "held-out songs gain nothing" if search.held_out else "no song was held out"
+        why = "they do not improve held-out songs" if search.held_out else "no song was held out"
         out.print(f"the new weights are not recommended: {why}; no plan is written (--anyway overrides this)")
         raise typer.Exit(1)
     if output is not None:

@@ -1,4 +1,4 @@
-"""Arguments, options, messages and files that the commands share."""
+"""Arguments, options and messages that the commands share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FolderOption = Annotated[
     typer.Option("--weights", metavar="DIR", help="Folder of weight files; by default the models folder."),
 ]
 SumOption = Annotated[bool, typer.Option("--sum-to-one", help="Make the weights of a stem sum to one.")]
-NonNegativeOption = Annotated[bool, typer.Option("--non-negative", help="Allow no weight below 0.")]
+NonNegativeOption = Annotated[bool, typer.Option("--non-negative", help="Do not allow negative weights.")]
 PriorOption = Annotated[
     str,
     typer.Option(
@@ -47,13 +47,14 @@ PriorOption = Annotated[
     ),
 ]
 JointOption = Annotated[
-    bool, typer.Option("--joint", help="Use one prior for all stems, and new weights for all or none.")
+    bool,
+    typer.Option("--joint", help="Use one prior for all stems, and use new weights for all stems or none."),
 ]
 FoldsOption = Annotated[
     int | None, typer.Option(help="Number of cross-validation folds; by default one per song.")
 ]
 AnywayOption = Annotated[
-    bool, typer.Option("--anyway", help="Also use weights that gain nothing on held-out songs.")
+    bool, typer.Option("--anyway", help="Also use weights that do not improve held-out songs.")
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Let --output overwrite a plan that this command did not write.")
@@ -113,7 +114,7 @@ def load_collection(folder: Path) -> collection.Collection:
 
 
 def parse_prior(text: str) -> float | None:
-    """The strength of the prior; ``None`` if it is to be chosen."""
+    """The strength of the prior; ``None`` for auto."""
     if text == "auto":
         return None
     try:

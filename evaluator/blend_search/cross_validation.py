@@ -35,7 +35,7 @@ CHOOSING = 5  # folds for choosing a prior
 
 @dataclass(frozen=True)
 class BlendProblem:
-    """A stem whose weights are to be found.
+    """A stem whose weights are optimized.
 
     Attributes
     ----------

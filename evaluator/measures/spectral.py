@@ -105,7 +105,7 @@ def aura_mrstft(reference: Samples, estimate: Samples, rate: int) -> float:
 
 
 def bleedless_and_fullness(reference: Samples, estimate: Samples, rate: int) -> dict[str, float]:
-    """Compare mel spectra in dB, separately where the estimate is louder and where it is quieter.
+    """Compare mel spectra in dB, separately for bins where the estimate is louder and where it is quieter.
 
     Both are ``100 / (1 + mean difference)`` in %. For bleedless, the mean in dB is taken over the values
     where the estimate is louder; for fullness, over those where it is quieter. Without such values the result

@@ -149,12 +149,15 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
     if 10 * hop > 9 * n_fft:
         raise ValueError(f"a hop of {hop} leaves gaps between windows of {n_fft} samples")
     if n_fft // 2 >= hop * (frames - 1):
-        raise ValueError(f"a window of {n_fft} samples is too long for {hop * (frames - 1)}")
+        window = hop * (frames - 1)
+        raise ValueError(
+            f"n_fft must be below {2 * window}, twice the window of {window} samples, not {n_fft}"
+        )
     needed = ("layers", "convolutions", "growth")
     stated = [key for key in needed if key in sizes]
     if stated and len(stated) < len(needed):
         lacking = [key for key in needed if key not in sizes]
-        raise ValueError(f"with {listed(stated)}, {listed(lacking)} must be given, too")
+        raise ValueError(f"{listed(stated)} given without {listed(lacking)}: state all of them, or none")
     if stated:
         _check_levels(sizes)
         _check_total(parameters_of_unet(sizes))

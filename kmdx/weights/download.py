@@ -526,7 +526,9 @@ def _check_space(part: _Part, total: int | None) -> None:
     free = shutil.disk_usage(part.file.parent).free
     needed = (total or 0) - part.size
     if needed > free:
-        raise SourceError(f"needs {needed / 1e6:.0f} MB, {part.file.parent} has {free / 1e6:.0f} MB free")
+        raise SourceError(
+            f"needs {needed / 1e6:.0f} MB, but {part.file.parent} has only {free / 1e6:.0f} MB free"
+        )
 
 
 def _status(response: Response) -> str:

@@ -42,7 +42,7 @@ def where() -> ModelsFolder:
     if named:
         folder = Path(named).expanduser()
         if folder.exists() and not folder.is_dir():
-            raise WeightsError(f"KMDX_MODELS names {folder}, which is no folder")
+            raise WeightsError(f"KMDX_MODELS is set to {folder}, which is not a folder")
         return ModelsFolder(folder, "KMDX_MODELS names it")
     if checkout := _of_checkout():
         return ModelsFolder(checkout, "it belongs to this checkout")

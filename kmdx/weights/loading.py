@@ -125,7 +125,7 @@ def check_graph(path: Path, shape: Sequence[int]) -> None:
         If its input or output has another size, it needs too much memory or time, or running it fails.
     """
     if load(path).state is not None:
-        raise ValueError("it contains tensors, and an ONNX graph is needed")
+        raise ValueError("expected an ONNX graph, found tensors")
     if importlib.util.find_spec("onnxruntime") is None:
         return  # nothing will run it
     seconds = _SECONDS + path.stat().st_size // _BYTES_PER_SECOND
@@ -158,7 +158,7 @@ def decode_arguments(text: str) -> Any:
     except Refused:
         raise
     except ValueError as error:
-        raise Refused(f"is refused: its arguments are no JSON ({first_line(error)})") from error
+        raise Refused(f"is refused: its arguments are not JSON ({first_line(error)})") from error
     except RecursionError as error:
         raise Refused("is refused: its arguments are nested too deeply") from error
 
@@ -166,7 +166,7 @@ def decode_arguments(text: str) -> Any:
 def _start(path: Path) -> bytes:
     """The first bytes of a file that is not empty and not a Git LFS pointer."""
     if not path.is_file():
-        raise WeightsError(f"{path} is missing or no file")
+        raise WeightsError(f"{path} is missing or is not a file")
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -294,7 +294,7 @@ def _check_tensors(state: Mapping[str, Tensor], file_bytes: int) -> None:
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > 2 * file_bytes:
-        raise ValueError(f"its tensors declare {size:,} bytes, and the file has {file_bytes:,}")
+        raise ValueError(f"its tensors declare {size:,} bytes, but the file has {file_bytes:,}")
     for name, tensor in state.items():
         if not tensor.is_floating_point() and not tensor.is_complex():
             continue  # a counter, perhaps

@@ -72,7 +72,7 @@ def read(path: Path) -> ModelProto:
     model = parse(path)
     graph = model.graph
     if not (graph.node and graph.input and graph.output):
-        raise ValueError("it holds no ONNX graph")
+        raise ValueError("it contains no ONNX graph")
     if len(graph.node) > _MAX_NODES:
         raise Refused(f"is refused: its graph has {len(graph.node):,} nodes, more than {_MAX_NODES:,}")
     if len(model.functions) or len(graph.sparse_initializer):
@@ -170,7 +170,7 @@ def _are_numbers(values: ndarray, masks: bool) -> bool:
 
 
 def _types() -> frozenset[int]:
-    """The types that constants may have: numbers that numpy has, too."""
+    """The types that constants may have: those that numpy also supports."""
     from onnx import TensorProto
 
     names = ("FLOAT", "FLOAT16", "DOUBLE", "BOOL")
@@ -179,7 +179,7 @@ def _types() -> frozenset[int]:
 
 
 def cost(path: str, shape: Sequence[int]) -> dict[str, Any]:
-    """Determine how many values a graph holds at once and how many it multiplies, for its smallest batch.
+    """Count the values that a graph keeps in memory at once and its multiplications, for its smallest batch.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def _folded(model: ModelProto, given: ValueInfoProto) -> GraphProto:
 
 
 def _measured(graph: GraphProto, given: str) -> tuple[int, int]:
-    """How many values a graph holds at once, including constants, and how many it multiplies."""
+    """The number of values kept in memory at once, including constants, and of multiplications."""
     stored = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     sizes = {value.name: _shape(value.type) for value in (*graph.input, *graph.output, *graph.value_info)}
     shapes = {name: shape for name, shape in sizes.items() if shape is not None and None not in shape}
@@ -278,7 +278,9 @@ def _measured(graph: GraphProto, given: str) -> tuple[int, int]:
         held -= sum(math.prod(shapes[name]) for name in {*node.input} if name and not uses[name])
     batch = shapes[given][0]
     if work > _MAX_WORK * batch:
-        raise ValueError(f"it multiplies {work / batch:.1e} times for one window, more than {_MAX_WORK:.0e}")
+        raise ValueError(
+            f"it needs {work / batch:.1e} multiplications for one window, more than {_MAX_WORK:.0e}"
+        )
     return most, work
 
 

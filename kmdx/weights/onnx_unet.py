@@ -231,7 +231,7 @@ class _Walk:
         return self._take("Relu", [tensor]).output
 
     def end(self, tensor: str) -> None:
-        """Check that this tensor is the graph's output, and that no node is left over."""
+        """Check that this tensor is the graph's output, and that no node remains."""
         if tensor != self.output or self.users[tensor]:
             _refuse(f"its output is {self.output}, not {tensor}")
         if self.left:

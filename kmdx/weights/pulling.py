@@ -75,7 +75,7 @@ def pull(
     report: Report = _to_standard_error,
     progress: Progress | None = None,
 ) -> Path:
-    """Download a weight's file into the models folder, unless an intact one is there.
+    """Download a weight's file into the models folder, unless the folder has an intact one.
 
     An interrupted download is resumed, also by a later process. The file appears under its final name only
     when it is complete and checked. If another process is pulling the same weight, this one waits for its
@@ -111,7 +111,7 @@ def pull(
 def pull_all(
     weights: Iterable[Weight], folder: Path | None = None, report: Report = _to_standard_error
 ) -> Iterator[tuple[Weight, Path]]:
-    """Pull several weights and yield each with its path as soon as it is there.
+    """Pull several weights and yield each with its path as soon as it is complete.
 
     An unreachable host is not tried again for the next weight. At the end each license is reported once,
     with its weights.
@@ -218,7 +218,7 @@ def _try_sources(
     progress: Progress | None,
     unreachable: dict[str, _Failure],
 ) -> tuple[DownloadSource, Fetched]:
-    """The first source that delivers, and what it delivered."""
+    """The first source that succeeds, and what it delivered."""
     from kmdx.terminal import download_bar  # imports rich, which a program with all weights does not need
 
     failures, skipped = [], []

@@ -437,5 +437,5 @@ def _trained_entries(folder: Path) -> dict[str, Any]:
     except DocumentError as error:
         raise WeightsError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f"{path}: expected weights by their names")
+        raise WeightsError(f"{path}: expected a mapping of names to weights")
     return content

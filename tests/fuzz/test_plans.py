@@ -1,4 +1,4 @@
-"""Plans of all kinds, also such as nobody would write: each is a plan, or one line that says what is wrong."""
+"""Plans of all kinds, including absurd ones: each is a valid plan or a one-line error."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def odd_plans(draw: st.DrawFn) -> str:
 
 
 def check(text: str) -> Plan | None:
-    """The plan of a text, ``None`` where it is refused as it should be."""
+    """The plan of a text; ``None`` if it is refused correctly."""
     begun = time.process_time()
     try:
         return plan_file.parse(text, "plan")

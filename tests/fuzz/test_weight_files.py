@@ -265,7 +265,7 @@ OPERATIONS = ["Identity", "ConstantOfShape", "Expand", "Tile", "Range", "Shape",
 
 
 def grow(graph: Any, draw: Callable[[Any], Any], node: Any) -> None:
-    """Put a node in front of another that makes more of what it takes."""
+    """Insert a node that enlarges its input."""
     sizes = draw(
         st.lists(st.sampled_from([1, 2, 4, 128, 1000, 10**6, 10**12, 2**62]), min_size=1, max_size=5)
     )
