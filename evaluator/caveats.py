@@ -29,6 +29,7 @@ def caveats(systems: Sequence[System]) -> list[str]:
     """Everything that a reader must know before reading the numbers, one sentence each."""
     tested = [system for system in systems if system.kind != "published"]
     lines = [f"{system.name}: {note}" for system in systems for note in system.notes]
+    lines += _same_runs(systems)
     lines += _songs(tested)
     lines += _settings(tested)
     lines += _measures(tested)
@@ -48,6 +49,14 @@ def caveats(systems: Sequence[System]) -> list[str]:
 def count(number: int, what: str) -> str:
     """A number and a noun in the right form."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _same_runs(systems: Sequence[System]) -> Iterator[str]:
+    """Runs that were given more than once."""
+    by_place: dict[str, list[str]] = {}
+    for system in systems:
+        by_place.setdefault(system.place, []).append(system.name)
+    yield from (f"{listed(names)} are the same run" for names in by_place.values() if len(names) > 1)
 
 
 def _songs(systems: Sequence[System]) -> Iterator[str]:

@@ -496,7 +496,8 @@ class _Bars:
             result = headline(record, self.metric) if record.ok else f"failed: {record.reason}"
             left = f", {self.time_left()} left" if self.number < self.count and self.played else ""
             audio = f"{record.duration:.0f} s of audio{left}"
-            err.print(escape(f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"))
+            line = f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"
+            err.print(escape(terminal.one_line(line)))
 
     def time_left(self) -> str:
         """Hours, minutes and seconds until all songs are done, at the speed so far."""
@@ -565,7 +566,7 @@ def _print(content: dict[str, Any], page: Path) -> None:
         )
     for record in content["songs"]:
         if record["status"] != "ok":
-            out.print(escape(f"failed: {record['song']}: {record['reason']}"))
+            out.print(escape(terminal.one_line(f"failed: {record['song']}: {record['reason']}")))
     for warning in content["warnings"]:
         terminal.warn(warning)
     out.print(f"report: {escape(str(page))}")

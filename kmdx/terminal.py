@@ -174,14 +174,27 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
             _report_lost_output()
 
 
+_ESCAPES = {
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        0x2028,
+        0x2029,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+}
+
+
 def complain(message: str, console: Console = err) -> None:
     """Print an error."""
-    console.print(f"[bold red]error:[/bold red] {escape(message)}")
+    console.print(f"[bold red]error:[/bold red] {escape(one_line(message))}")
 
 
 def warn(message: str, console: Console = err) -> None:
     """Print a warning."""
-    console.print(f"[bold yellow]warning:[/bold yellow] {escape(message)}")
+    console.print(f"[bold yellow]warning:[/bold yellow] {escape(one_line(message))}")
 
 
 def say(line: str) -> None:
@@ -189,7 +202,12 @@ def say(line: str) -> None:
 
     This uses ``print`` because the bar redirects ``print``, but not what :data:`out` prints.
     """
-    print(line, flush=True)
+    print(one_line(line), flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text with its control characters escaped: names of files may contain line breaks and colors."""
+    return text.translate(_ESCAPES)
 
 
 def progress_bar(*columns: ProgressColumn, **options: Any) -> Progress:

@@ -8,6 +8,7 @@ import statistics
 import sys
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,13 @@ def test_different_settings_give_a_warning(key: str, one: object, two: object, l
     a = system("a", record("x", 1.0), run={key: one})
     b = system("b", record("x", 1.0), run={key: two})
     assert compare([a, b]).warnings == (line,)
-    assert compare([a, a]).warnings == ()
+    assert compare([a, replace(a, place="again")]).warnings == ()
     assert compare([a, system("old", record("x", 1.0))]).warnings == ()
+
+
+def test_a_run_that_is_given_twice_is_reported() -> None:
+    a = system("a", record("x", 1.0))
+    assert compare([a, replace(a, name="a (2)")]).warnings == ("a, a (2) are the same run",)
 
 
 def test_different_data_failed_songs_and_unfinished_runs_give_warnings() -> None:

@@ -427,3 +427,16 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress(84_000_000, 84_000_000)
     assert "htdemucs" in written.getvalue()
     assert "84.0/84.0 MB" in written.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b[31mred", "a\u2028b", "\u202egnp.wav", "a\x85b"])
+def test_a_name_with_control_characters_is_printed_on_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for show in (terminal.say, terminal.complain, terminal.warn):
+        show(f"the song {name} · 曲　名 👩‍🎤")
+        captured = capsys.readouterr()
+        (line,) = (captured.out + captured.err).splitlines()
+        assert "曲　名 👩‍🎤" in line
+        assert name not in line
+        assert "the song" in line
