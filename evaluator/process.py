@@ -295,7 +295,7 @@ class Submission:
         progress : callable, optional
             Called with the seconds of audio done and in total when the submission reports them.
         begin : callable, optional
-            Called just before the clock starts; moves the mixture to where the submission can read it.
+            Called when the clock starts; moves the mixture to where the submission can read it.
         """
         if self._running is not None and self._running.worked_while_paused():
             self.kill()
@@ -303,9 +303,6 @@ class Submission:
             self.start()
         assert self._running is not None
         host.reset_peak_memory(self._running.worker)
-        if begin is not None:
-            begin()
-        self._running.resume()
         limits = self.limits
         longest = max(limits.longest, limits.longest_factor * duration)
         words = f"it took more than {longest:.0f} s"
@@ -314,6 +311,9 @@ class Submission:
             words = f"time limit: more than {limits.time_factor:g} × {duration:.1f} s"
         token = secrets.token_hex(8)
         began = time.perf_counter()
+        if begin is not None:
+            begin()
+        self._running.resume()
         reply, peak, failure = self._ask({"song": song, "token": token}, "done", longest, words, progress)
         if failure is None:
             failure, reply = self._pause(began + longest, words, reply)
