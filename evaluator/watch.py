@@ -98,6 +98,7 @@ class Watch:
         self.began = self.next = self.active = time.perf_counter()
         self.processor = 0.0
         self.free = _free(scratch)
+        self.most = MAX_SHARE * (host.memory() or math.inf)
 
     def until_next_check(self) -> float:
         """Seconds until :meth:`check` is due."""
@@ -138,7 +139,7 @@ class Watch:
         return NEARLY_ALL if self._is_nearly_all() else ""
 
     def _is_nearly_all(self) -> bool:
-        return self.peak > MAX_SHARE * (host.memory() or math.inf)
+        return self.peak > self.most
 
     def _note_activity(self, processes: Sequence[psutil.Process], now: float) -> None:
         processor = sum(map(processor_time, processes))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import in_process
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +14,7 @@ import tiny
 import torch
 import yaml
 from conftest import noise
+from in_process import Result
 
 from evaluator.blend_search import command
 from evaluator.blend_search.collection import Collection, StemProducts
@@ -142,14 +142,6 @@ def plan_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
 SONGS = ("a", "b, quiet", "c, no bass", "d")
 
 
@@ -182,26 +174,13 @@ COLLECT = ("--all-estimates", "--device", "cpu", "--precision", "fp32")
 
 def call(*arguments: object) -> int:
     """Run the command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["blend_search", *map(str, arguments)])
-        try:
-            command.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-    return 0
+    return in_process.exit_code(command.main, "blend_search", *arguments)
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run the command and take what it prints."""
-
-    def run(*arguments: object) -> Done:
-        code = call(*arguments)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Done(code, captured.out, captured.err)
-
-    return run
+    return lambda *arguments: in_process.run(capsys, command.main, "blend_search", *arguments)
 
 
 @pytest.fixture(scope="module")

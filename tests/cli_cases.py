@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import in_process
 import numpy as np
 import pytest
 import soundfile
+from in_process import Result
 
 from kmdx import cli, manifest
-
-
-class Result(NamedTuple):
-    """The result of a run of the command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def errors(self) -> list[str]:
-        return [line for line in self.err.splitlines() if line.startswith("error:")]
-
 
 Run = Callable[..., Result]
 
@@ -33,19 +20,7 @@ Run = Callable[..., Result]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run ``kmdx`` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def kmdx(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["kmdx", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Result(code, captured.out, captured.err)
-
-    return kmdx
+    return lambda *arguments: in_process.run(capsys, cli.main, "kmdx", *arguments)
 
 
 @pytest.fixture

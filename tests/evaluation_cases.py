@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import soundfile
 import submissions
 from conftest import noise
+from in_process import Result
 
 from evaluator import command
 
 ROOT = Path(__file__).parents[1]
 STEMS = ("bass", "drums", "other", "vocals")
 NAMES = ("A – één", "b & <b>", "c")
-
-
-class Result(NamedTuple):
-    """The result of a run of the command."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
-) -> Callable[..., Result]:
+def evaluate(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> Callable[..., Result]:
     """Run the command in this process into ``tmp_path / "run"``, with a submission that does one thing."""
 
     def evaluate(
@@ -58,15 +49,7 @@ def evaluate(
         if not folder.exists():
             submissions.write(folder, what)
         arguments = [data, "-o", output, "--submission", folder, "--time-limit-factor", 60, *options]
-        monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *map(str, arguments)])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Result(code, captured.out, captured.err)
+        return in_process.run(capsys, command.main, "local_evaluation.py", *arguments)
 
     return evaluate
 

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
 from conftest import decibels, noise
+from in_process import Result
 
 from kmdx import benchmark, cli, host, plan_file, stand_in, synthetic
 from kmdx.benchmark import NetworkSpeed
@@ -25,14 +27,6 @@ from kmdx.networks.onnx import OnnxNetwork
 from kmdx.separator import Separator
 
 CPU = torch.device("cpu")
-
-
-class Result(NamedTuple):
-    """The result of a run of the command."""
-
-    code: int
-    out: str
-    err: str
 
 
 Run = Callable[..., Result]
@@ -45,20 +39,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small: Path) -> Run:
+def run(capsys: pytest.CaptureFixture[str], small: Path) -> Run:
     """Run ``kmdx benchmark`` on the small ensemble in this process."""
 
     def kmdx(*arguments: object, ensemble: object = small) -> Result:
         command = ["kmdx", "benchmark", "-e", ensemble, "--device", "cpu", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Result(code, captured.out, captured.err)
+        return in_process.run(capsys, cli.main, *command)
 
     return kmdx
 

@@ -13,7 +13,7 @@ import blend_cases as cases
 import numpy as np
 import pytest
 import yaml
-from blend_cases import COLLECT, FREE, Done, pretended, simulated
+from blend_cases import COLLECT, FREE, Result, pretended, simulated
 from conftest import noise
 
 from evaluator.blend_search.ablation import Ensemble, share, within
@@ -64,7 +64,7 @@ def test_the_loss_of_a_member_is_measured_with_weights_refitted_without_it(colle
 
 
 def test_a_member_that_a_stem_depends_on_is_required(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
+    run: Callable[..., Result], plan_of_two: Path, data: Path, tmp_path: Path
 ) -> None:
     assert run("collect", plan_of_two, data, "-o", tmp_path / "own", *COLLECT[1:]).code == 0
     ensemble = Ensemble(load(tmp_path / "own"), SearchOptions(), by_run=True)
@@ -119,7 +119,7 @@ def test_all_sets_are_tried_even_if_a_stem_is_not_scored(tmp_path: Path) -> None
 
 
 def test_the_best_set_within_a_budget_is_found_written_and_runs(
-    run: Callable[..., Done], collected: Path, data: Path, tmp_path: Path
+    run: Callable[..., Result], collected: Path, data: Path, tmp_path: Path
 ) -> None:
     whole = load(collected)
     ensemble = Ensemble(whole, SearchOptions(folds=2), by_run=True)
@@ -161,7 +161,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
 
 
 def test_the_chosen_sets_weights_are_validated_against_its_share_of_the_published_ones(
-    run: Callable[..., Done], collected: Path, tmp_path: Path
+    run: Callable[..., Result], collected: Path, tmp_path: Path
 ) -> None:
     whole = load(collected)
     ensemble = Ensemble(whole, SearchOptions(prior=0.1), by_run=True)

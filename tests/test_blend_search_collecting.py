@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import tiny
 import torch
-from blend_cases import COLLECT, SONGS, STEMS, Done
+from blend_cases import COLLECT, SONGS, STEMS, Result
 from conftest import noise
 
 from evaluator.blend_search import collecting, inner_products
@@ -70,7 +70,7 @@ def measured(data: Path, output: Path) -> dict[str, dict[str, float]]:
 
 
 def test_predicted_scores_match_the_evaluator_on_16_bit_files(
-    run: Callable[..., Done], plan_of_two: Path, collected: Path, data: Path, tmp_path: Path
+    run: Callable[..., Result], plan_of_two: Path, collected: Path, data: Path, tmp_path: Path
 ) -> None:
     found = tmp_path / "found.yaml"
     done = run(
@@ -131,7 +131,7 @@ def test_inner_products_match_those_of_whole_signals(
 
 
 def test_each_network_runs_once_per_song(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, ran: list[str]
+    run: Callable[..., Result], plan_of_two: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
     arguments = ("collect", plan_of_two, data, "-o", tmp_path / "new", *COLLECT)
     assert run(*arguments, "--tracks", "a").code == 0
@@ -144,7 +144,7 @@ def test_each_network_runs_once_per_song(
 
 
 def test_a_collection_resumes_after_an_interruption(
-    run: Callable[..., Done], collected: Path, plan_of_two: Path, data: Path, tmp_path: Path,
+    run: Callable[..., Result], collected: Path, plan_of_two: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     measure = collecting.measure_song
@@ -167,7 +167,7 @@ def test_a_collection_resumes_after_an_interruption(
 
 
 def test_a_collection_with_other_settings_is_refused(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, small: Path, tmp_path: Path
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path, small: Path, tmp_path: Path
 ) -> None:
     for plan, options, difference in (
         (small, COLLECT, "ensemble was two, is small"),
@@ -186,7 +186,7 @@ def test_a_collection_with_other_settings_is_refused(
 
 
 def test_a_song_that_changed_is_collected_again(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
 ) -> None:
     changed = shutil.copytree(data, tmp_path / "data")
     for stem in (*STEMS, "mixture"):
@@ -203,7 +203,7 @@ def test_a_song_that_changed_is_collected_again(
 
 
 def test_signals_are_kept_on_request(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path
 ) -> None:
     arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
     assert not (copied / "signals").exists()
@@ -216,7 +216,7 @@ def test_signals_are_kept_on_request(
 
 
 def test_a_record_is_saved_even_if_its_signals_cannot_be_kept(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (copied / "songs" / "d.json").read_text("utf-8")
     arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
@@ -244,7 +244,7 @@ def test_a_record_is_saved_even_if_its_signals_cannot_be_kept(
 
 
 def test_a_song_with_nan_is_reported_and_left_out(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path
+    run: Callable[..., Result], plan_of_two: Path, data: Path, tmp_path: Path
 ) -> None:
     spoilt = shutil.copytree(data, tmp_path / "data")
     samples, rate = soundfile.read(spoilt / "test" / "a" / "drums.wav", dtype="float32")
@@ -263,7 +263,7 @@ def test_a_song_with_nan_is_reported_and_left_out(
 
 
 def test_a_network_that_returns_nan_fails_the_song(
-    run: Callable[..., Done], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], plan_of_two: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estimate = ensemble.SongSignals.estimate
 

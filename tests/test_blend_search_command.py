@@ -8,7 +8,7 @@ from pathlib import Path
 import blend_cases as cases
 import pytest
 import yaml
-from blend_cases import Done
+from blend_cases import Result
 
 collected, copied, data, plan_of_two, run, staged = (
     cases.collected,
@@ -21,7 +21,7 @@ collected, copied, data, plan_of_two, run, staged = (
 
 
 def test_mistakes_are_one_line_errors(
-    run: Callable[..., Done], collected: Path, copied: Path, data: Path, plan_of_two: Path, tmp_path: Path
+    run: Callable[..., Result], collected: Path, copied: Path, data: Path, plan_of_two: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("{}")
@@ -58,21 +58,23 @@ def test_mistakes_are_one_line_errors(
 
 @pytest.mark.parametrize("budget", ["0", "-1", "inf", "nan", "1e308"])
 def test_impossible_budgets_are_refused(
-    run: Callable[..., Done], collected: Path, tmp_path: Path, budget: str
+    run: Callable[..., Result], collected: Path, tmp_path: Path, budget: str
 ) -> None:
     done = run("members", collected, "--budget", budget, "--svg", tmp_path / "x.svg")
     assert done.code == 2
     assert "expected a real-time factor above 0" in done.err
 
 
-def test_an_unwritable_scratch_folder_is_refused(run: Callable[..., Done], staged: Path, data: Path) -> None:
+def test_an_unwritable_scratch_folder_is_refused(
+    run: Callable[..., Result], staged: Path, data: Path
+) -> None:
     done = run("stages", staged, data, "--scratch", "/proc", "--dry-run")
     assert done.code == 2
     assert "name another folder with --scratch" in done.err
 
 
 def test_unwritable_outputs_are_refused_before_any_work(
-    run: Callable[..., Done], collected: Path, tmp_path: Path
+    run: Callable[..., Result], collected: Path, tmp_path: Path
 ) -> None:
     for arguments in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):
         done = run(arguments[0], collected, arguments[1], tmp_path / "no" / "file")

@@ -9,7 +9,7 @@ from pathlib import Path
 import blend_cases as cases
 import numpy as np
 import pytest
-from blend_cases import SONGS, STEMS, Done, known_best
+from blend_cases import SONGS, STEMS, Result, known_best
 
 from kmdx import plan_file
 
@@ -24,7 +24,7 @@ collected, copied, data, plan_of_two, run, staged = (
 
 
 def test_the_written_plan_states_its_origin_and_is_complete(
-    run: Callable[..., Done], collected: Path, plan_of_two: Path, tmp_path: Path
+    run: Callable[..., Result], collected: Path, plan_of_two: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "found.yaml"
     done = run("solve", collected, "-o", path, "--non-negative", "--sum-to-one", "--anyway", "--folds", "2")
@@ -57,7 +57,7 @@ def test_the_written_plan_states_its_origin_and_is_complete(
 
 
 def test_stems_that_gain_nothing_keep_their_published_weights_in_the_plan(
-    run: Callable[..., Done], copied: Path, tmp_path: Path
+    run: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     idle = known_best(np.array([0.6, 0.2, 0.2]), len(SONGS))
     for number, path in enumerate(sorted((copied / "songs").glob("*.json"))):
@@ -76,7 +76,7 @@ def test_stems_that_gain_nothing_keep_their_published_weights_in_the_plan(
 
 
 def test_nothing_is_written_when_nothing_gains(
-    run: Callable[..., Done], copied: Path, tmp_path: Path
+    run: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     done = run("solve", copied, "-o", tmp_path / "found.yaml", "--prior", "inf")
     assert done.code == 1
@@ -85,7 +85,7 @@ def test_nothing_is_written_when_nothing_gains(
 
 
 def test_plans_that_the_command_did_not_write_are_not_overwritten(
-    run: Callable[..., Done], copied: Path, plan_of_two: Path, staged: Path, data: Path, tmp_path: Path
+    run: Callable[..., Result], copied: Path, plan_of_two: Path, staged: Path, data: Path, tmp_path: Path
 ) -> None:
     source, other = tmp_path / "source.yaml", tmp_path / "other.yaml"
     source.write_bytes(plan_of_two.read_bytes())
@@ -114,7 +114,7 @@ def test_plans_that_the_command_did_not_write_are_not_overwritten(
 
 
 def test_reports_and_pictures_never_overwrite_collections_or_plans(
-    run: Callable[..., Done], copied: Path, tmp_path: Path
+    run: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     for asked, option in (("solve", "--json"), ("members", "--json"), ("members", "--svg")):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from blend_cases import SONGS, STEMS, Done
+from blend_cases import SONGS, STEMS, Result
 from conftest import noise
 
 from evaluator.blend_search import stage_moves, stage_search
@@ -52,7 +52,7 @@ def test_moves_change_residuals_and_network_inputs() -> None:
 
 
 def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
-    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, ran: list[str]
+    run: Callable[..., Result], staged: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--search", 3)
     dry = run(*arguments, "--dry-run")
@@ -98,7 +98,7 @@ def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
 
 
 def test_a_stage_search_needs_no_more_disk_space_than_it_announced(
-    run: Callable[..., Done], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Result], staged: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("stages", staged, data, "--device", "cpu", "--precision", "fp32", "--only", "x1")
     arguments = (*arguments, "--tracks", "[ad]", "--search", 1, "--scratch", tmp_path)
@@ -136,7 +136,7 @@ def test_a_stage_search_needs_no_more_disk_space_than_it_announced(
 
 
 def test_invalid_stage_searches_are_refused(
-    run: Callable[..., Done], staged: Path, plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
+    run: Callable[..., Result], staged: Path, plan_of_two: Path, data: Path, copied: Path, tmp_path: Path
 ) -> None:
     flat = tmp_path / "flat.yaml"
     content = yaml.safe_load(plan_of_two.read_text("utf-8"))
