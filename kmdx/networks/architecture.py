@@ -44,10 +44,29 @@ class Range:
         return f"{kind} from {self.low:g} to {self.high:g}{' or null' if self.optional else ''}"
 
 
+@dataclass(frozen=True)
+class ListOf:
+    """A size that is a list of values."""
+
+    values: Range
+    longest: int
+
+    def __contains__(self, value: object) -> bool:
+        return (
+            isinstance(value, list | tuple)
+            and 0 < len(value) <= self.longest
+            and all(each in self.values for each in value)
+        )
+
+    def __str__(self) -> str:
+        return f"a list of 1 to {self.longest} values, each {self.values}"
+
+
+Size = Range | ListOf | str
 SWITCH, TEXT = "true or false", "a string"
 LISTS = ("sources", "multi_freqs", "t_cape_glob_loc_scale")
 COMMON = {"segment": Range(1e-3, 3600, whole=False), "gflops": Range(1e-6, 1e6, whole=False)}
-UNET_SIZES: Mapping[str, Range | str] = {
+UNET_SIZES: Mapping[str, Size] = {
     "n_fft": Range(4, 2**17),
     "hop": Range(1, 2**17),
     "bins": Range(1, 2**16 + 1),
@@ -59,7 +78,7 @@ UNET_SIZES: Mapping[str, Range | str] = {
     "bottleneck": Range(1, 2**16),
     "sample_rate": Range(1000, 384_000),
 }
-HDEMUCS_SIZES: Mapping[str, Range | str] = {
+HDEMUCS_SIZES: Mapping[str, Size] = {
     "audio_channels": Range(2, 2),
     "channels": Range(1, 2**13),
     "channels_time": Range(1, 2**13, optional=True),
@@ -93,7 +112,7 @@ HDEMUCS_SIZES: Mapping[str, Range | str] = {
     "samplerate": Range(1, 768_000),
     "rescale": Range(0, 1e3, whole=False),
 }
-HTDEMUCS_SIZES: Mapping[str, Range | str] = {
+HTDEMUCS_SIZES: Mapping[str, Size] = {
     **HDEMUCS_SIZES,
     "bottom_channels": Range(0, 2**13),
     "t_layers": Range(0, 64),
@@ -249,13 +268,17 @@ def check_sources(sources: Any) -> None:
         raise ValueError(f"duplicate source in {quoted(sources)}")
 
 
-def check_sizes(allowed: Mapping[str, Range | str], sizes: Mapping[str, Any]) -> None:
+def check_sizes(allowed: Mapping[str, Size], sizes: Mapping[str, Any]) -> None:
     """Raise ValueError if a size has the wrong type or is out of range."""
     kinds = {SWITCH: bool, TEXT: str}
     for key, expected in {**COMMON, **allowed}.items():
         if key in sizes:
             value = sizes[key]
-            if not (value in expected if isinstance(expected, Range) else isinstance(value, kinds[expected])):
+            if not (
+                value in expected
+                if isinstance(expected, Range | ListOf)
+                else isinstance(value, kinds[expected])
+            ):
                 raise ValueError(f"{key} must be {expected}, not {quoted(value)}")
 
 
@@ -277,7 +300,7 @@ def _check_levels(sizes: Mapping[str, Any]) -> None:
 
 
 def _check_branches(
-    options: Mapping[str, Any], allowed: Mapping[str, Range | str], defaults: Mapping[str, Any]
+    options: Mapping[str, Any], allowed: Mapping[str, Size], defaults: Mapping[str, Any]
 ) -> None:
     """Check the arguments that both kinds of Demucs have."""
     check_sources(options.get("sources"))

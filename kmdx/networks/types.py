@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
-from kmdx.networks.architecture import COMMON, LISTS, Range
+from kmdx.networks.architecture import COMMON, LISTS, ListOf, Size
 
 DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
@@ -41,12 +41,10 @@ class NetworkType:
         Half precisions that it supports.
     needed : tuple of str
         Keys that an architecture must contain, in addition to the type and the sources.
-    sizes : mapping of str to Range or str
+    sizes : mapping of str to Range, ListOf or str
         Keys that an architecture may contain, and their allowed values.
     check : callable
         Raises :class:`ValueError` if sizes are inconsistent or too large.
-    parameters : callable
-        Number of parameters from a checked architecture; 0 if only the file states them.
     largest_tensor : callable
         Values in the largest tensor between two layers, from a checked architecture and a window's length.
     one_source : bool
@@ -65,9 +63,8 @@ class NetworkType:
     stand_in: str
     precisions: tuple[str, ...]
     needed: tuple[str, ...]
-    sizes: Mapping[str, Range | str]
+    sizes: Mapping[str, Size]
     check: Callable[[Mapping[str, Any]], None]
-    parameters: Callable[[Mapping[str, Any]], int]
     largest_tensor: Callable[[Mapping[str, Any], int], int]
     one_source: bool = True
     rate: str = "sample_rate"
@@ -108,7 +105,6 @@ HTDEMUCS = NetworkType(
     needed=(),
     sizes=sizes_of.HTDEMUCS_SIZES,
     check=sizes_of.check_htdemucs,
-    parameters=sizes_of.parameters_of_htdemucs,
     largest_tensor=sizes_of.largest_tensor_of_htdemucs,
     one_source=False,
     rate="samplerate",
@@ -120,7 +116,6 @@ HDEMUCS = replace(
     name="hdemucs",
     sizes=sizes_of.HDEMUCS_SIZES,
     check=sizes_of.check_hdemucs,
-    parameters=sizes_of.parameters_of_hdemucs,
     largest_tensor=sizes_of.largest_tensor_of_hdemucs,
     others=("multi_freqs",),
 )
@@ -133,7 +128,6 @@ TFC_TDF = NetworkType(
     needed=(*sizes_of.TRANSFORM, *sizes_of.UNET),
     sizes=sizes_of.UNET_SIZES,
     check=sizes_of.check_unet,
-    parameters=sizes_of.parameters_of_unet,
     largest_tensor=sizes_of.largest_tensor_of_unet,
 )
 ONNX = replace(
@@ -142,7 +136,6 @@ ONNX = replace(
     file="graph",
     precisions=(),
     needed=sizes_of.TRANSFORM,
-    parameters=lambda sizes: 0,  # only the graph states them
 )
 
 TYPES: dict[str, NetworkType] = {each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF)}
@@ -193,7 +186,8 @@ def read(architecture: Mapping[str, Any]) -> Architecture:
         if key not in ("type", "sources", *known, *kind.others):
             hint = suggest(key, kind.sizes) or f"; expected {', '.join(kind.sizes)}"
             raise ValueError(f"unknown key {quoted(key)} of type {kind.name}{hint}")
-        if isinstance(value, Mapping) or (isinstance(value, list) and key not in LISTS):
+        is_list = key in LISTS or isinstance(kind.sizes.get(key), ListOf)
+        if isinstance(value, Mapping) or (isinstance(value, list) and not is_list):
             raise ValueError(f"{shown(key)} must be a number, a string, true or false, not {quoted(value)}")
     sizes_of.check_sizes(kind.sizes, architecture)
     kind.check(architecture)
