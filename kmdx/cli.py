@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from kmdx import drawing, files, manifest, plan, plan_file, terminal, weights
-from kmdx import engine as engines
+from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.errors import AudioError, KmdxError, reason
+from kmdx.errors import KmdxError, suggest
 from kmdx.terminal import (
     DeviceOption,
     Engine,
@@ -34,10 +29,8 @@ from kmdx.terminal import (
 )
 
 if TYPE_CHECKING:
-    from kmdx import audio, inputs
-    from kmdx.separator import Separator, Stems
-
-SMALLEST = "htdemucs"  # the ensemble with the smallest download
+    from kmdx.plan import Plan
+    from kmdx.weights import Weight, WeightStatus
 
 HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -113,9 +106,17 @@ def separate(
     different settings, it is an error and nothing is replaced, unless --overwrite is given. Exit code: 0 if
     all songs are separated, 1 if some failed, 2 if all failed.
     """
-    from kmdx import audio, inputs
+    from kmdx import audio, inputs, plan_file
 
-    options = SeparateOptions(
+    audio.check_part(start, duration)
+    loaded = plan_file.load(ensemble)
+    wanted = _stems(loaded, stems, accompaniment)
+    found = inputs.collect(songs, output)
+    for complaint in found.problems:
+        terminal.complain(complaint)
+    from kmdx import batch  # only now, because torch takes a second
+
+    options = batch.SeparateOptions(
         ensemble=ensemble,
         device=device,
         speed=speed.value,
@@ -127,21 +128,9 @@ def separate(
         format=format.value,
         overwrite=overwrite,
     )
-    audio.check_part(start, duration)
-    loaded = plan_file.load(ensemble)
-    wanted = _stems(loaded, stems, accompaniment)
-    batch = inputs.collect(songs, output)
-    for complaint in batch.problems:
-        terminal.complain(complaint)
-    tasks = _tasks(batch.songs, output, loaded, wanted, options)
-    todo, failed = _check_folders(tasks)
-    failed += len(batch.problems)
-    if todo:
-        separator = _separator(loaded, options, wanted)
-        err.print(escape(_describe_device(separator)))
-        failed += _separate_all(todo, separator, options)
+    failed = batch.separate(found.songs, output, loaded, wanted, options) + len(found.problems)
     if failed:
-        raise typer.Exit(2 if failed == len(tasks) + len(batch.problems) else 1)
+        raise typer.Exit(2 if failed == len(found.songs) + len(found.problems) else 1)
 
 
 @app.command()
@@ -163,6 +152,7 @@ def benchmark(
     ] = None,
 ) -> None:
     """Measure an ensemble's speed on this machine: each network, and a whole synthetic song."""
+    from kmdx import files, weights
     from kmdx.benchmark import Settings, as_json, measure, tables
 
     if json is not None and not json.is_dir() and not json.parent.is_dir():
@@ -192,6 +182,10 @@ def benchmark(
 @models_app.command("list")
 def models_list() -> None:
     """List all weights: description, size, license, and whether the file is on this machine."""
+    from rich.table import Table
+
+    from kmdx import weights
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "signature", "size", "file", "license", "description"):
         table.add_column(
@@ -201,7 +195,7 @@ def models_list() -> None:
     found = weights.find_all(listed.values())
     for weight in listed.values():
         file = found[weight.name]
-        size = _megabytes(weight.bytes or (file.path.stat().st_size if file else None))
+        size = terminal.megabytes(weight.bytes or (file.path.stat().st_size if file else None))
         here = "yes" if file else "no"
         table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
     out.print(table)
@@ -216,6 +210,8 @@ def models_pull(
 
     Exit code: 2 if any download failed.
     """
+    from kmdx import weights
+
     for weight, path in weights.pull_all(_weights_of(names)):
         out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
@@ -230,6 +226,8 @@ def models_verify(
 
     Exit code: 2 if any weight is missing, damaged or belongs to another network.
     """
+    from kmdx import weights
+
     statuses = weights.verify(weights=_weights_of(names) if names else weights.known().values())
     for status in statuses:
         message = status.message.removeprefix(f"{status.weight.name} is ")
@@ -243,6 +241,8 @@ def models_verify(
 @models_app.command("where")
 def models_where() -> None:
     """Print the folder of the weight files, and why that folder was chosen."""
+    from kmdx import weights
+
     folder = weights.where()
     out.print(escape(str(folder.path)))
     err.print(escape(folder.reason))
@@ -258,6 +258,10 @@ def ensembles_list(context: typer.Context) -> None:
 @ensembles_app.command("list")
 def list_ensembles() -> None:
     """List the ensembles that come with the package."""
+    from rich.table import Table
+
+    from kmdx import drawing, plan_file, weights
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "networks", "GFLOP", "local weights", "description"):
         table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
@@ -283,6 +287,8 @@ def ensembles_show(
     svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
 ) -> None:
     """Show an ensemble: its stages, weights, licenses, arithmetic per second of audio, and graph."""
+    from kmdx import drawing, files, plan_file
+
     loaded = plan_file.load(name)
     wanted = _stems(loaded, stems, False)
     out.print(f"[bold]{escape(loaded.name)}[/bold]: {escape(loaded.title)}")
@@ -304,242 +310,23 @@ def ensembles_show(
         out.print(f"drawn: {escape(str(svg))}")
 
 
-@dataclass(frozen=True)
-class SeparateOptions:
-    """The options of ``kmdx separate``."""
-
-    ensemble: str
-    device: str
-    speed: str
-    precision: str
-    engine: str
-    start: float
-    duration: float | None
-    downmix: bool
-    format: str
-    overwrite: bool
-
-
-class SongTask(NamedTuple):
-    """A song to separate, and the stems to make of it."""
-
-    song: inputs.InputSong
-    wanted: manifest.Wanted
-
-
-class SourceSong(NamedTuple):
-    """A song as read, and the file it was read from."""
-
-    source: manifest.SourceFile
-    sound: audio.Audio
-
-
-class SongStems(NamedTuple):
-    """The stems of a song, at the rate of its file."""
-
-    source: manifest.SourceFile
-    stems: Stems
-    rate: int
-
-
-def _settings(loaded: plan.Plan, options: SeparateOptions) -> Callable[[str], manifest.StemSettings | None]:
-    """The settings that each stem of the plan would be made with now."""
-    from kmdx import device as devices
-    from kmdx import precision as precisions
-
-    found = weights.find_all(use.weight for use in loaded.networks.values())
-    halves = precisions.candidates(options.precision, devices.choose(options.device), options.speed)
-
-    @cache
-    def settings(stem: str) -> manifest.StemSettings | None:
-        if stem not in loaded.stems and stem != ACCOMPANIMENT:
-            return None
-        signals = loaded.signals_of([stem])
-        names = [loaded.networks[name].weight.name for name in loaded.networks_used(signals)]
-        held = {name: found[name] for name in names}
-        return manifest.StemSettings(
-            ensemble=loaded.name,
-            plan=loaded.checksum(signals),
-            weights={name: weights.file_sha256(file.path) if file else None for name, file in held.items()},
-            precision=precisions.NAMES[halves[0]] if halves else "fp32",
-            engine=options.engine,
-            speed=options.speed,
-            start=options.start,
-            duration=options.duration,
-            downmix=options.downmix,
-            format=options.format,
-        )
-
-    return settings
-
-
-def _tasks(
-    songs: Sequence[inputs.InputSong],
-    output: Path,
-    loaded: plan.Plan,
-    wanted: Sequence[str],
-    options: SeparateOptions,
-) -> list[SongTask]:
-    """The songs with the stems to make of each; an error if two songs would share a folder."""
-    from kmdx import audio, inputs
-
-    names = {stem: f"{stem}{audio.FORMATS[options.format].extension}" for stem in wanted}
-    inputs.refuse_shared_folders(songs, output, names.values())
-    settings = _settings(loaded, options)
-    return [
-        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, options.overwrite))
-        for song in songs
-    ]
-
-
-def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
-    """Report what is in the songs' folders; return the songs to separate, and how many failed."""
-    from kmdx import audio
-
-    endings = tuple({format.extension for format in audio.FORMATS.values()})
-    todo, failed = [], 0
-    for task in tasks:
-        path, folder = task.song.path, task.wanted.folder
-        try:
-            manifest.clean(folder)
-            status = manifest.status(task.wanted, lambda name: name.endswith(endings))
-        except OSError as error:
-            terminal.complain(f"{path}: {error.filename or folder} cannot be read: {error.strerror}")
-            failed += 1
-            continue
-        if status.conflicts:
-            terminal.complain(
-                f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
-                "use --overwrite to replace them, or another --output to keep them"
-            )
-            failed += 1
-        elif status.missing:
-            todo.append(SongTask(task.song, task.wanted.only(status.missing)))
-        else:
-            err.print(escape(f"{path}: already in {folder}; use --overwrite to separate it again"))
-        for name in status.unknown:
-            terminal.warn(
-                f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
-                f"{name}.bak, unless the new stem begins with the same bytes"
-            )
-        if status.stale:
-            terminal.warn(f"{folder} also has files made with different settings: {'; '.join(status.stale)}")
-    return todo, failed
-
-
-def _separator(loaded: plan.Plan, options: SeparateOptions, stems: tuple[str, ...]) -> Separator:
-    """Load the networks."""
-    from kmdx.separator import Separator
-
-    try:
-        return Separator(
-            loaded,
-            device=options.device,
-            stems=stems,
-            speed=options.speed,
-            precision=options.precision,
-            engine=options.engine,
-        )
-    except weights.MissingWeights as error:
-        size = _megabytes(weights.get(SMALLEST).bytes)
-        hint = f"; --ensemble {SMALLEST} needs only {size}" if options.ensemble != SMALLEST else ""
-        raise KmdxError(f"{error}{hint}") from error
-
-
-def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions) -> int:
-    """Separate songs, report each, and return how many failed."""
-    from kmdx import pipeline
-
-    failed: list[SongTask] = []
-    numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
-
-    def separate(task: SongTask, song: SourceSong) -> SongStems:
-        number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
-        return _separate(task, song, separator, options.format, f"{number}{task.song.place}")
-
-    def fail(task: SongTask, error: KmdxError) -> None:
-        terminal.complain(str(error))
-        failed.append(task)
-
-    try:
-        pipeline.run(
-            tasks, partial(_read, options=options), separate, partial(_write, format=options.format), fail
-        )
-    except pipeline.Interrupted as stop:
-        where = "" if stop.item is None else f" in {stop.item.song.place}"
-        terminal.complain(f"stopped{where}; finished songs are kept")
-        raise typer.Exit(130) from None
-    return len(failed)
-
-
-def _read(task: SongTask, options: SeparateOptions) -> SourceSong:
-    """Read a song."""
-    from kmdx import audio
-
-    path = task.song.path
-    try:
-        source = manifest.identify(path)
-        sound = audio.read(path, options.start, options.duration, options.downmix)
-        if not source.is_content_of(path):
-            raise AudioError(f"{path}: changed while it was being read; run the command again")
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
-    return SourceSong(source, sound)
-
-
-def _separate(task: SongTask, song: SourceSong, separator: Separator, format: str, title: str) -> SongStems:
-    """Separate a song, with a progress bar, after checking that its stems can be written."""
-    from kmdx import audio
-
-    sound = song.sound
-    places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
-    audio.check_writable(places, sound.rate, format)
-    with terminal.song_bar(title, len(sound.samples) / sound.rate) as progress:
-        stems = separator.separate(
-            sound.samples,
-            sound.rate,
-            stems=task.wanted.files,
-            progress=progress,
-            name=str(task.song.path),
-        )
-    return SongStems(song.source, stems, sound.rate)
-
-
-def _write(task: SongTask, made: SongStems, format: str) -> None:
-    """Write the stems of a song, and report them."""
-    from kmdx import audio, tags
-
-    paths, stems = task.wanted.paths, made.stems
-    song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
-    with manifest.writing(task.wanted, made.source) as prepare:
-        peaks = audio.write_all(
-            {paths[stem]: samples for stem, samples in stems.items()},
-            made.rate,
-            format,
-            {paths[stem]: song_tags.of_stem(stem) for stem in stems},
-            prepare,
-        )
-    terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
-    for path, peak in peaks.items():
-        if peak > 1 and audio.FORMATS[format].integer:
-            terminal.warn(f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping")
-
-
-def _stems(loaded: plan.Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
+def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """The stems that the options request, checked against the plan."""
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
     return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
 
 
-def _weights_of(names: list[str]) -> list[Any]:
+def _weights_of(names: list[str]) -> list[Weight]:
     """The weights that names of weights and ensembles refer to, each once."""
+    from kmdx import plan_file, weights
+
     found = {}
     for name in names:
         if name in plan_file.names() or name.endswith((".yaml", ".yml")):
             uses = plan_file.load(name).networks.values()
             found.update({use.weight.name: use.weight for use in uses})
         else:
-            hint = plan.suggest(name, plan_file.names())
+            hint = suggest(name, plan_file.names())
             try:
                 weight = weights.get(name)
             except KmdxError as error:
@@ -548,7 +335,7 @@ def _weights_of(names: list[str]) -> list[Any]:
     return list(found.values())
 
 
-def _describe_problems(statuses: list[weights.WeightStatus]) -> str | None:
+def _describe_problems(statuses: list[WeightStatus]) -> str | None:
     """One line: the weights that are missing or unusable, and how to get them; None if all are intact."""
     missing = [status.weight for status in statuses if status.path is None]
     unusable = [status.weight for status in statuses if status.path is not None and not status.ok]
@@ -565,22 +352,8 @@ def _describe_problems(statuses: list[weights.WeightStatus]) -> str | None:
             " ".join(weight.name for weight in pullable),
             sum(weight.bytes or 0 for weight in pullable),
         )
-        text += f"; `kmdx models pull {names}` downloads the missing ones (about {_megabytes(size)})"
+        text += f"; `kmdx models pull {names}` downloads the missing ones (about {terminal.megabytes(size)})"
     return text
-
-
-def _describe_device(separator: Separator) -> str:
-    """One line: the device, the precision, and the devices that ONNX Runtime actually uses."""
-    computed_in = " and ".join(dict.fromkeys(separator.precisions.values()))
-    engine = "" if separator.engine == engines.DEFAULT else f", {separator.engine} engine"
-    line = f"{separator.plan.name} on {separator.device} in {computed_in}{engine}"
-    for name, providers in separator.providers.items():
-        line += f"; {name} in ONNX Runtime on {providers[0].removesuffix('ExecutionProvider')}"
-    return line
-
-
-def _megabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":

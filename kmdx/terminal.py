@@ -350,3 +350,8 @@ def _readable(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(READABLE, _readable)
+
+
+def megabytes(size: int | None) -> str:
+    """A size in bytes as text; a question mark if it is unknown."""
+    return "?" if size is None else f"{size / 1e6:.0f} MB"

@@ -34,8 +34,12 @@ def test_a_models_folder_with_brackets_in_its_name_is_printed_unchanged(
     assert f"folder: {tmp_path}/[red]a[/x]" in run("models", "list").out
 
 
-def test_the_command_starts_without_loading_torch_or_pydantic() -> None:
-    check = "import sys; from kmdx import cli, plan, weights; sys.exit(bool({'torch', 'demucs', 'pydantic'} & {*sys.modules}))"
+@pytest.mark.parametrize(
+    ("modules", "unloaded"),
+    [("cli", {"yaml", "filelock"}), ("cli, plan, weights", {"torch", "demucs", "pydantic"})],
+)
+def test_the_command_starts_without_loading_what_it_may_not_need(modules: str, unloaded: set[str]) -> None:
+    check = f"import sys; from kmdx import {modules}; sys.exit(bool({unloaded} & {{*sys.modules}}))"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
 
 
