@@ -44,7 +44,7 @@ MAX_UNEVEN = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Description:
-    """The content of a ``dataset.yaml``; patterns are normalized by :func:`~evaluator.layouts.key`.
+    """The content of a ``dataset.yaml``; :func:`~evaluator.layouts.key` normalizes patterns and names alike.
 
     Attributes
     ----------
@@ -170,7 +170,7 @@ def _matches(relative: PurePath, patterns: Sequence[str]) -> bool:
     """Whether a file's path in its song's folder matches one of the patterns."""
     parts = [key(part) for part in relative.parts]
     name = key(relative.stem)
-    for pattern in patterns:
+    for pattern in map(key, patterns):
         *folders, last = pattern.split("/")
         in_folder = len(folders) == len(parts) - 1 and all(map(fnmatchcase, parts, folders))
         if in_folder and (fnmatchcase(parts[-1], last) or fnmatchcase(name, last)):
@@ -193,8 +193,8 @@ def _split(description: Description, songs: Sequence[SongFiles]) -> dict[str | N
     placed: dict[str, str] = {}
     for split, patterns in description.splits.items():
         for pattern in patterns:
-            exact = [each for each in songs if key(each.name) == pattern]
-            chosen = exact or [each for each in songs if fnmatchcase(key(each.name), pattern)]
+            exact = [each for each in songs if key(each.name) == key(pattern)]
+            chosen = exact or [each for each in songs if fnmatchcase(key(each.name), key(pattern))]
             if not chosen:
                 raise KmdxError(f"{description.path}: splits.{split}: no song is named {quoted(pattern)}")
             for each in chosen:
@@ -247,8 +247,9 @@ def _patterns(part: YamlPart) -> tuple[str, ...]:
         raise part.error("expected a pattern or a list of patterns")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.strip():
-            raise part.error(f"expected text, found {quoted(pattern)}")
-    return tuple(key(pattern).removeprefix("./") for pattern in patterns)
+            found_text = "nothing" if pattern is None else quoted(pattern)
+            raise part.error(f"expected text, found {found_text}")
+    return tuple(pattern.removeprefix("./") for pattern in patterns)
 
 
 def _seconds(part: YamlPart) -> float:

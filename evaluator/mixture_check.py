@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from evaluator import sources
 from evaluator.sources import BLOCK
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS
-from kmdx.errors import AudioError, shown
+from kmdx.errors import AudioError, listed, shown
 
 if TYPE_CHECKING:
     from evaluator.dataset import Track
 
-Found = tuple[str, bool, str]
+Found = tuple[str | None, bool, str]
 """A song's name, whether the problem is fatal, and the message."""
 
 KNOWN_SUMS = {"PR - Oh No"}
@@ -76,11 +76,14 @@ def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Foun
         problems = [problem for problem in pool.map(compare, tracks) if problem is not None]
         digests = list(pool.map(_mixture_digest, suspects))
 
-    first: dict[str, Track] = {}
+    same: dict[str, list[Track]] = defaultdict(list)
     for track, digest in zip(suspects, digests, strict=True):
-        other = first.setdefault(digest, track)
-        if other is not track:
-            problems.append((track.name, False, f"has the same mixture as {other.name}"))
+        same[digest].append(track)
+    for first, *others in same.values():
+        if others:
+            names = listed([track.name for track in others])
+            have = "has" if len(others) == 1 else "have"
+            problems.append((None, False, f"{names} {have} the same mixture as {first.name}"))
     return problems
 
 

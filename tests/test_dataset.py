@@ -180,7 +180,14 @@ def test_duplicate_songs_are_reported(tmp_path: Path) -> None:
     make_song(tmp_path / "test" / "A", 0)
     make_song(tmp_path / "test" / "B", 1)
     make_song(tmp_path / "test" / "C", 0, extension="flac")
-    assert complaints(tmp_path) == [(False, "C: has the same mixture as A")]
+    assert complaints(tmp_path) == [(False, "C has the same mixture as A")]
+    for name in "DEFGHIJKLMNO":
+        make_song(tmp_path / "test" / name, 0)
+    ((_, line),) = complaints(tmp_path)
+    assert line.startswith("C, D, E")
+    assert line.endswith("(3 more) have the same mixture as A")
+    for name in "DEFGHIJKLMNO":
+        shutil.rmtree(tmp_path / "test" / name)
 
     make_song(tmp_path / "train" / "A", 2)
     (first, fatal), *_ = [(text, fatal) for fatal, text in complaints(tmp_path, EVERY_SPLIT)]

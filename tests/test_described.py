@@ -119,7 +119,7 @@ def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> Non
             "stems: {bass: '*Bass*', other: '0*'}",
             "03_Bass DI.wav matches both bass and other; make the patterns",
         ),
-        ("stems: {bass: '*Bass*'}\nsplits: {test: Three}", "splits.test: no song is named 'three'"),
+        ("stems: {bass: '*Bass*'}\nsplits: {test: Three}", "splits.test: no song is named 'Three'"),
         ("stems: {bass: '*Bass*'}\nsplits: {a: One, b: O*}", "splits: One is in both a and b"),
         ("stems: {bass: a}\nroot: nowhere", "nowhere is not a folder"),
     ],
