@@ -197,7 +197,7 @@ class _Reader:
             raise part.error("the key 'weights' is missing")
         weight = self.weight(entries["weights"])
         if len(entries) != 2:
-            raise part.error(f"expected either {' or '.join(map(repr, WINDOWS))}")
+            raise part.error(f"expected one of {', '.join(WINDOWS)}")
         own_rate = types.read(weight.architecture).sample_rate
         if own_rate != rate:
             problem = f"{weight.name} needs {own_rate} Hz, but the plan's sample rate is {rate} Hz"

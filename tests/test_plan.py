@@ -207,7 +207,7 @@ def test_nodes_may_be_in_any_order() -> None:
         ("overlap: 0.25", "overlap: 0.25, segmnt: 7", "unknown key 'segmnt'; did you mean 'segment'?"),
         ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10, trim: 5}", "leave nothing of a chunk of 10"),
         ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10.5, trim: 5}", "expected a whole number"),
-        (", overlap_add: {overlap: 0.25}", "", "expected either 'overlap_add' or 'trim_and_join'"),
+        (", overlap_add: {overlap: 0.25}", "", "expected one of overlap_add, trim_and_join, fade_and_add"),
         ("denormalize: x}\n  other", "denormalize: rest}\n  other", "'rest' is not a normalized signal"),
         ("{normalize: mixture}", "{normalise: mixture}", "unknown key 'normalise'; did you mean 'normalize'?"),
         ("{normalize: mixture}", "{}", "expected the keys {network, hears}"),
