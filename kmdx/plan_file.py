@@ -38,7 +38,7 @@ from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, 
 from kmdx.networks import architecture as architectures
 from kmdx.networks import types
 from kmdx.nodes import Node, forms
-from kmdx.plan import NetworkUse, Plan, node_of
+from kmdx.plan import MAX_SHIFTS, NetworkUse, Plan, node_of
 from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 
@@ -128,10 +128,7 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
         "title": plan.title,
         "description": plan.description,
         "sample_rate": plan.sample_rate,
-        "networks": {
-            name: {"weights": weight(use), use.chunking.key: use.chunking.settings()}
-            for name, use in plan.networks.items()
-        },
+        "networks": {name: {"weights": weight(use), **use.settings()} for name, use in plan.networks.items()},
         "signals": {name: node.settings() for name, node in plan.nodes.items() if name not in plan.stems},
         "stems": {name: plan.nodes[name].settings() for name in plan.stems},
     }
@@ -169,8 +166,8 @@ class _Reader:
         _check_names(places, ends)
         nodes = {name: _node(part) for name, part in places.items()}
         for name, part in ends.items():
-            if nodes[name].terms is None:
-                raise part.error("a stem must be a sum of signals")
+            if not nodes[name].can_be_stem:
+                raise part.error("a stem must be a sum or combination of signals")
         _check_references(places, nodes, uses)
         _check_cycles(places, nodes)
         plan = Plan(
@@ -192,25 +189,32 @@ class _Reader:
         return plan
 
     def network(self, part: YamlPart, rate: int) -> NetworkUse:
-        entries = part.entries(("weights", *WINDOWS))
+        entries = part.entries(("weights", *WINDOWS, "shifts", "tta"))
         if "weights" not in entries:
             raise part.error("the key 'weights' is missing")
         weight = self.weight(entries["weights"])
-        if len(entries) != 2:
+        windows = entries.keys() & WINDOWS.keys()
+        if len(windows) != 1:
             raise part.error(f"expected one of {', '.join(WINDOWS)}")
         own_rate = types.read(weight.architecture).sample_rate
         if own_rate != rate:
             problem = f"{weight.name} needs {own_rate} Hz, but the plan's sample rate is {rate} Hz"
             raise entries["weights"].error(problem)
-        (key,) = set(entries) - {"weights"}
+        (key,) = windows
         chunking = entries[key].read(WINDOWS[key].read, weight, rate)
         try:
             types.check_window(weight.architecture, chunking.length)
         except ValueError as error:
             raise part.error(str(error)) from error
-        if excess := _excess(chunking.per_second(rate), chunking.load, MAX_WINDOWS, MAX_LOAD):
-            raise part.error(f"{chunking}: {excess}")
-        return NetworkUse(weight, chunking)
+        use = NetworkUse(
+            weight,
+            chunking,
+            shifts=_value(entries, "shifts", Annotated[int, Number(1, MAX_SHIFTS + 1)], 1),
+            tta=_value(entries, "tta", bool, False),
+        )
+        if excess := _excess(use.windows_per_second(rate), use.load, MAX_WINDOWS, MAX_LOAD):
+            raise part.error(f"{use.how()}: {excess}")
+        return use
 
     def weight(self, part: YamlPart) -> Weight:
         if isinstance(part.node, yaml.MappingNode):
@@ -226,6 +230,11 @@ class _Reader:
     def own_weight(self, file: str, architecture: dict[str, Any]) -> Weight:
         path = weights.check_path(file)
         return weights.own(path if self.folder is None else self.folder / path, architecture)
+
+
+def _value(entries: Mapping[str, YamlPart], key: str, kind: Any, default: Any) -> Any:
+    """The checked value of an optional key."""
+    return documents.checked(kind, entries[key].plain(), entries[key]) if key in entries else default
 
 
 def _node(part: YamlPart) -> Node:

@@ -163,7 +163,7 @@ def _sources(plan: Plan) -> dict[str, str | None]:
     sources: dict[str, str | None] = {MIXTURE: None}
     for name in plan.order(plan.nodes):
         node = plan.nodes[name]
-        found = {_source(term, sources) for term in node.terms or [MIXTURE]}
+        found = {_source(term, sources) for term in node.operands or [MIXTURE]}
         sources[name] = found.pop() if len(found) == 1 else None
     return sources
 
