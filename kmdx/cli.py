@@ -89,6 +89,14 @@ def separate(
     speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
+    shifts: Annotated[
+        int,
+        typer.Option(help="Average over this many rotations of the song; multiplies the time."),
+    ] = 1,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Average with swapped channels and inverted polarity; triples the time."),
+    ] = False,
     format: FormatOption = FormatName.wav16,
     start: Annotated[
         float, typer.Option(help="Position in the song, in seconds, where separation starts.")
@@ -109,7 +117,7 @@ def separate(
     from kmdx import audio, inputs, plan_file
 
     audio.check_part(start, duration)
-    loaded = plan_file.load(ensemble)
+    loaded = plan_file.load(ensemble).augmented(shifts, tta)
     wanted = _stems(loaded, stems, accompaniment)
     found = inputs.collect(songs, output)
     for complaint in found.problems:
