@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
-from kmdx.networks.architecture import COMMON, LISTS, ListOf, Size
+from kmdx.networks.architecture import COMMON, LISTS, SWITCH, ListOf, Range, Size
 
 DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
@@ -138,7 +138,54 @@ ONNX = replace(
     needed=sizes_of.TRANSFORM,
 )
 
-TYPES: dict[str, NetworkType] = {each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF)}
+
+def _largest_tensor_of_roformer(sizes: Mapping[str, Any], length: int) -> int:
+    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    frames = length // sizes.get("stft_hop_length", 512) + 1
+    bands = sizes.get("num_bands") or len(sizes.get("freqs_per_bands", range(62)))
+    dim, inner = sizes.get("dim", 512), sizes.get("heads", 8) * sizes.get("dim_head", 64)
+    return int(frames * max(bands * max(4 * dim, 3 * inner), 4 * sizes.get("stft_n_fft", 2048)))
+
+
+ROFORMER_SIZES: Mapping[str, Size] = {
+    "num_stems": Range(1, 64),
+    "dim": Range(1, 2**13),
+    "depth": Range(1, 64),
+    "stereo": SWITCH,
+    "linear_transformer_depth": Range(0, 16),
+    "time_transformer_depth": Range(1, 16),
+    "freq_transformer_depth": Range(1, 16),
+    "heads": Range(1, 128),
+    "dim_head": Range(2, 2**10),
+    "stft_n_fft": Range(16, 2**15),
+    "stft_hop_length": Range(1, 2**14),
+    "stft_win_length": Range(16, 2**15),
+    "stft_normalized": SWITCH,
+    "mask_estimator_depth": Range(1, 16),
+    "mlp_expansion_factor": Range(1, 64),
+    "skip_connection": SWITCH,
+    "zero_dc": SWITCH,
+    "sample_rate": Range(1000, 384_000),
+}
+BS_ROFORMER = NetworkType(
+    "bs_roformer",
+    file="state",
+    build="kmdx.networks.roformer:build",
+    stand_in="kmdx.networks.roformer:stand_in",
+    precisions=("bf16", "fp16"),
+    needed=(),
+    sizes={**ROFORMER_SIZES, "freqs_per_bands": ListOf(Range(1, 2**14), 512)},
+    check=lambda sizes: None,  # sizes are checked against the weights when it is built
+    largest_tensor=_largest_tensor_of_roformer,
+    one_source=False,
+)
+MEL_BAND_ROFORMER = replace(
+    BS_ROFORMER, name="mel_band_roformer", sizes={**ROFORMER_SIZES, "num_bands": Range(1, 512)}
+)
+
+TYPES: dict[str, NetworkType] = {
+    each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF, BS_ROFORMER, MEL_BAND_ROFORMER)
+}
 """All types by name."""
 
 
