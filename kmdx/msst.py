@@ -5,8 +5,8 @@ come from the state dict, the others from the config's ``model`` and ``audio`` s
 that passes songs through the network as MSST does: chunks that overlap and fade, one stem per instrument, and
 the rest of the mixture for the other instruments of a network with one target.
 
-Two defects of MSST are not reproduced: samples at the joins of chunks without overlap, which it sets to 0, and
-residuals of standardized mixtures, which it takes before the level is restored.
+Two defects of MSST are not reproduced: it sets samples at the joins of chunks without overlap to 0, and takes
+the rest of a normalized mixture before it restores the level.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ USUAL_STEMS = {
 """Stems of networks with this number of outputs, if there is no config."""
 SUFFIXES = (".ckpt", ".pt", ".th", ".bin", ".safetensors", ".chpt", ".pth")
 ZERO_DC = """\
-# zero_dc: true sets the lowest frequency of every estimate to zero, as MSST does by default since September 2025.
-# The network was trained without it if it is older; false restores that. Only an offset of the signal changes.
+# zero_dc: true sets the lowest frequency of every estimate to zero, as MSST does by default since September
+# 2025. An older network was trained without this; false restores it. Only an offset of the signal changes.
 """
 
 
@@ -232,12 +232,10 @@ class _Import:
         """Check the config's type of model against the state dict."""
         stated = self.config.training.get("model_type")
         if stated is not None and stated != self.kind.name:
-            raise ValueError(
-                f"training.model_type is {quoted(stated)}, but the checkpoint has the structure of {self.kind.name}"
-            )
+            raise ValueError(f"training.model_type is {quoted(stated)}, but it is a {self.kind.title}")
 
     def _stated(self, kind: types.NetworkType | None) -> dict[str, Any]:
-        """The sizes that the config states, of all types or of one; its other settings must have no effect."""
+        """The sizes of one type, or of any, that the config states; other settings must have no effect."""
         kinds = [kind] if kind else [*types.TYPES.values()]
         known = {key for each in kinds for key in each.sizes}
         model = self.config.model

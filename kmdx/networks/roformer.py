@@ -30,29 +30,6 @@ from kmdx.networks.random_weights import gain_to_level, random_state
 from kmdx.networks.state import NoInitialization, load_strictly, without_prefixes
 
 BS, MEL = "bs_roformer", "mel_band_roformer"
-DEFAULTS: Mapping[str, Any] = {
-    "stereo": True,
-    "time_transformer_depth": 2,
-    "freq_transformer_depth": 2,
-    "linear_transformer_depth": 0,
-    "heads": 8,
-    "dim_head": 64,
-    "stft_n_fft": 2048,
-    "stft_hop_length": 512,
-    "stft_win_length": 2048,
-    "stft_normalized": False,
-    "mlp_expansion_factor": 4,
-    "skip_connection": False,
-    "zero_dc": True,
-    "sample_rate": types.DEFAULT_RATE,
-}
-DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
-    BS: {
-        "freqs_per_bands": (*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 129),
-        "mask_estimator_depth": 2,
-    },
-    MEL: {"num_bands": 60, "mask_estimator_depth": 1},
-}
 THETA = 10000  # base of the rotary frequencies
 TOKENS = 2048  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
 
@@ -658,7 +635,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         raise ValueError(
             f"the weights estimate {found['num_stems']} sources, not {len(sources)}: {listed(sources)}"
         )
-    sizes = {**DEFAULTS, **DEFAULTS_OF[kind], **architecture, **found}
+    sizes = {**types.TYPES[kind].defaults, **architecture, **found}
     sizes_of.check_sizes(types.TYPES[kind].sizes, sizes)
     if segment is not None:
         types.check_window(sizes, int(segment * sizes["sample_rate"]))
@@ -679,7 +656,7 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
     """
     if lacking := [key for key in ("dim", "depth") if key not in architecture]:
         raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-    config = RoformerConfig.of({**DEFAULTS, **DEFAULTS_OF[architecture["type"]], **architecture})
+    config = RoformerConfig.of({**types.TYPES[architecture["type"]].defaults, **architecture})
     with torch.device("meta"):
         shapes = Roformer(config, architecture["sources"]).state_dict()
     with NoInitialization():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
@@ -31,6 +31,8 @@ class NetworkType:
     ----------
     name : str
         Its name in architectures.
+    title : str
+        Its name in the literature.
     file : str
         ``state`` for a state dict, ``graph`` for an ONNX graph.
     build, stand_in : str
@@ -51,6 +53,14 @@ class NetworkType:
         Whether it has only one source.
     rate : str
         The key of the sample rate.
+    tensor : str, optional
+        A tensor by which a state dict of this type is recognized.
+    infer : str, optional
+        Function ``module:name``. ``infer(state, stated)`` returns the type and the sizes that a state dict
+        tells; an architecture ``stated`` settles what it leaves open. It raises :class:`ValueError` if the
+        network is not of its types.
+    defaults : mapping
+        Values of the keys that an architecture may omit and the state dict does not tell.
     arguments : bool
         Whether a weight file may contain constructor arguments, which then replace the architecture.
     others : tuple of str
@@ -58,6 +68,7 @@ class NetworkType:
     """
 
     name: str
+    title: str
     file: Literal["state", "graph"]
     build: str
     stand_in: str
@@ -68,6 +79,9 @@ class NetworkType:
     largest_tensor: Callable[[Mapping[str, Any], int], int]
     one_source: bool = True
     rate: str = "sample_rate"
+    tensor: str | None = None
+    infer: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     arguments: bool = False
     others: tuple[str, ...] = ()
 
@@ -98,6 +112,7 @@ class Architecture:
 
 HTDEMUCS = NetworkType(
     "htdemucs",
+    title="HTDemucs",
     file="state",
     build="kmdx.networks.demucs:build",
     stand_in="kmdx.stand_in:demucs",
@@ -114,6 +129,7 @@ HTDEMUCS = NetworkType(
 HDEMUCS = replace(
     HTDEMUCS,
     name="hdemucs",
+    title="HDemucs",
     sizes=sizes_of.HDEMUCS_SIZES,
     check=sizes_of.check_hdemucs,
     largest_tensor=sizes_of.largest_tensor_of_hdemucs,
@@ -121,6 +137,7 @@ HDEMUCS = replace(
 )
 TFC_TDF = NetworkType(
     "tfc_tdf",
+    title="TFC-TDF U-Net v2",
     file="state",
     build="kmdx.networks.tfc_tdf:build",
     stand_in="kmdx.stand_in:unet",
@@ -133,6 +150,7 @@ TFC_TDF = NetworkType(
 ONNX = replace(
     TFC_TDF,
     name="onnx",
+    title="ONNX graph",
     file="graph",
     precisions=(),
     needed=sizes_of.TRANSFORM,
@@ -167,20 +185,48 @@ ROFORMER_SIZES: Mapping[str, Size] = {
     "zero_dc": SWITCH,
     "sample_rate": Range(1000, 384_000),
 }
+ROFORMER_DEFAULTS: Mapping[str, Any] = {
+    "stereo": True,
+    "time_transformer_depth": 2,
+    "freq_transformer_depth": 2,
+    "linear_transformer_depth": 0,
+    "heads": 8,
+    "dim_head": 64,
+    "stft_n_fft": 2048,
+    "stft_hop_length": 512,
+    "stft_win_length": 2048,
+    "stft_normalized": False,
+    "mlp_expansion_factor": 4,
+    "skip_connection": False,
+    "zero_dc": True,
+    "sample_rate": DEFAULT_RATE,
+}
 BS_ROFORMER = NetworkType(
     "bs_roformer",
+    title="BS-RoFormer",
     file="state",
     build="kmdx.networks.roformer:build",
     stand_in="kmdx.networks.roformer:stand_in",
+    tensor="band_split.to_features.0.0.gamma",
+    infer="kmdx.networks.roformer:infer",
     precisions=("bf16", "fp16"),
     needed=(),
     sizes={**ROFORMER_SIZES, "freqs_per_bands": ListOf(Range(1, 2**14), 512)},
     check=lambda sizes: None,  # sizes are checked against the weights when it is built
     largest_tensor=_largest_tensor_of_roformer,
     one_source=False,
+    defaults={
+        **ROFORMER_DEFAULTS,
+        "freqs_per_bands": (*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 129),
+        "mask_estimator_depth": 2,
+    },
 )
 MEL_BAND_ROFORMER = replace(
-    BS_ROFORMER, name="mel_band_roformer", sizes={**ROFORMER_SIZES, "num_bands": Range(1, 512)}
+    BS_ROFORMER,
+    name="mel_band_roformer",
+    title="Mel-Band RoFormer",
+    sizes={**ROFORMER_SIZES, "num_bands": Range(1, 512)},
+    defaults={**ROFORMER_DEFAULTS, "num_bands": 60, "mask_estimator_depth": 1},
 )
 
 TYPES: dict[str, NetworkType] = {
@@ -208,6 +254,26 @@ def type_of(architecture: Mapping[str, Any]) -> NetworkType:
     if not isinstance(name, str) or name not in TYPES:
         raise ValueError(f"unknown type {quoted(name)}; available: {', '.join(TYPES)}")
     return TYPES[name]
+
+
+def infer(state: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Recognize a network by its state dict: its type, and the sizes that the state dict tells.
+
+    Raises
+    ------
+    ValueError
+        If it is of no type that can be recognized.
+    """
+    from kmdx.networks.state import without_prefixes
+
+    names = without_prefixes(state)
+    for kind in TYPES.values():
+        if kind.infer and kind.tensor in names:
+            found: dict[str, Any] = function(kind.infer)(state, stated)
+            return found
+    known = ", ".join(kind.title for kind in TYPES.values() if kind.infer)
+    first = shown(next(iter(state), "missing"))
+    raise ValueError(f"not a network that can be recognized ({known}); its first tensor is {first}")
 
 
 def read(architecture: Mapping[str, Any]) -> Architecture:
