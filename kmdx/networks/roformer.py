@@ -54,7 +54,7 @@ DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
     MEL: {"num_bands": 60, "mask_estimator_depth": 1},
 }
 THETA = 10000  # base of the rotary frequencies
-TOKENS = 2048  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
+TOKENS = 4096  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,8 @@ class Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize float32 ``(…, D)``; the smallest length that is scaled up is 1e-12."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        return x * (x.shape[-1] ** 0.5 / length) * self.gamma
+        """Normalize float32 ``(…, D)``; a length far below 1e-12 is scaled up as if it were 1e-12."""
+        return F.rms_norm(x, self.gamma.shape, self.gamma, 1e-24 / len(self.gamma))
 
 
 class Attention(nn.Module):
@@ -274,7 +273,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, N, D)``."""
-        out: Tensor = self.net[1:](self.net[0](x).to(self.net[1].weight.dtype))
+        norm, widen, gelu, _, narrow = self.net
+        out: Tensor = narrow(gelu(widen(norm(x).to(widen.weight.dtype))))
         return out
 
 
@@ -326,6 +326,16 @@ class Layer(nn.ModuleList):
         return out
 
 
+class BandFeatures(nn.Sequential):
+    """A norm and a fully connected layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the numbers of a band ``(B, T, width)`` to ``(B, T, D)``."""
+        norm, linear = self
+        out: Tensor = linear(norm(x).to(linear.weight.dtype))
+        return out
+
+
 class BandSplit(nn.Module):
     """A vector of features for each band of each frame."""
 
@@ -333,20 +343,33 @@ class BandSplit(nn.Module):
         super().__init__()
         self.bands = config.bands
         self.to_features = nn.ModuleList(
-            nn.Sequential(Norm(width), nn.Linear(width, config.dim)) for width in config.widths
+            BandFeatures(Norm(width), nn.Linear(width, config.dim)) for width in config.widths
         )
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Map a complex spectrum ``(B, T, bins, C)`` to ``(B, T, F, D)``."""
         numbers = torch.view_as_real(spectrum)  # (B, T, bins, C, 2)
-        features = []
-        for (start, end), (norm, linear) in zip(self.bands, self.to_features, strict=True):
-            features.append(linear(norm(numbers[:, :, start:end].flatten(2)).to(linear.weight.dtype)))
+        features = [
+            layers(numbers[:, :, start:end].flatten(2))
+            for (start, end), layers in zip(self.bands, self.to_features, strict=True)
+        ]
         return torch.stack(features, 2).float()
+
+
+class BandMask(nn.Sequential):
+    """Fully connected layers, and a gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, T, D)`` to the numbers of a band's mask ``(B, T, width)``."""
+        layers, gate = self
+        out: Tensor = gate(layers(x.to(next(layers.parameters()).dtype)).float())
+        return out
 
 
 class MaskEstimator(nn.Module):
     """The complex mask of one source."""
+
+    covered: Tensor
 
     def __init__(self, config: RoformerConfig) -> None:
         super().__init__()
@@ -359,7 +382,7 @@ class MaskEstimator(nn.Module):
             for narrow, wide in pairwise(hidden):
                 layers += [nn.Linear(narrow, wide), nn.Tanh()]
             mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * width))
-            self.to_freqs.append(nn.Sequential(mlp, nn.GLU(-1)))
+            self.to_freqs.append(BandMask(mlp, nn.GLU(-1)))
         covered = torch.zeros(config.bins, 1, 1)
         for start, end in config.bands:
             covered[start:end] += 1
@@ -368,9 +391,8 @@ class MaskEstimator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, T, F, D)`` to ``(B, T, bins, C)`` complex; bins in several bands get the mean of them."""
         masks = torch.zeros(*x.shape[:2], *self.shape, device=x.device)
-        for index, ((start, end), (mlp, gate)) in enumerate(zip(self.bands, self.to_freqs, strict=True)):
-            mask = gate(mlp(x[:, :, index].to(mlp[0].weight.dtype)).float())
-            masks[:, :, start:end] += mask.unflatten(-1, (-1, *self.shape[1:]))
+        for index, ((start, end), layers) in enumerate(zip(self.bands, self.to_freqs, strict=True)):
+            masks[:, :, start:end] += layers(x[:, :, index]).unflatten(-1, (-1, *self.shape[1:]))
         return torch.view_as_complex(masks / self.covered)
 
 
@@ -686,8 +708,9 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
         network = Roformer(config, architecture["sources"])
     network.load(random_state(shapes, seed))
     gain = gain_to_level(network, 4 * config.n_fft)
-    for mask in network.mask_estimators:
-        for mlp, _ in mask.to_freqs:
-            for parameter in (mlp[-1].weight, mlp[-1].bias):
+    for band in network.modules():
+        if isinstance(band, BandMask):
+            *_, weight, bias = band.parameters()
+            for parameter in (weight, bias):
                 parameter[: len(parameter) // 2] *= gain  # the other half gates
     return network.requires_grad_(False).eval()
