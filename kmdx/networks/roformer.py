@@ -111,12 +111,15 @@ class RoformerConfig:
             raise ValueError(f"stft_n_fft must be even, not {self.n_fft}")
         if not 2 * self.hop <= self.window <= self.n_fft:
             raise ValueError(
-                f"stft_win_length must be from {2 * self.hop}, twice stft_hop_length, to {self.n_fft}, "
-                f"which is stft_n_fft, not {self.window}"
+                f"stft_win_length must be at least twice stft_hop_length ({self.hop}) and at most stft_n_fft "
+                f"({self.n_fft}), not {self.window}"
             )
         if self.dim_head % 2:
             raise ValueError(f"dim_head must be even, not {self.dim_head}")
-        _check_coverage(self.bands, self.bins)
+        if self.bands[-1][1] != self.bins:
+            raise ValueError(
+                f"freqs_per_bands must add up to the {self.bins} bins of stft_n_fft, not to {self.bands[-1][1]}"
+            )
 
     @property
     def bins(self) -> int:
@@ -130,7 +133,7 @@ class RoformerConfig:
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> RoformerConfig:
-        """Make one from a complete architecture, such as :func:`infer` and the defaults give."""
+        """Make one from a :func:`complete` architecture."""
         mel = sizes["type"] == MEL
         return cls(
             dim=sizes["dim"],
@@ -158,6 +161,11 @@ class RoformerConfig:
         )
 
 
+def complete(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """An architecture with the published code's default of each missing size."""
+    return {**DEFAULTS, **DEFAULTS_OF[architecture["type"]], **architecture}
+
+
 def neighboring_bands(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Bands of these numbers of bins, one after the other."""
     ends = np.cumsum(widths).tolist()
@@ -180,23 +188,11 @@ def mel_bands(n_fft: int, count: int, sample_rate: int) -> tuple[tuple[int, int]
     mels = np.linspace(0, top / hertz if top < 1000 else knee + np.log(top / 1000) / step, count + 2)
     points = np.where(mels < knee, hertz * mels, 1000 * np.exp(step * (mels - knee)))  # Hz
     bins = np.linspace(0, top, n_fft // 2 + 1)
-    inside = (points[:-2, None] < bins) & (bins < points[2:, None])  # (count, bins)
-    inside[0, 0] = inside[-1, -1] = True
-    if not inside.any(1).all():
+    starts, ends = np.searchsorted(bins, points[:-2], "right"), np.searchsorted(bins, points[2:], "left")
+    starts[0], ends[-1] = 0, len(bins)
+    if (starts >= ends).any():
         raise ValueError(f"num_bands is {count}, but stft_n_fft is {n_fft}: a band would have no bins")
-    starts, ends = inside.argmax(1), inside.shape[1] - inside[:, ::-1].argmax(1)
     return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
-
-
-def _check_coverage(bands: Sequence[tuple[int, int]], bins: int) -> None:
-    """Check that every bin is in a band."""
-    reached = 0
-    for start, end in bands:
-        if start > reached:
-            break
-        reached = max(reached, end)
-    if reached != bins or any(end > bins for _, end in bands):
-        raise ValueError(f"the bands must cover the {bins} bins of stft_n_fft; bins {reached} and up differ")
 
 
 class Norm(nn.Module):
@@ -453,7 +449,7 @@ class Roformer(nn.Module):
         if self.config.channels == 2 != channels:
             raise ValueError(f"this network needs 2 channels, not {channels}")
         spectrum = self._transform(batch.reshape(-1, self.config.channels, samples))
-        x = self._through_layers(self.band_split(spectrum))
+        x = self.features(spectrum)
         estimates = [self._inverse(spectrum * mask(x), samples) for mask in self.mask_estimators]
         return torch.stack([each.reshape(count, channels, samples) for each in estimates], 1)
 
@@ -481,8 +477,9 @@ class Roformer(nn.Module):
         )  # fmt: skip
         return F.pad(wave, (0, samples - wave.shape[-1]))
 
-    def _through_layers(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, F, D)`` by all layers."""
+    def features(self, spectrum: Tensor) -> Tensor:
+        """Map a complex spectrum ``(B, T, bins, C)`` to ``(B, T, F, D)``, from which masks are estimated."""
+        x = self.band_split(spectrum)
         over_time, over_bands = self._rotation(x.shape[1]), self._rotation(x.shape[2])
         skipped: Tensor | None = None
         for layer in self.layers:
@@ -668,6 +665,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         If the state dict belongs to another network or differs from the architecture, a size is impossible,
         or a window needs too much memory.
     """
+    types.read(architecture)
     found = infer(state, architecture)
     kind = found["type"]
     for key in _differences(found, architecture):
@@ -680,7 +678,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         raise ValueError(
             f"the weights estimate {found['num_stems']} sources, not {len(sources)}: {listed(sources)}"
         )
-    sizes = {**DEFAULTS, **DEFAULTS_OF[kind], **architecture, **found}
+    sizes = complete({**architecture, **found})
     sizes_of.check_sizes(types.TYPES[kind].sizes, sizes)
     if segment is not None:
         types.check_window(sizes, int(segment * sizes["sample_rate"]))
@@ -699,9 +697,10 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
     ValueError
         If the architecture does not state ``dim`` and ``depth``, which have no default.
     """
+    types.read(architecture)
     if lacking := [key for key in ("dim", "depth") if key not in architecture]:
         raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-    config = RoformerConfig.of({**DEFAULTS, **DEFAULTS_OF[architecture["type"]], **architecture})
+    config = RoformerConfig.of(complete(architecture))
     with torch.device("meta"):
         shapes = Roformer(config, architecture["sources"]).state_dict()
     with NoInitialization():
