@@ -118,7 +118,8 @@ class RoformerConfig:
             raise ValueError(f"dim_head must be even, not {self.dim_head}")
         if self.bands[-1][1] != self.bins:
             raise ValueError(
-                f"freqs_per_bands must add up to the {self.bins} bins of stft_n_fft, not to {self.bands[-1][1]}"
+                f"freqs_per_bands must add up to {self.bins}, the bins of stft_n_fft, not to "
+                f"{self.bands[-1][1]}"
             )
 
     @property
@@ -408,6 +409,7 @@ class Roformer(nn.Module):
         The precision of its matrix products.
     """
 
+    # At full size, with random weights, bfloat16 leaves an error of -41 dB, and float16 of -60 dB.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     window: Tensor
     frequencies: Tensor
