@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kmdx.errors import listed, quoted, shown
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
 from kmdx.networks.attention import attend
 from kmdx.networks.random_weights import gain_to_level, random_state
-from kmdx.networks.state import NoInitialization, load_strictly, without_prefixes
+from kmdx.networks.state import NoInitialization, Shapes, complete, load_strictly
 
 BS, MEL = "bs_roformer", "mel_band_roformer"
 DEFAULTS: Mapping[str, Any] = {
@@ -48,10 +47,11 @@ DEFAULTS: Mapping[str, Any] = {
 }
 DEFAULTS_OF: Mapping[str, Mapping[str, Any]] = {
     BS: {
+        **DEFAULTS,
         "freqs_per_bands": (*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 129),
         "mask_estimator_depth": 2,
     },
-    MEL: {"num_bands": 60, "mask_estimator_depth": 1},
+    MEL: {**DEFAULTS, "num_bands": 60, "mask_estimator_depth": 1},
 }
 THETA = 10000  # base of the rotary frequencies
 TOKENS = 4096  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
@@ -134,7 +134,7 @@ class RoformerConfig:
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> RoformerConfig:
-        """Make one from a :func:`complete` architecture."""
+        """Make one from a complete architecture."""
         mel = sizes["type"] == MEL
         return cls(
             dim=sizes["dim"],
@@ -160,11 +160,6 @@ class RoformerConfig:
             skips=sizes["skip_connection"],
             zero_dc=sizes["zero_dc"],
         )
-
-
-def complete(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """An architecture with the published code's default of each missing size."""
-    return {**DEFAULTS, **DEFAULTS_OF[architecture["type"]], **architecture}
 
 
 def neighboring_bands(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -573,46 +568,37 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
     ValueError
         If it is not a RoFormer, or has parts that the two kinds do not have.
     """
-    tensors = without_prefixes(state)
-
-    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
-        if name not in tensors or tensors[name].ndim != axes:
-            raise ValueError(f"not a RoFormer: it has no tensor {name} with {axes} axes")
-        return tuple(tensors[name].shape)
-
-    def count(pattern: str) -> int:
-        return len({found[1] for name in tensors if (found := re.match(pattern, name))})
-
-    dim = shape("band_split.to_features.0.1.weight")[0]
-    if foreign := [name for name in tensors if not _KEY.fullmatch(name)]:
-        raise ValueError(
-            "a RoFormer with parts that are not supported (such as HyperACE, PoPE, value residuals, "
-            f"conformers or LoRA): {len(foreign)} unknown tensors, the first is {shown(foreign[0])}"
-        )
-    mel = "layers.0.0.norm.gamma" in tensors
-    if mel == ("final_norm.gamma" in tensors):
+    shape = Shapes(state, "a RoFormer", "band_split.to_features.0.1.weight", _KEY)
+    mel = "layers.0.0.norm.gamma" in shape
+    if mel == ("final_norm.gamma" in shape):
         raise ValueError("not a RoFormer: its norms are neither after each transformer nor after all layers")
-    has_linear = "layers.0.0.layers.0.0.temperature" in tensors
+    has_linear = "layers.0.0.layers.0.0.temperature" in shape
     time = 1 if has_linear else 0
-    heads = shape(f"layers.0.{time}.layers.0.0.to_gates.weight")[0]
-    mask_layers = count(r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight") - 1
-    sizes = {
+    dim, _ = shape("band_split.to_features.0.1.weight", 2)
+    heads, _ = shape(f"layers.0.{time}.layers.0.0.to_gates.weight", 2)
+    inner = shape(f"layers.0.{time}.layers.0.0.to_qkv.weight", 2)[0] // 3
+    mask_layers = shape.count(r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight") - 1
+    sizes: dict[str, Any] = {
         "type": MEL if mel else BS,
-        "num_stems": count(r"mask_estimators\.(\d+)\."),
+        "num_stems": shape.count(r"mask_estimators\.(\d+)\."),
         "dim": dim,
-        "depth": count(r"layers\.(\d+)\."),
-        "linear_transformer_depth": count(r"layers\.0\.0\.layers\.(\d+)\.") if has_linear else 0,
-        "time_transformer_depth": count(rf"layers\.0\.{time}\.layers\.(\d+)\."),
-        "freq_transformer_depth": count(rf"layers\.0\.{time + 1}\.layers\.(\d+)\."),
+        "depth": shape.count(r"layers\.(\d+)\."),
+        "linear_transformer_depth": shape.count(r"layers\.0\.0\.layers\.(\d+)\.") if has_linear else 0,
+        "time_transformer_depth": shape.count(rf"layers\.0\.{time}\.layers\.(\d+)\."),
+        "freq_transformer_depth": shape.count(rf"layers\.0\.{time + 1}\.layers\.(\d+)\."),
         "heads": heads,
-        "dim_head": shape(f"layers.0.{time}.layers.0.0.to_qkv.weight")[0] // 3 // max(1, heads),
+        "dim_head": inner // heads,
         "mask_estimator_depth": mask_layers + (0 if mel else 1),
     }
-    if mask_layers:
-        width = shape("mask_estimators.0.to_freqs.0.0.0.weight")[0]
-        sizes["mlp_expansion_factor"] = width // max(1, dim)
-    bands = range(count(r"band_split\.to_features\.(\d+)\."))
-    widths = [shape(f"band_split.to_features.{band}.0.gamma", axes=1)[0] for band in bands]
+    if mask_layers > 0:
+        sizes["mlp_expansion_factor"] = shape("mask_estimators.0.to_freqs.0.0.0.weight", 2)[0] // dim
+    bands = range(shape.count(r"band_split\.to_features\.(\d+)\."))
+    masks = 2 * sizes["num_stems"] * len(bands) * (mask_layers + 1)
+    if masks > len(shape.tensors):  # checked before making a module for each
+        raise ValueError(
+            f"not a RoFormer: expected {masks} tensors of masks, found {len(shape.tensors)} in all"
+        )
+    widths = [shape(f"band_split.to_features.{band}.0.gamma", 1)[0] for band in bands]
     return {**sizes, **_infer_bands(widths, mel, {} if stated is None else stated)}
 
 
@@ -632,8 +618,14 @@ def _infer_bands(widths: Sequence[int], mel: bool, stated: Mapping[str, Any]) ->
             if _mel_widths(n_fft, len(bins), rate) == bins:
                 possible.append({"stereo": channels == 2, "stft_n_fft": n_fft, "num_bands": len(bins)})
     if not possible:
-        raise ValueError(f"its {len(widths)} bands are not those of a mel bank at {rate} Hz")
-    return next((each for each in possible if not _differences(each, stated)), possible[0])
+        bank = f"of a mel bank at {rate} Hz" if mel else "of complex numbers"
+        raise ValueError(f"not a RoFormer: its {len(widths)} bands are not those {bank}")
+
+    def agrees(sizes: Mapping[str, Any]) -> bool:
+        own = {key: stated.get(key, value) for key, value in sizes.items()}
+        return all((list(own[key]) if key == "freqs_per_bands" else own[key]) == sizes[key] for key in own)
+
+    return next(filter(agrees, possible), possible[0])
 
 
 def _mel_widths(n_fft: int, count: int, sample_rate: int) -> list[int] | None:
@@ -643,19 +635,13 @@ def _mel_widths(n_fft: int, count: int, sample_rate: int) -> list[int] | None:
         return None
 
 
-def _differences(sizes: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
-    """The keys that an architecture states differently."""
-    as_list = {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
-    return [key for key, value in sizes.items() if as_list.get(key, value) != value]
-
-
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> Roformer:
     """Build a RoFormer and load its weights strictly.
 
     Parameters
     ----------
     architecture : mapping
-        Sizes that the state dict tells may be left out; the others have the published code's defaults.
+        It may omit sizes that the state dict determines; others have the defaults of the published code.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping
@@ -669,23 +655,12 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     """
     types.read(architecture)
     found = infer(state, architecture)
-    kind = found["type"]
-    for key in _differences(found, architecture):
-        raise ValueError(
-            f"{key} is {quoted(found[key])} in the weights, but {quoted(architecture[key])} in the "
-            "architecture"
-        )
-    sources = architecture["sources"]
-    if found["num_stems"] != len(sources):
-        raise ValueError(
-            f"the weights estimate {found['num_stems']} sources, not {len(sources)}: {listed(sources)}"
-        )
-    sizes = complete({**architecture, **found})
-    sizes_of.check_sizes(types.TYPES[kind].sizes, sizes)
+    sizes = complete(found, architecture, DEFAULTS_OF[found["type"]])
+    sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
     if segment is not None:
         types.check_window(sizes, int(segment * sizes["sample_rate"]))
     with NoInitialization.for_state(state):
-        network = Roformer(RoformerConfig.of(sizes), sources)
+        network = Roformer(RoformerConfig.of(sizes), sizes["sources"])
     network.load(state)
     return network.requires_grad_(False).eval()
 
@@ -701,8 +676,8 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
     """
     types.read(architecture)
     if lacking := [key for key in ("dim", "depth") if key not in architecture]:
-        raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-    config = RoformerConfig.of(complete(architecture))
+        raise ValueError(f"missing {', '.join(lacking)}, which have no default")
+    config = RoformerConfig.of({**DEFAULTS_OF[architecture["type"]], **architecture})
     with torch.device("meta"):
         shapes = Roformer(config, architecture["sources"]).state_dict()
     with NoInitialization():
