@@ -275,8 +275,8 @@ def test_a_window_that_needs_too_much_memory_is_refused() -> None:
 
 
 def test_hostile_weights_are_refused_before_a_network_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(roformer, "Roformer")
     state = state_of(BS)
+    monkeypatch.delattr(roformer, "Roformer")
     for stem in range(64):
         state[f"mask_estimators.{stem}.to_freqs.0.0.0.weight"] = torch.zeros(1, 1)
     state["layers.99999999999.0.norm.gamma"] = torch.zeros(10**6)
