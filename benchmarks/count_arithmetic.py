@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kmdx import terminal, weights
 from kmdx.challenge import RATE
+from kmdx.networks.roformer import DEFAULTS_OF, Roformer, RoformerConfig
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 
@@ -48,6 +49,29 @@ class Unet(torch.nn.Module):
         return self.network.unet(spectrum)
 
 
+class Masks(torch.nn.Module):
+    """A RoFormer without the transforms around it."""
+
+    def __init__(self, network: Roformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, spectrum: torch.Tensor) -> list[torch.Tensor]:
+        """Estimate the masks of all sources."""
+        features = self.network.features(spectrum)
+        return [estimator(features) for estimator in self.network.mask_estimators]
+
+
+def roformer_gflops(architecture: dict, seconds: float) -> float:
+    """Count a RoFormer on one window; the cost of attention over time grows with its length."""
+    config = RoformerConfig.of({**DEFAULTS_OF[architecture["type"]], **architecture})
+    frames = int(seconds * architecture.get("sample_rate", RATE)) // config.hop + 1
+    with torch.device("meta"):
+        network = Roformer(config, architecture["sources"])
+        spectrum = torch.zeros(1, frames, config.bins, config.channels, dtype=torch.complex64)
+    return count(Masks(network), spectrum) / seconds
+
+
 def demucs_gflops(architecture: dict, seconds: float) -> float:
     """Count a Demucs network on one segment."""
     options = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
@@ -75,6 +99,8 @@ def main() -> None:
         elif architecture["type"] == "tfc_tdf":
             sizes = {key: architecture[key] for key in ("layers", "convolutions", "growth", "norm_groups")}
             gflops = unet_gflops(architecture, **sizes)
+        elif "roformer" in architecture["type"]:
+            gflops = roformer_gflops(architecture, architecture.get("segment", 8.0))
         else:
             key = f"{architecture['type']} {architecture.get('cac')}"
             if key not in counted:

@@ -27,8 +27,14 @@ EXAMPLES = {
     "htdemucs": tiny.HTDEMUCS,
     "hdemucs": tiny.HDEMUCS,
     "tfc_tdf": {**tiny.UNET, "sources": ["vocals"], "norm_groups": 2},
+    "bs_roformer": {
+        "type": "bs_roformer", "sources": tiny.SOURCES, "dim": 8, "depth": 1, "heads": 2, "dim_head": 4,
+    },
+    "mel_band_roformer": {
+        "type": "mel_band_roformer", "sources": ["vocals"], "dim": 8, "depth": 1, "heads": 2, "dim_head": 4,
+    },
     "onnx": {**tiny.UNET, "type": "onnx", "sources": ["vocals"], "norm_groups": None},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TYPES)

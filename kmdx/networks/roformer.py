@@ -22,16 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kmdx.errors import listed, quoted, shown
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
 from kmdx.networks.attention import attend
 from kmdx.networks.random_weights import gain_to_level, random_state
-from kmdx.networks.state import NoInitialization, load_strictly, without_prefixes
+from kmdx.networks.state import NoInitialization, Shapes, complete, load_strictly
 
 BS, MEL = "bs_roformer", "mel_band_roformer"
 THETA = 10000  # base of the rotary frequencies
-TOKENS = 2048  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
+TOKENS = 4096  # positions that pass a transformer together on a CPU, so that its tensors stay in the cache
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,16 @@ class RoformerConfig:
             raise ValueError(f"stft_n_fft must be even, not {self.n_fft}")
         if not 2 * self.hop <= self.window <= self.n_fft:
             raise ValueError(
-                f"stft_win_length must be from {2 * self.hop}, twice stft_hop_length, to {self.n_fft}, "
-                f"which is stft_n_fft, not {self.window}"
+                f"stft_win_length must be at least twice stft_hop_length ({self.hop}) and at most stft_n_fft "
+                f"({self.n_fft}), not {self.window}"
             )
         if self.dim_head % 2:
             raise ValueError(f"dim_head must be even, not {self.dim_head}")
-        _check_coverage(self.bands, self.bins)
+        if self.bands[-1][1] != self.bins:
+            raise ValueError(
+                f"freqs_per_bands must add up to {self.bins}, the bins of stft_n_fft, not to "
+                f"{self.bands[-1][1]}"
+            )
 
     @property
     def bins(self) -> int:
@@ -107,7 +110,7 @@ class RoformerConfig:
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> RoformerConfig:
-        """Make one from a complete architecture, such as :func:`infer` and the defaults give."""
+        """Make one from a complete architecture."""
         mel = sizes["type"] == MEL
         return cls(
             dim=sizes["dim"],
@@ -157,23 +160,11 @@ def mel_bands(n_fft: int, count: int, sample_rate: int) -> tuple[tuple[int, int]
     mels = np.linspace(0, top / hertz if top < 1000 else knee + np.log(top / 1000) / step, count + 2)
     points = np.where(mels < knee, hertz * mels, 1000 * np.exp(step * (mels - knee)))  # Hz
     bins = np.linspace(0, top, n_fft // 2 + 1)
-    inside = (points[:-2, None] < bins) & (bins < points[2:, None])  # (count, bins)
-    inside[0, 0] = inside[-1, -1] = True
-    if not inside.any(1).all():
+    starts, ends = np.searchsorted(bins, points[:-2], "right"), np.searchsorted(bins, points[2:], "left")
+    starts[0], ends[-1] = 0, len(bins)
+    if (starts >= ends).any():
         raise ValueError(f"num_bands is {count}, but stft_n_fft is {n_fft}: a band would have no bins")
-    starts, ends = inside.argmax(1), inside.shape[1] - inside[:, ::-1].argmax(1)
     return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
-
-
-def _check_coverage(bands: Sequence[tuple[int, int]], bins: int) -> None:
-    """Check that every bin is in a band."""
-    reached = 0
-    for start, end in bands:
-        if start > reached:
-            break
-        reached = max(reached, end)
-    if reached != bins or any(end > bins for _, end in bands):
-        raise ValueError(f"the bands must cover the {bins} bins of stft_n_fft; bins {reached} and up differ")
 
 
 class Norm(nn.Module):
@@ -184,9 +175,8 @@ class Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize float32 ``(…, D)``; the smallest length that is scaled up is 1e-12."""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        return x * (x.shape[-1] ** 0.5 / length) * self.gamma
+        """Normalize float32 ``(…, D)``; a length far below 1e-12 is scaled up as if it were 1e-12."""
+        return F.rms_norm(x, self.gamma.shape, self.gamma, 1e-24 / len(self.gamma))
 
 
 class Attention(nn.Module):
@@ -251,7 +241,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, N, D)``."""
-        out: Tensor = self.net[1:](self.net[0](x).to(self.net[1].weight.dtype))
+        norm, widen, gelu, _, narrow = self.net
+        out: Tensor = narrow(gelu(widen(norm(x).to(widen.weight.dtype))))
         return out
 
 
@@ -303,6 +294,16 @@ class Layer(nn.ModuleList):
         return out
 
 
+class BandFeatures(nn.Sequential):
+    """A norm and a fully connected layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the numbers of a band ``(B, T, width)`` to ``(B, T, D)``."""
+        norm, linear = self
+        out: Tensor = linear(norm(x).to(linear.weight.dtype))
+        return out
+
+
 class BandSplit(nn.Module):
     """A vector of features for each band of each frame."""
 
@@ -310,20 +311,33 @@ class BandSplit(nn.Module):
         super().__init__()
         self.bands = config.bands
         self.to_features = nn.ModuleList(
-            nn.Sequential(Norm(width), nn.Linear(width, config.dim)) for width in config.widths
+            BandFeatures(Norm(width), nn.Linear(width, config.dim)) for width in config.widths
         )
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Map a complex spectrum ``(B, T, bins, C)`` to ``(B, T, F, D)``."""
         numbers = torch.view_as_real(spectrum)  # (B, T, bins, C, 2)
-        features = []
-        for (start, end), (norm, linear) in zip(self.bands, self.to_features, strict=True):
-            features.append(linear(norm(numbers[:, :, start:end].flatten(2)).to(linear.weight.dtype)))
+        features = [
+            layers(numbers[:, :, start:end].flatten(2))
+            for (start, end), layers in zip(self.bands, self.to_features, strict=True)
+        ]
         return torch.stack(features, 2).float()
+
+
+class BandMask(nn.Sequential):
+    """Fully connected layers, and a gate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, T, D)`` to the numbers of a band's mask ``(B, T, width)``."""
+        layers, gate = self
+        out: Tensor = gate(layers(x.to(next(layers.parameters()).dtype)).float())
+        return out
 
 
 class MaskEstimator(nn.Module):
     """The complex mask of one source."""
+
+    covered: Tensor
 
     def __init__(self, config: RoformerConfig) -> None:
         super().__init__()
@@ -336,7 +350,7 @@ class MaskEstimator(nn.Module):
             for narrow, wide in pairwise(hidden):
                 layers += [nn.Linear(narrow, wide), nn.Tanh()]
             mlp = nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * width))
-            self.to_freqs.append(nn.Sequential(mlp, nn.GLU(-1)))
+            self.to_freqs.append(BandMask(mlp, nn.GLU(-1)))
         covered = torch.zeros(config.bins, 1, 1)
         for start, end in config.bands:
             covered[start:end] += 1
@@ -345,9 +359,8 @@ class MaskEstimator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, T, F, D)`` to ``(B, T, bins, C)`` complex; bins in several bands get the mean of them."""
         masks = torch.zeros(*x.shape[:2], *self.shape, device=x.device)
-        for index, ((start, end), (mlp, gate)) in enumerate(zip(self.bands, self.to_freqs, strict=True)):
-            mask = gate(mlp(x[:, :, index].to(mlp[0].weight.dtype)).float())
-            masks[:, :, start:end] += mask.unflatten(-1, (-1, *self.shape[1:]))
+        for index, ((start, end), layers) in enumerate(zip(self.bands, self.to_freqs, strict=True)):
+            masks[:, :, start:end] += layers(x[:, :, index]).unflatten(-1, (-1, *self.shape[1:]))
         return torch.view_as_complex(masks / self.covered)
 
 
@@ -367,6 +380,7 @@ class Roformer(nn.Module):
         The precision of its matrix products.
     """
 
+    # At full size, with random weights, bfloat16 leaves an error of -41 dB, and float16 of -60 dB.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     window: Tensor
     frequencies: Tensor
@@ -408,7 +422,7 @@ class Roformer(nn.Module):
         if self.config.channels == 2 != channels:
             raise ValueError(f"this network needs 2 channels, not {channels}")
         spectrum = self._transform(batch.reshape(-1, self.config.channels, samples))
-        x = self._through_layers(self.band_split(spectrum))
+        x = self.features(spectrum)
         estimates = [self._inverse(spectrum * mask(x), samples) for mask in self.mask_estimators]
         return torch.stack([each.reshape(count, channels, samples) for each in estimates], 1)
 
@@ -436,8 +450,9 @@ class Roformer(nn.Module):
         )  # fmt: skip
         return F.pad(wave, (0, samples - wave.shape[-1]))
 
-    def _through_layers(self, x: Tensor) -> Tensor:
-        """Map ``(B, T, F, D)`` by all layers."""
+    def features(self, spectrum: Tensor) -> Tensor:
+        """Map a complex spectrum ``(B, T, bins, C)`` to ``(B, T, F, D)``, from which masks are estimated."""
+        x = self.band_split(spectrum)
         over_time, over_bands = self._rotation(x.shape[1]), self._rotation(x.shape[2])
         skipped: Tensor | None = None
         for layer in self.layers:
@@ -529,46 +544,37 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
     ValueError
         If it is not a RoFormer, or has parts that the two kinds do not have.
     """
-    tensors = without_prefixes(state)
-
-    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
-        if name not in tensors or tensors[name].ndim != axes:
-            raise ValueError(f"not a RoFormer: it has no tensor {name} with {axes} axes")
-        return tuple(tensors[name].shape)
-
-    def count(pattern: str) -> int:
-        return len({found[1] for name in tensors if (found := re.match(pattern, name))})
-
-    dim = shape("band_split.to_features.0.1.weight")[0]
-    if foreign := [name for name in tensors if not _KEY.fullmatch(name)]:
-        raise ValueError(
-            "a RoFormer with parts that are not supported (such as HyperACE, PoPE, value residuals, "
-            f"conformers or LoRA): {len(foreign)} unknown tensors, the first is {shown(foreign[0])}"
-        )
-    mel = "layers.0.0.norm.gamma" in tensors
-    if mel == ("final_norm.gamma" in tensors):
+    shape = Shapes(state, "a RoFormer", "band_split.to_features.0.1.weight", _KEY)
+    mel = "layers.0.0.norm.gamma" in shape
+    if mel == ("final_norm.gamma" in shape):
         raise ValueError("not a RoFormer: its norms are neither after each transformer nor after all layers")
-    has_linear = "layers.0.0.layers.0.0.temperature" in tensors
+    has_linear = "layers.0.0.layers.0.0.temperature" in shape
     time = 1 if has_linear else 0
-    heads = shape(f"layers.0.{time}.layers.0.0.to_gates.weight")[0]
-    mask_layers = count(r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight") - 1
-    sizes = {
+    dim, _ = shape("band_split.to_features.0.1.weight", 2)
+    heads, _ = shape(f"layers.0.{time}.layers.0.0.to_gates.weight", 2)
+    inner = shape(f"layers.0.{time}.layers.0.0.to_qkv.weight", 2)[0] // 3
+    mask_layers = shape.count(r"mask_estimators\.0\.to_freqs\.0\.0\.(\d+)\.weight") - 1
+    sizes: dict[str, Any] = {
         "type": MEL if mel else BS,
-        "num_stems": count(r"mask_estimators\.(\d+)\."),
+        "num_stems": shape.count(r"mask_estimators\.(\d+)\."),
         "dim": dim,
-        "depth": count(r"layers\.(\d+)\."),
-        "linear_transformer_depth": count(r"layers\.0\.0\.layers\.(\d+)\.") if has_linear else 0,
-        "time_transformer_depth": count(rf"layers\.0\.{time}\.layers\.(\d+)\."),
-        "freq_transformer_depth": count(rf"layers\.0\.{time + 1}\.layers\.(\d+)\."),
+        "depth": shape.count(r"layers\.(\d+)\."),
+        "linear_transformer_depth": shape.count(r"layers\.0\.0\.layers\.(\d+)\.") if has_linear else 0,
+        "time_transformer_depth": shape.count(rf"layers\.0\.{time}\.layers\.(\d+)\."),
+        "freq_transformer_depth": shape.count(rf"layers\.0\.{time + 1}\.layers\.(\d+)\."),
         "heads": heads,
-        "dim_head": shape(f"layers.0.{time}.layers.0.0.to_qkv.weight")[0] // 3 // max(1, heads),
+        "dim_head": inner // heads,
         "mask_estimator_depth": mask_layers + (0 if mel else 1),
     }
-    if mask_layers:
-        width = shape("mask_estimators.0.to_freqs.0.0.0.weight")[0]
-        sizes["mlp_expansion_factor"] = width // max(1, dim)
-    bands = range(count(r"band_split\.to_features\.(\d+)\."))
-    widths = [shape(f"band_split.to_features.{band}.0.gamma", axes=1)[0] for band in bands]
+    if mask_layers > 0:
+        sizes["mlp_expansion_factor"] = shape("mask_estimators.0.to_freqs.0.0.0.weight", 2)[0] // dim
+    bands = range(shape.count(r"band_split\.to_features\.(\d+)\."))
+    masks = 2 * sizes["num_stems"] * len(bands) * (mask_layers + 1)
+    if masks > len(shape.tensors):  # checked before making a module for each
+        raise ValueError(
+            f"not a RoFormer: expected {masks} tensors of masks, found {len(shape.tensors)} in all"
+        )
+    widths = [shape(f"band_split.to_features.{band}.0.gamma", 1)[0] for band in bands]
     return {**sizes, **_infer_bands(widths, mel, {} if stated is None else stated)}
 
 
@@ -588,8 +594,14 @@ def _infer_bands(widths: Sequence[int], mel: bool, stated: Mapping[str, Any]) ->
             if _mel_widths(n_fft, len(bins), rate) == bins:
                 possible.append({"stereo": channels == 2, "stft_n_fft": n_fft, "num_bands": len(bins)})
     if not possible:
-        raise ValueError(f"its {len(widths)} bands are not those of a mel bank at {rate} Hz")
-    return next((each for each in possible if not _differences(each, stated)), possible[0])
+        bank = f"of a mel bank at {rate} Hz" if mel else "of complex numbers"
+        raise ValueError(f"not a RoFormer: its {len(widths)} bands are not those {bank}")
+
+    def agrees(sizes: Mapping[str, Any]) -> bool:
+        own = {key: stated.get(key, value) for key, value in sizes.items()}
+        return all((list(own[key]) if key == "freqs_per_bands" else own[key]) == sizes[key] for key in own)
+
+    return next(filter(agrees, possible), possible[0])
 
 
 def _mel_widths(n_fft: int, count: int, sample_rate: int) -> list[int] | None:
@@ -599,19 +611,13 @@ def _mel_widths(n_fft: int, count: int, sample_rate: int) -> list[int] | None:
         return None
 
 
-def _differences(sizes: Mapping[str, Any], stated: Mapping[str, Any]) -> list[str]:
-    """The keys that an architecture states differently."""
-    as_list = {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
-    return [key for key, value in sizes.items() if as_list.get(key, value) != value]
-
-
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> Roformer:
     """Build a RoFormer and load its weights strictly.
 
     Parameters
     ----------
     architecture : mapping
-        Sizes that the state dict tells may be left out; the others have the published code's defaults.
+        It may omit sizes that the state dict determines; others have the defaults of the published code.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping
@@ -623,24 +629,14 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         If the state dict belongs to another network or differs from the architecture, a size is impossible,
         or a window needs too much memory.
     """
+    types.read(architecture)
     found = infer(state, architecture)
-    kind = found["type"]
-    for key in _differences(found, architecture):
-        raise ValueError(
-            f"{key} is {quoted(found[key])} in the weights, but {quoted(architecture[key])} in the "
-            "architecture"
-        )
-    sources = architecture["sources"]
-    if found["num_stems"] != len(sources):
-        raise ValueError(
-            f"the weights estimate {found['num_stems']} sources, not {len(sources)}: {listed(sources)}"
-        )
-    sizes = {**types.TYPES[kind].defaults, **architecture, **found}
-    sizes_of.check_sizes(types.TYPES[kind].sizes, sizes)
+    sizes = complete(found, architecture, types.TYPES[found["type"]].defaults)
+    sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
     if segment is not None:
         types.check_window(sizes, int(segment * sizes["sample_rate"]))
     with NoInitialization.for_state(state):
-        network = Roformer(RoformerConfig.of(sizes), sources)
+        network = Roformer(RoformerConfig.of(sizes), sizes["sources"])
     network.load(state)
     return network.requires_grad_(False).eval()
 
@@ -654,8 +650,9 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
     ValueError
         If the architecture does not state ``dim`` and ``depth``, which have no default.
     """
+    types.read(architecture)
     if lacking := [key for key in ("dim", "depth") if key not in architecture]:
-        raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
+        raise ValueError(f"missing {', '.join(lacking)}, which have no default")
     config = RoformerConfig.of({**types.TYPES[architecture["type"]].defaults, **architecture})
     with torch.device("meta"):
         shapes = Roformer(config, architecture["sources"]).state_dict()
@@ -663,8 +660,9 @@ def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
         network = Roformer(config, architecture["sources"])
     network.load(random_state(shapes, seed))
     gain = gain_to_level(network, 4 * config.n_fft)
-    for mask in network.mask_estimators:
-        for mlp, _ in mask.to_freqs:
-            for parameter in (mlp[-1].weight, mlp[-1].bias):
+    for band in network.modules():
+        if isinstance(band, BandMask):
+            *_, weight, bias = band.parameters()
+            for parameter in (weight, bias):
                 parameter[: len(parameter) // 2] *= gain  # the other half gates
     return network.requires_grad_(False).eval()
