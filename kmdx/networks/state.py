@@ -111,6 +111,16 @@ def load_strictly(
     return {name: state[names[name]] for name in optional if name in names}
 
 
+def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict by their names without prefixes, and without a copy of averaged weights.
+
+    With these names, a network's family and sizes can be inferred before it is built. It must not have names
+    of its own that begin with one of :data:`PREFIXES`.
+    """
+    names = _without_prefixes(state, ())
+    return {short: state[name] for short, name in names.items() if not _is_averaged(short)}
+
+
 def _without_prefixes(state: Collection[str], wanted: Collection[str]) -> dict[str, str]:
     """The names in a state dict, by the same names without the prefixes that trainers add."""
     names: dict[str, str] = {}
@@ -143,9 +153,7 @@ def _problem(
     others += [prefix + name for name in inner if name not in own and name not in optional]
     problems = {
         "missing": [name for name in own if name not in inner],
-        "unknown": [
-            names[name] for name in others if not (len(name) < _MAX_NAME and _AVERAGED.fullmatch(name))
-        ],
+        "unknown": [names[name] for name in others if not _is_averaged(name)],
         "of the wrong shape": [
             name for name in own if name in inner and own[name].shape != inner[name].shape
         ],
@@ -162,6 +170,11 @@ def _problem(
         f"{counts and f'; without it, {counts}'}: expected {first} and so on, or only the prefixes "
         f"{', '.join(PREFIXES)}"
     )
+
+
+def _is_averaged(name: str) -> bool:
+    """Whether a tensor belongs to a copy with averaged weights."""
+    return len(name) < _MAX_NAME and _AVERAGED.fullmatch(name) is not None
 
 
 def _unknown_prefix(names: Collection[str], own: Collection[str]) -> str:
