@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
-from kmdx.networks.architecture import COMMON, LISTS, ListOf, Size
+from kmdx.networks.architecture import COMMON, LISTS, SWITCH, ListOf, Range, Size
 
 DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
@@ -138,7 +138,51 @@ ONNX = replace(
     needed=sizes_of.TRANSFORM,
 )
 
-TYPES: dict[str, NetworkType] = {each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF)}
+
+def _largest_tensor_of_scnet(sizes: Mapping[str, Any], length: int) -> int:
+    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    bins, frames = sizes.get("nfft", 4096) // 2 + 1, length // sizes.get("hop_size", 1024) + 2
+    ratios, strides = sizes.get("band_SR", (0.175, 0.392)), sizes.get("band_stride", (1, 4))
+    below = sum(ratio / stride for ratio, stride in zip(ratios, strides, strict=False))  # of the lower bands
+    outputs = max(4 * len(sizes["sources"]), 64 if sizes["type"] == "scnet_masked" else 0)
+    first = sizes.get("dims", (4, 64))[1]
+    return int(bins * frames * max(outputs, 2 * first * (below + 0.05)))
+
+
+SCNET = NetworkType(
+    "scnet",
+    file="state",
+    build="kmdx.networks.scnet:build",
+    stand_in="kmdx.networks.scnet:stand_in",
+    precisions=("bf16", "fp16"),
+    needed=(),
+    sizes={
+        "num_stems": Range(1, 64),
+        "dims": ListOf(Range(1, 2**13), 12),
+        "nfft": Range(16, 2**15),
+        "hop_size": Range(1, 2**14),
+        "win_size": Range(16, 2**15),
+        "normalized": SWITCH,
+        "band_SR": ListOf(Range(0, 1, whole=False), 3),
+        "band_stride": ListOf(Range(1, 2**10), 3),
+        "band_kernel": ListOf(Range(1, 2**10), 3),
+        "conv_depths": ListOf(Range(0, 64), 3),
+        "compress": Range(1, 2**10),
+        "conv_kernel": Range(1, 2**10),
+        "num_dplayer": Range(0, 64),
+        "expand": Range(1, 64),
+        "sample_rate": Range(1000, 384_000),
+    },
+    check=lambda sizes: None,  # sizes are checked against the weights when it is built
+    largest_tensor=_largest_tensor_of_scnet,
+    one_source=False,
+)
+SCNET_MASKED = replace(SCNET, name="scnet_masked")
+
+
+TYPES: dict[str, NetworkType] = {
+    each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF, SCNET, SCNET_MASKED)
+}
 """All types by name."""
 
 
