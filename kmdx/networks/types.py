@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
-from kmdx.networks.architecture import COMMON, LISTS, SWITCH, ListOf, Range, Size
+from kmdx.networks.architecture import COMMON, LISTS, SWITCH, TEXT, ListOf, Range, Size
 
 DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
@@ -180,8 +180,45 @@ SCNET = NetworkType(
 SCNET_MASKED = replace(SCNET, name="scnet_masked")
 
 
+def _largest_tensor_of_mdx23c(sizes: Mapping[str, Any], length: int) -> int:
+    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    frames = length // sizes["hop_length"] + 2
+    bins = sizes.get("dim_f", sizes["n_fft"] // 2) // sizes.get("num_subbands", 4)
+    spectra = 2 * len(sizes["sources"]) * (sizes["n_fft"] + 2)
+    return int(frames * max(bins * 2 * sizes.get("num_channels", 128), spectra))
+
+
+MDX23C = NetworkType(
+    "mdx23c",
+    file="state",
+    build="kmdx.networks.mdx23c:build",
+    stand_in="kmdx.networks.mdx23c:stand_in",
+    precisions=("fp16",),
+    needed=("n_fft", "hop_length", "norm", "act"),
+    sizes={
+        "num_stems": Range(1, 64),
+        "n_fft": Range(16, 2**15),
+        "hop_length": Range(1, 2**14),
+        "dim_f": Range(1, 2**14 + 1),
+        "num_subbands": Range(1, 2**10),
+        "num_channels": Range(1, 2**13),
+        "growth": Range(0, 2**13),
+        "num_scales": Range(1, 12),
+        "num_blocks_per_scale": Range(1, 64),
+        "bottleneck_factor": Range(1, 2**13),
+        "scale": ListOf(Range(1, 16), 2),
+        "norm": TEXT,
+        "act": TEXT,
+        "stereo": SWITCH,
+        "sample_rate": Range(1000, 384_000),
+    },
+    check=lambda sizes: None,  # sizes are checked against the weights when it is built
+    largest_tensor=_largest_tensor_of_mdx23c,
+    one_source=False,
+)
+
 TYPES: dict[str, NetworkType] = {
-    each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF, SCNET, SCNET_MASKED)
+    each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF, MDX23C, SCNET, SCNET_MASKED)
 }
 """All types by name."""
 
