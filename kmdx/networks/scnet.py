@@ -268,7 +268,10 @@ class DualPath(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
     def _path(self, index: int, x: Tensor) -> Tensor:
-        y, _ = self.lstm_layers[index](x.flatten(0, 1))
+        device = x.device.type
+        # On a CPU, torch's recurrent layers are slow in bfloat16 and do not exist in float16.
+        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+            y, _ = self.lstm_layers[index](x.flatten(0, 1))
         mapped: Tensor = self.linear_layers[index](y)
         return mapped.unflatten(0, x.shape[:2])
 
@@ -311,7 +314,8 @@ class Scnet(nn.Module):
         The precision of its convolutions, recurrent layers and matrix products.
     """
 
-    supported_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+    # Stand-ins have an error of -46 to -51 dB in float16, and of -29 to -33 dB in bfloat16.
+    supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
 
     def __init__(self, config: ScnetConfig, sources: Sequence[str]) -> None:
         super().__init__()

@@ -154,7 +154,7 @@ SCNET = NetworkType(
     file="state",
     build="kmdx.networks.scnet:build",
     stand_in="kmdx.networks.scnet:stand_in",
-    precisions=("bf16", "fp16"),
+    precisions=("fp16",),
     needed=(),
     sizes={
         "num_stems": Range(1, 64),
