@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kmdx import terminal, weights
 from kmdx.challenge import RATE
-from kmdx.networks.roformer import DEFAULTS_OF, Roformer, RoformerConfig
+from kmdx.networks.roformer import Roformer, RoformerConfig
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 
@@ -64,7 +64,7 @@ class Masks(torch.nn.Module):
 
 def roformer_gflops(architecture: dict, seconds: float) -> float:
     """Count a RoFormer on one window; the cost of attention over time grows with its length."""
-    config = RoformerConfig.of({**DEFAULTS_OF[architecture["type"]], **architecture})
+    config = RoformerConfig.of({**types.TYPES[architecture["type"]].defaults, **architecture})
     frames = int(seconds * architecture.get("sample_rate", RATE)) // config.hop + 1
     with torch.device("meta"):
         network = Roformer(config, architecture["sources"])

@@ -35,6 +35,7 @@ from kmdx.challenge import MIXTURE
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
+from kmdx.networks.tfc_tdf import spectrogram_of
 from kmdx.nodes import Estimate, Normalize, Sum
 from kmdx.plan import NetworkUse, Plan
 from kmdx.precision import exact
@@ -153,7 +154,7 @@ def _session_for_this_song(
 ) -> OnnxNetwork:
     """The same graph in a new session."""
     path = weights.find(use.weight, folder).path
-    again = OnnxNetwork(path, network.spectrogram.config, network.sources[0], device)
+    again = OnnxNetwork(path, spectrogram_of(use.weight.architecture), network.sources[0], device)
     return again.to(device).eval()
 
 

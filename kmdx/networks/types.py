@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
-from kmdx.networks.architecture import COMMON, LISTS, SWITCH, ListOf, Range, Size
+from kmdx.networks.architecture import COMMON, LISTS, SWITCH, TEXT, ListOf, Range, Size
 
 DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
 CHANNELS = 2
@@ -229,8 +229,114 @@ MEL_BAND_ROFORMER = replace(
     defaults={**ROFORMER_DEFAULTS, "num_bands": 60, "mask_estimator_depth": 1},
 )
 
+
+def _largest_tensor_of_scnet(sizes: Mapping[str, Any], length: int) -> int:
+    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    bins, frames = sizes.get("nfft", 4096) // 2 + 1, length // sizes.get("hop_size", 1024) + 2
+    ratios, strides = sizes.get("band_SR", (0.175, 0.392)), sizes.get("band_stride", (1, 4))
+    below = sum(ratio / stride for ratio, stride in zip(ratios, strides, strict=False))  # of the lower bands
+    outputs = max(4 * len(sizes["sources"]), 64 if sizes["type"] == "scnet_masked" else 0)
+    first = sizes.get("dims", (4, 64))[1]
+    return int(bins * frames * max(outputs, 2 * first * (below + 0.05)))
+
+
+SCNET = NetworkType(
+    "scnet",
+    title="SCNet",
+    file="state",
+    build="kmdx.networks.scnet:build",
+    stand_in="kmdx.networks.scnet:stand_in",
+    tensor="encoder.0.SDlayer.convs.0.weight",
+    infer="kmdx.networks.scnet:infer",
+    precisions=("fp16",),
+    needed=(),
+    sizes={
+        "num_stems": Range(1, 64),
+        "dims": ListOf(Range(1, 2**13), 12),
+        "nfft": Range(16, 2**15),
+        "hop_size": Range(1, 2**14),
+        "win_size": Range(16, 2**15),
+        "normalized": SWITCH,
+        "band_SR": ListOf(Range(0, 1, whole=False), 3),
+        "band_stride": ListOf(Range(1, 2**10), 3),
+        "band_kernel": ListOf(Range(1, 2**10), 3),
+        "conv_depths": ListOf(Range(0, 64), 3),
+        "compress": Range(1, 2**10),
+        "conv_kernel": Range(1, 2**10),
+        "num_dplayer": Range(0, 64),
+        "expand": Range(1, 64),
+        "sample_rate": Range(1000, 384_000),
+    },
+    check=lambda sizes: None,  # sizes are checked against the weights when it is built
+    largest_tensor=_largest_tensor_of_scnet,
+    one_source=False,
+    defaults={
+        "nfft": 4096,
+        "hop_size": 1024,
+        "win_size": 4096,
+        "normalized": True,
+        "band_SR": (0.175, 0.392, 0.433),
+        "compress": 4,
+        "sample_rate": DEFAULT_RATE,
+    },
+)
+SCNET_MASKED = replace(SCNET, name="scnet_masked", title="masked SCNet")
+
+
+def _largest_tensor_of_mdx23c(sizes: Mapping[str, Any], length: int) -> int:
+    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    frames = length // sizes["hop_length"] + 2
+    bins = sizes.get("dim_f", sizes["n_fft"] // 2) // sizes.get("num_subbands", 4)
+    spectra = 2 * len(sizes["sources"]) * (sizes["n_fft"] + 2)
+    return int(frames * max(bins * 2 * sizes.get("num_channels", 128), spectra))
+
+
+MDX23C = NetworkType(
+    "mdx23c",
+    title="MDX23C",
+    file="state",
+    build="kmdx.networks.mdx23c:build",
+    stand_in="kmdx.networks.mdx23c:stand_in",
+    tensor="encoder_blocks.0.tfc_tdf.blocks.0.shortcut.weight",
+    infer="kmdx.networks.mdx23c:infer",
+    precisions=("fp16",),
+    needed=("n_fft", "hop_length", "norm", "act"),
+    sizes={
+        "num_stems": Range(1, 64),
+        "n_fft": Range(16, 2**15),
+        "hop_length": Range(1, 2**14),
+        "dim_f": Range(1, 2**14 + 1),
+        "num_subbands": Range(1, 2**10),
+        "num_channels": Range(1, 2**13),
+        "growth": Range(0, 2**13),
+        "num_scales": Range(1, 12),
+        "num_blocks_per_scale": Range(1, 64),
+        "bottleneck_factor": Range(1, 2**13),
+        "scale": ListOf(Range(1, 16), 2),
+        "norm": TEXT,
+        "act": TEXT,
+        "stereo": SWITCH,
+        "sample_rate": Range(1000, 384_000),
+    },
+    check=lambda sizes: None,  # sizes are checked against the weights when it is built
+    largest_tensor=_largest_tensor_of_mdx23c,
+    one_source=False,
+    defaults={"stereo": True, "sample_rate": DEFAULT_RATE},
+)
+
 TYPES: dict[str, NetworkType] = {
-    each.name: each for each in (HTDEMUCS, HDEMUCS, ONNX, TFC_TDF, BS_ROFORMER, MEL_BAND_ROFORMER)
+    each.name: each
+    for each in (
+        HTDEMUCS,
+        HDEMUCS,
+        ONNX,
+        TFC_TDF,
+        BS_ROFORMER,
+        MEL_BAND_ROFORMER,
+        MDX23C,
+        SCNET,
+        SCNET_MASKED,
+    )
 }
 """All types by name."""
 
