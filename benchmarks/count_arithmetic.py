@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kmdx import terminal, weights
 from kmdx.challenge import RATE
+from kmdx.networks import types
 from kmdx.networks.roformer import Roformer, RoformerConfig
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig

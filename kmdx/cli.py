@@ -224,6 +224,33 @@ def models_pull(
         out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
 
+@models_app.command("add")
+def models_add(
+    name: Annotated[str, typer.Argument(help="Name of the new ensemble.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="File with the weights: .ckpt, .pt, .th, .bin or .safetensors.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="The checkpoint's YAML file from Music-Source-Separation-Training.")
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link to the checkpoint instead of copying it.")
+    ] = False,
+) -> None:
+    """Import a community checkpoint: BS-RoFormer, Mel-Band RoFormer, MDX23C or SCNet.
+
+    Writes an ensemble that separates like Music-Source-Separation-Training, for `kmdx separate -e NAME`.
+    """
+    from kmdx import msst
+
+    made = msst.add(name, checkpoint, config, link=link)
+    for line in made.found:
+        out.print(escape(line))
+    if made.assumed:
+        terminal.warn(f"assumed, because nothing states it: {'; '.join(made.assumed)}; --config states it")
+    out.print(escape(f"written: {made.plan}"))
+
+
 @models_app.command("verify")
 def models_verify(
     names: Annotated[

@@ -111,18 +111,20 @@ def add(
     read = Config() if config is None else read_config(config)
     state = weights.load(checkpoint).state
     assert state is not None  # only ONNX files have none
+    file = folder / f"{name}{checkpoint.suffix.lower()}"
+    path = folder / f"{name}.yaml"
+    if file.exists():
+        raise WeightsError(f"{file} exists already; choose another name, or delete it first")
     try:
         made = _Import(read, state, config is not None)
         architecture = made.architecture()
         types.function(types.type_of(architecture).build)(architecture, None, state)
+        text = made.plan(file.name, checkpoint.name)
+        plan = plan_file.parse(text, name, folder)
     except ValueError as error:
         where = checkpoint if config is None else f"{checkpoint} with {config}"
         raise WeightsError(f"{where}: {error}") from error
     parameters = sum(tensor.numel() for tensor in state.values())
-    file = folder / f"{name}{checkpoint.suffix.lower()}"
-    path = folder / f"{name}.yaml"
-    text = made.plan(name, file.name, checkpoint.name)
-    plan = plan_file.parse(text, name, folder)
     try:
         with files.folder(folder):
             with files.atomic(file) as partial:
@@ -181,10 +183,10 @@ class _Import:
         for key in defaults.keys() - self.stated.keys():
             if self.has_config is False:
                 self.assumed.append(f"{key}: {defaults[key]}")
-        complete = {**defaults, **self.stated, **self.sizes, "sources": [*self.stems]}
+        complete = {**defaults, **self.sizes, **self.stated, "sources": [*self.stems]}
         return {key: [*value] if isinstance(value, tuple) else value for key, value in complete.items()}
 
-    def plan(self, name: str, file: str, origin: str) -> str:
+    def plan(self, file: str, origin: str) -> str:
         """The text of the plan."""
         architecture = self.architecture()
         signal = "x" if self.config.inference.get("normalize") else MIXTURE
@@ -245,6 +247,9 @@ class _Import:
         ]  # fmt: skip
         if kind and foreign:
             raise ValueError(f"model.{shown(foreign[0])} is not supported by {kind.title}")
+        rates = [part["sample_rate"] for part in (self.config.audio, model) if part.get("sample_rate")]
+        if len(rates) == 2 and rates[0] != rates[1]:
+            raise ValueError(f"audio.sample_rate is {rates[0]}, but model.sample_rate is {rates[1]}")
         found = {**self.config.audio, **model}
         stated = {key: found[key] for key in found if key in known and found[key] is not None}
         return {**stated, "type": kind.name} if kind else stated
