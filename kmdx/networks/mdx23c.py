@@ -192,6 +192,10 @@ class Mdx23c(nn.Module):
     """
 
     supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
+    encoder_blocks: Any  # with the published names: tfc_tdf.blocks and downscale.conv
+    decoder_blocks: Any
+    bottleneck_block: Any
+    final_conv: Any
 
     def __init__(self, config: Mdx23cConfig, sources: Sequence[str]) -> None:
         super().__init__()
