@@ -107,6 +107,8 @@ class Plan:
         Names of the nodes that are its result, in the file's order.
     digest : str
         SHA-256 of the file's text.
+    score : str
+        Its published score, and on which songs; empty if it was not measured.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Plan:
     nodes: Mapping[str, Node]
     stems: tuple[str, ...]
     digest: str = field(repr=False)
+    score: str = ""
 
     def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the nodes that ``wanted`` need, each after its own inputs.

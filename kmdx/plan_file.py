@@ -127,6 +127,7 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
     content = {
         "title": plan.title,
         "description": plan.description,
+        **({"score": plan.score} if plan.score else {}),
         "sample_rate": plan.sample_rate,
         "networks": {name: {"weights": weight(use), **use.settings()} for name, use in plan.networks.items()},
         "signals": {name: node.settings() for name, node in plan.nodes.items() if name not in plan.stems},
@@ -152,6 +153,7 @@ class _Reader:
         stems: YamlPart,
         title: str = "",
         description: str = "",
+        score: str = "",
         sample_rate: Annotated[int, Number(*RATES)] = 44100,
     ) -> Plan:
         uses = {name: self.network(part, sample_rate) for name, part in networks.entries().items()}
@@ -179,6 +181,7 @@ class _Reader:
             nodes=nodes,
             stems=tuple(ends),
             digest=digest,
+            score=_printable(score),
         )
         windows, load = plan.windows_per_second(plan.stems), plan.load(plan.stems)
         if excess := _excess(windows, load, 10 * MAX_WINDOWS, 10 * MAX_LOAD):
