@@ -284,7 +284,8 @@ def test_files_that_are_not_plans_are_refused(text: str, message: str) -> None:
 
 def test_unknown_ensembles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        PlanError, match=r"unknown ensemble 'nope'; available: htdemucs, htdemucs_ft, leaderboard_c"
+        PlanError,
+        match=r"unknown ensemble 'nope'; available: bs_roformer_4stem, htdemucs, htdemucs_ft, leaderboard_c",
     ):
         plan_file.load("nope")
     with pytest.raises(PlanError, match="cannot read the ensemble"):
