@@ -292,27 +292,35 @@ def ensembles_list(context: typer.Context) -> None:
 
 @ensembles_app.command("list")
 def list_ensembles() -> None:
-    """List the ensembles that come with the package."""
+    """List the ensembles that come with the package, and those in the models folder."""
     from rich.table import Table
 
     from kmdx import drawing, plan_file, weights
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "networks", "GFLOP", "local weights", "description"):
-        table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
-    for name in plan_file.names():
+    for column in ("name", "size", "local", "GFLOP", "license", "published score", "description"):
+        table.add_column(column, justify="right" if column in ("size", "GFLOP") else "left")
+    for name in (*plan_file.names(), *plan_file.imported()):
         loaded = plan_file.load(name)
-        found = weights.find_all(use.weight for use in loaded.networks.values())
+        used = {use.weight.name: use.weight for use in loaded.networks.values()}
+        found = weights.find_all(used.values())
         here = sum(file is not None for file in found.values())
+        sizes = [
+            weight.bytes or (file.path.stat().st_size if file else 0)
+            for weight, file in zip(used.values(), found.values(), strict=True)
+        ]
         table.add_row(
             name,
-            str(len(loaded.networks)),
-            drawing.gflops(loaded.gflops(loaded.stems)),
+            terminal.megabytes(sum(sizes)),
             f"{here} of {len(found)}",
-            loaded.title,
+            drawing.gflops(loaded.gflops(loaded.stems)),
+            ", ".join(dict.fromkeys(weight.licence for weight in used.values())),
+            escape(loaded.score or "not yet measured"),
+            escape(loaded.title),
         )
     out.print(table)
-    out.print("GFLOP: arithmetic per second of audio. To use your own plan, give its path.")
+    out.print("local: weights on this machine. GFLOP: arithmetic per second of audio.")
+    out.print("To use your own plan, give its path.")
 
 
 @ensembles_app.command("show")

@@ -58,8 +58,17 @@ def names() -> list[str]:
     )
 
 
+def imported() -> list[str]:
+    """Names of the ensembles in the models folder, which :func:`kmdx.msst.add` wrote."""
+    return sorted(
+        path.stem for path in weights.models_folder().glob("*.yaml") if path.name != weights.TRAINED
+    )
+
+
 def load(ensemble: str | Path) -> Plan:
     """Load an ensemble by its name, or from the path of a YAML file.
+
+    An ensemble that comes with the package is preferred to one of the same name in the models folder.
 
     Raises
     ------
@@ -72,9 +81,12 @@ def load(ensemble: str | Path) -> Plan:
         return parse(source.read_text("utf-8"), name=text, folder=None)
     path = Path(ensemble)
     if not text.endswith((".yaml", ".yml")):
-        raise PlanError(
-            f"unknown ensemble {quoted(text)}; available: {', '.join(names())}, or the path of a .yaml file"
-        )
+        known = [*names(), *imported()]
+        if text not in known:
+            raise PlanError(
+                f"unknown ensemble {quoted(text)}; available: {', '.join(known)}, or the path of a .yaml file"
+            )
+        path = weights.models_folder() / f"{text}.yaml"
     try:
         content = documents.read_text(path)
     except DocumentError as error:

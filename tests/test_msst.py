@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from conftest import SHARED, decibels
 from safetensors.torch import load_file, save_file
 
-from kmdx import Separator, msst, plan_file
+from kmdx import Separator, cli, msst, plan_file
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
@@ -288,3 +290,34 @@ def test_an_ensemble_is_not_replaced_and_a_missing_or_cut_file_is_reported(tmp_p
         msst.add("two", cut, config, tmp_path)
     with pytest.raises(KmdxError, match="expected a checkpoint"):
         msst.add("two", config, config, tmp_path)
+
+
+def test_an_imported_ensemble_is_listed_and_separates_a_song(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    checkpoint, config = files_of("bs_roformer")
+    run = in_process.run
+
+    added = run(
+        capsys, cli.main, "kmdx", "models", "add", "mine", "--checkpoint", checkpoint, "--config", config
+    )
+    assert added.code == 0
+    assert "network: BS-RoFormer, 0.7 million parameters, 44100 Hz" in added.out
+    assert "stems: vocals; other is the rest of the mixture" in added.out
+    guessed = run(capsys, cli.main, "kmdx", "models", "add", "guess", "--checkpoint", checkpoint)
+    assert guessed.code == 0
+    assert "assumed, because nothing states it: " in guessed.err
+    assert "mine" in run(capsys, cli.main, "kmdx", "ensembles").out
+    wrong = run(capsys, cli.main, "kmdx", "models", "add", "mine", "--checkpoint", checkpoint)
+    assert (wrong.code, len(wrong.errors)) == (2, 1)
+
+    song = 0.1 * np.random.default_rng(0).standard_normal((60_000, 2))
+    soundfile.write("song.wav", song, 44100, subtype="FLOAT")
+    done = run(
+        capsys, cli.main, "kmdx", "separate", "song.wav", "-e", "mine", "-o", "out", "--format", "float32"
+    )
+    assert done.code == 0
+    vocals, other = (soundfile.read(f"out/song/{stem}.wav")[0] for stem in ("vocals", "other"))
+    assert decibels(song, vocals + other) > 120

@@ -25,7 +25,7 @@ from kmdx.weights.folder import models_folder, rewrite, shipped_folder
 
 LARGEST = 1_000_000_000  # bytes of a weight file whose size is unknown
 MAX_PATH = 1000  # bytes of the path of a weight file
-_TRAINED = "trained.yaml"
+TRAINED = "trained.yaml"
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -323,7 +323,7 @@ def register(
         entries = {**_trained_entries(folder), name: entry}
         return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
-    rewrite(folder / _TRAINED, text)
+    rewrite(folder / TRAINED, text)
 
 
 def check_path(text: str) -> Path:
@@ -402,7 +402,7 @@ def _check_facts(file: str, size: Any, sha256: Any) -> None:
 
 def _trained_weight(folder: Path, name: str, entry: Any) -> Weight:
     """The weight of one entry; entries of older versions have no size and sha256."""
-    where = f"{folder / _TRAINED}: the entry {shown(name)}"
+    where = f"{folder / TRAINED}: the entry {shown(name)}"
     if not isinstance(entry, dict) or not isinstance(entry.get("architecture"), dict):
         raise WeightsError(f"{where}: expected a mapping with a file and an architecture")
     if not isinstance(entry.get("file"), str):
@@ -429,7 +429,7 @@ def _trained_weight(folder: Path, name: str, entry: Any) -> Weight:
 
 
 def _trained_entries(folder: Path) -> dict[str, Any]:
-    path = folder / _TRAINED
+    path = folder / TRAINED
     if not path.is_file():
         return {}
     try:
