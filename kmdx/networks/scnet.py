@@ -13,6 +13,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ DEFAULTS: Mapping[str, Any] = {
     "normalized": True,
     "band_SR": (0.175, 0.392, 0.433),
     "compress": 4,
-    "sample_rate": types.DEFAULT_RATE,
+    "conv_kernel": 3,
 }
 BANDS = 3
 MASK_FEATURES = 64
@@ -109,9 +110,23 @@ class ScnetConfig:
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> ScnetConfig:
-        """Make one from a complete architecture, such as :func:`infer` and the defaults give."""
-        own = {field.name: sizes[field.name] for field in fields(cls)}
-        return cls(**{key: tuple(each) if isinstance(each, list) else each for key, each in own.items()})
+        """Make one from an architecture, with the published code's defaults.
+
+        By default, ``band_stride`` is 1 in the lowest band and equal to the kernel in the others, as in all
+        published networks.
+
+        Raises
+        ------
+        ValueError
+            If a size without default is missing, or sizes are inconsistent.
+        """
+        kernels = sizes.get("band_kernel", ())
+        sizes = {**DEFAULTS, "band_stride": (1, *kernels[1:]), **sizes}
+        names = [field.name for field in fields(cls)]
+        if lacking := [name for name in names if name not in sizes]:
+            raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
+        values = (sizes[name] for name in names)
+        return cls(*(tuple(each) if isinstance(each, list) else each for each in values))
 
     @property
     def masked(self) -> bool:
@@ -268,9 +283,9 @@ class DualPath(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
     def _path(self, index: int, x: Tensor) -> Tensor:
-        device = x.device.type
-        # On a CPU, torch's recurrent layers are slow in bfloat16 and do not exist in float16.
-        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        # On a CPU, torch's recurrent layers are not faster in bfloat16 and do not exist in float16.
+        on_cpu = x.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             y, _ = self.lstm_layers[index](x.flatten(0, 1))
         mapped: Tensor = self.linear_layers[index](y)
         return mapped.unflatten(0, x.shape[:2])
@@ -367,7 +382,7 @@ class Scnet(nn.Module):
         spectrum = self.spectrogram(wave)  # (B, 2·C, F, T)
         # Autocast leaves Fourier transforms, sums and the statistics of normalizations in float32.
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x = self._through_layers(spectrum + self.pos_embed_f if self.config.masked else spectrum)
+            x = self.unet(spectrum + self.pos_embed_f if self.config.masked else spectrum)
         estimates = x.float().unflatten(1, (len(self.sources), own, 2))  # (B, S, C, 2, F, T)
         if self.config.masked:
             real, imag = estimates.tanh().unbind(3)
@@ -377,7 +392,7 @@ class Scnet(nn.Module):
         by_source = waves.reshape(count, channels // own, len(self.sources), own, samples).transpose(1, 2)
         return by_source.reshape(count, len(self.sources), channels, samples)
 
-    def _through_layers(self, x: Tensor) -> Tensor:
+    def unet(self, x: Tensor) -> Tensor:
         """Map a spectrogram ``(B, 2·C, F, T)`` to spectrograms or masks ``(B, S·2·C, F, T)``."""
         skips = []
         for step in self.encoder:
@@ -479,8 +494,6 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     ----------
     architecture : mapping
         Sizes that the state dict tells may be left out; the others have the published code's defaults.
-        ``band_stride`` is 1 in the lowest band and equal to the kernel in the others by default, as in all
-        published networks.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping
@@ -492,28 +505,29 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         If the state dict belongs to another network or differs from the architecture, a size is impossible,
         or a window needs too much memory.
     """
-    sizes = _with_strides(complete(infer(state, architecture), architecture, {"conv_kernel": 3, **DEFAULTS}))
+    types.read(architecture)
+    sizes = complete(infer(state, architecture), architecture)
     sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
+    config = ScnetConfig.of(sizes)
     if segment is not None:
-        types.check_window(sizes, int(segment * sizes["sample_rate"]))
+        types.check_window(sizes, int(segment * sizes.get("sample_rate", types.DEFAULT_RATE)))
     with NoInitialization.for_state(state):
-        network = Scnet(ScnetConfig.of(sizes), sizes["sources"])
+        network = Scnet(config, sizes["sources"])
     load_strictly(network, state)
     return network.requires_grad_(False).eval()
 
 
-def _with_strides(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"band_stride": [1, *sizes["band_kernel"][1:]], **sizes}
-
-
 @torch.no_grad()
 def stand_in(architecture: Mapping[str, Any], seed: str) -> Scnet:
-    """An SCNet with random weights; sizes that the architecture does not state are the published code's."""
-    published = {
-        "dims": (4, 32, 64, 128), "band_kernel": (3, 4, 16), "conv_depths": (3, 2, 1), "conv_kernel": 3,
-        "num_dplayer": 6, "expand": 1,
-    }  # fmt: skip
-    config = ScnetConfig.of(_with_strides({**DEFAULTS, **published, **architecture}))
+    """An SCNet with random weights.
+
+    Raises
+    ------
+    ValueError
+        If the architecture does not state all sizes without default.
+    """
+    types.read(architecture)
+    config = ScnetConfig.of(architecture)
     with torch.device("meta"):
         shapes = Scnet(config, architecture["sources"]).state_dict()
     with NoInitialization():
