@@ -1,7 +1,7 @@
 """Measure the error of half precision for each network: ``python -m benchmarks.half_precision``.
 
 This computes in float32 and rounds the inputs and outputs of the operations that would be in half precision:
-those of autocast for Demucs and RoFormers, and all but the Fourier transforms for a U-Net. Hardware
+those of autocast for Demucs, RoFormers and SCNet, and all but the Fourier transforms for a U-Net. Hardware
 multiplies half-precision numbers exactly and adds in float32, so the result is the same except for the order
 of additions. The first and last convolution of a U-Net are rounded too, although the library keeps them in
 float32.
@@ -34,6 +34,7 @@ from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file, terminal
 from kmdx.build import load_for_inference
 from kmdx.host import warm_heap
+from kmdx.networks.mdx23c import Mdx23c
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 
@@ -79,7 +80,7 @@ def precision(name: str, networks: Iterable[Network]) -> Iterator[None]:
     if name == "fp32":
         yield
     else:
-        unets = any(isinstance(network, TfcTdf) for network in networks)
+        unets = any(isinstance(network, TfcTdf | Mdx23c) for network in networks)
         with Rounding(HALVES[name], THROUGHOUT if unets else AUTOCAST):
             yield
 

@@ -13,6 +13,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -100,10 +101,23 @@ class ScnetConfig:
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> ScnetConfig:
-        """Make one from a complete architecture, such as :func:`infer` and the defaults give."""
-        own: dict[str, Any] = {field.name: sizes[field.name] for field in fields(cls)}
-        own |= {key: tuple(each) for key, each in own.items() if isinstance(each, list)}
-        return cls(**own)
+        """Make one from an architecture, with the published code's defaults.
+
+        By default, ``band_stride`` is 1 in the lowest band and equal to the kernel in the others, as in all
+        published networks.
+
+        Raises
+        ------
+        ValueError
+            If a size without default is missing, or sizes are inconsistent.
+        """
+        kernels = sizes.get("band_kernel", ())
+        sizes = {**types.TYPES["scnet"].defaults, "band_stride": (1, *kernels[1:]), **sizes}
+        names = [field.name for field in fields(cls)]
+        if lacking := [name for name in names if name not in sizes]:
+            raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
+        values = (sizes[name] for name in names)
+        return cls(*(tuple(each) if isinstance(each, list) else each for each in values))
 
     @property
     def masked(self) -> bool:
@@ -189,20 +203,13 @@ class Encoder(nn.Module):
         """Map ``(B, D, F, T)`` to the next step and the skip connection, of equal shapes."""
         bands = []
         for band, pad, conv, along_time in zip(
-            x.split(self.sizes, 2), self.paddings, self.convs, self.conv_modules, strict=True
+            x.split(self.sizes, 2), self.paddings, self.SDlayer["convs"], self.conv_modules, strict=True
         ):
             y = conv(F.pad(band, (0, 0, *pad))).transpose(1, 2)  # (B, F', D, T)
             y = F.gelu(along_time(y.flatten(0, 1))).unflatten(0, y.shape[:2])
             bands.append(y.transpose(1, 2))
         skip = torch.cat(bands, 2)
         return self.globalconv(skip), skip
-
-    @property
-    def convs(self) -> nn.ModuleList:
-        """The convolution of each band."""
-        convs = self.SDlayer["convs"]
-        assert isinstance(convs, nn.ModuleList)
-        return convs
 
 
 class Fusion(nn.Module):
@@ -267,9 +274,9 @@ class DualPath(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
     def _path(self, index: int, x: Tensor) -> Tensor:
-        device = x.device.type
-        # On a CPU, torch's recurrent layers are slow in bfloat16 and do not exist in float16.
-        with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
+        # On a CPU, torch's recurrent layers are not faster in bfloat16 and do not exist in float16.
+        on_cpu = x.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             y, _ = self.lstm_layers[index](x.flatten(0, 1))
         mapped: Tensor = self.linear_layers[index](y)
         return mapped.unflatten(0, x.shape[:2])
@@ -315,8 +322,6 @@ class Scnet(nn.Module):
 
     # Stand-ins have an error of -46 to -51 dB in float16, and of -29 to -33 dB in bfloat16.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
-    decoder: Any  # pairs of a fusion and an upsampling
-    mask_layer: Any
 
     def __init__(self, config: ScnetConfig, sources: Sequence[str]) -> None:
         super().__init__()
@@ -368,7 +373,7 @@ class Scnet(nn.Module):
         spectrum = self.spectrogram(wave)  # (B, 2·C, F, T)
         # Autocast leaves Fourier transforms, sums and the statistics of normalizations in float32.
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            x = self._through_layers(spectrum + self.pos_embed_f if self.config.masked else spectrum)
+            x = self.unet(spectrum + self.pos_embed_f if self.config.masked else spectrum)
         estimates = x.float().unflatten(1, (len(self.sources), own, 2))  # (B, S, C, 2, F, T)
         if self.config.masked:
             real, imag = estimates.tanh().unbind(3)
@@ -378,7 +383,7 @@ class Scnet(nn.Module):
         by_source = waves.reshape(count, channels // own, len(self.sources), own, samples).transpose(1, 2)
         return by_source.reshape(count, len(self.sources), channels, samples)
 
-    def _through_layers(self, x: Tensor) -> Tensor:
+    def unet(self, x: Tensor) -> Tensor:
         """Map a spectrogram ``(B, 2·C, F, T)`` to spectrograms or masks ``(B, S·2·C, F, T)``."""
         skips = []
         for step in self.encoder:
@@ -398,7 +403,7 @@ class Scnet(nn.Module):
         self.dtype = dtype
         fast.store_products(self, dtype)
 
-    def last_layers(self) -> list[nn.modules.conv._ConvNd]:
+    def last_layers(self) -> list[nn.Module]:
         """The layers in which each source has channels of its own."""
         return [self.mask_layer[2]] if self.config.masked else [*self.decoder[-1][1].convtrs]
 
@@ -480,8 +485,6 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     ----------
     architecture : mapping
         Sizes that the state dict tells may be left out; the others have the published code's defaults.
-        ``band_stride`` is 1 in the lowest band and equal to the kernel in the others by default, as in all
-        published networks.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping
@@ -493,32 +496,29 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         If the state dict belongs to another network or differs from the architecture, a size is impossible,
         or a window needs too much memory.
     """
-    sizes = _with_strides(
-        complete(
-            infer(state, architecture), architecture, {"conv_kernel": 3, **types.TYPES["scnet"].defaults}
-        )
-    )
+    types.read(architecture)
+    sizes = complete(infer(state, architecture), architecture)
     sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
+    config = ScnetConfig.of(sizes)
     if segment is not None:
-        types.check_window(sizes, int(segment * sizes["sample_rate"]))
+        types.check_window(sizes, int(segment * sizes.get("sample_rate", types.DEFAULT_RATE)))
     with NoInitialization.for_state(state):
-        network = Scnet(ScnetConfig.of(sizes), sizes["sources"])
+        network = Scnet(config, sizes["sources"])
     load_strictly(network, state)
     return network.requires_grad_(False).eval()
 
 
-def _with_strides(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"band_stride": [1, *sizes["band_kernel"][1:]], **sizes}
-
-
 @torch.no_grad()
 def stand_in(architecture: Mapping[str, Any], seed: str) -> Scnet:
-    """An SCNet with random weights; sizes that the architecture does not state are the published code's."""
-    published = {
-        "dims": (4, 32, 64, 128), "band_kernel": (3, 4, 16), "conv_depths": (3, 2, 1), "conv_kernel": 3,
-        "num_dplayer": 6, "expand": 1,
-    }  # fmt: skip
-    config = ScnetConfig.of(_with_strides({**types.TYPES["scnet"].defaults, **published, **architecture}))
+    """An SCNet with random weights.
+
+    Raises
+    ------
+    ValueError
+        If the architecture does not state all sizes without default.
+    """
+    types.read(architecture)
+    config = ScnetConfig.of(architecture)
     with torch.device("meta"):
         shapes = Scnet(config, architecture["sources"]).state_dict()
     with NoInitialization():

@@ -157,10 +157,8 @@ class Shapes:
         return len({found[1] for name in self.tensors if (found := re.match(pattern, name))})
 
 
-def complete(
-    inferred: Mapping[str, Any], architecture: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All sizes of a network: those inferred from its weights, stated in its architecture, and by default.
+def complete(inferred: Mapping[str, Any], architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """All known sizes of a network: those inferred from its weights, and those stated in its architecture.
 
     Raises
     ------
@@ -176,7 +174,7 @@ def complete(
         raise ValueError(
             f"the weights estimate {inferred['num_stems']} sources, not {len(sources)}: {listed(sources)}"
         )
-    return {**defaults, **architecture, **inferred}
+    return {**architecture, **inferred}
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
