@@ -119,12 +119,13 @@ class Mdx23cConfig:
         ValueError
             If a size is missing, or sizes are inconsistent.
         """
-        sizes = {"stereo": True, **sizes}
+        sizes = {**types.TYPES["mdx23c"].defaults, **sizes}
         names = [field.name for field in fields(cls)]
         if lacking := [name for name in names if name not in sizes]:
             raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-        values = (sizes[name] for name in names)
-        return cls(*(tuple(each) if isinstance(each, list) else each for each in values))
+        values: dict[str, Any] = {name: sizes[name] for name in names}
+        values |= {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
+        return cls(**values)
 
     @property
     def channels(self) -> int:
@@ -203,6 +204,10 @@ class Mdx23c(nn.Module):
 
     # A stand-in has an error of -55 dB in float16, and of -37 to -40 dB in bfloat16.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
+    encoder_blocks: Any  # with the published names: tfc_tdf.blocks and downscale.conv
+    decoder_blocks: Any
+    bottleneck_block: Any
+    final_conv: Any
 
     def __init__(self, config: Mdx23cConfig, sources: Sequence[str]) -> None:
         super().__init__()

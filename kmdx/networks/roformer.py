@@ -631,7 +631,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     """
     types.read(architecture)
     found = infer(state, architecture)
-    sizes = complete(found, architecture, types.TYPES[found["type"]].defaults)
+    sizes = {**types.TYPES[found["type"]].defaults, **complete(found, architecture)}
     sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
     if segment is not None:
         types.check_window(sizes, int(segment * sizes["sample_rate"]))

@@ -116,8 +116,9 @@ class ScnetConfig:
         names = [field.name for field in fields(cls)]
         if lacking := [name for name in names if name not in sizes]:
             raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-        values = (sizes[name] for name in names)
-        return cls(*(tuple(each) if isinstance(each, list) else each for each in values))
+        values: dict[str, Any] = {name: sizes[name] for name in names}
+        values |= {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
+        return cls(**values)
 
     @property
     def masked(self) -> bool:
@@ -203,13 +204,20 @@ class Encoder(nn.Module):
         """Map ``(B, D, F, T)`` to the next step and the skip connection, of equal shapes."""
         bands = []
         for band, pad, conv, along_time in zip(
-            x.split(self.sizes, 2), self.paddings, self.SDlayer["convs"], self.conv_modules, strict=True
+            x.split(self.sizes, 2), self.paddings, self.convs, self.conv_modules, strict=True
         ):
             y = conv(F.pad(band, (0, 0, *pad))).transpose(1, 2)  # (B, F', D, T)
             y = F.gelu(along_time(y.flatten(0, 1))).unflatten(0, y.shape[:2])
             bands.append(y.transpose(1, 2))
         skip = torch.cat(bands, 2)
         return self.globalconv(skip), skip
+
+    @property
+    def convs(self) -> nn.ModuleList:
+        """The convolution of each band."""
+        convs = self.SDlayer["convs"]
+        assert isinstance(convs, nn.ModuleList)
+        return convs
 
 
 class Fusion(nn.Module):
@@ -322,6 +330,8 @@ class Scnet(nn.Module):
 
     # Stand-ins have an error of -46 to -51 dB in float16, and of -29 to -33 dB in bfloat16.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
+    decoder: Any  # pairs of a fusion and an upsampling
+    mask_layer: Any
 
     def __init__(self, config: ScnetConfig, sources: Sequence[str]) -> None:
         super().__init__()
@@ -403,7 +413,7 @@ class Scnet(nn.Module):
         self.dtype = dtype
         fast.store_products(self, dtype)
 
-    def last_layers(self) -> list[nn.Module]:
+    def last_layers(self) -> list[nn.modules.conv._ConvNd]:
         """The layers in which each source has channels of its own."""
         return [self.mask_layer[2]] if self.config.masked else [*self.decoder[-1][1].convtrs]
 
