@@ -49,7 +49,7 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
     return ()
 
 
-def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> tuple[torch.dtype, ...]:
+def candidates(precision: str, device: torch.device, speed: str) -> tuple[torch.dtype, ...]:
     """Half precisions that a precision option allows on a device, the preferred one first.
 
     Raises

@@ -387,7 +387,7 @@ class Separator:
         )
 
 
-def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
+def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None) -> None:
     """Raise :class:`MissingWeights` with the names and total size of all missing weights of an ensemble."""
     needed = {use.weight.name: use.weight for use in uses.values()}
     errors = {}

@@ -187,9 +187,9 @@ _ESCAPES = {
 }
 
 
-def complain(message: str, console: Console = err) -> None:
+def complain(message: str) -> None:
     """Print an error."""
-    console.print(f"[bold red]error:[/bold red] {escape(one_line(message))}")
+    err.print(f"[bold red]error:[/bold red] {escape(one_line(message))}")
 
 
 def warn(message: str, console: Console = err) -> None:

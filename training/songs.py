@@ -321,7 +321,7 @@ def _songs(found: Sequence[SongFiles]) -> list[TrainingSong]:
         for fatal, message in files.problems:
             if fatal:
                 raise TrainingError(f"{files.name}: {message}")
-        stems = _stems_of(files)
+        stems = _stems(files)
         if stems:
             songs.append(TrainingSong(files.name, stems, accompanied=_is_accompanied(files)))
     return songs
@@ -340,13 +340,7 @@ def _others(files: SongFiles) -> tuple[str, ...]:
     return tuple(name for name in files.sources if name not in named)
 
 
-def _stems(folder: Path) -> dict[str, TrainingStem]:
-    """The four stems of a song's folder."""
-    files = layouts.song(folder)
-    return {} if files is None else _stems_of(files)
-
-
-def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
+def _stems(files: SongFiles) -> dict[str, TrainingStem]:
     """The four stems of a song, without silent ones."""
     kept = ("vocals",) if _is_accompanied(files) else ("bass", "drums", "vocals")
     parts = {name: files.sources[name] for name in kept if name in files.sources}
