@@ -33,10 +33,10 @@ PAGE = Path("compare.html")
 MANY = 4
 """The terminal shows each stem of every pair only for up to this many systems. The page always shows it."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = terminal.app()
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command()
 def command(
     runs: Annotated[
         list[str],

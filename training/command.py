@@ -14,16 +14,14 @@ from rich.table import Table
 from kmdx import terminal
 from kmdx.documents import load_yaml
 from kmdx.errors import DocumentError, KmdxWarning, shown
-from kmdx.terminal import err, out
+from kmdx.terminal import DeviceOption, err, out
 from training import config as configs
 from training.config import Config, TrainingError
 
 if TYPE_CHECKING:
     from training.run import Run
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
-)
+app = terminal.app(no_args_is_help=True)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Data = Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")]
@@ -70,7 +68,7 @@ def run(
     decoded: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for decoded flac and Ogg files.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     devices: Annotated[int, typer.Option(help="Number of GPUs, or of processes on the CPU.")] = 1,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read songs; default: half the cores.")
