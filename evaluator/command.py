@@ -39,7 +39,7 @@ from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
 from kmdx import plan_file, terminal
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
-from kmdx.errors import KmdxError, shown
+from kmdx.errors import KmdxError, counted, shown
 from kmdx.plan import Plan
 from kmdx.terminal import Engine, Precision, SplitOption, TracksOption, err, out
 
@@ -288,7 +288,7 @@ def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFold
     folder = RunFolder(output)
     with folder.locked():
         _log_to(folder.path / "evaluation.log", verbose)
-        count = "1 song" if len(task.songs) == 1 else f"{len(task.songs)} songs"
+        count = counted(len(task.songs), "song")
         with err.status(f"checking the audio of {count} (only once per run)"):
             checked = check_data(task.songs, folder.path, task.accept_incomplete)
         for warning in [*checked.warnings, *(f"{song}: {why}" for song, why in checked.unusable.items())]:
@@ -536,9 +536,7 @@ def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Pa
 def _print(content: dict[str, Any], page: Path) -> None:
     """Print the results to the terminal."""
     run, summary = content["run"], content["summary"]
-    scored = (
-        f"{summary['scored']} of {summary['songs']} {'song' if summary['songs'] == 1 else 'songs'} scored"
-    )
+    scored = f"{summary['scored']} of {counted(summary['songs'], 'song')} scored"
     on = "" if run["submission"] is None else f" on {run['device']}"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
     stems = run["stems"]

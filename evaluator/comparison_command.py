@@ -17,14 +17,13 @@ from rich.table import Table
 
 from evaluator import comparison_page
 from evaluator.bootstrap import COVERAGE
-from evaluator.caveats import count
 from evaluator.comparison import AVERAGE, Comparison, Difference, compare
 from evaluator.metrics import Metric, show
 from evaluator.results import statistic_title
 from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
 from kmdx import terminal
-from kmdx.errors import KmdxError, listed
+from kmdx.errors import KmdxError, counted, listed
 from kmdx.terminal import JsonOption, out
 
 __all__ = ["compare", "load", "load_all"]
@@ -78,7 +77,7 @@ def show_tables(found: Comparison) -> None:
         terminal.warn(warning, out)
     for name, songs in found.alone.items():
         be = "is" if len(songs) == 1 else "are"
-        out.print(escape(f"{count(len(songs), 'song')} of {name} {be} not in all runs: {listed(songs)}"))
+        out.print(escape(f"{counted(len(songs), 'song')} of {name} {be} not in all runs: {listed(songs)}"))
     for metric in found.metrics:
         if len(found.systems) > 2 or len(found.tested) < 2:
             out.print(_values(found, metric, letters))

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.errors import KmdxError, suggest
+from kmdx.errors import KmdxError, counted, suggest
 from kmdx.terminal import (
     DeviceOption,
     Engine,
@@ -284,8 +284,8 @@ def ensembles_show(
     for row in drawing.stages(loaded, wanted):
         out.print(escape(row))
     used = loaded.networks_used(wanted)
-    count = f"{len(used)} networks" if len(used) > 1 else "1 network"
-    out.print(f"{count}; arithmetic per second of audio: {drawing.gflops(loaded.gflops(wanted))} GFLOP")
+    gflops = drawing.gflops(loaded.gflops(wanted))
+    out.print(f"{counted(len(used), 'network')}; arithmetic per second of audio: {gflops} GFLOP")
     out.print()
     out.print(drawing.mermaid(loaded, wanted), end="", markup=False)
     if svg is not None:

@@ -149,7 +149,7 @@ def find(
         for song in songs.values():
             _check_length(song.name, song.stems, shortest)
         if not any(source in song.stems for song in songs.values()):
-            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {_some(songs)}")
+            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {listed(songs, most=3)}")
     return Songs(_with_variants(training, variants, shortest), tuple(held.values()))
 
 
@@ -184,7 +184,9 @@ def _hold_out(
             name for name in training if fnmatchcase(name, pattern)
         ]
         if not matching and not any(name == pattern or fnmatchcase(name, pattern) for name in held):
-            raise TrainingError(f"no validation song matches {pattern!r}; available: {_some(training)}")
+            raise TrainingError(
+                f"no validation song matches {pattern!r}; available: {listed(training, most=3)}"
+            )
         held.update({name: training.pop(name) for name in matching})
 
 
@@ -387,8 +389,3 @@ def _form(part: AudioSource) -> Form:
     if form.channels > 2:
         raise TrainingError(f"{part.path}: {form.channels} channels, expected 1 or 2: mix it down to stereo")
     return form
-
-
-def _some(names: Mapping[str, TrainingSong]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
