@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import described, layouts, mixture_check, sources
-from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles, key
+from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles
 from evaluator.mixture_check import KNOWN_SUMS
 from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed
+from kmdx.file_names import key
 
 __all__ = [
     "EVERY_SPLIT",

@@ -28,11 +28,12 @@ import numpy as np
 
 from evaluator import layouts, sources
 from evaluator.dataset import Problem, Track
-from evaluator.layouts import key, parts_of_accompaniment, safe_name, stem_named
+from evaluator.layouts import parts_of_accompaniment, safe_name, stem_named
 from evaluator.sources import AudioSource
 from kmdx import audio
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, counted, listed, shown
+from kmdx.file_names import key
 from kmdx.files import sha256 as file_sha256
 
 DEPTH = 5  # levels of folders that are searched

@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import dataset, described, layouts, sources
-from evaluator.layouts import SongFiles, key
+from evaluator.layouts import SongFiles
 from evaluator.sources import AudioSource
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed
+from kmdx.file_names import key
 from training.config import TrainingError
 
 IN_PLACE = (".wav", ".flac", ".ogg")
