@@ -131,7 +131,7 @@ def as_json(report: Any) -> str:
 def describe(device: torch.device | str = "cpu") -> Machine:
     """The machine that this process runs on, including the GPU if ``device`` is one."""
     device = torch.device(device)
-    gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    gpu = devices.gpu_properties(device)
     return Machine(
         cpu=host.cpu_name(),
         cores=host.usable_cores(),

@@ -53,8 +53,7 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     """Find the songs that files, folders and patterns name.
 
     A folder stands for all sound files in it and below. If a folder contains ``mixture.*``, its other sound
-    files are considered its stems and skipped. Finished stems and files below ``output`` are
-    skipped, too.
+    files are considered its stems and skipped. Finished stems and files below ``output`` are skipped, too.
 
     Parameters
     ----------

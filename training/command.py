@@ -14,7 +14,7 @@ from rich.table import Table
 from kmdx import terminal
 from kmdx.documents import load_yaml
 from kmdx.errors import DocumentError, KmdxWarning, shown
-from kmdx.terminal import DeviceOption, err, out
+from kmdx.terminal import err, out
 from training import config as configs
 from training.config import Config, TrainingError
 
@@ -68,7 +68,7 @@ def run(
     decoded: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for decoded flac and Ogg files.")
     ] = None,
-    device: DeviceOption = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="Number of GPUs, or of processes on the CPU.")] = 1,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read songs; default: half the cores.")

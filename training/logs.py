@@ -80,7 +80,7 @@ def _number(text: str | None) -> float:
     return int(text) if text and text.isdigit() else float("inf")
 
 
-class Journal(Callback):
+class RunLog(Callback):
     """Writes the run's CSV files and shows its progress.
 
     Parameters

@@ -130,7 +130,7 @@ def _train(run: Run, module: Unmixing, hardware: Hardware, console: Console) -> 
     logs.quiet()
     watching: list[Callback] = []
     if is_first():
-        watching.append(logs.Journal(run, console))
+        watching.append(logs.RunLog(run, console))
         for line in run.opening(module.parameters_trained):
             console.print(line, highlight=False, markup=False)
     if run.stopped_early():
