@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from kmdx import documents, files
+from kmdx.challenge import STEMS
 from kmdx.errors import DocumentError, KmdxError
 
 DEFAULTS = {
     "metrics": ["global_sdr", "museval_sdr"],
-    "stems": ["bass", "drums", "other", "vocals"],
+    "stems": [*STEMS],
     "accept_incomplete": False,
 }
 """Settings of runs that were started before ``run.json`` contained them."""

@@ -31,7 +31,7 @@ from typing import Annotated, Any
 import yaml
 
 from kmdx import documents, weights
-from kmdx.challenge import ACCOMPANIMENT, MIXTURE
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE
 from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.file_names import is_reserved, key
@@ -45,7 +45,7 @@ from kmdx.windows import WINDOWS
 RATES = (1000, 384_001)  # Hz
 MAX_WINDOWS = 200  # windows of one network per second of audio; ten times as many for all networks
 MAX_LOAD = 200.0  # passes of each sample through one network: an overlap of 0.995
-MAX_HELD = 200  # signals in memory at once; leaderboard C needs 16
+MAX_HELD = 200  # signals in memory at once; leaderboard C needs 15
 
 
 def names() -> list[str]:
@@ -153,7 +153,7 @@ class _Reader:
         stems: YamlPart,
         title: str = "",
         description: str = "",
-        sample_rate: Annotated[int, Number(*RATES)] = 44100,
+        sample_rate: Annotated[int, Number(*RATES)] = RATE,
     ) -> Plan:
         uses = {name: self.network(part, sample_rate) for name, part in networks.entries().items()}
         ends = stems.entries()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kmdx import plan_file
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.demucs import CLASSES, build
@@ -30,7 +31,6 @@ PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups":
 
 LEVEL = 0.5  # level of an estimate, relative to the input
 SECONDS = 1.0  # most seconds of noise used to set the level
-RATE = 44100  # Hz, of that noise
 
 
 def write(ensemble: str | Path, folder: Path) -> Path:

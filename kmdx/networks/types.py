@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks.architecture import COMMON, LISTS, ListOf, Size
-
-DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
-CHANNELS = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Architecture:
 
     type: NetworkType
     sources: tuple[str, ...]
-    sample_rate: int = DEFAULT_RATE
+    sample_rate: int = RATE
     channels: int = CHANNELS
     length: int | None = None
 
@@ -193,7 +191,7 @@ def read(architecture: Mapping[str, Any]) -> Architecture:
     kind.check(architecture)
     frames = architecture.get("frames")
     length = None if frames is None else architecture["hop"] * (frames - 1)
-    rate = architecture.get(kind.rate, DEFAULT_RATE)
+    rate = architecture.get(kind.rate, RATE)
     return Architecture(kind, tuple(architecture["sources"]), int(rate), CHANNELS, length)
 
 
