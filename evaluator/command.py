@@ -423,14 +423,13 @@ def _computation(plan: Plan | None, options: SubmissionOptions) -> tuple[str, st
     if plan is None:
         own = "as the submission chooses"
         return options.device or own, options.precision or own, options.engine or own
-    from kmdx import device as devices
-    from kmdx import precision
+    from kmdx import devices, precisions
     from my_submission import user_config
 
     chosen = devices.choose(options.device or user_config.DEVICE)
     gpu = devices.gpu_properties(chosen)
     name = f"{chosen} ({gpu.name})" if gpu else str(chosen)
-    in_words = precision.in_words(options.precision or user_config.PRECISION, chosen)
+    in_words = precisions.in_words(options.precision or user_config.PRECISION, chosen)
     return name, in_words, options.engine or user_config.ENGINE
 
 

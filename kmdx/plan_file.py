@@ -35,8 +35,8 @@ from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE
 from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
 from kmdx.file_names import is_reserved, key
-from kmdx.networks import architecture as architectures
 from kmdx.networks import types
+from kmdx.networks.architecture import MAX_NAME
 from kmdx.nodes import Node, forms
 from kmdx.plan import NetworkUse, Plan, node_of
 from kmdx.weights import Weight
@@ -244,8 +244,8 @@ def _check_names(places: Mapping[str, YamlPart], stems: Collection[str]) -> None
             raise part.error(f"the name {name!r} is reserved; choose another")
         if not re.fullmatch(r"[\w-]+", name):
             raise part.error("a name may contain only letters, digits, '_' and '-'")
-        if len(name.encode()) > architectures.MAX_NAME:
-            raise part.error(f"a name may have at most {architectures.MAX_NAME} bytes")
+        if len(name.encode()) > MAX_NAME:
+            raise part.error(f"a name may have at most {MAX_NAME} bytes")
         if name in stems:
             other = files.setdefault(key(name), name)
             if other != name:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kmdx import device as devices
-from kmdx import host, precision
-from kmdx.device import free_memory
+from kmdx import devices, host, precisions
+from kmdx.devices import free_memory
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
 from training import freezing
 from training.config import Config, TrainingError
@@ -198,7 +197,7 @@ def step(config: Config) -> Step:
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     size = at_once(config, device.type, 1)
-    dtype = precision.DTYPES[config.precision]
+    dtype = precisions.DTYPES[config.precision]
     noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1
     host.reset_peak_memory()
     devices.reset_peak_memory(device)

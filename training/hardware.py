@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kmdx import host
-from kmdx.device import gpu_count
+from kmdx.devices import gpu_count
 from training.config import Config, TrainingError
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kmdx import build, files, weights
 from kmdx.challenge import RATE
-from kmdx.device import is_out_of_memory
+from kmdx.devices import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf

@@ -46,8 +46,7 @@ from evaluator.blend_search.flat_plan import flatten, runs
 from evaluator.blend_search.search import SearchOptions, search, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
-from kmdx import plan_file, terminal
-from kmdx import speed as speeds
+from kmdx import plan_file, speeds, terminal
 from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from kmdx import host
-from kmdx import speed as speeds
+from kmdx import host, speeds
 from kmdx.errors import DeviceError, KmdxWarning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
