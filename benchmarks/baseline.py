@@ -24,12 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.plain_ensemble import Published, free
-from kmdx import audio, benchmark, files, host, plan_file, stand_in, synthetic, terminal
-from kmdx import device as devices
+from kmdx import audio, benchmark, devices, files, host, plan_file, stand_in, synthetic, terminal
 from kmdx.benchmark import TimedNetwork, timed
 from kmdx.challenge import TIME_FACTOR
 from kmdx.networks import product
-from kmdx.precision import DTYPES, fast_halves
+from kmdx.precisions import DTYPES, fast_halves
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 
 SECONDS = 12.0

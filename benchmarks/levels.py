@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 
 from evaluator.metrics import global_sdr
-from kmdx import Separator, audio, plan_file, speed, terminal
+from kmdx import Separator, audio, plan_file, speeds, terminal
 from kmdx.errors import KmdxError
-from kmdx.precision import PRECISIONS
+from kmdx.precisions import PRECISIONS
 
 
 def overlapping(ensemble: str, overlap: float, folder: Path) -> Path:
@@ -40,7 +40,7 @@ def measure(ensemble: str | Path, dataset: Path, models: Path | None, precision:
         raise KmdxError(f"{dataset}: no song folders with a mixture.wav")
     songs = {path.parent: audio.read(path) for path in mixtures}
     before: dict[Path, dict[str, float]] = {}
-    for level in speed.levels():
+    for level in speeds.levels():
         separator = Separator(ensemble, device="cpu", folder=models, precision=precision, speed=level)
         for folder, song in songs.items():
             began = time.perf_counter()

@@ -27,8 +27,7 @@ from demucs.apply import apply_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kmdx import device as devices
-from kmdx import plan_file, weights
+from kmdx import devices, plan_file, weights
 from kmdx.benchmark import timed
 from kmdx.build import load_network
 from kmdx.challenge import MIXTURE
@@ -38,7 +37,7 @@ from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.tfc_tdf import spectrogram_of
 from kmdx.nodes import Estimate, Normalize, Sum
 from kmdx.plan import NetworkUse, Plan
-from kmdx.precision import exact
+from kmdx.precisions import exact
 from kmdx.windows import OverlapAdd, TrimAndJoin
 
 Result = TypeVar("Result")

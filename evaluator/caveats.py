@@ -9,7 +9,7 @@ from evaluator.process import COMPUTING
 from evaluator.published import PublishedTable
 from evaluator.records import SongRecord
 from evaluator.systems import MUSEVAL, System, matching
-from kmdx.errors import listed
+from kmdx.errors import counted, listed
 
 SETTINGS = {
     "device": "device",
@@ -39,16 +39,13 @@ def caveats(systems: Sequence[System]) -> list[str]:
     for system in tested:
         done = len(system.songs) + len(system.failed)
         if done < system.planned:
-            lines.append(f"{system.name} is unfinished: {done} of {count(system.planned, 'song')}")
+            lines.append(f"{system.name} is unfinished: {done} of {counted(system.planned, 'song')}")
         if failed := len(system.failed):
             be = "is" if failed == 1 else "are"
-            lines.append(f"{count(failed, 'song')} failed in {system.name} and {be} not included in any mean")
+            lines.append(
+                f"{counted(failed, 'song')} failed in {system.name} and {be} not included in any mean"
+            )
     return lines
-
-
-def count(number: int, what: str) -> str:
-    """A number and a noun in the right form."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _same_runs(systems: Sequence[System]) -> Iterator[str]:
@@ -70,8 +67,8 @@ def _songs(systems: Sequence[System]) -> Iterator[str]:
     if changed:
         differ = "differs" if len(changed) == 1 else "differ"
         yield (
-            f"the data of {count(len(changed), 'song')} {differ}, such as {changed[0]}: their scores cannot "
-            "be compared"
+            f"the data of {counted(len(changed), 'song')} {differ}, such as {changed[0]}: their scores "
+            "cannot be compared"
         )
 
 
@@ -161,5 +158,5 @@ def _other_songs(system: System, table: PublishedTable, tested: Sequence[System]
         )
     for run in tested:
         if 0 < shared[run.name] < len(run.songs):
-            more = count(len(run.songs) - shared[run.name], "song")
+            more = counted(len(run.songs) - shared[run.name], "song")
             yield f"{run.name} has {more} that {system.name} was not measured on"

@@ -37,12 +37,11 @@ from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
 from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
-from kmdx import engine as engines
 from kmdx import plan_file, terminal
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
-from kmdx.errors import KmdxError, shown
+from kmdx.errors import KmdxError, counted, shown
 from kmdx.plan import Plan
-from kmdx.terminal import TracksOption, err, out
+from kmdx.terminal import Engine, Precision, SplitOption, TracksOption, err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
@@ -54,7 +53,7 @@ SUBMISSION_OPTIONS = (
     "enforce_limits", "strict", "keep_stems",
 )  # fmt: skip
 """Options that have no effect on existing stems."""
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = terminal.app()
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
     terminal.run(app)
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command()
 def evaluate(
     context: typer.Context,
     data: Annotated[
@@ -77,9 +76,7 @@ def evaluate(
             help="Folder for results. Repeat the command to resume a run.",
         ),
     ],
-    split: Annotated[
-        str | None, typer.Option(help="Subfolder of DATA, or all; default: test, if it exists.")
-    ] = None,
+    split: SplitOption = None,
     tracks: TracksOption = None,
     stems: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Stems to score, such as vocals or bass,drums.")
@@ -102,9 +99,11 @@ def evaluate(
     ensemble: Annotated[str | None, typer.Option(help="Ensemble; overrides user_config.py.")] = None,
     device: Annotated[str | None, typer.Option(help="Device; overrides user_config.py.")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, fp16 or bf16; overrides user_config.py.")
+        Precision | None, typer.Option(case_sensitive=False, help="Precision; overrides user_config.py.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="tuned or plain; overrides user_config.py.")] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(case_sensitive=False, help="Engine; overrides user_config.py.")
+    ] = None,
     time_limit_factor: Annotated[
         float, typer.Option(help="Time limit of a song, as a multiple of its duration.")
     ] = TIME_FACTOR,
@@ -167,18 +166,12 @@ def _reject_submission_options(context: typer.Context) -> None:
 
 
 def _submission_options(
-    ensemble: str | None, device: str | None, precision: str | None, engine: str | None
+    ensemble: str | None, device: str | None, precision: Precision | None, engine: Engine | None
 ) -> SubmissionOptions:
-    """Check the options that replace a submission's settings; raise KmdxError for an unknown value."""
-    if engine is not None:
-        engines.check(engine)
-    if precision is not None:
-        from kmdx import precision as precisions
-
-        precision = precisions.check(precision.lower())
+    """The options that replace a submission's settings."""
     if ensemble is not None and Path(ensemble).is_file():
         ensemble = str(Path(ensemble).resolve())  # the submission runs in another folder
-    return SubmissionOptions(ensemble, device, precision, engine)
+    return SubmissionOptions(ensemble, device, precision and precision.value, engine and engine.value)
 
 
 def _run_submission(
@@ -295,7 +288,7 @@ def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFold
     folder = RunFolder(output)
     with folder.locked():
         _log_to(folder.path / "evaluation.log", verbose)
-        count = "1 song" if len(task.songs) == 1 else f"{len(task.songs)} songs"
+        count = counted(len(task.songs), "song")
         with err.status(f"checking the audio of {count} (only once per run)"):
             checked = check_data(task.songs, folder.path, task.accept_incomplete)
         for warning in [*checked.warnings, *(f"{song}: {why}" for song, why in checked.unusable.items())]:
@@ -430,15 +423,13 @@ def _computation(plan: Plan | None, options: SubmissionOptions) -> tuple[str, st
     if plan is None:
         own = "as the submission chooses"
         return options.device or own, options.precision or own, options.engine or own
-    import torch
-
-    from kmdx import device as devices
-    from kmdx import precision
+    from kmdx import devices, precisions
     from my_submission import user_config
 
     chosen = devices.choose(options.device or user_config.DEVICE)
-    name = f"{chosen} ({torch.cuda.get_device_name(chosen)})" if chosen.type == "cuda" else str(chosen)
-    in_words = precision.in_words(options.precision or user_config.PRECISION, chosen)
+    gpu = devices.gpu_properties(chosen)
+    name = f"{chosen} ({gpu.name})" if gpu else str(chosen)
+    in_words = precisions.in_words(options.precision or user_config.PRECISION, chosen)
     return name, in_words, options.engine or user_config.ENGINE
 
 
@@ -543,9 +534,7 @@ def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Pa
 def _print(content: dict[str, Any], page: Path) -> None:
     """Print the results to the terminal."""
     run, summary = content["run"], content["summary"]
-    scored = (
-        f"{summary['scored']} of {summary['songs']} {'song' if summary['songs'] == 1 else 'songs'} scored"
-    )
+    scored = f"{summary['scored']} of {counted(summary['songs'], 'song')} scored"
     on = "" if run["submission"] is None else f" on {run['device']}"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
     stems = run["stems"]

@@ -17,14 +17,13 @@ from rich.table import Table
 
 from evaluator import comparison_page
 from evaluator.bootstrap import COVERAGE
-from evaluator.caveats import count
 from evaluator.comparison import AVERAGE, Comparison, Difference, compare
 from evaluator.metrics import Metric, show
 from evaluator.results import statistic_title
 from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
 from kmdx import terminal
-from kmdx.errors import KmdxError, listed
+from kmdx.errors import KmdxError, counted, listed
 from kmdx.terminal import JsonOption, out
 
 __all__ = ["compare", "load", "load_all"]
@@ -33,10 +32,10 @@ PAGE = Path("compare.html")
 MANY = 4
 """The terminal shows each stem of every pair only for up to this many systems. The page always shows it."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = terminal.app()
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command()
 def command(
     runs: Annotated[
         list[str],
@@ -78,7 +77,7 @@ def show_tables(found: Comparison) -> None:
         terminal.warn(warning, out)
     for name, songs in found.alone.items():
         be = "is" if len(songs) == 1 else "are"
-        out.print(escape(f"{count(len(songs), 'song')} of {name} {be} not in all runs: {listed(songs)}"))
+        out.print(escape(f"{counted(len(songs), 'song')} of {name} {be} not in all runs: {listed(songs)}"))
     for metric in found.metrics:
         if len(found.systems) > 2 or len(found.tested) < 2:
             out.print(_values(found, metric, letters))

@@ -11,7 +11,6 @@ from markupsafe import Markup
 
 from evaluator import significance
 from evaluator.bootstrap import COVERAGE
-from evaluator.caveats import count
 from evaluator.comparison import AVERAGE, SONG, Comparison, Difference
 from evaluator.metrics import show
 from evaluator.records import finite
@@ -19,7 +18,7 @@ from evaluator.report import embedded_json, environment
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
 from evaluator.systems import System, matching
-from kmdx.errors import listed
+from kmdx.errors import counted, listed
 
 HERE = Path(__file__).parent
 GENERATOR = "kmdx-net comparison"
@@ -69,7 +68,7 @@ def page(comparison: Comparison) -> str:
         statistic_title=statistic_title,
         show=show,
         signed=_signed,
-        count=count,
+        counted=counted,
         listed=listed,
         coverage=f"{COVERAGE:.0%}",
         level=f"{significance.LEVEL:.0%}",

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import described, layouts, mixture_check, sources
-from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles, key
+from evaluator.layouts import SPLITS, STEM_FILE, Scan, SongFiles
 from evaluator.mixture_check import KNOWN_SUMS
 from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
-from kmdx.errors import LISTED, AudioError, KmdxError, listed
+from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed
+from kmdx.file_names import key
 
 __all__ = [
     "EVERY_SPLIT",
@@ -204,7 +205,7 @@ def find_tracks(data: Path, split: str | None = None, tracks: str | None = None)
     exact = [track for track in songs if key(track.name) == pattern]
     matching = exact or [track for track in songs if fnmatchcase(key(track.name), pattern)]
     if not matching:
-        count = _count(len(songs), "song")
+        count = counted(len(songs), "song")
         raise KmdxError(f"{data}: none of {count} is named {tracks!r}; the first is {songs[0].name!r}")
     return matching
 
@@ -320,9 +321,9 @@ def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, li
             return {None: found.splits[None]}
         if len(named) == 1 and key(named[0]) not in SPLITS:  # a folder around the songs
             return {None: found.splits[named[0]]}
-    splits = [f"{name} ({_count(len(found.splits[name]), 'song')})" for name in sorted(named)]
+    splits = [f"{name} ({counted(len(found.splits[name]), 'song')})" for name in sorted(named)]
     if None in found.splits:
-        splits.append(f"{_count(len(found.splits[None]), 'song')} in no split")
+        splits.append(f"{counted(len(found.splits[None]), 'song')} in no split")
     advice = f"use --split {sorted(named)[0]}" if named else "leave out --split"
     raise KmdxError(f"{data}: no split {split or 'test'!r}; found {', '.join(splits)}; {advice}")
 
@@ -365,15 +366,13 @@ def _nothing(data: Path, found: Scan) -> str:
         return f"{data}: not a data set; expected a folder, a file <song>{STEM_FILE} or a {described.FILE}"
     sounds = layouts.sounds_below(data)
     if sounds:
-        examples = listed([path.relative_to(data).as_posix() for path in sounds[:3]])
-        more = f" and {len(sounds) - 3} more" if len(sounds) > 3 else ""
+        examples = listed([path.relative_to(data).as_posix() for path in sounds], most=3)
         return (
             f"{data}: no songs found: no sound file has the name of a stem ({', '.join(STEMS)}, …); found "
-            f"{examples}{more}; describe which files belong to which stem in {data / described.FILE}"
+            f"{examples}; describe which files belong to which stem in {data / described.FILE}"
         )
     names = [path.name for path in layouts.entries(data)]
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    content = ", ".join(names[:3]) + more if names else "an empty folder"
+    content = listed(names, most=3) or "an empty folder"
     return (
         f"{data}: no songs found; expected <split>/<song>/{MIXTURE}.wav with {', '.join(STEMS)} or other "
         f"stems next to it, <song>{STEM_FILE}, or a {described.FILE}; found {content}"
@@ -382,7 +381,7 @@ def _nothing(data: Path, found: Scan) -> str:
 
 def _check_set(tracks: Sequence[Track]) -> Iterator[Problem]:
     """Check the data set as a whole."""
-    count = _count(len(tracks), "song")
+    count = counted(len(tracks), "song")
     is_musdb = all(
         set(track.stems) == set(STEMS)
         and track.rate in (0, RATE)
@@ -467,7 +466,7 @@ def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Pr
     for name, form in forms:
         rate, channels = usual[0][0]
         if form.rate != rate or (form.channels != channels and not multitrack):
-            found = f"{_count(form.channels, 'channel')} at {form.rate} Hz"
+            found = f"{counted(form.channels, 'channel')} at {form.rate} Hz"
             expected = f"{channels} at {rate} Hz like its other files"
             yield Problem(track.name, True, f"{name} has {found}, expected {expected}")
     lengths = [form.samples for _, form in forms]
@@ -492,7 +491,3 @@ def _below(path: Path, track: Track) -> str:
     """A file's path in its song's folder."""
     place = track.layout.place if track.layout is not None else path.parent
     return path.relative_to(place).as_posix() if path.is_relative_to(place) else path.name
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

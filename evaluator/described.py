@@ -31,12 +31,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from evaluator import layouts
-from evaluator.layouts import Scan, SongFiles, is_stem_name, key, stem_named
+from evaluator.layouts import Scan, SongFiles, is_stem_name, stem_named
 from evaluator.sources import SOUNDS, AudioSource
 from kmdx import documents
 from kmdx.challenge import MIXTURE
 from kmdx.documents import YamlPart
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
+from kmdx.file_names import key
 
 FILE = "dataset.yaml"
 MAX_UNEVEN = 60.0  # seconds
@@ -44,7 +45,7 @@ MAX_UNEVEN = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Description:
-    """The content of a ``dataset.yaml``; :func:`~evaluator.layouts.key` normalizes patterns and names alike.
+    """The content of a ``dataset.yaml``; :func:`~kmdx.file_names.key` normalizes patterns and names alike.
 
     Attributes
     ----------

@@ -28,11 +28,12 @@ import numpy as np
 
 from evaluator import layouts, sources
 from evaluator.dataset import Problem, Track
-from evaluator.layouts import key, parts_of_accompaniment, safe_name, stem_named
+from evaluator.layouts import parts_of_accompaniment, safe_name, stem_named
 from evaluator.sources import AudioSource
 from kmdx import audio
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.errors import AudioError, KmdxError, listed, shown
+from kmdx.errors import AudioError, KmdxError, counted, listed, shown
+from kmdx.file_names import key
 from kmdx.files import sha256 as file_sha256
 
 DEPTH = 5  # levels of folders that are searched
@@ -287,6 +288,6 @@ def _nothing(folder: Path, tracks: Sequence[Track], sounds: Sequence[Path]) -> s
     """The message that no file is a stem of any song."""
     names = [path.relative_to(folder).as_posix() for path in sounds[:3]]
     found = f"found {', '.join(map(shown, names))}" if names else "found no sound files"
-    count = f"{len(tracks)} song{'' if len(tracks) == 1 else 's'}"
+    count = counted(len(tracks), "song")
     first = tracks[0].name if tracks else "<song>"
     return f"{folder}: no stems of {count}; expected {shown(f'{first}/vocals.wav')} and others; {found}"

@@ -35,6 +35,7 @@ from evaluator.sources import SOUNDS, AudioSource, is_sound
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS, STREAMS
 from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxError, quoted, shown
+from kmdx.file_names import key, portable
 
 STEM_FILE = ".stem.mp4"
 
@@ -124,11 +125,6 @@ class Scan:
 
 
 Recognize = Callable[[Path], SongFiles | None]
-
-
-def key(name: str) -> str:
-    """A name for comparison: without case, in Unicode normal form NFC."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def stem_named(name: str) -> str | None:
@@ -255,8 +251,7 @@ def _distinct(songs: list[SongFiles]) -> list[SongFiles]:
 
 def safe_name(name: str) -> str:
     """A name from metadata, changed to be a valid folder name on every system."""
-    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "_", unicodedata.normalize("NFC", name)).strip(" .")
-    return name.encode("utf-8", "replace")[:MAX_NAME].decode(errors="ignore").rstrip(" .") or "_"
+    return portable(unicodedata.normalize("NFC", name).strip(" ."), MAX_NAME) or "_"
 
 
 def _named(folder: Path) -> SongFiles | None:

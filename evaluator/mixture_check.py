@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from evaluator import sources
 from evaluator.sources import BLOCK
+from kmdx import host
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS
 from kmdx.errors import AudioError, listed, shown
 
@@ -72,7 +72,7 @@ def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Foun
         return _check_sum(track, _absent(track, [*everything]), accept_incomplete)
 
     # Reading and arithmetic both release the interpreter lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(host.usable_cores()) as pool:
         problems = [problem for problem in pool.map(compare, tracks) if problem is not None]
         digests = list(pool.map(_mixture_digest, suspects))
 

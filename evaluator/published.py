@@ -6,7 +6,6 @@ They are means or medians over songs, with their source.
 from __future__ import annotations
 
 import statistics
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any
 from evaluator.bootstrap import Statistic
 from kmdx.documents import load_yaml
 from kmdx.errors import KmdxError, shown, suggest
+from kmdx.file_names import key
 
 FILE = Path(__file__).with_name("published.yaml")
 PREFIX = "published:"
@@ -89,14 +89,14 @@ class PublishedTable:
 
 def name_key(name: str) -> str:
     """A song's name in Unicode normal form and without case, so that variants are equal."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+    return key(name).strip()
 
 
 @cache
 def tables() -> tuple[PublishedTable, ...]:
     """Every table of ``published.yaml``."""
     content = load_yaml(FILE.read_text(encoding="utf-8"))
-    songs = {key: frozenset(map(name_key, names)) for key, names in content["songs"].items()}
+    songs = {data: frozenset(map(name_key, names)) for data, names in content["songs"].items()}
     return tuple(
         PublishedTable(
             each["title"],

@@ -23,6 +23,7 @@ from evaluator.protocol import Task
 from evaluator.records import SCHEMA, SongRecord
 from evaluator.run_folder import RunError, read_json, write_json, write_text
 from kmdx import host, weights
+from kmdx.errors import counted, listed
 from kmdx.plan import Plan
 
 PACKAGES = ("kmdx-net", "torch", "demucs", "onnxruntime", "onnxruntime-gpu", "numpy", "soundfile", "soxr")
@@ -325,19 +326,23 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongR
     if unknown:
         lines.append(f"weights of unknown content: {', '.join(unknown)}")
     for what, songs in _song_warnings(records).items():
-        lines.append(f"{what} in {_count(songs)}: {_first_three(songs)}")
+        lines.append(f"{what} in {counted(len(songs), 'song')}: {listed(songs, most=3)}")
     for what, over in (
         ("time", [record.song for record in records if record.over_time]),
         ("memory", [record.song for record in records if record.over_memory]),
     ):
         if over:
-            names = _first_three(over)
-            lines.append(f"{_count(over)} over the {what} limit; this would fail the challenge: {names}")
+            names = listed(over, most=3)
+            lines.append(
+                f"{counted(len(over), 'song')} over the {what} limit; this would fail the challenge: {names}"
+            )
     failed = [record.song for record in records if not record.ok]
     if failed:
-        lines.append(f"{_count(failed)} failed and not included in any mean: {_first_three(failed)}")
+        lines.append(
+            f"{counted(len(failed), 'song')} failed and not included in any mean: {listed(failed, most=3)}"
+        )
     if len(records) < run["data"]["songs"]:
-        lines.append(f"unfinished: {len(records)} of {_count(run['data']['songs'])}")
+        lines.append(f"unfinished: {len(records)} of {counted(run['data']['songs'], 'song')}")
     return lines
 
 
@@ -350,15 +355,6 @@ def _song_warnings(records: Sequence[SongRecord]) -> dict[str, list[str]]:
         for kind in dict.fromkeys(found):
             kinds.setdefault(kind, []).append(record.song)
     return kinds
-
-
-def _count(songs: Sequence[str] | int) -> str:
-    number = songs if isinstance(songs, int) else len(songs)
-    return "1 song" if number == 1 else f"{number} songs"
-
-
-def _first_three(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _reduce(reduce: Any, values: Sequence[float | None]) -> float | None:

@@ -15,14 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kmdx import documents, files
+from kmdx.challenge import STEMS
 from kmdx.errors import DocumentError, KmdxError
 
 DEFAULTS = {
     "metrics": ["global_sdr", "museval_sdr"],
-    "stems": ["bass", "drums", "other", "vocals"],
+    "stems": [*STEMS],
     "accept_incomplete": False,
 }
 """Settings of runs that were started before ``run.json`` contained them."""
@@ -72,9 +71,9 @@ class RunFolder:
             If another process is already writing to it.
         """
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with files.locked(self.path / ".lock"):
                 yield
-        except Timeout as error:
+        except files.Locked as error:
             raise RunError(f"another process is writing to {self.path}; wait until it ends") from error
 
     def start(self, identity: Mapping[str, Any]) -> str:

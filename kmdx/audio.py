@@ -398,7 +398,7 @@ def _hidden(target: Path, cleanup: ExitStack) -> Path:
     return partial
 
 
-def check_writable(files: Iterable[Path], rate: int, format: str = "wav16") -> None:
+def check_writable(files: Iterable[Path], rate: int, format: str) -> None:
     """Check in advance that :func:`write_all` can write, so that no work is lost.
 
     Raises

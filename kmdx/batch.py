@@ -14,10 +14,7 @@ from typing import NamedTuple
 import typer
 from rich.markup import escape
 
-from kmdx import audio, inputs, manifest, pipeline, tags, terminal, weights
-from kmdx import device as devices
-from kmdx import engine as engines
-from kmdx import precision as precisions
+from kmdx import audio, devices, engines, inputs, manifest, pipeline, precisions, tags, terminal, weights
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.plan import Plan

@@ -27,12 +27,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from kmdx import device as devices
-from kmdx import engine as engines
-from kmdx import host, plan_file, stand_in, synthetic
+from kmdx import devices, engines, host, plan_file, stand_in, synthetic
 from kmdx.errors import KmdxError, PlanError
 from kmdx.plan import Plan, suggest
-from kmdx.precision import exact
+from kmdx.precisions import exact
 from kmdx.separator import Separator
 
 LONG_SONG = 240.0  # seconds of the song whose time is predicted
@@ -131,7 +129,7 @@ def as_json(report: Any) -> str:
 def describe(device: torch.device | str = "cpu") -> Machine:
     """The machine that this process runs on, including the GPU if ``device`` is one."""
     device = torch.device(device)
-    gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    gpu = devices.gpu_properties(device)
     return Machine(
         cpu=host.cpu_name(),
         cores=host.usable_cores(),

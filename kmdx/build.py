@@ -8,10 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kmdx import engine as engines
-from kmdx import precision as precisions
-from kmdx import speed as speeds
-from kmdx import weights
+from kmdx import engines, precisions, speeds, weights
 from kmdx.errors import WeightsError
 from kmdx.networks import types
 from kmdx.networks.network import Network
@@ -67,9 +64,9 @@ def load_for_inference(
     use, rate, device, folder
         As for :func:`load_network`, which raises the same errors.
     engine : str
-        See :mod:`kmdx.engine`.
+        See :mod:`kmdx.engines`.
     precision, speed
-        As for :func:`kmdx.precision.choose`.
+        As for :func:`kmdx.precisions.choose`.
     """
     network = _load(use, rate, folder, lambda found: _ported(use, found.path) or _build(use, found, device))
     dtype = precisions.choose(precision, device, network.supported_dtypes, speed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kmdx.device import Runner
+from kmdx.devices import Runner
 from kmdx.signals import Signal
 
 SPAN = 2**22  # samples on the device at a time: 95 s at 44.1 kHz

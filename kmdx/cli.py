@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.errors import KmdxError, suggest
+from kmdx.errors import KmdxError, counted, suggest
 from kmdx.terminal import (
     DeviceOption,
     Engine,
@@ -32,25 +32,11 @@ if TYPE_CHECKING:
     from kmdx.plan import Plan
     from kmdx.weights import Weight, WeightStatus
 
-HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    name="kmdx",
-    help="Music source separation with the ensemble of MDX23's leaderboard C.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings=HELP_SETTINGS,
+app = terminal.app(
+    "Music source separation with the ensemble of MDX23's leaderboard C.", no_args_is_help=True
 )
-models_app = typer.Typer(
-    help="List, download and check weight files.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=HELP_SETTINGS,
-)
-ensembles_app = typer.Typer(
-    help="List and show ensembles.", rich_markup_mode=None, context_settings=HELP_SETTINGS
-)
+models_app = terminal.app("List, download and check weight files.", no_args_is_help=True)
+ensembles_app = terminal.app("List and show ensembles.")
 app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
 
@@ -341,8 +327,8 @@ def ensembles_show(
     for row in drawing.stages(loaded, wanted):
         out.print(escape(row))
     used = loaded.networks_used(wanted)
-    count = f"{len(used)} networks" if len(used) > 1 else "1 network"
-    out.print(f"{count}; arithmetic per second of audio: {drawing.gflops(loaded.gflops(wanted))} GFLOP")
+    gflops = drawing.gflops(loaded.gflops(wanted))
+    out.print(f"{counted(len(used), 'network')}; arithmetic per second of audio: {gflops} GFLOP")
     out.print()
     out.print(drawing.mermaid(loaded, wanted), end="", markup=False)
     if svg is not None:

@@ -102,7 +102,7 @@ def load_yaml(text: str, nodes: int = MAX_NODES, tuples: bool = False) -> Any:
     return None if root is None else value(root, tuples)
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file as plain values.
 
     Raises
@@ -110,7 +110,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     DocumentError
         As for :func:`read_text`, or if it is not JSON or is nested too deeply for Python.
     """
-    text = read_text(path, limit)
+    text = read_text(path, MAX_JSON_BYTES)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

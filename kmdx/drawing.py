@@ -150,11 +150,11 @@ def _box(plan: Plan, name: str) -> Box:
     return Box(_kind(plan, name), (name, *_wrapped(node.formula())))
 
 
-def _wrapped(text: str, width: int = 32) -> Iterator[str]:
+def _wrapped(text: str) -> Iterator[str]:
     """Break a formula before its operators."""
     line = ""
     for word in text.replace(" + ", "\n+ ").replace(" − ", "\n− ").split("\n"):
-        if line and len(line) + len(word) >= width:
+        if line and len(line) + len(word) >= 32:
             yield line
             line = ""
         line = f"{line} {word}".strip()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kmdx.challenge import MIXTURE
-from kmdx.device import SIGNALS_SHARE, NetworkCache
+from kmdx.devices import SIGNALS_SHARE, NetworkCache
 from kmdx.errors import AudioError
 from kmdx.plan import Plan
 from kmdx.signals import Level, Signal, combine

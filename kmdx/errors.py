@@ -100,11 +100,16 @@ def shown(name: object) -> str:
     return text if len(text) <= SHOWN and text.isprintable() else quoted(text)
 
 
-def listed(names: Collection[object], separator: str = ", ") -> str:
+def listed(names: Collection[object], separator: str = ", ", most: int = LISTED) -> str:
     """Return the first few names for a message, and how many more follow."""
-    text = separator.join(shown(name) for name in islice(names, LISTED))
-    more = len(names) - LISTED
-    return f"{text}{separator}… ({more} more)" if more > 0 else text
+    text = separator.join(shown(name) for name in islice(names, most))
+    more = len(names) - most
+    return f"{text} and {more} more" if more > 0 else text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun, such as ``1 song`` or ``2 songs``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

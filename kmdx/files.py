@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,6 +68,54 @@ def commit(partial: Path, path: Path) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+
+
+class Locked(OSError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def locked(
+    path: Path,
+    timeout: float = 0.0,
+    on_wait: Callable[[], None] = lambda: None,
+    patience: float = 0.0,
+) -> Iterator[None]:
+    """Hold a lock file, which ends with its process, however that ends.
+
+    Parameters
+    ----------
+    path : Path
+    timeout : float
+        Seconds to wait while another process holds it.
+    on_wait : callable
+        Called once, after ``patience`` seconds of waiting.
+    patience : float
+
+    Raises
+    ------
+    Locked
+        If another process still holds it after ``timeout`` seconds.
+    OSError, NotImplementedError
+        If the file cannot be made, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=min(timeout, patience))
+        except Timeout:
+            if timeout <= patience:
+                raise
+            on_wait()
+            lock.acquire(timeout=timeout - patience, poll_interval=0.2)
+    except Timeout as error:
+        raise Locked from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kmdx.errors import listed
+
 from . import signals
 from .errors import AudioError, KmdxWarning
 
@@ -152,14 +154,12 @@ class DecodedSong:
             total = self.seconds(sum(map(len, self.holes)))
             places = [
                 f"at {time_text(self.seconds(hole.start))} for {self.seconds(len(hole)):.3g} s"
-                for hole in self.holes[:5]
+                for hole in self.holes
             ]
-            more = f" and {len(self.holes) - 5} more" if len(self.holes) > 5 else ""
-            yield f"damaged or incomplete, {total:.3g} s replaced with silence: {', '.join(places)}{more}"
+            yield f"damaged or incomplete, {total:.3g} s replaced with silence: {listed(places, most=5)}"
         if self.damaged:
-            places = [time_text(self.seconds(position)) for position in self.damaged[:5]]
-            more = f" and {len(self.damaged) - 5} more" if len(self.damaged) > 5 else ""
-            yield f"damaged at {', '.join(places)}{more}, but no sound is missing"
+            places = [time_text(self.seconds(position)) for position in self.damaged]
+            yield f"damaged at {listed(places, most=5)}, but no sound is missing"
 
     def _too_damaged(self) -> AudioError:
         total = self.seconds(sum(map(len, self.holes)))

@@ -11,14 +11,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kmdx import manifest
+from kmdx import file_names, manifest
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
 
@@ -26,13 +25,6 @@ SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".og
 COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 EXTENSIONS = SOUND | COMPRESSED
 """Extensions of songs in folders; a file that is named directly may have any extension."""
-
-
-_LONGEST = 255  # bytes: the longest name that every file system accepts
-_ILLEGAL = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # on Windows
-_RESERVED = re.compile(
-    r"(con|prn|aux|nul|(clock|conin|conout)\$|(com|lpt)[0-9¹²³])(?= *(\.|$))", re.IGNORECASE
-)
 
 Key = tuple[str, ...]
 
@@ -61,8 +53,7 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     """Find the songs that files, folders and patterns name.
 
     A folder stands for all sound files in it and below. If a folder contains ``mixture.*``, its other sound
-    files are taken for the mixture's stems and skipped. Finished stems and files below ``output`` are
-    skipped, too.
+    files are considered its stems and skipped. Finished stems and files below ``output`` are skipped, too.
 
     Parameters
     ----------
@@ -172,7 +163,7 @@ class _Placing:
     def at(self, depth: int, tag: str) -> Key:
         """The place with this many parent folders and this tag."""
         end = f" ({tag})" if tag else ""
-        name = _shortened(self.names[-1], _LONGEST - len(end.encode())) + end
+        name = file_names.shortened(self.names[-1], file_names.LONGEST - len(end.encode())) + end
         return (*self.names[-1 - depth : -1], name)
 
     def earlier(self, listing: _Listing) -> Iterator[Path]:
@@ -327,28 +318,14 @@ def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator
 
 
 def _portable(name: str) -> str:
-    """The name, changed where necessary so that Windows, macOS and Linux accept it."""
-    try:
-        name = os.fsencode(name).decode()
-    except UnicodeDecodeError:  # bytes that are not UTF-8
-        name = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    name = _ILLEGAL.sub("_", name)
-    if match := _RESERVED.match(name):
-        name = f"{match[0]}_{name[match.end() :]}"
-    name = _shortened(os.fsdecode(name.encode()), _LONGEST)
+    """The name, changed where necessary to be a valid folder on every system, and not that of records."""
+    name = file_names.portable(name)
     return f"_{name}" if name.casefold() in ("", manifest.FOLDER) else name
 
 
-def _shortened(name: str, most: int) -> str:
-    """A name shortened to at most ``most`` bytes, without dots or spaces at its end."""
-    return os.fsdecode(os.fsencode(name)[:most].decode(errors="ignore").rstrip(". ").encode())
-
-
-def _key(names: Iterable[str]) -> Key:
-    """Names in a form that compares equal regardless of case and Unicode normal form."""
-    return tuple(
-        unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()) for name in names
-    )
+def _key(place: Iterable[str]) -> Key:
+    """A place in a form that compares equal regardless of case and Unicode normal form."""
+    return tuple(map(file_names.key, place))
 
 
 def _explain_no_songs(text: str) -> str:

@@ -27,8 +27,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from kmdx import documents, files
 from kmdx.errors import AudioError, DocumentError, KmdxWarning
 
@@ -274,7 +272,7 @@ def clean(folder: Path) -> None:
     """Remove the leftovers of an interrupted run from a folder, unless another process is writing to it."""
     if not any(_partials(folder)) and not any(_records_in(folder, _NEW)):
         return
-    with suppress(OSError, filelock.Timeout), _lock(folder, 0):
+    with suppress(OSError), _lock(folder, 0):
         _recover(folder)
 
 
@@ -326,7 +324,7 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
                 yield prepare
             finally:
                 _recover(wanted.folder)
-    except filelock.Timeout as error:
+    except files.Locked as error:
         raise AudioError(
             f"{wanted.folder}: another process has been writing to it for {_LOCK_TIMEOUT / 60:.0f} minutes; "
             "nothing was written; run the command again when it has finished"
@@ -339,17 +337,12 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
 def _lock(folder: Path, timeout: float) -> Iterator[None]:
     """Be the only process that writes to a folder; a failure leaves no new files or folders behind."""
     place = folder / FOLDER
-    with files.folder(place):
-        lock = filelock.FileLock(place / "lock")
-        try:
-            lock.acquire(timeout=min(timeout, _LOCK_QUIET))
-        except filelock.Timeout:
-            if not timeout:
-                raise
-            warnings.warn(
-                f"waiting for another process that is writing to {folder}", KmdxWarning, stacklevel=4
-            )
-            lock.acquire(timeout=timeout)
+
+    def on_wait() -> None:
+        text = f"waiting for another process that is writing to {folder}"
+        warnings.warn(text, KmdxWarning, stacklevel=7)
+
+    with files.folder(place), files.locked(place / "lock", timeout, on_wait, _LOCK_QUIET):
         try:
             yield
         except BaseException:
@@ -357,8 +350,6 @@ def _lock(folder: Path, timeout: float) -> Iterator[None]:
                 with suppress(OSError):  # Windows does not remove an open file
                     (place / "lock").unlink()
             raise
-        finally:
-            lock.release()
 
 
 def _recover(folder: Path) -> None:

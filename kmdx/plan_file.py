@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -32,11 +31,12 @@ from typing import Annotated, Any
 import yaml
 
 from kmdx import documents, weights
-from kmdx.challenge import ACCOMPANIMENT, MIXTURE
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE
 from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
-from kmdx.networks import architecture as architectures
+from kmdx.file_names import is_reserved, key
 from kmdx.networks import types
+from kmdx.networks.architecture import MAX_NAME
 from kmdx.nodes import Node, forms
 from kmdx.plan import MAX_SHIFTS, NetworkUse, Plan, node_of
 from kmdx.weights import Weight
@@ -45,9 +45,7 @@ from kmdx.windows import WINDOWS
 RATES = (1000, 384_001)  # Hz
 MAX_WINDOWS = 200  # windows of one network per second of audio; ten times as many for all networks
 MAX_LOAD = 200.0  # passes of each sample through one network: an overlap of 0.995
-MAX_HELD = 200  # signals in memory at once; leaderboard C needs 16
-
-_RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)
+MAX_HELD = 200  # signals in memory at once; leaderboard C needs 15
 
 
 def names() -> list[str]:
@@ -166,7 +164,7 @@ class _Reader:
         title: str = "",
         description: str = "",
         score: str = "",
-        sample_rate: Annotated[int, Number(*RATES)] = 44100,
+        sample_rate: Annotated[int, Number(*RATES)] = RATE,
     ) -> Plan:
         uses = {name: self.network(part, sample_rate) for name, part in networks.entries().items()}
         ends = stems.entries()
@@ -264,19 +262,19 @@ def _node(part: YamlPart) -> Node:
 
 def _check_names(places: Mapping[str, YamlPart], stems: Collection[str]) -> None:
     """Check the names of nodes, and that the names of stems can be distinct file names on every system."""
-    files: dict[str, str] = {_file_name(name): name for name in (MIXTURE, ACCOMPANIMENT)}
+    files: dict[str, str] = {key(name): name for name in (MIXTURE, ACCOMPANIMENT)}
     for name, part in places.items():
         if name in (MIXTURE, ACCOMPANIMENT):
             raise part.error(f"the name {name!r} is reserved; choose another")
         if not re.fullmatch(r"[\w-]+", name):
             raise part.error("a name may contain only letters, digits, '_' and '-'")
-        if len(name.encode()) > architectures.MAX_NAME:
-            raise part.error(f"a name may have at most {architectures.MAX_NAME} bytes")
+        if len(name.encode()) > MAX_NAME:
+            raise part.error(f"a name may have at most {MAX_NAME} bytes")
         if name in stems:
-            other = files.setdefault(_file_name(name), name)
+            other = files.setdefault(key(name), name)
             if other != name:
                 raise part.error(f"{other!r} would be the same file on systems that ignore case")
-            if _RESERVED.fullmatch(name):
+            if is_reserved(name):
                 raise part.error("Windows does not allow this file name; choose another")
 
 
@@ -320,11 +318,6 @@ def _excess(windows: float, load: float, most_windows: float, most_load: float) 
         f"each second of audio needs {windows:.4g} windows and is processed {load:.4g} times; at most "
         f"{most_windows:g} windows and {most_load:g} times are allowed: overlap less, or use longer windows"
     )
-
-
-def _file_name(stem: str) -> str:
-    """A stem's name in a form that is equal for names of the same file on macOS and Windows."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
 def _printable(text: str) -> str:

@@ -14,14 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, ensemble, host, plan, plan_file, weights
-from kmdx import device as devices
-from kmdx import engine as engines
-from kmdx import precision as precisions
-from kmdx import speed as speeds
+from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, weights
 from kmdx.build import load_for_inference
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.device import NetworkCache
+from kmdx.devices import NetworkCache
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
 from kmdx.networks.network import Network
@@ -59,7 +55,7 @@ class Separator:
     precision : str
         ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. On GPUs that are fast at it, auto means float16 for
         the networks that support it. On a CPU, auto means float32, or bfloat16 if the CPU is fast at it and
-        ``speed`` is below ``"leaderboard"``. See :func:`kmdx.precision.choose`.
+        ``speed`` is below ``"leaderboard"``. See :func:`kmdx.precisions.choose`.
     speed : str
         ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
     engine : str
@@ -387,7 +383,7 @@ class Separator:
         )
 
 
-def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None = None) -> None:
+def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder: Path | None) -> None:
     """Raise :class:`MissingWeights` with the names and total size of all missing weights of an ensemble."""
     needed = {use.weight.name: use.weight for use in uses.values()}
     errors = {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kmdx import plan_file
+from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.demucs import CLASSES, build
@@ -29,7 +30,6 @@ PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups":
 """Sizes of the U-Net in the registry's ONNX graphs; only the graphs themselves state them."""
 
 SECONDS = 1.0  # most seconds of noise used to set the level
-RATE = 44100  # Hz, of that noise
 
 
 def write(ensemble: str | Path, folder: Path) -> Path:

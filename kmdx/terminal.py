@@ -126,10 +126,25 @@ OverwriteOption = Annotated[
         "--overwrite", help="Separate finished songs again, and replace stems made with other settings."
     ),
 ]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Subfolder of DATA, or all; default: test, if it exists.")
+]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON to this file.")
 ]
+
+
+def app(help: str | None = None, *, no_args_is_help: bool = False) -> typer.Typer:
+    """A command, or a group of them: with ``-h``, and without shell completion and decorated tracebacks."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=no_args_is_help,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def run(command: Callable[[], object], *, quiet: bool = False) -> None:
@@ -187,9 +202,9 @@ _ESCAPES = {
 }
 
 
-def complain(message: str, console: Console = err) -> None:
+def complain(message: str) -> None:
     """Print an error."""
-    console.print(f"[bold red]error:[/bold red] {escape(one_line(message))}")
+    err.print(f"[bold red]error:[/bold red] {escape(one_line(message))}")
 
 
 def warn(message: str, console: Console = err) -> None:

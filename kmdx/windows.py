@@ -17,7 +17,7 @@ from kmdx.networks.architecture import MAX_LENGTH
 from kmdx.weights import Weight
 
 if TYPE_CHECKING:
-    from kmdx.device import Runner
+    from kmdx.devices import Runner
     from kmdx.signals import Signal
 
 MAX_OVERLAP = 101  # chunks that process each sample

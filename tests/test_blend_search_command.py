@@ -44,8 +44,6 @@ def test_mistakes_are_one_line_errors(
         (("collect", strings, data, "-o", tmp_path / "new"), "no strings among its stems"),
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "is named 'zz'"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--speed", "slow"), "unknown speed 'slow'"),
-        (("collect", plan_of_two, data, "-o", tmp_path / "new", "--engine", "slow"), "unknown engine 'slow'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "unknown device 'moon'"),
         (("collect", plan_of_two, data, "-o", data), "contains other files"),
     ):

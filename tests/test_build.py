@@ -15,7 +15,7 @@ import yaml
 from conftest import decibels, noise
 from torch import Tensor
 
-from kmdx import Separator, plan_file, precision
+from kmdx import Separator, plan_file, precisions
 from kmdx.build import load_for_inference, load_network
 from kmdx.errors import WeightsError
 from kmdx.networks.demucs import DemucsNetwork
@@ -121,7 +121,7 @@ def test_a_network_gets_a_precision_that_it_supports(
     mdx: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: True)
     uses = [use_of(leaderboard, network) for network in ("mmi", "mdx_vocals", "mdx_drums")]
     networks = [load_for_inference(use, RATE, CPU, precision=name, speed=speed) for use in uses]
     assert [type(network) for network in networks] == [DemucsNetwork, TfcTdf, TfcTdf]

@@ -15,7 +15,7 @@ from demucs.apply import apply_model
 
 from kmdx import chunking, signals, weights
 from kmdx.chunking import overlap_add, trim_and_join
-from kmdx.device import BatchProfile, Runner
+from kmdx.devices import BatchProfile, Runner
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.signals import Signal

@@ -11,7 +11,7 @@ import cli_cases
 import pytest
 from cli_cases import Run
 
-from kmdx import audio, cli, drawing, engine, plan_file, precision, speed, weights
+from kmdx import audio, cli, drawing, engines, plan_file, precisions, speeds, weights
 from kmdx.errors import DownloadError
 from kmdx.weights import pulling
 
@@ -19,11 +19,11 @@ run = cli_cases.run
 
 
 def test_the_choices_match_the_library() -> None:
-    assert [choice.value for choice in cli.Precision] == list(precision.PRECISIONS)
-    assert [choice.value for choice in cli.SpeedName] == list(speed.levels())
-    assert cli.SpeedName.leaderboard.value == speed.DEFAULT
-    assert [choice.value for choice in cli.Engine] == [*engine.ENGINES]
-    assert cli.Engine.tuned.value == engine.DEFAULT
+    assert [choice.value for choice in cli.Precision] == list(precisions.PRECISIONS)
+    assert [choice.value for choice in cli.SpeedName] == list(speeds.levels())
+    assert cli.SpeedName.leaderboard.value == speeds.DEFAULT
+    assert [choice.value for choice in cli.Engine] == [*engines.ENGINES]
+    assert cli.Engine.tuned.value == engines.DEFAULT
     assert [choice.value for choice in cli.FormatName] == list(audio.FORMATS)
 
 

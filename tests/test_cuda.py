@@ -10,7 +10,7 @@ import torch
 from conftest import decibels, noise
 
 from kmdx import Separator
-from kmdx.device import WEIGHTS_SHARE, NetworkCache, _bytes
+from kmdx.devices import WEIGHTS_SHARE, NetworkCache, _bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 

@@ -185,7 +185,7 @@ def test_duplicate_songs_are_reported(tmp_path: Path) -> None:
         make_song(tmp_path / "test" / name, 0)
     ((_, line),) = complaints(tmp_path)
     assert line.startswith("C, D, E")
-    assert line.endswith("(3 more) have the same mixture as A")
+    assert line.endswith(" and 3 more have the same mixture as A")
     for name in "DEFGHIJKLMNO":
         shutil.rmtree(tmp_path / "test" / name)
 

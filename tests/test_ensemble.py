@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kmdx import chunking, ensemble, signals
 from kmdx.build import load_network
-from kmdx.device import NetworkCache
+from kmdx.devices import NetworkCache
 from kmdx.errors import PlanError
 from kmdx.networks.network import Network
 from kmdx.nodes import Sum

@@ -14,9 +14,8 @@ import soundfile
 import torch
 from conftest import decibels, is_scratch, noise
 
-from kmdx import Separator, chunking, ensemble, host, signals
-from kmdx import device as devices
-from kmdx.device import NetworkCache
+from kmdx import Separator, chunking, devices, ensemble, host, signals
+from kmdx.devices import NetworkCache
 from kmdx.errors import DeviceError
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.plan import Plan

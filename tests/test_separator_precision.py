@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-from kmdx import Separator, ensemble, plan_file, precision, signals
+from kmdx import Separator, ensemble, plan_file, precisions, signals
 from kmdx.errors import (
     DeviceError,
     KmdxError,
@@ -45,13 +45,13 @@ separator = separator_cases.separator
 def test_each_network_gets_a_precision_that_it_supports(
     leaderboard: Path, options: dict, demucs: torch.dtype, mdx: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: True)
     separator = Separator(leaderboard, device="cpu", stems=["vocals"], **options)
     networks = separator.networks
     found = {(type(network), network.dtype) for network in networks.values()}
     assert found == {(DemucsNetwork, demucs), (TfcTdf, mdx)}
     assert separator.precisions == {
-        name: precision.NAMES[mdx if name == "mdx_vocals" else demucs] for name in networks
+        name: precisions.NAMES[mdx if name == "mdx_vocals" else demucs] for name in networks
     }
 
 
@@ -66,7 +66,7 @@ def test_half_precision_changes_the_stems_a_little(small: Path, separator: Separ
 def test_the_default_is_as_published(
     small: Path, separator: Separator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: True)
     default = Separator(small, device="cpu")
     assert (default.speed, default.engine, default.precisions) == (
         "leaderboard",

@@ -32,7 +32,8 @@ def long(tmp_path: Path) -> songs.TrainingSong:
         if stem == "vocals":
             sound[9 * RATE : 19 * RATE] *= 10
         soundfile.write(folder / f"{stem}.wav", sound, RATE, subtype="FLOAT")
-    return songs.TrainingSong("long", songs._stems(folder))
+    (song,) = songs.to_train_with(tmp_path)
+    return song
 
 
 @pytest.mark.parametrize("seconds", [(0, 3), (9, 19), (21, 24)])

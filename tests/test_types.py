@@ -17,7 +17,7 @@ import tiny
 import torch
 from conftest import noise
 
-from kmdx import Separator, plan_file, precision, stand_in, weights
+from kmdx import Separator, plan_file, precisions, stand_in, weights
 from kmdx.errors import PlanError
 from kmdx.networks import types
 from kmdx.networks.onnx import OnnxNetwork
@@ -67,7 +67,7 @@ def test_every_entry_is_complete(name: str) -> None:
     network = types.function(kind.build)(example, 0.5, state)
     assert network.sources == architecture.sources
     assert network.length == (architecture.length or network.length)
-    supported = {precision.NAMES[dtype] for dtype in network.supported_dtypes}
+    supported = {precisions.NAMES[dtype] for dtype in network.supported_dtypes}
     assert supported == set(kind.precisions)
     network.accelerate(torch.float32)
     with torch.no_grad():

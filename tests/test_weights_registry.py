@@ -150,25 +150,28 @@ def test_a_users_own_weight_needs_an_architecture(tmp_path: Path) -> None:
 
 def test_a_malformed_list_of_trained_weights_is_a_one_line_error(tmp_path: Path) -> None:
     for text, message in (
-        ("mine: {file: 3}", "the entry mine: expected a mapping with a file and an architecture"),
-        ("mine: {file: 3, architecture: {}}", "the entry mine: expected the name of its file, not 3"),
+        ("mine: {file: 3}", "line 1: mine: the key 'architecture' is missing"),
+        ("mine: {file: [a], architecture: {}}", "line 1: mine.file: expected a string"),
+        (
+            "mine: {file: a, architecture: {}, size: 3}",
+            "mine: unknown key 'size'; allowed: architecture, bytes",
+        ),
         ('mine: {file: "a\\0", architecture: {}}', r"expected the path of a file, not 'a\\x00'"),
         (
             "mine: {file: a, architecture: {type: x}}",
-            "the entry mine: the architecture of a: unknown type 'x'",
+            "line 1: mine: the architecture of a: unknown type 'x'",
         ),
-        ('"a\\nb": {file: a, architecture: {}}', r"the entry 'a\\nb': expected a name of 1 to 100 bytes"),
+        ('"a\\nb": {file: a, architecture: {}}', r"expected a name of 1 to 201 bytes, found 'a\\nb'"),
         (
             "mine: {file: a, sha256: abc, architecture: {type: htdemucs, sources: [bass]}}",
-            "the entry mine: a: 'abc' is not a sha256",
+            "line 1: mine: a: 'abc' is not a sha256",
         ),
         (
             "mine: {file: a, bytes: 0.5, architecture: {type: htdemucs, sources: [bass]}}",
-            "the entry mine: a: 0.5 is not a size in bytes",
+            "line 1: mine.bytes: .*, not 0.5",
         ),
-        ("1: {}", "expected a mapping of names to weights"),
-        ("- 1", "expected a mapping of names to weights"),
-        ("a: &a [*a]", "trained.yaml: cannot be read: line 1: an anchor contains itself"),
+        ("- 1", "expected a mapping of names to values"),
+        ("a: &a [*a]", "trained.yaml: line 1: an anchor contains itself"),
     ):
         (tmp_path / "trained.yaml").write_text(text, "utf-8")
         with pytest.raises(WeightsError, match=message) as caught:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kmdx import device as devices
-from kmdx import host, precision
+from kmdx import devices, host, precisions
+from kmdx.devices import free_memory
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, Block, TfcTdf
 from training import freezing
 from training.config import Config, TrainingError
@@ -152,7 +152,7 @@ def at_once(config: Config, accelerator: str, devices: int) -> int:
         return min(config.at_once, share)
     if accelerator != "cuda":
         return share
-    free, _ = torch.cuda.mem_get_info()
+    free = free_memory(torch.device("cuda"))
     fitting = measure(config).most(HEADROOM * free)
     if not fitting:
         raise TrainingError(f"one window does not fit into {free / 1e9:.1f} GB: set checkpointing: true")
@@ -193,11 +193,11 @@ def row(config: Config, needed: Budget) -> list[str]:
 
 def step(config: Config) -> Step:
     """Run two steps on noise with the batch size from :func:`at_once`, and time the second."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose("auto")
     module = Unmixing(config, Songs((), ())).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     size = at_once(config, device.type, 1)
-    dtype = precision.DTYPES[config.precision]
+    dtype = precisions.DTYPES[config.precision]
     noise = torch.randn(size, 2, config.network.chunk, device=device) * 0.1
     host.reset_peak_memory()
     devices.reset_peak_memory(device)

@@ -21,9 +21,7 @@ from training.config import Config, TrainingError
 if TYPE_CHECKING:
     from training.run import Run
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True
-)
+app = terminal.app(no_args_is_help=True)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.")]
 Data = Annotated[list[Path], typer.Option("--data", metavar="DIR", help="Folder of songs; can be repeated.")]

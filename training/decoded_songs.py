@@ -8,7 +8,6 @@ the source files change.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import platformdirs
 import soundfile as sf
 
 from evaluator.sources import AudioSource
-from kmdx import files
+from kmdx import files, host
 from kmdx.challenge import RATE
 from training.config import TrainingError
 from training.songs import Songs, TrainingSong, TrainingStem, blocks
@@ -69,7 +68,7 @@ def decode(
                 f"{folder}: {len(missing)} decoded stems need {size / 1e9:.2f} GB, but only "
                 f"{free / 1e9:.2f} GB are free; choose another folder with --decoded"
             )
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(host.usable_cores()) as pool:
             for done, _ in enumerate(
                 pool.map(lambda parts: _decode(stems[parts], targets[parts]), missing), 1
             ):

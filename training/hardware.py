@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from kmdx import host
+from kmdx.devices import gpu_count
 from training.config import Config, TrainingError
 
 
@@ -37,7 +38,7 @@ class Hardware:
         TrainingError
             If the device is unknown, or there are not enough devices.
         """
-        available = torch.cuda.device_count()
+        available = gpu_count()
         if self.device not in ("auto", "cpu", "cuda"):
             raise TrainingError(f"device {self.device!r}: expected auto, cpu or cuda")
         chosen = ("cuda" if available else "cpu") if self.device == "auto" else self.device

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 
 from kmdx import files
+from kmdx.errors import counted
 from kmdx.terminal import progress_bar
 from training.losses import LOSSES
 from training.module import Unmixing
@@ -79,7 +80,7 @@ def _number(text: str | None) -> float:
     return int(text) if text and text.isdigit() else float("inf")
 
 
-class Journal(Callback):
+class RunLog(Callback):
     """Writes the run's CSV files and shows its progress.
 
     Parameters
@@ -149,9 +150,8 @@ class Journal(Callback):
         whole = {name: float(trainer.logged_metrics[name]) for name in sorted(self.validated - {"sdr"})}
         for song, score in sorted(module.scores.items()):
             self.validation.add({"step": step, "song": song, "sdr": score, **whole})
-        count = len(module.scores)
         mean = f"SDR {float(trainer.callback_metrics['sdr']):.3f} dB"
-        self.report(trainer, module, f"{mean} on {count} {'song' if count == 1 else 'songs'}")
+        self.report(trainer, module, f"{mean} on {counted(len(module.scores), 'song')}")
         self.since += time.perf_counter() - self.paused
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

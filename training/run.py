@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from kmdx import files
 from kmdx.documents import read_yaml
@@ -97,18 +96,15 @@ class Run:
         TrainingError
             If it cannot be made, or another process uses it.
         """
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise TrainingError(f"{self.folder}: another process is using this run") from error
-        except OSError as error:
-            raise TrainingError(f"{self.folder}: cannot be written to: {error.strerror}") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                self.last.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(files.locked(self.folder / ".lock"))
+            except files.Locked as error:
+                raise TrainingError(f"{self.folder}: another process is using this run") from error
+            except OSError as error:
+                raise TrainingError(f"{self.folder}: cannot be written to: {error.strerror}") from error
             yield
-        finally:
-            lock.release()
 
     def opening(self, trained: Trained) -> list[str]:
         """Lines to print before the first step: trained parameters, initial weights, and extensions."""

@@ -183,6 +183,6 @@ def estimated(vocals: NDArray[np.float32], mixture: NDArray[np.float32], error: 
     return np.float32(1 - level * math.sqrt(0.5)) * vocals + np.float32(leak) * rest
 
 
-def whole(song: TrainingSong, names: Sequence[str] = STEMS) -> Mapping[str, NDArray[np.float32]]:
+def whole(song: TrainingSong) -> Mapping[str, NDArray[np.float32]]:
     """The stems ``(2, samples)`` of a whole song."""
-    return {name: read(song.stems.get(name), 0, song.samples) for name in names}
+    return {name: read(song.stems.get(name), 0, song.samples) for name in STEMS}

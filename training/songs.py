@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator import dataset, described, layouts, sources
-from evaluator.layouts import SongFiles, key
+from evaluator.layouts import SongFiles
 from evaluator.sources import AudioSource
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
 from kmdx.documents import read_yaml
 from kmdx.errors import AudioError, KmdxWarning, listed
+from kmdx.file_names import key
 from training.config import TrainingError
 
 IN_PLACE = (".wav", ".flac", ".ogg")
@@ -149,7 +150,7 @@ def find(
         for song in songs.values():
             _check_length(song.name, song.stems, shortest)
         if not any(source in song.stems for song in songs.values()):
-            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {_some(songs)}")
+            raise TrainingError(f"none of {len(songs)} {kind} songs has {source}: {listed(songs, most=3)}")
     return Songs(_with_variants(training, variants, shortest), tuple(held.values()))
 
 
@@ -184,7 +185,9 @@ def _hold_out(
             name for name in training if fnmatchcase(name, pattern)
         ]
         if not matching and not any(name == pattern or fnmatchcase(name, pattern) for name in held):
-            raise TrainingError(f"no validation song matches {pattern!r}; available: {_some(training)}")
+            raise TrainingError(
+                f"no validation song matches {pattern!r}; available: {listed(training, most=3)}"
+            )
         held.update({name: training.pop(name) for name in matching})
 
 
@@ -321,7 +324,7 @@ def _songs(found: Sequence[SongFiles]) -> list[TrainingSong]:
         for fatal, message in files.problems:
             if fatal:
                 raise TrainingError(f"{files.name}: {message}")
-        stems = _stems_of(files)
+        stems = _stems(files)
         if stems:
             songs.append(TrainingSong(files.name, stems, accompanied=_is_accompanied(files)))
     return songs
@@ -340,13 +343,7 @@ def _others(files: SongFiles) -> tuple[str, ...]:
     return tuple(name for name in files.sources if name not in named)
 
 
-def _stems(folder: Path) -> dict[str, TrainingStem]:
-    """The four stems of a song's folder."""
-    files = layouts.song(folder)
-    return {} if files is None else _stems_of(files)
-
-
-def _stems_of(files: SongFiles) -> dict[str, TrainingStem]:
+def _stems(files: SongFiles) -> dict[str, TrainingStem]:
     """The four stems of a song, without silent ones."""
     kept = ("vocals",) if _is_accompanied(files) else ("bass", "drums", "vocals")
     parts = {name: files.sources[name] for name in kept if name in files.sources}
@@ -393,8 +390,3 @@ def _form(part: AudioSource) -> Form:
     if form.channels > 2:
         raise TrainingError(f"{part.path}: {form.channels} channels, expected 1 or 2: mix it down to stereo")
     return form
-
-
-def _some(names: Mapping[str, TrainingSong]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kmdx import build, files, weights
 from kmdx.challenge import RATE
-from kmdx.device import is_out_of_memory
+from kmdx.devices import is_out_of_memory
 from kmdx.errors import KmdxWarning, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
@@ -130,7 +130,7 @@ def _train(run: Run, module: Unmixing, hardware: Hardware, console: Console) -> 
     logs.quiet()
     watching: list[Callback] = []
     if is_first():
-        watching.append(logs.Journal(run, console))
+        watching.append(logs.RunLog(run, console))
         for line in run.opening(module.parameters_trained):
             console.print(line, highlight=False, markup=False)
     if run.stopped_early():

@@ -13,7 +13,7 @@ from torch import nn
 
 from evaluator.metrics import global_sdr
 from kmdx import chunking
-from kmdx.device import Runner, memory_budget
+from kmdx.devices import Runner, memory_budget
 from kmdx.networks.network import Network
 from kmdx.networks.tfc_tdf import TfcTdf
 from kmdx.signals import Signal

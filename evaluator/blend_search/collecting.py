@@ -22,12 +22,10 @@ from evaluator.dataset import Track
 from evaluator.layouts import reference_of
 from evaluator.results import describe_weights
 from evaluator.run_folder import RunFolder, write_text
-from kmdx import audio, plan_file
-from kmdx import device as devices
-from kmdx import engine as engines
+from kmdx import audio, devices, engines, plan_file
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
-from kmdx.precision import in_words
+from kmdx.precisions import in_words
 from kmdx.separator import Separator, Stems
 
 logger = logging.getLogger("evaluator")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from evaluator import dataset
 from evaluator.blend_search import ablation as ablations
 from evaluator.blend_search import (
     collecting,
@@ -27,20 +28,15 @@ from evaluator.blend_search.console import (
     AnywayOption,
     CollectionArgument,
     DataArgument,
-    EngineOption,
     FolderOption,
     FoldsOption,
     ForceOption,
     JointOption,
     NonNegativeOption,
     PlanArgument,
-    PrecisionOption,
     PriorOption,
-    SpeedOption,
-    SplitOption,
     SumOption,
     check_songs,
-    find_songs,
     load_collection,
     parse_prior,
     print_notes,
@@ -50,23 +46,28 @@ from evaluator.blend_search.flat_plan import flatten, indivisible, runs
 from evaluator.blend_search.search import SearchOptions, search, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
-from kmdx import engine as engines
-from kmdx import plan_file, terminal
-from kmdx import speed as speeds
+from kmdx import plan_file, speeds, terminal
 from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
-from kmdx.terminal import DeviceOption, JsonOption, TracksOption, err, out
+from kmdx.terminal import (
+    DeviceOption,
+    Engine,
+    EngineOption,
+    JsonOption,
+    Precision,
+    PrecisionOption,
+    SpeedName,
+    SpeedOption,
+    SplitOption,
+    TracksOption,
+    err,
+    out,
+)
 
 MAX_BUDGET = 1e9  # real-time factor
-HELP_SETTINGS = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    help="Find the best blend of an ensemble's signals from their inner products.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings=HELP_SETTINGS,
+app = terminal.app(
+    "Find the best blend of an ensemble's signals from their inner products.", no_args_is_help=True
 )
 
 
@@ -90,9 +91,9 @@ def collect(
     split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    speed: SpeedOption = "leaderboard",
-    engine: EngineOption = engines.DEFAULT,
+    precision: PrecisionOption = Precision.auto,
+    speed: SpeedOption = SpeedName.leaderboard,
+    engine: EngineOption = Engine.tuned,
     folder: FolderOption = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the signals as float32 wav files in COLLECTION/signals.")
@@ -106,7 +107,7 @@ def collect(
     flat = flatten(plan_file.load(plan), all_estimates)
     for formula in indivisible(flat.plan):
         terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
-    songs = find_songs(data, split, tracks)
+    songs = dataset.find_tracks(data, split, tracks)
     collected = RunFolder(output)
     try:
         with collected.locked():
@@ -117,7 +118,7 @@ def collect(
                     songs,
                     checked,
                     collected,
-                    Running(device, precision, speed, folder, engine),
+                    Running(device, precision.value, speed.value, folder, engine.value),
                     keep,
                     lambda line: err.print(escape(line)),
                     lambda line: status.update(escape(line)),
@@ -285,9 +286,9 @@ def search_stages(
     split: SplitOption = None,
     tracks: TracksOption = None,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    speed: SpeedOption = "leaderboard",
-    engine: EngineOption = engines.DEFAULT,
+    precision: PrecisionOption = Precision.auto,
+    speed: SpeedOption = SpeedName.leaderboard,
+    engine: EngineOption = Engine.tuned,
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
@@ -307,7 +308,7 @@ def search_stages(
     if output is not None:
         plan_writer.check_plan(output, published.digest, collected, force)
     tried = stage_moves.moves(published, only or ())
-    songs = find_songs(data, split, tracks)
+    songs = dataset.find_tracks(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
         raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
@@ -318,13 +319,13 @@ def search_stages(
     with created as temporary:
         unusable = {} if dry_run else check_songs(songs, Path(temporary), published.stems).unusable
         chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
-        capped = published.capped(speeds.get(speed).overlap)
+        capped = published.capped(speeds.get(speed.value).overlap)
         search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
         out.print(stage_search.cost(search, search.cost(costs)))
         if dry_run:
             return
         stage_search.check_disk(search, Path(temporary))
-        separator = Running(device, precision, speed, folder, engine).separator(Path(plan))
+        separator = Running(device, precision.value, speed.value, folder, engine.value).separator(Path(plan))
         try:
             found = stage_search.tune(
                 search, separator, Path(temporary), lambda line: err.print(escape(line))

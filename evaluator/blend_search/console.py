@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from evaluator import dataset
 from evaluator.blend_search import collection, plan_writer
 from evaluator.blend_search.search import Result
 from evaluator.data_check import DataCheck, check_data
-from evaluator.dataset import EVERY_SPLIT, Track
+from evaluator.dataset import Track
 from evaluator.layouts import reference_of
 from kmdx import terminal
 from kmdx.challenge import CHANNELS, RATE
@@ -27,13 +26,6 @@ DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="MUSDB18-HQ, or any folder in its layout.")
 ]
 CollectionArgument = Annotated[Path, typer.Argument(metavar="COLLECTION", help="Output folder of `collect`.")]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(help=f"Subfolder of DATA, or {EVERY_SPLIT}. By default test, if it exists."),
-]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
-SpeedOption = Annotated[str, typer.Option(help="leaderboard, balanced or fast.")]
-EngineOption = Annotated[str, typer.Option(help="tuned or plain: see `kmdx separate --help`.")]
 FolderOption = Annotated[
     Path | None,
     typer.Option("--weights", metavar="DIR", help="Folder of weight files; by default the models folder."),
@@ -68,11 +60,6 @@ def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     title = f"{plan.title}, with other weights"
     plan_writer.write(path, replace(plan, title=title, description=f"{origin[0]} {plan.description}"), origin)
     out.print(f"written: {escape(str(path))}")
-
-
-def find_songs(data: Path, split: str | None, tracks: str | None) -> list[Track]:
-    """The songs of a split, or of all splits; see :func:`evaluator.dataset.find_tracks`."""
-    return dataset.find_tracks(data, split, tracks)
 
 
 def check_songs(songs: list[Track], folder: Path, stems: Sequence[str]) -> DataCheck:

@@ -11,7 +11,7 @@ from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.cross_validation import BlendProblem, Validation, check_folds, validate
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.solving import Constraints, flat_ridge
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, listed
 
 DIGITS = 6  # of a weight in a plan
 MIN_GAIN = 1e-6  # dB: smaller gains are rounding errors
@@ -205,10 +205,9 @@ def _found(
 def _notes(stem: StemProducts, problem: BlendProblem, songs: Sequence[str]) -> Iterator[str]:
     silent = [songs[number] for number in stem.silent.tolist()]
     if silent:
-        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         yield (
             f"{stem.name}: songs in which the true stem is silent are left out, because the metric rates any "
-            f"sound there far below 0 dB: {', '.join(silent[:3])}{more}"
+            f"sound there far below 0 dB: {listed(silent, most=3)}"
         )
     if flat_ridge(problem.products, problem.published) is not None:
         yield (

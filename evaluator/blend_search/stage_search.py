@@ -20,12 +20,12 @@ from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import MIN_GAIN
 from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes, weight
-from evaluator.blend_search.tables import count, gain
+from evaluator.blend_search.tables import gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
 from evaluator.layouts import reference_of
 from kmdx.challenge import MIXTURE
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, counted
 from kmdx.plan import Plan, node_of
 from kmdx.separator import Separator
 
@@ -241,7 +241,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 def cost(search: Search, most: SearchCost) -> str:
     """The maximum cost of a search, in words."""
     parts = [
-        f"at most {count(most.runs, 'network run')} on {count(len(search.songs), 'song')}"
+        f"at most {counted(most.runs, 'network run')} on {counted(len(search.songs), 'song')}"
         + (f", plus {len(search.held_out)} held out for the result" if search.held_out else ""),
         f"{most.audio:.0f} s of audio through networks",
     ]
@@ -290,7 +290,7 @@ def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[
     """Lines about the origin and the scores of a plan's stage weights, for its comments."""
     yield (
         f"Weights of sums that later stages take as input were found by evaluator.blend_search on "
-        f"{count(len(search.songs), 'song')}, from {before.name} ({before.digest[:12]})."
+        f"{counted(len(search.songs), 'song')}, from {before.name} ({before.digest[:12]})."
     )
     yield "Songs: " + ", ".join(track.name for track in search.songs) + "."
     for name, reference, old, new in changes(before, after):

@@ -13,6 +13,7 @@ from evaluator import bootstrap
 from evaluator.blend_search.collection import Collection
 from evaluator.blend_search.search import MIN_GAIN, Result, SearchOptions, Solution
 from evaluator.bootstrap import COVERAGE
+from kmdx.errors import counted
 
 
 def scores(result: Result, of: str = "mean over songs") -> Table:
@@ -93,7 +94,7 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
     names = [each.stem.name for each in result.found if each.recommended]
     yield (
         f"Weights of {', '.join(names) or 'no stem'} were found by evaluator.blend_search on "
-        f"{count(len(collection.songs), 'song')}, from {collection.plan.name} "
+        f"{counted(len(collection.songs), 'song')}, from {collection.plan.name} "
         f"({collection.plan.digest[:12]})."
     )
     chosen = {
@@ -120,7 +121,7 @@ def origin(collection: Collection, result: Result) -> Iterator[str]:
         silent = ", each over the songs in which it is not silent" if _some_silent(collection) else ""
         yield (
             f"Expected of this plan on songs like these: {np.mean(known):.3f} dB, the mean of its "
-            f"{count(len(known), 'stem')}{silent}."
+            f"{counted(len(known), 'stem')}{silent}."
         )
 
 
@@ -184,8 +185,3 @@ def gain(gains: np.ndarray | None) -> tuple[str, str]:
 def prior(strength: float) -> str:
     """The strength of a prior, as text."""
     return "∞" if math.isinf(strength) else f"{strength:g}"
-
-
-def count(number: int, what: str) -> str:
-    """A number and a noun in the right form."""
-    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kmdx.challenge import RATE
 from kmdx.errors import quoted
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
@@ -394,7 +395,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     sizes_of.check_sizes(types.TYPES["mdx23c"].sizes, sizes)
     config = Mdx23cConfig.of(sizes)
     if segment is not None:
-        types.check_window(sizes, int(segment * sizes.get("sample_rate", types.DEFAULT_RATE)))
+        types.check_window(sizes, int(segment * sizes.get("sample_rate", RATE)))
     with NoInitialization.for_state(state):
         network = Mdx23c(config, sizes["sources"])
     load_strictly(network, state)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kmdx.challenge import RATE
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
 from kmdx.networks.attention import attend
@@ -580,7 +581,7 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
 
 def _infer_bands(widths: Sequence[int], mel: bool, stated: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of the transform and its bands; of several possible ones, those equal to ``stated``."""
-    rate, own = stated.get("sample_rate", types.DEFAULT_RATE), stated.get("stft_n_fft", 2048)
+    rate, own = stated.get("sample_rate", RATE), stated.get("stft_n_fft", 2048)
     possible: list[dict[str, Any]] = []
     for channels in (2, 1):
         bins = [width // (2 * channels) for width in widths]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kmdx.challenge import RATE
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
 from kmdx.networks.random_weights import gain_to_level, random_state
@@ -511,7 +512,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     sizes_of.check_sizes(types.TYPES[sizes["type"]].sizes, sizes)
     config = ScnetConfig.of(sizes)
     if segment is not None:
-        types.check_window(sizes, int(segment * sizes.get("sample_rate", types.DEFAULT_RATE)))
+        types.check_window(sizes, int(segment * sizes.get("sample_rate", RATE)))
     with NoInitialization.for_state(state):
         network = Scnet(config, sizes["sources"])
     load_strictly(network, state)

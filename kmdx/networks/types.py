@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import listed, quoted, shown, suggest
 from kmdx.networks import architecture as sizes_of
 from kmdx.networks.architecture import COMMON, LISTS, SWITCH, TEXT, ListOf, Range, Size
-
-DEFAULT_RATE = 44100  # Hz, if an architecture does not state the rate
-CHANNELS = 2
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Architecture:
 
     type: NetworkType
     sources: tuple[str, ...]
-    sample_rate: int = DEFAULT_RATE
+    sample_rate: int = RATE
     channels: int = CHANNELS
     length: int | None = None
 
@@ -199,7 +197,7 @@ ROFORMER_DEFAULTS: Mapping[str, Any] = {
     "mlp_expansion_factor": 4,
     "skip_connection": False,
     "zero_dc": True,
-    "sample_rate": DEFAULT_RATE,
+    "sample_rate": RATE,
 }
 BS_ROFORMER = NetworkType(
     "bs_roformer",
@@ -277,7 +275,7 @@ SCNET = NetworkType(
         "normalized": True,
         "band_SR": (0.175, 0.392, 0.433),
         "compress": 4,
-        "sample_rate": DEFAULT_RATE,
+        "sample_rate": RATE,
     },
 )
 SCNET_MASKED = replace(SCNET, name="scnet_masked", title="masked SCNet")
@@ -321,7 +319,7 @@ MDX23C = NetworkType(
     check=lambda sizes: None,  # sizes are checked against the weights when it is built
     largest_tensor=_largest_tensor_of_mdx23c,
     one_source=False,
-    defaults={"stereo": True, "sample_rate": DEFAULT_RATE},
+    defaults={"stereo": True, "sample_rate": RATE},
 )
 
 TYPES: dict[str, NetworkType] = {
@@ -412,7 +410,7 @@ def read(architecture: Mapping[str, Any]) -> Architecture:
     kind.check(architecture)
     frames = architecture.get("frames")
     length = None if frames is None else architecture["hop"] * (frames - 1)
-    rate = architecture.get(kind.rate, DEFAULT_RATE)
+    rate = architecture.get(kind.rate, RATE)
     return Architecture(kind, tuple(architecture["sources"]), int(rate), CHANNELS, length)
 
 

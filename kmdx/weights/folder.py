@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def shipped_folder() -> Path:
 def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float = 0) -> Iterator[bool]:
     """Hold a lock in a models folder; waits for as long as another process holds it.
 
-    The lock ends with its process, however that ends. Its file stays in ``.locks``: removing it could let
+    Its file stays in ``.locks``: removing it could let
     two processes hold the same lock.
 
     Parameters
@@ -77,24 +78,15 @@ def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float
     bool
         Whether it is locked; some network file systems have no locks.
     """
-    from filelock import FileLock, Timeout
-
     file = folder / ".locks" / f"{name}.lock"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file)
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            on_wait()
-            lock.acquire(timeout=-1, poll_interval=0.2)
-    except (OSError, NotImplementedError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(file, math.inf, on_wait, patience))
+            held = True
+        except (OSError, NotImplementedError):
+            held = False
+        yield held
 
 
 def rewrite(path: Path, text: Callable[[], str]) -> None:
@@ -113,7 +105,7 @@ def rewrite(path: Path, text: Callable[[], str]) -> None:
     """
 
     def on_wait() -> None:
-        warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=5)
+        warnings.warn(f"waiting for another process that writes {path}", KmdxWarning, stacklevel=7)
 
     with locked(path.parent, path.name, on_wait, _PATIENCE):
         content = text()

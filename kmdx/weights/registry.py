@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from kmdx import files
-from kmdx.documents import YamlPart, parse, read_yaml
+from kmdx.documents import YamlPart, parse, read_text
 from kmdx.errors import DocumentError, WeightsError, quoted, shown
 from kmdx.networks import types
 from kmdx.networks.architecture import MAX_NAME
@@ -219,7 +220,10 @@ def trained(folder: Path | None = None) -> Mapping[str, Weight]:
         If its ``trained.yaml`` is malformed.
     """
     folder = models_folder(folder)
-    return {name: _trained_weight(folder, name, entry) for name, entry in _trained_entries(folder).items()}
+    with _naming(folder / TRAINED):
+        return {
+            name: part.read(_trained_weight, folder, name) for name, part in _trained_entries(folder).items()
+        }
 
 
 def shipped() -> Mapping[str, Weight]:
@@ -320,7 +324,9 @@ def register(
     entry["architecture"] = dict(architecture)
 
     def text() -> str:
-        entries = {**_trained_entries(folder), name: entry}
+        with _naming(folder / TRAINED):
+            others = {other: part.plain() for other, part in _trained_entries(folder).items()}
+        entries = {**others, name: entry}
         return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
     rewrite(folder / TRAINED, text)
@@ -400,42 +406,45 @@ def _check_facts(file: str, size: Any, sha256: Any) -> None:
         raise WeightsError(f"{file}: {quoted(sha256)} is not a sha256")
 
 
-def _trained_weight(folder: Path, name: str, entry: Any) -> Weight:
+def _trained_weight(
+    folder: Path,
+    name: str,
+    *,
+    file: str,
+    architecture: dict[str, Any],
+    title: str | None = None,
+    bytes: int | None = None,
+    sha256: str | None = None,
+    trained: str = "an unknown date",
+    started_from: dict[str, Any] | None = None,
+    trained_with: str | None = None,
+) -> Weight:
     """The weight of one entry; entries of older versions have no size and sha256."""
-    where = f"{folder / TRAINED}: the entry {shown(name)}"
-    if not isinstance(entry, dict) or not isinstance(entry.get("architecture"), dict):
-        raise WeightsError(f"{where}: expected a mapping with a file and an architecture")
-    if not isinstance(entry.get("file"), str):
-        raise WeightsError(f"{where}: expected the name of its file, not {quoted(entry.get('file'))}")
     if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
-        raise WeightsError(f"{where}: expected a name of 1 to {MAX_NAME} bytes")
-    try:
-        weight = own(folder / check_path(entry["file"]), entry["architecture"])
-        _check_facts(shown(entry["file"]), entry.get("bytes"), entry.get("sha256"))
-    except WeightsError as error:
-        raise WeightsError(f"{where}: {error}") from error
-    trained_with = entry.get("trained_with")
-    start = entry.get("started_from")
-    origin = f", from {shown(Path(str(start.get('path'))).name)}" if isinstance(start, dict) else ""
+        raise WeightsError(f"expected a name of 1 to {MAX_NAME} bytes")
+    weight = own(folder / check_path(file), architecture)
+    _check_facts(shown(file), bytes, sha256)
+    origin = "" if started_from is None else f", from {shown(Path(str(started_from.get('path'))).name)}"
     return replace(
         weight,
         name=name,
-        title=shown(entry.get("title", weight.title)),
-        licence_note=f"Trained here on {shown(entry.get('trained', 'an unknown date'))}{origin}.",
+        title=shown(title or weight.title),
+        licence_note=f"Trained here on {shown(trained)}{origin}.",
         trained_with=None if trained_with is None else shown(trained_with),
-        estimated_bytes=entry.get("bytes"),
-        sha256=entry.get("sha256"),
+        estimated_bytes=bytes,
+        sha256=sha256,
     )
 
 
-def _trained_entries(folder: Path) -> dict[str, Any]:
+def _trained_entries(folder: Path) -> dict[str, YamlPart]:
     path = folder / TRAINED
-    if not path.is_file():
-        return {}
+    return parse(read_text(path)).entries() if path.is_file() else {}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add a file's path to what is wrong with its content."""
     try:
-        content = read_yaml(path)
+        yield
     except DocumentError as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f"{path}: expected a mapping of names to weights")
-    return content
+        raise WeightsError(f"{path}: {error}") from error

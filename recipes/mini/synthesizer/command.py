@@ -18,7 +18,7 @@ from recipes.mini.synthesizer import requirements, song_set
 
 SONGS_PER_TEST_SONG = 6
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = terminal.app()
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     terminal.run(app)
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command()
 def render_songs(
     output: Annotated[
         Path,

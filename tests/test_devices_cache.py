@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kmdx import device as devices
-from kmdx.device import SIGNALS_SHARE, WEIGHTS_SHARE, BatchProfile, NetworkCache
+from kmdx import devices
+from kmdx.devices import SIGNALS_SHARE, WEIGHTS_SHARE, BatchProfile, NetworkCache
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")  # nothing here computes on it
 SHARE = 100  # bytes for weights

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kmdx import precision
+from kmdx import precisions
 from kmdx.errors import DeviceError, KmdxWarning
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -31,7 +31,7 @@ def test_fast_half_precisions_of_gpus(
     capability: tuple[int, int], halves: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert precision.fast_halves(GPU) == halves
+    assert precisions.fast_halves(GPU) == halves
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_fast_half_precisions_of_cpus(
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", bool, raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert precision.fast_halves(CPU) == halves
+    assert precisions.fast_halves(CPU) == halves
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_fast_half_precisions_of_cpus(
 def test_the_precision_is_described_in_words(
     name: str, device: torch.device, speed: str, fast: tuple, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
-    assert precision.in_words(name, device, speed) == words
+    monkeypatch.setattr(precisions, "fast_halves", lambda device: fast)
+    assert precisions.in_words(name, device, speed) == words
 
 
 def test_other_devices_have_no_fast_half_precision() -> None:
-    assert precision.fast_halves(torch.device("mps")) == ()
+    assert precisions.fast_halves(torch.device("mps")) == ()
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_the_precision_of_a_network_follows_from_device_speed_and_support(
     chosen: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
-    assert precision.choose(name, device, supported_dtypes, speed) == chosen
+    monkeypatch.setattr(precisions, "fast_halves", lambda device: fast)
+    assert precisions.choose(name, device, supported_dtypes, speed) == chosen
 
 
 @pytest.mark.parametrize("name", ["fp64", "", "FP32", None, 16])
 def test_an_unknown_precision_is_a_one_line_error(name: object) -> None:
-    for refuse in (precision.check, lambda name: precision.choose(name, CPU, ())):
+    for refuse in (precisions.check, lambda name: precisions.choose(name, CPU, ())):
         with pytest.raises(DeviceError) as caught:
             refuse(name)
         assert str(caught.value) == f"precision {name!r}: expected one of auto, fp32, fp16, bf16"
@@ -138,10 +138,10 @@ def test_an_unknown_precision_is_a_one_line_error(name: object) -> None:
 def test_emulated_half_precision_gives_a_warning(
     name: str, fast: tuple, warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "fast_halves", lambda device: fast)
+    monkeypatch.setattr(precisions, "fast_halves", lambda device: fast)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        precision.warn_if_slow(name, CPU)
+        precisions.warn_if_slow(name, CPU)
     assert [warning.category for warning in caught] == [KmdxWarning] * warned
 
 
@@ -149,7 +149,7 @@ def test_emulated_half_precision_gives_a_warning(
 
 BACKENDS: Any = torch.backends
 MATMUL = torch.backends.cuda.matmul
-NEWER = pytest.mark.skipif(not precision._operations(), reason="needs torch 2.9 or newer")
+NEWER = pytest.mark.skipif(not precisions._operations(), reason="needs torch 2.9 or newer")
 
 
 def read(setting: Callable[[], object]) -> object:
@@ -161,14 +161,14 @@ def read(setting: Callable[[], object]) -> object:
 
 def settings() -> dict[str, object]:
     found: dict[str, object] = {
-        str(number): operation.fp32_precision for number, operation in enumerate(precision._operations())
+        str(number): operation.fp32_precision for number, operation in enumerate(precisions._operations())
     }
     found["cudnn"] = read(lambda: BACKENDS.cudnn.allow_tf32)
     found["cublas"] = read(lambda: MATMUL.allow_tf32)
     found["products"] = read(torch.get_float32_matmul_precision)
     found["benchmark"] = BACKENDS.cudnn.benchmark
     found["deterministic"] = BACKENDS.cudnn.deterministic
-    return found | {name: precision._reduction(name) for name in precision.REDUCTIONS}
+    return found | {name: precisions._reduction(name) for name in precisions.REDUCTIONS}
 
 
 @pytest.fixture
@@ -178,11 +178,11 @@ def untouched() -> Iterator[None]:
     BACKENDS.cudnn.allow_tf32 = True
     BACKENDS.cudnn.benchmark = BACKENDS.cudnn.deterministic = False
     torch.set_float32_matmul_precision("highest")
-    for name in precision.REDUCTIONS:
+    for name in precisions.REDUCTIONS:
         setattr(MATMUL, name, True)
-    if precision._operations():
+    if precisions._operations():
         BACKENDS.fp32_precision = BACKENDS.cudnn.fp32_precision = BACKENDS.mkldnn.fp32_precision = "none"
-        for operation in precision._operations():
+        for operation in precisions._operations():
             operation.fp32_precision = "none"
         BACKENDS.cudnn.conv.fp32_precision = BACKENDS.cudnn.rnn.fp32_precision = "tf32"
 
@@ -197,7 +197,7 @@ SET = {
     "older: no convolutions": allow(BACKENDS.cudnn, "allow_tf32", False),
     "older: medium": lambda: torch.set_float32_matmul_precision("medium"),
     "trying out": allow(BACKENDS.cudnn, "benchmark", True),
-    "reductions": allow(MATMUL, precision.REDUCTIONS[0], False),
+    "reductions": allow(MATMUL, precisions.REDUCTIONS[0], False),
     "newer: all": allow(BACKENDS, "fp32_precision", "tf32"),
     "newer: cuDNN": lambda: setattr(BACKENDS.cudnn, "fp32_precision", "tf32"),
     "newer: products": lambda: setattr(MATMUL, "fp32_precision", "tf32"),
@@ -216,12 +216,12 @@ def test_float32_is_exact_whatever_torch_settings_are(
     name: str, api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if api == "older":
-        monkeypatch.setattr(precision, "_operations", list)
+        monkeypatch.setattr(precisions, "_operations", list)
     SET[name]()
     before = settings()
-    with suppress(ValueError), precision.exact():
+    with suppress(ValueError), precisions.exact():
         inside = settings()
-        with precision.exact():
+        with precisions.exact():
             assert settings() == inside
         assert settings() == inside
         raise ValueError
@@ -230,6 +230,6 @@ def test_float32_is_exact_whatever_torch_settings_are(
     assert set(formats) == ({"ieee"} if api == "newer" else set())
     assert (inside["cudnn"], inside["cublas"], inside["products"]) == (False, False, "highest")
     assert (inside["benchmark"], inside["deterministic"]) == (False, True)
-    for reduction in precision.REDUCTIONS:
+    for reduction in precisions.REDUCTIONS:
         value = inside[reduction]
         assert not (value[0] if isinstance(value, tuple) else value)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kmdx import device as devices
+from kmdx import devices
 from kmdx.errors import KmdxWarning
 
 GIB = 2**30

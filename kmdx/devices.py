@@ -137,6 +137,21 @@ def limited(device: torch.device, limit: int | None) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(before, device)
 
 
+def gpu_count() -> int:
+    """The number of CUDA devices."""
+    return torch.cuda.device_count()
+
+
+def gpu_properties(device: torch.device) -> Any:
+    """What torch knows about a CUDA device, such as its ``name`` and ``total_memory``; None for others."""
+    return torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory of a CUDA device, in bytes."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def empty_cache(device: torch.device) -> None:
     """Free torch's cache of GPU memory."""
     if device.type == "cuda":

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kmdx import chunking
-from kmdx import device as devices
-from kmdx.device import BatchProfile, Runner
+from kmdx import chunking, devices
+from kmdx.devices import BatchProfile, Runner
 from kmdx.signals import Signal
 
 CPU = torch.device("cpu")

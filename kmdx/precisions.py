@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from kmdx import host
-from kmdx import speed as speeds
+from kmdx import host, speeds
 from kmdx.errors import DeviceError, KmdxWarning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,7 +48,7 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
     return ()
 
 
-def candidates(precision: str, device: torch.device, speed: str = speeds.DEFAULT) -> tuple[torch.dtype, ...]:
+def candidates(precision: str, device: torch.device, speed: str) -> tuple[torch.dtype, ...]:
     """Half precisions that a precision option allows on a device, the preferred one first.
 
     Raises
