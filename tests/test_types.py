@@ -27,8 +27,21 @@ EXAMPLES = {
     "htdemucs": tiny.HTDEMUCS,
     "hdemucs": tiny.HDEMUCS,
     "tfc_tdf": {**tiny.UNET, "sources": ["vocals"], "norm_groups": 2},
+    "mdx23c": {
+        "type": "mdx23c", "sources": ["vocals", "other"], "n_fft": 512, "hop_length": 128, "dim_f": 256,
+        "num_subbands": 4, "num_channels": 4, "growth": 4, "num_scales": 1, "num_blocks_per_scale": 1,
+        "bottleneck_factor": 4, "scale": [2, 2], "norm": "InstanceNorm", "act": "gelu",
+    },
+    "scnet": {
+        "type": "scnet", "sources": tiny.SOURCES, "dims": [4, 8, 12], "band_kernel": [3, 4, 16],
+        "conv_depths": [1, 1, 1], "num_dplayer": 2, "expand": 1,
+    },
+    "scnet_masked": {
+        "type": "scnet_masked", "sources": ["vocals"], "dims": [4, 8], "band_kernel": [3, 4, 16],
+        "conv_depths": [1, 1, 1], "num_dplayer": 2, "expand": 1,
+    },
     "onnx": {**tiny.UNET, "type": "onnx", "sources": ["vocals"], "norm_groups": None},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TYPES)

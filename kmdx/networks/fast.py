@@ -74,7 +74,7 @@ def store_all_but_batch_norms(layers: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def keep_sources(conv: nn.Module, indices: Sequence[int], count: int) -> None:
+def keep_sources(conv: nn.modules.conv._ConvNd, indices: Sequence[int], count: int) -> None:
     """Keep only some of the ``count`` equal groups of a convolution's output channels."""
     axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
     weight = conv.weight.detach().unflatten(axis, (count, -1))
