@@ -117,9 +117,10 @@ class ScnetConfig:
         names = [field.name for field in fields(cls)]
         if lacking := [name for name in names if name not in sizes]:
             raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
-        values: dict[str, Any] = {name: sizes[name] for name in names}
-        values |= {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-        return cls(**values)
+        own: dict[str, Any] = {
+            name: tuple(sizes[name]) if isinstance(sizes[name], list) else sizes[name] for name in names
+        }
+        return cls(**own)
 
     @property
     def masked(self) -> bool:
@@ -185,8 +186,8 @@ class Convolutions(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
-    """One step of the encoder: fewer bins in each band, then convolutions along time in each bin."""
+class BandDownsampling(nn.Module):
+    """Shortens the frequency axis of each band; ``(B, D, F, T)``."""
 
     def __init__(self, config: ScnetConfig, level: int) -> None:
         super().__init__()
@@ -194,31 +195,34 @@ class Encoder(nn.Module):
         bands = list(zip(config.band_stride, config.band_kernel, strict=True))
         self.sizes = config.levels[level][0]
         self.paddings = [padding(size, *band) for size, band in zip(self.sizes, bands, strict=True)]
-        convs = nn.ModuleList(
+        self.convs = nn.ModuleList(
             nn.Conv2d(low, high, (kernel, 1), stride=(stride, 1)) for stride, kernel in bands
         )
-        self.SDlayer = nn.ModuleDict({"convs": convs})  # the names in the published state dicts
-        self.conv_modules = nn.ModuleList(Convolutions(config, high, depth) for depth in config.conv_depths)
-        self.globalconv = nn.Conv2d(high, high, 3, padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        bands = zip(x.split(self.sizes, 2), self.paddings, self.convs, strict=True)
+        return [conv(F.pad(band, (0, 0, *zeros))) for band, zeros, conv in bands]
+
+
+class Encoder(nn.Module):
+    """One step of the encoder: fewer bins in each band, then convolutions along time in each bin."""
+
+    def __init__(self, config: ScnetConfig, level: int) -> None:
+        super().__init__()
+        dim = config.dims[level + 1]
+        self.SDlayer = BandDownsampling(config, level)  # the name in the published state dicts
+        self.conv_modules = nn.ModuleList(Convolutions(config, dim, depth) for depth in config.conv_depths)
+        self.globalconv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``(B, D, F, T)`` to the next step and the skip connection, of equal shapes."""
         bands = []
-        for band, pad, conv, along_time in zip(
-            x.split(self.sizes, 2), self.paddings, self.convs, self.conv_modules, strict=True
-        ):
-            y = conv(F.pad(band, (0, 0, *pad))).transpose(1, 2)  # (B, F', D, T)
-            y = F.gelu(along_time(y.flatten(0, 1))).unflatten(0, y.shape[:2])
-            bands.append(y.transpose(1, 2))
+        for band, convolutions in zip(self.SDlayer(x), self.conv_modules, strict=True):
+            rows = band.transpose(1, 2)  # (B, F, D, T)
+            rows = F.gelu(convolutions(rows.flatten(0, 1))).unflatten(0, rows.shape[:2])
+            bands.append(rows.transpose(1, 2))
         skip = torch.cat(bands, 2)
         return self.globalconv(skip), skip
-
-    @property
-    def convs(self) -> nn.ModuleList:
-        """The convolution of each band."""
-        convs = self.SDlayer["convs"]
-        assert isinstance(convs, nn.ModuleList)
-        return convs
 
 
 class Fusion(nn.Module):
@@ -262,6 +266,19 @@ class BandUpsampling(nn.Module):
             y = conv(band)
             bands.append(y.narrow(2, (y.shape[2] - size) // 2, size))
         return torch.cat(bands, 2)
+
+
+class Decoder(nn.ModuleList):
+    """One step of the decoder."""
+
+    def __init__(self, config: ScnetConfig, level: int, dim: int) -> None:
+        super().__init__([Fusion(config.dims[level + 1]), BandUpsampling(config, level, dim)])
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map ``(B, D, F, T)`` and the skip connection to the step above."""
+        fusion, upsampling = self
+        restored: Tensor = upsampling(fusion(x, skip))
+        return restored
 
 
 class DualPath(nn.Module):
@@ -331,8 +348,6 @@ class Scnet(nn.Module):
 
     # Stand-ins have an error of -46 to -51 dB in float16, and of -29 to -33 dB in bfloat16.
     supported_dtypes: tuple[torch.dtype, ...] = (torch.float16,)
-    decoder: Any  # pairs of a fusion and an upsampling
-    mask_layer: Any
 
     def __init__(self, config: ScnetConfig, sources: Sequence[str]) -> None:
         super().__init__()
@@ -350,13 +365,7 @@ class Scnet(nn.Module):
         self.encoder = nn.ModuleList(Encoder(config, level) for level in steps)
         self.separation_net = Separation(config)
         self.decoder = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    Fusion(config.dims[level + 1]),
-                    BandUpsampling(config, level, config.dims[level] if level else outputs),
-                ]
-            )
-            for level in reversed(steps)
+            Decoder(config, level, config.dims[level] if level else outputs) for level in reversed(steps)
         )
         if config.masked:
             self.pos_embed_f = nn.Parameter(torch.zeros(1, config.dims[0], bins, 1))
@@ -401,22 +410,25 @@ class Scnet(nn.Module):
             x, skip = step(x)
             skips.append(skip)
         x = self.separation_net(x)
-        for fusion, upsampling in self.decoder:
-            x = upsampling(fusion(x, skips.pop()))
+        for step in self.decoder:
+            x = step(x, skips.pop())
         return self.mask_layer(x) if self.config.masked else x
 
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
         """Prepare it for inference in a precision, with faster layers if ``tuned``."""
         if tuned:
-            for fusion, _ in self.decoder:
-                fusion.fold()
+            for module in self.modules():
+                if isinstance(module, Fusion):
+                    module.fold()
             fast.accelerate(self, winograd=False)  # saves 4 to 9% of the time, but costs 17 dB of accuracy
         self.dtype = dtype
         fast.store_products(self, dtype)
 
     def last_layers(self) -> list[nn.modules.conv._ConvNd]:
         """The layers in which each source has channels of its own."""
-        return [self.mask_layer[2]] if self.config.masked else [*self.decoder[-1][1].convtrs]
+        last = self.mask_layer[-1] if self.config.masked else self.decoder[-1]
+        kind = nn.Conv2d if self.config.masked else nn.ConvTranspose2d
+        return [layer for layer in last.modules() if isinstance(layer, kind)]
 
     def narrow(self, sources: Sequence[str]) -> Scnet:
         """Return a network that computes only ``sources`` and shares all weights except the last layers'."""

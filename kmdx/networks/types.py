@@ -275,6 +275,7 @@ SCNET = NetworkType(
         "normalized": True,
         "band_SR": (0.175, 0.392, 0.433),
         "compress": 4,
+        "conv_kernel": 3,
         "sample_rate": RATE,
     },
 )
