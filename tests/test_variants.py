@@ -10,10 +10,10 @@ import tiny
 import torch
 import yaml
 from conftest import decibels, noise
-from kmdx.device import NetworkCache
 from numpy.typing import NDArray
 
 from kmdx import Separator, ensemble, plan_file, signals
+from kmdx.devices import NetworkCache
 from kmdx.errors import PlanError
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import NetworkUse, Plan
