@@ -29,6 +29,9 @@ from kmdx.terminal import (
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kmdx.msst import Imported
     from kmdx.plan import Plan
     from kmdx.weights import Weight, WeightStatus
 
@@ -193,6 +196,9 @@ def models_list() -> None:
         here = "yes" if file else "no"
         table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
     out.print(table)
+    out.print()
+    out.print(_community_table())
+    out.print("*: on songs that may be part of its training data. `kmdx models pull` also imports these.")
     out.print(escape(f"folder: {weights.models_folder()}"))
 
 
@@ -206,7 +212,11 @@ def models_pull(
     """
     from kmdx import weights
 
-    for weight, path in weights.pull_all(_weights_of(names)):
+    community = [name for name in names if name in weights.checkpoints()]
+    chosen = _weights_of([name for name in names if name not in community])
+    for name in community:
+        _pull_checkpoint(name)
+    for weight, path in weights.pull_all(chosen):
         out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
 
@@ -229,12 +239,7 @@ def models_add(
     """
     from kmdx import msst
 
-    made = msst.add(name, checkpoint, config, link=link)
-    for line in made.found:
-        out.print(escape(line))
-    if made.assumed:
-        terminal.warn(f"assumed, because nothing states it: {'; '.join(made.assumed)}; --config states it")
-    out.print(escape(f"written: {made.plan}"))
+    _report(msst.add(name, checkpoint, config, link=link))
 
 
 @models_app.command("verify")
@@ -343,6 +348,43 @@ def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, .
     """The stems that the options request, checked against the plan."""
     names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
     return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
+
+
+def _community_table() -> Table:
+    """The community checkpoints."""
+    from rich.table import Table
+
+    from kmdx import weights
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("community checkpoint", "size", "license", "published score"):
+        table.add_column(column, justify="right" if column == "size" else "left")
+    for each in weights.checkpoints().values():
+        mark = "*" if each.may_know_test_songs and "MUSDB18" in each.score else ""
+        score = f"cannot be run: {each.unsupported}" if each.unsupported else each.score + mark
+        table.add_row(each.name, terminal.megabytes(each.bytes), escape(each.licence), escape(score))
+    return table
+
+
+def _pull_checkpoint(name: str) -> None:
+    """Pull a community checkpoint and import it, unless it was imported before."""
+    from kmdx import msst, plan_file
+
+    if name in plan_file.imported():
+        err.print(f"{name}: already imported")
+    elif made := msst.pull(name):
+        _report(made)
+    else:
+        terminal.warn(f"no config of {name} is published with it; `kmdx models add` imports it with a config")
+
+
+def _report(made: Imported) -> None:
+    """Print what was found in an imported checkpoint."""
+    for line in made.found:
+        out.print(escape(line))
+    if made.assumed:
+        terminal.warn(f"assumed, because nothing states it: {'; '.join(made.assumed)}; --config states it")
+    out.print(escape(f"written: {made.plan}"))
 
 
 def _weights_of(names: list[str]) -> list[Weight]:

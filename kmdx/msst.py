@@ -96,7 +96,7 @@ def add(
     folder : Path, optional
         By default the models folder.
     link : bool
-        Whether to link the checkpoint instead of copying it.
+        Whether to link the checkpoint instead of copying it; one in the models folder stays where it is.
 
     Raises
     ------
@@ -111,9 +111,10 @@ def add(
     read = Config() if config is None else read_config(config)
     state = weights.load(checkpoint).state
     assert state is not None  # only ONNX files have none
-    file = folder / f"{name}{checkpoint.suffix.lower()}"
+    in_place = checkpoint.resolve().parent == folder.resolve()
+    file = checkpoint if in_place else folder / f"{name}{checkpoint.suffix.lower()}"
     path = folder / f"{name}.yaml"
-    if file.exists():
+    if file.exists() and not in_place:
         raise WeightsError(f"{file} exists already; choose another name, or delete it first")
     try:
         made = _Import(read, state, config is not None)
@@ -127,15 +128,47 @@ def add(
     parameters = sum(tensor.numel() for tensor in state.values())
     try:
         with files.folder(folder):
-            with files.atomic(file) as partial:
-                if link:
-                    partial.symlink_to(checkpoint.resolve())
-                else:
-                    shutil.copyfile(checkpoint, partial)
+            if not in_place:
+                _place(checkpoint, file, link)
             files.write_text(path, text)
     except OSError as error:
         raise WeightsError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
     return Imported(path, file, made.facts(plan, parameters), tuple(made.assumed))
+
+
+def pull(name: str, folder: Path | None = None) -> Imported | None:
+    """Pull a community checkpoint and its config, and import them as an ensemble of the same name.
+
+    Returns
+    -------
+    Imported or None
+        None if its config is not published: the checkpoint is in the models folder then.
+
+    Raises
+    ------
+    KmdxError
+        If it is not supported, or it cannot be pulled or imported.
+    """
+    checkpoint = weights.checkpoints()[name]
+    if checkpoint.unsupported:
+        raise WeightsError(f"{name} cannot be run: {checkpoint.unsupported}")
+    folder = weights.models_folder(folder)
+    _check_name(name, folder)
+    path = weights.pull(checkpoint.weight(), folder)
+    if checkpoint.config is None:
+        return None
+    config = folder / f"{name}.config.yaml"
+    weights.pull_text(checkpoint.config, config)
+    return add(name, path, config, folder)
+
+
+def _place(checkpoint: Path, file: Path, link: bool) -> None:
+    """Copy a checkpoint or link to it."""
+    with files.atomic(file) as partial:
+        if link:
+            partial.symlink_to(checkpoint.resolve())
+        else:
+            shutil.copyfile(checkpoint, partial)
 
 
 def read_config(path: Path) -> Config:

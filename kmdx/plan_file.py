@@ -58,9 +58,8 @@ def names() -> list[str]:
 
 def imported() -> list[str]:
     """Names of the ensembles in the models folder, which :func:`kmdx.msst.add` wrote."""
-    return sorted(
-        path.stem for path in weights.models_folder().glob("*.yaml") if path.name != weights.TRAINED
-    )
+    found = (path for path in weights.models_folder().glob("*.yaml") if path.name != weights.TRAINED)
+    return sorted(path.stem for path in found if "." not in path.stem)  # not NAME.config.yaml
 
 
 def load(ensemble: str | Path) -> Plan:

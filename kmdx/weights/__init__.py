@@ -4,6 +4,7 @@ Conventions: a weight is one trained network, known by its name or by Meta's sig
 in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal.
 """
 
+from kmdx.weights.checkpoints import CommunityCheckpoint, checkpoints
 from kmdx.weights.download import Progress
 from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, check_graph, load
@@ -18,7 +19,7 @@ from kmdx.weights.local import (
     verify,
 )
 from kmdx.weights.onnx_unet import UnetGraph, unet
-from kmdx.weights.pulling import pull, pull_all
+from kmdx.weights.pulling import pull, pull_all, pull_text
 from kmdx.weights.registry import (
     TRAINED,
     DownloadSource,
@@ -36,6 +37,7 @@ from kmdx.weights.registry import (
 __all__ = [
     "TRAINED",
     "Checkpoint",
+    "CommunityCheckpoint",
     "DownloadSource",
     "FoundWeight",
     "MissingWeights",
@@ -46,6 +48,7 @@ __all__ = [
     "WeightStatus",
     "check_graph",
     "check_path",
+    "checkpoints",
     "file_sha256",
     "find",
     "find_all",
@@ -56,6 +59,7 @@ __all__ = [
     "own",
     "pull",
     "pull_all",
+    "pull_text",
     "register",
     "registry",
     "shipped",

@@ -42,6 +42,7 @@ from kmdx.weights.local import PulledFile, add_record, status
 from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource, Weight
 
 Report = Callable[[str], None]
+MAX_TEXT = 2**20  # bytes
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
 
@@ -141,6 +142,22 @@ def pull_all(
         raise DownloadError(_summary(failed, len(chosen), folder))
     for only in failed.values():
         raise only
+
+
+def pull_text(source: DownloadSource, path: Path) -> None:
+    """Download a small text file, such as a config; replaces ``path``.
+
+    Raises
+    ------
+    DownloadError
+        If it cannot be downloaded, or does not have the published checksum.
+    """
+    assert isinstance(source, HttpSource)
+    try:
+        with files.atomic(path) as partial:
+            download(source.url, partial, lambda done, total: None, sha256=source.sha256, largest=MAX_TEXT)
+    except (SourceError, OSError) as error:
+        raise DownloadError(f"{source.url} could not be downloaded: {one_line(error)}") from error
 
 
 def _license(weights: list[Weight]) -> str:

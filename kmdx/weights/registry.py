@@ -387,13 +387,14 @@ def _weight(name: str, part: YamlPart, licenses: Mapping[str, YamlPart]) -> Weig
     try:
         licence = licenses[entries["licence"].text()].entries()
         short, note = licence["short"].text(), licence["note"].text()
-        sources = tuple(_source(source) for source in entries["sources"].elements())
+        sources = tuple(read_source(source) for source in entries["sources"].elements())
     except KeyError as error:
         raise part.error(f"the key {error} is missing") from error
     return part.read(Weight, name=name, licence=short, licence_note=note, sources=sources)
 
 
-def _source(part: YamlPart) -> DownloadSource:
+def read_source(part: YamlPart) -> DownloadSource:
+    """Read one source of a download."""
     ((kind, fields),) = part.entries(_SOURCES).items()
     return fields.read(_SOURCES[kind])
 
