@@ -22,7 +22,7 @@ from kmdx.networks.tfc_tdf import build as build_unet
 from training.config import TrainingError
 
 UNET = {**tiny.UNET, "sources": ["vocals"], "norm_groups": 2}
-PUBLISHED = {name: dict(weight.architecture) for name, weight in weights.registry().items()}
+PUBLISHED = {name: dict(weight.architecture) for name, weight in weights.published().items()}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

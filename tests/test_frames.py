@@ -119,3 +119,14 @@ def test_joined_mp3_files_of_which_one_is_cut_between_frames_lose_nothing_silent
     assert len(samples) == len(whole)
     quiet = np.abs(samples).max(axis=1) < 1e-6
     assert np.count_nonzero(quiet & (np.abs(whole).max(axis=1) > 1e-3)) > 1000, "silence in its place"
+
+
+def test_a_tag_with_a_footer_between_joined_mp3_files_is_not_damage(tmp_path):
+    path, _ = make(tmp_path, "a.mp3", 4.0)
+    content = path.read_bytes()
+    tag = b"ID3\x04\x00\x10" + bytes([0, 0, 0, 20]) + bytes(20) + b"3DI\x04\x00\x10" + bytes([0, 0, 0, 20])
+    path.write_bytes(content + tag + content)
+    samples, told = read(path, accept_holes=False)
+    assert told == []
+    path.write_bytes(2 * content)
+    np.testing.assert_array_equal(samples, read(path)[0])
