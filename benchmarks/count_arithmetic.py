@@ -114,7 +114,7 @@ def unet_gflops(architecture: dict, **sizes: Any) -> float:
 def main() -> None:
     """Print one line per network of the registry."""
     counted: dict[str, float] = {}
-    for name, weight in weights.registry().items():
+    for name, weight in weights.published().items():
         architecture = dict(weight.architecture)
         if architecture["type"] == "onnx":
             sizes: dict = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}

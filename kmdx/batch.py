@@ -11,7 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import typer
 from rich.markup import escape
 
 from kmdx import audio, devices, engines, inputs, manifest, pipeline, precisions, tags, terminal, weights
@@ -77,6 +76,8 @@ def separate(
     ------
     KmdxError
         If an option is wrong, weights are missing, or two songs would share a folder.
+    KeyboardInterrupt
+        If the user stops it; this has been reported.
     """
     tasks = _tasks(songs, output, loaded, stems, options)
     todo, failed = _check_folders(tasks)
@@ -202,7 +203,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; finished songs are kept")
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt from None
     return len(failed)
 
 

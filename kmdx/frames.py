@@ -73,11 +73,10 @@ def after_tags(file: BinaryIO, position: int) -> int:
     """
     for _ in range(MAX_TAGS):
         file.seek(position)
-        header = file.read(10)
-        if len(header) < 10 or not header.startswith(b"ID3") or max(header[6:10]) > 127:
+        size = _id3_size(file.read(10))
+        if not size:
             return position
-        size = sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True))
-        position += 10 + size + (10 if header[5] & 0x10 else 0)  # a footer
+        position += size
     raise AudioError(f"contains more than {MAX_TAGS} ID3 tags before its sound: export it again")
 
 
@@ -327,11 +326,19 @@ def _count(
     return frames
 
 
+def _id3_size(data: bytes) -> int:
+    """The size of the ID3v2 tag that begins with `data`, with its header and footer; 0 if there is none."""
+    if len(data) < 10 or not data.startswith(b"ID3") or max(data[6:10]) > 127:
+        return 0
+    size = sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    return 10 + size + (10 if data[5] & 0x10 else 0)  # a footer
+
+
 def _after_other(window: FileWindow, position: int) -> int:
     """The position after a tag (ID3, APE or Lyrics3) between joined files or at the end."""
     data = window(position, 32)
-    if data.startswith(b"ID3") and len(data) > 10 and max(data[6:10]) < 128:
-        return position + 10 + sum(b << s for b, s in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    if size := _id3_size(data):
+        return position + size
     if data.startswith(b"TAG"):
         return position + 128
     if data.startswith(b"LYRICSBEGIN"):

@@ -23,6 +23,7 @@ from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.demucs import CLASSES, build
 from kmdx.networks.random_weights import gain_to_level, random_state
+from kmdx.networks.state import NoInitialization
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, UNET, TfcTdf, TfcTdfConfig, spectrogram_of
 from kmdx.weights import Weight, own
 
@@ -92,7 +93,7 @@ def _write_weights(weight: Weight, seed: str, path: Path) -> Path:
 def demucs(architecture: Mapping[str, Any], seed: str) -> nn.Module:
     """A Demucs with random weights, in half precision as Meta publishes them."""
     options = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialization():
         shapes = CLASSES[architecture["type"]](**options).state_dict()
     seconds = min(float(options.get("segment", SECONDS)), SECONDS)
     network = build(architecture, seconds, random_state(shapes, seed))
@@ -109,7 +110,7 @@ def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
     """A U-Net with random weights."""
     sizes = {key: architecture[key] for key in UNET if key in architecture}
     config = TfcTdfConfig(spectrogram_of(architecture), **sizes)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialization():
         shapes = TfcTdf(config, "").state_dict()
     network = TfcTdf(config, architecture["sources"][0])
     network.load(random_state(shapes, seed))

@@ -125,10 +125,10 @@ def is_scratch(array: np.ndarray) -> bool:
 
 
 def shared(*parts: str) -> Path:
-    """A path in the material that lies beside some checkouts; skips the test where it does not."""
+    """A path in the material next to some checkouts; skips the test if it is missing."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"needs {Path('..', 'shared', *parts)} beside the checkout")
+        pytest.skip(f"needs {Path('..', 'shared', *parts)} next to the checkout")
     return path
 
 

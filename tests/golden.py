@@ -32,7 +32,7 @@ def _exact_spectro(wave: Tensor, *sizes: int) -> Tensor:
 def check(separator: Separator, mixture: np.ndarray, rate: int, published: Mapping[str, np.ndarray]) -> None:
     """Hold the separator's signals against the published ones.
 
-    a1d90b5c estimates magnitudes and takes the phases of what it hears. In a bin that holds next to
+    a1d90b5c estimates magnitudes and takes the phases of its input. In a bin that holds next to
     nothing the phase is what rounding leaves: the FFT of another CPU gives another one, and with stand-in
     weights the estimate follows it. How far is measured with an FFT in float64.
     """

@@ -136,7 +136,7 @@ def fifty(seed: int = 0) -> dict[str, Any]:
 
 
 class Text(HTMLParser):
-    """What a page says, and what its script reads."""
+    """The text of a page, and what its script reads."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

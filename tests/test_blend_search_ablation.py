@@ -43,7 +43,7 @@ def test_the_loss_of_a_member_is_measured_with_weights_refitted_without_it(colle
     assert left is not None
     for stem in whole.stems:
         kept = np.array([number for number, signal in enumerate(stem.signals) if "D" not in signal])
-        if stem.name == "other":  # its residual hears D as well
+        if stem.name == "other":  # its residual also depends on D
             kept = np.array([stem.signals.index("V_other"), stem.signals.index("W_other")])
         published = stem.published[kept]
         scale = stem.published.sum() / published.sum() if published.sum() else 0
@@ -124,7 +124,7 @@ def test_the_best_set_within_a_budget_is_found_written_and_runs(
     whole = load(collected)
     ensemble = Ensemble(whole, SearchOptions(folds=2), by_run=True)
     sets = {each.members: each for each in ensemble.sets()}
-    assert len(sets) == 5, "D hears what V leaves"
+    assert len(sets) == 5, "the input of D is what V leaves"
     budget = 1.001 * (whole.costs["V"] + whole.costs["W"])
     affordable = [each for each in sets.values() if each.real_time_factor <= budget]
     best_of_them = within([*sets.values()], budget)

@@ -37,7 +37,7 @@ def test_gradient_and_hessian_match_finite_differences(seed: int) -> None:
         for shift in shifts
     ]
     assert hessian == pytest.approx(np.array(curvatures), rel=1e-5, abs=1e-5)
-    for _ in range(50):  # the bound lies above the objective and touches it
+    for _ in range(50):  # the bound is above the objective and touches it
         other = weights + rng.normal(0, 0.5, 4)
         move = other - weights
         assert objective(other) <= objective(weights) + gradient @ move + move @ bound @ move / 2 + 1e-9

@@ -58,7 +58,7 @@ def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
     dry = run(*arguments, "--dry-run")
     assert dry.code == 0
     assert ran == []
-    # x1 has three moves, each tried twice on three songs, and D hears it; rest costs nothing.
+    # x1 has three moves, each tried twice on three songs, and D takes it as input; rest costs nothing.
     said = 3 * 3 + 3 * 2 * 3 + 1 * (3 + 1)
     assert f"at most {said} network runs on 3 songs, plus 1 held out for the result" in dry.out
     assert "time unknown" in dry.out
@@ -68,7 +68,7 @@ def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
     assert dry.out.strip() in done.out
     assert done.code == 0, done.err
     assert said - 1 <= len(ran) <= said
-    assert ran.count("one") == 4, "the first network hears nothing that changes"
+    assert ran.count("one") == 4, "the first network's input does not change"
     found, published = plan_file.load(output), plan_file.load(staged)
     assert found.nodes["rest"].terms["W.drums"] > -0.4, "less of a random network is better"
     scores = {}

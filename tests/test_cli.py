@@ -116,11 +116,13 @@ def test_verify_without_names_checks_every_weight(
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
     result = run("models", "verify")
-    count = len(weights.registry())
+    count = len(weights.published())
     assert result.code == 2
     assert len(result.errors) == 1
     assert f"of {count + 4} weights, {count} missing (" in result.errors[0]
-    assert f"`kmdx models pull {' '.join(weights.registry())}` downloads the missing ones" in result.errors[0]
+    assert (
+        f"`kmdx models pull {' '.join(weights.published())}` downloads the missing ones" in result.errors[0]
+    )
     assert len(result.out.splitlines()) == count + 4
 
 

@@ -144,7 +144,7 @@ def test_the_interval_is_a_bootstrap_interval() -> None:
     base = rng.normal(8.0, 3.0, 50)  # songs differ far more than the runs
     a, b = of_values("a", base), of_values("b", base + steps)
     found = row(compare([a, b]), "song")
-    error = statistics.stdev(steps) / 50**0.5  # what the normal approximation says
+    error = statistics.stdev(steps) / 50**0.5  # by the normal approximation
     assert (found.low, found.high) == pytest.approx(
         (steps.mean() - 1.96 * error, steps.mean() + 1.96 * error), abs=0.15 * error
     )

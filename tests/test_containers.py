@@ -32,8 +32,8 @@ from kmdx.errors import AudioError, KmdxWarning
 @pytest.mark.parametrize("name", [*SNDFILE, *FFMPEG])
 def test_an_undamaged_file_gives_no_warning_and_a_truncated_one_is_refused(tmp_path, name):
     path, rate = make(tmp_path, name)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     assert 0 <= len(samples) - 4 * rate <= (0 if name in EXACT else 3500)
     for share in (0.6, 0.9):
         content = path.read_bytes()
@@ -47,9 +47,9 @@ def test_an_undamaged_file_gives_no_warning_and_a_truncated_one_is_refused(tmp_p
 def test_a_wav_of_unknown_size_is_read_to_its_end(tmp_path, size, bits):
     data = np.random.default_rng(0).bytes(1000 * bits // 4)
     (tmp_path / "a.wav").write_bytes(riff(data, size, bits))
-    samples, told = read(tmp_path / "a.wav")
+    samples, warned = read(tmp_path / "a.wav")
     assert samples.shape == (1000, 2)
-    assert told == []
+    assert warned == []
 
 
 @pytest.mark.parametrize("ds64", [0, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1])
@@ -68,9 +68,9 @@ def test_an_empty_wav_with_a_chunk_after_its_data_has_no_sound(tmp_path):
 def test_a_wav_a_little_shorter_than_declared_is_read_with_a_warning(tmp_path, lost):
     data = bytes(4 * 2 * RATE)
     (tmp_path / "a.wav").write_bytes(riff(data[:-lost], len(data)))
-    samples, told = read(tmp_path / "a.wav")
+    samples, warned = read(tmp_path / "a.wav")
     assert len(samples) == 2 * RATE - -(-lost // 4)
-    assert "shorter than its header declares" in told[0]
+    assert "shorter than its header declares" in warned[0]
     with pytest.raises(AudioError, match="cut short"):
         audio.info(tmp_path / "a.wav")
 
@@ -80,9 +80,9 @@ def test_a_wav_whose_size_wrapped_at_4_gib_is_read(tmp_path):
     with path.open("wb") as file:
         file.write(riff(b"", 4 * RATE))
         file.truncate(44 + 2**32 + 4 * RATE)
-    samples, told = read(path, 20_000, 3)
+    samples, warned = read(path, 20_000, 3)
     assert len(samples) == 3 * RATE
-    assert "wrapped at 4 GiB" in told[0]
+    assert "wrapped at 4 GiB" in warned[0]
 
 
 @pytest.mark.parametrize("extension", ["aiff", "caf", "wav", "mp3", "m4a"])
@@ -123,8 +123,8 @@ def test_concatenated_flac_files_are_read_one_after_another(tmp_path):
     path, _ = make(tmp_path, "a.flac", 2.0)
     one, content = read(path)[0], path.read_bytes()
     path.write_bytes(3 * content)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     np.testing.assert_array_equal(samples, np.concatenate([one] * 3))
     np.testing.assert_array_equal(read(path, 1.5, 1.0)[0], samples[66150 : 66150 + RATE])
     path.write_bytes(content + content[: len(content) // 2])
@@ -139,8 +139,8 @@ def test_other_containers_are_read_without_warnings_and_truncation_is_detected(t
     for seconds, rate in ((3.0, 48000), (2.0, 44100), (1.001, 44100), (24576 / 48000, 48000)):
         rate = 48000 if name.startswith("opus") else rate
         path, declares = other(tmp_path, name, seconds, rate)
-        samples, told = read(path, accept_holes=False)
-        assert told == []
+        samples, warned = read(path, accept_holes=False)
+        assert warned == []
         assert -2500 <= len(samples) - seconds * rate < 3500
     path, declares = other(tmp_path, name, 3.0)
     content = path.read_bytes()
@@ -212,9 +212,9 @@ def test_a_chunk_after_sound_of_unknown_size_is_not_read_as_sound(tmp_path, name
     chunks = name + struct.pack("<I", 5) + b"INFO1\0" + name + struct.pack("<I", 4) + b"more"
     (tmp_path / "a.wav").write_bytes(riff(bytes(4 * count) + chunks, size))
     if count:
-        samples, told = read(tmp_path / "a.wav", accept_holes=False)
+        samples, warned = read(tmp_path / "a.wav", accept_holes=False)
         assert len(samples) == count
-        assert told == []
+        assert warned == []
     else:
         assert "no samples" in read_refusal(tmp_path / "a.wav")
 
@@ -226,10 +226,10 @@ def test_a_damaged_index_of_an_avi_file_is_reported(tmp_path, name, at):
     whole, _ = read(path)
     overwrite(path, path.read_bytes().rindex(b"idx1") + at, np.random.default_rng(1).bytes(200))
     try:
-        samples, told = read(path)
+        samples, warned = read(path)
     except AudioError:
         return
-    assert len(told) > 0
+    assert len(warned) > 0
     assert abs(len(samples) - len(whole)) < 3000
 
 

@@ -57,8 +57,8 @@ def test_torchs_out_of_memory_error_is_recognized() -> None:
         (80, 50, 20, 15, 11),  # by the rest of the program
         (80, 0, 20, 0, 11),  # what this process holds already is its own
         (12, 11.7, 0, 0, 9.6),  # a smaller card
-        (12, 11.2, 0, 0, 9.6),  # beside a desktop's windows
-        (80, 10, 0, 0, 5.5),  # beside another program: half
+        (12, 11.2, 0, 0, 9.6),  # next to a desktop's windows
+        (80, 10, 0, 0, 5.5),  # next to another program: half
         (80, 3.2, 0, 0, 2.75),
         (80, 20, 20, 35, 2.75),
         (80, 0, 0, 0, 11 / 64),  # the smallest that is tried
@@ -83,7 +83,7 @@ def test_the_budget_of_a_gpu_follows_from_its_memory(
         (80 * GIB, 1.0, 11 / 80),
         (8 * GIB, 1.0, 1.0),  # the card itself is smaller
         (80 * GIB, 0.05, 0.05),  # as the program has set it
-        (80 * GIB, None, 11 / 80),  # of a torch that does not tell
+        (80 * GIB, None, 11 / 80),  # of a torch that does not report it
     ],
 )
 def test_torch_is_limited_to_the_gpu_budget_temporarily(

@@ -114,7 +114,7 @@ def test_every_signal_matches_the_plain_implementation(
     found = run(plan, cache, mixture, list(expected))
     assert set(found) == set(expected)
     for name, signal in expected.items():
-        assert signal.std() > 1e-3, "a signal too quiet to tell anything"
+        assert signal.std() > 1e-3, "a signal too quiet to prove anything"
         assert decibels(signal, found[name]) > 90, name
 
 

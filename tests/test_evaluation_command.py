@@ -113,7 +113,7 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abcd"]
     bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
     bars.finished(tracks[0], record)
-    assert bars.time_left() == "-:--:--", "a song that was done before tells no pace"
+    assert bars.time_left() == "-:--:--", "the pace of a song that was done before is unknown"
     bars.song(tracks[1])
     now[0] = 50.0
     assert bars.time_left() == "-:--:--"
@@ -122,7 +122,7 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
     assert bars.time_left() == "0:06:40"
     bars.song(tracks[2])
     now[0] = 250.0
-    assert bars.time_left() == "0:05:50", "a song that tells nothing goes on at the same pace"
+    assert bars.time_left() == "0:05:50", "a song without a result does not change the pace"
     bars.audio(50.0, 100.0)
     assert bars.time_left() == "0:04:10"
 

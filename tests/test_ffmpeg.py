@@ -24,10 +24,10 @@ def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_p
     assert read(path, accept_holes=False)[1] == []
     whole, content = read(path)[0], path.read_bytes()
     overwrite(path, content.index(b"\x1f\x43\xb6\x75"), bytes(8))
-    samples, told = read(path)
+    samples, warned = read(path)
     late = len(samples) - len(whole)  # timestamps are rounded to 1 ms
     assert 0 <= late <= 48
-    assert "replaced with silence: at 0.000 s" in told[0]
+    assert "replaced with silence: at 0.000 s" in warned[0]
     np.testing.assert_allclose(samples[48000 + late :], whole[48000:], atol=1e-3)
 
 
@@ -35,8 +35,8 @@ def test_a_damaged_first_cluster_of_a_matroska_file_is_a_hole_at_its_start(tmp_p
 def test_a_fragmented_mp4_with_a_damaged_structure_never_becomes_a_shorter_song(tmp_path, flags):
     options = {"__movflags": "frag_keyframe+empty_moov" + flags, "__frag_duration": "200000"}
     path = encode(tmp_path / "a.mp4", "aac", song(11.0), **options)
-    whole, told = read(path, accept_holes=False)
-    assert told == []
+    whole, warned = read(path, accept_holes=False)
+    assert warned == []
     content = path.read_bytes()
     fragments = [at for at, name in boxes(content) if name == b"moof"]
     for data in (bytes(8), bytes(200), b"\0\0\0\5"):
@@ -48,9 +48,9 @@ def test_a_fragmented_mp4_with_a_damaged_structure_never_becomes_a_shorter_song(
             assert "damaged: found no more sound after 2." in read_refusal(path)
         path.write_bytes(content)
     overwrite(path, fragments[10] + 4, bytes(4))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == len(whole)
-    assert "for 0.209 s" in told[0]
+    assert "for 0.209 s" in warned[0]
     np.testing.assert_allclose(samples[4 * RATE :], whole[4 * RATE :], atol=0.1)
     overwrite(path, fragments[-1], bytes(200))
     assert "expected a complete file" in read_refusal(path, accept_holes=False)
@@ -72,9 +72,9 @@ def test_a_damaged_end_of_a_matroska_file_is_a_hole(tmp_path, name):
     with av.open(str(path)) as file:
         last = [packet.pos for packet in file.demux() if packet.size][-1]
     overwrite(path, last, bytes(200))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert abs(len(samples) - len(whole)) < 1100  # the padding that the lost packet declared
-    assert "replaced with silence: at 3.9" in told[0] or "replaced with silence: at 4.0" in told[0]
+    assert "replaced with silence: at 3.9" in warned[0] or "replaced with silence: at 4.0" in warned[0]
     path.write_bytes(content[: last + 10])
     assert "replaced with silence" in read(path)[1][0]
 

@@ -12,8 +12,8 @@ def test_concatenated_mp3_files_with_tags_between_them_are_read(tmp_path):
     path, rate = make(tmp_path, "a.mp3", 1.0)
     one, content = read(path)[0], path.read_bytes()
     path.write_bytes(content + b"TAG" + bytes(125) + content + b"LYRICSBEGIN" + b"la " * 500)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     assert (
         0 <= len(samples) - 2 * rate < 4 * 1152
     )  # what the second file's header declares as padding is sound here
@@ -41,8 +41,8 @@ def test_concatenated_files_in_different_formats_are_refused(tmp_path, name):
     path.write_bytes(content[:-100] + other)
     assert "its sample rate or channels change at " in read_refusal(path)
     path.write_bytes(content + content)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     assert len(samples) == 2 * len(whole)
 
 
@@ -52,12 +52,12 @@ def test_damage_in_a_file_of_frames_is_reported_wherever_it_is(tmp_path, name):
     middle = len(content) // 2
     for removed in (100, 300, 1500):
         path.write_bytes(content[:middle] + content[middle + removed :])
-        assert ": at 2.9" in (told := read(path)[1])[0] or ": at 3.0" in told[0]
+        assert ": at 2.9" in (warned := read(path)[1])[0] or ": at 3.0" in warned[0]
     path.write_bytes(content[:-4000] + bytes(4000))
     assert "first at 5." in read_refusal(path)
     path.write_bytes(bytes(4) + content[4:])
-    samples, told = read(path)
-    assert ": at 0.000 s" in told[0]
+    samples, warned = read(path)
+    assert ": at 0.000 s" in warned[0]
     assert len(samples) == len(whole)
     path.write_bytes(content[:-50])
     assert "its last frame is incomplete" in " ".join(read(path)[1])
@@ -70,8 +70,8 @@ def test_bytes_before_the_first_frame_do_not_hide_what_an_mp3_declares(tmp_path)
     whole, _ = read(path)
     content = b"some other bytes" * 20 + path.read_bytes()
     path.write_bytes(content)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     np.testing.assert_array_equal(samples, whole)
     path.write_bytes(content[: len(content) * 3 // 5])
     assert "first at 2." in read_refusal(path)
@@ -82,9 +82,9 @@ def test_the_frames_that_an_mp3_declares_fill_its_gap(tmp_path):
     whole, _ = read(path)
     content = path.read_bytes()
     path.write_bytes(content[:90_000] + content[91_500:])
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == len(whole)
-    assert "replaced with silence: at 5." in told[0]
+    assert "replaced with silence: at 5." in warned[0]
     np.testing.assert_allclose(samples[7 * RATE :], whole[7 * RATE :], atol=1e-3)
     path.write_bytes(content[:90_000] + bytes(50) + content[90_000:])
     assert "but no sound is missing" in read(path)[1][0]
@@ -110,12 +110,23 @@ def test_joined_mp3_files_of_which_one_is_cut_between_frames_lose_nothing_silent
     if lost == 60:
         assert "missing, first at " in read_refusal(path)
         return
-    samples, told = read(path)
-    (line,) = told
+    samples, warned = read(path)
+    (line,) = warned
     assert f"{lost * 1152 / rate:.3g}" in line
     path.write_bytes(3 * content)
-    whole, told = read(path, accept_holes=False)
-    assert told == []
+    whole, warned = read(path, accept_holes=False)
+    assert warned == []
     assert len(samples) == len(whole)
     quiet = np.abs(samples).max(axis=1) < 1e-6
     assert np.count_nonzero(quiet & (np.abs(whole).max(axis=1) > 1e-3)) > 1000, "silence in its place"
+
+
+def test_a_tag_with_a_footer_between_joined_mp3_files_is_not_damage(tmp_path):
+    path, _ = make(tmp_path, "a.mp3", 4.0)
+    content = path.read_bytes()
+    tag = b"ID3\x04\x00\x10" + bytes([0, 0, 0, 20]) + bytes(20) + b"3DI\x04\x00\x10" + bytes([0, 0, 0, 20])
+    path.write_bytes(content + tag + content)
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
+    path.write_bytes(2 * content)
+    np.testing.assert_array_equal(samples, read(path)[0])

@@ -15,10 +15,10 @@ def test_a_hole_is_silent_and_the_rest_stays_aligned(tmp_path, name):
     path, rate = make(tmp_path, name, 12.0)
     whole, _ = read(path)
     overwrite(path, 0.5, bytes(700))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == len(whole)
-    assert len(told) == 1
-    assert "replaced with silence: at 5." in told[0] or "replaced with silence: at 6." in told[0]
+    assert len(warned) == 1
+    assert "replaced with silence: at 5." in warned[0] or "replaced with silence: at 6." in warned[0]
     for part in (slice(2000, 5 * rate), slice(7 * rate, 11 * rate)):
         np.testing.assert_allclose(samples[part], whole[part], atol=1e-3)
     assert not samples[5 * rate : 7 * rate].all(axis=1).all()
@@ -32,9 +32,9 @@ def test_zeros_inside_a_packet_that_decodes_without_an_error_are_a_hole(tmp_path
         at = packet.pos + packet.size // 4
         assert packet.size > 200
     overwrite(path, at, bytes(130))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == 4 * 48000
-    assert "0.02 s replaced with silence: at 2.0" in told[0]
+    assert "0.02 s replaced with silence: at 2.0" in warned[0]
 
 
 def test_zeros_inside_a_packet_of_many_channels_are_a_hole(tmp_path):
@@ -73,13 +73,13 @@ def test_damage_in_alac_is_a_hole_in_caf_too(tmp_path):
     path = tmp_path / "a.caf"
     for blocks in (8, 100.5):  # a last block that is full, or not
         sf.write(path, song(10.0)[: round(4096 * blocks)], RATE, format="CAF", subtype="ALAC_16")
-        whole, told = read(path, accept_holes=False)
-        assert told == []
+        whole, warned = read(path, accept_holes=False)
+        assert warned == []
         assert len(whole) == round(4096 * blocks)
     overwrite(path, 0.5, bytes(200))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == len(whole)
-    assert "replaced with silence: at 4." in told[0]
+    assert "replaced with silence: at 4." in warned[0]
 
 
 # Timestamps of these follow from what is declared or indexed, so that one packet may be lost.
@@ -91,9 +91,9 @@ def test_the_rest_stays_aligned_after_a_hole_in_other_containers(tmp_path, name)
     path, _ = other(tmp_path, name, 9.0)
     whole, _ = read(path)
     overwrite(path, 0.5, bytes(200))
-    samples, told = read(path)
-    assert len(told) == 1
-    assert ": at 4." in told[0]
+    samples, warned = read(path)
+    assert len(warned) == 1
+    assert ": at 4." in warned[0]
     assert abs(len(samples) - len(whole)) <= 1
     after = slice(6 * 48000, 8 * 48000)
     correlation = [
@@ -111,9 +111,9 @@ def test_holes_in_alac_in_caf_with_whole_blocks_are_detected(tmp_path):
     sf.write(path, song(10.0)[: 4096 * 100], RATE, format="CAF", subtype="ALAC_16")
     content = path.read_bytes()
     overwrite(path, 0.5, bytes(200))
-    samples, told = read(path)
+    samples, warned = read(path)
     assert len(samples) == 4096 * 100
-    assert "replaced with silence: at 4." in told[0]
+    assert "replaced with silence: at 4." in warned[0]
     path.write_bytes(content[: len(content) // 2] + content[len(content) // 2 + 700 :])
     assert "cut short or damaged" in read_refusal(path)
 
@@ -155,6 +155,6 @@ def test_a_damaged_timestamp_gives_no_absurd_duration(tmp_path):
     for share in (0.15, 0.5, 0.8):
         path.write_bytes(content)
         overwrite(path, share, b"\xff" * 200)
-        samples, told = read(path)
-        assert len(told) == 1
+        samples, warned = read(path)
+        assert len(warned) == 1
         assert abs(len(samples) - len(whole)) <= 1536

@@ -216,7 +216,7 @@ libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
 
 def is_mapping(size):
     block = libc.malloc(size)
-    # A bit before the block tells whether the system was asked for fresh pages.
+    # A bit before the block shows whether the system was asked for fresh pages.
     before = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
     libc.free(block)
     return bool(before & 2)

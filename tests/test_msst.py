@@ -354,7 +354,7 @@ def test_a_community_checkpoint_is_pulled_and_imported(
 
 def test_the_listed_community_checkpoints_are_consistent() -> None:
     found = weights.checkpoints()
-    assert not found.keys() & {*weights.registry(), *plan_file.names()}
+    assert not found.keys() & {*weights.published(), *plan_file.names()}
     facts = (SHARED / "networks.md").read_text("utf-8")
     for name, each in found.items():
         assert each.title, name

@@ -22,8 +22,8 @@ def test_all_links_of_a_chain_are_read(tmp_path, name):
     path, rate = make(tmp_path, name, 1.0)
     one = read(path)[0]
     path.write_bytes(3 * path.read_bytes())
-    samples, told = read(path)
-    assert told == []
+    samples, warned = read(path)
+    assert warned == []
     np.testing.assert_allclose(samples, np.concatenate([one] * 3), atol=1e-6)
     assert len(read(path, 1.5, 1.0)[0]) == rate
 

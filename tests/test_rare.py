@@ -11,8 +11,8 @@ from sound_cases import RATE
 def test_truncated_files_in_old_formats_are_refused(tmp_path, container, channels):
     path = tmp_path / f"a.{container.lower()}"
     sf.write(path, song(4.0, RATE, channels), RATE, "PCM_16", format=container)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     assert len(samples) == 4 * RATE
     for share in (0.6, 0.97):
         content = path.read_bytes()
@@ -48,8 +48,8 @@ def test_rare_formats_are_read_as_by_libsndfile_and_truncation_is_detected(
     path = tmp_path / "a.bin"
     sf.write(path, song(2.013, rate, channels), rate, codec, format=container)
     expected, true_rate = sf.read(path, dtype="float32", always_2d=True)
-    samples, told = read(path, accept_holes=False)
-    assert told == []
+    samples, warned = read(path, accept_holes=False)
+    assert warned == []
     np.testing.assert_array_equal(samples, expected)
     part, _ = read(path, 1.0, 0.5)
     np.testing.assert_array_equal(part, expected[true_rate : true_rate + round(0.5 * true_rate)])

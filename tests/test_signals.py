@@ -47,7 +47,7 @@ def mapped() -> int:
     return len(signals._mapped)
 
 
-# Where an array lies
+# Where an array is
 
 
 def test_only_large_arrays_are_files(monkeypatch):

@@ -169,7 +169,6 @@ def test_a_unet_larger_than_its_file_is_refused_before_it_is_built(sizes: dict[s
 
 HUGE_DEMUCS: list[dict[str, Any]] = [
     {"channels": 100_000},
-    {"channels": 4096},
     {"channels": 2**40},
     {"growth": 1e300},
     {"growth": 8, "depth": 16},
@@ -183,7 +182,6 @@ HUGE_DEMUCS: list[dict[str, Any]] = [
     {"context": 10**9},
     {"dconv_depth": 10**9},
     {"multi_freqs": [0.5] * 10**5},
-    {"channels_time": 4096},
     {"sources": ["vocals"] * 10_000},
 ]
 
@@ -196,7 +194,10 @@ def test_a_demucs_larger_than_its_file_is_refused_before_it_is_built(options: di
         demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, state)
 
 
-@pytest.mark.parametrize("options", [{"t_layers": 64}, {"t_hidden_scale": 64.0}], ids=str)
+TOO_LARGE = [{"t_layers": 64}, {"t_hidden_scale": 64.0}, {"channels": 4096}, {"channels_time": 4096}]
+
+
+@pytest.mark.parametrize("options", TOO_LARGE, ids=str)
 def test_a_demucs_with_more_parameters_than_its_file_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="more parameters|wrong shape|has shape"):
         demucs.build({"type": "htdemucs", **OPTIONS, **options}, 0.5, demucs_state())
@@ -251,7 +252,7 @@ def test_an_impossible_transform_is_refused(sizes: dict[str, int]) -> None:
 
 
 def test_memory_is_counted_before_it_is_allocated() -> None:
-    with NoInitialization(values=10), pytest.raises(ValueError, match="more parameters than the file"):
+    with NoInitialization(values=10), pytest.raises(ValueError, match="is too large"):
         nn.Linear(10**9, 10**9)
     with NoInitialization(values=10):
         nn.Linear(2, 4, bias=False)

@@ -148,8 +148,8 @@ def test_another_interpreter_runs_the_submission_and_is_recorded(start) -> None:
     submission = start({}, python=Path("/usr/bin/python3"))
     found = submission.interpreter
     assert found is not None
-    told = subprocess.check_output(["/usr/bin/python3", "-V"], text=True).split()[1]
-    assert (found.version, found.executable, found.device) == (told, "/usr/bin/python3", None)
+    reported = subprocess.check_output(["/usr/bin/python3", "-V"], text=True).split()[1]
+    assert (found.version, found.executable, found.device) == (reported, "/usr/bin/python3", None)
 
 
 def test_packages_of_the_interpreter_are_recorded(start) -> None:

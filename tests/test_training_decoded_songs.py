@@ -18,17 +18,17 @@ data = cases.data
 def test_compressed_stems_are_decoded_once_and_identically(data: Path, tmp_path: Path) -> None:
     config = cases.small()
     before = cases.found(data, config)
-    told: list[tuple[int, int]] = []
-    after = decoded_songs.decode(before, tmp_path / "decoded", lambda *count: told.append(count))
-    assert told[-1] == (7, 7)
+    progress: list[tuple[int, int]] = []
+    after = decoded_songs.decode(before, tmp_path / "decoded", lambda *count: progress.append(count))
+    assert progress[-1] == (7, 7)
     assert after.validation[0].stems["bass"].path == data / "song 0" / "bass.wav", "wav is read in place"
     for song, other in zip(before.training, after.training, strict=True):
         for name, stem in song.stems.items():
             assert other.stems[name].path.suffix == ".wav"
             assert np.array_equal(sampling.read(stem, 0, 88_200), sampling.read(other.stems[name], 0, 88_200))
-    told.clear()
-    assert decoded_songs.decode(before, tmp_path / "decoded", lambda *count: told.append(count)) == after
-    assert not told
+    progress.clear()
+    assert decoded_songs.decode(before, tmp_path / "decoded", lambda *count: progress.append(count)) == after
+    assert not progress
 
 
 def test_decoding_checks_the_disk_space_first(

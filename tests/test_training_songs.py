@@ -36,9 +36,9 @@ def write(folder: Path, **seconds: float) -> Path:
 def test_stems_of_different_lengths_are_reported(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "song 0", tmp_path / "song 0")
     song = write(tmp_path / "uneven", bass=2, drums=2, other=1.95, vocals=1.5)
-    with pytest.warns(KmdxWarning) as told:
+    with pytest.warns(KmdxWarning) as warned:
         songs.find([tmp_path], "vocals", cases.CHUNK, ["song 0"])
-    (message,) = [str(warning.message) for warning in told]
+    (message,) = [str(warning.message) for warning in warned]
     assert message == (
         f"{song / 'vocals.wav'}: shorter (1.5 s) than bass.wav (2.0 s), perhaps cut short; treated as silent after its end"
     )
@@ -154,25 +154,25 @@ def test_songs_that_have_changed_are_named(
 def of_folder(folder: Path, source: str = "vocals") -> tuple[songs.Songs, list[str]]:
     """Songs of a folder, the first to validate with, and what is warned of."""
     first = min(path.name for path in folder.iterdir() if path.is_dir())
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = songs.find([folder], source, 1000, [first])
-    return found, [str(warning.message) for warning in told]
+    return found, [str(warning.message) for warning in warned]
 
 
 def test_names_in_capitals_are_stems(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, Bass=1, DRUMS=1, Other=1, Vocals=1)
-    found, told = of_folder(tmp_path)
+    found, warned = of_folder(tmp_path)
     assert found.training[0].stems.keys() == set(STEMS)
-    assert told == []
+    assert warned == []
 
 
 def test_other_stems_are_added_to_other_so_that_nothing_is_left_out(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, guitar=1, piano=1)
-    found, told = of_folder(tmp_path)
-    assert told == [f"{tmp_path}: added to other: guitar (2 of 2 songs), piano (2 of 2 songs)"]
+    found, warned = of_folder(tmp_path)
+    assert warned == [f"{tmp_path}: added to other: guitar (2 of 2 songs), piano (2 of 2 songs)"]
     decoded = decoded_songs.decode(found, tmp_path / "decoded").training[0].stems
     assert decoded["bass"].path == tmp_path / "b" / "bass.wav"
     parts = [soundfile.read(tmp_path / "b" / f"{name}.wav")[0] for name in ("other", "guitar", "piano")]
@@ -183,9 +183,9 @@ def test_other_stems_are_added_to_other_so_that_nothing_is_left_out(tmp_path: Pa
 def test_unknown_sound_files_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, bass=1, drums=1, other=1, vocals=1, rehearsal=1)
-    _, told = of_folder(tmp_path)
+    _, warned = of_folder(tmp_path)
     expected = "ignoring sound files that are not stems, or are duplicates: a/rehearsal.wav, b/rehearsal.wav"
-    assert told == [f"{tmp_path}: {expected}"]
+    assert warned == [f"{tmp_path}: {expected}"]
 
 
 def test_two_stems_train_a_network_of_vocals_only(tmp_path: Path) -> None:
@@ -202,12 +202,12 @@ def test_a_data_set_with_a_description_can_be_trained_on(tmp_path: Path) -> None
         write(tmp_path / "set" / name, **{"1 Kick": 1, "2 Snare": 1, "3 Bass": 1, "4 Vox": 1, "5 Keys": 1})
     stems = {"drums": ["*kick", "*snare"], "bass": "*bass", "vocals": "*vox", "other": "*keys"}
     (tmp_path / "set" / "dataset.yaml").write_text(yaml.safe_dump({"stems": stems}), "utf-8")
-    found, told = of_folder(tmp_path / "set")
+    found, warned = of_folder(tmp_path / "set")
     assert [part.path.name for part in found.training[0].stems["drums"].parts] == [
         "1 Kick.wav",
         "2 Snare.wav",
     ]
-    assert told == []
+    assert warned == []
     again = songs.find([tmp_path / "set" / "dataset.yaml"], "vocals", 1000, ["a"])
     assert again == found
 

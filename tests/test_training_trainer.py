@@ -80,7 +80,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
     arguments += ["--decoded", str(tmp_path / "decoded"), "--device", "cpu", "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
-    for epochs in (1, 3):  # killed when so many are done, in the middle of the next
+    for epochs in (1, 3):  # killed in the middle of the epoch after these
         process = subprocess.Popen(
             arguments, cwd=cases.ROOT, env=environment, stderr=subprocess.PIPE, start_new_session=True
         )

@@ -63,14 +63,14 @@ def test_memory_is_checked_at_most_ten_times_per_second(start, monkeypatch: pyte
     submission = start("talks")
     submission.start()
     looks: list[int] = []
-    told: list[float] = []
+    progress: list[float] = []
     monkeypatch.setattr(submission._running, "below", lambda: looks.append(0) or [])
     monkeypatch.setattr(submission._running, "pause", lambda: True)
     monkeypatch.setattr(submission._running, "worked_while_paused", lambda: False)
     monkeypatch.setattr(submission._running, "resume", lambda: None)
     began = time.perf_counter()
-    assert submission.separate("one", SECONDS, lambda done, _: told.append(done)).failure is None
-    assert len(told) == 50
+    assert submission.separate("one", SECONDS, lambda done, _: progress.append(done)).failure is None
+    assert len(progress) == 50
     assert 2 <= len(looks) <= 1 + (time.perf_counter() - began) / watch.INTERVAL
 
 

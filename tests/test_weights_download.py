@@ -455,7 +455,7 @@ def test_an_error_leaves_the_part_to_resume_from(server: Server, tmp_path: Path)
 def test_without_a_checksum_only_the_same_version_is_resumed(server: Server, tmp_path: Path) -> None:
     left(tmp_path, b"?" * 1000)
     get(server, tmp_path, sha256=None)
-    assert "Range" not in server.asked[-1][2], "nobody says that the part belongs to the file"
+    assert "Range" not in server.asked[-1][2], "nothing shows that the part belongs to the file"
     (tmp_path / "file").unlink()
     left(tmp_path, CONTENT[:1000], '"v1"')
     assert get(server, tmp_path, sha256=None) == SHA256

@@ -197,17 +197,17 @@ def test_records_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
 
 def test_waiting_to_write_a_record_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "_PATIENCE", 0.01)
-    told: list[str] = []
+    warned: list[str] = []
     with holder(tmp_path, "pulled.json") as other, warnings.catch_warnings():
         warnings.simplefilter("always", KmdxWarning)
 
         def show(message: Any, *more: Any) -> None:
-            told.append(str(message))
+            warned.append(str(message))
             other.kill()
 
         monkeypatch.setattr(warnings, "showwarning", show)
         add_record(tmp_path, "a", PulledFile("w", "0" * 64, 1, "somewhere", "2026-01-01", known=True))
-    assert told == [f"waiting for another process that writes {tmp_path / 'pulled.json'}"]
+    assert warned == [f"waiting for another process that writes {tmp_path / 'pulled.json'}"]
     assert list(records(tmp_path)) == ["a"]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from kmdx import weights
 from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights import Weight, local
-from kmdx.weights import registry as real_registry
+from kmdx.weights import published as real_published
 from kmdx.weights.local import PulledFile, add_record, records
 from kmdx.weights.registry import HttpSource, HubSource
 
@@ -51,11 +51,11 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_registry(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> dict[str, Weight]:
     """The real registry, but with small published files for bass and other."""
-    small = dict(real_registry())
+    small = dict(real_published())
     for source, content in contents.items():
         name = f"htdemucs_ft_{source}"
         small[name] = published(small[name], content)
-    monkeypatch.setattr(local, "registry", lambda: small)
+    monkeypatch.setattr(local, "published", lambda: small)
     local._warn_of_names.cache_clear()
     return small
 

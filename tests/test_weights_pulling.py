@@ -225,7 +225,7 @@ def ten() -> list[Weight]:
                 HttpSource(url="http://127.0.0.2:1/b", file=f"{weight.name}.b"),
             ),
         )
-        for weight in list(weights.registry().values())[:10]
+        for weight in list(weights.published().values())[:10]
     ]
 
 

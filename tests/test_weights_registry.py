@@ -40,11 +40,11 @@ TODAY = ("melband_kim", "bs_roformer_4stem", "bs_roformer_sw", "scnet_xl_ihf")
 
 
 def test_plain_htdemucs_and_kim_vocal_are_listed_too() -> None:
-    others = set(weights.registry()) - set(LEADERBOARD_C)
+    others = set(weights.published()) - set(LEADERBOARD_C)
     assert others == {"htdemucs", "kim_vocal_1", "kim_vocal_2", *TODAY}
 
 
-@pytest.mark.parametrize("weight", weights.registry().values(), ids=lambda weight: weight.name)
+@pytest.mark.parametrize("weight", weights.published().values(), ids=lambda weight: weight.name)
 def test_an_entry_is_complete(weight: weights.Weight) -> None:
     assert weight.title
     assert weight.licence
@@ -54,7 +54,7 @@ def test_an_entry_is_complete(weight: weights.Weight) -> None:
     assert "gflops" in weight.architecture
 
 
-@pytest.mark.parametrize("weight", weights.registry().values(), ids=lambda weight: weight.name)
+@pytest.mark.parametrize("weight", weights.published().values(), ids=lambda weight: weight.name)
 def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.Weight) -> None:
     for source in weight.published:
         assert re.fullmatch(r"[0-9a-f]{64}", source.sha256 or "")
@@ -66,7 +66,7 @@ def test_a_published_file_of_meta_is_named_after_its_checksum(weight: weights.We
 def test_a_file_on_the_hub_with_a_checksum_has_a_revision() -> None:
     pinned = {
         weight.name: source
-        for weight in weights.registry().values()
+        for weight in weights.published().values()
         for source in weight.sources
         if isinstance(source, HubSource)
     }
@@ -210,7 +210,7 @@ def test_every_published_fact_is_in_the_registry() -> None:
         for publisher in ("demucs", "kim_vocal")
         for entry in content[publisher]["files"].values()
     }
-    registered = [weight for name, weight in weights.registry().items() if name not in TODAY]
+    registered = [weight for name, weight in weights.published().items() if name not in TODAY]
     ours = {(s.bytes, s.sha256) for weight in registered for s in weight.published}
     assert ours == stated
     hub = {

@@ -42,7 +42,7 @@ def unet(source: str, norm_groups: int | None, seed: int) -> TfcTdf:
         ),
         source,
     )
-    network.final_conv[0].weight.data.mul_(50)  # about as loud as what it hears
+    network.final_conv[0].weight.data.mul_(50)  # about as loud as its input
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)

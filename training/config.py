@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import yaml
 from pydantic import (
     AfterValidator,
@@ -23,7 +24,8 @@ from kmdx import documents
 from kmdx.documents import YamlPart
 from kmdx.errors import DocumentError, KmdxError, quoted
 from kmdx.networks.spectrogram import SpectrogramConfig
-from kmdx.networks.tfc_tdf import TfcTdfConfig
+from kmdx.networks.state import NoInitialization
+from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 from training.losses import LOSSES
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -75,7 +77,8 @@ class NetworkConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> NetworkConfig:
-        self.unet()  # checks the sizes
+        with torch.device("meta"), NoInitialization():
+            TfcTdf(self.unet(), "")  # checks the sizes
         if 2 * self.trim >= self.chunk:
             raise ValueError(f"two trims of {self.trim} samples leave nothing of a chunk of {self.chunk}")
         return self

@@ -101,7 +101,7 @@ def _check_name(run: Run, name: str, state: Path, replace: bool) -> None:
     if not NAME.fullmatch(name):
         raise TrainingError(f"name {name!r}: expected only lower-case letters, digits, '_', '-' and '.'")
     elsewhere = folder.resolve() != weights.shipped_folder().resolve()
-    if name in weights.registry() or (name in weights.shipped() and elsewhere):
+    if name in weights.published() or (name in weights.shipped() and elsewhere):
         raise TrainingError(f"name {name!r}: a known weight has this name; choose another")
     if not replace and name in weights.trained(folder) and not run.wrote(state):
         raise TrainingError(

@@ -184,7 +184,7 @@ def _trained_here(path: Path) -> weights.Weight | None:
 
 def _published(digest: str) -> weights.Weight | None:
     """The published weight with this checksum; None if there is none."""
-    for weight in weights.registry().values():
+    for weight in weights.published().values():
         if any(source.sha256 == digest for source in weight.contents):
             return weight
     return None

@@ -1,4 +1,4 @@
-"""Check the sizes of each family of networks, and compute its parameters and memory from them.
+"""Check the sizes of each family of networks, and compute the memory that a window needs.
 
 The table in :mod:`kmdx.networks.types` uses these functions. This module builds no networks and does not
 import torch.
@@ -7,7 +7,7 @@ import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -134,21 +134,15 @@ TRANSFORMER_SWITCHES = (
 """Arguments of HTDemucs with little or no effect on its size."""
 
 EMBEDDINGS = ("sin", "cape", "scaled")
-# The constructors' default arguments that affect the size.
+# The constructors' default arguments that affect the checks and the largest tensor.
 HDEMUCS = dict(
-    audio_channels=2, channels=48, channels_time=None, growth=2, nfft=4096, cac=True, depth=6, rewrite=True,
-    hybrid=True, multi_freqs=None, multi_freqs_depth=2, freq_emb=0.2, kernel_size=8, time_stride=2, stride=4,
-    context=1, context_enc=0, norm_starts=4, dconv_mode=1, dconv_depth=2, dconv_comp=4, dconv_attn=4,
-    dconv_lstm=4,
+    channels=48, channels_time=None, growth=2, nfft=4096, depth=6, kernel_size=8, time_stride=2, stride=4,
+    dconv_mode=1, dconv_comp=4, dconv_attn=4,
 )  # fmt: skip
 HTDEMUCS = {
-    **HDEMUCS, **dict(
-        depth=4, multi_freqs_depth=3, dconv_comp=8, dconv_attn=math.inf, dconv_lstm=math.inf,
-        bottom_channels=0,
-        t_layers=5, t_emb="sin", t_hidden_scale=4.0, t_max_positions=10000, t_norm_in=True,
-        t_norm_in_group=False, t_norm_first=True, t_norm_out=True, t_layer_scale=True,
-    ),
-}  # fmt: skip
+    **HDEMUCS,
+    **dict(depth=4, dconv_comp=8, dconv_attn=math.inf, bottom_channels=0, t_layers=5, t_emb="sin"),
+}
 
 
 def check_unet(sizes: Mapping[str, Any]) -> None:
@@ -179,7 +173,6 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
         raise ValueError(f"{listed(stated)} given without {listed(lacking)}: state all of them, or none")
     if stated:
         _check_levels(sizes)
-        _check_total(parameters_of_unet(sizes))
     check_tensor(largest_tensor_of_unet(sizes, hop * (frames - 1)), hop * (frames - 1))
 
 
@@ -189,10 +182,9 @@ def check_hdemucs(options: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError
-        If an argument has the wrong type or is out of range, or the network would be too large.
+        If an argument has the wrong type or is out of range.
     """
     _check_branches(options, HDEMUCS_SIZES, HDEMUCS)
-    _check_total(parameters_of_hdemucs(options))
 
 
 def check_htdemucs(options: Mapping[str, Any]) -> None:
@@ -206,7 +198,6 @@ def check_htdemucs(options: Mapping[str, Any]) -> None:
     for key in ("t_sparse_self_attn", "t_sparse_cross_attn"):
         if options.get(key):
             raise ValueError(f"{key} is not supported: it needs the package xformers")
-    _check_total(parameters_of_htdemucs(options))
 
 
 def check_tensor(values: int, length: int) -> None:
@@ -218,17 +209,6 @@ def check_tensor(values: int, length: int) -> None:
             f"a window of {length} samples needs a tensor of {4 * values / 1e9:.3g} GB in the network; "
             f"expected at most {4 * MAX_VALUES / 1e9:.1f} GB"
         )
-
-
-def parameters_of_htdemucs(options: Mapping[str, Any]) -> int:
-    """Number of parameters of an HTDemucs, from its checked arguments."""
-    options = {**HTDEMUCS, **options}
-    return sum(_demucs_parameters(options)) + _transformer_parameters(options)
-
-
-def parameters_of_hdemucs(options: Mapping[str, Any]) -> int:
-    """Number of parameters of an HDemucs, from its checked arguments."""
-    return sum(_demucs_parameters({**HDEMUCS, **options}))
 
 
 def largest_tensor_of_unet(sizes: Mapping[str, Any], length: int) -> int:
@@ -248,12 +228,19 @@ def largest_tensor_of_hdemucs(options: Mapping[str, Any], length: int) -> int:
 
 
 def _largest_tensor_of_branches(options: Mapping[str, Any], length: int) -> int:
-    frames = 4 * length // options["nfft"] + 1
-    sizes = [4 * len(options["sources"]) * frames * options["nfft"] // 2]
-    for layer in _layers(options):
-        sizes.append(2 * layer.channels * max(1, layer.freqs // layer.stride) * frames)
-        if layer.attention:
+    frames, freqs = 4 * length // options["nfft"] + 1, options["nfft"] // 2
+    sizes = [4 * len(options["sources"]) * frames * freqs]
+    channels, growth = options["channels"], options["growth"]
+    time = options["channels_time"] or channels
+    for index in range(options["depth"]):
+        is_last = 1 < freqs <= options["kernel_size"]  # of the spectral layers: the branches share it
+        if is_last:
+            time = channels = max(time, channels)
+        below = max(1, freqs // options["stride"])
+        sizes.append(2 * channels * below * frames)
+        if index >= options["dconv_attn"]:
             sizes.append(4 * frames**2)
+        time, channels, freqs = int(growth * time), int(growth * channels), 1 if is_last else below
     return int(max(sizes))
 
 
@@ -316,135 +303,6 @@ def _check_branches(
         raise ValueError(f"dconv_comp must be at most the number of channels, {channels}, not {divisor}")
 
 
-def _check_total(count: int) -> None:
-    if count > MAX_PARAMETERS:
-        raise ValueError(
-            f"a network of {count:.4g} parameters ({4 * count / 1e9:.3g} GB) is too large; expected at most "
-            f"{MAX_PARAMETERS:,} ({4 * MAX_PARAMETERS / 1e9:g} GB)"
-        )
-
-
-def parameters_of_unet(sizes: Mapping[str, Any]) -> int:
-    """Number of parameters of a TFC-TDF U-Net, from its checked sizes."""
-    growth, levels, bottleneck = sizes["growth"], sizes["layers"] // 2, sizes.get("bottleneck", 8)
-
-    def block(level: int) -> int:
-        channels, bins = growth * (level + 1), sizes["bins"] >> level
-        convolution = 9 * channels**2 + 3 * channels  # with its norm
-        return int(sizes["convolutions"] * convolution + 2 * bins * (bins // bottleneck) + 4 * channels)
-
-    blocks = block(levels) + 2 * sum(map(block, range(levels)))
-    between = sum(
-        2 * 4 * low * high + 3 * (low + high)
-        for low, high in ((growth * (level + 1), growth * (level + 2)) for level in range(levels))
-    )
-    return int(blocks + between + 7 * growth + 4 * growth + 4)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One encoder layer of Demucs' spectral branch, with the decoder layer on the same level."""
-
-    channels_in: int
-    channels: int
-    time_in: int
-    time: int
-    freqs: int
-    kernel: int
-    stride: int
-    decoded: int  # output channels of the decoder
-    decoded_time: int
-    norm: bool
-    attention: bool
-    lstm: bool
-    copies: int
-    last_freq: bool
-
-
-def _layers(options: Mapping[str, Any]) -> Iterator[_Layer]:
-    """The layers that the constructors of HDemucs and HTDemucs make."""
-    time_in = options["audio_channels"]
-    channels_in = time_in * (2 if options["cac"] else 1)
-    time, channels = options["channels_time"] or options["channels"], options["channels"]
-    freqs, kernel_size = options["nfft"] // 2, options["kernel_size"]
-    for index in range(options["depth"]):
-        spectral, last_freq = freqs > 1, 1 < freqs <= kernel_size
-        if last_freq:
-            time = channels = max(time, channels)
-        decoded_time, decoded = time_in, channels_in
-        if index == 0:
-            decoded_time = options["audio_channels"] * len(options["sources"])
-            decoded = decoded_time * (2 if options["cac"] else 1)
-        wrapped = options["multi_freqs"] and index < options["multi_freqs_depth"]
-        yield _Layer(
-            channels_in,
-            channels,
-            time_in,
-            time,
-            freqs,
-            (freqs if last_freq else kernel_size) if spectral else 2 * options["time_stride"],
-            options["stride"] if spectral else options["time_stride"],
-            decoded,
-            decoded_time,
-            norm=index >= options["norm_starts"],
-            attention=index >= options["dconv_attn"],
-            lstm=index >= options["dconv_lstm"],
-            copies=len(options["multi_freqs"]) + 1 if wrapped else 1,
-            last_freq=last_freq,
-        )
-        time_in, channels_in = time, channels
-        time, channels = int(options["growth"] * time), int(options["growth"] * channels)
-        if spectral:
-            freqs = 1 if last_freq else freqs // options["stride"]
-
-
-def _demucs_parameters(options: Mapping[str, Any]) -> Iterator[int]:
-    """Parameters of each part of an HDemucs, or of an HTDemucs without its transformer."""
-    for index, layer in enumerate(_layers(options)):
-        spectral = layer.freqs > 1
-        yield layer.copies * _coder(layer, options, spectral)
-        if spectral and options["hybrid"]:
-            yield _coder(layer, options, spectral=False, time=True)
-        if index == 0 and options["freq_emb"]:
-            freqs = 1 if layer.last_freq else layer.freqs // options["stride"]
-            yield (freqs if spectral else layer.freqs) * layer.channels
-
-
-def _coder(layer: _Layer, options: Mapping[str, Any], spectral: bool, time: bool = False) -> int:
-    """Parameters of an encoder layer and the decoder layer on the same level, in one branch."""
-    channels_in, channels, decoded = layer.channels_in, layer.channels, layer.decoded
-    kernel = layer.kernel
-    if time:
-        channels_in, channels, decoded = layer.time_in, layer.time, layer.decoded_time
-        kernel = options["kernel_size"]
-    total = kernel * channels * (channels_in + decoded) + channels + decoded  # the strided convolutions
-    total += 2 * decoded if layer.norm else 0
-    if time and layer.last_freq:
-        return int(total)
-    total += 2 * channels if layer.norm else 0
-    if options["rewrite"]:
-        wide = 2 if spectral else 1
-        widths = (
-            (1 + 2 * options["context_enc"]) ** wide,
-            (1 + 2 * options["context"]) ** (1 if layer.copies > 1 else wide),
-        )
-        total += 2 * channels * channels * sum(widths) + 4 * channels
-        total += 8 * channels if layer.norm else 0
-    branches = (options["dconv_mode"] & 1) + (options["dconv_mode"] >> 1 & 1)
-    return int(total + branches * _residual_branch(channels, layer, options))
-
-
-def _residual_branch(channels: int, layer: _Layer, options: Mapping[str, Any]) -> int:
-    """Parameters of a DConv."""
-    hidden = int(channels / options["dconv_comp"])
-    total = 3 * channels * hidden + 3 * hidden + 2 * channels * hidden + 7 * channels
-    if layer.attention:
-        total += 4 * (hidden * hidden + hidden) + 16 * hidden + 16
-    if layer.lstm:
-        total += 2 * (8 * hidden**2 + 8 * hidden) + 2 * (12 * hidden**2 + 8 * hidden) + 2 * hidden**2 + hidden
-    return int(abs(options["dconv_depth"]) * total)
-
-
 def _outside(options: Mapping[str, Any]) -> int:
     """Channels before and after an HTDemucs' transformer."""
     return int(options["channels"] * options["growth"] ** (options["depth"] - 1))
@@ -453,19 +311,3 @@ def _outside(options: Mapping[str, Any]) -> int:
 def _width(options: Mapping[str, Any]) -> int:
     """Channels in an HTDemucs' transformer."""
     return options["bottom_channels"] or _outside(options)
-
-
-def _transformer_parameters(options: Mapping[str, Any]) -> int:
-    """Parameters of an HTDemucs' transformer, and of the layers directly before and after it."""
-    outside, width, layers = _outside(options), _width(options), options["t_layers"]
-    total = 2 * (2 * outside * width + outside + width) if options["bottom_channels"] else 0
-    if not layers:
-        return total
-    hidden = int(width * options["t_hidden_scale"])
-    layer = 4 * (width**2 + width) + 2 * width * hidden + hidden + width + 4 * width
-    layer += 2 * width if options["t_layer_scale"] else 0
-    layer += 2 * width if options["t_norm_first"] and options["t_norm_out"] else 0
-    crossed = layers - (layers + (0 if options.get("t_cross_first") else 1)) // 2
-    total += 2 * (layers * layer + crossed * 2 * width)
-    total += 4 * width if options["t_norm_in"] or options["t_norm_in_group"] else 0
-    return total + (options["t_max_positions"] * width if options["t_emb"] == "scaled" else 0)

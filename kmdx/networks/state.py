@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kmdx.errors import listed, quoted, shown
+from kmdx.networks.architecture import MAX_PARAMETERS
 
 # Prefixes that trainers add to names: DataParallel; Lightning and many scripts; torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
+TOO_LARGE = f"a network of more than {MAX_PARAMETERS:,} parameters is too large"
 _MAX_PREFIXES = 16  # prefixes of one name
 _MAX_NAME = 1000  # characters of a name in a copy with averaged weights
 _SAMPLE = 20  # names used to search for an unknown prefix
@@ -28,8 +30,10 @@ class NoInitialization(TorchFunctionMode):
 
     Parameters
     ----------
-    values : int, optional
+    values : int
         Largest total number of values in the parameters; checked before memory is allocated.
+    refusal : str
+        The message of the error.
 
     Raises
     ------
@@ -37,9 +41,10 @@ class NoInitialization(TorchFunctionMode):
         Inside the context, if a network has more values.
     """
 
-    def __init__(self, values: int | None = None) -> None:
+    def __init__(self, values: int = MAX_PARAMETERS, refusal: str = TOO_LARGE) -> None:
         super().__init__()
-        self.values_left = math.inf if values is None else values
+        self.values_left = values
+        self.refusal = refusal
 
     @classmethod
     def for_state(cls, state: Mapping[str, Tensor]) -> NoInitialization:
@@ -47,7 +52,8 @@ class NoInitialization(TorchFunctionMode):
 
         The limit is twice the size, because Demucs builds some layers before it splits them into bands.
         """
-        return cls(2 * sum(tensor.numel() for tensor in state.values()))
+        refusal = "another network's weights: the architecture has more parameters than the file"
+        return cls(2 * sum(tensor.numel() for tensor in state.values()), refusal)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Skip initializations, and run everything else."""
@@ -65,7 +71,7 @@ class NoInitialization(TorchFunctionMode):
     def _take(self, values: int) -> None:
         self.values_left -= values
         if self.values_left < 0:
-            raise ValueError("another network's weights: the architecture has more parameters than the file")
+            raise ValueError(self.refusal)
 
 
 def load_strictly(

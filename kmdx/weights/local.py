@@ -29,7 +29,7 @@ from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxWarning, WeightsError
 from kmdx.weights.folder import models_folder, rewrite
 from kmdx.weights.loading import load
-from kmdx.weights.registry import LARGEST, Weight, registry
+from kmdx.weights.registry import LARGEST, Weight, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +139,7 @@ def find_all(wanted: Iterable[Weight], folder: Path | None = None) -> Mapping[st
 
 def verify(folder: Path | None = None, weights: Iterable[Weight] | None = None) -> list[WeightStatus]:
     """Return the status of each weight, by default of the whole registry."""
-    chosen = registry().values() if weights is None else weights
+    chosen = published().values() if weights is None else weights
     return [status(weight, folder) for weight in chosen]
 
 
@@ -275,7 +275,7 @@ def _status_by_reading(weight: Weight, found: FoundWeight) -> WeightStatus:
     if digest and digest == weight.state_sha256:
         return WeightStatus(weight, found.path, "known tensors, intact", known=True, intact=True)
     tuned_for, mismatch = checkpoint.tuned_for, f"mismatch: identified by {found.how} as"
-    owners = [other.name for other in registry().values() if digest and other.state_sha256 == digest]
+    owners = [other.name for other in published().values() if digest and other.state_sha256 == digest]
     if owners:
         message = f"{mismatch} {weight.name}, but its tensors are those of {owners[0]}"
         return WeightStatus(weight, found.path, message, intact=True, mismatch=True)
@@ -323,7 +323,7 @@ def _known_contents(weight: Weight, folder: Path) -> dict[tuple[int | None, str 
     pulled = records(folder).values()
     return {(record.bytes, record.sha256): record.weight for record in pulled if record.known} | {
         (source.bytes, source.sha256): any_weight.name
-        for any_weight in (*registry().values(), weight)
+        for any_weight in (*published().values(), weight)
         for source in any_weight.contents
     }
 

@@ -190,13 +190,11 @@ class Weight:
         return next((s.file for s in self.sources if isinstance(s, DriveSource)), None)
 
 
-_SOURCES: Mapping[str, type[DownloadSource]] = {
-    kind.kind: kind for kind in (HubSource, HttpSource, DriveSource, NpmSource)
-}
+_SOURCES = {kind.kind: kind for kind in DownloadSource.__subclasses__()}
 
 
 @functools.cache
-def registry() -> Mapping[str, Weight]:
+def published() -> Mapping[str, Weight]:
     """Return every published weight by name, in the registry's order.
 
     Raises
@@ -247,7 +245,7 @@ def known() -> Mapping[str, Weight]:
     If two have the same name, the first is meant.
     """
     found: dict[str, Weight] = {}
-    for weights in (registry(), shipped(), trained()):
+    for weights in (published(), shipped(), trained()):
         found |= {name: weight for name, weight in weights.items() if name not in found}
     return found
 
@@ -260,16 +258,16 @@ def get(name: str) -> Weight:
     WeightsError
         If there is none; the message lists similar names.
     """
-    published = registry()
-    signatures = {weight.signature: weight for weight in published.values() if weight.signature}
-    if weight := published.get(name) or signatures.get(name):
+    first = published()
+    signatures = {weight.signature: weight for weight in first.values() if weight.signature}
+    if weight := first.get(name) or signatures.get(name):
         return weight
     others = {**trained(), **shipped()}
     if name in others:
         return others[name]
-    close = difflib.get_close_matches(name, [*published, *others, *signatures], n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*first, *others, *signatures], n=3, cutoff=0.5)
     similar = " or ".join(map(shown, close))
-    hint = f"did you mean {similar}?" if close else f"available: {', '.join(published)}"
+    hint = f"did you mean {similar}?" if close else f"available: {', '.join(first)}"
     raise WeightsError(f"unknown weight {quoted(name)}; {hint}")
 
 

@@ -78,7 +78,7 @@ JSON = st.recursive(
 OPTIONS = list(inspect.signature(HTDemucs).parameters)
 WRAPPERS = ["state", "state_dict", "model", "model_state_dict", "ema", "net"]
 PREFIXES = ["module.", "model.", "_orig_mod.", "encoder."]
-BESIDE = ["klass", "args", "kwargs", "training_args", "model", "epoch", "__quantized"]
+EXTRA = ["klass", "args", "kwargs", "training_args", "model", "epoch", "__quantized"]
 HARMLESS = ["double", "half", "parameter"]
 CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "int": lambda t: t.int(), "bool": lambda t: t > 0, "complex": lambda t: t.to(torch.complex64), "double": lambda t: t.double(),
@@ -90,7 +90,7 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
 
 
 class Files:
-    """A good file of each kind, and how to load it; the file of each is written anew for each example."""
+    """A good file of each kind, and how to load it; the file of each is written again for each example."""
 
     def __init__(self, folder: Path) -> None:
         self.uses = {name: use_of(folder, name, architecture) for name, architecture in SUFFIXES.items()}
@@ -177,7 +177,7 @@ def test_damaged_bytes(files: Files, name: str, edits: list[tuple[float, int, by
     wrappers=st.lists(st.sampled_from(WRAPPERS), max_size=3),
     prefixes=st.lists(st.sampled_from(PREFIXES), max_size=3),
     changes=st.dictionaries(st.integers(0, 30), st.sampled_from(list(CHANGES)), max_size=2),
-    beside=st.dictionaries(st.sampled_from(BESIDE), JSON, max_size=2),
+    extra=st.dictionaries(st.sampled_from(EXTRA), JSON, max_size=2),
 )
 def test_torch_files_of_unusual_content(
     files: Files,
@@ -185,7 +185,7 @@ def test_torch_files_of_unusual_content(
     wrappers: list[str],
     prefixes: list[str],
     changes: dict[int, str],
-    beside: dict[str, Any],
+    extra: dict[str, Any],
 ) -> None:
     files.path("zip.pt").write_bytes(files.whole["zip.pt"])
     state: dict[str, Any] = torch.load(files.path("zip.pt"), weights_only=True)
@@ -195,9 +195,9 @@ def test_torch_files_of_unusual_content(
     content: dict[str, Any] = {"".join(prefixes) + key: value for key, value in state.items()}
     for wrapper in wrappers:
         content = {wrapper: content}
-    torch.save({**content, **beside}, files.path(name), _use_new_zipfile_serialization=name == "zip.pt")
+    torch.save({**content, **extra}, files.path(name), _use_new_zipfile_serialization=name == "zip.pt")
     known = not {"ema", "net"}.intersection(wrappers) and "encoder." not in prefixes
-    harmless = all(change in HARMLESS for change in changes.values()) and not beside
+    harmless = all(change in HARMLESS for change in changes.values()) and not extra
     assert files.loads(name) or not (known and harmless)
 
 

@@ -54,7 +54,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Part:
+class InstrumentPart:
     """A part that MMA plays. Its notes are ``(start, end, pitch, velocity)``, with times in ticks."""
 
     name: str
@@ -98,7 +98,7 @@ def choose_drums(rng: np.random.Generator, styles: Sequence[Style], beats: int) 
     return driving[rng.integers(len(driving))] if driving else None
 
 
-def drives(parts: Sequence[Part], score: Score) -> bool:
+def drives(parts: Sequence[InstrumentPart], score: Score) -> bool:
     """Whether the drum parts have a kick and a snare in at least three bars out of four."""
     bar = score.beats * TICKS
     struck = {(start // bar, pitch) for part in parts for start, _, pitch, _ in part.notes}
@@ -108,7 +108,7 @@ def drives(parts: Sequence[Part], score: Score) -> bool:
     )
 
 
-def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[Part]:
+def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[InstrumentPart]:
     """Let MMA play a score.
 
     Parameters
@@ -124,7 +124,7 @@ def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: 
 
     Returns
     -------
-    list of Part
+    list of InstrumentPart
         The parts that have notes, in MMA's order.
 
     Raises
@@ -145,7 +145,7 @@ def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: 
     return [part for part in map(_part, tracks) if part.notes]
 
 
-def pad(score: Score, program: int, center: int) -> Part:
+def pad(score: Score, program: int, center: int) -> InstrumentPart:
     """Sustained chords, one per bar."""
     notes = []
     for bar, chord in enumerate(score.chords):
@@ -153,10 +153,10 @@ def pad(score: Score, program: int, center: int) -> Part:
         for tone in chord.tones:
             pitch = center + (tone - center) % 12
             notes.append((start, start + score.beats * TICKS - TICKS // 8, pitch, 76))
-    return Part("Pad", 0, program, tuple(notes))
+    return InstrumentPart("Pad", 0, program, tuple(notes))
 
 
-def lead(rng: np.random.Generator, score: Score, program: int) -> Part:
+def lead(rng: np.random.Generator, score: Score, program: int) -> InstrumentPart:
     """A lead instrument that plays where the voice rests, and sometimes along with it."""
     notes = []
     sung = {step for note in score.melody for step in range(note.start, note.end)}
@@ -170,10 +170,10 @@ def lead(rng: np.random.Generator, score: Score, program: int) -> Part:
             ticks = TICKS // STEPS
             notes.append((step * ticks, (step + length) * ticks - 8, pitch, int(rng.integers(70, 110))))
         step += length
-    return Part("Lead", 0, program, tuple(notes))
+    return InstrumentPart("Lead", 0, program, tuple(notes))
 
 
-def transposed(part: Part, semitones: int) -> Part:
+def transposed(part: InstrumentPart, semitones: int) -> InstrumentPart:
     """Transpose a part, leaving out pitches that MIDI does not have."""
     notes = ((start, end, pitch + semitones, velocity) for start, end, pitch, velocity in part.notes)
     return replace(part, notes=tuple(note for note in notes if 0 <= note[2] < 128))
@@ -187,12 +187,12 @@ def grooves_by_bar(rng: np.random.Generator, score: Score, style: Style) -> list
     return [chosen[letter] for letter in score.sections]
 
 
-def midi(parts: Sequence[tuple[Part, int, int, int]], score: Score) -> mido.MidiFile:
+def midi(parts: Sequence[tuple[InstrumentPart, int, int, int]], score: Score) -> mido.MidiFile:
     """Write parts to a MIDI file.
 
     Parameters
     ----------
-    parts : sequence of (Part, channel, volume, pan)
+    parts : sequence of (InstrumentPart, channel, volume, pan)
         The part's channel, counted from 0; volume and pan, 0 to 127.
     score : Score
     """
@@ -220,7 +220,7 @@ def midi(parts: Sequence[tuple[Part, int, int, int]], score: Score) -> mido.Midi
     return file
 
 
-def _part(track: mido.MidiTrack) -> Part:
+def _part(track: mido.MidiTrack) -> InstrumentPart:
     """Read a track's notes; a note that is struck again before its end is cut there."""
     now, channel, program = 0, 0, 0
     sounding: dict[int, tuple[int, int]] = {}
@@ -237,4 +237,4 @@ def _part(track: mido.MidiTrack) -> Part:
             notes.append((start, max(now, start + 1), message.note, velocity))
         if message.type == "note_on" and message.velocity:
             sounding[message.note] = (now, message.velocity)
-    return Part(track.name, channel, program, tuple(sorted(notes)))
+    return InstrumentPart(track.name, channel, program, tuple(sorted(notes)))

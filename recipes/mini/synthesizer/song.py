@@ -12,7 +12,7 @@ import numpy as np
 from kmdx.challenge import RATE, STEMS
 from kmdx.errors import KmdxError
 from recipes.mini.synthesizer import accompaniment, effects, mixing, requirements, voice
-from recipes.mini.synthesizer.accompaniment import Part
+from recipes.mini.synthesizer.accompaniment import InstrumentPart
 from recipes.mini.synthesizer.fluidsynth import render
 from recipes.mini.synthesizer.requirements import BLACK_PEARL, FLUID, RED_ZEPPELIN, TIM
 from recipes.mini.synthesizer.score import NAMES, Score, compose
@@ -149,7 +149,7 @@ def _font(rng: np.random.Generator) -> Path:
 
 
 def _bass(
-    rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
+    rng: np.random.Generator, parts: list[InstrumentPart], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One instrument plays the bass parts of all grooves."""
     program, font = int(rng.choice(BASS_PROGRAMS)), _font(rng)
@@ -165,7 +165,7 @@ def _bass(
 
 
 def _drums(
-    rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
+    rng: np.random.Generator, parts: list[InstrumentPart], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One drum kit, or two layered."""
     layers = []
@@ -189,7 +189,7 @@ def _drums(
 
 
 def _other(
-    rng: np.random.Generator, parts: list[Part], score: Score, length: int, folder: Path
+    rng: np.random.Generator, parts: list[InstrumentPart], score: Score, length: int, folder: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The accompaniment with instruments of one palette, sometimes with a pad and a lead."""
     palette = sorted(PALETTES)[rng.integers(len(PALETTES))]
@@ -246,7 +246,7 @@ def _channel(number: int) -> int:
     return number + (number >= accompaniment.DRUM_CHANNEL)
 
 
-def _struck(part: Part, force: float) -> Part:
+def _struck(part: InstrumentPart, force: float) -> InstrumentPart:
     """The drum part, struck harder."""
     notes = tuple(
         (start, end, pitch, min(round(velocity * force), 127)) for start, end, pitch, velocity in part.notes

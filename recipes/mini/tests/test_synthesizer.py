@@ -123,10 +123,10 @@ def test_a_stretched_envelope_keeps_its_shape():
 
 def test_a_part_s_notes_decide_its_stem():
     pytest.importorskip("mido")
-    from recipes.mini.synthesizer.accompaniment import Part
+    from recipes.mini.synthesizer.accompaniment import InstrumentPart
 
     def part(name, channel, program, *pitches):
-        return Part(name, channel, program, tuple((0, 96, pitch, 90) for pitch in pitches))
+        return InstrumentPart(name, channel, program, tuple((0, 96, pitch, 90) for pitch in pitches))
 
     assert part("Drum-Kick", 9, 0, 36).stem == "drums"
     assert part("Bass", 1, 33, 36, 40).stem == "bass"
@@ -137,7 +137,7 @@ def test_a_part_s_notes_decide_its_stem():
 
 def test_a_driving_beat_has_kicks_and_snares():
     pytest.importorskip("mido")
-    from recipes.mini.synthesizer.accompaniment import TICKS, Part, drives
+    from recipes.mini.synthesizer.accompaniment import TICKS, InstrumentPart, drives
 
     score = composed(0)
     bar, bars = score.beats * TICKS, len(score.chords)
@@ -146,7 +146,7 @@ def test_a_driving_beat_has_kicks_and_snares():
         notes = tuple(
             (start, start + 9, pitch, 90) for start in range(0, bars * bar, bar) for pitch in pitches
         )
-        return Part("Drum", 9, 0, notes)
+        return InstrumentPart("Drum", 9, 0, notes)
 
     assert drives([beat(36, bars=bars), beat(38, 42, bars=bars)], score)
     assert not drives([beat(36, 38, bars=bars // 2)], score)
@@ -155,10 +155,10 @@ def test_a_driving_beat_has_kicks_and_snares():
 
 def test_a_midi_file_keeps_its_parts():
     mido = pytest.importorskip("mido")
-    from recipes.mini.synthesizer.accompaniment import Part, _part, midi
+    from recipes.mini.synthesizer.accompaniment import InstrumentPart, _part, midi
 
     notes = ((0, 96, 60, 90), (96, 192, 60, 80), (192, 400, 64, 70))
-    file = midi([(Part("Chord", 3, 27, notes), 5, 100, 20)], composed(0))
+    file = midi([(InstrumentPart("Chord", 3, 27, notes), 5, 100, 20)], composed(0))
     read = _part(file.tracks[0])
     assert (read.channel, read.program, read.notes) == (5, 27, notes)
     assert [message.tempo for message in file.tracks[0] if message.type == "set_tempo"] == [
@@ -413,13 +413,13 @@ def test_rendering_a_song_again_gives_the_same_bytes(rendered, tmp_path):
 @real
 @pytest.mark.parametrize("font", ["FLUID", "TIM", "BLACK_PEARL", "RED_ZEPPELIN"])
 def test_each_font_plays_drums_on_its_own_channel(tmp_path, font):
-    from recipes.mini.synthesizer.accompaniment import DRUM_CHANNEL, Part, midi
+    from recipes.mini.synthesizer.accompaniment import DRUM_CHANNEL, InstrumentPart, midi
     from recipes.mini.synthesizer.fluidsynth import render
     from recipes.mini.synthesizer.song import KIT_FONTS
 
     path = getattr(requirements, font)
     channel = 0 if path in KIT_FONTS else DRUM_CHANNEL
-    beat = Part("Drum", DRUM_CHANNEL, 0, ((0, 96, 36, 120), (192, 288, 38, 120)))
+    beat = InstrumentPart("Drum", DRUM_CHANNEL, 0, ((0, 96, 36, 120), (192, 288, 38, 120)))
     sound = render(midi([(beat, channel, 110, 64)], composed(0)), path, 2 * RATE, tmp_path)
     assert sound.shape == (2 * RATE, 2)
     assert np.abs(sound[: RATE // 2]).max() > 0.01
