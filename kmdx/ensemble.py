@@ -16,9 +16,9 @@ import torch
 from kmdx.challenge import MIXTURE
 from kmdx.devices import SIGNALS_SHARE, NetworkCache
 from kmdx.errors import AudioError
+from kmdx.passes import variants
 from kmdx.plan import Plan
 from kmdx.signals import Level, Signal, combine
-from kmdx.variants import variants
 
 Progress = Callable[[float, float], None]
 """Called with the seconds of audio done, and in total."""

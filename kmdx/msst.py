@@ -52,7 +52,7 @@ ZERO_DC = """\
 
 
 @dataclass(frozen=True)
-class Config:
+class MsstConfig:
     """The sections of a config that matter for separation."""
 
     audio: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def add(
     _check_name(name, folder)
     if checkpoint.suffix.lower() not in SUFFIXES:
         raise WeightsError(f"{checkpoint}: expected a checkpoint ({', '.join(SUFFIXES)})")
-    read = Config() if config is None else read_config(config)
+    read = MsstConfig() if config is None else read_config(config)
     state = weights.load(checkpoint).state
     assert state is not None  # only ONNX files have none
     in_place = checkpoint.resolve().parent == folder.resolve()
@@ -171,7 +171,7 @@ def _place(checkpoint: Path, file: Path, link: bool) -> None:
             shutil.copyfile(checkpoint, partial)
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> MsstConfig:
     """Read the sections of a config that matter.
 
     It may contain tuples as ``!!python/tuple``, and no other tags of Python objects.
@@ -191,13 +191,13 @@ def read_config(path: Path) -> Config:
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise DocumentError(f"{path}: {name}: expected a mapping of names to values")
-    return Config(**sections)
+    return MsstConfig(**sections)
 
 
 class _Import:
     """What a config and a state dict say of a network and how songs pass through it."""
 
-    def __init__(self, config: Config, state: Mapping[str, Tensor], has_config: bool) -> None:
+    def __init__(self, config: MsstConfig, state: Mapping[str, Tensor], has_config: bool) -> None:
         self.config = config
         self.has_config = has_config
         self.assumed: list[str] = []

@@ -166,7 +166,7 @@ class Mdx23cConfig:
         return self.hop_length * (max(2, frames) - 1)
 
 
-class Block(nn.Module):
+class Mdx23cBlock(nn.Module):
     """Convolutions before and after layers along frequency; ``(B, D, T, F)``."""
 
     def __init__(self, config: Mdx23cConfig, dim: int, out: int, bins: int) -> None:
@@ -199,7 +199,7 @@ class Blocks(nn.Module):
         bins = config.dim_f // config.num_subbands // config.scale[1] ** level
         out = config.dims[level]
         inputs = (dim, *[out] * (config.num_blocks_per_scale - 1))
-        self.blocks = nn.Sequential(*(Block(config, each, out, bins) for each in inputs))
+        self.blocks = nn.Sequential(*(Mdx23cBlock(config, each, out, bins) for each in inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         mapped: Tensor = self.blocks(x)
@@ -221,7 +221,7 @@ class Rescaling(nn.Module):
         return rescaled
 
 
-class Encoder(nn.Module):
+class Mdx23cEncoder(nn.Module):
     """One level on the way down."""
 
     def __init__(self, config: Mdx23cConfig, level: int) -> None:
@@ -235,7 +235,7 @@ class Encoder(nn.Module):
         return self.downscale(skip), skip
 
 
-class Decoder(nn.Module):
+class Mdx23cDecoder(nn.Module):
     """One level on the way up."""
 
     def __init__(self, config: Mdx23cConfig, level: int) -> None:
@@ -277,9 +277,9 @@ class Mdx23c(nn.Module):
 
         first, levels = config.num_channels, range(config.num_scales)
         self.first_conv = nn.Conv2d(config.inputs, first, 1, bias=False)
-        self.encoder_blocks = nn.ModuleList(Encoder(config, level) for level in levels)
+        self.encoder_blocks = nn.ModuleList(Mdx23cEncoder(config, level) for level in levels)
         self.bottleneck_block = Blocks(config, config.num_scales, config.dims[-1])
-        self.decoder_blocks = nn.ModuleList(Decoder(config, level) for level in reversed(levels))
+        self.decoder_blocks = nn.ModuleList(Mdx23cDecoder(config, level) for level in reversed(levels))
         self.final_conv = nn.Sequential(
             nn.Conv2d(first + config.inputs, first, 1, bias=False),
             config.make_act(),

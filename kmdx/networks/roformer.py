@@ -247,7 +247,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Block(nn.ModuleList):
+class RoformerBlock(nn.ModuleList):
     """Attention and a feed-forward layer, each added to its input; the sum stays in float32."""
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
@@ -263,7 +263,9 @@ class Transformer(nn.Module):
     def __init__(self, config: RoformerConfig, depth: int, linear: bool = False) -> None:
         super().__init__()
         kind = LinearAttention if linear else Attention
-        self.layers = nn.ModuleList(Block((kind(config), FeedForward(config.dim))) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            RoformerBlock((kind(config), FeedForward(config.dim))) for _ in range(depth)
+        )
         self.norm = Norm(config.dim) if config.inner_norms else nn.Identity()
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ class BandDownsampling(nn.Module):
         return [conv(F.pad(band, (0, 0, *zeros))) for band, zeros, conv in bands]
 
 
-class Encoder(nn.Module):
+class ScnetEncoder(nn.Module):
     """One step of the encoder: fewer bins in each band, then convolutions along time in each bin."""
 
     def __init__(self, config: ScnetConfig, level: int) -> None:
@@ -268,7 +268,7 @@ class BandUpsampling(nn.Module):
         return torch.cat(bands, 2)
 
 
-class Decoder(nn.ModuleList):
+class ScnetDecoder(nn.ModuleList):
     """One step of the decoder."""
 
     def __init__(self, config: ScnetConfig, level: int, dim: int) -> None:
@@ -308,7 +308,7 @@ class DualPath(nn.Module):
         return mapped.unflatten(0, x.shape[:2])
 
 
-class Separation(nn.Module):
+class ScnetSeparation(nn.Module):
     """Dual-path layers, each second one on the spectrum of the features along time; ``(B, D, F, T)``."""
 
     def __init__(self, config: ScnetConfig) -> None:
@@ -362,10 +362,10 @@ class Scnet(nn.Module):
         )
         window = torch.hann_window(config.win_size) if config.masked else torch.ones(config.win_size)
         self.spectrogram = Spectrogram(config.nfft, config.hop_size, bins, window, config.normalized)
-        self.encoder = nn.ModuleList(Encoder(config, level) for level in steps)
-        self.separation_net = Separation(config)
+        self.encoder = nn.ModuleList(ScnetEncoder(config, level) for level in steps)
+        self.separation_net = ScnetSeparation(config)
         self.decoder = nn.ModuleList(
-            Decoder(config, level, config.dims[level] if level else outputs) for level in reversed(steps)
+            ScnetDecoder(config, level, config.dims[level] if level else outputs) for level in reversed(steps)
         )
         if config.masked:
             self.pos_embed_f = nn.Parameter(torch.zeros(1, config.dims[0], bins, 1))

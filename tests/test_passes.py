@@ -16,9 +16,9 @@ from kmdx import Separator, ensemble, plan_file, signals
 from kmdx.devices import NetworkCache
 from kmdx.errors import PlanError
 from kmdx.nodes import Estimate, Sum
+from kmdx.passes import Variant, variants
 from kmdx.plan import NetworkUse, Plan
 from kmdx.signals import Signal
-from kmdx.variants import Variant, variants
 from kmdx.weights import own
 from kmdx.windows import FadeAndAdd
 
