@@ -17,6 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kmdx import terminal, weights
 from kmdx.challenge import RATE
+from kmdx.networks import types
+from kmdx.networks.mdx23c import Mdx23c, Mdx23cConfig
+from kmdx.networks.roformer import Roformer, RoformerConfig
+from kmdx.networks.scnet import Scnet, ScnetConfig
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 
@@ -39,13 +43,56 @@ def count(module: torch.nn.Module, batch: torch.Tensor) -> float:
 class Unet(torch.nn.Module):
     """The network without the transforms around it."""
 
-    def __init__(self, network: TfcTdf) -> None:
+    def __init__(self, network: TfcTdf | Mdx23c | Scnet) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Map a mixture's spectrogram to the source's."""
+        """Map a mixture's spectrogram to its sources'."""
         return self.network.unet(spectrum)
+
+
+class Masks(torch.nn.Module):
+    """A RoFormer without the transforms around it."""
+
+    def __init__(self, network: Roformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, spectrum: torch.Tensor) -> list[torch.Tensor]:
+        """Estimate the masks of all sources."""
+        features = self.network.features(spectrum)
+        return [estimator(features) for estimator in self.network.mask_estimators]
+
+
+def roformer_gflops(architecture: dict, seconds: float) -> float:
+    """Count a RoFormer on one window; the cost of attention over time grows with its length."""
+    config = RoformerConfig.of({**types.TYPES[architecture["type"]].defaults, **architecture})
+    frames = int(seconds * architecture.get("sample_rate", RATE)) // config.hop + 1
+    with torch.device("meta"):
+        network = Roformer(config, architecture["sources"])
+        spectrum = torch.zeros(1, frames, config.bins, config.channels, dtype=torch.complex64)
+    return count(Masks(network), spectrum) / seconds
+
+
+def scnet_gflops(architecture: dict) -> float:
+    """Count an SCNet on about ten seconds; its cost is proportional to the length."""
+    config = ScnetConfig.of({**types.TYPES["scnet"].defaults, **architecture})
+    samples = config.extended(10 * RATE)
+    with torch.device("meta"):
+        network = Scnet(config, architecture["sources"])
+        spectrum = torch.zeros(1, config.dims[0], config.nfft // 2 + 1, samples // config.hop_size + 1)
+    return count(Unet(network), spectrum) / (samples / RATE)
+
+
+def mdx23c_gflops(architecture: dict) -> float:
+    """Count an MDX23C on about ten seconds; its cost is proportional to the number of frames."""
+    config = Mdx23cConfig.of({**types.TYPES["mdx23c"].defaults, **architecture})
+    frames = config.extended(10 * RATE) // config.hop_length + 1
+    with torch.device("meta"):
+        network = Mdx23c(config, architecture["sources"])
+        spectrum = torch.zeros(1, config.inputs, frames, config.dim_f // config.num_subbands)
+    return count(Unet(network), spectrum) / (frames * config.hop_length / RATE)
 
 
 def demucs_gflops(architecture: dict, seconds: float) -> float:
@@ -75,6 +122,12 @@ def main() -> None:
         elif architecture["type"] == "tfc_tdf":
             sizes = {key: architecture[key] for key in ("layers", "convolutions", "growth", "norm_groups")}
             gflops = unet_gflops(architecture, **sizes)
+        elif "roformer" in architecture["type"]:
+            gflops = roformer_gflops(architecture, architecture.get("segment", 8.0))
+        elif architecture["type"] == "mdx23c":
+            gflops = mdx23c_gflops(architecture)
+        elif architecture["type"].startswith("scnet"):
+            gflops = scnet_gflops(architecture)
         else:
             key = f"{architecture['type']} {architecture.get('cac')}"
             if key not in counted:

@@ -1,9 +1,9 @@
 """Measure the error of half precision for each network: ``python -m benchmarks.half_precision``.
 
 This computes in float32 and rounds the inputs and outputs of the operations that would be in half precision:
-those of autocast for a Demucs network, and all but the Fourier transforms for a U-Net. Hardware multiplies
-half-precision numbers exactly and adds in float32, so the result is the same except for the order of
-additions. The first and last convolution of a U-Net are rounded too, although the library keeps them in
+those of autocast for Demucs, RoFormers and SCNet, and all but the Fourier transforms for a U-Net. Hardware
+multiplies half-precision numbers exactly and adds in float32, so the result is the same except for the order
+of additions. The first and last convolution of a U-Net are rounded too, although the library keeps them in
 float32.
 
     python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
@@ -34,8 +34,9 @@ from evaluator.metrics import global_sdr
 from kmdx import Separator, audio, plan_file, terminal
 from kmdx.build import load_for_inference
 from kmdx.host import warm_heap
-from kmdx.networks.demucs import DemucsNetwork
+from kmdx.networks.mdx23c import Mdx23c
 from kmdx.networks.network import Network
+from kmdx.networks.tfc_tdf import TfcTdf
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = (
@@ -79,8 +80,8 @@ def precision(name: str, networks: Iterable[Network]) -> Iterator[None]:
     if name == "fp32":
         yield
     else:
-        demucs = all(isinstance(network, DemucsNetwork) for network in networks)
-        with Rounding(HALVES[name], AUTOCAST if demucs else THROUGHOUT):
+        unets = any(isinstance(network, TfcTdf | Mdx23c) for network in networks)
+        with Rounding(HALVES[name], THROUGHOUT if unets else AUTOCAST):
             yield
 
 

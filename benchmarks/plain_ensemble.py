@@ -34,6 +34,7 @@ from kmdx.challenge import MIXTURE
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
+from kmdx.networks.tfc_tdf import spectrogram_of
 from kmdx.nodes import Estimate, Normalize, Sum
 from kmdx.plan import NetworkUse, Plan
 from kmdx.precisions import exact
@@ -152,7 +153,7 @@ def _session_for_this_song(
 ) -> OnnxNetwork:
     """The same graph in a new session."""
     path = weights.find(use.weight, folder).path
-    again = OnnxNetwork(path, network.spectrogram.config, network.sources[0], device)
+    again = OnnxNetwork(path, spectrogram_of(use.weight.architecture), network.sources[0], device)
     return again.to(device).eval()
 
 

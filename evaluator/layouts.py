@@ -132,6 +132,11 @@ def stem_named(name: str) -> str | None:
     return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
 
 
+def reference_of(stem: str) -> str:
+    """The name in data sets of an ensemble's stem: ``accompaniment`` for ``instrumental``."""
+    return stem_named(stem) or stem
+
+
 def parts_of_accompaniment(stems: Iterable[str]) -> tuple[str, ...]:
     """The stems that sum to the accompaniment: all except vocals, if they include bass, drums and other."""
     parts = tuple(stem for stem in stems if stem not in (MIXTURE, ACCOMPANIMENT, "vocals"))

@@ -338,7 +338,7 @@ def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = L
     """
     samples = int(seconds * plan.sample_rate)
     runs = plan.runs(plan.stems).values()
-    total = sum(networks[name].seconds * plan.networks[name].chunking.windows(samples) for name in runs)
+    total = sum(networks[name].seconds * plan.networks[name].windows(samples) for name in runs)
     return SongSpeed(seconds, total, total / seconds)
 
 

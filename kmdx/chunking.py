@@ -11,13 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kmdx.devices import Runner
 from kmdx.signals import Signal
 
 SPAN = 2**22  # samples on the device at a time: 95 s at 44.1 kHz
 
+TINY = 1e-12  # instead of a weight of 0
+
 Advance = Callable[[], None]
+Segment = tuple[int, Tensor, Tensor]
+"""The start of a segment, its estimates ``(sources, 2, n)``, and the weights of its samples."""
 
 
 def overlap_add(
@@ -52,26 +57,110 @@ def overlap_add(
     samples = signal.length
     rising = torch.arange(1, length // 2 + 1)
     falling = torch.arange(length - length // 2, 0, -1)
-    window = torch.cat([rising, falling]).to(runner.device, torch.float32)
-    window /= window.max()
+    weights = torch.cat([rising, falling]).to(runner.device, torch.float32)
+    weights /= weights.max()
 
-    starts = range(0, samples, stride)
-    left_over = torch.zeros(len(estimates) + 1, 2, 0, device=runner.device)  # from earlier segments
-    for group in _groups(starts, max(1, (SPAN - length) // stride)):
-        first, last = group[0], group[-1]
-        complete = min(last + stride, samples)  # later segments do not change earlier samples
-        end = min(last + length, samples)
-        sums = torch.zeros(len(estimates) + 1, 2, end - first, device=runner.device)
-        sums[..., : left_over.shape[-1]] = left_over
-        total, weight = sums[:-1], sums[-1]  # the weights are stored twice, once for each channel
+    def segments(group: Sequence[int]) -> Iterator[Segment]:
         for start, estimate in _run(runner, signal, group, length, advance):
+            yield start, estimate, weights[: estimate.shape[-1]]
+
+        _release(signal)
+
+    _add(segments, range(0, samples, stride), samples, length, estimates)
+
+
+def fade_and_add(
+    runner: Runner,
+    signal: Signal,
+    estimates: Sequence[Signal],
+    chunk: int,
+    stride: int,
+    border: int,
+    advance: Advance = lambda: None,
+) -> None:
+    """Run overlapping chunks, fade each in and out over a tenth of its length, and add them.
+
+    The first chunk does not fade in, and the last does not fade out. Chunks start every ``stride`` samples
+    until the start would be beyond the extended signal. The last ones are extended by reflection if they have
+    more than half of a chunk, else with zeros.
+
+    Parameters
+    ----------
+    runner : Runner
+        The network.
+    signal : Signal
+        ``(2, samples)``.
+    estimates : sequence of Signal
+        Outputs, ``(2, samples)`` for each source.
+    chunk, stride : int
+        Samples of a chunk, and between the starts of two chunks.
+    border : int
+        Samples by which the signal is extended at both ends by reflection; fewer than it has.
+    advance : callable
+        Called after each chunk.
+
+    Source: ``demix`` of ZFTurbo's Music-Source-Separation-Training with batches of one chunk. Where chunks
+    only touch, both have the weight 0 there, and the sample becomes 0; here it keeps its estimate.
+    """
+    samples = signal.length + 2 * border
+    starts = range(0, samples, stride)
+    fade = chunk // 10
+    rising = torch.linspace(0, 1, fade, device=runner.device).clamp_(min=TINY)
+    middle = torch.ones(chunk, device=runner.device)
+
+    def segments(group: Sequence[int]) -> Iterator[Segment]:
+        sizes = [min(chunk, samples - start) for start in group]
+        span = _reflected(signal, group[0] - border, group[-1] + sizes[-1] - border, runner.device)
+        windows = [
+            _fill(span[:, start - group[0] :][:, :size], chunk)
+            for start, size in zip(group, sizes, strict=True)
+        ]
+        for start, size, estimate in zip(group, sizes, _batches(runner, windows, advance), strict=True):
+            weights = middle.clone()
+            if start != starts[0]:
+                weights[:fade] = rising
+            if start != starts[-1] or start == starts[0]:
+                weights[chunk - fade :] = rising.flip(0)
+            yield start, estimate[..., :size], weights[:size]
+        _release(signal)
+
+    _add(segments, starts, samples, chunk, estimates, border)
+
+
+def _add(
+    segments: Callable[[Sequence[int]], Iterator[Segment]],
+    starts: range,
+    samples: int,
+    length: int,
+    estimates: Sequence[Signal],
+    border: int = 0,
+) -> None:
+    """Add weighted segments, divide by the sum of their weights, and drop a border at both ends.
+
+    ``segments`` yields those that begin at some of the ``starts``, each ``length`` samples or shorter.
+    ``samples`` includes both borders.
+    """
+    left_over: Tensor | None = None  # from earlier segments
+    for group in _groups(starts, max(1, (SPAN - length) // starts.step)):
+        first, last = group[0], group[-1]
+        complete = min(last + starts.step, samples)  # later segments do not change earlier samples
+        sums: Tensor | None = None
+        for start, estimate, weights in segments(group):
+            if sums is None:
+                shape = (len(estimates) + 1, 2, min(last + length, samples) - first)
+                sums = estimate.new_zeros(shape)  # the weights are stored twice, once for each channel
+                if left_over is not None:
+                    sums[..., : left_over.shape[-1]] = left_over
             part = slice(start - first, start - first + estimate.shape[-1])
-            total[..., part] += window[: estimate.shape[-1]] * estimate
-            weight[:, part] += window[: estimate.shape[-1]]
-        done = complete - first
-        left_over = sums[..., done:].clone()
-        _put(total[..., :done].div_(weight[:, :done]), estimates, first)
-        _release(signal, *estimates)
+            sums[:-1, :, part] += weights * estimate
+            sums[-1, :, part] += weights
+        assert sums is not None
+        left_over = sums[..., complete - first :].clone()
+        begin, end = max(first, border), min(complete, samples - border)
+        if begin < end:
+            finished = sums[..., begin - first : end - first]
+            _put(finished[:-1].div_(finished[-1]), estimates, begin - border)
+        _release(*estimates)
 
 
 def trim_and_join(
@@ -131,6 +220,25 @@ def _run(
     windows = [span[:, start - before - first :][:, :size] for start, before, _, size in places]
     for (start, before, own, _), estimate in zip(places, _batches(runner, windows, advance), strict=True):
         yield start, estimate[..., before : before + own]
+
+
+def _reflected(signal: Signal, first: int, end: int, device: torch.device) -> Tensor:
+    """Samples ``first`` to ``end`` of a signal that is reflected at both ends, ``(2, end - first)``."""
+    samples = signal.length
+    before = signal.span(1, max(1, 1 - first), device).flip(-1)
+    inside = signal.span(max(first, 0), max(first, 0, min(end, samples)), device)
+    after = signal.span(min(2 * samples - end, samples) - 1, 2 * samples - 1 - max(first, samples), device)
+    return torch.cat([before, inside, after.flip(-1)], dim=-1)
+
+
+def _fill(window: Tensor, length: int) -> Tensor:
+    """Extend a window by reflection if it has more than half of its length, else with zeros."""
+    missing = length - window.shape[-1]
+    if not missing:
+        return window
+    if window.shape[-1] > length // 2:
+        return F.pad(window[None], (0, missing), mode="reflect")[0]
+    return F.pad(window, (0, missing))
 
 
 def _batches(runner: Runner, windows: Sequence[Tensor], advance: Advance) -> Iterator[Tensor]:

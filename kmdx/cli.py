@@ -75,6 +75,14 @@ def separate(
     speed: SpeedOption = SpeedName.leaderboard,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
+    shifts: Annotated[
+        int,
+        typer.Option(help="Average over this many rotations of the song; multiplies the time."),
+    ] = 1,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="Average with swapped channels and inverted polarity; triples the time."),
+    ] = False,
     format: FormatOption = FormatName.wav16,
     start: Annotated[
         float, typer.Option(help="Position in the song, in seconds, where separation starts.")
@@ -95,7 +103,7 @@ def separate(
     from kmdx import audio, inputs, plan_file
 
     audio.check_part(start, duration)
-    loaded = plan_file.load(ensemble)
+    loaded = plan_file.load(ensemble).augmented(shifts, tta)
     wanted = _stems(loaded, stems, accompaniment)
     found = inputs.collect(songs, output)
     for complaint in found.problems:
@@ -202,6 +210,33 @@ def models_pull(
         out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
 
 
+@models_app.command("add")
+def models_add(
+    name: Annotated[str, typer.Argument(help="Name of the new ensemble.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="File with the weights: .ckpt, .pt, .th, .bin or .safetensors.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="The checkpoint's YAML file from Music-Source-Separation-Training.")
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link to the checkpoint instead of copying it.")
+    ] = False,
+) -> None:
+    """Import a community checkpoint: BS-RoFormer, Mel-Band RoFormer, MDX23C or SCNet.
+
+    Writes an ensemble that separates like Music-Source-Separation-Training, for `kmdx separate -e NAME`.
+    """
+    from kmdx import msst
+
+    made = msst.add(name, checkpoint, config, link=link)
+    for line in made.found:
+        out.print(escape(line))
+    if made.assumed:
+        terminal.warn(f"assumed, because nothing states it: {'; '.join(made.assumed)}; --config states it")
+    out.print(escape(f"written: {made.plan}"))
+
+
 @models_app.command("verify")
 def models_verify(
     names: Annotated[
@@ -243,27 +278,35 @@ def ensembles_list(context: typer.Context) -> None:
 
 @ensembles_app.command("list")
 def list_ensembles() -> None:
-    """List the ensembles that come with the package."""
+    """List the ensembles that come with the package, and those in the models folder."""
     from rich.table import Table
 
     from kmdx import drawing, plan_file, weights
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "networks", "GFLOP", "local weights", "description"):
-        table.add_column(column, justify="right" if column in ("networks", "GFLOP") else "left")
-    for name in plan_file.names():
+    for column in ("name", "size", "local", "GFLOP", "license", "published score", "description"):
+        table.add_column(column, justify="right" if column in ("size", "GFLOP") else "left")
+    for name in (*plan_file.names(), *plan_file.imported()):
         loaded = plan_file.load(name)
-        found = weights.find_all(use.weight for use in loaded.networks.values())
+        used = {use.weight.name: use.weight for use in loaded.networks.values()}
+        found = weights.find_all(used.values())
         here = sum(file is not None for file in found.values())
+        sizes = [
+            weight.bytes or (file.path.stat().st_size if file else 0)
+            for weight, file in zip(used.values(), found.values(), strict=True)
+        ]
         table.add_row(
             name,
-            str(len(loaded.networks)),
-            drawing.gflops(loaded.gflops(loaded.stems)),
+            terminal.megabytes(sum(sizes)),
             f"{here} of {len(found)}",
-            loaded.title,
+            drawing.gflops(loaded.gflops(loaded.stems)),
+            ", ".join(dict.fromkeys(weight.licence for weight in used.values())),
+            escape(loaded.score or "not yet measured"),
+            escape(loaded.title),
         )
     out.print(table)
-    out.print("GFLOP: arithmetic per second of audio. To use your own plan, give its path.")
+    out.print("local: weights on this machine. GFLOP: arithmetic per second of audio.")
+    out.print("To use your own plan, give its path.")
 
 
 @ensembles_app.command("show")

@@ -93,10 +93,13 @@ def read_yaml(path: Path, limit: int = MAX_BYTES, nodes: int = MAX_NODES) -> Any
     return load_yaml(read_text(path, limit), nodes)
 
 
-def load_yaml(text: str, nodes: int = MAX_NODES) -> Any:
-    """Return the plain values of a YAML text, ``None`` if it is empty; errors as for :func:`compose`."""
+def load_yaml(text: str, nodes: int = MAX_NODES, tuples: bool = False) -> Any:
+    """Return the plain values of a YAML text, ``None`` if it is empty; errors as for :func:`compose`.
+
+    With ``tuples``, Python's tag for tuples is supported, too; they become lists.
+    """
     root = compose(text, nodes)
-    return None if root is None else value(root)
+    return None if root is None else value(root, tuples)
 
 
 def read_json(path: Path) -> Any:
@@ -343,8 +346,8 @@ def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node]]:
         yield from enumerate(node.value)
 
 
-def value(node: yaml.Node) -> Any:
-    """Return the plain values of a node of :func:`compose`.
+def value(node: yaml.Node, tuples: bool = False) -> Any:
+    """Return the plain values of a node of :func:`compose`; see :func:`load_yaml`.
 
     Raises
     ------
@@ -352,7 +355,7 @@ def value(node: yaml.Node) -> Any:
         If any part of it has an unsupported tag, or does not match its tag.
     """
     try:
-        return _Values().construct_document(node)
+        return (_ValuesWithTuples if tuples else _Values)().construct_document(node)
     except ConstructorError as error:
         raise _failure(error) from error
 
@@ -428,6 +431,16 @@ _Values.yaml_constructors = {
     f"{_TAG}seq": SafeConstructor.construct_yaml_seq,
     f"{_TAG}map": SafeConstructor.construct_yaml_map,
     None: _Values.other,
+}
+
+
+class _ValuesWithTuples(_Values):
+    """Makes plain values from nodes, and lists from Python's tuples."""
+
+
+_ValuesWithTuples.yaml_constructors = {
+    **_Values.yaml_constructors,
+    f"{_TAG}python/tuple": SafeConstructor.construct_yaml_seq,
 }
 
 

@@ -57,7 +57,7 @@ def stages(plan: Plan, wanted: Collection[str]) -> Iterator[str]:
         cost = "arithmetic not stated" if use.gflops is None else f"{gflops(use.gflops)} GFLOP"
         yield (
             f"stage {plan.stage(name)}: {network}({signal}) gives {outputs}; "
-            f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.chunking}"
+            f"weights {use.weight.name} ({use.weight.licence}); {cost}; {use.how()}"
         )
 
 
@@ -146,7 +146,7 @@ def _box(plan: Plan, name: str) -> Box:
     node = plan.nodes[name]
     if node.network is not None:
         use = plan.networks[node.network]
-        return Box("network", (name, node.formula(), use.weight.name, str(use.chunking)))
+        return Box("network", (name, node.formula(), use.weight.name, use.how()))
     return Box(_kind(plan, name), (name, *_wrapped(node.formula())))
 
 

@@ -18,6 +18,7 @@ from kmdx.devices import SIGNALS_SHARE, NetworkCache
 from kmdx.errors import AudioError
 from kmdx.plan import Plan
 from kmdx.signals import Level, Signal, combine
+from kmdx.variants import variants
 
 Progress = Callable[[float, float], None]
 """Called with the seconds of audio done, and in total."""
@@ -140,12 +141,21 @@ class SongSignals:
 
     def estimate(self, name: str, network: str, reference: str) -> dict[str, Signal]:
         """A network's estimates of the sources that are used, by ``NODE.SOURCE``."""
-        window = self.plan.networks[network].chunking
-        runner = self.cache.runner(network, self.used[name], window.length)
-        signal = self.signals[reference]
-        estimates = {f"{name}.{source}": signal.new_empty() for source in self.used[name]}
-        window.run(runner, signal, [*estimates.values()], self.meter(network))
-        return estimates
+        use = self.plan.networks[network]
+        runner = self.cache.runner(network, self.used[name], use.chunking.length)
+        signal, advance = self.signals[reference], self.meter(network)
+        totals: list[Signal] = []
+        for variant in variants(signal.length, use.shifts, use.tta):
+            estimates = [signal.new_empty() for _ in self.used[name]]
+            use.chunking.run(runner, variant.of(signal), estimates, advance)
+            estimates = [variant.undone(estimate) for estimate in estimates]
+            for total, estimate in zip(totals, estimates, strict=bool(totals)):
+                total.add(estimate)
+            totals = totals or estimates
+        if use.passes > 1:
+            for total in totals:
+                total.scale(1 / use.passes)
+        return dict(zip((f"{name}.{source}" for source in self.used[name]), totals, strict=True))
 
     def measure(self, name: str, reference: str) -> Level:
         """The level of a signal; also stored under the node's name."""
@@ -178,7 +188,7 @@ class _Meter:
 
     def __call__(self, network: str) -> Callable[[], None]:
         """Return a function to call after each window of a network's run."""
-        windows = self.plan.networks[network].chunking.windows(self.samples)
+        windows = self.plan.networks[network].windows(self.samples)
         share = self.cost(network) / self.total / windows
 
         def advance() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kmdx.documents import Number
-from kmdx.errors import quoted
+from kmdx.errors import quoted, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from kmdx.signals import Signal
 
 MAX_WEIGHT = 1e6  # largest weight of a signal in a sum
+MAX_COMBINED = 50  # signals combined by one node
+MODES = tuple(
+    f"{reduction}_{domain}" for domain in ("wave", "fft") for reduction in ("avg", "median", "min", "max")
+)
+"""Ways to combine estimates: by sample or by spectrogram bin; min and max compare magnitudes."""
 
 KINDS: list[type[Node]] = []
 """All kinds of nodes, in the order of definition."""
@@ -39,8 +44,12 @@ class Node(ABC):
         Name of the network that it runs.
     terms : mapping of str to float, or None
         References and weights of a weighted sum.
+    operands : collection of str
+        References to the signals that it adds or combines; it estimates a source if all of them do.
     can_be_given : bool
         Whether its signal may come from an earlier run.
+    can_be_stem : bool
+        Whether it may be a stem.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -48,6 +57,7 @@ class Node(ABC):
     """Makes a node from its keys in a plan, passed as keyword arguments; may raise ValueError."""
     kind: ClassVar[str]
     can_be_given: ClassVar[bool] = True
+    can_be_stem: ClassVar[bool] = False
     network: str | None = None
     terms: Mapping[str, float] | None = None
 
@@ -58,6 +68,11 @@ class Node(ABC):
     @abstractmethod
     def inputs(self) -> tuple[str, ...]:
         """References to its input signals."""
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """References to the signals that it adds or combines."""
+        return ()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -132,6 +147,7 @@ class Sum(Node):
     """A weighted sum of signals; ``denormalize`` names a node whose removed level is restored."""
 
     kind: ClassVar[str] = "Sum"
+    can_be_stem: ClassVar[bool] = True
     terms: Mapping[str, float] = field()
     denormalize: str | None = None
 
@@ -148,6 +164,11 @@ class Sum(Node):
     def inputs(self) -> tuple[str, ...]:
         """Its terms, and the normalized signal."""
         return (*self.terms, *([self.denormalize] if self.denormalize else []))
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Its terms."""
+        return (*self.terms,)
 
     def settings(self) -> dict[str, Any]:
         """The weights and the normalized signal."""
@@ -243,6 +264,55 @@ class Normalize(Node):
             target.div_(signal.new_tensor(level.std))
 
         return {name: song.make(normalize, [self.signal])}
+
+
+@dataclass(frozen=True)
+class Combine(Node):
+    """Several estimates combined sample by sample or bin by bin; ``mode`` is one of :data:`MODES`."""
+
+    kind: ClassVar[str] = "Combine"
+    can_be_stem: ClassVar[bool] = True
+    signals: tuple[str, ...]
+    mode: str
+
+    @classmethod
+    def read(cls, combine: list[str], mode: str) -> Combine:
+        """Make one from the names of the signals and the mode."""
+        if mode not in MODES:
+            raise ValueError(
+                f"unknown mode {quoted(mode)}{suggest(mode, MODES)}; available: {', '.join(MODES)}"
+            )
+        if not 2 <= len(combine) <= MAX_COMBINED:
+            raise ValueError(f"expected 2 to {MAX_COMBINED} signals to combine, found {len(combine)}")
+        return cls(tuple(combine), mode)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The signals."""
+        return self.signals
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The signals."""
+        return self.signals
+
+    def settings(self) -> dict[str, Any]:
+        """The names of the signals and the mode."""
+        return {"combine": [*self.signals], "mode": self.mode}
+
+    def formula(self) -> str:
+        """``max_fft(A.vocals, B.vocals)``."""
+        return f"{self.mode}({', '.join(self.signals)})"
+
+    def renamed(self, names: Mapping[str, str]) -> Combine:
+        """A copy with new names for its signals."""
+        return Combine(tuple(names.get(signal, signal) for signal in self.signals), self.mode)
+
+    def run(self, name: str, song: SongSignals) -> dict[str, Signal]:
+        """Combine the signals."""
+        from kmdx import combining
+
+        return {name: combining.run(self.mode, [song.signals[signal] for signal in self.signals])}
 
 
 def forms() -> dict[tuple[str, ...], type[Node]]:

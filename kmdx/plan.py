@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE
 from kmdx.errors import PlanError, listed, quoted, suggest
@@ -20,13 +21,27 @@ from kmdx.nodes import Node
 from kmdx.weights import Weight
 from kmdx.windows import Window
 
+MAX_SHIFTS = 100
+
 
 @dataclass(frozen=True)
 class NetworkUse:
-    """A network of the plan: its weights, and how signals pass through it."""
+    """A network of the plan: its weights, and how signals pass through it.
+
+    Attributes
+    ----------
+    weight : Weight
+    chunking : Window
+    shifts : int
+        Passes, each with the song rotated by another fraction of its length; the estimates are averaged.
+    tta : bool
+        Test-time augmentation: also passes with swapped channels and with inverted polarity.
+    """
 
     weight: Weight
     chunking: Window
+    shifts: int = 1
+    tta: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -37,7 +52,35 @@ class NetworkUse:
     def gflops(self) -> float | None:
         """Arithmetic in GFLOP per second of audio; None if the weights' entry does not state it."""
         per_second = self.weight.architecture.get("gflops")
-        return None if per_second is None else per_second * self.chunking.load
+        return None if per_second is None else per_second * self.load
+
+    @property
+    def passes(self) -> int:
+        """The number of times that the network processes the song."""
+        return self.shifts * (3 if self.tta else 1)
+
+    @property
+    def load(self) -> float:
+        """Seconds of signal that the network processes per second of a long song."""
+        return self.passes * self.chunking.load
+
+    def windows(self, samples: int) -> int:
+        """The number of windows of a signal in all passes."""
+        return self.passes * self.chunking.windows(samples)
+
+    def windows_per_second(self, rate: int) -> float:
+        """Windows per second of audio in all passes."""
+        return self.passes * self.chunking.per_second(rate)
+
+    def settings(self) -> dict[str, Any]:
+        """The entries of a plan from which the same use is made, without its weights."""
+        shifts = {"shifts": self.shifts} if self.shifts > 1 else {}
+        return {self.chunking.key: self.chunking.settings(), **shifts, **({"tta": True} if self.tta else {})}
+
+    def how(self) -> str:
+        """How signals pass through the network, as text."""
+        shifts = f", {self.shifts} shifts" if self.shifts > 1 else ""
+        return f"{self.chunking}{shifts}{', test-time augmentation' if self.tta else ''}"
 
 
 def node_of(reference: str) -> str:
@@ -64,6 +107,8 @@ class Plan:
         Names of the nodes that are its result, in the file's order.
     digest : str
         SHA-256 of the file's text.
+    score : str
+        Its published score, and on which songs; empty if it was not measured.
     """
 
     name: str
@@ -74,6 +119,7 @@ class Plan:
     nodes: Mapping[str, Node]
     stems: tuple[str, ...]
     digest: str = field(repr=False)
+    score: str = ""
 
     def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the nodes that ``wanted`` need, each after its own inputs.
@@ -150,11 +196,11 @@ class Plan:
     def windows_per_second(self, wanted: Iterable[str]) -> float:
         """The number of windows that all networks together process per second of audio."""
         runs = self.runs(wanted).values()
-        return sum(self.networks[network].chunking.per_second(self.sample_rate) for network in runs)
+        return sum(self.networks[network].windows_per_second(self.sample_rate) for network in runs)
 
     def load(self, wanted: Iterable[str]) -> float:
         """Seconds of signal that all networks together process per second of a long song."""
-        return sum(self.networks[network].chunking.load for network in self.runs(wanted).values())
+        return sum(self.networks[network].load for network in self.runs(wanted).values())
 
     def gflops(self, wanted: Iterable[str]) -> float | None:
         """Arithmetic for ``wanted`` in GFLOP per second of audio; ``None`` if it is unknown for a network."""
@@ -170,7 +216,12 @@ class Plan:
             "sample_rate": self.sample_rate,
             "nodes": [(name, self.nodes[name].kind, asdict(self.nodes[name])) for name in order],
             "networks": {
-                name: (use.weight.architecture, type(use.chunking).__name__, asdict(use.chunking))
+                name: (
+                    use.weight.architecture,
+                    type(use.chunking).__name__,
+                    asdict(use.chunking),
+                    *([use.shifts, use.tta] if use.passes > 1 else []),
+                )
                 for name, use in uses.items()
             },
         }
@@ -180,6 +231,24 @@ class Plan:
         """Return the plan with the overlap of all segments limited to this fraction of their length."""
         networks = {
             name: replace(use, chunking=use.chunking.capped(overlap)) for name, use in self.networks.items()
+        }
+        return replace(self, networks=networks)
+
+    def augmented(self, shifts: int = 1, tta: bool = False) -> Plan:
+        """Return the plan with more passes through each network, whose estimates are averaged.
+
+        See :class:`NetworkUse`. What the plan states itself is kept if it is more.
+
+        Raises
+        ------
+        PlanError
+            If ``shifts`` is not from 1 to :data:`MAX_SHIFTS`.
+        """
+        if not 1 <= shifts <= MAX_SHIFTS:
+            raise PlanError(f"expected 1 to {MAX_SHIFTS} shifts, found {shifts}")
+        networks = {
+            name: replace(use, shifts=max(use.shifts, shifts), tta=use.tta or tta)
+            for name, use in self.networks.items()
         }
         return replace(self, networks=networks)
 

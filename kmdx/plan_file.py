@@ -38,7 +38,7 @@ from kmdx.file_names import is_reserved, key
 from kmdx.networks import types
 from kmdx.networks.architecture import MAX_NAME
 from kmdx.nodes import Node, forms
-from kmdx.plan import NetworkUse, Plan, node_of
+from kmdx.plan import MAX_SHIFTS, NetworkUse, Plan, node_of
 from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 
@@ -56,8 +56,17 @@ def names() -> list[str]:
     )
 
 
+def imported() -> list[str]:
+    """Names of the ensembles in the models folder, which :func:`kmdx.msst.add` wrote."""
+    return sorted(
+        path.stem for path in weights.models_folder().glob("*.yaml") if path.name != weights.TRAINED
+    )
+
+
 def load(ensemble: str | Path) -> Plan:
     """Load an ensemble by its name, or from the path of a YAML file.
+
+    An ensemble that comes with the package is preferred to one of the same name in the models folder.
 
     Raises
     ------
@@ -70,9 +79,12 @@ def load(ensemble: str | Path) -> Plan:
         return parse(source.read_text("utf-8"), name=text, folder=None)
     path = Path(ensemble)
     if not text.endswith((".yaml", ".yml")):
-        raise PlanError(
-            f"unknown ensemble {quoted(text)}; available: {', '.join(names())}, or the path of a .yaml file"
-        )
+        known = [*names(), *imported()]
+        if text not in known:
+            raise PlanError(
+                f"unknown ensemble {quoted(text)}; available: {', '.join(known)}, or the path of a .yaml file"
+            )
+        path = weights.models_folder() / f"{text}.yaml"
     try:
         content = documents.read_text(path)
     except DocumentError as error:
@@ -125,11 +137,9 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
     content = {
         "title": plan.title,
         "description": plan.description,
+        **({"score": plan.score} if plan.score else {}),
         "sample_rate": plan.sample_rate,
-        "networks": {
-            name: {"weights": weight(use), use.chunking.key: use.chunking.settings()}
-            for name, use in plan.networks.items()
-        },
+        "networks": {name: {"weights": weight(use), **use.settings()} for name, use in plan.networks.items()},
         "signals": {name: node.settings() for name, node in plan.nodes.items() if name not in plan.stems},
         "stems": {name: plan.nodes[name].settings() for name in plan.stems},
     }
@@ -153,6 +163,7 @@ class _Reader:
         stems: YamlPart,
         title: str = "",
         description: str = "",
+        score: str = "",
         sample_rate: Annotated[int, Number(*RATES)] = RATE,
     ) -> Plan:
         uses = {name: self.network(part, sample_rate) for name, part in networks.entries().items()}
@@ -167,8 +178,8 @@ class _Reader:
         _check_names(places, ends)
         nodes = {name: _node(part) for name, part in places.items()}
         for name, part in ends.items():
-            if nodes[name].terms is None:
-                raise part.error("a stem must be a sum of signals")
+            if not nodes[name].can_be_stem:
+                raise part.error("a stem must be a sum or combination of signals")
         _check_references(places, nodes, uses)
         _check_cycles(places, nodes)
         plan = Plan(
@@ -180,6 +191,7 @@ class _Reader:
             nodes=nodes,
             stems=tuple(ends),
             digest=digest,
+            score=_printable(score),
         )
         windows, load = plan.windows_per_second(plan.stems), plan.load(plan.stems)
         if excess := _excess(windows, load, 10 * MAX_WINDOWS, 10 * MAX_LOAD):
@@ -190,25 +202,32 @@ class _Reader:
         return plan
 
     def network(self, part: YamlPart, rate: int) -> NetworkUse:
-        entries = part.entries(("weights", *WINDOWS))
+        entries = part.entries(("weights", *WINDOWS, "shifts", "tta"))
         if "weights" not in entries:
             raise part.error("the key 'weights' is missing")
         weight = self.weight(entries["weights"])
-        if len(entries) != 2:
-            raise part.error(f"expected either {' or '.join(map(repr, WINDOWS))}")
+        windows = entries.keys() & WINDOWS.keys()
+        if len(windows) != 1:
+            raise part.error(f"expected one of {', '.join(WINDOWS)}")
         own_rate = types.read(weight.architecture).sample_rate
         if own_rate != rate:
             problem = f"{weight.name} needs {own_rate} Hz, but the plan's sample rate is {rate} Hz"
             raise entries["weights"].error(problem)
-        (key,) = set(entries) - {"weights"}
+        (key,) = windows
         chunking = entries[key].read(WINDOWS[key].read, weight, rate)
         try:
             types.check_window(weight.architecture, chunking.length)
         except ValueError as error:
             raise part.error(str(error)) from error
-        if excess := _excess(chunking.per_second(rate), chunking.load, MAX_WINDOWS, MAX_LOAD):
-            raise part.error(f"{chunking}: {excess}")
-        return NetworkUse(weight, chunking)
+        use = NetworkUse(
+            weight,
+            chunking,
+            shifts=_value(entries, "shifts", Annotated[int, Number(1, MAX_SHIFTS + 1)], 1),
+            tta=_value(entries, "tta", bool, False),
+        )
+        if excess := _excess(use.windows_per_second(rate), use.load, MAX_WINDOWS, MAX_LOAD):
+            raise part.error(f"{use.how()}: {excess}")
+        return use
 
     def weight(self, part: YamlPart) -> Weight:
         if isinstance(part.node, yaml.MappingNode):
@@ -224,6 +243,11 @@ class _Reader:
     def own_weight(self, file: str, architecture: dict[str, Any]) -> Weight:
         path = weights.check_path(file)
         return weights.own(path if self.folder is None else self.folder / path, architecture)
+
+
+def _value(entries: Mapping[str, YamlPart], key: str, kind: Any, default: Any) -> Any:
+    """The checked value of an optional key."""
+    return documents.checked(kind, entries[key].plain(), entries[key]) if key in entries else default
 
 
 def _node(part: YamlPart) -> Node:

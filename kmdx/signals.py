@@ -221,6 +221,16 @@ class Signal:
         """Write ``(channels, n)``, beginning at sample ``start``."""
         self.tensor[:, start : start + values.shape[-1]] = values
 
+    def add(self, other: Signal) -> None:
+        """Add another signal of the same length, in place."""
+        for block, part in zip(self.blocks(), other.blocks(), strict=True):
+            block.add_(part)
+
+    def scale(self, factor: float) -> None:
+        """Multiply all samples by a factor, in place."""
+        for block in self.blocks():
+            block.mul_(factor)
+
     def release(self) -> None:
         """Remove it from resident memory if it is in a scratch file."""
         if self.tensor.device.type == "cpu":

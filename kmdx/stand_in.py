@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.demucs import CLASSES, build
+from kmdx.networks.random_weights import gain_to_level, random_state
 from kmdx.networks.state import NoInitialization
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, UNET, TfcTdf, TfcTdfConfig, spectrogram_of
 from kmdx.weights import Weight, own
@@ -30,7 +30,6 @@ from kmdx.weights import Weight, own
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
 """Sizes of the U-Net in the registry's ONNX graphs; only the graphs themselves state them."""
 
-LEVEL = 0.5  # level of an estimate, relative to the input
 SECONDS = 1.0  # most seconds of noise used to set the level
 
 
@@ -97,9 +96,12 @@ def demucs(architecture: Mapping[str, Any], seed: str) -> nn.Module:
     with torch.device("meta"), NoInitialization():
         shapes = CLASSES[architecture["type"]](**options).state_dict()
     seconds = min(float(options.get("segment", SECONDS)), SECONDS)
-    network = build(architecture, seconds, _random(shapes, seed))
+    network = build(architecture, seconds, random_state(shapes, seed))
     branches = (network.model.decoder[-1], network.model.tdecoder[-1])
-    _set_level(network, int(seconds * RATE), [branch.get_submodule("conv_tr") for branch in branches])
+    gain = gain_to_level(network, int(seconds * RATE))
+    for branch in branches:
+        for parameter in branch.get_submodule("conv_tr").parameters():
+            parameter.mul_(gain)
     return network.model.half()
 
 
@@ -111,21 +113,14 @@ def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
     with torch.device("meta"), NoInitialization():
         shapes = TfcTdf(config, "").state_dict()
     network = TfcTdf(config, architecture["sources"][0])
-    network.load(_random(shapes, seed))
+    network.load(random_state(shapes, seed))
     network.eval()
     spectrogram, step = config.spectrogram, 2**config.levels
     frames = step * math.ceil((spectrogram.n_fft / spectrogram.hop + 1) / step)  # few, for speed
-    _set_level(network, spectrogram.hop * (frames - 1), [network.final_conv])
+    gain = gain_to_level(network, spectrogram.hop * (frames - 1))
+    for parameter in network.final_conv.parameters():
+        parameter.mul_(gain)
     return network.requires_grad_(False)
-
-
-def _set_level(network: nn.Module, samples: int, last: Iterable[nn.Module]) -> None:
-    """Scale the last layers so that noise of ``samples`` samples gives an estimate at :data:`LEVEL`."""
-    noise = _noise(samples)
-    gain = LEVEL * noise.std() / network(noise).std()
-    for layer in last:
-        for parameter in layer.parameters():
-            parameter.mul_(gain)
 
 
 def _export(network: TfcTdf, path: Path) -> Path:
@@ -158,31 +153,3 @@ def _export(network: TfcTdf, path: Path) -> Path:
         value.type.tensor_type.shape.dim[3].dim_value = spectrogram.frames
     onnx.save(model, path)
     return path
-
-
-def _random(shapes: Mapping[str, Tensor], seed: str) -> dict[str, Tensor]:
-    """A state dict of these shapes that keeps signals at their level."""
-    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    state = {}
-    for name, like in shapes.items():
-        if not like.is_floating_point():  # number of batches that a norm has seen
-            state[name] = torch.zeros(like.shape, dtype=like.dtype)
-            continue
-        noise = torch.randn(like.shape, generator=generator)
-        own = name.rpartition(".")[2]
-        if own == "running_var":
-            state[name] = 1 + 0.1 * noise.abs()
-        elif own == "scale":  # of a residual branch
-            state[name] = 0.1 + 0.01 * noise
-        elif "bias" in own or own == "running_mean":
-            state[name] = 0.02 * noise
-        elif like.ndim >= 2:
-            state[name] = noise / math.sqrt(math.prod(like.shape[1:]))
-        else:  # of a norm
-            state[name] = 1 + 0.1 * noise
-    return state
-
-
-def _noise(samples: int) -> Tensor:
-    """Seeded stereo noise ``(1, 2, samples)`` about as loud as music."""
-    return 0.1 * torch.randn(1, 2, samples, generator=torch.Generator().manual_seed(0))

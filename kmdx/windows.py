@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kmdx.devices import Runner
     from kmdx.signals import Signal
 
+MAX_OVERLAP = 101  # chunks that process each sample
+
 WINDOWS: dict[str, type[Window]] = {}
 """All classes by their key in a plan."""
 
@@ -179,9 +181,7 @@ class TrimAndJoin(Window):
         """Make one from the samples of a chunk and a trim."""
         if 2 * trim >= chunk:
             raise ValueError(f"two trims of {trim} samples leave nothing of a chunk of {chunk}")
-        fixed = _fixed_length(weight)
-        if fixed is not None and chunk != fixed:
-            raise ValueError(f"{weight.name} accepts only chunks of {fixed} samples, not {chunk}")
+        _check_chunk(weight, chunk)
         return cls(chunk, trim)
 
     def settings(self) -> dict[str, Any]:
@@ -212,6 +212,84 @@ class TrimAndJoin(Window):
 
     def __str__(self) -> str:
         return f"chunks of {self.chunk} samples, trim {self.trim}"
+
+
+@dataclass(frozen=True)
+class FadeAndAdd(Window):
+    """Overlapping chunks with short linear fades, added; the song is reflected at both ends.
+
+    Attributes
+    ----------
+    chunk : int
+        Samples of one chunk.
+    overlap : int
+        Number of chunks that process each sample.
+    """
+
+    key: ClassVar[str] = "fade_and_add"
+    chunk: int
+    overlap: int
+
+    @classmethod
+    def read(
+        cls,
+        weight: Weight,
+        rate: int,
+        chunk: Annotated[int, Number(1, MAX_LENGTH + 1)],
+        overlap: Annotated[int, Number(1, MAX_OVERLAP)],
+    ) -> FadeAndAdd:
+        """Make one from the samples of a chunk and the number of chunks that process each sample."""
+        if overlap > chunk:
+            raise ValueError(f"a chunk of {chunk} samples is too short for an overlap of {overlap}")
+        _check_chunk(weight, chunk)
+        return cls(chunk, overlap)
+
+    def settings(self) -> dict[str, Any]:
+        """The chunk and the overlap."""
+        return {"chunk": self.chunk, "overlap": self.overlap}
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Samples of one window, the network's input."""
+        return self.chunk
+
+    @property
+    def stride(self) -> int:
+        """Samples between the starts of two chunks."""
+        return self.chunk // self.overlap
+
+    def border(self, samples: int) -> int:
+        """Samples by which both ends of a signal are extended; none for a signal of at most two borders."""
+        border = self.chunk - self.stride
+        return border if samples > 2 * border else 0
+
+    def windows(self, samples: int) -> int:
+        """The number of chunks of a signal."""
+        return math.ceil((samples + 2 * self.border(samples)) / self.stride)
+
+    def capped(self, overlap: float) -> FadeAndAdd:
+        """A copy with at most this overlap as a fraction of a chunk, but at least 2: chunks still fade."""
+        fewest = max(2, math.floor(1 / (1 - overlap))) if overlap < 1 else self.overlap
+        return self if self.overlap <= fewest else replace(self, overlap=fewest)
+
+    def run(
+        self, runner: Runner, signal: Signal, estimates: Sequence[Signal], advance: Callable[[], None]
+    ) -> None:
+        """See :func:`kmdx.chunking.fade_and_add`."""
+        from kmdx import chunking
+
+        border = self.border(signal.length)
+        chunking.fade_and_add(runner, signal, estimates, self.chunk, self.stride, border, advance)
+
+    def __str__(self) -> str:
+        return f"chunks of {self.chunk} samples, overlap {self.overlap}"
+
+
+def _check_chunk(weight: Weight, chunk: int) -> None:
+    """Raise ValueError if a network accepts only chunks of another length."""
+    fixed = _fixed_length(weight)
+    if fixed is not None and chunk != fixed:
+        raise ValueError(f"{weight.name} accepts only chunks of {fixed} samples, not {chunk}")
 
 
 def _fixed_length(weight: Weight) -> int | None:

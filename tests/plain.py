@@ -27,6 +27,41 @@ def mdx(network: Callable[[Tensor], Tensor], signal: Tensor, chunk: int, trim: i
     return torch.cat(out, 1)[:, :n]
 
 
+def fades(network: Callable[[Tensor], Tensor], signal: Tensor, chunk: int, overlap: int) -> Tensor:
+    """Chunks of ``(2, n)`` with linear fades, ``(sources, 2, n)``: the whole song in memory, sample by sample."""
+    step = chunk // overlap
+    border = chunk - step
+    if border == 0 or signal.shape[-1] <= 2 * border:
+        border = 0
+    song = torch.nn.functional.pad(signal[None], (border, border), mode="reflect")[0] if border else signal
+    n = song.shape[-1]
+    total, weight = 0.0, torch.zeros(n, dtype=torch.float64)
+    for start in range(0, n, step):
+        part = song[:, start : start + chunk]
+        size = part.shape[-1]
+        if size > chunk // 2:
+            part = torch.cat([part, part.flip(-1)[:, 1 : 1 + chunk - size]], 1)
+        part = torch.cat([part, torch.zeros(2, chunk - part.shape[-1])], 1)
+        ramp = (
+            [place / (chunk // 10 - 1) for place in range(chunk // 10)]
+            if chunk >= 20
+            else [0.0] * (chunk // 10)
+        )
+        weights = torch.ones(chunk, dtype=torch.float64)
+        for place, value in enumerate(ramp):
+            if start > 0:
+                weights[place] = value
+            if start + step < n or start == 0:
+                weights[chunk - 1 - place] = value
+        estimate = network(part[None])[0].double()[..., :size]
+        weights = weights[:size].clamp(min=1e-9)
+        placed = torch.zeros(*estimate.shape[:-1], n, dtype=torch.float64)
+        placed[..., start : start + size] = weights * estimate
+        weight[start : start + size] += weights
+        total = total + placed
+    return (total / weight).float()[..., border : n - border]
+
+
 def leaderboard_c(
     demucs: Mapping[str, torch.nn.Module],
     overlaps: Mapping[str, float],

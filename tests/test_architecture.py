@@ -31,7 +31,7 @@ def test_windows_of_published_networks_are_far_below_the_bounds(name: str) -> No
     types.read(architecture)
     length = int(44100 * architecture.get("segment", 6))
     assert (
-        types.TYPES[architecture["type"]].largest_tensor(architecture, length) < architectures.MAX_VALUES / 5
+        types.TYPES[architecture["type"]].largest_tensor(architecture, length) < architectures.MAX_VALUES / 4
     )
 
 

@@ -41,7 +41,7 @@ def test_mistakes_are_one_line_errors(
         (("solve", collected, "-o", tmp_path / "found.txt"), "ends in .yaml"),
         (("solve", collected, "-o", tmp_path / "no" / "found.yaml"), "no folder"),
         (("collect", "htdemuks", data, "-o", tmp_path / "new"), "unknown ensemble 'htdemuks'"),
-        (("collect", strings, data, "-o", tmp_path / "new"), "its stems are strings; expected bass"),
+        (("collect", strings, data, "-o", tmp_path / "new"), "no strings among its stems"),
         (("collect", plan_of_two, tmp_path / "nowhere", "-o", tmp_path / "new"), "cannot be read"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--tracks", "zz"), "is named 'zz'"),
         (("collect", plan_of_two, data, "-o", tmp_path / "new", "--device", "moon"), "unknown device 'moon'"),

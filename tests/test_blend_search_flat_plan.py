@@ -13,7 +13,7 @@ from blend_cases import STEMS
 from conftest import decibels, noise
 
 from evaluator.blend_search import plan_writer
-from evaluator.blend_search.flat_plan import flatten
+from evaluator.blend_search.flat_plan import flatten, indivisible, scored_stems
 from kmdx import Separator, plan_file
 from kmdx.errors import KmdxError, PlanError
 from kmdx.nodes import Sum
@@ -74,7 +74,7 @@ def test_the_packages_plans_can_be_written_read_and_flattened(name: str) -> None
     for field in ("title", "description", "sample_rate", "networks", "nodes", "stems"):
         assert getattr(again, field) == getattr(plan, field), field
     flat = flatten(plan, all_estimates=True)
-    assert set(flat.own) == set(plan.stems) & set(STEMS)
+    assert set(flat.own) == set(plan.stems)
     read = plan_file.parse(plan_file.dump(flat.plan), name)
     for stem in flat.own:
         blended = (name, stem) == ("mini", "other")  # of estimates that are taken quieter
@@ -142,3 +142,31 @@ def test_blends_may_be_deep_but_their_expansion_is_bounded() -> None:
     wide |= {"s40": Sum({"V.vocals": 0.5}), "vocals": Sum({"s0": 1.0}, "x")}
     with pytest.raises(PlanError, match="vocals expands to more than 100000 terms"):
         flatten(replace(plan, nodes={**plan.nodes, **wide}))
+
+
+def test_a_combination_is_one_indivisible_signal_of_the_blend(plan_of_two: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(plan_of_two.read_text("utf-8"))
+    tree["signals"]["both"] = {"combine": ["W.vocals", "mixture"], "mode": "min_fft"}
+    tree["stems"]["vocals"] = {"sum": {"both": 0.5, "W.vocals": 0.5}}
+    tree["stems"]["drums"] = {"combine": ["W.drums", "mixture"], "mode": "max_wave"}
+    plan = plan_file.parse(yaml.safe_dump(tree, sort_keys=False), "plan", plan_of_two.parent)
+    flat = flatten(plan)
+    assert indivisible(flat.plan) == ["min_fft(W.vocals, mixture)", "max_wave(W.drums, mixture)"]
+    assert indivisible(flatten(plan_file.load(plan_of_two)).plan) == []
+    song = noise(22_050)
+    published = Separator(plan, device="cpu", precision="fp32").separate(song, 44100)
+    stems = Separator(flat.plan, device="cpu", precision="fp32").separate(song, 44100)
+    for stem in STEMS:
+        assert stems[stem] == pytest.approx(published[stem], abs=1e-6), stem
+
+
+def test_any_stems_can_be_blended_the_challenges_come_first() -> None:
+    assert scored_stems(plan_file.load("six_stems")) == (
+        "bass",
+        "drums",
+        "other",
+        "vocals",
+        "guitar",
+        "piano",
+    )
+    assert scored_stems(plan_file.load("vocals")) == ("vocals", "instrumental")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import plain
 import pytest
@@ -12,13 +13,13 @@ import torch
 from conftest import decibels
 from demucs.apply import apply_model
 
-from kmdx import chunking, signals
+from kmdx import chunking, signals, weights
 from kmdx.chunking import overlap_add, trim_and_join
 from kmdx.devices import BatchProfile, Runner
 from kmdx.networks.demucs import DemucsNetwork
 from kmdx.networks.network import Network
 from kmdx.signals import Signal
-from kmdx.windows import OverlapAdd, TrimAndJoin
+from kmdx.windows import FadeAndAdd, OverlapAdd, TrimAndJoin
 
 CPU = torch.device("cpu")
 
@@ -131,6 +132,60 @@ def test_trim_and_join_equals_the_plain_implementation(samples: int) -> None:
     assert torch.equal(ours, plain.mdx(network, signal, tiny.CHUNK, 109))
 
 
+def faded(
+    runner: Runner,
+    signal: Signal,
+    estimates: Sequence[Signal],
+    chunk: int,
+    overlap: int,
+    advance: Callable[[], None],
+) -> None:
+    FadeAndAdd(chunk, overlap).run(runner, signal, estimates, advance)
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("samples", [1, 2, 30, 59, 60, 61, 90, 91, 119, 121, 400, 431])
+@pytest.mark.parametrize("chunk", [7, 60, 61])
+def test_fade_and_add_equals_the_plain_implementation(chunk: int, overlap: int, samples: int) -> None:
+    signal = noise(samples)
+    ours = through(faded, Shades(chunk), signal, chunk, overlap)
+    assert decibels(plain.fades(Shades(chunk), signal, chunk, overlap), ours) > 120
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+@pytest.mark.parametrize("samples", [1, 60, 120, 121, 400])
+def test_fade_and_add_of_an_identity_network_returns_every_sample(overlap: int, samples: int) -> None:
+    network, signal, how = Echo(60), ramp(samples), FadeAndAdd(60, overlap)
+    assert torch.allclose(through(faded, network, signal, 60, overlap)[0], signal), (
+        "also where chunks only touch"
+    )
+    assert len(network.heard) == how.windows(samples)
+
+
+def test_the_ends_of_a_song_are_reflected_unless_it_is_short() -> None:
+    network = Echo(8)
+    through(faded, network, ramp(13), 8, 4)
+    assert network.heard[0][0, 0].tolist() == [7, 6, 5, 4, 3, 2, 1, 2]
+    assert network.heard[-1][0, 0].tolist() == [7, 0, 0, 0, 0, 0, 0, 0], "six samples beyond the end"
+    network = Echo(8)
+    through(faded, network, ramp(12), 8, 4)
+    assert network.heard[0][0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0.0, 2), (0.25, 2), (0.5, 2), (0.75, 4), (0.9, 8), (1.0, 8)])
+def test_less_overlap_leaves_at_least_two_chunks_that_fade(most: float, expected: int) -> None:
+    assert FadeAndAdd(352_800, 8).capped(most).overlap == expected
+    assert FadeAndAdd(352_800, 1).capped(most).overlap == 1
+
+
+def test_a_network_that_needs_another_length_is_refused() -> None:
+    weight = weights.own(Path("x.onnx"), {**tiny.UNET, "type": "onnx", "sources": ["vocals"]})
+    with pytest.raises(ValueError, match=f"accepts only chunks of {tiny.CHUNK} samples, not 9"):
+        FadeAndAdd.read(weight, 44100, chunk=9, overlap=2)
+    with pytest.raises(ValueError, match="a chunk of 3 samples is too short for an overlap of 4"):
+        FadeAndAdd.read(weight, 44100, chunk=3, overlap=4)
+
+
 @pytest.mark.parametrize(
     ("segment", "overlap", "length", "stride"),
     [
@@ -156,6 +211,8 @@ METHODS = pytest.mark.parametrize(
         pytest.param(overlap_add, 20, (20, 2), id="almost all overlaps"),
         pytest.param(overlap_add, None, (20, 7), id="overlap-add, any length"),
         pytest.param(overlap_add, None, (21, 13), id="overlap-add, odd lengths"),
+        pytest.param(faded, 20, (20, 4), id="fade-and-add"),
+        pytest.param(faded, 20, (20, 1), id="chunks that only touch"),
         pytest.param(trim_and_join, 20, (20, 3), id="trim-and-join"),
         pytest.param(trim_and_join, 20, (20, 0), id="nothing to trim"),
     ],
@@ -188,7 +245,11 @@ def test_progress_is_reported_after_each_window(
     method: Callable[..., None], length: int | None, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = sizes
-    windows = -(-211 // second) if method is overlap_add else TrimAndJoin(first, second).windows(211)
+    if method is overlap_add:
+        windows = -(-211 // second)
+    else:
+        how = FadeAndAdd if method is faded else TrimAndJoin
+        windows = how(first, second).windows(211)
     monkeypatch.setattr(chunking, "SPAN", 100)
     network = Echo(length)
     heard_before: list[int] = []

@@ -44,6 +44,20 @@ def test_a_plan_is_parsed_once_in_a_run(
     assert len(parsed) == 1
 
 
+def test_shifts_and_augmentation_change_the_stems_and_are_settings_of_theirs(
+    separate: Run, tmp_path: Path
+) -> None:
+    write(tmp_path / "song.wav", noise(30_000))
+    assert separate("song.wav", "--stems", "vocals").code == 0
+    once = (tmp_path / "out" / "song" / "vocals.wav").read_bytes()
+    refused = separate("song.wav", "--stems", "vocals", "--shifts", "2", "--tta")
+    assert refused.code == 2
+    assert "made with different settings" in refused.err
+    assert separate("song.wav", "--stems", "vocals", "--shifts", "2", "--tta", "--overwrite").code == 0
+    assert (tmp_path / "out" / "song" / "vocals.wav").read_bytes() != once
+    assert separate("song.wav", "--shifts", "0").err.strip() == "error: expected 1 to 100 shifts, found 0"
+
+
 def test_the_accompaniment_is_the_song_minus_the_vocals(separate: Run, tmp_path: Path) -> None:
     song = noise(30_000)
     soundfile.write(tmp_path / "song.wav", song, 44100, subtype="FLOAT")

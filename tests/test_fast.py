@@ -60,6 +60,7 @@ def _every_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "winograd_is_used", torch._nnpack_available)
     monkeypatch.setattr(product, "onednn_is_used", lambda: ONEDNN)
     monkeypatch.setattr(attentions, "blocks_are_used", lambda dtype: dtype in attentions.PRECISIONS)
+    monkeypatch.setattr(attentions, "SHORT", 0)
 
 
 def prepared(make: Make, dtype: torch.dtype = torch.float32) -> DemucsNetwork | TfcTdf:

@@ -46,6 +46,7 @@ def test_whole_networks_are_rounded(
     """Whichever way their products and their attention are computed."""
     monkeypatch.setattr(product, "onednn_is_used", lambda: pays)
     monkeypatch.setattr(attention, "blocks_are_used", lambda dtype: pays)
+    monkeypatch.setattr(attention, "SHORT", 0)
     if kind == "unet":
         network = tiny.unet("bass", 2, 5).requires_grad_(False)
     else:

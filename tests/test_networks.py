@@ -10,7 +10,7 @@ from conftest import decibels
 from kmdx.errors import KmdxWarning
 from kmdx.networks.demucs import DemucsNetwork, build
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def batch() -> torch.Tensor:
 
 def test_the_inverse_spectrogram_returns_the_signal_if_no_bin_is_left_out() -> None:
     config = SpectrogramConfig(n_fft=512, hop=128, bins=257, frames=9)
-    spectrogram = Spectrogram(config)
+    spectrogram = config.build()
     wave = torch.randn(2, 2, config.chunk)
     channels = spectrogram(wave)
     assert channels.shape == (2, 4, 257, 9)
@@ -34,7 +34,7 @@ def test_the_inverse_spectrogram_returns_the_signal_if_no_bin_is_left_out() -> N
 def test_spectrogram_channels_are_left_then_right_real_then_imaginary() -> None:
     config = SpectrogramConfig(n_fft=512, hop=128, bins=100, frames=9)
     wave = torch.randn(1, 2, config.chunk)
-    channels = Spectrogram(config)(wave)[0]
+    channels = config.build()(wave)[0]
     window = torch.hann_window(512, periodic=True)
     for index, channel in enumerate(wave[0]):
         expected = torch.stft(channel, 512, 128, window=window, return_complex=True)[:100]

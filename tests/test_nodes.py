@@ -145,3 +145,17 @@ def test_a_window_of_a_new_kind_is_read_and_run(small: Path, tmp_path: Path) -> 
     assert all(np.isfinite(stem).all() and stem.any() for stem in stems.values())
     assert done[-1] == pytest.approx(0.5)
     assert len(done) == len(plan.runs(plan.stems))
+
+
+def test_a_combination_of_estimates_may_be_a_stem(small: Path, tmp_path: Path) -> None:
+    tree = yaml.safe_load(small.read_text("utf-8"))
+    tree["stems"] = {"vocals": {"combine": ["V.vocals", "V.other"], "mode": "max_wave"}}
+    plan = plan_file.parse(yaml.safe_dump(tree, sort_keys=False), "plan", small.parent)
+    assert plan_file.parse(plan_file.dump(plan), "again", tmp_path).nodes == plan.nodes
+    assert "max_wave(V.vocals, V.other)" in drawing.mermaid(plan, plan.stems)
+    song = noise(20_000)
+    tree["stems"] = {name: {"sum": {f"V.{name}": 1}} for name in ("vocals", "other")}
+    parts = plan_file.parse(yaml.safe_dump(tree, sort_keys=False), "parts", small.parent)
+    one, two = Separator(parts, device="cpu").separate(song, 44100).values()
+    made = Separator(plan, device="cpu").separate(song, 44100)["vocals"]
+    assert np.array_equal(made, np.where(abs(one) >= abs(two), one, two))

@@ -207,7 +207,7 @@ def test_nodes_may_be_in_any_order() -> None:
         ("overlap: 0.25", "overlap: 0.25, segmnt: 7", "unknown key 'segmnt'; did you mean 'segment'?"),
         ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10, trim: 5}", "leave nothing of a chunk of 10"),
         ("overlap_add: {overlap: 0.25}", "trim_and_join: {chunk: 10.5, trim: 5}", "expected a whole number"),
-        (", overlap_add: {overlap: 0.25}", "", "expected either 'overlap_add' or 'trim_and_join'"),
+        (", overlap_add: {overlap: 0.25}", "", "expected one of overlap_add, trim_and_join, fade_and_add"),
         ("denormalize: x}\n  other", "denormalize: rest}\n  other", "'rest' is not a normalized signal"),
         ("{normalize: mixture}", "{normalise: mixture}", "unknown key 'normalise'; did you mean 'normalize'?"),
         ("{normalize: mixture}", "{}", "expected the keys {network, hears}"),
@@ -231,6 +231,10 @@ def test_nodes_may_be_in_any_order() -> None:
             "gflops must be a number from 1e-06 to 1e+06, not 0",
         ),
         ("rest: {", "V: {", "duplicate key 'V'"),
+        ("normalize: mixture", "combine: [mixture, mixture], mode: max_ftt", "unknown mode 'max_ftt'; did you mean 'max_fft'?"),
+        ("normalize: mixture", "combine: [mixture], mode: max_fft", "signals.x: expected 2 to 50 signals to combine, found 1"),
+        ("normalize: mixture", "combine: mixture, mode: max_fft", "combine: "),
+        ("normalize: mixture", "combine: [mixture, mixtur], mode: max_fft", "unknown signal 'mixtur'"),
         ("stems:", "stem:", "unknown key 'stem'"),
         ("vocals: {sum: {V.vocals: 1}, denormalize: x}", "vocals: {network: net, hears: x}", "a stem must be a sum"),
         ("signals:\n", "signals: 3\nsignal:\n", "unknown key 'signal'"),
@@ -280,7 +284,8 @@ def test_files_that_are_not_plans_are_refused(text: str, message: str) -> None:
 
 def test_unknown_ensembles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        PlanError, match=r"unknown ensemble 'nope'; available: htdemucs, htdemucs_ft, leaderboard_c"
+        PlanError,
+        match=r"unknown ensemble 'nope'; available: bs_roformer_4stem, htdemucs, htdemucs_ft, leaderboard_c",
     ):
         plan_file.load("nope")
     with pytest.raises(PlanError, match="cannot read the ensemble"):

@@ -140,7 +140,8 @@ def test_attention_uses_the_implementation_in_the_table(monkeypatch: pytest.Monk
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted("fused"))
     entry = replace(kernels.here(), attention=("bf16",))
     monkeypatch.setattr(kernels, "here", lambda: entry)
-    parts = sound(3, 1, 2, 4, 8)
+    parts = sound(3, 1, 2, attention.SHORT, 8)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         attention.attend(*parts.to(dtype))
-    assert ways == ["fused", "blocks", "fused", "fused"]
+    attention.attend(*parts[..., 1:, :].bfloat16())
+    assert ways == ["fused", "blocks", "fused", "fused", "fused"]

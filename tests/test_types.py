@@ -23,12 +23,30 @@ from kmdx.networks import types
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.types import TYPES
 
+SCNET = {
+    "type": "scnet", "sources": ["vocals", "other"], "dims": [4, 8], "nfft": 256, "hop_size": 64, "win_size": 256,
+    "band_SR": [0.25, 0.35, 0.4], "band_stride": [1, 4, 8], "band_kernel": [3, 4, 8], "conv_depths": [1, 1, 1],
+    "compress": 2, "conv_kernel": 3, "num_dplayer": 2, "expand": 1,
+}  # fmt: skip
 EXAMPLES = {
     "htdemucs": tiny.HTDEMUCS,
     "hdemucs": tiny.HDEMUCS,
     "tfc_tdf": {**tiny.UNET, "sources": ["vocals"], "norm_groups": 2},
+    "bs_roformer": {
+        "type": "bs_roformer", "sources": tiny.SOURCES, "dim": 8, "depth": 1, "heads": 2, "dim_head": 4,
+    },
+    "mel_band_roformer": {
+        "type": "mel_band_roformer", "sources": ["vocals"], "dim": 8, "depth": 1, "heads": 2, "dim_head": 4,
+    },
     "onnx": {**tiny.UNET, "type": "onnx", "sources": ["vocals"], "norm_groups": None},
-}
+    "mdx23c": {
+        "type": "mdx23c", "sources": ["vocals", "other"], "n_fft": 512, "hop_length": 128, "dim_f": 128,
+        "num_subbands": 2, "num_channels": 8, "growth": 4, "num_scales": 1, "num_blocks_per_scale": 1,
+        "bottleneck_factor": 2, "scale": [2, 2], "norm": "InstanceNorm", "act": "gelu",
+    },
+    "scnet": SCNET,
+    "scnet_masked": {**SCNET, "type": "scnet_masked"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TYPES)

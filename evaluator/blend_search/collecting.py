@@ -19,6 +19,7 @@ from evaluator.blend_search import inner_products
 from evaluator.blend_search.flat_plan import Flat
 from evaluator.data_check import DataCheck
 from evaluator.dataset import Track
+from evaluator.layouts import reference_of
 from evaluator.results import describe_weights
 from evaluator.run_folder import RunFolder, write_text
 from kmdx import audio, devices, engines, plan_file
@@ -203,7 +204,7 @@ def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> 
     for stem, node in own.items():
         names = plan.nodes[stem].inputs
         signals = blended(separator, mixture, {*names, node}, estimates)
-        truth = dataset.read(track, stem).samples
+        truth = dataset.read(track, reference_of(stem)).samples
         products = inner_products.measure(truth, [signals[name] for name in names])
         values = {name: value[0].tolist() for name, value in vars(products).items()}
         if not all(np.isfinite(value).all() for value in values.values()):

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator.blend_search.collecting import FORM, PLAN
-from evaluator.blend_search.flat_plan import runs
+from evaluator.blend_search.flat_plan import runs, scored_stems
 from evaluator.blend_search.inner_products import InnerProducts, Weights, is_silent
 from evaluator.run_folder import read_json
 from kmdx import plan_file
-from kmdx.challenge import CHANNELS, RATE, STEMS
+from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
 from kmdx.nodes import Sum
 from kmdx.plan import Plan
@@ -113,7 +113,7 @@ def load(folder: Path) -> Collection:
     if not done:
         why = "; ".join(f"{song}: {reason}" for song, reason in list(failed.items())[:1])
         raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f'; {why}'}")
-    stems = tuple(_stem(plan, name, done) for name in STEMS if name in own)
+    stems = tuple(_stem(plan, name, done) for name in scored_stems(plan) if name in own)
     return Collection(
         folder=folder,
         plan=plan,

@@ -42,7 +42,7 @@ from evaluator.blend_search.console import (
     print_notes,
     write_plan,
 )
-from evaluator.blend_search.flat_plan import flatten, runs
+from evaluator.blend_search.flat_plan import flatten, indivisible, runs
 from evaluator.blend_search.search import SearchOptions, search, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
@@ -105,11 +105,13 @@ def collect(
     command to resume. Exit codes: 0 if every song was collected, 1 if some were not, 2 for a user error.
     """
     flat = flatten(plan_file.load(plan), all_estimates)
+    for formula in indivisible(flat.plan):
+        terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
     songs = dataset.find_tracks(data, split, tracks)
     collected = RunFolder(output)
     try:
         with collected.locked():
-            checked = check_songs(songs, collected.path)
+            checked = check_songs(songs, collected.path, flat.plan.stems)
             with err.status("loading the weights") as status:
                 failed = collecting.collect(
                     flat,
@@ -315,7 +317,7 @@ def search_stages(
     with stage_search.writing_to(scratch or Path(tempfile.gettempdir())):
         created = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
     with created as temporary:
-        unusable = {} if dry_run else check_songs(songs, Path(temporary)).unusable
+        unusable = {} if dry_run else check_songs(songs, Path(temporary), published.stems).unusable
         chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
         capped = published.capped(speeds.get(speed.value).overlap)
         search = stage_moves.Search(capped, chosen, held, tried, step, rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +14,9 @@ from evaluator.blend_search import collection, plan_writer
 from evaluator.blend_search.search import Result
 from evaluator.data_check import DataCheck, check_data
 from evaluator.dataset import Track
+from evaluator.layouts import reference_of
 from kmdx import terminal
-from kmdx.challenge import CHANNELS, RATE, STEMS
+from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import err, out
@@ -60,8 +62,8 @@ def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
     out.print(f"written: {escape(str(path))}")
 
 
-def check_songs(songs: list[Track], folder: Path) -> DataCheck:
-    """Check the data and print all problems.
+def check_songs(songs: list[Track], folder: Path, stems: Sequence[str]) -> DataCheck:
+    """Check the data, which must have all of these stems, and print all problems.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def check_songs(songs: list[Track], folder: Path) -> DataCheck:
     """
     with err.status(f"checking the audio of {len(songs)} songs (only once per collection)"):
         found = check_data(songs, folder, accept_incomplete=True)
-    unsuitable = {song.name: why for song in songs if (why := _unsuitable(song)) is not None}
+    unsuitable = {song.name: why for song in songs if (why := _unsuitable(song, stems)) is not None}
     found = replace(found, unusable={**unsuitable, **found.unusable})
     for line in [*found.warnings, *(f"{song}: {why}, left out" for song, why in found.unusable.items())]:
         terminal.warn(line)
@@ -80,9 +82,9 @@ def check_songs(songs: list[Track], folder: Path) -> DataCheck:
     return found
 
 
-def _unsuitable(song: Track) -> str | None:
+def _unsuitable(song: Track, stems: Sequence[str]) -> str | None:
     """Why a song lacks what plans need; ``None`` if it lacks nothing or cannot be read at all."""
-    missing = [stem for stem in STEMS if stem not in song.stems]
+    missing = [stem for stem in stems if reference_of(stem) not in song.available]
     if missing:
         return f"no {', '.join(missing)} among its stems"
     if song.rate and (song.rate, song.channels) != (RATE, CHANNELS):

@@ -63,14 +63,8 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
         is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is
         wrong.
 
-    Raises
-    ------
-    PlanError
-        If the plan has none of the :data:`~kmdx.challenge.STEMS`.
     """
-    scored = [stem for stem in plan.stems if stem in STEMS]
-    if not scored:
-        raise PlanError(f"{plan.name}: its stems are {', '.join(plan.stems)}; expected {', '.join(STEMS)}")
+    scored = scored_stems(plan)
     own: dict[str, str] = {}
     for stem in scored:
         own[stem] = _free(f"published_{stem}", {*plan.nodes, *own.values()})
@@ -95,6 +89,17 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     }
     nodes |= {stem: stems.get(stem) or nodes.pop(stem) for stem in plan.stems}
     return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own, all_estimates)
+
+
+def scored_stems(plan: Plan) -> tuple[str, ...]:
+    """The plan's stems, the challenge's first."""
+    return tuple(sorted(plan.stems, key=lambda stem: (stem not in STEMS, stem)))
+
+
+def indivisible(plan: Plan) -> list[str]:
+    """Formulas of the combinations that are signals of a flat plan: their estimates have no weights."""
+    nodes = [node for name, node in plan.nodes.items() if node.operands and node.terms is None]
+    return list(dict.fromkeys(node.formula() for node in nodes))
 
 
 def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
@@ -163,7 +168,7 @@ def _sources(plan: Plan) -> dict[str, str | None]:
     sources: dict[str, str | None] = {MIXTURE: None}
     for name in plan.order(plan.nodes):
         node = plan.nodes[name]
-        found = {_source(term, sources) for term in node.terms or [MIXTURE]}
+        found = {_source(term, sources) for term in node.operands or [MIXTURE]}
         sources[name] = found.pop() if len(found) == 1 else None
     return sources
 

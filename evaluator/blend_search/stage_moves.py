@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.blend_search.flat_plan import published, runs, source_of
+from evaluator.blend_search.flat_plan import published, runs, scored_stems, source_of
 from evaluator.dataset import Track
-from kmdx.challenge import CHANNELS, RATE, STEMS
+from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
@@ -94,7 +94,7 @@ class Search:
     @property
     def stems(self) -> tuple[str, ...]:
         """The stems that are scored."""
-        return tuple(stem for stem in STEMS if stem in self.plan.stems)
+        return scored_stems(self.plan)
 
     def cost(self, costs: Mapping[str, float] | None = None) -> SearchCost:
         """Maximum cost of the search.
@@ -159,7 +159,7 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
         If one of them is not such a sum, or the plan has none.
     """
     # Sums of a stem's signals are blends, whose weights `solve` finds from inner products.
-    signals = {signal.reference for stem in STEMS if stem in plan.stems for signal in published(plan, stem)}
+    signals = {signal.reference for stem in plan.stems for signal in published(plan, stem)}
     found: dict[str, list[Move]] = {}
     for name in plan.order(sorted(signals)):
         node = plan.nodes[name]

@@ -23,6 +23,7 @@ from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, change
 from evaluator.blend_search.tables import gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
+from evaluator.layouts import reference_of
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError, counted
 from kmdx.plan import Plan, node_of
@@ -181,7 +182,7 @@ class _Song:
                 with writing_to(self.folder):
                     np.save(path, samples)
         found = blended(separator, mixture, stems, estimates)
-        truths = {stem: dataset.read(self.track, stem).samples for stem in stems}
+        truths = {stem: dataset.read(self.track, reference_of(stem)).samples for stem in stems}
         sdr = [
             metrics.global_sdr(truth, as_16_bit(found[stem]))
             for stem, truth in truths.items()

@@ -14,7 +14,7 @@ from typing import Any
 
 from kmdx.errors import listed, quoted
 
-MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
+MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 228 million
 MAX_VALUES = 2**29  # in one tensor between two layers, or in all tensors of a graph: 2 GiB in float32
 MAX_LENGTH = 2**23  # samples of one window: 190 s at 44.1 kHz
 MAX_NAME = 100  # bytes in UTF-8, so that it can be a file name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from demucs.demucs import LocalState
 from torch import nn
@@ -34,11 +36,11 @@ def make_local_attention_exact(network: nn.Module) -> None:
             module.__class__ = ExactLocalState
 
 
-def accelerate(network: nn.Module) -> None:
-    """Replace the class of every layer that has a faster implementation."""
+def accelerate(network: nn.Module, winograd: bool = True) -> None:
+    """Replace the class of every layer that has a faster implementation; optionally not Winograd's."""
     for module in network.modules():
         for fast in FAST:
-            if fast.fits(module):
+            if fast.fits(module) and (winograd or fast is not WinogradConv2d):
                 module.__class__ = fast
 
 
@@ -65,8 +67,20 @@ def store_products(layers: nn.Module, dtype: torch.dtype) -> None:
 
 
 def store_all_but_batch_norms(layers: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a part of a U-Net, except batch norms, which accept half precision with float32 parameters."""
+    """Convert a part of a U-Net, except norms that accept half precision with float32 parameters."""
     for module in layers.modules():
-        if not isinstance(module, nn.BatchNorm2d):
+        if not isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def keep_sources(conv: nn.modules.conv._ConvNd, indices: Sequence[int], count: int) -> None:
+    """Keep only some of the ``count`` equal groups of a convolution's output channels."""
+    axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
+    weight = conv.weight.detach().unflatten(axis, (count, -1))
+    kept = weight.index_select(axis, torch.tensor(indices, device=weight.device)).flatten(axis, axis + 1)
+    conv.weight = nn.Parameter(kept, requires_grad=False)
+    conv.out_channels = kept.shape[axis]
+    if conv.bias is not None:
+        bias = conv.bias.detach().unflatten(0, (count, -1))[indices].flatten()
+        conv.bias = nn.Parameter(bias, requires_grad=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kmdx.errors import KmdxWarning, WeightsError, first_line
-from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+from kmdx.networks.spectrogram import SpectrogramConfig
 
 INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxruntime elsewhere, never both"
 
@@ -47,7 +47,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.sources: tuple[str, ...] = (source,)
         self.length: int | None = spectrogram.chunk
-        self.spectrogram = Spectrogram(spectrogram)
+        self.spectrogram = spectrogram.build()
         self.path = path
         self.session = _session(path, device)
         self.providers: tuple[str, ...] = tuple(self.session.get_providers())

@@ -1,4 +1,4 @@
-"""The spectrogram that MDX-Net takes as input: complex numbers as channels, only the lowest bins.
+"""The spectrogram that convolutional networks take as input: complex numbers as channels.
 
 Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203), section 3.
 """
@@ -16,7 +16,7 @@ from kmdx.networks import architecture
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
-    """Sizes of the transform.
+    """Sizes of MDX-Net's transform.
 
     Attributes
     ----------
@@ -38,6 +38,10 @@ class SpectrogramConfig:
     def __post_init__(self) -> None:
         architecture.check_unet(asdict(self))
 
+    def build(self) -> Spectrogram:
+        """Build the transform."""
+        return Spectrogram(self.n_fft, self.hop, self.bins)
+
     @property
     def chunk(self) -> int:
         """Samples of one chunk: with centered frames at both ends, one hop fewer than frames."""
@@ -45,42 +49,60 @@ class SpectrogramConfig:
 
 
 class Spectrogram(nn.Module):
-    """Waveforms ``(B, 2, T)`` to channels ``(B, 4, bins, frames)`` and back.
+    """Waveforms ``(B, C, n)`` to channels ``(B, 2·C, bins, T)`` and back.
 
     Channels are left-real, left-imaginary, right-real, right-imaginary. Frames are centered with reflect
-    padding and not normalized. The inverse fills the bins above ``bins`` with zeros.
+    padding. The inverse fills the bins above ``bins`` with zeros.
+
+    Parameters
+    ----------
+    n_fft, hop, bins : int
+        As in :class:`SpectrogramConfig`.
+    window : Tensor, optional
+        At most ``n_fft`` values; by default a periodic Hann window of ``n_fft``.
+    normalized : bool
+        Whether the transform is divided by the root of ``n_fft``.
     """
 
     window: Tensor
 
-    def __init__(self, config: SpectrogramConfig) -> None:
+    def __init__(
+        self, n_fft: int, hop: int, bins: int, window: Tensor | None = None, normalized: bool = False
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.register_buffer("window", torch.hann_window(config.n_fft, periodic=True), persistent=False)
+        self.n_fft, self.hop, self.bins, self.normalized = n_fft, hop, bins, normalized
+        window = torch.hann_window(n_fft) if window is None else window
+        self.register_buffer("window", window, persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
-        """Transform float32 waveforms ``(B, 2, T)`` into ``(B, 4, bins, frames)``."""
-        n_fft, hop, bins = self.config.n_fft, self.config.hop, self.config.bins
+        """Transform float32 waveforms ``(B, C, n)`` into ``(B, 2·C, bins, T)``."""
         batch, channels, length = wave.shape
-        spectrum = torch.stft(  # (B·2, n_fft // 2 + 1, frames) complex
+        spectrum = torch.stft(  # (B·C, n_fft // 2 + 1, T) complex
             wave.reshape(batch * channels, length),
-            n_fft,
-            hop,
-            window=self.window,
+            self.n_fft,
+            self.hop,
+            len(self.window),
+            self.window,
             center=True,
             pad_mode="reflect",
+            normalized=self.normalized,
             return_complex=True,
-        )[:, :bins]
-        parts = torch.view_as_real(spectrum).permute(0, 3, 1, 2)  # (B·2, 2, bins, frames)
-        return parts.reshape(batch, 2 * channels, bins, -1)
+        )[:, : self.bins]
+        parts = torch.view_as_real(spectrum).permute(0, 3, 1, 2)  # (B·C, 2, bins, T)
+        return parts.reshape(batch, 2 * channels, self.bins, -1)
 
     def inverse(self, channels: Tensor) -> Tensor:
-        """Transform ``(B, 4, bins, frames)`` back into waveforms ``(B, 2, hop · (frames − 1))``."""
-        n_fft, hop, bins = self.config.n_fft, self.config.hop, self.config.bins
+        """Transform ``(B, 2·C, bins, T)`` back into waveforms ``(B, C, hop · (T − 1))``."""
         batch, count, _, frames = channels.shape
-        padded = F.pad(channels, (0, 0, 0, n_fft // 2 + 1 - bins))
-        parts = padded.reshape(batch * count // 2, 2, n_fft // 2 + 1, frames).permute(0, 2, 3, 1)
+        padded = F.pad(channels, (0, 0, 0, self.n_fft // 2 + 1 - self.bins))
+        parts = padded.reshape(batch * count // 2, 2, -1, frames).permute(0, 2, 3, 1)
         wave = torch.istft(
-            torch.view_as_complex(parts.contiguous()), n_fft, hop, window=self.window, center=True
+            torch.view_as_complex(parts.contiguous()),
+            self.n_fft,
+            self.hop,
+            len(self.window),
+            self.window,
+            center=True,
+            normalized=self.normalized,
         )
         return wave.reshape(batch, count // 2, -1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kmdx.errors import listed, shown
+from kmdx.errors import listed, quoted, shown
 from kmdx.networks.architecture import MAX_PARAMETERS
 
 # Prefixes that trainers add to names: DataParallel; Lightning and many scripts; torch.compile.
@@ -117,6 +117,82 @@ def load_strictly(
     return {name: state[names[name]] for name in optional if name in names}
 
 
+class Shapes:
+    """Shapes of the tensors in a state dict, from which a family infers a network's sizes.
+
+    Parameters
+    ----------
+    state : mapping
+        Its names may have prefixes that trainers add.
+    family : str
+        The name of the family in error messages, with an article.
+    first : str
+        A tensor with two or more axes that every network of the family has.
+    names : re.Pattern
+        All names that a network of the family may have.
+
+    Raises
+    ------
+    ValueError
+        If it is not this family, or has other parts, too.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], family: str, first: str, names: re.Pattern[str]) -> None:
+        self.family = family
+        self.tensors = without_prefixes(state)
+        if first not in self.tensors:
+            raise ValueError(f"not {family}: it has no tensor {first}")
+        if foreign := [name for name in self.tensors if not names.fullmatch(name)]:
+            raise ValueError(
+                f"{family} with parts that are not supported: {len(foreign)} unknown tensors, the first is "
+                f"{shown(foreign[0])}"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __call__(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor, none of whose ``axes`` axes is empty."""
+        shape = tuple(self.tensors[name].shape) if name in self.tensors else ()
+        if len(shape) != axes or not all(shape):
+            raise ValueError(f"not {self.family}: it has no tensor {name} with {axes} axes")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """Number of different values of a pattern's group among the names that begin with the pattern."""
+        return len({found[1] for name in self.tensors if (found := re.match(pattern, name))})
+
+
+def complete(inferred: Mapping[str, Any], architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """All known sizes of a network: those inferred from its weights, and those stated in its architecture.
+
+    Raises
+    ------
+    ValueError
+        If the architecture differs from the weights. ``num_stems`` in ``inferred`` is the number of sources.
+    """
+    for key, found in inferred.items():
+        stated = architecture.get(key, found)
+        if (list(stated) if isinstance(stated, tuple) else stated) != found:
+            raise ValueError(f"{key} is {found!r} in the weights, but {quoted(stated)} in the architecture")
+    sources = architecture["sources"]
+    if inferred["num_stems"] != len(sources):
+        raise ValueError(
+            f"the weights estimate {inferred['num_stems']} sources, not {len(sources)}: {listed(sources)}"
+        )
+    return {**architecture, **inferred}
+
+
+def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict by their names without prefixes, and without a copy of averaged weights.
+
+    With these names, a network's family and sizes can be inferred before it is built. It must not have names
+    of its own that begin with one of :data:`PREFIXES`.
+    """
+    names = _without_prefixes(state, ())
+    return {short: state[name] for short, name in names.items() if not _is_averaged(short)}
+
+
 def _without_prefixes(state: Collection[str], wanted: Collection[str]) -> dict[str, str]:
     """The names in a state dict, by the same names without the prefixes that trainers add."""
     names: dict[str, str] = {}
@@ -149,9 +225,7 @@ def _problem(
     others += [prefix + name for name in inner if name not in own and name not in optional]
     problems = {
         "missing": [name for name in own if name not in inner],
-        "unknown": [
-            names[name] for name in others if not (len(name) < _MAX_NAME and _AVERAGED.fullmatch(name))
-        ],
+        "unknown": [names[name] for name in others if not _is_averaged(name)],
         "of the wrong shape": [
             name for name in own if name in inner and own[name].shape != inner[name].shape
         ],
@@ -168,6 +242,11 @@ def _problem(
         f"{counts and f'; without it, {counts}'}: expected {first} and so on, or only the prefixes "
         f"{', '.join(PREFIXES)}"
     )
+
+
+def _is_averaged(name: str) -> bool:
+    """Whether a tensor belongs to a copy with averaged weights."""
+    return len(name) < _MAX_NAME and _AVERAGED.fullmatch(name) is not None
 
 
 def _unknown_prefix(names: Collection[str], own: Collection[str]) -> str:

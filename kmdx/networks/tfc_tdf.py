@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kmdx.networks import architecture, fast
 from kmdx.networks.architecture import TRANSFORM
-from kmdx.networks.spectrogram import Spectrogram, SpectrogramConfig
+from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.state import NoInitialization, load_strictly
 
 UNET = (*architecture.UNET, "bottleneck")
@@ -132,7 +132,7 @@ class TfcTdf(nn.Module):
         self.dtype = torch.float32
         self.sources: tuple[str, ...] = (source,)
         self.length: int | None = config.spectrogram.chunk
-        self.spectrogram = Spectrogram(config.spectrogram)
+        self.spectrogram = config.spectrogram.build()
 
         growth, levels = config.growth, config.levels
         channels = [growth * (level + 1) for level in range(levels + 1)]

@@ -20,6 +20,7 @@ from kmdx.weights.local import (
 from kmdx.weights.onnx_unet import UnetGraph, unet
 from kmdx.weights.pulling import pull, pull_all
 from kmdx.weights.registry import (
+    TRAINED,
     DownloadSource,
     Weight,
     check_path,
@@ -33,6 +34,7 @@ from kmdx.weights.registry import (
 )
 
 __all__ = [
+    "TRAINED",
     "Checkpoint",
     "DownloadSource",
     "FoundWeight",

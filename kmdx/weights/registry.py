@@ -26,7 +26,7 @@ from kmdx.weights.folder import models_folder, rewrite, shipped_folder
 
 LARGEST = 1_000_000_000  # bytes of a weight file whose size is unknown
 MAX_PATH = 1000  # bytes of the path of a weight file
-_TRAINED = "trained.yaml"
+TRAINED = "trained.yaml"
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -218,7 +218,7 @@ def trained(folder: Path | None = None) -> Mapping[str, Weight]:
         If its ``trained.yaml`` is malformed.
     """
     folder = models_folder(folder)
-    with _naming(folder / _TRAINED):
+    with _naming(folder / TRAINED):
         return {
             name: part.read(_trained_weight, folder, name) for name, part in _trained_entries(folder).items()
         }
@@ -322,12 +322,12 @@ def register(
     entry["architecture"] = dict(architecture)
 
     def text() -> str:
-        with _naming(folder / _TRAINED):
+        with _naming(folder / TRAINED):
             others = {other: part.plain() for other, part in _trained_entries(folder).items()}
         entries = {**others, name: entry}
         return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
-    rewrite(folder / _TRAINED, text)
+    rewrite(folder / TRAINED, text)
 
 
 def check_path(text: str) -> Path:
@@ -435,7 +435,7 @@ def _trained_weight(
 
 
 def _trained_entries(folder: Path) -> dict[str, YamlPart]:
-    path = folder / _TRAINED
+    path = folder / TRAINED
     return parse(read_text(path)).entries() if path.is_file() else {}
 
 

@@ -1,0 +1,317 @@
+"""Import checkpoints in the format of ZFTurbo's Music-Source-Separation-Training (MSST).
+
+A checkpoint is a state dict, often with a config in YAML next to it. The network's type and most of its sizes
+come from the state dict, the others from the config's ``model`` and ``audio`` sections. The result is a plan
+that passes songs through the network as MSST does: chunks that overlap and fade, one stem per instrument, and
+the rest of the mixture for the other instruments of a network with one target.
+
+Two defects of MSST are not reproduced: it sets samples at the joins of chunks without overlap to 0, and takes
+the rest of a normalized mixture before it restores the level.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kmdx import documents, files, plan_file, weights
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE
+from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown
+from kmdx.networks import types
+from kmdx.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SECTIONS = ("audio", "model", "training", "inference")
+# Settings of a model that have no effect on its estimates.
+WITHOUT_EFFECT = re.compile(
+    r".*dropout|multi_stft_.*|flash_attn|use_torch_checkpoint|dim_freqs_in|sage_attention|lora.*|audio_channels"
+    r"|match_input_audio_length|normalized|num_stems|sources|name"
+)
+CHUNK = 352_800  # samples, if neither a config nor the network states it
+OVERLAP = 2
+USUAL_STEMS = {
+    1: ("vocals",),
+    2: ("vocals", "other"),
+    4: ("drums", "bass", "other", "vocals"),
+    6: ("bass", "drums", "other", "vocals", "guitar", "piano"),
+}
+"""Stems of networks with this number of outputs, if there is no config."""
+SUFFIXES = (".ckpt", ".pt", ".th", ".bin", ".safetensors", ".chpt", ".pth")
+ZERO_DC = """\
+# zero_dc: true sets the lowest frequency of every estimate to zero, as MSST does by default since September
+# 2025. An older network was trained without this; false restores it. Only an offset of the signal changes.
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sections of a config that matter for separation."""
+
+    audio: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    inference: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An imported checkpoint.
+
+    Attributes
+    ----------
+    plan, weight_file : Path
+        The files that were written.
+    found : tuple of str
+        What was found, in words, one fact per line.
+    assumed : tuple of str
+        What neither the checkpoint nor the config states, in words.
+    """
+
+    plan: Path
+    weight_file: Path
+    found: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def add(
+    name: str, checkpoint: Path, config: Path | None = None, folder: Path | None = None, link: bool = False
+) -> Imported:
+    """Import a checkpoint into the models folder, as an ensemble of this name.
+
+    Parameters
+    ----------
+    name : str
+        Name of the new ensemble.
+    checkpoint : Path
+    config : Path, optional
+        MSST's YAML file.
+    folder : Path, optional
+        By default the models folder.
+    link : bool
+        Whether to link the checkpoint instead of copying it.
+
+    Raises
+    ------
+    KmdxError
+        If the name is taken or unusable, a file cannot be read or written, the checkpoint belongs to an
+        unsupported network, or the config does not fit it.
+    """
+    folder = weights.models_folder(folder)
+    _check_name(name, folder)
+    if checkpoint.suffix.lower() not in SUFFIXES:
+        raise WeightsError(f"{checkpoint}: expected a checkpoint ({', '.join(SUFFIXES)})")
+    read = Config() if config is None else read_config(config)
+    state = weights.load(checkpoint).state
+    assert state is not None  # only ONNX files have none
+    file = folder / f"{name}{checkpoint.suffix.lower()}"
+    path = folder / f"{name}.yaml"
+    if file.exists():
+        raise WeightsError(f"{file} exists already; choose another name, or delete it first")
+    try:
+        made = _Import(read, state, config is not None)
+        architecture = made.architecture()
+        types.function(types.type_of(architecture).build)(architecture, None, state)
+        text = made.plan(file.name, checkpoint.name)
+        plan = plan_file.parse(text, name, folder)
+    except ValueError as error:
+        where = checkpoint if config is None else f"{checkpoint} with {config}"
+        raise WeightsError(f"{where}: {error}") from error
+    parameters = sum(tensor.numel() for tensor in state.values())
+    try:
+        with files.folder(folder):
+            with files.atomic(file) as partial:
+                if link:
+                    partial.symlink_to(checkpoint.resolve())
+                else:
+                    shutil.copyfile(checkpoint, partial)
+            files.write_text(path, text)
+    except OSError as error:
+        raise WeightsError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    return Imported(path, file, made.facts(plan, parameters), tuple(made.assumed))
+
+
+def read_config(path: Path) -> Config:
+    """Read the sections of a config that matter.
+
+    It may contain tuples as ``!!python/tuple``, and no other tags of Python objects.
+
+    Raises
+    ------
+    DocumentError
+        If it cannot be read, or has another structure.
+    """
+    try:
+        content = documents.load_yaml(documents.read_text(path), tuples=True)
+    except DocumentError as error:
+        raise DocumentError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise DocumentError(f"{path}: expected a config with the sections {', '.join(SECTIONS)}")
+    sections = {name: content.get(name) or {} for name in SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise DocumentError(f"{path}: {name}: expected a mapping of names to values")
+    return Config(**sections)
+
+
+class _Import:
+    """What a config and a state dict say of a network and how songs pass through it."""
+
+    def __init__(self, config: Config, state: Mapping[str, Tensor], has_config: bool) -> None:
+        self.config = config
+        self.has_config = has_config
+        self.assumed: list[str] = []
+        self.sizes = types.infer(state, self._stated(None))
+        self.kind = types.TYPES[self.sizes["type"]]
+        self._check_type()
+        self.stated = self._stated(self.kind)
+        self.outputs = int(self.sizes["num_stems"])
+        self.stems, self.others = self._stems()
+
+    def architecture(self) -> dict[str, Any]:
+        """The network's architecture, as in a plan."""
+        if lacking := [key for key in self.kind.needed if key not in {**self.sizes, **self.stated}]:
+            raise ValueError(f"the checkpoint does not state {listed(lacking)}: add its config")
+        defaults = {key: value for key, value in self.kind.defaults.items() if key not in self.sizes}
+        for key in defaults.keys() - self.stated.keys():
+            if self.has_config is False:
+                self.assumed.append(f"{key}: {defaults[key]}")
+        complete = {**defaults, **self.sizes, **self.stated, "sources": [*self.stems]}
+        return {key: [*value] if isinstance(value, tuple) else value for key, value in complete.items()}
+
+    def plan(self, file: str, origin: str) -> str:
+        """The text of the plan."""
+        architecture = self.architecture()
+        signal = "x" if self.config.inference.get("normalize") else MIXTURE
+        back = {"denormalize": signal} if signal != MIXTURE else {}
+        stems: dict[str, Any] = {stem: {"sum": {f"E.{stem}": 1}, **back} for stem in self.stems}
+        if self.others:
+            (target,) = self.stems
+            stems[self.others] = {"sum": {MIXTURE: 1, "target" if back else f"E.{target}": -1}}
+        signals: dict[str, Any] = {"x": {"normalize": MIXTURE}} if back else {}
+        signals["E"] = {"network": "net", "hears": signal}
+        if back and self.others:
+            signals["target"] = stems[target]
+            stems[target] = {"sum": {"target": 1}}
+        content = {
+            "title": f"{self.kind.title}: {', '.join(stems)}",
+            "description": f"Imported from {origin}.",
+            "sample_rate": types.read(architecture).sample_rate,
+            "networks": {
+                "net": {
+                    "weights": {"file": file, "architecture": architecture},
+                    "fade_and_add": {"chunk": self._chunk(), "overlap": self._overlap()},
+                }
+            },
+            "signals": signals,
+            "stems": stems,
+        }
+        text = yaml.safe_dump(
+            content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+        )
+        return (ZERO_DC if "zero_dc" in architecture else "") + text
+
+    def facts(self, plan: Plan, parameters: int) -> tuple[str, ...]:
+        """What was found, in words."""
+        use = plan.networks["net"]
+        rest = f"; {self.others} is the rest of the mixture" if self.others else ""
+        normalized = ", normalized mixture" if self.config.inference.get("normalize") else ""
+        seconds = use.chunking.length / plan.sample_rate
+        return (
+            f"network: {self.kind.title}, {parameters / 1e6:.1f} million parameters, {plan.sample_rate} Hz",
+            f"stems: {listed(self.stems)}{rest}",
+            f"passes: {use.how()} ({seconds:.1f} s){normalized}",
+        )
+
+    def _check_type(self) -> None:
+        """Check the config's type of model against the state dict."""
+        stated = self.config.training.get("model_type")
+        if stated is not None and stated != self.kind.name:
+            raise ValueError(f"training.model_type is {quoted(stated)}, but it is a {self.kind.title}")
+
+    def _stated(self, kind: types.NetworkType | None) -> dict[str, Any]:
+        """The sizes of one type, or of any, that the config states; other settings must have no effect."""
+        kinds = [kind] if kind else [*types.TYPES.values()]
+        known = {key for each in kinds for key in each.sizes}
+        model = self.config.model
+        foreign = [
+            key for key, value in model.items()
+            if key not in known and value not in (None, False, 0) and not WITHOUT_EFFECT.fullmatch(str(key))
+        ]  # fmt: skip
+        if kind and foreign:
+            raise ValueError(f"model.{shown(foreign[0])} is not supported by {kind.title}")
+        rates = [part["sample_rate"] for part in (self.config.audio, model) if part.get("sample_rate")]
+        if len(rates) == 2 and rates[0] != rates[1]:
+            raise ValueError(f"audio.sample_rate is {rates[0]}, but model.sample_rate is {rates[1]}")
+        found = {**self.config.audio, **model}
+        stated = {key: found[key] for key in found if key in known and found[key] is not None}
+        return {**stated, "type": kind.name} if kind else stated
+
+    def _stems(self) -> tuple[tuple[str, ...], str | None]:
+        """The names of the network's outputs, and of the rest of the mixture if it is a stem."""
+        instruments = self.config.training.get("instruments")
+        target = self.config.training.get("target_instrument")
+        if instruments is None and target is None:
+            names = USUAL_STEMS.get(self.outputs) or tuple(f"stem_{i + 1}" for i in range(self.outputs))
+            self.assumed.append(f"stems: {listed(names)}")
+            return names, ("other" if self.outputs == 1 else None)
+        listed_names = [target] if instruments is None else instruments
+        if not isinstance(listed_names, list) or not all(isinstance(name, str) for name in listed_names):
+            raise ValueError(f"training.instruments must be a list of names, not {quoted(instruments)}")
+        names = tuple(map(_stem_name, listed_names if target is None else [target]))
+        if len(names) != self.outputs:
+            key = "training.instruments" if target is None else "training.target_instrument"
+            raise ValueError(f"{key} names {len(names)} stems, but the checkpoint estimates {self.outputs}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"training.instruments names a stem twice: {listed(names)}")
+        rest = [stem for stem in map(_stem_name, listed_names) if stem not in names]
+        if target is None:
+            return names, None
+        return names, rest[0] if len(rest) == 1 else "residual" if names != ("vocals",) else "other"
+
+    def _chunk(self) -> int:
+        """Samples of a chunk."""
+        own = types.read(self.architecture()).length
+        stated = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
+        if stated is None and own is None:
+            self.assumed.append(f"chunk: {CHUNK} samples")
+        chunk = stated or own or CHUNK
+        if not isinstance(chunk, int):
+            raise ValueError(f"audio.chunk_size must be a number of samples, not {quoted(chunk)}")
+        return chunk
+
+    def _overlap(self) -> int:
+        """The number of chunks that process each sample."""
+        overlap = self.config.inference.get("num_overlap")
+        if overlap is None:
+            self.assumed.append(f"overlap: {OVERLAP}")
+            return OVERLAP
+        if not isinstance(overlap, int):
+            raise ValueError(f"inference.num_overlap must be a whole number, not {quoted(overlap)}")
+        return overlap
+
+
+def _stem_name(instrument: str) -> str:
+    """An instrument's name as that of a stem, which is also a file name."""
+    name = re.sub(r"[^\w-]+", "_", instrument.strip()).strip("_")
+    if not name or name.casefold() in (MIXTURE, ACCOMPANIMENT):
+        raise ValueError(f"training.instruments: {quoted(instrument)} cannot be the name of a stem")
+    return name
+
+
+def _check_name(name: str, folder: Path) -> None:
+    """Raise PlanError if a new ensemble cannot have this name."""
+    if not re.fullmatch(r"\w[\w-]{0,99}", name):
+        raise PlanError(f"{quoted(name)} cannot be the name of an ensemble: use letters, digits, '_' and '-'")
+    taken: Sequence[str] = plan_file.names()
+    if name in taken:
+        raise PlanError(f"{name} is the name of an ensemble of the package; choose another")
+    if (folder / f"{name}.yaml").exists():
+        raise PlanError(f"{folder / name}.yaml exists already; choose another name, or delete it first")
