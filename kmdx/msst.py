@@ -63,22 +63,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported checkpoint.
-
-    Attributes
-    ----------
-    plan, weight_file : Path
-        The files that were written.
-    found : tuple of str
-        What was found, in words, one fact per line.
-    assumed : tuple of str
-        What neither the checkpoint nor the config states, in words.
-    """
+    """An imported checkpoint."""
 
     plan: Path
     weight_file: Path
-    found: tuple[str, ...]
-    assumed: tuple[str, ...]
+    """``plan`` and ``weight_file``: the files that were written."""
+    found: tuple[str, ...]  # what was found, in words, one fact per line
+    assumed: tuple[str, ...]  # what neither the checkpoint nor the config states, in words
 
 
 def add(
@@ -86,23 +77,19 @@ def add(
 ) -> Imported:
     """Import a checkpoint into the models folder, as an ensemble of this name.
 
+    Raises :class:`KmdxError` if the name is taken or unusable, a file cannot be read or written, the
+    checkpoint belongs to an unsupported network, or the config does not fit it.
+
     Parameters
     ----------
     name : str
         Name of the new ensemble.
-    checkpoint : Path
     config : Path, optional
         MSST's YAML file.
     folder : Path, optional
         By default the models folder.
     link : bool
         Whether to link the checkpoint instead of copying it.
-
-    Raises
-    ------
-    KmdxError
-        If the name is taken or unusable, a file cannot be read or written, the checkpoint belongs to an
-        unsupported network, or the config does not fit it.
     """
     folder = weights.models_folder(folder)
     _check_name(name, folder)
@@ -141,12 +128,8 @@ def add(
 def read_config(path: Path) -> Config:
     """Read the sections of a config that matter.
 
-    It may contain tuples as ``!!python/tuple``, and no other tags of Python objects.
-
-    Raises
-    ------
-    DocumentError
-        If it cannot be read, or has another structure.
+    It may contain tuples as ``!!python/tuple``, and no other tags of Python objects. Raises
+    :class:`DocumentError` if it cannot be read, or has another structure.
     """
     try:
         content = documents.load_yaml(documents.read_text(path), tuples=True)
