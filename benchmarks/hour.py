@@ -114,10 +114,8 @@ def without_levels(plan: Plan) -> Plan:
 def compare(song: Path, output: Path, separator: Separator) -> dict[str, float]:
     """The largest difference between samples of a song's stems and those of its pieces, by stem.
 
-    Raises
-    ------
-    KmdxError
-        If the song is too short for any piece, or its plan does not use overlapping windows.
+    Raises :class:`KmdxError` if the song is too short for any piece, or its plan does not use overlapping
+    windows.
     """
     mean, std = level(song)
     samples = sf.info(song).frames

@@ -56,7 +56,6 @@ def run(
 
     Parameters
     ----------
-    plan : Plan
     networks : mapping of str to Network
         All networks of the plan's nodes from :func:`kmdx.build.load_network`, on ``device``.
     mixture : Tensor
@@ -162,8 +161,6 @@ class Published:
 
     Parameters
     ----------
-    ensemble : str or Path
-    device : torch.device
     folder : Path, optional
         Folder of the weight files.
 

@@ -23,10 +23,7 @@ Report = dict[str, Any]
 def load(folder: Path) -> list[Report]:
     """The reports in a folder, sorted by machine and ensemble.
 
-    Raises
-    ------
-    KmdxError
-        If there are none, or one cannot be read.
+    Raises :class:`KmdxError` if there are none, or one cannot be read.
     """
     files = sorted(folder.glob("*.json"))
     if not files:

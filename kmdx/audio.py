@@ -55,6 +55,9 @@ def check(
 ) -> np.ndarray:
     """Check samples and return them as a contiguous float32 array ``(samples, channels)``.
 
+    Raises :class:`AudioError` if there are fewer than two samples, not one or two channels, NaN or infinity,
+    or the type is not one of sound.
+
     Parameters
     ----------
     samples : array_like
@@ -66,12 +69,6 @@ def check(
         The rate in Hz and the time of the first sample in seconds, for times in messages.
     loudest : float
         Warn if a sample's absolute value exceeds this; for songs, use :data:`LOUDEST`.
-
-    Raises
-    ------
-    AudioError
-        If there are fewer than two samples, not one or two channels, NaN or infinity, or the type is not
-        one of sound.
     """
     try:
         array = np.asarray(samples)
@@ -191,10 +188,7 @@ class Form:
 def info(path: Path) -> Form:
     """The form of a sound file, from its header or, if the header is not exact, by decoding it.
 
-    Raises
-    ------
-    AudioError
-        If the file cannot be read, is damaged or has no samples.
+    Raises :class:`AudioError` if the file cannot be read, is damaged or has no samples.
     """
     if not is_exact(path):
         try:
@@ -222,12 +216,8 @@ def is_exact(path: Path) -> bool:
 def read_together(paths: Sequence[Path], block: int) -> Iterator[list[npt.NDArray[np.float32]]]:
     """Read files of the same form in parallel, ``block`` samples at a time; their headers must be exact.
 
-    The arrays ``(samples, channels)`` are overwritten by the next block.
-
-    Raises
-    ------
-    AudioError
-        If a file cannot be read, or ends before the length in its header.
+    The arrays ``(samples, channels)`` are overwritten by the next block. Raises :class:`AudioError` if a file
+    cannot be read, or ends before the length in its header.
     """
     with ExitStack() as stack:
         sounds = [stack.enter_context(_open(path)) for path in paths]
@@ -275,6 +265,9 @@ def check_part(start: float, duration: float | None) -> None:
 def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | None = None) -> np.ndarray:
     """Resample to another rate, float32, without delay (soxr VHQ).
 
+    Raises :class:`AudioError` if a rate is not a positive whole number, or there is no room for the scratch
+    file of a long output.
+
     Parameters
     ----------
     samples : ndarray
@@ -283,11 +276,6 @@ def resample(samples: np.ndarray, rate_in: int, rate_out: int, length: int | Non
         Hz.
     length : int, optional
         Trim or zero-pad the output to this number of samples, to restore a known length.
-
-    Raises
-    ------
-    AudioError
-        If a rate is not a positive whole number, or there is no room for the scratch file of a long output.
     """
     rate_in, rate_out = _whole_rate(rate_in), _whole_rate(rate_out)
     samples = np.asarray(samples, dtype=np.float32)
@@ -338,7 +326,9 @@ def write_all(
 
     Each file is written under a hidden name in its folder and flushed to disk. When all are complete, they
     are renamed. After a failure or Ctrl-C, the hidden files and new folders are removed. All formats except
-    float32 clip at full scale; nothing is rescaled. A wav file too long for 32-bit sizes becomes RF64.
+    float32 clip at full scale; nothing is rescaled. A wav file too long for 32-bit sizes becomes RF64. Raises
+    :class:`AudioError` if the format is unknown or does not support the rate, an array fails :func:`check`,
+    or a write fails.
 
     Parameters
     ----------
@@ -357,11 +347,6 @@ def write_all(
     -------
     dict of Path to float
         The peak of each file: its largest absolute sample, before clipping.
-
-    Raises
-    ------
-    AudioError
-        If the format is unknown or does not support the rate, an array fails :func:`check`, or a write fails.
     """
     rate = _rate_for(format, rate)
     peaks: dict[Path, float] = {}
@@ -401,10 +386,8 @@ def _hidden(target: Path, cleanup: ExitStack) -> Path:
 def check_writable(files: Iterable[Path], rate: int, format: str) -> None:
     """Check in advance that :func:`write_all` can write, so that no work is lost.
 
-    Raises
-    ------
-    AudioError
-        If the format is unknown or does not support the rate, or a file cannot be made in its folder.
+    Raises :class:`AudioError` if the format is unknown or does not support the rate, or a file cannot be made
+    in its folder.
     """
     _rate_for(format, rate)
     for target in files:

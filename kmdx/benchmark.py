@@ -167,11 +167,13 @@ def measure(
 ) -> Report:
     """Measure an ensemble on this machine.
 
+    Raises :class:`KmdxError` if the ensemble, network, engine or device is unknown, a weight file is missing,
+    or the song's length is not allowed.
+
     Parameters
     ----------
     ensemble
         As for :class:`kmdx.separator.Separator`.
-    settings : Settings
     seconds : float
         Length of the synthetic song.
     networks : collection of str
@@ -180,12 +182,6 @@ def measure(
         Use random weights instead of the ensemble's own.
     on_step : callable
         Called with a one-line description of each step before it begins.
-
-    Raises
-    ------
-    KmdxError
-        If the ensemble, network, engine or device is unknown, a weight file is missing, or the song's length
-        is not allowed.
     """
     published = plan_file.load(ensemble)
     names = check_networks(published, networks)
@@ -229,10 +225,7 @@ def _time_loading(ensemble: str | Path, settings: Settings) -> tuple[Separator, 
 def check_networks(plan: Plan, wanted: Collection[str]) -> list[str]:
     """The networks to measure, in the order in which they run; by default all of the plan's.
 
-    Raises
-    ------
-    PlanError
-        If the plan has no such network.
+    Raises :class:`PlanError` if the plan has no such network.
     """
     known = plan.networks_used(plan.stems)
     for name in wanted:

@@ -35,6 +35,9 @@ class Failed(Exception):
 def call(function: Callable[..., Any], *arguments: Any, seconds: int, memory: int) -> Any:
     """Call a function in a separate process and return its result.
 
+    Raises :class:`Failed` if the process cannot start, crashes or exceeds a limit, or if the function raises
+    an exception.
+
     Parameters
     ----------
     function : callable
@@ -45,11 +48,6 @@ def call(function: Callable[..., Any], *arguments: Any, seconds: int, memory: in
         CPU time; not limited on Windows. Wall time is limited on every system: 30 s plus ten times this.
     memory : int
         Bytes of address space; not limited on Windows and macOS.
-
-    Raises
-    ------
-    Failed
-        If the process cannot start, crashes or exceeds a limit, or if the function raises an exception.
     """
     try:
         given = json.dumps(

@@ -21,6 +21,9 @@ from kmdx.weights import FoundWeight
 def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path | None = None) -> Network:
     """Build a network of a plan in its published form, and load its weights.
 
+    Raises :class:`WeightsError` if the file is missing, damaged or unsafe, or belongs to another network, or
+    if the network's sample rate or length differs from the plan's.
+
     Parameters
     ----------
     use : NetworkUse
@@ -31,12 +34,6 @@ def load_network(use: NetworkUse, rate: int, device: torch.device, folder: Path 
         The device to run on.
     folder : Path, optional
         Folder of the weight files; by default the models folder.
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, damaged or unsafe, or belongs to another network, or if the network's
-        sample rate or length differs from the plan's.
     """
     network = _load(use, rate, folder, lambda found: _build(use, found, device))
     assert isinstance(network, nn.Module)

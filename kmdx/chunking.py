@@ -51,8 +51,6 @@ def overlap_add(
         Samples of a segment, and between the starts of two segments.
     advance : callable
         Called after each segment.
-
-    Source: Demucs' ``apply_model`` with ``shifts=0, split=True`` and a transition power of 1.
     """
     samples = signal.length
     rising = torch.arange(1, length // 2 + 1)
@@ -98,9 +96,6 @@ def fade_and_add(
         Samples by which the signal is extended at both ends by reflection; fewer than it has.
     advance : callable
         Called after each chunk.
-
-    Source: ``demix`` of ZFTurbo's Music-Source-Separation-Training with batches of one chunk. Where chunks
-    only touch, both have the weight 0 there, and the sample becomes 0; here it keeps its estimate.
     """
     samples = signal.length + 2 * border
     starts = range(0, samples, stride)
@@ -188,8 +183,6 @@ def trim_and_join(
         Samples of a chunk, and samples dropped at each end.
     advance : callable
         Called after each chunk.
-
-    Source: the published submission, which follows KUIELab-MDX-Net.
     """
     samples = signal.length
     keep = chunk - 2 * trim

@@ -40,7 +40,6 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
         The file, opened for reading.
     size : int
         Its bytes.
-    request : Request
 
     Returns
     -------

@@ -50,12 +50,8 @@ def choose(name: str) -> torch.device:
     """Return the device with this name; ``"auto"`` is CUDA if available, else the CPU.
 
     ``"cuda"`` becomes the current CUDA device, with its number. Warns if ``"auto"`` chooses the CPU on a
-    machine with an NVIDIA driver.
-
-    Raises
-    ------
-    DeviceError
-        If torch does not know the device, or this machine does not have it.
+    machine with an NVIDIA driver. Raises :class:`DeviceError` if torch does not know the device, or this
+    machine does not have it.
     """
     if not isinstance(name, str):
         raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
@@ -179,18 +175,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 @dataclass
 class BatchProfile:
-    """Measured memory use of a network's windows.
+    """Measured memory use of a network's windows."""
 
-    Attributes
-    ----------
-    cost : float or None
-        Bytes per sample of a window; the same for every song.
-    sizes : dict of int to int
-        The largest batch size by window length in samples, if a larger batch did not fit in this song.
-    """
-
-    cost: float | None = None
+    cost: float | None = None  # bytes per sample of a window; the same for every song
     sizes: dict[int, int] = field(default_factory=dict)
+    """The largest batch size by window length in samples, if a larger batch did not fit in this song."""
 
 
 class Runner:
@@ -205,7 +194,6 @@ class Runner:
     ----------
     network : Network
         Already on ``device``.
-    device : torch.device
     profile : BatchProfile, optional
         Measurements from earlier songs with this network and these sources; updated by this song.
     room : int, optional
@@ -283,7 +271,6 @@ class NetworkCache:
     ----------
     networks : mapping of str to Network
         By the plan's names; one network may have several names.
-    device : torch.device
     budget : int, optional
         Bytes of the device's memory that may be used in total; by default :func:`memory_budget` at the
         beginning of a song. It is None on the CPU, where the networks already are, and on devices other

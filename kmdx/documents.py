@@ -85,10 +85,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
 def read_yaml(path: Path, limit: int = MAX_BYTES, nodes: int = MAX_NODES) -> Any:
     """Read a YAML file as plain values.
 
-    Raises
-    ------
-    DocumentError
-        As for :func:`read_text` and :func:`compose`.
+    Raises :class:`DocumentError` as for :func:`read_text` and :func:`compose`.
     """
     return load_yaml(read_text(path, limit), nodes)
 
@@ -105,10 +102,8 @@ def load_yaml(text: str, nodes: int = MAX_NODES, tuples: bool = False) -> Any:
 def read_json(path: Path) -> Any:
     """Read a JSON file as plain values.
 
-    Raises
-    ------
-    DocumentError
-        As for :func:`read_text`, or if it is not JSON or is nested too deeply for Python.
+    Raises :class:`DocumentError` as for :func:`read_text`, or if it is not JSON or is nested too deeply for
+    Python.
     """
     text = read_text(path, MAX_JSON_BYTES)
     try:
@@ -132,12 +127,8 @@ def parse(text: str) -> YamlPart:
 def compose(text: str, nodes: int = MAX_NODES) -> yaml.Node | None:
     """Return the root of a YAML text's graph of nodes, ``None`` if the text is empty.
 
-    Merges (``<<``) are resolved. Keys are scalars without duplicates.
-
-    Raises
-    ------
-    DocumentError
-        If the text is not a single YAML document, is too large or too deep, or has too many nodes.
+    Merges (``<<``) are resolved. Keys are scalars without duplicates. Raises :class:`DocumentError` if the
+    text is not a single YAML document, is too large or too deep, or has too many nodes.
     """
     if len(text) > MAX_BYTES:
         raise DocumentError(f"longer than the limit of {MAX_BYTES} characters")
@@ -179,18 +170,11 @@ class Number:
 
 @dataclass(frozen=True)
 class YamlPart:
-    """A part of a YAML document that knows its line and key.
-
-    Attributes
-    ----------
-    node : yaml.Node
-        A node of the graph that :func:`compose` returns.
-    keys : tuple
-        The keys and list positions that lead to it.
-    """
+    """A part of a YAML document that knows its line and key."""
 
     node: yaml.Node
-    keys: tuple[str | int, ...] = ()
+    """A node of the graph that :func:`compose` returns."""
+    keys: tuple[str | int, ...] = ()  # the keys and list positions that lead to it
 
     def below(self, *keys: str | int) -> YamlPart:
         """Return the part that keys lead to; if it does not exist, the last part on the way that does."""
@@ -211,10 +195,8 @@ class YamlPart:
     def entries(self, allowed: Collection[str] = ()) -> dict[str, YamlPart]:
         """Return the parts of a mapping by their keys.
 
-        Raises
-        ------
-        DocumentError
-            If it is not a mapping, or a key is not allowed, not printable or longer than :data:`MAX_KEY`.
+        Raises :class:`DocumentError` if it is not a mapping, or a key is not allowed, not printable or longer
+        than :data:`MAX_KEY`.
         """
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error("expected a mapping of names to values")
@@ -253,6 +235,9 @@ class YamlPart:
     def read(self, target: Callable[..., T], *given: Any, **known: Any) -> T:
         """Call a class or function with the entries of a mapping as its keyword arguments.
 
+        Raises :class:`DocumentError` if a key is unknown or missing, a value does not match, or the target
+        raises :class:`ValueError`.
+
         Parameters
         ----------
         target : callable
@@ -262,12 +247,6 @@ class YamlPart:
             Positional arguments that do not come from the document.
         **known
             Keyword arguments that override those of the document.
-
-        Raises
-        ------
-        DocumentError
-            If a key is unknown or missing, a value does not match, or the target raises
-            :class:`ValueError`.
         """
         function = getattr(target, "__func__", target)
         taken = len(given) + (function is not target)  # a bound method's first argument is taken
@@ -298,10 +277,8 @@ class YamlPart:
 def checked(kind: Callable[..., T], value: Any, part: YamlPart | None = None) -> T:
     """Check plain values with pydantic and return its result; ``part`` is their place in the document.
 
-    Raises
-    ------
-    DocumentError
-        If they do not match; names the first wrong key and, if a part is given, its line.
+    Raises :class:`DocumentError` if they do not match; names the first wrong key and, if a part is given, its
+    line.
     """
     from pydantic import ValidationError
 
@@ -349,10 +326,7 @@ def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node]]:
 def value(node: yaml.Node, tuples: bool = False) -> Any:
     """Return the plain values of a node of :func:`compose`; see :func:`load_yaml`.
 
-    Raises
-    ------
-    DocumentError
-        If any part of it has an unsupported tag, or does not match its tag.
+    Raises :class:`DocumentError` if any part of it has an unsupported tag, or does not match its tag.
     """
     try:
         return (_ValuesWithTuples if tuples else _Values)().construct_document(node)

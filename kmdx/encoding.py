@@ -72,10 +72,8 @@ FORMATS: dict[str, Format] = {
 def check_format(name: str, rate: int) -> Format:
     """The format with this name.
 
-    Raises
-    ------
-    AudioError
-        If it is unknown, does not support the rate (Hz), or the installed libsndfile does not write it.
+    Raises :class:`AudioError` if it is unknown, does not support the rate (Hz), or the installed libsndfile
+    does not write it.
     """
     if name not in FORMATS:
         raise AudioError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")

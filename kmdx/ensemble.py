@@ -47,7 +47,6 @@ def run(
 
     Parameters
     ----------
-    plan : Plan
     cache : NetworkCache
         Contains at least the networks that the wanted signals need.
     mixture : Signal
@@ -117,27 +116,16 @@ def _run_node(name: str, song: SongSignals, mixture: Signal) -> None:
 
 @dataclass
 class SongSignals:
-    """The signals of a song while a plan runs, and the operations that nodes use.
-
-    Attributes
-    ----------
-    used : mapping of str to sequence of str
-        The sources of each node that are used.
-    uses_left : Counter of str
-        How often each signal will still be used, by reference.
-    signals : dict of str to Signal
-        ``(2, samples)``, by name or ``NODE.SOURCE``; a signal is removed when no later node needs it.
-    levels : dict of str to Level
-        Levels of normalized signals, by node.
-    """
+    """The signals of a song while a plan runs, and the operations that nodes use."""
 
     plan: Plan
     cache: NetworkCache
-    used: Mapping[str, Sequence[str]]
-    uses_left: Counter[str]
+    used: Mapping[str, Sequence[str]]  # the sources of each node that are used
+    uses_left: Counter[str]  # how often each signal will still be used, by reference
     meter: _Meter
     signals: dict[str, Signal] = field(default_factory=dict)
-    levels: dict[str, Level] = field(default_factory=dict)
+    """``(2, samples)``, by name or ``NODE.SOURCE``; a signal is removed when no later node needs it."""
+    levels: dict[str, Level] = field(default_factory=dict)  # levels of normalized signals, by node
 
     def estimate(self, name: str, network: str, reference: str) -> dict[str, Signal]:
         """A network's estimates of the sources that are used, by ``NODE.SOURCE``."""

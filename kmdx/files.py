@@ -36,12 +36,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a hidden name to write a file under; when the block ends, the file is renamed to ``path``.
 
     The content is flushed to disk first. After an exception, a kill or a power loss at any moment, ``path``
-    is either unchanged or complete.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, or ``path`` is a device or a pipe, which a new file would replace.
+    is either unchanged or complete. Raises :class:`OSError` if the file cannot be written, or ``path`` is a
+    device or a pipe, which a new file would replace.
     """
     if not path.name:
         raise OSError(errno.EISDIR, "a folder, not a file", str(path))
@@ -59,10 +55,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def commit(partial: Path, path: Path) -> None:
     """Rename a complete file to its own name; flush its content to disk before, and its name after.
 
-    Raises
-    ------
-    OSError
-        If the file cannot be flushed or renamed.
+    Raises :class:`OSError` if the file cannot be flushed or renamed.
     """
     with partial.open("rb" if os.name == "posix" else "rb+") as file:
         os.fsync(file.fileno())
@@ -85,12 +78,10 @@ def locked(
 
     Parameters
     ----------
-    path : Path
     timeout : float
         Seconds to wait while another process holds it.
     on_wait : callable
         Called once, after ``patience`` seconds of waiting.
-    patience : float
 
     Raises
     ------
@@ -131,10 +122,7 @@ def write_text(path: Path, text: str) -> None:
 def folder(path: Path) -> Iterator[None]:
     """Make a folder and its parents; after an exception, remove the new ones that are empty.
 
-    Raises
-    ------
-    OSError
-        If a folder cannot be made.
+    Raises :class:`OSError` if a folder cannot be made.
     """
     missing = [part for part in (path, *path.parents) if not part.exists()]
     try:

@@ -66,10 +66,7 @@ class _Frames:
 def after_tags(file: BinaryIO, position: int) -> int:
     """The position after the ID3v2 tags that begin at `position`.
 
-    Raises
-    ------
-    AudioError
-        If there are more than :data:`MAX_TAGS`.
+    Raises :class:`AudioError` if there are more than :data:`MAX_TAGS`.
     """
     for _ in range(MAX_TAGS):
         file.seek(position)
@@ -87,7 +84,6 @@ def scan(file: BinaryIO, begin: int, size: int, searched: int = 0, padded: bool 
 
     Parameters
     ----------
-    file : BinaryIO
     begin, size : int
         Where the frames begin and end.
     searched : int

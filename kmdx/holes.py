@@ -88,10 +88,7 @@ class DecodedSong:
     def silence(self, count: int, channels: int, is_hole: bool = True) -> Iterator[np.ndarray]:
         """Silence in place of the next `count` samples, which are missing.
 
-        Raises
-        ------
-        AudioError
-            If too much is missing.
+        Raises :class:`AudioError` if too much is missing.
         """
         wanted = range(max(self.position, self.first), int(min(self.position + count, self.end())))
         self.position += count
@@ -109,10 +106,7 @@ class DecodedSong:
     def check_missing(self, count: int) -> None:
         """Check whether the next `count` samples may be missing, before their exact number is known.
 
-        Raises
-        ------
-        AudioError
-            If too much is missing.
+        Raises :class:`AudioError` if too much is missing.
         """
         begin, end = max(self.position, self.first), int(min(self.position + count, self.end()))
         if sum(map(len, self.holes)) + max(0, end - begin) > MAX_HOLES * self.rate:
@@ -130,10 +124,7 @@ class DecodedSong:
     def finish(self) -> None:
         """Warn about damage.
 
-        Raises
-        ------
-        AudioError
-            If too much is missing, or the song ends before the requested part.
+        Raises :class:`AudioError` if too much is missing, or the song ends before the requested part.
         """
         length = max(self.position, self.declared)
         if self.position <= self.first and self.end() > self.first:

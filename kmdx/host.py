@@ -136,24 +136,13 @@ def kilobytes(file: Path, name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor.
+    """A processor."""
 
-    Attributes
-    ----------
-    architecture : str
-        ``x86_64``, ``arm64``, or the system's name of another one.
-    vendor : str or None
-        ``amd`` or ``intel``; ``None`` for others, or if unknown.
-    family : int or None
-        The family of an x86 processor, such as 25 for AMD's Zen 3 and Zen 4.
-    features : frozenset of str
-        Instruction sets by torch's names, such as ``avx2``, ``avx512_f`` and ``amx_bf16``.
-    """
-
-    architecture: str
-    vendor: str | None
-    family: int | None
+    architecture: str  # ``x86_64``, ``arm64``, or the system's name of another one
+    vendor: str | None  # ``amd`` or ``intel``; ``None`` for others, or if unknown
+    family: int | None  # the family of an x86 processor, such as 25 for AMD's Zen 3 and Zen 4
     features: frozenset[str]
+    """Instruction sets by torch's names, such as ``avx2``, ``avx512_f`` and ``amx_bf16``."""
 
 
 def processor() -> Processor:

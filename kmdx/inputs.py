@@ -84,17 +84,13 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
 def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Collection[str]) -> None:
     """Check that no two songs write to the same place: with links in OUTPUT, two names may be one folder.
 
+    Raises :class:`KmdxError` if two songs share a folder, or the folder of one has the same path as a stem of
+    another.
+
     Parameters
     ----------
-    songs : iterable of InputSong
-    output : Path
     names : collection of str
         Names of the files to be written into each song's folder.
-
-    Raises
-    ------
-    KmdxError
-        If two songs share a folder, or the folder of one has the same path as a stem of another.
     """
     songs = list(songs)
     owners: dict[Key, InputSong] = {}
@@ -118,23 +114,12 @@ def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Colle
 
 @dataclass
 class _Placing:
-    """A song for which a place (an output folder) is being chosen.
-
-    Attributes
-    ----------
-    path : Path
-    depth : int
-        How many of the song's parent folders are part of its place.
-    tag : str
-        Text added to its name in parentheses.
-    kept : tuple of str, optional
-        Its place from an earlier run.
-    """
+    """A song for which a place (an output folder) is being chosen."""
 
     path: Path
-    depth: int
-    tag: str = ""
-    kept: Key | None = None
+    depth: int  # how many of the song's parent folders are part of its place
+    tag: str = ""  # text added to its name in parentheses
+    kept: Key | None = None  # its place from an earlier run
 
     @cached_property
     def names(self) -> Key:

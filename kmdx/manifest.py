@@ -68,37 +68,21 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class StemSettings:
-    """Everything except the song that affects a stem's sound or file.
+    """Everything except the song that affects a stem's sound or file."""
 
-    Attributes
-    ----------
-    ensemble : str
-        The plan's name; for messages only.
-    plan : str
-        Checksum of the part of the plan that the stem needs.
-    weights : mapping of str to (str or None)
-        Checksum of each weight file that it needs; None for a missing file, which matches any checksum.
-    precision, engine, speed : str
-        The options of the same names.
-    start : float
-        Start of the separated part of the song, in seconds.
-    duration : float or None
-        Length of that part in seconds; None for the rest of the song.
-    downmix : bool
-    format : str
-        A name in :data:`kmdx.audio.FORMATS`.
-    """
-
-    ensemble: str
-    plan: str
+    ensemble: str  # the plan's name; for messages only
+    plan: str  # checksum of the part of the plan that the stem needs
     weights: Mapping[str, str | None]
+    """Checksum of each weight file that it needs; None for a missing file, which matches any checksum."""
     precision: str
     engine: str
     speed: str
-    start: float
-    duration: float | None
+    """``precision``, ``engine`` and ``speed``: the options of the same names."""
+    start: float  # start of the separated part of the song, in seconds
+    duration: float | None  # length of that part in seconds; None for the rest of the song
     downmix: bool
     format: str
+    """A name in :data:`kmdx.audio.FORMATS`."""
 
     def difference(self, other: StemSettings, ignored: Collection[str] = ()) -> str | None:
         """How other settings differ from these, such as ``speed fast, not balanced``; None if they do not."""
@@ -120,29 +104,16 @@ class StemSettings:
 
 @dataclass(frozen=True)
 class StemRecord:
-    """The record of one stem file.
-
-    Attributes
-    ----------
-    file, stem : str
-        Name of the file, and of the stem in it.
-    bytes : int
-        Size of the file.
-    sha256 : str
-        Checksum of the file.
-    song : SourceFile
-    settings : StemSettings
-    program : str
-        The version of kmdx-net that wrote it.
-    """
+    """The record of one stem file."""
 
     file: str
     stem: str
-    bytes: int
-    sha256: str
+    """``file`` and ``stem``: name of the file, and of the stem in it."""
+    bytes: int  # size of the file
+    sha256: str  # checksum of the file
     song: SourceFile
     settings: StemSettings
-    program: str
+    program: str  # the version of kmdx-net that wrote it
 
     def difference(
         self, song: Path, wanted: StemSettings | None, ignored: Collection[str] = ()
@@ -157,26 +128,15 @@ class StemRecord:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The stems to make of one song.
-
-    Attributes
-    ----------
-    song : Path
-    folder : Path
-        Output folder of its stems.
-    files : mapping of str to str
-        File name of each stem to make.
-    settings : callable
-        Returns the settings that a stem would be made with now; None if the plan does not have the stem.
-    overwrite : bool
-        Whether to make finished stems again, and to replace those made with other settings.
-    """
+    """The stems to make of one song."""
 
     song: Path
-    folder: Path
-    files: Mapping[str, str]
+    folder: Path  # output folder of its stems
+    files: Mapping[str, str]  # file name of each stem to make
     settings: Callable[[str], StemSettings | None]
+    """Returns the settings that a stem would be made with now; None if the plan does not have the stem."""
     overwrite: bool = False
+    """Whether to make finished stems again, and to replace those made with other settings."""
 
     def only(self, stems: Collection[str]) -> Wanted:
         """Some of these stems."""
@@ -190,24 +150,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What a song's folder already contains.
+    """What a song's folder already contains."""
 
-    Attributes
-    ----------
-    missing : list of str
-        Stems still to be made with these settings; with ``overwrite``, all stems.
-    conflicts : list of str
-        Files made with other settings that prevent the work, and how their settings differ.
-    stale : list of str
-        Other files that were made with other settings or have no record.
-    unknown : list of str
-        Files that have the name of a stem to be made but do not match a record.
-    """
-
-    missing: list[str]
+    missing: list[str]  # stems still to be made with these settings; with ``overwrite``, all stems
     conflicts: list[str]
-    stale: list[str]
-    unknown: list[str]
+    """Files made with other settings that prevent the work, and how their settings differ."""
+    stale: list[str]  # other files that were made with other settings or have no record
+    unknown: list[str]  # files that have the name of a stem to be made but do not match a record
 
 
 def identify(song: Path) -> SourceFile:
@@ -231,16 +180,12 @@ def recorded(folder: Path) -> set[str]:
 def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     """Compare the files in a song's folder with the stems to make.
 
+    Raises :class:`OSError` if the folder or the song cannot be read.
+
     Parameters
     ----------
-    wanted : Wanted
     is_sound : callable
         Whether a file name has an extension of stems.
-
-    Raises
-    ------
-    OSError
-        If the folder or the song cannot be read.
     """
     records = _records(wanted.folder)
     finished = {name for name, record in records.items() if _has_size(wanted.folder, record)}
@@ -281,12 +226,8 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
     """Lock a song's folder while its stems are written.
 
     Yields a function that writes the records. Call it with the hidden name of each path when all stems are
-    complete, before they are renamed.
-
-    Raises
-    ------
-    AudioError
-        If the folder cannot be made or locked, or now has stems made with other settings.
+    complete, before they are renamed. Raises :class:`AudioError` if the folder cannot be made or locked, or
+    now has stems made with other settings.
     """
 
     def prepare(partials: Mapping[Path, Path]) -> None:

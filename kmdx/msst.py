@@ -63,22 +63,13 @@ class MsstConfig:
 
 @dataclass(frozen=True)
 class Imported:
-    """An imported checkpoint.
-
-    Attributes
-    ----------
-    plan, weight_file : Path
-        The files that were written.
-    found : tuple of str
-        What was found, in words, one fact per line.
-    assumed : tuple of str
-        What neither the checkpoint nor the config states, in words.
-    """
+    """An imported checkpoint."""
 
     plan: Path
     weight_file: Path
-    found: tuple[str, ...]
-    assumed: tuple[str, ...]
+    """``plan`` and ``weight_file``: the files that were written."""
+    found: tuple[str, ...]  # what was found, in words, one fact per line
+    assumed: tuple[str, ...]  # what neither the checkpoint nor the config states, in words
 
 
 def add(
@@ -86,11 +77,13 @@ def add(
 ) -> Imported:
     """Import a checkpoint into the models folder, as an ensemble of this name.
 
+    Raises :class:`KmdxError` if the name is taken or unusable, a file cannot be read or written, the
+    checkpoint belongs to an unsupported network, or the config does not fit it.
+
     Parameters
     ----------
     name : str
         Name of the new ensemble.
-    checkpoint : Path
     config : Path, optional
         MSST's YAML file.
     folder : Path, optional
@@ -174,12 +167,8 @@ def _place(checkpoint: Path, file: Path, link: bool) -> None:
 def read_config(path: Path) -> MsstConfig:
     """Read the sections of a config that matter.
 
-    It may contain tuples as ``!!python/tuple``, and no other tags of Python objects.
-
-    Raises
-    ------
-    DocumentError
-        If it cannot be read, or has another structure.
+    It may contain tuples as ``!!python/tuple``, and no other tags of Python objects. Raises
+    :class:`DocumentError` if it cannot be read, or has another structure.
     """
     try:
         content = documents.load_yaml(documents.read_text(path), tuples=True)

@@ -51,10 +51,7 @@ class _Stream:
 def links(file: BinaryIO, size: int) -> list[Part]:
     """The links of an Ogg file, to be decoded one after the other.
 
-    Raises
-    ------
-    AudioError
-        If there are more than :data:`MAX_STREAMS` streams, or :data:`MAX_PAGES` pages.
+    Raises :class:`AudioError` if there are more than :data:`MAX_STREAMS` streams, or :data:`MAX_PAGES` pages.
     """
     parts: list[Part] = []
     streams: dict[int, _Stream] = {}
@@ -124,10 +121,7 @@ def _follow(file: BinaryIO, size: int, stream: _Stream, page: _Page, skipped: bo
 def _pages(file: BinaryIO, size: int) -> Iterator[_Page]:
     """The pages of a file, which may have other bytes between them.
 
-    Raises
-    ------
-    AudioError
-        If there are more than :data:`MAX_PAGES`.
+    Raises :class:`AudioError` if there are more than :data:`MAX_PAGES`.
     """
     window = FileWindow(file)
     position = 0

@@ -21,7 +21,6 @@ class View(io.RawIOBase):
 
     Parameters
     ----------
-    file : BinaryIO
     pieces : sequence of range or bytes
         Ranges of positions in the file, and bytes, in order.
     """

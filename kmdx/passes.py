@@ -13,19 +13,12 @@ from kmdx.signals import Signal
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of a stereo signal.
+    """A variant of a stereo signal."""
 
-    Attributes
-    ----------
-    shift : int
-        Samples by which it is rotated to the right.
-    is_swapped, is_inverted : bool
-        Whether its channels are swapped, and its polarity inverted.
-    """
-
-    shift: int = 0
+    shift: int = 0  # samples by which it is rotated to the right
     is_swapped: bool = False
     is_inverted: bool = False
+    """``is_swapped`` and ``is_inverted``: whether its channels are swapped, and its polarity inverted."""
 
     def of(self, signal: Signal) -> Signal:
         """Make this variant of a signal; the signal itself if nothing changes."""

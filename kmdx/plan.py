@@ -26,22 +26,13 @@ MAX_SHIFTS = 100
 
 @dataclass(frozen=True)
 class NetworkUse:
-    """A network of the plan: its weights, and how signals pass through it.
-
-    Attributes
-    ----------
-    weight : Weight
-    chunking : Window
-    shifts : int
-        Passes, each with the song rotated by another fraction of its length; the estimates are averaged.
-    tta : bool
-        Test-time augmentation: also passes with swapped channels and with inverted polarity.
-    """
+    """A network of the plan: its weights, and how signals pass through it."""
 
     weight: Weight
     chunking: Window
     shifts: int = 1
-    tta: bool = False
+    """Passes, each with the song rotated by another fraction of its length; the estimates are averaged."""
+    tta: bool = False  # test-time augmentation: also passes with swapped channels and with inverted polarity
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -90,36 +81,19 @@ def node_of(reference: str) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked ensemble.
+    """A checked ensemble."""
 
-    Attributes
-    ----------
-    name : str
-        The file's name without its extension.
-    title, description : str
-        Text for users.
-    sample_rate : int
-        Sample rate of all its networks, in Hz.
-    networks : mapping of str to NetworkUse
-    nodes : mapping of str to Node
-        Signals and stems by name; a stem is a :class:`Sum`.
-    stems : tuple of str
-        Names of the nodes that are its result, in the file's order.
-    digest : str
-        SHA-256 of the file's text.
-    score : str
-        Its published score, and on which songs; empty if it was not measured.
-    """
-
-    name: str
+    name: str  # the file's name without its extension
     title: str
     description: str
-    sample_rate: int
+    """``title`` and ``description``: text for users."""
+    sample_rate: int  # sample rate of all its networks, in Hz
     networks: Mapping[str, NetworkUse]
     nodes: Mapping[str, Node]
-    stems: tuple[str, ...]
-    digest: str = field(repr=False)
-    score: str = ""
+    """Signals and stems by name; a stem is a :class:`Sum`."""
+    stems: tuple[str, ...]  # names of the nodes that are its result, in the file's order
+    digest: str = field(repr=False)  # SHA-256 of the file's text
+    score: str = ""  # its published score, and on which songs; empty if it was not measured
 
     def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the nodes that ``wanted`` need, each after its own inputs.
@@ -237,12 +211,8 @@ class Plan:
     def augmented(self, shifts: int = 1, tta: bool = False) -> Plan:
         """Return the plan with more passes through each network, whose estimates are averaged.
 
-        See :class:`NetworkUse`. What the plan states itself is kept if it is more.
-
-        Raises
-        ------
-        PlanError
-            If ``shifts`` is not from 1 to :data:`MAX_SHIFTS`.
+        See :class:`NetworkUse`. What the plan states itself is kept if it is more. Raises :class:`PlanError`
+        if ``shifts`` is not from 1 to :data:`MAX_SHIFTS`.
         """
         if not 1 <= shifts <= MAX_SHIFTS:
             raise PlanError(f"expected 1 to {MAX_SHIFTS} shifts, found {shifts}")
@@ -257,11 +227,8 @@ class Plan:
     ) -> tuple[str, ...]:
         """Return the requested stems without duplicates; all of the plan's stems for ``None``.
 
-        Raises
-        ------
-        PlanError
-            If a stem is not in ``allowed``, by default the plan's stems and, if they include vocals, the
-            accompaniment.
+        Raises :class:`PlanError` if a stem is not in ``allowed``, by default the plan's stems and, if they
+        include vocals, the accompaniment.
         """
         if stems is None:
             return self.stems

@@ -65,12 +65,8 @@ def imported() -> list[str]:
 def load(ensemble: str | Path) -> Plan:
     """Load an ensemble by its name, or from the path of a YAML file.
 
-    An ensemble that comes with the package is preferred to one of the same name in the models folder.
-
-    Raises
-    ------
-    PlanError
-        If it does not exist, or its file is not a valid plan; names the line and the key.
+    An ensemble that comes with the package is preferred to one of the same name in the models folder. Raises
+    :class:`PlanError` if it does not exist, or its file is not a valid plan; names the line and the key.
     """
     text = str(ensemble)
     if text in names():
@@ -94,6 +90,8 @@ def load(ensemble: str | Path) -> Plan:
 def parse(text: str, name: str, folder: Path | None = None) -> Plan:
     """Check the text of a plan and return it as a :class:`Plan`.
 
+    Raises :class:`PlanError` for the first error in the plan; names the line and the key.
+
     Parameters
     ----------
     text : str
@@ -102,11 +100,6 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
         Name of the plan, also used in messages.
     folder : Path, optional
         Folder to which the paths of weight files in the plan are relative.
-
-    Raises
-    ------
-    PlanError
-        For the first error in the plan; names the line and the key.
     """
     try:
         root = documents.parse(text)
@@ -120,7 +113,6 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
 
     Parameters
     ----------
-    plan : Plan
     folder : Path, optional
         Folder in which the text will be stored. The paths of the user's own weight files are relative to
         it; by default, they are absolute.

@@ -101,7 +101,6 @@ def choose(
         ``auto``: the first half precision that the device is fast at and the network supports, else
         float32; on a CPU, float32 unless the speed level allows half precision. ``fp32``, ``fp16`` or
         ``bf16``: this precision, or float32 for a network that does not support it.
-    device : torch.device
     supported_dtypes : collection of torch.dtype
         Half precisions in which the network's estimates stay accurate.
     speed : str

@@ -21,10 +21,7 @@ SDS_HEADER, SDS_BLOCK, SDS_DATA = 21, 127, 120  # bytes of a sample dump, of a b
 def inspect(file: BinaryIO, size: int) -> Part | None:
     """The sound of a file in a rare format; None for other formats.
 
-    Raises
-    ------
-    AudioError
-        If blocks are missing that libsndfile would not miss.
+    Raises :class:`AudioError` if blocks are missing that libsndfile would not miss.
     """
     file.seek(0)
     head = file.read(HEADER).ljust(HEADER, b"\0")

@@ -136,10 +136,7 @@ class Separator:
     def with_plan(self, changed: plan.Plan) -> Separator:
         """A separator with the same loaded networks, for a plan that differs only in signals and stems.
 
-        Raises
-        ------
-        PlanError
-            If the plan's networks differ.
+        Raises :class:`PlanError` if the plan's networks differ.
         """
         if changed.networks != self.plan.networks:
             raise PlanError(

@@ -58,16 +58,13 @@ _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictiona
 def empty(shape: tuple[int, ...], limit: int | None = None) -> NDArray[np.float32]:
     """Make an uninitialized float32 array, in a scratch file if it is large.
 
+    Raises :class:`AudioError` if the folder for temporary files has no room for it; raised here, not on later
+    writes.
+
     Parameters
     ----------
-    shape : tuple of int
     limit : int, optional
         Largest size in memory, in bytes; :data:`LIMIT` by default.
-
-    Raises
-    ------
-    AudioError
-        If the folder for temporary files has no room for it; raised here, not on later writes.
     """
     size = 4 * math.prod(shape)
     if size <= _limit(limit):
@@ -82,6 +79,8 @@ def join(
 ) -> NDArray[np.float32]:
     """Join blocks along their first axis, in a scratch file if they are large; without blocks, ``(0,)``.
 
+    Raises :class:`AudioError` if the folder for temporary files has no room for it.
+
     Parameters
     ----------
     blocks : iterable of ndarray
@@ -90,11 +89,6 @@ def join(
         Largest size in memory, in bytes; :data:`LIMIT` by default.
     expected : float
         Expected size in bytes; if it is above the limit, even the first blocks are written to the file.
-
-    Raises
-    ------
-    AudioError
-        If the folder for temporary files has no room for it.
     """
     remaining = iter(blocks)
     held: deque[NDArray[np.float32]] = deque()
@@ -153,19 +147,12 @@ def blocks(array: NDArray[Any], length: int | None = None) -> Iterator[NDArray[A
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """A signal on a device, in memory, or in a scratch file.
+    """A signal on a device, in memory, or in a scratch file."""
 
-    Attributes
-    ----------
-    tensor : Tensor
-        Float32 ``(channels, samples)``.
-    long : bool
-        Whether it stays on the CPU, and each block is released after its use. If it is also large for the
-        host, it is in a scratch file. Signals made from it behave in the same way.
-    """
-
-    tensor: Tensor
+    tensor: Tensor  # float32 ``(channels, samples)``
     long: bool = False
+    """Whether it stays on the CPU, and each block is released after its use. If it is also large for the
+    host, it is in a scratch file. Signals made from it behave in the same way."""
 
     @property
     def length(self) -> int:

@@ -15,24 +15,13 @@ DEFAULT = "leaderboard"
 
 @dataclass(frozen=True)
 class Speed:
-    """One speed level.
+    """One speed level."""
 
-    Attributes
-    ----------
-    title : str
-        A short description.
-    overlap : float
-        The largest overlap of a network's segments, as a fraction of their length.
-    cpu_half : bool
-        Whether precision ``auto`` uses half precision also on CPUs that are fast at it.
-    force_half : bool
-        Whether to use half precision also for networks that lose accuracy with it.
-    """
-
-    title: str
+    title: str  # a short description
     overlap: Annotated[float, Number(0, 1)] = 1.0
-    cpu_half: bool = False
-    force_half: bool = False
+    """The largest overlap of a network's segments, as a fraction of their length."""
+    cpu_half: bool = False  # whether precision ``auto`` uses half precision also on CPUs that are fast at it
+    force_half: bool = False  # whether to use half precision also for networks that lose accuracy with it
 
 
 @cache

@@ -140,10 +140,7 @@ def read(path: str | os.PathLike[str]) -> Tags:
 def id3(tags: Tags) -> bytes:
     """An ID3v2.4 tag for the beginning of an mp3. Even an empty tag identifies the file as an mp3.
 
-    Raises
-    ------
-    TagError
-        If mutagen cannot write it.
+    Raises :class:`TagError` if mutagen cannot write it.
     """
     try:
         frames = ID3()
@@ -165,10 +162,7 @@ def id3(tags: Tags) -> bytes:
 def write_flac(file: io.RawIOBase, tags: Tags) -> None:
     """Write tags into a flac file without tags.
 
-    Raises
-    ------
-    TagError
-        If mutagen cannot write them; the file is then damaged.
+    Raises :class:`TagError` if mutagen cannot write them; the file is then damaged.
     """
     try:
         file.seek(0)

@@ -301,15 +301,9 @@ def _protected(stream: Any) -> Any:
 
 
 class _Sink(io.FileIO):
-    """A file that drops what it cannot write, so that no flush fails, not even the one at exit.
+    """A file that drops what it cannot write, so that no flush fails, not even the one at exit."""
 
-    Attributes
-    ----------
-    lost : OSError or None
-        Why output was dropped; None if nothing was.
-    """
-
-    lost: OSError | None = None
+    lost: OSError | None = None  # why output was dropped; None if nothing was
 
     def write(self, data: Any) -> int:
         """Write all data, or drop the part that cannot be written."""

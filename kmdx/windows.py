@@ -27,24 +27,15 @@ WINDOWS: dict[str, type[Window]] = {}
 
 
 class Window(ABC):
-    """A way to pass a signal through a network.
-
-    Attributes
-    ----------
-    key : str
-        Its name in plans.
-    length : int
-        Samples of one window, the network's input.
-    segment : float or None
-        Seconds of a window, for a network that accepts windows of different lengths.
-    """
+    """A way to pass a signal through a network."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    key: ClassVar[str]
+    key: ClassVar[str]  # its name in plans
     read: ClassVar[Callable[..., Window]]
     """Makes one from a weight, the plan's sample rate, and its keys in a plan as keyword arguments."""
-    length: int
+    length: int  # samples of one window, the network's input
     segment: float | None = None
+    """Seconds of a window, for a network that accepts windows of different lengths."""
 
     def __init_subclass__(cls) -> None:
         WINDOWS[cls.key] = cls
@@ -84,22 +75,12 @@ class Window(ABC):
 
 @dataclass(frozen=True)
 class OverlapAdd(Window):
-    """Overlapping segments, added with triangular weights as in Demucs.
-
-    Attributes
-    ----------
-    overlap : float
-        Fraction of a segment that the next one repeats, in [0, 1).
-    segment : float
-        Seconds of one segment.
-    length : int
-        Samples of one segment.
-    """
+    """Overlapping segments, added with triangular weights as in Demucs."""
 
     key: ClassVar[str] = "overlap_add"
-    overlap: float
-    segment: float = field()
-    length: int = field()
+    overlap: float  # fraction of a segment that the next one repeats, in [0, 1)
+    segment: float = field()  # seconds of one segment
+    length: int = field()  # samples of one segment
 
     @classmethod
     def read(
@@ -156,19 +137,11 @@ class OverlapAdd(Window):
 
 @dataclass(frozen=True)
 class TrimAndJoin(Window):
-    """Chunks that are trimmed at both ends and joined, as in MDX-Net.
-
-    Attributes
-    ----------
-    chunk : int
-        Samples of one chunk.
-    trim : int
-        Samples dropped at both ends.
-    """
+    """Chunks that are trimmed at both ends and joined, as in MDX-Net."""
 
     key: ClassVar[str] = "trim_and_join"
-    chunk: int
-    trim: int
+    chunk: int  # samples of one chunk
+    trim: int  # samples dropped at both ends
 
     @classmethod
     def read(
@@ -216,19 +189,11 @@ class TrimAndJoin(Window):
 
 @dataclass(frozen=True)
 class FadeAndAdd(Window):
-    """Overlapping chunks with short linear fades, added; the song is reflected at both ends.
-
-    Attributes
-    ----------
-    chunk : int
-        Samples of one chunk.
-    overlap : int
-        Number of chunks that process each sample.
-    """
+    """Overlapping chunks with short linear fades, added; the song is reflected at both ends."""
 
     key: ClassVar[str] = "fade_and_add"
-    chunk: int
-    overlap: int
+    chunk: int  # samples of one chunk
+    overlap: int  # number of chunks that process each sample
 
     @classmethod
     def read(

@@ -58,10 +58,7 @@ class AIcrowdWrapper:
     def get_all_music_names(self) -> list[str]:
         """Names of the data set's song folders.
 
-        Raises
-        ------
-        NameError
-            If the data set does not exist or has no songs.
+        Raises :class:`NameError` if the data set does not exist or has no songs.
         """
         if not self.dataset_dir.is_dir():
             self.raise_aicrowd_error(f"no data set at {self.dataset_dir}; set AICROWD_DATASET_DIR")
@@ -73,10 +70,8 @@ class AIcrowdWrapper:
     def separate_music_file(self, music_name: str) -> None:
         """Separate one song folder's ``mixture.wav`` and write its stems.
 
-        Raises
-        ------
-        NameError
-            If the model does not return exactly the expected stems, or returns a wrong length or rate.
+        Raises :class:`NameError` if the model does not return exactly the expected stems, or returns a wrong
+        length or rate.
         """
         mixture, rate = soundfile.read(self.dataset_dir / music_name / "mixture.wav")
         stems, rates = self.model.separate_music_file(mixture, rate)
@@ -113,10 +108,7 @@ class AIcrowdWrapper:
 def main() -> None:
     """Separate all songs of the data set.
 
-    Raises
-    ------
-    KmdxError
-        If the data set or the model's stems are wrong.
+    Raises :class:`KmdxError` if the data set or the model's stems are wrong.
     """
     try:
         AIcrowdWrapper().evaluate()

@@ -42,26 +42,17 @@ class _FullNorm(nn.GroupNorm):
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory and arithmetic of one step.
+    """The memory and arithmetic of one step."""
 
-    Attributes
-    ----------
-    parameters : int
-        Number of parameters of the network.
-    fixed : int
-        Bytes that do not depend on the batch: weights, their average, and the gradients and optimizer's
-        moments of trained parameters.
-    window : int
-        Bytes per window: the tensors that autograd saves, plus temporary memory for the largest of them.
-    forward, gflop : float
-        GFLOP per window: of the forward pass, and of forward and backward pass.
-    """
-
-    parameters: int
+    parameters: int  # number of parameters of the network
     fixed: int
+    """Bytes that do not depend on the batch: weights, their average, and the gradients and optimizer's
+    moments of trained parameters."""
     window: int
+    """Bytes per window: the tensors that autograd saves, plus temporary memory for the largest of them."""
     forward: float
     gflop: float
+    """``forward`` and ``gflop``: GFLOP per window: of the forward pass, and of forward and backward pass."""
 
     def memory(self, at_once: int) -> int:
         """Bytes needed for a number of windows at once."""
@@ -142,10 +133,7 @@ def _largest_block(config: Config) -> int:
 def at_once(config: Config, accelerator: str, devices: int) -> int:
     """The number of windows that go through the network together on one device.
 
-    Raises
-    ------
-    TrainingError
-        If not even one window fits.
+    Raises :class:`TrainingError` if not even one window fits.
     """
     share = max(1, config.batch // devices)
     if config.at_once != "auto":

@@ -94,44 +94,27 @@ class NetworkConfig(Section):
 
 
 class Rest(Section):
-    """The source of the estimated vocals that are subtracted from the network's input.
-
-    Attributes
-    ----------
-    vocals : str, optional
-        A run of a vocals network, or the name of a weight. By default, the true vocals plus an error.
-    error : pair of float
-        Range of the error's energy relative to that of the vocals in dB, drawn uniformly. As in real
-        separators, half of the error is missing vocals, and half is leakage of other stems.
-    """
+    """The source of the estimated vocals that are subtracted from the network's input."""
 
     vocals: str | None = None
+    """A run of a vocals network, or the name of a weight. By default, the true vocals plus an error."""
     error: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-20.0, -8.0)
+    """Range of the error's energy relative to that of the vocals in dB, drawn uniformly. As in real
+    separators, half of the error is missing vocals, and half is leakage of other stems."""
 
 
 class Data(Section):
-    """How windows are drawn.
+    """How windows are drawn."""
 
-    Attributes
-    ----------
-    mixing : float
-        Share of windows whose stems come from different songs and positions.
-    gain : pair of float
-        Range of the gain of each stem in dB, drawn uniformly.
-    swap, invert : float
-        Shares of stems with swapped channels, and with inverted polarity.
-    silence : float
-        Share of windows without the source to be estimated.
-    weights : mapping of str to float
-        Relative frequency of songs, by name or pattern; the first match counts, and the default is 1.
-    """
-
-    mixing: Share = 0.7
+    mixing: Share = 0.7  # share of windows whose stems come from different songs and positions
     gain: Annotated[tuple[float, float], AfterValidator(_check_ascending)] = (-6.0, 6.0)
+    """Range of the gain of each stem in dB, drawn uniformly."""
     swap: Share = 0.5
     invert: Share = 0.5
-    silence: Share = 0.0
+    """``swap`` and ``invert``: shares of stems with swapped channels, and with inverted polarity."""
+    silence: Share = 0.0  # share of windows without the source to be estimated
     weights: dict[str, Positive] = {}
+    """Relative frequency of songs, by name or pattern; the first match counts, and the default is 1."""
 
 
 class Loss(Section):
@@ -190,42 +173,12 @@ class Optimizer(Section):
 
 
 class Config(Section):
-    """One training run.
-
-    Attributes
-    ----------
-    source : str
-        The stem to estimate.
-    hears : str
-        The network's input: ``mixture``, or ``rest``, the mixture without estimated vocals.
-    steps, epoch : int
-        Total steps of the optimizer, and steps between two checkpoints.
-    validate_every : int
-        Epochs between two validations.
-    patience : int, optional
-        Number of validations without a better score after which the run stops early.
-    batch : int
-        Windows in one step.
-    at_once : int or "auto"
-        Windows that go through the network together; their gradients are accumulated over the batch.
-        ``auto`` is as many as fit into a GPU's memory; on a CPU, the whole batch.
-    precision : str
-        ``fp32``, ``fp16`` or ``bf16``; transforms and losses are always in float32.
-    average : float, optional
-        Decay of the exponential moving average of the weights, which is validated and exported.
-    checkpointing : bool
-        Recompute activations instead of storing them.
-    compile : bool
-        Compile the U-Net with torch.compile.
-    nan : str
-        ``skip`` a step whose loss or gradient is not finite, or ``stop``.
-    freeze : tuple of str
-        Parameters that are not trained, by name or pattern: see :mod:`training.freezing`.
-    """
+    """One training run."""
 
     title: str
-    source: Literal["bass", "drums", "other", "vocals"]
+    source: Literal["bass", "drums", "other", "vocals"]  # the stem to estimate
     hears: Literal["mixture", "rest"] = "mixture"
+    """The network's input: ``mixture``, or ``rest``, the mixture without estimated vocals."""
     network: NetworkConfig
     rest: Rest = Rest()
     data: Data = Data()
@@ -233,16 +186,23 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     steps: Count
     epoch: Count = 1000
-    validate_every: Count = 1
+    """``steps`` and ``epoch``: total steps of the optimizer, and steps between two checkpoints."""
+    validate_every: Count = 1  # epochs between two validations
     patience: Count | None = None
-    batch: Count = 8
+    """Number of validations without a better score after which the run stops early."""
+    batch: Count = 8  # windows in one step
     at_once: Count | Literal["auto"] = "auto"
+    """Windows that go through the network together; their gradients are accumulated over the batch. ``auto``
+    is as many as fit into a GPU's memory; on a CPU, the whole batch."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """``fp32``, ``fp16`` or ``bf16``; transforms and losses are always in float32."""
     average: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
-    checkpointing: bool = False
-    compile: bool = False
-    nan: Literal["skip", "stop"] = "skip"
+    """Decay of the exponential moving average of the weights, which is validated and exported."""
+    checkpointing: bool = False  # recompute activations instead of storing them
+    compile: bool = False  # compile the U-Net with torch.compile
+    nan: Literal["skip", "stop"] = "skip"  # ``skip`` a step whose loss or gradient is not finite, or ``stop``
     freeze: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
+    """Parameters that are not trained, by name or pattern: see :mod:`training.freezing`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     validation: tuple[str, ...] = ()
 
@@ -284,16 +244,13 @@ class Config(Section):
 def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     """Read a config: one of ``training/configs`` by its name, or a file.
 
+    Raises :class:`TrainingError` if the config does not exist, or a value is wrong; names the line and the
+    key.
+
     Parameters
     ----------
-    name : str
     changes : mapping, optional
         Values that override the file's, by dotted key.
-
-    Raises
-    ------
-    TrainingError
-        If the config does not exist, or a value is wrong; names the line and the key.
     """
     path = Path(name)
     if not path.is_file():

@@ -37,18 +37,15 @@ def decode(
 ) -> Songs:
     """Decode stems where necessary, so that all can be read from any position.
 
+    Raises :class:`TrainingError` if a file is damaged, or the folder has no room for the decoded stems, which
+    is checked first.
+
     Parameters
     ----------
-    songs : Songs
     folder : Path
         Folder for decoded stems.
     on_progress : callable
         Called with the number of decoded stems, and their total.
-
-    Raises
-    ------
-    TrainingError
-        If a file is damaged, or the folder has no room for the decoded stems, which is checked first.
     """
     stems = {
         stem.sources: stem

@@ -42,9 +42,11 @@ class Exported(NamedTuple):
 def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
     """Export a run's best weights into a models folder and register them there.
 
+    Raises :class:`TrainingError` if the name is invalid or belongs to another run, the folder cannot be
+    written to, a weight is too large for float16, or the graph's output differs from the network's.
+
     Parameters
     ----------
-    run : Run
     name : str
         Name of the files, also used in plans.
     folder : Path
@@ -53,12 +55,6 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
         Round the weights to float16: the ``.pt`` file is half as large, and the graph has the same weights.
     replace : bool
         Replace a weight with the same name from another run.
-
-    Raises
-    ------
-    TrainingError
-        If the name is invalid or belongs to another run, the folder cannot be written to, a weight is too
-        large for float16, or the graph's output differs from the network's.
     """
     state, graph = folder / f"{name}.pt", folder / f"{name}.onnx"
     _check_name(run, name, state, replace)

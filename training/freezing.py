@@ -29,10 +29,7 @@ class Trained:
 def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
     """Freeze the parameters of a network that match a pattern.
 
-    Raises
-    ------
-    TrainingError
-        If a pattern matches nothing, or all parameters are frozen.
+    Raises :class:`TrainingError` if a pattern matches nothing, or all parameters are frozen.
     """
     names = [name for name, _ in network.named_parameters()]
     frozen = matching(names, patterns)

@@ -13,30 +13,17 @@ from training.config import Config, TrainingError
 
 @dataclass(frozen=True)
 class Hardware:
-    """The requested devices and processes.
+    """The requested devices and processes."""
 
-    Attributes
-    ----------
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
-    devices : int
-        Number of GPUs, or of processes on the CPU.
-    workers : int, optional
-        Processes per device that read windows; by default half the cores.
-    """
-
-    device: str = "auto"
-    devices: int = 1
-    workers: int | None = None
+    device: str = "auto"  # ``auto``, ``cpu`` or ``cuda``
+    devices: int = 1  # number of GPUs, or of processes on the CPU
+    workers: int | None = None  # processes per device that read windows; by default half the cores
 
     @property
     def accelerator(self) -> str:
         """``cpu`` or ``cuda``.
 
-        Raises
-        ------
-        TrainingError
-            If the device is unknown, or there are not enough devices.
+        Raises :class:`TrainingError` if the device is unknown, or there are not enough devices.
         """
         available = gpu_count()
         if self.device not in ("auto", "cpu", "cuda"):

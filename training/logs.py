@@ -32,7 +32,6 @@ class CsvTable:
 
     Parameters
     ----------
-    path : Path
     columns : sequence of str
         Initial columns; those of an existing file are kept.
     after : int
@@ -81,13 +80,7 @@ def _number(text: str | None) -> float:
 
 
 class RunLog(Callback):
-    """Writes the run's CSV files and shows its progress.
-
-    Parameters
-    ----------
-    run : Run
-    console : Console
-    """
+    """Writes the run's CSV files and shows its progress."""
 
     def __init__(self, run: Run, console: Console) -> None:
         self.run = run

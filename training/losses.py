@@ -20,25 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the loss.
+    """One term of the loss."""
 
-    Attributes
-    ----------
-    title : str
-        Its name in the report.
-    function : callable
-        Takes the estimate and the target, float32 waveforms ``(B, 2, T)``, and the config's section
-        ``loss``; returns a scalar that is lower for better estimates.
-    weight : float
-        Its default weight; 0 disables it.
-    uses_windows : bool
-        Whether signals must be at least as long as the longest of ``loss.windows``.
-    """
-
-    title: str
+    title: str  # its name in the report
     function: Callable[[Tensor, Tensor, Loss], Tensor]
-    weight: float = 0.0
-    uses_windows: bool = False
+    """Takes the estimate and the target, float32 waveforms ``(B, 2, T)``, and the config's section ``loss``;
+    returns a scalar that is lower for better estimates."""
+    weight: float = 0.0  # its default weight; 0 disables it
+    uses_windows: bool = False  # whether signals must be at least as long as the longest of ``loss.windows``
 
 
 def _spectral(estimate: Tensor, target: Tensor, config: Loss) -> Tensor:
@@ -72,7 +61,6 @@ def terms(config: Loss, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
 
     Parameters
     ----------
-    config : Loss
     estimate, target : Tensor
         Float32 waveforms ``(B, 2, T)``.
     """

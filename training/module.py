@@ -31,7 +31,6 @@ class Unmixing(lightning.LightningModule):
 
     Parameters
     ----------
-    config : Config
     songs : Songs
         Decoded songs.
     vocals : Network, optional

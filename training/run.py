@@ -36,12 +36,7 @@ MARGIN = 2**27  # bytes for logs and the report
 
 
 class Run:
-    """One run's folder.
-
-    Parameters
-    ----------
-    folder : Path
-    """
+    """One run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,10 +53,7 @@ class Run:
     def existing(cls, folder: Path) -> Run:
         """Open the folder of a run that has a checkpoint.
 
-        Raises
-        ------
-        TrainingError
-            If there is no such run.
+        Raises :class:`TrainingError` if there is no such run.
         """
         run = cls(folder)
         if not run.config_file.is_file():
@@ -91,10 +83,7 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Lock the folder, and make it if it does not exist.
 
-        Raises
-        ------
-        TrainingError
-            If it cannot be made, or another process uses it.
+        Raises :class:`TrainingError` if it cannot be made, or another process uses it.
         """
         with ExitStack() as stack:
             try:
@@ -181,6 +170,9 @@ class Run:
     ) -> None:
         """Record the config and data of a new run, or check that those of a resumed run have not changed.
 
+        Raises :class:`TrainingError` if the run was started with another config, other songs or other
+        weights, has completed more steps than the config has, or the disk has no room for it.
+
         Parameters
         ----------
         config : Config
@@ -191,12 +183,6 @@ class Run:
             Number of parameters of the network.
         at_once : callable
             Chooses the number of windows at once if neither the config nor the run states it.
-
-        Raises
-        ------
-        TrainingError
-            If the run was started with another config, other songs or other weights, has completed more
-            steps than the config has, or the disk has no room for it.
         """
         if self.config_file.is_file() and self.data_file.is_file():
             data = {**data, "start": self._start(data.get("start"))}
@@ -235,10 +221,7 @@ class Run:
     def _start(self, given: dict[str, Any] | None) -> dict[str, Any] | None:
         """The weights that the run started from; ``given`` may be None once there is a checkpoint.
 
-        Raises
-        ------
-        TrainingError
-            If ``given`` differs from them, or is None although it is still needed.
+        Raises :class:`TrainingError` if ``given`` differs from them, or is None although it is still needed.
         """
         noted: dict[str, Any] | None = self.data().get("start")
         begun = self.last.is_file()

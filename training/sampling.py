@@ -56,7 +56,6 @@ class Windows(Dataset[Example]):
 
     Parameters
     ----------
-    config : Config
     songs : sequence of TrainingSong
         Decoded songs to train with.
     """
@@ -111,10 +110,7 @@ class Windows(Dataset[Example]):
 def read(stem: TrainingStem | None, start: int, length: int) -> NDArray[np.float32]:
     """Samples ``(2, length)`` of a stem from ``start``; zeros after its end, and for a silent stem.
 
-    Raises
-    ------
-    TrainingError
-        If its file was removed or changed.
+    Raises :class:`TrainingError` if its file was removed or changed.
     """
     window = np.zeros((2, length), np.float32)
     if stem is None or start >= stem.samples:

@@ -42,21 +42,13 @@ MUSDB18 = Path(__file__).with_name("musdb18.yaml")
 
 @dataclass(frozen=True)
 class TrainingStem:
-    """The file of a stem, or the files whose sum it is, with one or two channels at :data:`RATE`.
+    """The file of a stem, or the files whose sum it is, with one or two channels at :data:`RATE`."""
 
-    Attributes
-    ----------
-    path : Path
-        The file, or the first of several.
-    samples, channels : int
-    parts : tuple of AudioSource
-        Streams or files to decode and add; empty if ``path`` is the only file and can be read in part.
-    """
-
-    path: Path
+    path: Path  # the file, or the first of several
     samples: int
     channels: int
     parts: tuple[AudioSource, ...] = ()
+    """Streams or files to decode and add; empty if ``path`` is the only file and can be read in part."""
 
     @property
     def sources(self) -> tuple[AudioSource, ...]:
@@ -71,22 +63,13 @@ class TrainingStem:
 
 @dataclass(frozen=True)
 class TrainingSong:
-    """A song: its stems by name, without silent ones.
-
-    Attributes
-    ----------
-    name : str
-    stems : mapping of str to TrainingStem
-    variants : tuple of mapping
-        The same stems at other pitches or tempos.
-    accompanied : bool
-        Whether ``other`` is everything except the vocals.
-    """
+    """A song: its stems by name, without silent ones."""
 
     name: str
     stems: Mapping[str, TrainingStem]
     variants: tuple[Mapping[str, TrainingStem], ...] = field(default=())
-    accompanied: bool = False
+    """The same stems at other pitches or tempos."""
+    accompanied: bool = False  # whether ``other`` is everything except the vocals
 
     @property
     def samples(self) -> int:
@@ -116,6 +99,9 @@ def find(
 ) -> Songs:
     """Find songs and check them.
 
+    Raises :class:`TrainingError` if a folder is missing or has no songs, a stem cannot be read or has another
+    rate, a song or a variant is too short, or there are no training songs or no validation songs.
+
     Parameters
     ----------
     folders : sequence of Path
@@ -129,12 +115,6 @@ def find(
         Without either, the fourteen validation songs of MUSDB18 are used.
     variants : sequence of Path
         Folders of variants.
-
-    Raises
-    ------
-    TrainingError
-        If a folder is missing or has no songs, a stem cannot be read or has another rate, a song or a variant
-        is too short, or there are no training songs or no validation songs.
     """
     training, held = _collect(folders, source)
     _hold_out(training, held, validation)
@@ -231,10 +211,7 @@ def contents(songs: Sequence[TrainingSong]) -> dict[str, list[dict[str, str]]]:
 def blocks(stem: TrainingStem) -> Iterator[NDArray[np.float32]]:
     """Read a whole stem in blocks, float32 ``(samples, channels)``.
 
-    Raises
-    ------
-    TrainingError
-        If a file is damaged or missing.
+    Raises :class:`TrainingError` if a file is damaged or missing.
     """
     try:
         yield from sources.blocks(stem.sources, stem.form)

@@ -28,30 +28,15 @@ FREE = ("type", "sources", "gflops")  # keys of an architecture in which compati
 
 @dataclass(frozen=True)
 class Start:
-    """Weights to start from.
+    """Weights to start from."""
 
-    Attributes
-    ----------
-    path : Path
-        The weight file, or the run's folder.
-    sha256 : str
-        Checksum of the weight file, or of the run's checkpoint.
-    state : mapping of str to Tensor
-        State dict of the network, float32.
-    moments : mapping
-        State of the optimizer by parameter name; empty if it is not loaded.
-    step : int, optional
-        Completed steps of the run.
-    trained_with : str, optional
-        Test songs, if any, that the weights were trained with.
-    """
-
-    path: Path
-    sha256: str
-    state: Mapping[str, Tensor]
+    path: Path  # the weight file, or the run's folder
+    sha256: str  # checksum of the weight file, or of the run's checkpoint
+    state: Mapping[str, Tensor]  # state dict of the network, float32
     moments: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    step: int | None = None
-    trained_with: str | None = None
+    """State of the optimizer by parameter name; empty if it is not loaded."""
+    step: int | None = None  # completed steps of the run
+    trained_with: str | None = None  # test songs, if any, that the weights were trained with
 
     def record(self) -> dict[str, Any]:
         """The entry in a run's ``data.yaml``."""
@@ -67,6 +52,9 @@ class Start:
 def read(name: str, config: Config, with_optimizer: bool = False) -> Start:
     """Read weights to start from.
 
+    Raises :class:`TrainingError` if the file, run or weight does not exist, cannot be read, or does not match
+    the config.
+
     Parameters
     ----------
     name : str
@@ -76,11 +64,6 @@ def read(name: str, config: Config, with_optimizer: bool = False) -> Start:
         Config of the new run; its network must have the same sizes.
     with_optimizer : bool
         Whether to load the optimizer's state, too; only runs have one.
-
-    Raises
-    ------
-    TrainingError
-        If the file, run or weight does not exist, cannot be read, or does not match the config.
     """
     path = Path(name).expanduser()
     try:

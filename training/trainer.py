@@ -51,14 +51,12 @@ def fit(
 
     Parameters
     ----------
-    config : Config
     folders, variants : sequence of Path
         As for :func:`training.songs.find`.
     output : Path
         The run's folder.
     console : Console
         Console for progress.
-    hardware : Hardware
     decoded : Path, optional
         Folder for decoded stems; by default in the user's cache.
     start : Start, optional
@@ -238,10 +236,7 @@ def is_first() -> bool:
 def vocals_network(config: Config) -> Network | None:
     """The network that estimates the vocals to subtract; None if true vocals or none are subtracted.
 
-    Raises
-    ------
-    TrainingError
-        If its windows have another length than those of the trained network.
+    Raises :class:`TrainingError` if its windows have another length than those of the trained network.
     """
     name = config.rest.vocals
     if config.hears != "rest" or name is None:

@@ -35,10 +35,7 @@ class Estimated(NamedTuple):
 def check(config: Config, songs: Songs) -> None:
     """Check that the source is not silent in all training songs, or in all validation songs.
 
-    Raises
-    ------
-    TrainingError
-        If it is, or a file cannot be read.
+    Raises :class:`TrainingError` if it is, or a file cannot be read.
     """
     for kind, group in (("training", songs.training), ("validation", songs.validation)):
         if not any(_has_sound(song.stems[config.source]) for song in group if config.source in song.stems):

@@ -14,7 +14,7 @@ from typing import Any
 
 from kmdx.errors import listed, quoted
 
-MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 84 million
+MAX_PARAMETERS = 10**9  # 4 GB in float32; the largest published network has 228 million
 MAX_VALUES = 2**29  # in one tensor between two layers, or in all tensors of a graph: 2 GiB in float32
 MAX_LENGTH = 2**23  # samples of one window: 190 s at 44.1 kHz
 MAX_NAME = 100  # bytes in UTF-8, so that it can be a file name
@@ -148,10 +148,7 @@ HTDEMUCS = {
 def check_unet(sizes: Mapping[str, Any]) -> None:
     """Check the sizes of a TFC-TDF U-Net, or only of its transform if ``sizes`` has no layers.
 
-    Raises
-    ------
-    ValueError
-        If a size is impossible, or sizes are inconsistent or too large.
+    Raises :class:`ValueError` if a size is impossible, or sizes are inconsistent or too large.
     """
     check_sizes(UNET_SIZES, sizes)
     n_fft, hop, bins, frames = (sizes[key] for key in TRANSFORM)
@@ -179,10 +176,7 @@ def check_unet(sizes: Mapping[str, Any]) -> None:
 def check_hdemucs(options: Mapping[str, Any]) -> None:
     """Check the arguments of an HDemucs; unknown arguments are checked by its constructor.
 
-    Raises
-    ------
-    ValueError
-        If an argument has the wrong type or is out of range.
+    Raises :class:`ValueError` if an argument has the wrong type or is out of range.
     """
     _check_branches(options, HDEMUCS_SIZES, HDEMUCS)
 

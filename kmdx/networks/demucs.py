@@ -107,6 +107,9 @@ def build(
 ) -> DemucsNetwork:
     """Build a Demucs network and load its weights strictly.
 
+    Raises :class:`ValueError` if an option is wrong, the network is too large, or a parameter is missing,
+    unknown or has the wrong shape.
+
     Parameters
     ----------
     architecture : mapping
@@ -117,14 +120,6 @@ def build(
         Length of its windows in seconds; None for its own segment.
     state : mapping
         Its state dict, in any floating type.
-
-    A network whose structure differs from the published ones is tried on one window.
-
-    Raises
-    ------
-    ValueError
-        If an option is wrong, the network is too large, or a parameter is missing, unknown or has the wrong
-        shape.
     """
     kind = architecture["type"]
     known = inspect.signature(CLASSES[kind]).parameters

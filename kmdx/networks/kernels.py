@@ -20,36 +20,21 @@ from kmdx.host import Processor
 
 @dataclass(frozen=True)
 class Kernels:
-    """An entry of the table: a kind of processor, and the kernels that are faster on it.
+    """An entry of the table: a kind of processor, and the kernels that are faster on it."""
 
-    Attributes
-    ----------
-    name : str
-        Description of the processors.
-    products : bool
-        Whether float32 matrix products use oneDNN instead of MKL.
-    winograd : bool
-        Whether 3×3 convolutions use Winograd's minimal filtering in NNPACK.
-    attention : tuple of str
-        Precisions, ``fp32`` and ``bf16``, in which attention runs as matrix products, a block of queries
-        at a time.
-    measured : str
-        The measurements that this is based on.
-    architecture, vendor, family
-        Required properties of the processor, if given; see :class:`kmdx.host.Processor`.
-    features : tuple of str
-        Required instruction sets.
-    """
-
-    name: str
-    products: bool
-    winograd: bool
+    name: str  # description of the processors
+    products: bool  # whether float32 matrix products use oneDNN instead of MKL
+    winograd: bool  # whether 3×3 convolutions use Winograd's minimal filtering in NNPACK
     attention: tuple[str, ...]
-    measured: str
+    """Precisions, ``fp32`` and ``bf16``, in which attention runs as matrix products, a block of queries at a
+    time."""
+    measured: str  # the measurements that this is based on
     architecture: str | None = None
     vendor: str | None = None
     family: int | None = None
-    features: tuple[str, ...] = ()
+    """``architecture``, ``vendor`` and ``family``: required properties of the processor, if given; see
+    :class:`kmdx.host.Processor`."""
+    features: tuple[str, ...] = ()  # required instruction sets
 
     def fit(self, found: Processor) -> bool:
         """Whether the entry applies to a processor."""

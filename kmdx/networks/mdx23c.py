@@ -34,49 +34,22 @@ _ACT = re.compile(r"gelu|relu|elu(\d{1,4}(?:\.\d{1,4})?)")
 
 @dataclass(frozen=True)
 class Mdx23cConfig:
-    """Sizes of a network, named as in a published configuration.
-
-    Attributes
-    ----------
-    n_fft, hop_length : int
-        The transform, in samples; its window is a Hann window.
-    dim_f : int
-        Number of bins kept, beginning with the lowest.
-    num_subbands : int
-        Neighboring parts into which the bins are cut; they become features.
-    num_channels : int
-        Features of the first level.
-    growth : int
-        Features added by each level below it.
-    num_scales : int
-        Levels below the first one.
-    num_blocks_per_scale : int
-        Blocks of each level.
-    bottleneck_factor : int
-        The frequency layers narrow to ``F / bottleneck_factor`` and widen again.
-    scale : tuple of int
-        By which each level shortens time and frequency.
-    norm : str
-        ``InstanceNorm``, ``BatchNorm``, ``GroupNorm`` and the number of groups, or ``none``.
-    act : str
-        ``gelu``, ``relu``, or ``elu`` and its alpha.
-    stereo : bool
-        Whether it takes two channels together, instead of each alone.
-    """
+    """Sizes of a network, named as in a published configuration."""
 
     n_fft: int
     hop_length: int
-    dim_f: int
-    num_subbands: int
-    num_channels: int
-    growth: int
-    num_scales: int
-    num_blocks_per_scale: int
-    bottleneck_factor: int
-    scale: tuple[int, int]
-    norm: str
-    act: str
-    stereo: bool
+    """``n_fft`` and ``hop_length``: the transform, in samples; its window is a Hann window."""
+    dim_f: int  # number of bins kept, beginning with the lowest
+    num_subbands: int  # neighboring parts into which the bins are cut; they become features
+    num_channels: int  # features of the first level
+    growth: int  # features added by each level below it
+    num_scales: int  # levels below the first one
+    num_blocks_per_scale: int  # blocks of each level
+    bottleneck_factor: int  # the frequency layers narrow to ``F / bottleneck_factor`` and widen again
+    scale: tuple[int, int]  # by which each level shortens time and frequency
+    norm: str  # ``InstanceNorm``, ``BatchNorm``, ``GroupNorm`` and the number of groups, or ``none``
+    act: str  # ``gelu``, ``relu``, or ``elu`` and its alpha
+    stereo: bool  # whether it takes two channels together, instead of each alone
 
     def __post_init__(self) -> None:
         if self.n_fft % 2:
@@ -115,10 +88,7 @@ class Mdx23cConfig:
     def of(cls, sizes: Mapping[str, Any]) -> Mdx23cConfig:
         """Make one from an architecture; ``stereo`` is true by default.
 
-        Raises
-        ------
-        ValueError
-            If a size is missing, or sizes are inconsistent.
+        Raises :class:`ValueError` if a size is missing, or sizes are inconsistent.
         """
         sizes = {"stereo": True, **sizes}
         names = [field.name for field in fields(cls)]
@@ -289,12 +259,8 @@ class Mdx23c(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, C, n)`` in, ``(B, S, C, n)`` out.
 
-        A stereo network needs two channels; a mono network takes each of any number of channels alone.
-
-        Raises
-        ------
-        ValueError
-            If a stereo network gets another number of channels.
+        A stereo network needs two channels; a mono network takes each of any number of channels alone. Raises
+        :class:`ValueError` if a stereo network gets another number of channels.
         """
         count, channels, samples = batch.shape
         own, stems = self.config.channels, len(self.sources)
@@ -363,17 +329,14 @@ _NAMES = re.compile(
 def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Infer a network's type and sizes from its state dict, named as in an architecture.
 
+    Raises :class:`ValueError` if it is not an MDX23C, or has parts that MDX23C does not have.
+
     Parameters
     ----------
     state : mapping
         Its names may have prefixes that trainers add.
     stated : mapping, optional
         An architecture. Its ``stereo`` (by default true) decides how many sub-bands there are.
-
-    Raises
-    ------
-    ValueError
-        If it is not an MDX23C, or has parts that MDX23C does not have.
     """
     shapes = Shapes(state, "an MDX23C", "encoder_blocks.0.tfc_tdf.blocks.0.shortcut.weight", _NAMES)
     first, inputs = shapes("first_conv.weight", 4)[:2]
@@ -405,6 +368,9 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> Mdx23c:
     """Build an MDX23C and load its weights strictly.
 
+    Raises :class:`ValueError` if the state dict belongs to another network or differs from the architecture,
+    a size is impossible, or a window needs too much memory.
+
     Parameters
     ----------
     architecture : mapping
@@ -413,12 +379,6 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         Length of its windows in seconds, if known.
     state : mapping
         Its state dict, in any floating type.
-
-    Raises
-    ------
-    ValueError
-        If the state dict belongs to another network or differs from the architecture, a size is impossible,
-        or a window needs too much memory.
     """
     types.read(architecture)
     sizes = complete(infer(state, architecture), architecture)
@@ -436,10 +396,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
 def stand_in(architecture: Mapping[str, Any], seed: str) -> Mdx23c:
     """An MDX23C with random weights.
 
-    Raises
-    ------
-    ValueError
-        If the architecture does not state all sizes.
+    Raises :class:`ValueError` if the architecture does not state all sizes.
     """
     types.read(architecture)
     config, sources = Mdx23cConfig.of(architecture), architecture["sources"]

@@ -10,24 +10,12 @@ from torch import Tensor
 
 
 class Network(Protocol):
-    """The interface of a network.
+    """The interface of a network."""
 
-    Attributes
-    ----------
-    sources : tuple of str
-        The sources it estimates, in the order of its output.
-    length : int or None
-        The only length, in samples, that it accepts; ``None`` if it accepts any length.
-    supported_dtypes : tuple of torch.dtype
-        Half precisions whose error is far below that of its estimate.
-    dtype : torch.dtype
-        Its precision.
-    """
-
-    sources: tuple[str, ...]
-    length: int | None
-    supported_dtypes: tuple[torch.dtype, ...]
-    dtype: torch.dtype
+    sources: tuple[str, ...]  # the sources it estimates, in the order of its output
+    length: int | None  # the only length, in samples, that it accepts; ``None`` if it accepts any length
+    supported_dtypes: tuple[torch.dtype, ...]  # half precisions whose error is far below that of its estimate
+    dtype: torch.dtype  # its precision
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""

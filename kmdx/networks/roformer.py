@@ -36,52 +36,33 @@ TOKENS = 4096  # positions that pass a transformer together on a CPU, so that it
 
 @dataclass(frozen=True)
 class RoformerConfig:
-    """Sizes of a network.
-
-    Attributes
-    ----------
-    dim, heads, dim_head : int
-        Features of a position, heads of the attention, and features of a head.
-    depth : int
-        Layers, each of a linear (optional), a time and a frequency transformer.
-    linear, time, freq : int
-        Blocks of these transformers.
-    inner_norms : bool
-        Whether every transformer ends with a norm (Mel-Band), instead of one after all layers.
-    bands : tuple of (int, int)
-        First bin of each band, and the first one above it.
-    channels : int
-        2 for a stereo network, 1 for one that takes each channel alone.
-    mask_layers, mask_width : int
-        Hidden layers of a mask estimator, and their width.
-    n_fft, hop, window : int
-        The transform, in samples; the Hann window may be shorter than the transform.
-    normalized : bool
-        Whether the transform is divided by the root of ``n_fft``.
-    skips : bool
-        Whether a layer also takes as input the outputs of all layers before it.
-    zero_dc : bool
-        Whether the lowest bin of an estimate is zero.
-    """
+    """Sizes of a network."""
 
     dim: int
     heads: int
     dim_head: int
-    depth: int
+    """``dim``, ``heads`` and ``dim_head``: features of a position, heads of the attention, and features of a
+    head."""
+    depth: int  # layers, each of a linear (optional), a time and a frequency transformer
     linear: int
     time: int
     freq: int
+    """``linear``, ``time`` and ``freq``: blocks of these transformers."""
     inner_norms: bool
-    bands: tuple[tuple[int, int], ...]
-    channels: int
+    """Whether every transformer ends with a norm (Mel-Band), instead of one after all layers."""
+    bands: tuple[tuple[int, int], ...]  # first bin of each band, and the first one above it
+    channels: int  # 2 for a stereo network, 1 for one that takes each channel alone
     mask_layers: int
     mask_width: int
+    """``mask_layers`` and ``mask_width``: hidden layers of a mask estimator, and their width."""
     n_fft: int
     hop: int
     window: int
-    normalized: bool
-    skips: bool
-    zero_dc: bool
+    """``n_fft``, ``hop`` and ``window``: the transform, in samples; the Hann window may be shorter than the
+    transform."""
+    normalized: bool  # whether the transform is divided by the root of ``n_fft``
+    skips: bool  # whether a layer also takes as input the outputs of all layers before it
+    zero_dc: bool  # whether the lowest bin of an estimate is zero
 
     def __post_init__(self) -> None:
         if self.n_fft % 2:
@@ -150,12 +131,7 @@ def mel_bands(n_fft: int, count: int, sample_rate: int) -> tuple[tuple[int, int]
 
     ``count`` triangles overlap by half between 0 Hz and half the sample rate. Below 1000 Hz, the scale is
     linear (200 / 3 Hz per mel); above it, it is logarithmic (27 mel per factor of 6.4). The first band begins
-    at the first bin, and the last one ends at the last bin.
-
-    Raises
-    ------
-    ValueError
-        If a band has no bins.
+    at the first bin, and the last one ends at the last bin. Raises :class:`ValueError` if a band has no bins.
     """
     knee, hertz, step, top = 15, 200 / 3, np.log(6.4) / 27, sample_rate / 2
     mels = np.linspace(0, top / hertz if top < 1000 else knee + np.log(top / 1000) / step, count + 2)
@@ -414,12 +390,8 @@ class Roformer(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, channels, n)`` in, ``(B, S, channels, n)`` out.
 
-        A stereo network needs two channels; a mono network takes each of any number of channels alone.
-
-        Raises
-        ------
-        ValueError
-            If a stereo network gets another number of channels.
+        A stereo network needs two channels; a mono network takes each of any number of channels alone. Raises
+        :class:`ValueError` if a stereo network gets another number of channels.
         """
         count, channels, samples = batch.shape
         if self.config.channels == 2 != channels:
@@ -495,13 +467,9 @@ class Roformer(nn.Module):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Copy a published state dict strictly.
 
-        It may contain the rotary frequencies, once for each attention; they are only compared, because
-        a checkpoint in float16 has rounded them.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is missing, unknown or has the wrong shape, or the frequencies differ.
+        It may contain the rotary frequencies, once for each attention; they are only compared, because a
+        checkpoint in float16 has rounded them. Raises :class:`ValueError` if a parameter is missing, unknown
+        or has the wrong shape, or the frequencies differ.
         """
         names = [
             f"{name}.rotary_embed.freqs"
@@ -534,6 +502,8 @@ _KEY = re.compile(
 def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Infer a network's type and sizes from its state dict, named as in an architecture.
 
+    Raises :class:`ValueError` if it is not a RoFormer, or has parts that the two kinds do not have.
+
     Parameters
     ----------
     state : mapping
@@ -541,11 +511,6 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
     stated : mapping, optional
         An architecture. It decides what the state leaves open: the sample rate of a mel bank, and whether
         a network of neighboring bands is stereo.
-
-    Raises
-    ------
-    ValueError
-        If it is not a RoFormer, or has parts that the two kinds do not have.
     """
     shape = Shapes(state, "a RoFormer", "band_split.to_features.0.1.weight", _KEY)
     mel = "layers.0.0.norm.gamma" in shape
@@ -617,6 +582,9 @@ def _mel_widths(n_fft: int, count: int, sample_rate: int) -> list[int] | None:
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> Roformer:
     """Build a RoFormer and load its weights strictly.
 
+    Raises :class:`ValueError` if the state dict belongs to another network or differs from the architecture,
+    a size is impossible, or a window needs too much memory.
+
     Parameters
     ----------
     architecture : mapping
@@ -625,12 +593,6 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         Length of its windows in seconds, if known.
     state : mapping
         Its state dict, in any floating type.
-
-    Raises
-    ------
-    ValueError
-        If the state dict belongs to another network or differs from the architecture, a size is impossible,
-        or a window needs too much memory.
     """
     types.read(architecture)
     found = infer(state, architecture)
@@ -648,10 +610,8 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
 def stand_in(architecture: Mapping[str, Any], seed: str) -> Roformer:
     """A RoFormer with random weights.
 
-    Raises
-    ------
-    ValueError
-        If the architecture does not state ``dim`` and ``depth``, which have no default.
+    Raises :class:`ValueError` if the architecture does not state ``dim`` and ``depth``, which have no
+    default.
     """
     types.read(architecture)
     if lacking := [key for key in ("dim", "depth") if key not in architecture]:

@@ -36,48 +36,27 @@ MASK_FEATURES = 64
 
 @dataclass(frozen=True)
 class ScnetConfig:
-    """Sizes of a network, named as in a published configuration.
+    """Sizes of a network, named as in a published configuration."""
 
-    Attributes
-    ----------
-    type : str
-        ``scnet`` or ``scnet_masked``.
-    dims : tuple of int
-        Features of the spectrogram, 2 for each channel of the sound, and after each step of the encoder.
-    nfft, hop_size, win_size : int
-        The transform, in samples. Its window is a rectangle, or a Hann window in the masked form.
-    normalized : bool
-        Whether the transform is divided by the root of ``nfft``.
-    band_SR : tuple of float
-        Fractions of the bins in each band, from low to high frequencies.
-    band_stride, band_kernel : tuple of int
-        Of the convolutions along frequency in each band.
-    conv_depths : tuple of int
-        Blocks of convolutions along time in each band, in every step of the encoder.
-    compress : int
-        These blocks have ``dims / compress`` features.
-    conv_kernel : int
-        Frames of their kernels.
-    num_dplayer : int
-        Dual-path layers between encoder and decoder.
-    expand : int
-        Their recurrent layers have ``expand`` times as many features as their input.
-    """
-
-    type: str
+    type: str  # ``scnet`` or ``scnet_masked``
     dims: tuple[int, ...]
+    """Features of the spectrogram, 2 for each channel of the sound, and after each step of the encoder."""
     nfft: int
     hop_size: int
     win_size: int
-    normalized: bool
-    band_SR: tuple[float, ...]
+    """``nfft``, ``hop_size`` and ``win_size``: the transform, in samples. Its window is a rectangle, or a
+    Hann window in the masked form."""
+    normalized: bool  # whether the transform is divided by the root of ``nfft``
+    band_SR: tuple[float, ...]  # fractions of the bins in each band, from low to high frequencies
     band_stride: tuple[int, ...]
     band_kernel: tuple[int, ...]
+    """``band_stride`` and ``band_kernel``: of the convolutions along frequency in each band."""
     conv_depths: tuple[int, ...]
-    compress: int
-    conv_kernel: int
-    num_dplayer: int
-    expand: int
+    """Blocks of convolutions along time in each band, in every step of the encoder."""
+    compress: int  # these blocks have ``dims / compress`` features
+    conv_kernel: int  # frames of their kernels
+    num_dplayer: int  # dual-path layers between encoder and decoder
+    expand: int  # their recurrent layers have ``expand`` times as many features as their input
 
     def __post_init__(self) -> None:
         for key in ("band_SR", "band_stride", "band_kernel", "conv_depths"):
@@ -105,12 +84,8 @@ class ScnetConfig:
         """Make one from an architecture, with the published code's defaults.
 
         By default, ``band_stride`` is 1 in the lowest band and equal to the kernel in the others, as in all
-        published networks.
-
-        Raises
-        ------
-        ValueError
-            If a size without default is missing, or sizes are inconsistent.
+        published networks. Raises :class:`ValueError` if a size without default is missing, or sizes are
+        inconsistent.
         """
         kernels = sizes.get("band_kernel", ())
         sizes = {**types.TYPES["scnet"].defaults, "band_stride": (1, *kernels[1:]), **sizes}
@@ -378,12 +353,8 @@ class Scnet(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, C, n)`` in, ``(B, S, C, n)`` out.
 
-        A stereo network needs two channels; a mono network takes each of any number of channels alone.
-
-        Raises
-        ------
-        ValueError
-            If a stereo network gets another number of channels.
+        A stereo network needs two channels; a mono network takes each of any number of channels alone. Raises
+        :class:`ValueError` if a stereo network gets another number of channels.
         """
         count, channels, samples = batch.shape
         own = self.config.dims[0] // 2
@@ -458,17 +429,14 @@ _NAMES = re.compile(
 def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Infer a network's type and sizes from its state dict, named as in an architecture.
 
+    Raises :class:`ValueError` if it is not an SCNet, or has parts that SCNet does not have.
+
     Parameters
     ----------
     state : mapping
         Its names may have prefixes that trainers add.
     stated : mapping, optional
         An architecture. It decides between values of ``compress`` that give the same features.
-
-    Raises
-    ------
-    ValueError
-        If it is not an SCNet, or has parts that SCNet does not have.
     """
     shapes = Shapes(state, "an SCNet", "encoder.0.SDlayer.convs.0.weight", _NAMES)
     steps = shapes.count(r"encoder\.(\d+)\.")
@@ -504,6 +472,9 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> Scnet:
     """Build an SCNet and load its weights strictly.
 
+    Raises :class:`ValueError` if the state dict belongs to another network or differs from the architecture,
+    a size is impossible, or a window needs too much memory.
+
     Parameters
     ----------
     architecture : mapping
@@ -512,12 +483,6 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
         Length of its windows in seconds, if known.
     state : mapping
         Its state dict, in any floating type.
-
-    Raises
-    ------
-    ValueError
-        If the state dict belongs to another network or differs from the architecture, a size is impossible,
-        or a window needs too much memory.
     """
     types.read(architecture)
     sizes = complete(infer(state, architecture), architecture)
@@ -535,10 +500,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
 def stand_in(architecture: Mapping[str, Any], seed: str) -> Scnet:
     """An SCNet with random weights.
 
-    Raises
-    ------
-    ValueError
-        If the architecture does not state all sizes without default.
+    Raises :class:`ValueError` if the architecture does not state all sizes without default.
     """
     types.read(architecture)
     config = ScnetConfig.of(architecture)

@@ -16,24 +16,12 @@ from kmdx.networks import architecture
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
-    """Sizes of MDX-Net's transform.
+    """Sizes of MDX-Net's transform."""
 
-    Attributes
-    ----------
-    n_fft : int
-        Window and transform length in samples (periodic Hann).
-    hop : int
-        Samples between frames.
-    bins : int
-        Number of bins kept of all ``n_fft // 2 + 1``, beginning with the lowest.
-    frames : int
-        Frames of one chunk.
-    """
-
-    n_fft: int
-    hop: int
-    bins: int
-    frames: int
+    n_fft: int  # window and transform length in samples (periodic Hann)
+    hop: int  # samples between frames
+    bins: int  # number of bins kept of all ``n_fft // 2 + 1``, beginning with the lowest
+    frames: int  # frames of one chunk
 
     def __post_init__(self) -> None:
         architecture.check_unet(asdict(self))

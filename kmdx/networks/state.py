@@ -81,12 +81,12 @@ def load_strictly(
 
     Prefixes that trainers add to some or all names (:data:`PREFIXES`) are removed. A copy with averaged
     weights next to the network's own is ignored. The tensors are copied, so that the file they are mapped
-    from may change. The module may have been built under :class:`NoInitialization`.
+    from may change. The module may have been built under :class:`NoInitialization`. Raises
+    :class:`ValueError` if a tensor is missing, unknown, or has the wrong shape or type; the message names the
+    first one, and the names' prefix.
 
     Parameters
     ----------
-    module : nn.Module
-    state : mapping
     optional : collection of str
         Additional names that the state may have.
 
@@ -94,12 +94,6 @@ def load_strictly(
     -------
     dict
         The tensors with the optional names.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, unknown, or has the wrong shape or type; the message names the first one, and
-        the names' prefix.
     """
     own = module.state_dict()
     names = _without_prefixes(state, {*own, *optional})

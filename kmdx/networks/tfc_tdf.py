@@ -26,30 +26,14 @@ TRANSFORM_CONSTANTS = ("window", "freq_pad")  # stored in the author's files nex
 
 @dataclass(frozen=True)
 class TfcTdfConfig:
-    """Sizes of the U-Net, in the paper's terms.
+    """Sizes of the U-Net, in the paper's terms."""
 
-    Attributes
-    ----------
-    spectrogram : SpectrogramConfig
-        The transform around the network.
-    layers : int
-        ``L``: total number of blocks in encoder, bottleneck and decoder; odd.
-    convolutions : int
-        ``l``: 3×3 convolutions of one block.
-    growth : int
-        ``g``: channels of the first level, and added by each level below it.
-    norm_groups : int or None
-        Groups of the group normalization; ``None`` for batch normalization.
-    bottleneck : int
-        The frequency layers narrow to ``bins // bottleneck`` and widen again.
-    """
-
-    spectrogram: SpectrogramConfig
-    layers: int
-    convolutions: int
-    growth: int
-    norm_groups: int | None
-    bottleneck: int = 8
+    spectrogram: SpectrogramConfig  # the transform around the network
+    layers: int  # ``L``: total number of blocks in encoder, bottleneck and decoder; odd
+    convolutions: int  # ``l``: 3×3 convolutions of one block
+    growth: int  # ``g``: channels of the first level, and added by each level below it
+    norm_groups: int | None  # groups of the group normalization; ``None`` for batch normalization
+    bottleneck: int = 8  # the frequency layers narrow to ``bins // bottleneck`` and widen again
 
     def __post_init__(self) -> None:
         sizes = asdict(self)
@@ -204,12 +188,8 @@ class TfcTdf(nn.Module):
         """Copy a published state dict strictly.
 
         The author's files also contain the transform's constants (``window`` and ``freq_pad``), which must
-        match this network's.
-
-        Raises
-        ------
-        ValueError
-            If a constant differs, or a parameter is missing, unknown or has the wrong shape.
+        match this network's. Raises :class:`ValueError` if a constant differs, or a parameter is missing,
+        unknown or has the wrong shape.
         """
         constants = load_strictly(self, state, TRANSFORM_CONSTANTS)
         window = constants.get("window")
@@ -228,10 +208,7 @@ class TfcTdf(nn.Module):
     def of_state(cls, config: TfcTdfConfig, source: str, state: Mapping[str, Tensor]) -> TfcTdf:
         """Build a network for inference from a copy of a published state dict.
 
-        Raises
-        ------
-        ValueError
-            If the state dict belongs to a network of other sizes.
+        Raises :class:`ValueError` if the state dict belongs to a network of other sizes.
         """
         convolutions = config.layers * config.convolutions
         if convolutions > len(state):  # checked before making a module for each
@@ -254,10 +231,7 @@ class TfcTdf(nn.Module):
 def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping[str, Tensor]) -> TfcTdf:
     """Build a U-Net from its architecture and load its weights strictly; ``segment`` is not used.
 
-    Raises
-    ------
-    ValueError
-        If the state dict belongs to a network of other sizes.
+    Raises :class:`ValueError` if the state dict belongs to a network of other sizes.
     """
     sizes = {key: architecture[key] for key in UNET if key in architecture}
     config = TfcTdfConfig(spectrogram_of(architecture), **sizes)

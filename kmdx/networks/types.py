@@ -23,89 +23,47 @@ from kmdx.networks.architecture import COMMON, LISTS, SWITCH, TEXT, ListOf, Rang
 
 @dataclass(frozen=True)
 class NetworkType:
-    """One type of network.
+    """One type of network."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in architectures.
-    title : str
-        Its name in the literature.
-    file : str
-        ``state`` for a state dict, ``graph`` for an ONNX graph.
-    build, stand_in : str
-        Functions, as ``module:name``. ``build(architecture, segment, state)`` makes the network with its
-        weights, for windows of ``segment`` seconds if their length can be chosen. ``stand_in(architecture,
-        seed)`` makes a module with random weights, whose state dict or graph replaces real weights.
-    precisions : tuple of str
-        Half precisions that it supports.
-    needed : tuple of str
-        Keys that an architecture must contain, in addition to the type and the sources.
-    sizes : mapping of str to Range, ListOf or str
-        Keys that an architecture may contain, and their allowed values.
-    check : callable
-        Raises :class:`ValueError` if sizes are inconsistent or too large.
-    largest_tensor : callable
-        Values in the largest tensor between two layers, from a checked architecture and a window's length.
-    one_source : bool
-        Whether it has only one source.
-    rate : str
-        The key of the sample rate.
-    tensor : str, optional
-        A tensor by which a state dict of this type is recognized.
-    infer : str, optional
-        Function ``module:name``. ``infer(state, stated)`` returns the type and the sizes that a state dict
-        tells; an architecture ``stated`` settles what it leaves open. It raises :class:`ValueError` if the
-        network is not of its types.
-    defaults : mapping
-        Values of the keys that an architecture may omit and the state dict does not tell.
-    arguments : bool
-        Whether a weight file may contain constructor arguments, which then replace the architecture.
-    others : tuple of str
-        More allowed keys, whose values the constructor checks.
-    """
-
-    name: str
-    title: str
-    file: Literal["state", "graph"]
+    name: str  # its name in architectures
+    title: str  # its name in the literature
+    file: Literal["state", "graph"]  # ``state`` for a state dict, ``graph`` for an ONNX graph
     build: str
     stand_in: str
-    precisions: tuple[str, ...]
-    needed: tuple[str, ...]
-    sizes: Mapping[str, Size]
+    """``build`` and ``stand_in``: functions, as ``module:name``. ``build(architecture, segment, state)``
+    makes the network with its weights, for windows of ``segment`` seconds if their length can be chosen.
+    ``stand_in(architecture, seed)`` makes a module with random weights, whose state dict or graph replaces
+    real weights."""
+    precisions: tuple[str, ...]  # half precisions that it supports
+    needed: tuple[str, ...]  # keys that an architecture must contain, in addition to the type and the sources
+    sizes: Mapping[str, Size]  # keys that an architecture may contain, and their allowed values
     check: Callable[[Mapping[str, Any]], None]
+    """Raises :class:`ValueError` if sizes are inconsistent or too large."""
     largest_tensor: Callable[[Mapping[str, Any], int], int]
-    one_source: bool = True
-    rate: str = "sample_rate"
-    tensor: str | None = None
+    """Values in the largest tensor between two layers, from a checked architecture and a window's length."""
+    one_source: bool = True  # whether it has only one source
+    rate: str = "sample_rate"  # the key of the sample rate
+    tensor: str | None = None  # a tensor by which a state dict of this type is recognized
     infer: str | None = None
+    """Function ``module:name``. ``infer(state, stated)`` returns the type and the sizes that a state dict
+    tells; an architecture ``stated`` settles what it leaves open. It raises :class:`ValueError` if the
+    network is not of its types."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the keys that an architecture may omit and the state dict does not tell."""
     arguments: bool = False
-    others: tuple[str, ...] = ()
+    """Whether a weight file may contain constructor arguments, which then replace the architecture."""
+    others: tuple[str, ...] = ()  # more allowed keys, whose values the constructor checks
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The properties of a network that are known before it is built.
-
-    Attributes
-    ----------
-    type : NetworkType
-    sources : tuple of str
-        The sources it estimates, in the order of its output.
-    sample_rate : int
-        Hz.
-    channels : int
-        Channels of its input.
-    length : int or None
-        The only number of samples that it accepts; ``None`` if it accepts any.
-    """
+    """The properties of a network that are known before it is built."""
 
     type: NetworkType
-    sources: tuple[str, ...]
-    sample_rate: int = RATE
-    channels: int = CHANNELS
-    length: int | None = None
+    sources: tuple[str, ...]  # the sources it estimates, in the order of its output
+    sample_rate: int = RATE  # Hz
+    channels: int = CHANNELS  # channels of its input
+    length: int | None = None  # the only number of samples that it accepts; ``None`` if it accepts any
 
 
 HTDEMUCS = NetworkType(
@@ -348,13 +306,7 @@ def function(place: str) -> Callable[..., Any]:
 
 
 def type_of(architecture: Mapping[str, Any]) -> NetworkType:
-    """The type of an architecture.
-
-    Raises
-    ------
-    ValueError
-        If the type is unknown.
-    """
+    """The type of an architecture; raises :class:`ValueError` if the type is unknown."""
     name = architecture.get("type")
     if not isinstance(name, str) or name not in TYPES:
         raise ValueError(f"unknown type {quoted(name)}; available: {', '.join(TYPES)}")
@@ -364,10 +316,7 @@ def type_of(architecture: Mapping[str, Any]) -> NetworkType:
 def infer(state: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
     """Recognize a network by its state dict: its type, and the sizes that the state dict tells.
 
-    Raises
-    ------
-    ValueError
-        If it is of no type that can be recognized.
+    Raises :class:`ValueError` if it is of no type that can be recognized.
     """
     from kmdx.networks.state import without_prefixes
 
@@ -384,11 +333,8 @@ def infer(state: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]
 def read(architecture: Mapping[str, Any]) -> Architecture:
     """Check an architecture from a plan or a models folder.
 
-    Raises
-    ------
-    ValueError
-        If its type is unknown, a key is missing or unknown, a size is impossible, or the network would be too
-        large.
+    Raises :class:`ValueError` if its type is unknown, a key is missing or unknown, a size is impossible, or
+    the network would be too large.
     """
     kind = type_of(architecture)
     lacking = [key for key in ("sources", *kind.needed) if key not in architecture]
@@ -418,9 +364,6 @@ def read(architecture: Mapping[str, Any]) -> Architecture:
 def check_window(architecture: Mapping[str, Any], length: int) -> None:
     """Check the memory that a network needs for an input of ``length`` samples of two channels.
 
-    Raises
-    ------
-    ValueError
-        If the input, or a tensor between two of its layers, is too large.
+    Raises :class:`ValueError` if the input, or a tensor between two of its layers, is too large.
     """
     sizes_of.check_tensor(type_of(architecture).largest_tensor(architecture, length), length)

@@ -121,12 +121,11 @@ def download(
     """Download a URL to a file, resuming an earlier attempt that was interrupted.
 
     An incomplete download is kept as ``<name>.part`` next to ``path``, which appears only when complete.
+    Raises :class:`SourceError` if the published file cannot be downloaded; the message is the reason, in one
+    line.
 
     Parameters
     ----------
-    url : str
-    path : Path
-    progress : callable
     bytes : int, optional
         The published size; no other size is accepted.
     sha256 : str, optional
@@ -142,11 +141,6 @@ def download(
     -------
     str
         The file's sha256.
-
-    Raises
-    ------
-    SourceError
-        If the published file cannot be downloaded; the message is the reason, in one line.
     """
     request = _Request(url, headers or {}, limits or LIMITS, bytes, largest)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,10 +163,7 @@ def download(
 def head(url: str, headers: Mapping[str, str], limits: DownloadLimits | None = None) -> Mapping[str, str]:
     """Return the headers of a file without the file; redirects are followed only within the host.
 
-    Raises
-    ------
-    SourceError
-        If the server does not respond, or responds with an error.
+    Raises :class:`SourceError` if the server does not respond, or responds with an error.
     """
     request = _Request(url, headers, limits or LIMITS)
     with contextlib.closing(in_time(_exchange(request, "HEAD"), request.host, request.limits)) as steps:
@@ -188,12 +179,8 @@ def in_time(
     """Yield the steps of a generator, which runs in its own thread so that no step can last forever.
 
     The first step may take ``limits.answer`` seconds, each other step ``limits.silence``. Socket timeouts
-    alone do not ensure this: they start again with each byte, and name resolution has none.
-
-    Raises
-    ------
-    SourceError
-        If a step takes longer, or the network fails; other errors pass through.
+    alone do not ensure this: they start again with each byte, and name resolution has none. Raises
+    :class:`SourceError` if a step takes longer, or the network fails; other errors pass through.
     """
     import threading
     from queue import Empty, SimpleQueue

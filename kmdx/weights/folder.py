@@ -32,12 +32,8 @@ def models_folder(folder: Path | None = None) -> Path:
 def where() -> ModelsFolder:
     """Return the usual models folder and the reason for it.
 
-    ``$KMDX_MODELS`` comes first, then ``models/`` of a checkout, then the user's cache.
-
-    Raises
-    ------
-    WeightsError
-        If ``$KMDX_MODELS`` is the path of a file.
+    ``$KMDX_MODELS`` comes first, then ``models/`` of a checkout, then the user's cache. Raises
+    :class:`WeightsError` if ``$KMDX_MODELS`` is the path of a file.
     """
     named = os.environ.get("KMDX_MODELS")
     if named:
@@ -68,10 +64,8 @@ def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float
     ----------
     folder : Path
         Must exist.
-    name : str
     on_wait : callable
         Called once if the lock is not free within ``patience`` seconds.
-    patience : float
 
     Yields
     ------
@@ -92,16 +86,12 @@ def locked(folder: Path, name: str, on_wait: Callable[[], None], patience: float
 def rewrite(path: Path, text: Callable[[], str]) -> None:
     """Replace a text file of a models folder; no other process does the same meanwhile.
 
+    Raises :class:`WeightsError` if the file cannot be written.
+
     Parameters
     ----------
-    path : Path
     text : callable
         Returns the new text, which may depend on the old one.
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be written.
     """
 
     def on_wait() -> None:

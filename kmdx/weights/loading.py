@@ -56,36 +56,22 @@ _FRACTION = re.compile(r"(-?\d{1,18})(?:/(\d{1,18}))?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weight file.
-
-    Attributes
-    ----------
-    path : Path
-    state : dict of str to Tensor, optional
-        The state dict in the stored precision; None for ONNX.
-    klass : str, optional
-        ``htdemucs`` or ``hdemucs``, if the file states it.
-    kwargs : mapping
-        How the file says to build the network; a segment in seconds may be a ``Fraction``.
-    tuned_for : str, optional
-        The one source for which the network was tuned, according to ``training_args``.
-    """
+    """The content of a weight file."""
 
     path: Path
-    state: dict[str, Tensor] | None
-    klass: str | None = None
+    state: dict[str, Tensor] | None  # the state dict in the stored precision; None for ONNX
+    klass: str | None = None  # ``htdemucs`` or ``hdemucs``, if the file states it
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """How the file says to build the network; a segment in seconds may be a ``Fraction``."""
     tuned_for: str | None = None
+    """The one source for which the network was tuned, according to ``training_args``."""
 
 
 def load(path: Path | str) -> Checkpoint:
     """Read a weight file.
 
-    Raises
-    ------
-    WeightsError
-        If the file is missing, damaged, of another type, quantized, a pickle that would run code or a Git
-        LFS pointer; if it contains NaN or infinity, or declares more than it contains.
+    Raises :class:`WeightsError` if the file is missing, damaged, of another type, quantized, a pickle that
+    would run code or a Git LFS pointer; if it contains NaN or infinity, or declares more than it contains.
     """
     path = Path(path)
     start = _start(path)
@@ -113,7 +99,6 @@ def check_graph(path: Path, shape: Sequence[int]) -> None:
 
     Parameters
     ----------
-    path : Path
     shape : sequence of int
         Channels, bins and frames of its input and output spectrogram.
 
@@ -148,10 +133,7 @@ def check_graph(path: Path, shape: Sequence[int]) -> None:
 def decode_arguments(text: str) -> Any:
     """Decode a constructor's arguments from the hub's JSON, in which a fraction is a dict.
 
-    Raises
-    ------
-    Refused
-        If the text is not JSON, is nested too deeply, or has a fraction without a value.
+    Raises :class:`Refused` if the text is not JSON, is nested too deeply, or has a fraction without a value.
     """
     try:
         return json.loads(text, object_hook=_decoded_fraction)
@@ -249,11 +231,8 @@ def _find_state(content: Mapping[Any, Any]) -> dict[str, Any]:
     """Find the state dict in a checkpoint: all of it, or what is under a key that trainers use for it.
 
     Anything next to it (an optimizer, a copy with averaged weights under a key such as ``ema``) is ignored.
-
-    Raises
-    ------
-    Refused
-        If there is none, or two, or it is quantized; the message names the keys that exist.
+    Raises :class:`Refused` if there is none, or two, or it is quantized; the message names the keys that
+    exist.
     """
     found = content
     for _ in range(_MAX_DEPTH):

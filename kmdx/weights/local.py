@@ -45,47 +45,25 @@ class MissingWeights(WeightsError):
 
 @dataclass(frozen=True)
 class FoundWeight:
-    """The file that was found for a weight.
-
-    Attributes
-    ----------
-    path : Path
-    known : bool
-        Whether its content is known to be that weight.
-    how : str
-        How it was identified: ``content``, ``signature``, ``file name`` or ``plan``.
-    """
+    """The file that was found for a weight."""
 
     path: Path
-    known: bool
-    how: str
+    known: bool  # whether its content is known to be that weight
+    how: str  # how it was identified: ``content``, ``signature``, ``file name`` or ``plan``
 
 
 @dataclass(frozen=True)
 class WeightStatus:
-    """What is known about the file of a weight.
-
-    Attributes
-    ----------
-    weight : Weight
-    path : Path, optional
-        The file, if there is one.
-    message : str
-        A description of the status.
-    known : bool
-        Whether its content is known to be that published weight.
-    intact : bool
-        Whether it is complete: as published, pulled or exported, or at least readable from end to end.
-    mismatch : bool
-        Whether it contains another weight, or its metadata states that it was tuned for another source.
-    """
+    """What is known about the file of a weight."""
 
     weight: Weight
-    path: Path | None
-    message: str
-    known: bool = False
+    path: Path | None  # the file, if there is one
+    message: str  # a description of the status
+    known: bool = False  # whether its content is known to be that published weight
     intact: bool = False
+    """Whether it is complete: as published, pulled or exported, or at least readable from end to end."""
     mismatch: bool = False
+    """Whether it contains another weight, or its metadata states that it was tuned for another source."""
 
     @property
     def ok(self) -> bool:
@@ -200,10 +178,7 @@ def records(folder: Path) -> Mapping[str, PulledFile]:
 def add_record(folder: Path, file: str, record: PulledFile) -> None:
     """Write the record of a file, replacing its previous one.
 
-    Raises
-    ------
-    WeightsError
-        If the folder cannot be written to.
+    Raises :class:`WeightsError` if the folder cannot be written to.
     """
 
     def text() -> str:

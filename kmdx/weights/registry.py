@@ -33,25 +33,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSource:
-    """One place that a weight can be pulled from.
-
-    Attributes
-    ----------
-    file : str
-        Where to put the file, relative to the models folder.
-    bytes : int, optional
-        Published size of the download.
-    sha256 : str, optional
-        Published checksum of the download.
-    is_weight_file : bool
-        Whether the download is the weight file itself.
-    """
+    """One place that a weight can be pulled from."""
 
     kind: ClassVar[str]
-    is_weight_file: ClassVar[bool] = True
-    file: str
-    bytes: int | None = None
-    sha256: str | None = None
+    is_weight_file: ClassVar[bool] = True  # whether the download is the weight file itself
+    file: str  # where to put the file, relative to the models folder
+    bytes: int | None = None  # published size of the download
+    sha256: str | None = None  # published checksum of the download
 
     def __post_init__(self) -> None:
         """Refuse a size or checksum that no file can have."""
@@ -117,52 +105,25 @@ class NpmSource(DownloadSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One trained network: what it is, how to recognize its file and where to get it.
+    """One trained network: what it is, how to recognize its file and where to get it."""
 
-    Attributes
-    ----------
-    name : str
-        Its name in plans and on the command line.
-    title : str
-        What it is, in words.
-    licence : str
-        What is known about its license, in two or three words.
-    licence_note : str
-        The same in a sentence.
-    architecture : mapping
-        How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal.
-    sources : tuple of DownloadSource
-        Where to pull it from, in the order to try.
-    signature : str, optional
-        Meta's eight hexadecimal digits, accepted wherever the name is.
-    tuned_for : str, optional
-        The one source that a fine-tuned network was tuned for.
-    state_sha256 : str, optional
-        What :func:`kmdx.weights.state_sha256` returns for its tensors in any format.
-    trained_with : str, optional
-        Training data that people also score on.
-    estimated_bytes : int, optional
-        Size of the file if no source states it, estimated from the tensors' shapes or recorded when it was
-        exported.
-    path : Path, optional
-        The file of a weight that is not published.
-    sha256 : str, optional
-        Checksum of that file, if ``trained.yaml`` records it.
-    """
-
-    name: str
-    title: str
-    licence: str
-    licence_note: str
+    name: str  # its name in plans and on the command line
+    title: str  # what it is, in words
+    licence: str  # what is known about its license, in two or three words
+    licence_note: str  # the same in a sentence
     architecture: Mapping[str, Any]
-    sources: tuple[DownloadSource, ...]
-    signature: str | None = None
-    tuned_for: str | None = None
+    """How to build its network: ``type``, ``sources``, sizes, and its ``gflops`` per second of signal."""
+    sources: tuple[DownloadSource, ...]  # where to pull it from, in the order to try
+    signature: str | None = None  # Meta's eight hexadecimal digits, accepted wherever the name is
+    tuned_for: str | None = None  # the one source that a fine-tuned network was tuned for
     state_sha256: str | None = None
-    trained_with: str | None = None
+    """What :func:`kmdx.weights.state_sha256` returns for its tensors in any format."""
+    trained_with: str | None = None  # training data that people also score on
     estimated_bytes: int | None = None
-    path: Path | None = None
-    sha256: str | None = None
+    """Size of the file if no source states it, estimated from the tensors' shapes or recorded when it was
+    exported."""
+    path: Path | None = None  # the file of a weight that is not published
+    sha256: str | None = None  # checksum of that file, if ``trained.yaml`` records it
 
     @property
     def bytes(self) -> int | None:
@@ -197,10 +158,7 @@ _SOURCES = {kind.kind: kind for kind in DownloadSource.__subclasses__()}
 def published() -> Mapping[str, Weight]:
     """Return every published weight by name, in the registry's order.
 
-    Raises
-    ------
-    WeightsError
-        If the registry's file is malformed.
+    Raises :class:`WeightsError` if the registry's file is malformed.
     """
     try:
         root = parse(resources.files("kmdx").joinpath("registry.yaml").read_text("utf-8"))
@@ -212,10 +170,7 @@ def published() -> Mapping[str, Weight]:
 def trained(folder: Path | None = None) -> Mapping[str, Weight]:
     """Return the weights of a models folder that were trained here, by name.
 
-    Raises
-    ------
-    WeightsError
-        If its ``trained.yaml`` is malformed.
+    Raises :class:`WeightsError` if its ``trained.yaml`` is malformed.
     """
     folder = models_folder(folder)
     with _naming(folder / TRAINED):
@@ -227,10 +182,7 @@ def trained(folder: Path | None = None) -> Mapping[str, Weight]:
 def shipped() -> Mapping[str, Weight]:
     """Return the weights that come with the package, by name.
 
-    Raises
-    ------
-    WeightsError
-        If their ``trained.yaml`` is malformed.
+    Raises :class:`WeightsError` if their ``trained.yaml`` is malformed.
     """
     note = "Comes with the package; trained on rendered songs and on songs in the public domain (CC0)."
     return {
@@ -253,10 +205,7 @@ def known() -> Mapping[str, Weight]:
 def get(name: str) -> Weight:
     """Return the weight with this name or signature: published, shipped or trained here.
 
-    Raises
-    ------
-    WeightsError
-        If there is none; the message lists similar names.
+    Raises :class:`WeightsError` if there is none; the message lists similar names.
     """
     first = published()
     signatures = {weight.signature: weight for weight in first.values() if weight.signature}
@@ -288,10 +237,8 @@ def register(
 
     Parameters
     ----------
-    folder : Path
     name : str
         Its name in plans.
-    title : str
     file : str
         Relative to the folder.
     architecture : mapping
@@ -333,10 +280,7 @@ def register(
 def check_path(text: str) -> Path:
     """Return the path of a weight file from a plan; the file may be missing.
 
-    Raises
-    ------
-    WeightsError
-        If no file can have this path.
+    Raises :class:`WeightsError` if no file can have this path.
     """
     path = Path(text)
     sizes = [len(part.encode(errors="replace")) for part in path.parts]
@@ -348,10 +292,7 @@ def check_path(text: str) -> Path:
 def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     """Return a weight of the user's own: a file, and how to build its network.
 
-    Raises
-    ------
-    WeightsError
-        If the architecture cannot be built: see :func:`kmdx.networks.types.read`.
+    Raises :class:`WeightsError` if the architecture cannot be built: see :func:`kmdx.networks.types.read`.
     """
     try:
         types.read(architecture)

@@ -122,26 +122,16 @@ def is_tensor(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class TorchFile:
-    """A file that ``torch.save`` wrote.
-
-    Attributes
-    ----------
-    content
-        What was saved, with a :class:`Call` for each tensor.
-    storages : mapping of str to ndarray
-        The bytes of each storage, mapped from the file.
-    """
+    """A file that ``torch.save`` wrote."""
 
     content: Any
-    storages: Mapping[str, ndarray]
+    """What was saved, with a :class:`Call` for each tensor."""
+    storages: Mapping[str, ndarray]  # the bytes of each storage, mapped from the file
 
     def tensor(self, call: Call) -> Tensor:
         """Return the tensor that a call rebuilds: a view of the mapped file, or a copy if it is not aligned.
 
-        Raises
-        ------
-        ValueError
-            If it is of a kind that no network has, or extends beyond its storage.
+        Raises :class:`ValueError` if it is of a kind that no network has, or extends beyond its storage.
         """
         for _ in range(_MAX_NESTED):
             match call.name, call.arguments:
