@@ -45,6 +45,7 @@ from kmdx.terminal import Engine, Precision, SplitOption, TracksOption, err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+MAX_TIME_LEFT = 1000 * 3600.0  # seconds; a submission may report any progress
 MIN_MEMORY = 10**6  # bytes; a smaller number is probably a missing unit
 
 logger = logging.getLogger("evaluator")
@@ -191,7 +192,9 @@ def _run_submission(
     plan = _plan(submission, options.ensemble)
     if plan is not None:
         _check_stems(plan, task)
-    options = replace(options, readable=_weights_by_path(plan), stems=task.stems)
+    hidden = _hidden_paths(task.data, output, task.songs)
+    options = replace(options, readable=_weights_by_path(plan), hidden=hidden, stems=task.stems)
+    _check_visible(submission, options)
     started: list[Submission] = []
     with _open_run(task, output, verbose) as (folder, checked):
         system = _describe_submission(submission, plan, options, limits, (output, task.data))
@@ -199,7 +202,6 @@ def _run_submission(
         if options.python is not None:
             description["interpreter_path"] = str(options.python)
         description["started"] = folder.start(results.identity(description, checked.fingerprints))
-        options = replace(options, hidden=_hidden_paths(task.data, folder.path, task.songs))
 
         def start(dataset: Path, shared: Path) -> Submission:
             log = folder.path / "submission.log"
@@ -336,6 +338,18 @@ def _hidden_paths(data: Path, folder: Path, songs: Sequence[Track]) -> list[Path
     """Files that a submission must not see: the data set, including linked files, and the run's folder."""
     files = {path.resolve() for track in songs for path in track.paths}
     return [data, folder, *{path.parent for path in files}, *files]
+
+
+def _check_visible(submission: Path, options: SubmissionOptions) -> None:
+    """Raise KmdxError if something that a submission needs is in a folder that it must not see."""
+    plan = [Path(options.ensemble)] if options.ensemble and Path(options.ensemble).is_file() else []
+    python = [options.python] if options.python is not None else []
+    for path in (submission, *python, *plan, *options.readable):
+        for folder in options.hidden:
+            if any(each.is_relative_to(folder.resolve()) for each in (path.absolute(), path.resolve())):
+                raise KmdxError(
+                    f"{path} is in {folder}, which a submission must not see: move it to another folder"
+                )
 
 
 def _weights_by_path(plan: Plan | None) -> list[Path]:
@@ -499,7 +513,8 @@ class _Bars:
         pace = took / played
         remaining = self.total - self.before
         done = self.current or min(elapsed / pace, remaining)
-        return str(timedelta(seconds=round(pace * max(remaining - done, 0.0))))
+        left = pace * max(remaining - done, 0.0)
+        return str(timedelta(seconds=round(left))) if left < MAX_TIME_LEFT else "-:--:--"
 
 
 class _TimeLeft(ProgressColumn):

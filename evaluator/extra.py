@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 OWN = ("evaluator", "kmdx", "my_submission", "training")
 
 
@@ -26,6 +28,9 @@ def start(module: str, extra: str, *needed: str) -> None:
         package = (error.name or "").partition(".")[0]
         if package in OWN:
             raise
-        print(f"error: {package} is missing; install it with: pip install '.[{extra}]'", file=sys.stderr)
+        project = ROOT if (ROOT / "pyproject.toml").is_file() else "kmdx-net"
+        print(
+            f"error: {package} is missing; install it with: pip install '{project}[{extra}]'", file=sys.stderr
+        )
         sys.exit(2)
     command.main()

@@ -8,6 +8,7 @@ before anything reads its sound.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -47,11 +48,18 @@ class Predictions:
         self.shared = shared
         self.trash = trash
 
-    def clear(self) -> None:
-        """Create an empty ``predictions`` in place of whatever the submission put there."""
+    def clear(self, everything: bool = False) -> None:
+        """Create an empty ``predictions`` in place of whatever the submission put there.
+
+        With ``everything``, also remove the rest of the shared folder, which belongs to an ended process.
+        """
+        if not self.shared.is_symlink():
+            self.shared.chmod(0o700)  # the submission may have taken its permissions
         with _folder(self.shared, None) as shared:
-            with contextlib.suppress(FileNotFoundError):
-                self._move_to_trash(shared, PREDICTIONS)
+            names = [path.name for path in self.shared.iterdir()] if everything else [PREDICTIONS]
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    self._move_to_trash(shared, name)
             os.mkdir(PREDICTIONS if shared is not None else self.shared / PREDICTIONS, dir_fd=shared)
         for path in self.trash.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -93,9 +101,8 @@ class Predictions:
                 try:
                     folder = stack.enter_context(_folder(path, folder))
                 except OSError as error:
-                    raise PredictionError(
-                        f"no stems: {PREDICTIONS}/{song} is not a folder ({error.strerror})"
-                    ) from error
+                    here = path.relative_to(self.shared.parent).as_posix()
+                    raise PredictionError(f"no stems: {here} {_why_no_folder(error)}") from error
             for stem in _with_parts(stems, path, folder):
                 copies[stem] = target / f"{stem}.wav"
                 _copy(path, folder, f"{stem}.wav", most, copies[stem])
@@ -126,6 +133,14 @@ def _folder(path: Path, parent: int | None) -> Iterator[int | None]:
         os.close(opened)
 
 
+def _why_no_folder(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "does not exist"
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):  # a file; a link
+        return "is not a folder"
+    return f"cannot be opened ({error.strerror})"
+
+
 def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[str]:
     """The stems to copy; a missing accompaniment is replaced by the stems that sum to it."""
     if ACCOMPANIMENT not in stems or _exists(ACCOMPANIMENT, path, folder):
@@ -147,8 +162,7 @@ def _exists(stem: str, path: Path, folder: int | None) -> bool:
 
 def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) -> None:
     """Copy one stem if it is a regular file of an acceptable size."""
-    here = f"{name} of the submission"
-    irregular = f"{here} is not a regular file, as a stem must be"
+    irregular = f"{name} is not a regular file, as a stem must be"
     flags = os.O_RDONLY | NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if folder is None and (path / name).is_symlink():
@@ -157,17 +171,19 @@ def _copy(path: Path, folder: int | None, name: str, most: int, target: Path) ->
     except FileNotFoundError as error:
         raise PredictionError(f"{name} is missing") from error
     except OSError as error:
-        raise PredictionError(f"{irregular}, or cannot be read ({error.strerror})") from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise PredictionError(irregular) from error
+        raise PredictionError(f"{name} cannot be read ({error.strerror})") from error
     found = os.fstat(opened)
     if not stat.S_ISREG(found.st_mode):
         os.close(opened)
         raise PredictionError(irregular)
     with os.fdopen(opened, "rb") as file:
         if found.st_nlink != 1:
-            raise PredictionError(f"{here} has {found.st_nlink} hard links, expected a file of its own")
+            raise PredictionError(f"{name} has {found.st_nlink} hard links, expected a file of its own")
         if found.st_size > most:
             raise PredictionError(
-                f"{here} has {found.st_size} bytes, expected at most {most} for a song of this length"
+                f"{name} has {found.st_size} bytes, expected at most {most} for a song of this length"
             )
         left = most
         with target.open("xb") as copy:

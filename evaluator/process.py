@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ import psutil
 
 from evaluator import replies, sandbox, visible
 from evaluator.replies import BadReply, EndOfReplies, clean
-from evaluator.watch import INTERVAL, PROCESS_GONE, Limits, Watch, is_paused, processor_time
+from evaluator.watch import (
+    INTERVAL,
+    PROCESS_GONE,
+    Limits,
+    Watch,
+    is_paused,
+    open_shared_memory,
+    processor_time,
+)
 from kmdx import host
 from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
@@ -245,9 +253,7 @@ class Submission:
                 f"the submission in {self.folder} cannot be loaded: {self._end(failure, reply)}"
             )
         self.load_seconds = time.perf_counter() - began
-        assert self.interpreter is not None
-        device = None if reply["device"] is None else clean(reply["device"], 100)
-        self.interpreter = Interpreter(**{**asdict(self.interpreter), "device": device})
+        self._note_device(reply)
 
     def _start_interpreter(self, running: _Running) -> None:
         """Wait for the sandbox, then for the interpreter in it."""
@@ -255,7 +261,7 @@ class Submission:
         found, _, failure = self._ask(None, "isolation", START_TIMEOUT, words)
         if failure is None:
             self.isolation = list(found["isolation"])
-            running.set_contained(found["contained"])
+            running.release(found["contained"])
             found, _, failure = self._ask({"hello": secrets.token_hex(8)}, "hello", START_TIMEOUT, words)
         if failure is None:
             running.find_worker()
@@ -320,10 +326,17 @@ class Submission:
         seconds = time.perf_counter() - began  # until all its processes have stopped: none works on unseen
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        findings = reply["findings"]
-        failure = clean("; ".join(map(clean, findings[:20]))) or None
+        self._note_device(reply)
+        findings = [text for finding in reply["findings"][:20] if (text := clean(finding))]
+        failure = clean("; ".join(findings)) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
+
+    def _note_device(self, reply: Mapping[str, Any]) -> None:
+        """Remember the device that a reply names; torch may be imported at any time."""
+        if reply["device"] is not None:
+            assert self.interpreter is not None
+            self.interpreter = replace(self.interpreter, device=clean(reply["device"], 100))
 
     def _pause(self, deadline: float, words: str, reply: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Pause its processes until the next song; return what is wrong, and the reply that belongs to it."""
@@ -335,6 +348,11 @@ class Submission:
     def log_tail(self, lines: int = 20, width: int = 300) -> list[str]:
         """The last lines that the submission printed, cleaned for display."""
         return replies.tail(self.log, lines, width)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has been started and not killed."""
+        return self._running is not None
 
     def kill(self) -> None:
         """Kill the process, if it is running, and everything that it started."""
@@ -393,7 +411,15 @@ class Submission:
         token = None if request is None else request.get("token", request.get(kind, request.get("make")))
         if request is not None:
             running.send(request)
-        watch = Watch(running.below, running.worker, running.scratch, self.limits, limit, words)
+        watch = Watch(
+            running.below,
+            running.worker,
+            running.shared_memory,
+            running.scratch,
+            self.limits,
+            limit,
+            words,
+        )
         while True:
             if failure := watch.check():
                 return {"limit": failure}, watch.peak, failure
@@ -435,6 +461,7 @@ class _Running:
         self._processor_time = 0.0  # seconds, when it was paused
         self.worker = 0  # process ids, once they are known
         self.guard: psutil.Process | None = None
+        self.shared_memory: int | None = None  # a descriptor of its /dev/shm
         self.scratch = Path(tempfile.mkdtemp(prefix=".private-", dir=submission.shared.parent))
         for name in ("root", "tmp", "home"):
             (self.scratch / name).mkdir()
@@ -483,12 +510,19 @@ class _Running:
                     with contextlib.suppress(BlockingIOError):  # the pipe has room for only a part
                         line = line[os.write(pipe, line) :]
 
-    def set_contained(self, contained: bool) -> None:
-        """Record whether the guard is the first process of a PID namespace."""
+    def release(self, contained: bool) -> None:
+        """Let the guard start the interpreter, once nothing of the submission can escape observation.
+
+        ``contained`` tells whether the guard is the first process of a PID namespace.
+        """
         self.contained = contained
         self.guard = _first_child(self.process.pid)
+        if self.guard is not None:
+            self.shared_memory = open_shared_memory(self.guard.pid)
         if not contained:
             sandbox.adopt_orphans()  # so that the submission's processes cannot leave this process's tree
+        if os.name == "posix":
+            self.send({})
 
     def find_worker(self) -> None:
         """Find the process that the submission runs in."""
@@ -590,6 +624,8 @@ class _Running:
             if stream is not None:
                 with contextlib.suppress(*PROCESS_GONE):
                     stream.close()
+        if self.shared_memory is not None:
+            os.close(self.shared_memory)
         remove_tree(self.scratch)
 
     def _is_unrelated(self, pid: int) -> bool:

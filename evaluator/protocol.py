@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -11,8 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from evaluator import estimates, song_warnings
 from evaluator.dataset import Track, as_wav
@@ -30,6 +32,9 @@ from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
 
 logger = logging.getLogger("evaluator")
+SCARCITY = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+"""Errors of a system that has no processes, memory, disk space or files left."""
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -235,11 +240,15 @@ class Workspace:
     def clear(self) -> None:
         """Remove everything from the last song except the submission's own folder."""
         remove_tree(self._next)
+        self.clear_private()
+        for song in self.dataset.iterdir():  # the submission sees the folder itself, so it stays
+            remove_tree(song)
+
+    def clear_private(self) -> None:
+        """Remove the copied and the true stems."""
         for folder in (self.stems, self.references):
             remove_tree(folder)
             folder.mkdir()
-        for song in self.dataset.iterdir():  # the submission sees the folder itself, so it stays
-            remove_tree(song)
 
 
 def _score(run: Evaluation, track: Track, guesses: Mapping[str, Path], folder: Path) -> SongScore:
@@ -306,37 +315,65 @@ def _separate_and_score(
 ) -> SongRecord:
     """Separate and score one song."""
     try:
-        workspace.predictions.clear()
+        workspace.predictions.clear(everything=not submission.is_running)
     except OSError:  # a process of the submission is still changing the folder
         submission.kill()
         try:
-            workspace.predictions.clear()
+            workspace.predictions.clear(everything=True)
         except OSError as error:
             reason = f"the submission's predictions cannot be cleared: {error.strerror}"
             return replace(failed_record(track, reason), ends_challenge=True)
     try:
-        show_mixture = workspace.prepare(track)
+        show_mixture = _with_room(submission, partial(workspace.prepare, track))
     except (KmdxError, OSError) as error:
         return failed_record(track, f"data problem: {error}")
     outcome = submission.separate(track.name, track.duration, run.progress.audio, show_mixture)
     record = _measured(track, outcome, submission.limits)
     if outcome.failure is not None:
+        if not submission.is_running:  # it may have filled the disk
+            with suppress(OSError):
+                workspace.predictions.clear(everything=True)
         return record
     try:
-        # Copy the stems before the true stems are decoded: the submission cannot change the copies.
-        scored = run.task.scored_stems(track)
-        stems = workspace.predictions.copy(track.name, scored, track.samples, track.channels, workspace.stems)
-        if ACCOMPANIMENT in scored and ACCOMPANIMENT not in stems:
-            parts = [stems[stem] for stem in parts_of_accompaniment(stems)]
-            target = workspace.stems / f"{ACCOMPANIMENT}.wav"
-            stems[ACCOMPANIMENT] = estimates.sum_as_wav(parts, track, target)
-        guesses = {stem: stems[stem] for stem in scored}
-        return with_scores(record, _score(run, track, guesses, workspace.references))
+        score = _with_room(submission, partial(_score_predictions, run, track, workspace))
+        return with_scores(record, score)
     except KmdxError as error:
         reason = submission.explain(workspace.without_paths(str(error)))
         return record.failed(reason, ends_challenge=True)
     except OSError as error:  # the evaluator's own problem, such as a full disk
         return record.failed(f"it could not be scored: {error.strerror or error}")
+
+
+def _score_predictions(run: Evaluation, track: Track, workspace: Workspace) -> SongScore:
+    """Copy a song's stems out of the submission's reach, then decode the true stems and score the copies."""
+    scored = run.task.scored_stems(track)
+    workspace.clear_private()
+    stems = workspace.predictions.copy(track.name, scored, track.samples, track.channels, workspace.stems)
+    if ACCOMPANIMENT in scored and ACCOMPANIMENT not in stems:
+        parts = [stems[stem] for stem in parts_of_accompaniment(stems)]
+        target = workspace.stems / f"{ACCOMPANIMENT}.wav"
+        stems[ACCOMPANIMENT] = estimates.sum_as_wav(parts, track, target)
+    guesses = {stem: stems[stem] for stem in scored}
+    return _score(run, track, guesses, workspace.references)
+
+
+def _with_room(submission: Submission, work: Callable[[], T]) -> T:
+    """Do the evaluator's own work; if the system has no room for it, kill the submission and try again.
+
+    A submission may have used up the processes, threads, memory or disk space of its user.
+    """
+    try:
+        return work()
+    except (KmdxError, OSError) as error:
+        causes = [error, error.__cause__]
+        if not any(isinstance(cause, RuntimeError) or _is_scarcity(cause) for cause in causes):
+            raise
+    submission.kill()
+    return work()
+
+
+def _is_scarcity(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in SCARCITY
 
 
 def failed_record(track: Track, reason: str) -> SongRecord:

@@ -13,7 +13,7 @@ A reply is one line of JSON of at most 64 kB in one of these forms. ``token`` re
     The model is loaded.
 ``{"progress": [done, total]}``
     Seconds of audio; any number of these may arrive.
-``{"done": token, "findings", "peak_gpu_memory"}``
+``{"done": token, "findings", "peak_gpu_memory", "device"}``
     The song is separated.
 ``{"failed": token, "reason", "where"}``
     The submission raised an error.
@@ -103,6 +103,7 @@ FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "done": _is_text,
         "findings": _is_texts,
         "peak_gpu_memory": _is_bytes,
+        "device": _is_text_or_none,
     },
     "failed": {"failed": _is_text, "reason": _is_text, "where": _is_text_or_none},
 }

@@ -115,12 +115,16 @@ class RunFolder:
         path = self.path / "run.json"
         run, content = read_json(path), json.loads(json.dumps(interpreter))
         before = run.get(INTERPRETER)
-        if before == content:
-            return
         if before is not None and any(self.songs.glob("*.json")):
-            differences = _first_three(list(_differences(before, content, INTERPRETER)))
-            raise RunError(f"{self.path} contains another run: {differences}; choose another --output")
-        write_json(path, {**run, INTERPRETER: content})
+            # A device is unknown (None) until the submission uses torch.
+            content = {key: before.get(key) if value is None else value for key, value in content.items()}
+            known = {key: content.get(key) if value is None else value for key, value in before.items()}
+            if differences := list(_differences(known, content, INTERPRETER)):
+                raise RunError(
+                    f"{self.path} contains another run: {_first_three(differences)}; choose another --output"
+                )
+        if before != content:
+            write_json(path, {**run, INTERPRETER: content})
 
     def record(self, song: str) -> dict[str, Any] | None:
         """Return a song's record, or ``None`` if it is not done."""

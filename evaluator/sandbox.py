@@ -1,9 +1,9 @@
 """Runs a program in its own namespaces, with a view of the disk that contains only some folders.
 
 The evaluator runs this file as a script with its own interpreter (``python -I -S sandbox.py``), so it imports
-only the standard library. The first line of standard input is a :class:`Spec` in JSON; everything after it is
-the program's input. The first line of standard output is ``{"isolation": [...], "contained": ...}``;
-everything after it is the program's output.
+only the standard library. The first line of standard input is a :class:`Spec` in JSON. The first line of
+standard output is ``{"isolation": [...], "contained": ...}``. The program starts when a second line of input
+arrives; everything after it is the program's input, and all further output is the program's.
 
 There are three processes. The launcher creates the namespaces and waits. Its child, the guard, is process 1
 of the PID namespace. It builds the view, starts the program and, when the program ends, kills everything that
@@ -207,6 +207,7 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
     landlock = _restrict_view(spec, made, notes)
     line = {"isolation": notes, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
+    _read_line()
     child = os.fork()
     if child == 0:
         _become(spec, landlock)
@@ -671,7 +672,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 
 
 def _read_line() -> bytes:
-    """Read exactly the first line of standard input; the rest is the program's input."""
+    """Read exactly one line of standard input; the rest is the program's input."""
     line = bytearray()
     while not line.endswith(b"\n"):
         part = os.read(0, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, TypeVar
 
 from evaluator.metrics import Metric
 from evaluator.sandbox import die_with_parent
@@ -17,6 +18,7 @@ from kmdx.errors import KmdxError
 
 LIMIT = 3600.0  # seconds for a song, or LIMIT_FACTOR times its duration if that is longer
 LIMIT_FACTOR = 100.0
+T = TypeVar("T")
 
 
 class ScoringError(KmdxError):
@@ -28,6 +30,7 @@ class ScoringProcess:
 
     def __init__(self) -> None:
         self._pool = _pool()
+        self._submit(os.getpid).result()  # its threads start now: a submission may leave none for later
 
     def __enter__(self) -> ScoringProcess:
         return self
@@ -48,11 +51,11 @@ class ScoringProcess:
         Raises
         ------
         KmdxError
-            If a file is unusable, scoring takes longer, or the process was killed twice.
+            If a file is unusable, scoring takes longer, or the process cannot be started or was killed twice.
         """
         for _ in range(2):
             try:
-                return self._pool.submit(score_song, references, estimates, metrics, mixture).result(limit)
+                return self._submit(score_song, references, estimates, metrics, mixture).result(limit)
             except TimeoutError as error:
                 for process in list(self._pool._processes.values()):  # shutdown would wait for it
                     process.kill()
@@ -61,6 +64,15 @@ class ScoringProcess:
             except BrokenProcessPool:
                 self._pool = _pool()
         raise ScoringError("the scoring process was killed twice: the system may be out of memory")
+
+    def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        try:
+            return self._pool.submit(work, *arguments)
+        except BrokenProcessPool:
+            raise
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            self._pool = _pool()  # the old one has started only in part
+            raise ScoringError(f"the scoring process cannot be started: {error}") from error
 
 
 def _pool() -> ProcessPoolExecutor:

@@ -100,6 +100,7 @@ def main() -> None:
                 done=request["token"],
                 findings=[finding[:TEXT] for finding in findings][:20],
                 peak_gpu_memory=gpu_peak(),
+                device=gpu(),
             )
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from kmdx.errors import KmdxError
 from kmdx.weights import folder as weights_folder
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 PASSED = (
     "PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "LD_LIBRARY_PATH", "LIBRARY_PATH", "SSL_CERT_*",
     "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHASHSEED", "PYTHONFAULTHANDLER", "PYTHONWARNINGS",
@@ -28,6 +27,8 @@ IGNORED = {
     ".git", ".venv", "venv", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
 }  # fmt: skip
 """Names in a submission's folder that are not part of it."""
+ENVIRONMENT = ("bin", "include", "lib", "lib64", "Include", "Lib", "Scripts")
+"""Folders of a virtual environment."""
 MAX_DEPTH = 100  # levels of a submission's folder that are searched
 
 
@@ -197,9 +198,12 @@ def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
     """Files, folders and links in a submission's folder, down to :data:`MAX_DEPTH` levels.
 
     Links are not followed. Caches, version control, virtual environments, the folders in ``without`` and
-    unreadable folders are left out.
+    unreadable folders are left out. If the folder itself is a virtual environment, only the environment's own
+    folders are left out.
     """
     left_out = {path.resolve() for path in without}
+    if (folder / "pyvenv.cfg").is_file():
+        left_out |= {folder.resolve() / name for name in ENVIRONMENT}
     pending = [folder]
     while pending:
         place = pending.pop()
@@ -208,7 +212,7 @@ def entries_of(folder: Path, without: Sequence[Path] = ()) -> Iterator[Path]:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError:
             continue
-        if any(entry.name == "pyvenv.cfg" for entry in entries):
+        if place != folder and any(entry.name == "pyvenv.cfg" for entry in entries):
             continue
         own = [e for e in entries if e.name not in IGNORED and not e.name.endswith(".egg-info")]
         folders = [

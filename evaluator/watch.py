@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -21,9 +22,11 @@ INTERVAL = 0.1  # seconds between two checks
 MEASURING_SHARE = 0.25  # largest part of the time that measuring memory may take
 BUSY = 0.02  # seconds of processor time between two checks that count as activity
 MAX_PROCESSES = 500  # processes of a submission at once
+MAX_THREADS = 1024 + 16 * (os.cpu_count() or 1)  # of all its processes; more would starve the evaluator
 MAX_SHARE = 0.9  # of the machine's memory, whether limits are enforced or not
 NEARLY_ALL = "; it had used nearly all memory of this machine"
 MIN_FREE = 10**9  # bytes that a submission must leave free on the disk
+MIN_FREE_FILES = 10**5  # files and folders that the disk must still have room for
 PROCESS_GONE = (OSError, psutil.Error, ValueError)
 """Exceptions that mean that a process or its pipe no longer exists."""
 
@@ -60,6 +63,10 @@ class Limits:
     stall: float = 60.0
 
 
+class HiddenMemoryError(Exception):
+    """A process does not let the evaluator measure its memory."""
+
+
 class Watch:
     """Checks the limits of one request.
 
@@ -69,6 +76,8 @@ class Watch:
         Returns the submission's processes.
     worker : int
         Id of the process for which the operating system records the peak memory.
+    shared_memory : int or None
+        An open descriptor of the submission's own ``/dev/shm``; None if it has none.
     scratch : Path
         A folder on the disk that the submission writes to.
     limits : Limits
@@ -87,17 +96,20 @@ class Watch:
         self,
         processes: Callable[[], Sequence[psutil.Process]],
         worker: int,
+        shared_memory: int | None,
         scratch: Path,
         limits: Limits,
         limit: float,
         message: str,
     ) -> None:
         self.processes, self.worker, self.scratch = processes, worker, scratch
+        self.shared_memory = shared_memory
         self.limits, self.limit, self.message = limits, limit, message
         self.peak = 0
         self.began = self.next = self.active = time.perf_counter()
         self.processor = 0.0
         self.free = _free(scratch)
+        self.least = Room(min(MIN_FREE, self.free.bytes // 2), min(MIN_FREE_FILES, self.free.files // 2))
         self.most = MAX_SHARE * (host.memory() or math.inf)
 
     def until_next_check(self) -> float:
@@ -119,7 +131,12 @@ class Watch:
             measured = bool(processes)
             if len(processes) > MAX_PROCESSES:  # measuring them all would take too long
                 return f"it started more than {MAX_PROCESSES} processes"
-            self.peak = max(self.peak, memory_of(processes, self.worker, above=self.peak))
+            if sum(map(_threads, processes)) > MAX_THREADS:
+                return f"it started more than {MAX_THREADS} threads"
+            try:
+                self.peak = max(self.peak, memory_of(processes, self.shared_memory, above=self.peak))
+            except HiddenMemoryError:
+                return "one of its processes hides its memory from the evaluator"
             self._note_activity(processes, now)
             self.next = now + max(INTERVAL, (time.perf_counter() - now) / MEASURING_SHARE)
         if self.limits.enforced and self.peak > self.limits.memory:
@@ -128,8 +145,8 @@ class Watch:
             return f"it used nearly all memory of this machine: {self.peak / 1e9:.1f} GB"
         if now - self.began > self.limit:
             return self.message
-        if measured and (free := _free(self.scratch)) < MIN_FREE and self.free - free > MIN_FREE:
-            return f"it filled the disk: only {free / 1e9:.1f} GB are free"
+        if measured and (filled := self._filled_disk()):
+            return filled
         if not last and now - self.active > self.limits.stall:
             return f"stalled: no progress and no processor time for {self.limits.stall:.0f} s"
         return None
@@ -141,20 +158,34 @@ class Watch:
     def _is_nearly_all(self) -> bool:
         return self.peak > self.most
 
+    def _filled_disk(self) -> str | None:
+        """What the submission used up on its disk; None if enough is left, or others used it up before."""
+        left = _free(self.scratch)
+        if left.bytes < self.least.bytes and self.free.bytes - left.bytes > self.least.bytes:
+            return f"it filled the disk: only {left.bytes / 1e9:.1f} GB are free"
+        if left.files < self.least.files and self.free.files - left.files > self.least.files:
+            return f"it filled the disk: only {left.files} more files fit on it"
+        return None
+
     def _note_activity(self, processes: Sequence[psutil.Process], now: float) -> None:
         processor = sum(map(processor_time, processes))
         if abs(processor - self.processor) > BUSY or any(map(_is_busy, processes)):
             self.processor, self.active = processor, now
 
 
-def memory_of(processes: Sequence[psutil.Process], worker: int, above: int = 0) -> int:
+def memory_of(processes: Sequence[psutil.Process], shared_memory: int | None, above: int = 0) -> int:
     """Bytes of host memory that processes use together, including files in shared memory.
 
     Memory that forked processes share counts once. Measuring this takes milliseconds per process, so it is
     only done if the simple sum, which counts shared memory for each process, exceeds ``above``.
+
+    Raises
+    ------
+    HiddenMemoryError
+        If a process does not let the evaluator see its memory files.
     """
     pids = [process.pid for process in processes]
-    files = _memory_files(pids, worker)
+    files = _memory_files(pids, shared_memory)
     simple = [_resident(pid) for pid in pids]
     upper = sum(own + shared for own, shared in simple) + files
     if len(pids) <= 1 or upper <= above:
@@ -183,25 +214,49 @@ def _proportional(pid: int) -> tuple[int, int] | None:
     return None if whole is None else (whole - shared, shared)
 
 
-def _memory_files(pids: Sequence[int], worker: int) -> int:
+def _memory_files(pids: Sequence[int], shared_memory: int | None) -> int:
     """Bytes in files that exist only in memory: the submission's own ``/dev/shm`` and its memfds."""
     total = 0
-    with contextlib.suppress(*PROCESS_GONE):
-        shm = Path(f"/proc/{worker}/root/dev/shm")
-        if shm.stat().st_dev != Path("/dev/shm").stat().st_dev:  # skip the system's own /dev/shm
-            used = os.statvfs(shm)
-            total = (used.f_blocks - used.f_bfree) * used.f_frsize
+    if shared_memory is not None:
+        used = os.fstatvfs(shared_memory)
+        total = (used.f_blocks - used.f_bfree) * used.f_frsize
     seen: set[tuple[int, int]] = set()
-    for pid in pids:
+    for link in (link for pid in pids for link in _open_files(pid)):
         with contextlib.suppress(*PROCESS_GONE):
-            for link in (_folder(pid) / "fd").iterdir():
-                with contextlib.suppress(*PROCESS_GONE):
-                    if str(link.readlink()).startswith("/memfd:"):
-                        found = link.stat()
-                        if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
-                            seen.add((found.st_dev, found.st_ino))
-                            total += found.st_blocks * 512
+            if str(link.readlink()).startswith("/memfd:"):
+                found = link.stat()
+                if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) not in seen:
+                    seen.add((found.st_dev, found.st_ino))
+                    total += found.st_blocks * 512
     return total
+
+
+def _open_files(pid: int) -> list[Path]:
+    """The links in ``/proc`` to a process's open files; none if it has ended.
+
+    Raises
+    ------
+    HiddenMemoryError
+        If it is alive but does not allow other processes of its user to see them.
+    """
+    folder = _folder(pid)
+    with contextlib.suppress(*PROCESS_GONE):
+        try:
+            return list((folder / "fd").iterdir())
+        except PermissionError as error:  # also for a process that is just ending, which has no memory
+            if host.kilobytes(folder / "status", "VmRSS") is not None:
+                raise HiddenMemoryError from error
+    return []
+
+
+def open_shared_memory(pid: int) -> int | None:
+    """Open the ``/dev/shm`` that a process sees; None if it is the system's own or does not exist (Linux)."""
+    with contextlib.suppress(*PROCESS_GONE):
+        opened = os.open(f"/proc/{pid}/root/dev/shm", os.O_RDONLY | os.O_DIRECTORY)
+        if os.fstat(opened).st_dev != Path("/dev/shm").stat().st_dev:
+            return opened
+        os.close(opened)
+    return None
 
 
 def processor_time(process: psutil.Process) -> float:
@@ -252,8 +307,24 @@ def _is_busy(process: psutil.Process) -> bool:
     return False
 
 
-def _free(folder: Path) -> int:
-    """Free bytes on a folder's disk."""
+def _threads(process: psutil.Process) -> int:
     with contextlib.suppress(*PROCESS_GONE):
-        return shutil.disk_usage(folder).free
+        return process.num_threads()
     return 0
+
+
+class Room(NamedTuple):
+    """What is free on a disk: bytes, and files and folders."""
+
+    bytes: int
+    files: int
+
+
+def _free(folder: Path) -> Room:
+    """What is free on a folder's disk; a disk without a limit on files has room for none."""
+    files = 0
+    with contextlib.suppress(*PROCESS_GONE):
+        if hasattr(os, "statvfs"):
+            files = os.statvfs(folder).f_favail
+        return Room(shutil.disk_usage(folder).free, files)
+    return Room(0, 0)

@@ -160,11 +160,11 @@ def test_predictions_that_cannot_be_cleared_are_cleared_after_a_kill(
     clear, kill = Predictions.clear, Submission.kill
     calls: list[str] = []
 
-    def resisted(predictions: Predictions) -> None:
+    def resisted(predictions: Predictions, everything: bool = False) -> None:
         calls.append("clear")
         if 2 <= calls.count("clear") < 2 + times:
             raise OSError(39, "Directory not empty")
-        clear(predictions)
+        clear(predictions, everything)
 
     def killed(submission: Submission) -> None:
         calls.append("kill")

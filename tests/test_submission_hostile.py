@@ -43,7 +43,7 @@ while "request" not in frame.f_locals:
     frame = frame.f_back
 token = frame.f_locals["request"]["token"]
 assert token
-done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null}\\n'
+done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null, "device": null}\\n'
 """
 
 
@@ -278,9 +278,9 @@ def test_the_time_of_a_song_begins_when_its_mixture_appears(play, tmp_path: Path
         b'{"progress": [true, 2]}', b'{"progress": [-1, 2]}', b'{"progress": [1, 2, 3]}', b'{"progress": {"0": 1}}',
         b'{"progress": [' + b"1" * 50_000 + b", 2]}", b'{"made": "x"}', b'{"made": "x", "device": 5}',
         b'{"failed": "x", "reason": null, "where": null}', b'{"isolation": "none", "network": "", "contained": 1}',
-        b'{"done": "x", "findings": [], "peak_gpu_memory": -1}',
-        b'{"done": "x", "findings": [], "peak_gpu_memory": 1e3}',
-        b'{"done": "x", "findings": [], "peak_gpu_memory": null, "seconds": 1}',
+        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": -1}',
+        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": 1e3}',
+        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": null, "seconds": 1}',
     ],
 )  # fmt: skip
 def test_malformed_replies_are_refused(line: bytes) -> None:
@@ -335,7 +335,7 @@ def test_a_part_of_the_accompaniment_that_is_a_link_is_refused(hands: Prediction
         tmp_path / "shared/predictions/song/drums.wav",
         lambda path: path.symlink_to("../../../truth/song/drums.wav"),
     )
-    with pytest.raises(PredictionError, match=r"drums\.wav of the submission is not a regular file"):
+    with pytest.raises(PredictionError, match=r"drums\.wav is not a regular file"):
         hands.copy("song", ["accompaniment"], 1000, 2, tmp_path / "taken")
 
 
@@ -348,7 +348,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav of the submission is not a regular file"),
+        (lambda path: path.symlink_to("../../../truth/song/bass.wav"), "bass.wav is not a regular file"),
         (lambda path: os.link(path.with_name("vocals.wav"), path), "has 2 hard links"),
         (os.mkfifo, "not a regular file"),
         (lambda path: path.mkdir(), "not a regular file"),
@@ -398,7 +398,7 @@ def test_a_submission_of_an_ordinary_user_is_isolated_too() -> None:
             [], [], [], folder, 10**7, 10**7, [],
         )  # fmt: skip
         done = subprocess.run(
-            [program, "-I", "-S", "-c", SANDBOX.read_text("utf-8")], input=json.dumps(asdict(spec)) + "\n",
+            [program, "-I", "-S", "-c", SANDBOX.read_text("utf-8")], input=json.dumps(asdict(spec)) + "\n\n",
             user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False,
         )  # fmt: skip
     first, *others = done.stdout.splitlines()
