@@ -346,7 +346,7 @@ def _check_visible(submission: Path, options: SubmissionOptions) -> None:
     python = [options.python] if options.python is not None else []
     for path in (submission, *python, *plan, *options.readable):
         for folder in options.hidden:
-            if any(each.is_relative_to(folder.resolve()) for each in (path.absolute(), path.resolve())):
+            if any(hop.absolute().is_relative_to(folder.resolve()) for hop in visible.links(path)):
                 raise KmdxError(
                     f"{path} is in {folder}, which a submission must not see: move it to another folder"
                 )

@@ -98,12 +98,12 @@ def interpreter_folders(
     visible. No configuration makes ``hidden`` paths visible.
     """
     found: list[Path] = []
-    for hop in _links(python):
+    for hop in links(python):
         if _in(hop, submission) or hop.name.startswith("python"):
             found.append(hop.parent.parent if hop.parent.name in ("bin", "Scripts", "shims") else hop.parent)
     for root in [root for root in found if not _in(root, submission)]:
         if home := _home(root / "pyvenv.cfg"):
-            found += [hop.parent.parent for hop in _links(home / "python3")]
+            found += [hop.parent.parent for hop in links(home / "python3")]
     user = Path.home() / ".local" / "lib"
     packages = [
         path
@@ -152,7 +152,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _links(path: Path) -> list[Path]:
+def links(path: Path) -> list[Path]:
     """A path, and the paths that its chain of links leads to."""
     found = [path]
     while path.is_symlink() and len(found) < 40:

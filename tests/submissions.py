@@ -86,6 +86,7 @@ BODIES = {
     "returns a wrong length": "stems['other'] = stems['other'][:-1]",
     "exits": "sys.exit(3)",
     "crashes": "os.abort()",
+    "imports late": "if self.count == 2: import torch",
     "fails at its second song": "assert self.count != 2, 'no second song'",
 }
 

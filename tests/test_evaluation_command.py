@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import evaluation_cases
 import pytest
+import submissions
 from evaluation_cases import NAMES, ROOT, results
 from rich.progress import Progress
 
@@ -125,6 +127,40 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
     assert bars.time_left() == "0:05:50", "a song without a result does not change the pace"
     bars.audio(50.0, 100.0)
     assert bars.time_left() == "0:04:10"
+
+
+@pytest.mark.parametrize("done", [1e-300, 5e-324, 1e-9])
+def test_absurd_progress_gives_no_estimate(monkeypatch: pytest.MonkeyPatch, done: float) -> None:
+    now = [0.0]
+    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "ab"]
+    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    bars.song(tracks[0])
+    now[0] = 10.0
+    bars.audio(done, 1.0)
+    assert bars.time_left() == "-:--:--"
+
+
+@pytest.mark.parametrize("what", ["interpreter", "link to it", "submission", "plan"])
+def test_what_a_submission_needs_must_not_be_in_the_data_set(
+    evaluate, data: Path, tmp_path: Path, vocals_plan: Path, what: str
+) -> None:
+    inside = tmp_path / "data"
+    shutil.copytree(data, inside)
+    (inside / "python").symlink_to(sys.executable)
+    (tmp_path / "python").symlink_to(inside / "python")
+    submissions.write(inside / "submission", "works")
+    shutil.copy(vocals_plan, inside / "plan.yaml")
+    option, path = {
+        "interpreter": ("--python", inside / "python"),
+        "link to it": ("--python", tmp_path / "python"),
+        "submission": ("--submission", inside / "submission"),
+        "plan": ("--ensemble", inside / "plan.yaml"),
+    }[what]
+    result = evaluate("--split", "test", "--tracks", NAMES[0], option, path, data=inside)
+    assert result.code == 2
+    assert "which a submission must not see" in result.err
+    assert str(path) in result.err
 
 
 def test_the_time_left_is_shown_only_if_the_speed_is_known(

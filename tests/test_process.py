@@ -86,6 +86,16 @@ def test_a_song_over_the_time_limit_is_killed(start, what: str) -> None:
     assert not any(each.is_running() for each in running)
 
 
+def test_a_device_is_known_even_if_torch_is_imported_late(start, tmp_path: Path) -> None:
+    submission = start("imports late")
+    torch = "class cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda: 'a GPU')\n"
+    (tmp_path / "submission" / "torch.py").write_text(torch)
+    devices = [
+        (submission.separate(name, SECONDS), submission.interpreter.device)[1] for name in ("one", "zwei Ö")
+    ]
+    assert devices == [None, "a GPU"]
+
+
 @LINUX
 def test_a_submission_has_no_network(start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -11,7 +11,7 @@ import pytest
 import submissions
 from evaluation_cases import NAMES, results, scores
 
-from evaluator.run_folder import RunFolder
+from evaluator.run_folder import INTERPRETER, RunError, RunFolder, read_json
 
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 
@@ -75,6 +75,18 @@ def test_another_interpreter_does_not_mix_into_a_run(evaluate, tmp_path: Path) -
     assert result.code == 2
     assert f"interpreter_found.packages.numpy was 1.0, is {np.__version__}" in result.err
     assert not (tmp_path / "run" / "songs" / f"{NAMES[2]}.json").exists()
+
+
+def test_a_device_that_becomes_known_later_is_no_other_interpreter(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start({})
+    unknown = {"version": "3.11", "device": None}
+    for device, recorded in [(None, None), ("cpu", "cpu"), (None, "cpu")]:
+        folder.record_interpreter({**unknown, "device": device})
+        folder.add({"song": "a"})
+        assert read_json(tmp_path / "run" / "run.json")[INTERPRETER]["device"] == recorded
+    with pytest.raises(RunError, match="device was cpu, is cuda"):
+        folder.record_interpreter({**unknown, "device": "cuda"})
 
 
 def test_a_folder_with_other_files_is_refused(evaluate, tmp_path: Path) -> None:

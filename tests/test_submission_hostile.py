@@ -117,6 +117,21 @@ def test_every_hostile_submission_is_ended_with_its_reason_within_a_limit(
 
 
 @LINUX
+@pytest.mark.parametrize(
+    ("findings", "failure", "ends"),
+    [
+        (r'["\\u0000", "\\u200b"]', None, False),
+        (r'["\\u0000", "NaN in bass"]', "NaN in bass", False),
+        (r'["\\u0007out of tune"]', "out of tune", True),
+    ],
+)
+def test_findings_without_visible_text_are_none(play, findings: str, failure: str | None, ends: bool) -> None:
+    body = f"say(done.replace(b'[]', b'{findings}') % token.encode())\ntime.sleep(0.2)"
+    outcome = play(body).outcome
+    assert (outcome.failure, outcome.ends_challenge) == (failure, ends)
+
+
+@LINUX
 def test_a_fork_bomb_is_ended_early(play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "MAX_PROCESSES", 20)
     body = "for _ in range(100):\n    os.fork() or time.sleep(600)\ntime.sleep(600)"

@@ -70,6 +70,22 @@ def test_only_regular_files_of_a_submission_are_read(folder: Path, tmp_path: Pat
     results.describe_foreign(folder)
 
 
+def test_code_next_to_a_virtual_environments_settings_is_part_of_a_submission(folder: Path) -> None:
+    (folder / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+    (folder / "lib" / "python3.11" / "site-packages" / "package.py").write_text("x = 1")
+    (folder / "other").mkdir()
+    before = results.describe_foreign(folder)
+    (folder / "pyvenv.cfg").write_text("home = /usr/bin")
+    assert [path.name for path in visible.entries_of(folder)] == [
+        "lib", "my_submission", "other", "pyvenv.cfg", "model.py",
+    ]  # fmt: skip
+    (folder / "my_submission" / "model.py").write_text("x = 2")
+    (folder / "other" / "pyvenv.cfg").write_text("home = /usr/bin")
+    after = results.describe_foreign(folder)
+    assert before != after
+    assert folder / "other" / "pyvenv.cfg" not in visible.entries_of(folder)
+
+
 def test_the_run_and_the_data_are_not_part_of_a_submission(folder: Path) -> None:
     before, _ = results.describe_foreign(folder)
     (folder / "out").mkdir()

@@ -310,7 +310,7 @@ def test_a_command_without_its_extra_names_it_in_one_line(command: str, package:
     )
     done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f"error: {package} is missing; install it with: pip install '.[{extra}]'\n"
+    assert done.stderr == f"error: {package} is missing; install it with: pip install '{ROOT}[{extra}]'\n"
 
 
 def test_there_are_commands_to_check() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import textwrap
 import time
@@ -183,7 +182,6 @@ if os.fork() == 0:
     ctypes.CDLL(None).syscall({exit}, 0)  # the first thread ends, the other works on
 time.sleep(0.3)
 """
-EXIT = 93 if os.uname().machine == "aarch64" else 60
 
 
 @LINUX
@@ -191,7 +189,7 @@ EXIT = 93 if os.uname().machine == "aarch64" else 60
 def test_a_process_whose_first_thread_has_ended_is_paused_too(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: bool
 ) -> None:
-    body = "from pathlib import Path\n" + WORKS_ON.format(traced=traced, exit=EXIT)
+    body = "from pathlib import Path\n" + WORKS_ON.format(traced=traced, exit=process_cases.EXIT)
     monkeypatch.setitem(submissions.BODIES, "works on", body)
     outcome = start("works on").separate("one", SECONDS)
     assert outcome.failure is None
@@ -254,7 +252,7 @@ def test_memory_of_a_process_whose_first_thread_has_ended_counts(
                 x = np.ones(3 * 10**8 // 8)
                 time.sleep(600)
             threading.Thread(target=work).start()
-            ctypes.CDLL(None).syscall({EXIT}, 0)
+            ctypes.CDLL(None).syscall({process_cases.EXIT}, 0)
         time.sleep(1.5)
     """
     monkeypatch.setitem(submissions.BODIES, "hides", textwrap.dedent(body))
