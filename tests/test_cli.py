@@ -57,7 +57,7 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
     for text in (
         "10 networks",
         "research only",
-        "none published",
+        "none stated",
         "segments of 7.7 s, overlap 0.85",
         "x − 0.8·V.vocals − 0.2·M.vocals",
     ):
@@ -143,11 +143,11 @@ def test_pulled_weights_are_shown_with_their_license_and_failed_ones_with_the_re
     there = ["htdemucs_ft_vocals", "htdemucs_ft_drums", "htdemucs_ft_other", "htdemucs"]
     assert result.out.splitlines() == [
         *(f"{name}: {tmp_path / name} (license: research only)" for name in there),
-        f"kim_vocal_1: {tmp_path / 'kim_vocal_1'} (license: none known)",
+        f"kim_vocal_1: {tmp_path / 'kim_vocal_1'} (license: none stated)",
     ]
     assert result.err.count("Meta publishes the code under MIT") == 1
     assert f"license of {', '.join(there)}: research only. Meta publishes" in result.err
-    assert "license of kim_vocal_1: none known. The release" in result.err
+    assert "license of kim_vocal_1: none stated. The release" in result.err
 
 
 def test_pulling_an_ensemble_without_a_connection_is_a_one_line_error(
