@@ -184,7 +184,11 @@ def models_list() -> None:
     from kmdx import weights
 
     table = _table("name", "size", "here", "license", "description")
-    listed = weights.known()
+    try:
+        listed = weights.known()
+    except KmdxError as error:  # in the file of the weights that were trained here
+        terminal.warn(str(error))
+        listed = {**weights.published(), **weights.shipped()}
     found = weights.find_all(listed.values())
     for weight in listed.values():
         signature = f" ({weight.signature})" if weight.signature else ""
@@ -302,7 +306,8 @@ def list_ensembles() -> None:
         try:
             loaded = plan_file.load(name)
         except KmdxError as error:
-            problems.append(f"{weights.models_folder() / name}.yaml is not an ensemble: {error}")
+            reason = str(error).removeprefix(f"{name}: ")
+            problems.append(f"{weights.models_folder() / name}.yaml is not an ensemble: {reason}")
             continue
         used = {use.weight.name: use.weight for use in loaded.networks.values()}
         found = weights.find_all(used.values())

@@ -72,6 +72,62 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
     )
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_fit_and_cut_no_names(width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KMDX_MODELS", "models")
+    monkeypatch.setattr(cli.out, "width", width)
+    for command, names in (
+        (["models", "list"], [*weights.known(), *weights.checkpoints()]),
+        (["ensembles"], plan_file.names()),
+    ):
+        lines = run(*command).out.splitlines()
+        table = [line for line in lines if "  " in line]
+        assert {*names} <= {line.split()[0] for line in table}
+        assert max(map(len, table)) <= width
+        assert "…" not in "".join(table)
+
+
+def test_nothing_is_to_be_downloaded_for_weights_that_are_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    rows = {line.split()[0]: line.split()[1:3] for line in run("ensembles").out.splitlines()}
+    assert rows["mini"][0] == "none"
+    assert rows["htdemucs"] == ["84", "MB"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("compose.yaml", "version: 3", "line 1: unknown key 'version'"),
+        ("cut.yaml", "stems: [", "line 2: not valid YAML"),
+        ("mini_copy.yaml", "", "the file is empty"),
+    ],
+)
+def test_a_foreign_or_broken_file_in_the_models_folder_does_not_hide_the_ensembles(
+    file: str, text: str, reason: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    (tmp_path / file).write_text(text, "utf-8")
+    listed = run("ensembles")
+    assert listed.code == 0
+    assert {*plan_file.names()} <= {line.split()[0] for line in listed.out.splitlines()}
+    (warning,) = listed.err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / file} is not an ensemble: {reason}")
+
+
+def test_a_broken_list_of_trained_weights_does_not_hide_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    (tmp_path / weights.TRAINED).write_text("mine: 3", "utf-8")
+    assert run("ensembles").err == ""
+    listed = run("models", "list")
+    assert (listed.code, "mini_bass" in listed.out) == (0, True)
+    (warning,) = listed.err.splitlines()
+    assert str(tmp_path / weights.TRAINED) in warning
+
+
 def test_the_drawn_graph_of_the_documentation_is_current() -> None:
     loaded = plan_file.load("leaderboard_c")
     drawn = Path(__file__).parents[1] / "docs" / "leaderboard_c.svg"

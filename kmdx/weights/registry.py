@@ -208,16 +208,13 @@ def get(name: str) -> Weight:
 
     Raises :class:`WeightsError` if there is none; the message lists similar names.
     """
-    first = published()
-    signatures = {weight.signature: weight for weight in first.values() if weight.signature}
-    if weight := first.get(name) or signatures.get(name):
-        return weight
-    others = {**trained(), **shipped()}
-    if name in others:
-        return others[name]
-    close = difflib.get_close_matches(name, [*first, *others, *signatures], n=3, cutoff=0.5)
+    signatures = {weight.signature: weight for weight in published().values() if weight.signature}
+    for weights in (published, lambda: signatures, shipped, trained):  # the last may be malformed
+        if weight := weights().get(name):
+            return weight
+    close = difflib.get_close_matches(name, [*known(), *signatures], n=3, cutoff=0.5)
     similar = " or ".join(map(shown, close))
-    hint = f"did you mean {similar}?" if close else f"available: {', '.join(first)}"
+    hint = f"did you mean {similar}?" if close else f"available: {', '.join(published())}"
     raise WeightsError(f"unknown weight {quoted(name)}; {hint}")
 
 
