@@ -212,7 +212,10 @@ def models_list() -> None:
 
 @models_app.command("pull")
 def models_pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME…", help="Weights, community checkpoints or ensembles."),
+    ],
     config: Annotated[
         Path | None, typer.Option(help="YAML file of a community checkpoint, instead of the published one.")
     ] = None,
@@ -259,7 +262,10 @@ def models_add(
 @models_app.command("verify")
 def models_verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; default: all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME…]", help="Weights, community checkpoints or ensembles; default: all weights."
+        ),
     ] = None,
 ) -> None:
     """Show the file of each weight, whether its checksum is known, and whether it is intact.
@@ -388,13 +394,16 @@ def _row(weight: Weight, found: FoundWeight | None) -> tuple[str, str, str, str]
 
 def _pull_checkpoint(name: str, config: Path | None) -> bool:
     """Pull a community checkpoint and import it, unless it was imported before; False after an error."""
-    from kmdx import msst, plan_file
+    from kmdx import msst, plan_file, weights
 
-    if name in plan_file.imported():
-        err.print(f"{name}: already imported")
-        return True
     try:
-        _report(msst.pull(name, config))
+        if name not in plan_file.imported():
+            _report(msst.pull(name, config))
+            return True
+        uses = plan_file.load(name).networks.values()
+        if not all(weights.find_all(use.weight for use in uses).values()):
+            weights.pull(weights.checkpoints()[name].weight())
+        err.print(f"{name}: already imported")
     except KmdxError as error:
         terminal.complain(str(error))
         return False

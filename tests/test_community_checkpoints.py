@@ -87,7 +87,23 @@ def test_what_is_published_about_a_checkpoint_is_in_the_ensemble(
     run_of_it = {"isolation": [], "data": {"warnings": [], "songs": 0}, "weights": []}
     (warning,) = results._warnings(run_of_it, plan, [])
     assert warning.endswith("may contain MUSDB18-HQ's test songs: its scores on them are optimistic")
-    assert "already imported" in run("models", "pull", "bs_tiny").err
+
+
+@needs_golden
+def test_an_imported_checkpoint_is_pulled_again_only_if_its_file_is_gone(
+    offer: Offer, run: Run, server: Server
+) -> None:
+    offer("mine")
+    run("models", "pull", "mine")
+    server.asked.clear()
+    assert run("models", "pull", "mine").err == "mine: already imported\n"
+    assert asked(server) == []
+    (weights.models_folder() / "mine_file.safetensors").unlink()
+    assert run("models", "pull", "mine").code == 0
+    assert asked(server) == ["/tiny.safetensors"]
+    (weights.models_folder() / "mine.yaml").write_text("model: {}", "utf-8")
+    broken = run("models", "pull", "mine")
+    assert (broken.code, len(broken.errors)) == (2, 1)
 
 
 def plan_file_of(text: str) -> Path:
