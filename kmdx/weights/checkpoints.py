@@ -35,7 +35,7 @@ class CommunityCheckpoint:
     licence : str
         What is known about its license.
     sources : tuple of HttpSource
-        Where its publisher has it; empty if it is not supported.
+        Where its publisher has it; empty only if it is not supported.
     mirror : str
         Path of a copy in :data:`MIRROR`; empty if there is none.
     config, config_sha256 : str
@@ -66,11 +66,6 @@ class CommunityCheckpoint:
     def marked_score(self) -> str:
         """Its score, with an asterisk if it is on songs that its training data may contain."""
         return self.score + ("*" if self.trained_with == NOT_STATED and "MUSDB18" in self.score else "")
-
-    @property
-    def bytes(self) -> int | None:
-        """Size of the download."""
-        return next((source.bytes for source in self.sources if source.bytes), None)
 
     def weight(self) -> Weight:
         """The checkpoint as a weight that can be pulled."""
