@@ -168,8 +168,8 @@ def test_a_copy_is_pulled_if_the_publisher_is_gone(
     offer: Offer, run: Run, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MIRROR", f"{server.url}/copies")
-    del server.files["/tiny.safetensors"]
-    offer("mine", mirror="tiny.safetensors")
+    (source,) = offer("mine").sources
+    offer("mine", sources=(replace(source, url="http://127.0.0.1:9/gone"),), mirror="tiny.safetensors")
     assert run("models", "pull", "mine").code == 0
     assert asked(server)[-1] == "/copies/tiny.safetensors"
 
