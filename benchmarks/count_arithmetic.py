@@ -129,7 +129,7 @@ def main() -> None:
         elif architecture["type"].startswith("scnet"):
             gflops = scnet_gflops(architecture)
         else:
-            key = f"{architecture['type']} {architecture.get('cac')}"
+            key = f"{architecture['type']} {architecture.get('cac')} {architecture.get('bottom_channels')}"
             if key not in counted:
                 # HDemucs accepts any length, and its cost is proportional to it, so ten seconds are enough.
                 seconds = architecture["segment"] if architecture["type"] == "htdemucs" else 10.0

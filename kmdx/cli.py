@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT
-from kmdx.errors import KmdxError, counted, suggest
+from kmdx.errors import KmdxError, counted, quoted, suggest
 from kmdx.song_log import song_log
 from kmdx.terminal import (
     DeviceOption,
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from kmdx.msst import Imported
     from kmdx.plan import Plan
-    from kmdx.weights import Weight, WeightStatus
+    from kmdx.weights import FoundWeight, Weight, WeightStatus
+
+MARK = "*: on songs that may be part of its training data."
 
 app = terminal.app(
     "Music source separation with the ensemble of MDX23's leaderboard C.", no_args_is_help=True
@@ -206,46 +208,61 @@ def benchmark(
 
 @models_app.command("list")
 def models_list() -> None:
-    """List all weights: description, size, license, and whether the file is on this machine."""
-    from rich.table import Table
-
+    """List all weights: size, whether the file is on this machine, license, and description."""
     from kmdx import weights
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "signature", "size", "file", "license", "description"):
-        table.add_column(
-            column, justify="right" if column == "size" else "left", no_wrap=column != "description"
-        )
-    listed = weights.known()
+    table = _table("name", "size", "here", "license", "description")
+    try:
+        listed = weights.known()
+    except KmdxError as error:  # in the file of the weights that were trained here
+        terminal.warn(str(error))
+        listed = {**weights.published(), **weights.shipped()}
     found = weights.find_all(listed.values())
     for weight in listed.values():
-        file = found[weight.name]
-        size = terminal.megabytes(weight.bytes or (file.path.stat().st_size if file else None))
-        here = "yes" if file else "no"
-        table.add_row(weight.name, weight.signature or "", size, here, weight.licence, weight.title)
+        signature = f" ({weight.signature})" if weight.signature else ""
+        table.add_row(*_row(weight, found[weight.name]), escape(weight.title + signature))
     out.print(table)
     out.print()
-    out.print(_community_table())
-    out.print("*: on songs that may be part of its training data. `kmdx models pull` also imports these.")
+    table = _table("community checkpoint", "size", "here", "license", "stems and published score")
+    checkpoints = weights.checkpoints().values()
+    found = weights.find_all(each.weight() for each in checkpoints)
+    for each in checkpoints:
+        facts = f"cannot be run: {each.unsupported}" if each.unsupported else each.marked_score
+        about = "; ".join(filter(None, (", ".join(each.stems), facts)))
+        table.add_row(*_row(each.weight(), found[each.name]), escape(about))
+    out.print(table)
+    out.print(MARK)
+    out.print(
+        "A name in parentheses can replace the name. `kmdx models pull` also imports community checkpoints."
+    )
     out.print(escape(f"folder: {weights.models_folder()}"))
 
 
 @models_app.command("pull")
 def models_pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Weights or ensembles.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME…", help="Weights, community checkpoints or ensembles."),
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of a community checkpoint, instead of the published one.")
+    ] = None,
 ) -> None:
     """Download weights from their publishers, check them and store them in the models folder.
 
-    Exit code: 2 if any download failed.
+    A community checkpoint is also imported as an ensemble. Exit code: 2 if any download failed.
     """
     from kmdx import weights
 
-    community = [name for name in names if name in weights.checkpoints()]
+    community = [name for name in dict.fromkeys(names) if name in weights.checkpoints()]
     chosen = _weights_of([name for name in names if name not in community])
-    for name in community:
-        _pull_checkpoint(name)
+    if config and (len(community) != 1 or chosen):
+        raise KmdxError("--config belongs to one community checkpoint: name it, and nothing else")
+    failed = [name for name in community if not _pull_checkpoint(name, config)]
     for weight, path in weights.pull_all(chosen):
         out.print(escape(f"{weight.name}: {path} (license: {weight.licence})"))
+    if failed:
+        raise typer.Exit(2)
 
 
 @models_app.command("add")
@@ -273,7 +290,10 @@ def models_add(
 @models_app.command("verify")
 def models_verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Weights or ensembles; default: all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME…]", help="Weights, community checkpoints or ensembles; default: all weights."
+        ),
     ] = None,
 ) -> None:
     """Show the file of each weight, whether its checksum is known, and whether it is intact.
@@ -304,7 +324,7 @@ def models_where() -> None:
 
 @ensembles_app.callback(invoke_without_command=True)
 def ensembles_list(context: typer.Context) -> None:
-    """List the ensembles that come with the package."""
+    """List the ensembles that come with the package, and those in the models folder."""
     if context.invoked_subcommand is None:
         list_ensembles()
 
@@ -312,34 +332,38 @@ def ensembles_list(context: typer.Context) -> None:
 @ensembles_app.command("list")
 def list_ensembles() -> None:
     """List the ensembles that come with the package, and those in the models folder."""
-    from rich.table import Table
-
     from kmdx import drawing, plan_file, weights
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "size", "local", "GFLOP", "license", "published score", "description"):
-        table.add_column(column, justify="right" if column in ("size", "GFLOP") else "left")
+    table = _table("name", "download", "GFLOP", "license", "published score", "description")
+    problems = []
     for name in (*plan_file.names(), *plan_file.imported()):
-        loaded = plan_file.load(name)
+        try:
+            loaded = plan_file.load(name)
+        except KmdxError as error:
+            reason = str(error).removeprefix(f"{name}: ")
+            problems.append(f"{weights.models_folder() / name}.yaml is not an ensemble: {reason}")
+            continue
         used = {use.weight.name: use.weight for use in loaded.networks.values()}
         found = weights.find_all(used.values())
-        here = sum(file is not None for file in found.values())
-        sizes = [
-            weight.bytes or (file.path.stat().st_size if file else 0)
-            for weight, file in zip(used.values(), found.values(), strict=True)
-        ]
+        missing = [weight.bytes for weight in used.values() if found[weight.name] is None]
+        sizes = [size for size in missing if size is not None]
+        download = terminal.megabytes(sum(sizes) if len(sizes) == len(missing) else None)
         table.add_row(
-            name,
-            terminal.megabytes(sum(sizes)),
-            f"{here} of {len(found)}",
+            escape(name),
+            download if missing else "none",
             drawing.gflops(loaded.gflops(loaded.stems)),
-            ", ".join(dict.fromkeys(weight.licence for weight in used.values())),
+            escape(", ".join(dict.fromkeys(weight.licence for weight in used.values()))),
             escape(loaded.score or "not yet measured"),
             escape(loaded.title),
         )
     out.print(table)
-    out.print("local: weights on this machine. GFLOP: arithmetic per second of audio.")
+    out.print(
+        "download: size of the weights that are not on this machine. GFLOP: arithmetic per second of audio."
+    )
+    out.print(MARK)
     out.print("To use your own plan, give its path.")
+    for problem in problems:
+        terminal.warn(problem)
 
 
 @ensembles_app.command("show")
@@ -378,32 +402,40 @@ def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, .
     return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
 
 
-def _community_table() -> Table:
-    """The community checkpoints."""
+def _table(*columns: str) -> Table:
+    """A table whose first columns are never cut; the text in the others wraps."""
     from rich.table import Table
 
-    from kmdx import weights
-
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("community checkpoint", "size", "license", "published score"):
-        table.add_column(column, justify="right" if column == "size" else "left")
-    for each in weights.checkpoints().values():
-        mark = "*" if each.may_know_test_songs and "MUSDB18" in each.score else ""
-        score = f"cannot be run: {each.unsupported}" if each.unsupported else each.score + mark
-        table.add_row(each.name, terminal.megabytes(each.bytes), escape(each.licence), escape(score))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in ("size", "download", "GFLOP") else "left"
+        wraps = column in ("license", "published score", "description", "stems and published score")
+        table.add_column(column, justify=justify, no_wrap=not wraps, overflow="fold")
     return table
 
 
-def _pull_checkpoint(name: str) -> None:
-    """Pull a community checkpoint and import it, unless it was imported before."""
-    from kmdx import msst, plan_file
+def _row(weight: Weight, found: FoundWeight | None) -> tuple[str, str, str, str]:
+    """A weight's name, size, whether its file is here, and license."""
+    size = weight.bytes or (found.path.stat().st_size if found else None)
+    return weight.name, terminal.megabytes(size), "yes" if found else "no", escape(weight.licence)
 
-    if name in plan_file.imported():
+
+def _pull_checkpoint(name: str, config: Path | None) -> bool:
+    """Pull a community checkpoint and import it, unless it was imported before; False after an error."""
+    from kmdx import msst, plan_file, weights
+
+    try:
+        if name not in plan_file.imported():
+            _report(msst.pull(name, config))
+            return True
+        uses = plan_file.load(name).networks.values()
+        if not all(weights.find_all(use.weight for use in uses).values()):
+            weights.pull(weights.checkpoints()[name].weight())
         err.print(f"{name}: already imported")
-    elif made := msst.pull(name):
-        _report(made)
-    else:
-        terminal.warn(f"no config of {name} is published with it; `kmdx models add` imports it with a config")
+    except KmdxError as error:
+        terminal.complain(str(error))
+        return False
+    return True
 
 
 def _report(made: Imported) -> None:
@@ -416,21 +448,26 @@ def _report(made: Imported) -> None:
 
 
 def _weights_of(names: list[str]) -> list[Weight]:
-    """The weights that names of weights and ensembles refer to, each once."""
+    """The weights that names of weights, community checkpoints and ensembles refer to, each once."""
     from kmdx import plan_file, weights
 
+    ensembles, checkpoints = [*plan_file.names(), *plan_file.imported()], weights.checkpoints()
     found = {}
     for name in names:
-        if name in plan_file.names() or name.endswith((".yaml", ".yml")):
-            uses = plan_file.load(name).networks.values()
-            found.update({use.weight.name: use.weight for use in uses})
+        if name in checkpoints:
+            meant = [checkpoints[name].weight()]
+        elif name in ensembles or name.endswith((".yaml", ".yml")):
+            meant = [use.weight for use in plan_file.load(name).networks.values()]
         else:
-            hint = suggest(name, plan_file.names())
             try:
-                weight = weights.get(name)
+                meant = [weights.get(name)]
             except KmdxError as error:
-                raise KmdxError(f"{error}{hint}") from error
-            found[weight.name] = weight
+                known = [*ensembles, *checkpoints, *weights.known()]
+                hint = (
+                    suggest(name, known) or "; `kmdx models list` and `kmdx ensembles` list the known names"
+                )
+                raise KmdxError(f"unknown weight or ensemble {quoted(name)}{hint}") from error
+        found.update({weight.name: weight for weight in meant})
     return list(found.values())
 
 

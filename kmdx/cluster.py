@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kmdx import files, host, inputs
-from kmdx.errors import KmdxError, KmdxWarning, first_line
+from kmdx.errors import KmdxError, KmdxWarning, first_line, reason, shown
 from kmdx.inputs import InputSong
 
 if TYPE_CHECKING:  # they import torch, which a worker may only do after it has set the number of threads
@@ -63,6 +63,7 @@ POLL = 0.2  # seconds between two looks at the workers
 NODES = 2.0  # seconds between two looks at the nodes
 RETRY = 2.0  # seconds until a task that another process works on is tried again
 PATIENCE = 60.0  # seconds without any usable node after which the run ends
+REACHED = 10.0  # seconds until the head node must answer
 CHECKED = 1000  # folders that each node is asked for, at most
 
 
@@ -502,6 +503,8 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         If the cluster cannot be reached.
     """
     own: dict[str, Any] = {"address": options.address}
+    if options.address not in (None, "auto"):
+        _check_reachable(str(options.address))
     if options.address is None:
         cores = host.usable_cores()
         own = {
@@ -517,6 +520,19 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         yield context.dashboard_url or None
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ClusterError if nothing answers at an address; Ray itself would wait forever."""
+    name, _, port = address.rpartition(":")
+    if not name or not port.isdecimal():
+        raise ClusterError(
+            f"--cluster {shown(address)}: expected auto, or the address of a head node, HOST:PORT"
+        )
+    try:
+        socket.create_connection((name.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"--cluster {shown(address)} cannot be reached: {reason(error)}") from error
 
 
 @contextmanager

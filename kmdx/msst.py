@@ -22,9 +22,19 @@ import yaml
 
 from kmdx import documents, files, plan_file, weights
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE
-from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown
+from kmdx.errors import (
+    DocumentError,
+    DownloadError,
+    KmdxError,
+    PlanError,
+    WeightsError,
+    listed,
+    quoted,
+    shown,
+)
 from kmdx.networks import types
 from kmdx.plan import Plan
+from kmdx.weights import CommunityCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,12 +83,15 @@ class Imported:
 
 
 def add(
-    name: str, checkpoint: Path, config: Path | None = None, folder: Path | None = None, link: bool = False
+    name: str,
+    checkpoint: Path,
+    config: Path | None = None,
+    folder: Path | None = None,
+    *,
+    link: bool = False,
+    known: CommunityCheckpoint | None = None,
 ) -> Imported:
     """Import a checkpoint into the models folder, as an ensemble of this name.
-
-    Raises :class:`KmdxError` if the name is taken or unusable, a file cannot be read or written, the
-    checkpoint belongs to an unsupported network, or the config does not fit it.
 
     Parameters
     ----------
@@ -90,6 +103,8 @@ def add(
         By default the models folder.
     link : bool
         Whether to link the checkpoint instead of copying it; one in the models folder stays where it is.
+    known : CommunityCheckpoint, optional
+        What is published about it: its title, score, license and training data are added to the ensemble.
 
     Raises
     ------
@@ -113,7 +128,7 @@ def add(
         made = _Import(read, state, config is not None)
         architecture = made.architecture()
         types.function(types.type_of(architecture).build)(architecture, None, state)
-        text = made.plan(file.name, checkpoint.name)
+        text = made.plan(file.name, checkpoint.name, known)
         plan = plan_file.parse(text, name, folder)
     except ValueError as error:
         where = checkpoint if config is None else f"{checkpoint} with {config}"
@@ -129,30 +144,44 @@ def add(
     return Imported(path, file, made.facts(plan, parameters), tuple(made.assumed))
 
 
-def pull(name: str, folder: Path | None = None) -> Imported | None:
+def pull(name: str, config: Path | None = None, folder: Path | None = None) -> Imported:
     """Pull a community checkpoint and its config, and import them as an ensemble of the same name.
 
-    Returns
-    -------
-    Imported or None
-        None if its config is not published: the checkpoint is in the models folder then.
+    The config comes first, because without it the checkpoint would be useless.
+
+    Parameters
+    ----------
+    config : Path, optional
+        By default the published one.
 
     Raises
     ------
     KmdxError
-        If it is not supported, or it cannot be pulled or imported.
+        If it is not supported, or it cannot be pulled or imported. A complete checkpoint is kept.
     """
     checkpoint = weights.checkpoints()[name]
     if checkpoint.unsupported:
         raise WeightsError(f"{name} cannot be run: {checkpoint.unsupported}")
     folder = weights.models_folder(folder)
     _check_name(name, folder)
+    if config is None:
+        config = folder / f"{name}.config.yaml"
+        if not checkpoint.config:
+            raise WeightsError(
+                f"{name} needs a config, and none is published: if you have it, add --config FILE"
+            )
+        try:
+            weights.pull_text(checkpoint.config, config, checkpoint.config_sha256)
+        except DownloadError as error:
+            raise WeightsError(f"{name}: its config {error}; if you have it, add --config FILE") from error
+    read_config(config)
     path = weights.pull(checkpoint.weight(), folder)
-    if checkpoint.config is None:
-        return None
-    config = folder / f"{name}.config.yaml"
-    weights.pull_text(checkpoint.config, config)
-    return add(name, path, config, folder)
+    try:
+        return add(name, path, config, folder, known=checkpoint)
+    except KmdxError as error:
+        raise WeightsError(
+            f"{name} could not be imported: {error}; the download is kept as {path}"
+        ) from error
 
 
 def _place(checkpoint: Path, file: Path, link: bool) -> None:
@@ -208,7 +237,7 @@ class _Import:
         complete = {**defaults, **self.sizes, **self.stated, "sources": [*self.stems]}
         return {key: [*value] if isinstance(value, tuple) else value for key, value in complete.items()}
 
-    def plan(self, file: str, origin: str) -> str:
+    def plan(self, file: str, origin: str, known: CommunityCheckpoint | None) -> str:
         """The text of the plan."""
         architecture = self.architecture()
         signal = "x" if self.config.inference.get("normalize") else MIXTURE
@@ -222,13 +251,15 @@ class _Import:
         if back and self.others:
             signals["target"] = stems[target]
             stems[target] = {"sum": {"target": 1}}
+        facts = {"license": known.licence, "trained_with": known.trained_with} if known else {}
         content = {
-            "title": f"{self.kind.title}: {', '.join(stems)}",
+            "title": known.title if known else f"{self.kind.title}: {', '.join(stems)}",
             "description": f"Imported from {origin}.",
+            **({"score": known.marked_score} if known and known.score else {}),
             "sample_rate": types.read(architecture).sample_rate,
             "networks": {
                 "net": {
-                    "weights": {"file": file, "architecture": architecture},
+                    "weights": {"file": file, **facts, "architecture": architecture},
                     "fade_and_add": {"chunk": self._chunk(), "overlap": self._overlap()},
                 }
             },

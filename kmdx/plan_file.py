@@ -123,7 +123,12 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
         if path is None or use.weight.name != str(path):  # from the registry, or trained with this project
             return use.weight.name
         file = path.resolve() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve()))
-        return {"file": str(file), "architecture": json.loads(json.dumps(dict(use.weight.architecture)))}
+        facts = {"license": use.weight.licence, "trained_with": use.weight.trained_with}
+        return {
+            "file": str(file),
+            **{key: fact for key, fact in facts.items() if fact not in (weights.OWN, None)},
+            "architecture": json.loads(json.dumps(dict(use.weight.architecture))),
+        }
 
     content = {
         "title": plan.title,
@@ -231,9 +236,16 @@ class _Reader:
                 raise part.error(str(error)) from error
         return self.known[name]
 
-    def own_weight(self, file: str, architecture: dict[str, Any]) -> Weight:
+    def own_weight(
+        self,
+        file: str,
+        architecture: dict[str, Any],
+        license: str = weights.OWN,
+        trained_with: str | None = None,
+    ) -> Weight:
         path = weights.check_path(file)
-        return weights.own(path if self.folder is None else self.folder / path, architecture)
+        path = path if self.folder is None else self.folder / path
+        return weights.own(path, architecture, license, trained_with)
 
 
 def _value(entries: Mapping[str, YamlPart], key: str, kind: Any, default: Any) -> Any:

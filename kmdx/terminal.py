@@ -363,4 +363,4 @@ codecs.register_error(READABLE, _readable)
 
 def megabytes(size: int | None) -> str:
     """A size in bytes as text; a question mark if it is unknown."""
-    return "?" if size is None else f"{size / 1e6:.0f} MB"
+    return "?" if size is None else f"{size / 1e6:.{0 if size >= 1e6 else 1}f} MB"

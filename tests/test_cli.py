@@ -57,7 +57,7 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
     for text in (
         "10 networks",
         "research only",
-        "none published",
+        "none stated",
         "segments of 7.7 s, overlap 0.85",
         "x − 0.8·V.vocals − 0.2·M.vocals",
     ):
@@ -70,6 +70,62 @@ def test_ensembles_are_listed_and_shown(run: Run, leaderboard: Path, tmp_path: P
     assert (
         "cannot be written" in run("ensembles", "show", "htdemucs", "--svg", "no/such/folder.svg").errors[0]
     )
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_fit_and_cut_no_names(width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KMDX_MODELS", "models")
+    monkeypatch.setattr(cli.out, "width", width)
+    for command, names in (
+        (["models", "list"], [*weights.known(), *weights.checkpoints()]),
+        (["ensembles"], plan_file.names()),
+    ):
+        lines = run(*command).out.splitlines()
+        table = [line for line in lines if "  " in line]
+        assert {*names} <= {line.split()[0] for line in table}
+        assert max(map(len, table)) <= width
+        assert "…" not in "".join(table)
+
+
+def test_nothing_is_to_be_downloaded_for_weights_that_are_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    rows = {line.split()[0]: line.split()[1:3] for line in run("ensembles").out.splitlines()}
+    assert rows["mini"][0] == "none"
+    assert rows["htdemucs"] == ["84", "MB"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("compose.yaml", "version: 3", "line 1: unknown key 'version'"),
+        ("cut.yaml", "stems: [", "line 2: not valid YAML"),
+        ("mini_copy.yaml", "", "the file is empty"),
+    ],
+)
+def test_a_foreign_or_broken_file_in_the_models_folder_does_not_hide_the_ensembles(
+    file: str, text: str, reason: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    (tmp_path / file).write_text(text, "utf-8")
+    listed = run("ensembles")
+    assert listed.code == 0
+    assert {*plan_file.names()} <= {line.split()[0] for line in listed.out.splitlines()}
+    (warning,) = listed.err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / file} is not an ensemble: {reason}")
+
+
+def test_a_broken_list_of_trained_weights_does_not_hide_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path))
+    (tmp_path / weights.TRAINED).write_text("mine: 3", "utf-8")
+    assert run("ensembles").err == ""
+    listed = run("models", "list")
+    assert (listed.code, "mini_bass" in listed.out) == (0, True)
+    (warning,) = listed.err.splitlines()
+    assert str(tmp_path / weights.TRAINED) in warning
 
 
 def test_the_drawn_graph_of_the_documentation_is_current() -> None:
@@ -143,11 +199,11 @@ def test_pulled_weights_are_shown_with_their_license_and_failed_ones_with_the_re
     there = ["htdemucs_ft_vocals", "htdemucs_ft_drums", "htdemucs_ft_other", "htdemucs"]
     assert result.out.splitlines() == [
         *(f"{name}: {tmp_path / name} (license: research only)" for name in there),
-        f"kim_vocal_1: {tmp_path / 'kim_vocal_1'} (license: none known)",
+        f"kim_vocal_1: {tmp_path / 'kim_vocal_1'} (license: none stated)",
     ]
     assert result.err.count("Meta publishes the code under MIT") == 1
     assert f"license of {', '.join(there)}: research only. Meta publishes" in result.err
-    assert "license of kim_vocal_1: none known. The release" in result.err
+    assert "license of kim_vocal_1: none stated. The release" in result.err
 
 
 def test_pulling_an_ensemble_without_a_connection_is_a_one_line_error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,20 +13,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import weight_cases
 import yaml
 from conftest import SHARED, decibels
 from safetensors.torch import load_file, save_file
 
-from kmdx import Separator, cli, msst, plan_file, weights
+from kmdx import Separator, cli, msst, plan_file
 from kmdx.errors import KmdxError
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
-from kmdx.weights.registry import HttpSource
 from kmdx.windows import FadeAndAdd
 
-server, alone = weight_cases.server, weight_cases.alone
-Server = weight_cases.Server
 GOLDEN = SHARED / "golden-today"
 NETWORKS = {
     "bs_roformer": "tiny_vocals",
@@ -295,79 +290,6 @@ def test_an_ensemble_is_not_replaced_and_a_missing_or_cut_file_is_reported(tmp_p
         msst.add("two", cut, config, tmp_path)
     with pytest.raises(KmdxError, match="expected a checkpoint"):
         msst.add("two", config, config, tmp_path)
-
-
-def served(server: Server, **changes: Any) -> weights.CommunityCheckpoint:
-    """A community checkpoint on a local server."""
-    checkpoint, config = files_of("bs_roformer")
-    server.files |= {"/tiny.safetensors": checkpoint.read_bytes(), "/tiny.yaml": config.read_bytes()}
-    url = f"http://127.0.0.1:{server.server_port}"
-    facts = {
-        "bytes": checkpoint.stat().st_size,
-        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-    }
-    settings: dict[str, Any] = {
-        "name": "bs_tiny",
-        "title": "A tiny network",
-        "type": "bs_roformer",
-        "stems": ("vocals", "other"),
-        "licence": "not known",
-        "trained_on": "nothing",
-        "sources": (HttpSource(url=f"{url}/tiny.safetensors", file="tiny.safetensors", **facts),),
-        "config": HttpSource(url=f"{url}/tiny.yaml", file="tiny.yaml"),
-    }
-    return weights.CommunityCheckpoint(**{**settings, **changes})
-
-
-def test_a_community_checkpoint_is_pulled_and_imported(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
-    listed = {
-        "bs_tiny": served(server),
-        "alone": served(server, name="alone", config=None),
-        "not_run": served(server, name="not_run", unsupported="it has other modules"),
-        "cut": served(
-            server, name="cut", config=HttpSource(url="http://127.0.0.1:9/none.yaml", file="none.yaml")
-        ),
-    }
-    monkeypatch.setattr(weights, "checkpoints", lambda: listed)
-
-    def pull(name: str) -> in_process.Result:
-        return in_process.run(capsys, cli.main, "kmdx", "models", "pull", name)
-
-    pulled = pull("bs_tiny")
-    assert pulled.code == 0
-    assert "stems: vocals; other is the rest of the mixture" in pulled.out
-    plan = plan_file.load("bs_tiny")
-    assert plan.networks["net"].weight.path == tmp_path / "models" / "tiny.safetensors"
-    assert plan_file.imported() == ["bs_tiny"]
-    assert "already imported" in pull("bs_tiny").err
-    assert "no config of alone is published" in pull("alone").err
-    for name, message in (("not_run", "not_run cannot be run: it has other modules"), ("cut", "127.0.0.1")):
-        failed = pull(name)
-        assert failed.code == 2
-        assert len(failed.errors) == 1
-        assert message in failed.errors[0]
-    assert plan_file.imported() == ["bs_tiny"]
-
-
-def test_the_listed_community_checkpoints_are_consistent() -> None:
-    found = weights.checkpoints()
-    assert not found.keys() & {*weights.published(), *plan_file.names()}
-    facts = (SHARED / "networks.md").read_text("utf-8")
-    for name, each in found.items():
-        assert each.title, name
-        assert each.licence, name
-        assert bool(each.sources) != bool(each.unsupported), name
-        assert bool(each.score) == bool(each.score_source), name
-        for source in each.sources:
-            assert source.sha256 is None or source.sha256 in facts, name
-            assert source.bytes is None or str(source.bytes) in facts, name
-            assert source.file.replace("MDX23C-8KFFT-InstVoc_HQ_2", "_HQ_2") in facts, name
-    assert {name for name, each in found.items() if each.unsupported} == {"bs_hyperace_v2", "polarformer"}
-    assert not found["scnet_xl_msst"].may_know_test_songs
-    assert found["bs_anvuew_vocals"].may_know_test_songs
 
 
 def test_an_imported_ensemble_is_listed_and_separates_a_song(

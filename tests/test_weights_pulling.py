@@ -16,7 +16,7 @@ import gdown
 import pytest
 import torch
 import weight_cases as cases
-from weight_cases import CONTENT, SHA256, Server, http_source, sha256, weight_from
+from weight_cases import CONTENT, SHA256, STATE, Server, http_source, sha256, weight_from
 
 from kmdx import weights
 from kmdx.errors import DownloadError, WeightsError
@@ -41,8 +41,20 @@ def test_a_published_file_is_pulled_checked_recorded_and_known(published: Weight
     assert record.known
     assert weights.find(published, folder).known
     assert lines[0].startswith("htdemucs_ft_bass: trying http://")
-    assert SHA256 in lines[1]
+    assert lines[1] == f"htdemucs_ft_bass: {path} (sha256 {SHA256})"
     assert lines[2:] == [f"license of htdemucs_ft_bass: research only. {published.licence_note}"]
+
+
+def test_a_download_without_a_published_checksum_is_announced(server: Server, tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "state.pt")
+    content = (tmp_path / "state.pt").read_bytes()
+    server.files["/state.pt"] = content
+    weight = weight_from(HttpSource(url=f"{server.url}/state.pt", file="pulled.pt"))
+    lines: list[str] = []
+    path = weights.pull(weight, tmp_path, lines.append)
+    announced = f"no checksum is published; its sha256 is {sha256(content)}"
+    assert lines[1] == f"htdemucs_ft_bass: {path} ({announced})"
+    assert not weights.find(weight, tmp_path).known
 
 
 def test_an_intact_file_is_not_pulled_again(published: Weight, server: Server, tmp_path: Path) -> None:

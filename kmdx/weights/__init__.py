@@ -21,6 +21,7 @@ from kmdx.weights.local import (
 from kmdx.weights.onnx_unet import UnetGraph, unet
 from kmdx.weights.pulling import pull, pull_all, pull_text
 from kmdx.weights.registry import (
+    OWN,
     TRAINED,
     DownloadSource,
     Weight,
@@ -35,6 +36,7 @@ from kmdx.weights.registry import (
 )
 
 __all__ = [
+    "OWN",
     "TRAINED",
     "Checkpoint",
     "CommunityCheckpoint",

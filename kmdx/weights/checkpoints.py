@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from types import MappingProxyType
 
 from kmdx.documents import YamlPart, parse
 from kmdx.errors import DocumentError, WeightsError
 from kmdx.networks import types
-from kmdx.weights.registry import DownloadSource, Weight, read_source
+from kmdx.weights.registry import HttpSource, Weight, read_source
 
-TRAINED_ON_TRAIN = "MUSDB18-HQ's train songs only"
+NOT_STATED = "a set that is not stated and may contain MUSDB18-HQ's test songs"
+MIRROR = "https://huggingface.co/baicai1145/pymss/resolve/main"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,14 @@ class CommunityCheckpoint:
         What it separates, in words.
     licence : str
         What is known about its license.
-    sources : tuple of DownloadSource
-        Where to pull it from, in the order to try; empty if it is not supported.
-    trained_on : str
+    sources : tuple of HttpSource
+        Where its publisher has it; empty only if it is not supported.
+    mirror : str
+        Path of a copy in :data:`MIRROR`; empty if there is none.
+    config, config_sha256 : str
+        URL of its config, and the published checksum of the config.
+    trained_with : str
         Its training data.
-    config : DownloadSource, optional
-        Where its config is published.
     score, score_source : str
         Its published score and songs, and who published it; empty if there is none.
     unsupported : str
@@ -50,32 +53,33 @@ class CommunityCheckpoint:
     type: str
     stems: tuple[str, ...]
     licence: str
-    sources: tuple[DownloadSource, ...]
-    trained_on: str
-    config: DownloadSource | None = None
+    sources: tuple[HttpSource, ...]
+    mirror: str = ""
+    config: str = ""
+    config_sha256: str | None = None
+    trained_with: str = NOT_STATED
     score: str = ""
     score_source: str = ""
     unsupported: str = ""
 
     @property
-    def may_know_test_songs(self) -> bool:
-        """Whether its training data may include MUSDB18-HQ's test songs."""
-        return self.trained_on != TRAINED_ON_TRAIN
-
-    @property
-    def bytes(self) -> int | None:
-        """Size of the download."""
-        return next((source.bytes for source in self.sources if source.bytes), None)
+    def marked_score(self) -> str:
+        """Its score, with an asterisk if it is on songs that its training data may contain."""
+        return self.score + ("*" if self.trained_with == NOT_STATED and "MUSDB18" in self.score else "")
 
     def weight(self) -> Weight:
         """The checkpoint as a weight that can be pulled."""
+        copies = [
+            replace(source, url=f"{MIRROR}/{self.mirror}") for source in self.sources[:1] if self.mirror
+        ]
         return Weight(
             name=self.name,
             title=self.title,
             licence=self.licence,
-            licence_note=f"Trained on: {self.trained_on}.",
+            licence_note=f"Trained with {self.trained_with}.",
+            trained_with=self.trained_with,
             architecture={"type": self.type, "sources": self.stems},
-            sources=self.sources,
+            sources=(*self.sources, *copies),
         )
 
 
@@ -105,5 +109,4 @@ def _checkpoint(name: str, part: YamlPart) -> CommunityCheckpoint:
         name=name,
         stems=tuple(stem.text() for stem in entries["stems"].elements()),
         sources=tuple(read_source(source) for source in entries["sources"].elements()),
-        config=read_source(entries["config"]) if "config" in entries else None,
     )

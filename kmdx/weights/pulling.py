@@ -143,7 +143,7 @@ def pull_all(
         raise only
 
 
-def pull_text(source: DownloadSource, path: Path) -> None:
+def pull_text(url: str, path: Path, sha256: str | None = None) -> None:
     """Download a small text file, such as a config; replaces ``path``.
 
     Raises
@@ -151,12 +151,14 @@ def pull_text(source: DownloadSource, path: Path) -> None:
     DownloadError
         If it cannot be downloaded, or does not have the published checksum.
     """
-    assert isinstance(source, HttpSource)
+    workspace = path.parent / ".partial" / f"{path.name}.{os.getpid()}"
     try:
-        with files.atomic(path) as partial:
-            download(source.url, partial, lambda done, total: None, sha256=source.sha256, largest=MAX_TEXT)
+        download(url, workspace / path.name, lambda done, total: None, sha256=sha256, largest=MAX_TEXT)
+        files.commit(workspace / path.name, path)
     except (SourceError, OSError) as error:
-        raise DownloadError(f"{source.url} could not be downloaded: {one_line(error)}") from error
+        raise DownloadError(f"{url} could not be downloaded: {one_line(error)}") from error
+    finally:
+        _remove(workspace)
 
 
 def _license(weights: list[Weight]) -> str:
@@ -214,7 +216,8 @@ def _pull(
             _remove(workspace, only_empty=alone)  # an incomplete download stays, to be resumed
             raise
         _remove(workspace)
-    report(f"{weight.name}: {path} (sha256 {fetched.sha256})")
+    stated = "sha256" if fetched.known else "no checksum is published; its sha256 is"
+    report(f"{weight.name}: {path} ({stated} {fetched.sha256})")
     return path
 
 

@@ -27,6 +27,7 @@ from kmdx.weights.folder import models_folder, rewrite, shipped_folder
 LARGEST = 1_000_000_000  # bytes of a weight file whose size is unknown
 MAX_PATH = 1000  # bytes of the path of a weight file
 TRAINED = "trained.yaml"
+OWN = "your own"  # license of weights that are not in the registry
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -207,16 +208,13 @@ def get(name: str) -> Weight:
 
     Raises :class:`WeightsError` if there is none; the message lists similar names.
     """
-    first = published()
-    signatures = {weight.signature: weight for weight in first.values() if weight.signature}
-    if weight := first.get(name) or signatures.get(name):
-        return weight
-    others = {**trained(), **shipped()}
-    if name in others:
-        return others[name]
-    close = difflib.get_close_matches(name, [*first, *others, *signatures], n=3, cutoff=0.5)
+    signatures = {weight.signature: weight for weight in published().values() if weight.signature}
+    for weights in (published, lambda: signatures, shipped, trained):  # the last may be malformed
+        if weight := weights().get(name):
+            return weight
+    close = difflib.get_close_matches(name, [*known(), *signatures], n=3, cutoff=0.5)
     similar = " or ".join(map(shown, close))
-    hint = f"did you mean {similar}?" if close else f"available: {', '.join(first)}"
+    hint = f"did you mean {similar}?" if close else f"available: {', '.join(published())}"
     raise WeightsError(f"unknown weight {quoted(name)}; {hint}")
 
 
@@ -289,10 +287,17 @@ def check_path(text: str) -> Path:
     return path
 
 
-def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
+def own(
+    path: Path, architecture: Mapping[str, Any], license: str = OWN, trained_with: str | None = None
+) -> Weight:
     """Return a weight of the user's own: a file, and how to build its network.
 
     Raises :class:`WeightsError` if the architecture cannot be built: see :func:`kmdx.networks.types.read`.
+
+    Parameters
+    ----------
+    license, trained_with : str
+        As in :class:`Weight`.
     """
     try:
         types.read(architecture)
@@ -301,10 +306,11 @@ def own(path: Path, architecture: Mapping[str, Any]) -> Weight:
     return Weight(
         name=str(path),
         title="Weights of your own",
-        licence="your own",
+        licence=shown(license),
         licence_note="The registry does not contain this file.",
         architecture=MappingProxyType(dict(architecture)),
         sources=(),
+        trained_with=None if trained_with is None else shown(trained_with),
         path=path,
     )
 
@@ -362,7 +368,7 @@ def _trained_weight(
     """The weight of one entry; entries of older versions have no size and sha256."""
     if not name.isprintable() or not 0 < len(name.encode()) <= MAX_NAME:
         raise WeightsError(f"expected a name of 1 to {MAX_NAME} bytes")
-    weight = own(folder / check_path(file), architecture)
+    weight = own(folder / check_path(file), architecture, trained_with=trained_with)
     _check_facts(shown(file), bytes, sha256)
     origin = "" if started_from is None else f", from {shown(Path(str(started_from.get('path'))).name)}"
     return replace(
@@ -370,7 +376,6 @@ def _trained_weight(
         name=name,
         title=shown(title or weight.title),
         licence_note=f"Trained here on {shown(trained)}{origin}.",
-        trained_with=None if trained_with is None else shown(trained_with),
         estimated_bytes=bytes,
         sha256=sha256,
     )
