@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
@@ -440,14 +439,15 @@ def separate(
     chosen = options or batch.SeparateOptions(ensemble)
     job = batch.Job(output, plan, plan.check_stems(stems), chosen)
     settings = ClusterOptions(address, workers, gpus_per_worker, cpus_per_worker)
+    pool = pool_of(found.songs, job, settings)
     with connected(settings):
-        for event in pool_of(found.songs, job, settings).run():
+        for event in pool.run():
             if isinstance(event, Finished):
                 yield result_of(event, found.songs, job)
 
 
 def pool_of(songs: Sequence[InputSong], job: Job, options: ClusterOptions) -> Pool[InputSong, SongResult]:
-    """The pool that separates songs. It must be run while Ray is connected.
+    """The pool that separates songs; run it while Ray is connected.
 
     Raises
     ------
@@ -503,16 +503,14 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         If the cluster cannot be reached.
     """
     own: dict[str, Any] = {"address": options.address}
-    if options.address not in (None, "auto"):
-        _check_reachable(str(options.address))
     if options.address is None:
-        cores = host.usable_cores()
-        own = {
-            "num_cpus": max(cores, (options.workers or 1) * (options.cpus or 1)),
-            "include_dashboard": False,
-        }
+        cores = max(host.usable_cores(), (options.workers or 1) * (options.cpus or 1))
+        own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+    elif options.address != "auto":
+        _check_reachable(options.address)
     try:
         context = ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, namespace="kmdx")
+        _silence()
     except Exception as error:  # Ray raises errors of many classes
         where = options.address or "this machine"
         raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
@@ -520,6 +518,15 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         yield context.dashboard_url or None
     finally:
         ray.shutdown()
+
+
+def _silence() -> None:
+    """Do not print what Ray reports about its own processes; the pool reports what matters."""
+    with suppress(Exception):  # not part of Ray's interface, so it may change
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        for name, _ in list(dispatcher.handlers):
+            dispatcher.remove_handler(name)
 
 
 def _check_reachable(address: str) -> None:
@@ -537,11 +544,16 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _token(folder: Path) -> Iterator[Path]:
-    """A hidden file in a folder, by which other nodes can recognize the folder."""
-    path = folder / f".kmdx-{secrets.token_hex(4)}{files.PARTIAL}"
+    """A hidden file, named after this process, by which other nodes recognize a folder."""
+    start = f".kmdx-{socket.gethostname()}-"
+    path = folder / f"{start}{os.getpid()}{files.PARTIAL}"
     try:
         with files.folder(folder):
-            path.write_text(socket.gethostname())
+            for left in folder.glob(f"{start}*{files.PARTIAL}"):  # of processes that were killed
+                pid = left.name.removeprefix(start).removesuffix(files.PARTIAL)
+                if pid.isdecimal() and not host.is_running(int(pid)):
+                    left.unlink(missing_ok=True)
+            path.touch()
             try:
                 yield path
             finally:

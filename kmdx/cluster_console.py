@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -30,13 +31,13 @@ def separate(songs: Sequence[InputSong], job: Job, options: ClusterOptions, log:
         If the user stops it; this has been reported.
     """
     failed = 0
+    pool = pool_of(songs, job, options)
     try:
         with connected(options) as dashboard:
             if dashboard:
                 err.print(f"Ray's dashboard: http://{dashboard}")
-            pool = pool_of(songs, job, options)
             with terminal.progress_bar(
-                TextColumn("{task.fields[text]}"), redirect_stdout=err.is_terminal
+                TextColumn("{task.fields[text]}"), redirect_stdout=sys.stdout.isatty()
             ) as bar:
                 bars = _Bars(bar, pool)
                 for event in pool.run(bars.update):
