@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmdx import cluster
+from kmdx import cluster, terminal
 from kmdx.cluster import ClusterOptions, Finished, Pool
 from kmdx.inputs import InputSong
 
@@ -54,7 +54,9 @@ def main() -> None:
     if arguments.many:
         first, rest = run(arguments.many, 0.0, 2)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        print(f"{arguments.many} songs: {first:.1f} s to the first, {rest:.1f} s to the last, {peak:.0f} MB")
+        terminal.out.print(
+            f"{arguments.many} songs: {first:.1f} s to the first, {rest:.1f} s to the last, {peak:.0f} MB"
+        )
         return
     for workers in (1, 2, 4):
         seconds, each = 1.0, 24
@@ -62,10 +64,10 @@ def main() -> None:
         # A worker handles AT_ONCE tasks at a time; the first of them end together.
         least = (each / cluster.AT_ONCE - 1) * seconds
         _, idle = run(500, 0.0, workers)
-        print(
+        terminal.out.print(
             f"{workers} workers: efficiency {least / taken:.1%}; overhead {1000 * idle / 500:.1f} ms per task"
         )
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)
