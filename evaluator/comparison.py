@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
-from evaluator.metrics import METRICS, Metric
+from evaluator.metrics import METRICS, Metric, named
 from evaluator.records import SongRecord
-from evaluator.systems import System, describe, matching
+from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
@@ -240,7 +240,7 @@ def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metr
         if not shared:
             raise KmdxError("--metrics is empty; name a metric, or leave out the option")
     order = {name: place for place, name in enumerate(METRICS)}
-    return [describe(name) for name in sorted(shared, key=lambda name: order.get(name, len(order)))]
+    return named(sorted(shared, key=lambda name: order.get(name, len(order))))
 
 
 def _stems(systems: Sequence[System]) -> list[str]:

@@ -109,7 +109,7 @@ def test_two_songs_are_never_proof(metric: str) -> None:
 
 
 def test_lower_is_better_if_the_metric_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = metrics.Metric("loss", "Loss", "", higher_is_better=False)
+    entry = metrics.Metric("loss", "Loss", "", False, metrics.global_sdr)
     monkeypatch.setitem(metrics.METRICS, "loss", entry)
     found = row(
         compare([of_values("a", range(8), "loss"), of_values("b", np.arange(8) - 1.0, "loss")]),
