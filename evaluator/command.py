@@ -265,7 +265,8 @@ def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: b
 def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
     """Score one folder of existing stems; write and print the results."""
     with _open_run(task, output, verbose) as (folder, checked):
-        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest())
+        lossy = stems.lossy > 0
+        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest(), lossy_estimates=lossy)
         problems = [str(problem) for problem in stems.problems() if not problem.fatal]
         description = results.describe_run(system, task, [*checked.warnings, *problems])
         description["estimates"] = str(stems.folder)

@@ -252,4 +252,12 @@ def _unknown(*_: Any) -> float:
 
 def show(metric: Metric, value: Any, digits: int = 3) -> str:
     """A value as text, with a true minus sign; a dash if there is no value."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return signed(value, digits).removeprefix("+")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference as text, with a plus or a true minus sign; a dash if there is no value."""
+    if value is None:
+        return "–"
+    rounded = round(value, digits) + 0.0  # adding 0 removes the sign of -0.0
+    return f"{rounded:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -16,7 +16,7 @@ from sisec2018 import VOCALS
 from test_compare import of_values, record, sisec, system
 
 from evaluator import comparison_page, published
-from evaluator.comparison import Comparison, compare
+from evaluator.comparison import Comparison, compare, p_text
 from evaluator.systems import System
 
 browser = report_cases.browser
@@ -155,3 +155,18 @@ def test_many_songs_are_drawn(browser: Any, tmp_path: Path) -> None:
     page.goto(comparison_page.write(found, tmp_path / "page.html").as_uri())
     assert page.locator("#spread circle").count() == 300
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (None, "–"),
+        (1e-7, "< 0.0001"),
+        (9.99e-5, "< 0.0001"),
+        (0.0001, "0.0001"),
+        (0.0316, "0.032"),
+        (1.0, "1"),
+    ],
+)
+def test_a_p_value_has_two_digits(p: float | None, text: str) -> None:
+    assert p_text(p) == text

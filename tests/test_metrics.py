@@ -15,7 +15,7 @@ import pytest
 import soundfile as sf
 from conftest import noise, shared
 
-from evaluator.metrics import DELTA, METRICS, Metric, global_sdr
+from evaluator.metrics import DELTA, METRICS, Metric, global_sdr, show, signed
 from evaluator.scoring import BINS, SongScore, score_song
 from evaluator.song_warnings import SILENT_FRAMES
 from kmdx.errors import KmdxError
@@ -347,6 +347,19 @@ def test_metrics_of_one_function_are_computed_in_one_pass(
 def test_a_metric_whose_attributes_contradict_each_other_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^metric '{fields.get('name', 'new')}': "):
         Metric(**{"name": "new", "title": "New", "unit": "", "higher_is_better": True, **fields})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "difference"),
+    [
+        (-0.0004, "0.000", "+0.000"),
+        (-0.0, "0.000", "+0.000"),
+        (-0.0006, "−0.001", "−0.001"),
+        (None, "–", "–"),
+    ],
+)
+def test_zero_has_no_minus_sign(value: float | None, shown: str, difference: str) -> None:
+    assert (show(METRICS["global_sdr"], value), signed(value)) == (shown, difference)
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
