@@ -74,13 +74,6 @@
     if (head) sort(head.dataset.key, head.getAttribute("aria-sort"));
   }
 
-  function hint() {
-    const scroller = table.parentNode;
-    const left = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft;
-    scroller.nextElementSibling.hidden = left < 8;
-  }
-  table.parentNode.addEventListener("scroll", hint, { passive: true });
-
   // ---------------------------------------------------------------- pairs
 
   function chosen() {
@@ -270,11 +263,7 @@
   let wait = 0;
   addEventListener("resize", () => {
     clearTimeout(wait);
-    wait = setTimeout(() => {
-      hint();
-      if (figure) draw();
-    }, 100);
+    wait = setTimeout(() => figure && draw(), 100);
   });
   update();
-  hint();
 })();

@@ -14,7 +14,7 @@ from evaluator.bootstrap import COVERAGE
 from evaluator.comparison import AVERAGE, SONG, Comparison, Difference, p_text
 from evaluator.metrics import show, signed
 from evaluator.records import finite
-from evaluator.report import embedded_json, environment
+from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
 from evaluator.systems import System, matching
@@ -75,7 +75,7 @@ def page(comparison: Comparison) -> str:
         level=f"{significance.LEVEL:.0%}",
         fewest=significance.min_songs(),
         style=Markup(style),
-        script=Markup((HERE / "comparison.js").read_text(encoding="utf-8")),
+        script=script("comparison.js"),
         data=embedded_json(finite(_data(comparison))),
     )
 

@@ -143,9 +143,10 @@ def test_a_table_that_scrolls_shows_a_hint(browser: Any, tmp_path: Path) -> None
     )
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(path.as_uri())
-    assert page.locator(".more").is_visible()
+    hint = page.locator(".scroll:has(#table) + .more")
+    assert hint.is_visible()
     page.set_viewport_size({"width": 1280, "height": 844})
-    page.locator(".more").wait_for(state="hidden")
+    hint.wait_for(state="hidden")
     page.close()
 
 
