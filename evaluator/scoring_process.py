@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evaluator.metrics import Metric
+from evaluator.metrics import Metric, named
 from evaluator.sandbox import die_with_parent
 from evaluator.scoring import SongScore, score_song
 from kmdx.errors import KmdxError
@@ -48,14 +48,18 @@ class ScoringProcess:
     ) -> SongScore:
         """Score a song's files within ``limit`` seconds; see :func:`evaluator.scoring.score_song`.
 
+        The process looks metrics up in its own table, so their functions need not be picklable.
+
         Raises
         ------
         KmdxError
-            If a file is unusable, scoring takes longer, or the process cannot be started or was killed twice.
+            If a file is unusable, a metric fails, scoring takes longer, or the process cannot be started or
+            was killed twice.
         """
+        names = [metric.name for metric in metrics]
         for _ in range(2):
             try:
-                return self._submit(score_song, references, estimates, metrics, mixture).result(limit)
+                return self._submit(_score, references, estimates, names, mixture).result(limit)
             except TimeoutError as error:
                 for process in list(self._pool._processes.values()):  # shutdown would wait for it
                     process.kill()
@@ -73,6 +77,15 @@ class ScoringProcess:
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._pool = _pool()  # the old one has started only in part
             raise ScoringError(f"the scoring process cannot be started: {error}") from error
+
+
+def _score(
+    references: Mapping[str, Path],
+    estimates: Mapping[str, Path],
+    names: Sequence[str],
+    mixture: Path | None,
+) -> SongScore:
+    return score_song(references, estimates, named(names), mixture)
 
 
 def _pool() -> ProcessPoolExecutor:
