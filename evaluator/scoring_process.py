@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
@@ -48,7 +49,7 @@ class ScoringProcess:
     ) -> SongScore:
         """Score a song's files within ``limit`` seconds; see :func:`evaluator.scoring.score_song`.
 
-        The process looks metrics up in its own table, so their functions need not be picklable.
+        A metric whose function cannot be pickled is looked up in the process's own table.
 
         Raises
         ------
@@ -56,10 +57,10 @@ class ScoringProcess:
             If a file is unusable, a metric fails, scoring takes longer, or the process cannot be started or
             was killed twice.
         """
-        names = [metric.name for metric in metrics]
+        sent = [metric if _can_be_sent(metric) else metric.name for metric in metrics]
         for _ in range(2):
             try:
-                return self._submit(_score, references, estimates, names, mixture).result(limit)
+                return self._submit(_score, references, estimates, sent, mixture).result(limit)
             except TimeoutError as error:
                 for process in list(self._pool._processes.values()):  # shutdown would wait for it
                     process.kill()
@@ -82,10 +83,20 @@ class ScoringProcess:
 def _score(
     references: Mapping[str, Path],
     estimates: Mapping[str, Path],
-    names: Sequence[str],
+    sent: Sequence[Metric | str],
     mixture: Path | None,
 ) -> SongScore:
-    return score_song(references, estimates, named(names), mixture)
+    metrics = [named([each])[0] if isinstance(each, str) else each for each in sent]
+    return score_song(references, estimates, metrics, mixture)
+
+
+def _can_be_sent(metric: Metric) -> bool:
+    """Whether a metric can be pickled, by which another process gets it."""
+    try:
+        pickle.dumps(metric)
+    except Exception:  # of any class, depending on the function
+        return False
+    return True
 
 
 def _pool() -> ProcessPoolExecutor:
