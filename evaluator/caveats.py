@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evaluator.metrics import named
 from evaluator.process import COMPUTING
 from evaluator.published import PublishedTable
 from evaluator.records import SongRecord
 from evaluator.systems import MUSEVAL, System, matching
-from kmdx.errors import counted, listed
+from kmdx.errors import counted, joined
 
 SETTINGS = {
     "device": "device",
@@ -53,7 +54,7 @@ def _same_runs(systems: Sequence[System]) -> Iterator[str]:
     by_place: dict[str, list[str]] = {}
     for system in systems:
         by_place.setdefault(system.place, []).append(system.name)
-    yield from (f"{listed(names)} are the same run" for names in by_place.values() if len(names) > 1)
+    yield from (f"{joined(names)} are the same run" for names in by_place.values() if len(names) > 1)
 
 
 def _songs(systems: Sequence[System]) -> Iterator[str]:
@@ -97,10 +98,15 @@ def _settings(systems: Sequence[System]) -> Iterator[str]:
     versions = [(system.name, _inside(system.run, "versions", "kmdx-net")) for system in systems]
     if line := _differing(versions):
         yield f"the evaluator's version differs: {line}"
-    lossy = [(system.name, _inside(system.run, "data", "lossy")) for system in systems]
-    if len({value for _, value in lossy if value is not None}) > 1:
-        names = listed([name for name, value in lossy if value])
-        yield f"the stems of {names} are lossy, those of the others are not"
+    yield from _lossy("true stems", {each.name: _inside(each.run, "data", "lossy") for each in systems})
+    yield from _lossy("estimates", {each.name: each.run.get("lossy_estimates") for each in systems})
+
+
+def _lossy(what: str, lossy: Mapping[str, bool | None]) -> Iterator[str]:
+    """Report that only some have files in a lossy format; None is not known."""
+    some, others = ([name for name, value in lossy.items() if value is known] for known in (True, False))
+    if some and others:
+        yield f"the {what} of {joined(some)} are in a lossy format, those of {joined(others)} are not"
 
 
 def _inside(run: Mapping[str, Any], key: str, inner: str) -> Any:
@@ -112,10 +118,10 @@ def _differing(values: Sequence[tuple[str, Any]]) -> str:
     """Each system's value, if the known values differ; else an empty text."""
     groups: dict[str, list[str]] = {}
     for name, value in values:
-        if value is not None:
+        if value not in (None, "not known"):
             groups.setdefault(str(value), []).append(name)
     return (
-        ", ".join(f"{value} in {listed(names)}" for value, names in groups.items()) if len(groups) > 1 else ""
+        ", ".join(f"{value} in {joined(names)}" for value, names in groups.items()) if len(groups) > 1 else ""
     )
 
 
@@ -123,11 +129,11 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
     """Report stems and metrics that only some have, and metrics computed by different programs."""
     for what, of in (
         ("stems", {system.name: system.stems for system in systems}),
-        ("metrics", {system.name: system.metrics for system in systems}),
+        ("metrics", {each.name: [metric.title for metric in named(each.metrics)] for each in systems}),
     ):
         sets = {frozenset(each) for each in of.values() if each}
         if len(sets) > 1:
-            shown = "; ".join(f"{name} has {', '.join(each)}" for name, each in of.items() if each)
+            shown = "; ".join(f"{name} has {joined(each)}" for name, each in of.items() if each)
             yield f"the {what} differ: {shown}"
             if what == "stems" and any(set(system.metrics) & set(MUSEVAL.values()) for system in systems):
                 yield "museval's values of a stem depend slightly on which other stems were scored"
@@ -135,7 +141,7 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
     foreign = [system.name for system in systems if system.kind == "museval"]
     if own and foreign:
         yield (
-            f"museval computed the scores of {listed(foreign)}, this evaluator those of {listed(own)}; their "
+            f"museval computed the scores of {joined(foreign)}, this evaluator those of {joined(own)}; their "
             "values agree if museval used BSSEval v4"
         )
 
@@ -147,13 +153,13 @@ def _other_songs(system: System, table: PublishedTable, tested: Sequence[System]
     if others := [name for name, number in shared.items() if not number]:
         were = "was" if len(others) == 1 else "were"
         yield (
-            f"{system.name} was measured on {table.tested}, but {listed(others)} {were} not: the results "
+            f"{system.name} was measured on {table.tested}, but {joined(others)} {were} not: the results "
             "cannot be compared"
         )
     parts = [f"{name} has {number}" for name, number in shared.items() if 0 < number < total]
     if parts:
         yield (
-            f"of the {total} songs that {system.name} was measured on, {listed(parts)}: compare these only "
+            f"of the {total} songs that {system.name} was measured on, {joined(parts)}: compare these only "
             "roughly"
         )
     for run in tested:

@@ -26,7 +26,7 @@ from evaluator import metrics as metrics_table
 from evaluator.comparison import compare
 from evaluator.comparison_command import show_tables
 from evaluator.data_check import DataCheck, check_data
-from evaluator.dataset import Track
+from evaluator.dataset import Track, grouped
 from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric
@@ -265,8 +265,9 @@ def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: b
 def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
     """Score one folder of existing stems; write and print the results."""
     with _open_run(task, output, verbose) as (folder, checked):
-        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest())
-        problems = [str(problem) for problem in stems.problems() if not problem.fatal]
+        lossy = stems.lossy > 0
+        system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest(), lossy_estimates=lossy)
+        problems = grouped(problem for problem in stems.problems() if not problem.fatal)
         description = results.describe_run(system, task, [*checked.warnings, *problems])
         description["estimates"] = str(stems.folder)
         description["started"] = folder.start(results.identity(description, checked.fingerprints))

@@ -14,8 +14,10 @@
   const h = make(null);
   const s = make("http://www.w3.org/2000/svg");
 
-  const number = (value, digits = 3) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
-  const signed = (value, digits = 3) => (value == null ? "–" : (value >= 0 ? "+" : "") + number(value, digits));
+  // Adding 0 removes the sign of -0.
+  const rounded = (value, digits) => Number(value.toFixed(digits)) + 0;
+  const number = (value, digits = 3) => (value == null ? "–" : rounded(value, digits).toFixed(digits).replace("-", "−"));
+  const signed = (value, digits = 3) => (value == null ? "–" : (rounded(value, digits) >= 0 ? "+" : "") + number(value, digits));
   const within = (value, low, high) => Math.min(Math.max(value, low), high);
   const metric = () => metrics.find((each) => each.name === find("metric").value);
   const stem = () => find("stem").value;
@@ -72,13 +74,6 @@
     if (head) sort(head.dataset.key, head.getAttribute("aria-sort"));
   }
 
-  function hint() {
-    const scroller = table.parentNode;
-    const left = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft;
-    scroller.nextElementSibling.hidden = left < 8;
-  }
-  table.parentNode.addEventListener("scroll", hint, { passive: true });
-
   // ---------------------------------------------------------------- pairs
 
   function chosen() {
@@ -92,7 +87,6 @@
       ...differences().map((each) => {
         const cell = (label, text) => h("td", { class: "number", "data-label": label }, text);
         const interval = each.low == null ? "–" : `${signed(each.low)} … ${signed(each.high)}`;
-        const p = each.p == null ? "–" : each.p < 0.0001 ? "< 0.0001" : String(Number(each.p.toPrecision(2)));
         const classes = [each.better ? "decided" : "", each === now && data.differences.length > 1 ? "chosen" : ""].join(" ").trim();
         return h(
           "tr",
@@ -100,7 +94,7 @@
           h("th", { scope: "row" }, `${systems[each.b].name} against ${systems[each.a].name}`),
           cell("difference", withUnit(signed(each.difference))),
           cell("interval", interval),
-          cell("p", p),
+          cell("p", each.p),
           cell("songs", `${each.wins} better, ${each.losses} worse`),
           h("td", {}, each.verdict),
         );
@@ -269,11 +263,7 @@
   let wait = 0;
   addEventListener("resize", () => {
     clearTimeout(wait);
-    wait = setTimeout(() => {
-      hint();
-      if (figure) draw();
-    }, 100);
+    wait = setTimeout(() => figure && draw(), 100);
   });
   update();
-  hint();
 })();

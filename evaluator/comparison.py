@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
-from evaluator.metrics import METRICS, Metric
+from evaluator.metrics import METRICS, Metric, named
 from evaluator.records import SongRecord
-from evaluator.systems import System, describe, matching
+from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
+MIN_SAMPLES = 1000  # with 1000 random sign flips, p values of 50 pairs can be significant
 MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
 SONG = "song"
 """Used as the name of a stem: the mean of a song's stems."""
@@ -52,7 +53,7 @@ class Difference:
     a, b : int
         Indices of the two systems.
     songs : tuple of str
-        Songs that both systems have.
+        Songs for which both systems have a value.
     values_a, values_b : tuple of float
         The systems' values for these songs.
     statistic : {"mean", "median"}
@@ -67,6 +68,10 @@ class Difference:
         P value of Wilcoxon's test.
     p, corrected : float or None
         P value of the test for ``statistic``, without and with correction for the number of pairs.
+    in_common : int
+        Number of songs that both systems have, with or without a value.
+    pairs : int
+        Number of pairs for which p values are corrected, including this one.
     better : {"a", "b"} or None
         The better system, if the difference is significant.
     """
@@ -90,21 +95,31 @@ class Difference:
     signed_rank: float | None = None
     p: float | None = None
     corrected: float | None = None
+    in_common: int = 0
+    pairs: int = 1
     better: str | None = None
 
     def verdict(self, names: Sequence[str]) -> str:
         """The result in words, with the systems' names."""
         if self.better is not None:
             return f"{names[self.a if self.better == 'a' else self.b]} is better"
-        if not self.songs:
-            return "no song in common"
-        if len(self.songs) < significance.MIN_SONGS:
-            return f"too few songs: {len(self.songs)}, expected at least {significance.MIN_SONGS}"
-        if self.corrected is None:
+        found, expected = len(self.songs), significance.min_songs(self.pairs)
+        with_values = " with values" if found < self.in_common else ""
+        if not found:
+            return "no song in common with values" if self.in_common else "no song in common"
+        if found >= significance.min_songs() and self.corrected is None:
             return "no difference"
+        if found < expected:
+            pairs = f" for {self.pairs} pairs" if self.pairs > 1 else ""
+            return f"too few songs{with_values}{pairs}: {found}, expected at least {expected}"
         if self.low is not None and self.high is not None and self.low <= 0 <= self.high:
             return "may be chance: the interval contains 0"
-        return f"may be chance: p = {self.corrected:.2g}"
+        return f"may be chance: p = {p_text(self.corrected)}"
+
+
+def p_text(p: float | None) -> str:
+    """A p value as text with two digits; a dash if there is none."""
+    return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
 @dataclass(frozen=True)
@@ -177,8 +192,8 @@ def compare(
     KmdxError
         If the systems have no metric, stem or song in common, or an option is out of range.
     """
-    if not 1 <= samples <= MAX_SAMPLES:
-        raise KmdxError(f"--samples {samples}: expected 1 to {MAX_SAMPLES}")
+    if not MIN_SAMPLES <= samples <= MAX_SAMPLES:
+        raise KmdxError(f"--samples {samples}: expected {MIN_SAMPLES} to {MAX_SAMPLES}")
     match = matching(systems)
     songs = [{match(name): record for name, record in system.songs.items()} for system in systems]
     tested = [place for place, system in enumerate(systems) if system.kind != "published"]
@@ -196,7 +211,10 @@ def compare(
                 for place in tested
                 if _has(systems[place], metric.name, mean_stems if stem == SONG else [stem])
             }
-            differences += _pairs(metric, stem, values, samples, seed)
+            found = _pairs(metric, stem, values, samples, seed)
+            differences += [
+                replace(each, in_common=len(songs[each.a].keys() & songs[each.b].keys())) for each in found
+            ]
     return Comparison(
         tuple(systems),
         tuple(metrics),
@@ -240,7 +258,7 @@ def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metr
         if not shared:
             raise KmdxError("--metrics is empty; name a metric, or leave out the option")
     order = {name: place for place, name in enumerate(METRICS)}
-    return [describe(name) for name in sorted(shared, key=lambda name: order.get(name, len(order)))]
+    return named(sorted(shared, key=lambda name: order.get(name, len(order))))
 
 
 def _stems(systems: Sequence[System]) -> list[str]:
@@ -291,7 +309,11 @@ def _pairs(
         for a, b in itertools.combinations(values, 2)
     ]
     corrected = significance.holm([each.p for each in found])
-    return [_decided(replace(each, corrected=p), metric) for each, p in zip(found, corrected, strict=True)]
+    tested = sum(p is not None for p in corrected)
+    return [
+        _decided(replace(each, corrected=p, pairs=tested if p is not None else tested + 1), metric)
+        for each, p in zip(found, corrected, strict=True)
+    ]
 
 
 def _difference(
@@ -316,7 +338,7 @@ def _difference(
     steps = np.round(values_b - values_a, 9)  # so that equal differences are equal
     better = steps if metric.higher_is_better else -steps
     low, high = bootstrap.interval(steps, samples, seed, statistic) or (None, None)
-    ranks = significance.signed_rank(steps) if len(names) >= significance.MIN_SONGS else None
+    ranks = significance.signed_rank(steps) if len(names) >= significance.min_songs() else None
     flips = significance.sign_flip(steps, samples, seed) if ranks is not None else None
     reduce = _reduce(statistic)
     return replace(

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from evaluator import comparison_page
 from evaluator.bootstrap import COVERAGE
-from evaluator.comparison import AVERAGE, Comparison, Difference, compare
-from evaluator.metrics import Metric, show
+from evaluator.comparison import AVERAGE, Comparison, Difference, compare, p_text
+from evaluator.metrics import Metric, show, signed
 from evaluator.results import statistic_title
 from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
@@ -172,15 +172,12 @@ def _differences(found: Comparison, metric: Metric, letters: Sequence[str]) -> T
 
 
 def _cells(each: Difference, metric: Metric, letters: Sequence[str]) -> list[str]:
-    def signed(value: float | None) -> str:
-        return "" if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-    interval = "" if each.low is None else f"{signed(each.low)} … {signed(each.high)}"
     return [
-        *("" if value is None else show(metric, value) for value in (each.value_a, each.value_b)),
+        show(metric, each.value_a),
+        show(metric, each.value_b),
         signed(each.difference),
-        interval,
-        "" if each.corrected is None else f"{each.corrected:.2g}",
+        "–" if each.low is None else f"{signed(each.low)} … {signed(each.high)}",
+        p_text(each.corrected),
         *map(str, (each.wins, each.losses, each.ties, len(each.songs))),
         each.verdict(letters),
     ]

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from evaluator import significance
 from evaluator.bootstrap import COVERAGE
-from evaluator.comparison import AVERAGE, SONG, Comparison, Difference
-from evaluator.metrics import show
+from evaluator.comparison import AVERAGE, SONG, Comparison, Difference, p_text
+from evaluator.metrics import show, signed
 from evaluator.records import finite
-from evaluator.report import embedded_json, environment
+from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
 from evaluator.systems import System, matching
@@ -67,14 +67,15 @@ def page(comparison: Comparison) -> str:
         statistics=list(STATISTICS),
         statistic_title=statistic_title,
         show=show,
-        signed=_signed,
+        signed=signed,
+        p_text=p_text,
         counted=counted,
         listed=listed,
         coverage=f"{COVERAGE:.0%}",
         level=f"{significance.LEVEL:.0%}",
-        fewest=significance.MIN_SONGS,
+        fewest=significance.min_songs(),
         style=Markup(style),
-        script=Markup((HERE / "comparison.js").read_text(encoding="utf-8")),
+        script=script("comparison.js"),
         data=embedded_json(finite(_data(comparison))),
     )
 
@@ -171,12 +172,7 @@ def _difference(each: Difference, comparison: Comparison) -> dict[str, Any]:
         "wins": each.wins,
         "losses": each.losses,
         "ties": each.ties,
-        "p": each.corrected,
-        "signedRank": each.signed_rank,
+        "p": p_text(each.corrected),
         "better": each.better,
         "verdict": each.verdict(comparison.names),
     }
-
-
-def _signed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

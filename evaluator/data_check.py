@@ -15,7 +15,7 @@ from evaluator.dataset import Track
 from evaluator.run_folder import RunError, read_json, write_json
 from kmdx.errors import AudioError
 
-VERSION = 2
+VERSION = 3
 """Version of the check: results of other versions are not used."""
 
 
@@ -69,9 +69,9 @@ def _check(tracks: Sequence[Track], accept_incomplete: bool) -> DataCheck:
     unusable: dict[str, str] = {}
     for problem in problems:
         if problem.fatal and problem.track is not None:
-            unusable.setdefault(problem.track, problem.message)
+            unusable.setdefault(problem.track, problem.text)
     return DataCheck(
-        warnings=[str(problem) for problem in problems if not problem.fatal],
+        warnings=dataset.grouped(problem for problem in problems if not problem.fatal),
         unusable=unusable,
         fingerprints={track.name: _fingerprint(track) for track in tracks},
     )

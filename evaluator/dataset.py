@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +24,7 @@ from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
-from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed
+from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed, shown
 from kmdx.file_names import key
 
 __all__ = [
@@ -38,11 +38,13 @@ __all__ = [
     "check",
     "find_tracks",
     "fingerprint",
+    "grouped",
     "read",
     "scan",
 ]
 
 MUSDB_SONGS = 50  # in MUSDB18-HQ's test set
+EXAMPLES = 3  # most songs in the line of a problem that several have
 EVERY_SPLIT = "all"
 """Used as a split: the songs of all splits."""
 
@@ -155,9 +157,31 @@ class Problem:
     fatal: bool
     """Whether the song cannot be scored."""
     message: str
+    """The problem, in the same words for every song that has it."""
+    detail: str = ""
+    """What differs from song to song, such as the names of files."""
+
+    @property
+    def text(self) -> str:
+        """The message with its detail."""
+        return f"{self.message}: {self.detail}" if self.detail else self.message
 
     def __str__(self) -> str:
-        return self.message if self.track is None else f"{self.track}: {self.message}"
+        return self.text if self.track is None else f"{self.track}: {self.text}"
+
+
+def grouped(problems: Iterable[Problem]) -> list[str]:
+    """One line for each problem; songs with the same problem share a line."""
+    groups: dict[tuple[bool, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.track is None, problem.message), []).append(problem)
+    return [str(group[0]) if len(group) == 1 else _summary(group) for group in groups.values()]
+
+
+def _summary(group: Sequence[Problem]) -> str:
+    songs = [f"{shown(each.track)} ({each.detail})" if each.detail else shown(each.track) for each in group]
+    more = f" and {len(songs) - EXAMPLES} more" if len(songs) > EXAMPLES else ""
+    return f"{counted(len(songs), 'song')}: {group[0].message}: {', '.join(songs[:EXAMPLES])}{more}"
 
 
 def scan(data: Path) -> Scan:
@@ -323,9 +347,9 @@ def _of_split(data: Path, found: Scan, split: str | None) -> dict[str | None, li
             return {None: found.splits[named[0]]}
     splits = [f"{name} ({counted(len(found.splits[name]), 'song')})" for name in sorted(named)]
     if None in found.splits:
-        splits.append(f"{counted(len(found.splits[None]), 'song')} in no split")
-    advice = f"use --split {sorted(named)[0]}" if named else "leave out --split"
-    raise KmdxError(f"{data}: no split {split or 'test'!r}; found {', '.join(splits)}; {advice}")
+        splits.insert(0, f"{counted(len(found.splits[None]), 'song')} in no split")
+    advice = f"name one of them with --split, or use --split {EVERY_SPLIT}" if named else "leave out --split"
+    raise KmdxError(f"{data}: no split {split or 'test'!r}; found {listed(splits)}; {advice}")
 
 
 def _track(song: SongFiles, split: str | None, strays: tuple[Path, ...]) -> Track:
@@ -438,7 +462,7 @@ def _check_headers(track: Track) -> Iterator[Problem]:
         yield Problem(track.name, fatal, message)
     if track.extra:
         names = listed([_below(path, track) for path in track.extra])
-        yield Problem(track.name, False, f"not used, because they are not stems or are duplicates: {names}")
+        yield Problem(track.name, False, "not used, because they are not stems or are duplicates", names)
     if not track.stems:
         yield Problem(track.name, True, f"none of its files is a stem; expected {', '.join(STEMS)} or others")
 
@@ -476,9 +500,8 @@ def _check_forms(track: Track, forms: Sequence[tuple[str, Form]]) -> Iterator[Pr
     if max(lengths) - min(lengths) <= most * usual[0][0][0]:
         shorter = [f"{name} by {max(lengths) - form.samples}" for name, form in forms]
         ends = listed([text for text, length in zip(shorter, lengths, strict=True) if length < max(lengths)])
-        yield Problem(
-            track.name, False, f"files shorter than {max(lengths)} samples are padded with silence: {ends}"
-        )
+        detail = f"{ends} of {max(lengths)} samples"
+        yield Problem(track.name, False, "short files are padded with silence", detail)
     else:
         each = [f"{name} {form.samples}" for name, form in forms]
         if len(each) > LISTED:  # show only the shortest and the longest

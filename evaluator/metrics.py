@@ -23,6 +23,9 @@ Samples = NDArray[np.float32]
 Frames = dict[str, dict[str, list[float]]]
 """Values of each frame, by stem and metric."""
 
+BLOCKWISE = "museval_sdr"
+"""The metric that is computed while files are read in blocks, see :mod:`evaluator.scoring`."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -45,8 +48,7 @@ class Metric:
     together : callable, optional
         Used instead of ``function`` for a metric that needs all stems of a song. Called with
         ``(references, estimates, rate)``, where both are arrays by stem; returns the values of frames by stem
-        and name. Metrics with the same callable share one call. A metric with neither is computed while files
-        are read in blocks, see :mod:`evaluator.scoring`.
+        and name. Metrics with the same callable share one call. Only :data:`BLOCKWISE` has neither.
     frames : bool
         Whether it has a value for each second. A song's value is then the median of these.
     over_songs : str
@@ -55,6 +57,11 @@ class Metric:
         Reference for its definition.
     checked : str
         The independent implementation with which its values agree.
+
+    Raises
+    ------
+    ValueError
+        If its attributes contradict each other.
     """
 
     name: str
@@ -69,6 +76,19 @@ class Metric:
     over_songs: Literal["mean", "median"] = "mean"
     source: str = ""
     checked: str = ""
+
+    def __post_init__(self) -> None:
+        sources = [self.function is not None, self.together is not None, self.name == BLOCKWISE]
+        if sources.count(True) != 1:
+            raise ValueError(f"metric {self.name!r}: expected either function or together")
+        if self.frames == (self.function is not None):
+            raise ValueError(
+                f"metric {self.name!r}: expected frames with together, and one value with function"
+            )
+        if self.function is None and (self.uses_mixture or self.uses_rate):
+            raise ValueError(f"metric {self.name!r}: uses_mixture and uses_rate need function")
+        if self.over_songs not in ("mean", "median"):
+            raise ValueError(f"metric {self.name!r}: over_songs {self.over_songs!r}; expected mean or median")
 
     @property
     def label(self) -> str:
@@ -150,7 +170,7 @@ METRICS = {
             source="Fabbro et al. 2023, arXiv 2308.06979", checked="the formula in integer arithmetic",
         ),
         Metric(
-            "museval_sdr", "museval SDR", "dB", True, frames=True, over_songs="median",
+            BLOCKWISE, "museval SDR", "dB", True, frames=True, over_songs="median",
             source=MUSEVAL, checked="museval 0.4.1, each frame",
         ),
         *(
@@ -219,10 +239,25 @@ def choose(text: str | None) -> tuple[Metric, ...]:
 
 
 def named(names: Iterable[str]) -> list[Metric]:
-    """The metrics with these names; one that this version does not know has its name as title."""
-    return [METRICS.get(name) or Metric(name, name, "", True) for name in names]
+    """The metrics with these names.
+
+    One that this version does not know has its name as title, and cannot be computed.
+    """
+    return [METRICS.get(name) or Metric(name, name, "", True, _unknown) for name in names]
+
+
+def _unknown(*_: Any) -> float:
+    raise KmdxError("it is not in the table METRICS of evaluator/metrics.py")
 
 
 def show(metric: Metric, value: Any, digits: int = 3) -> str:
     """A value as text, with a true minus sign; a dash if there is no value."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return signed(value, digits).removeprefix("+")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference as text, with a plus or a true minus sign; a dash if there is no value."""
+    if value is None:
+        return "–"
+    rounded = round(value, digits) + 0.0  # adding 0 removes the sign of -0.0
+    return f"{rounded:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

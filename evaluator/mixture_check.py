@@ -29,8 +29,9 @@ from kmdx.errors import AudioError, listed, shown
 if TYPE_CHECKING:
     from evaluator.dataset import Track
 
-Found = tuple[str | None, bool, str]
-"""A song's name, whether the problem is fatal, and the message."""
+Found = tuple[str | None, bool, str, str]
+"""A song's name, whether the problem is fatal, the message, and what differs from song to song."""
+NO_SUM = "the stems do not sum to the mixture"
 
 KNOWN_SUMS = {"PR - Oh No"}
 """Songs of MUSDB18-HQ whose stems are known not to sum to the mixture."""
@@ -83,7 +84,7 @@ def check(tracks: Sequence[Track], accept_incomplete: bool = False) -> list[Foun
         if others:
             names = listed([track.name for track in others])
             have = "has" if len(others) == 1 else "have"
-            problems.append((None, False, f"{names} {have} the same mixture as {first.name}"))
+            problems.append((None, False, f"{names} {have} the same mixture as {first.name}", ""))
     return problems
 
 
@@ -118,40 +119,40 @@ def _check_sum(track: Track, absent: Sequence[str], accept_incomplete: bool) -> 
     try:
         energy, difference = _difference(track)
         if not math.isfinite(energy + difference):
-            return track.name, True, "NaN or infinity in its samples"
+            return track.name, True, "NaN or infinity in its samples", ""
         if difference <= ROUNDING**2 * track.samples * track.channels:
             return None
         if not energy:
-            return track.name, False, "the stems do not sum to the mixture: it is silent"
+            return track.name, False, NO_SUM, "it is silent"
         unexplained = _unexplained(track)
     except AudioError as error:
-        return track.name, True, str(error)
+        return track.name, True, str(error), ""
     level = 10 * math.log10(difference / energy)
     least = MISSING_NAMED if absent else MISSING_UNNAMED
     complete = not absent and set(track.summands) in COMPLETE
     if not complete and unexplained >= (MISSING_LOSSY if track.lossy else least):
-        return track.name, not accept_incomplete, _incomplete(track, absent, unexplained, accept_incomplete)
+        message, detail = _incomplete(track, absent, unexplained, accept_incomplete)
+        return track.name, not accept_incomplete, message, detail
     if track.lossy:  # lossy coding changes each file, and a warning about the whole set reports it
         return None
     known = " (a known error of MUSDB18-HQ)" if track.name in KNOWN_SUMS else ""
     return (
         track.name,
         False,
-        f"the stems do not sum to the mixture: the difference is {abs(level):.1f} dB "
-        f"{'below' if level < 0.05 else 'above'} it{known}",
+        NO_SUM,
+        f"the difference is {abs(level):.1f} dB {'below' if level < 0.05 else 'above'} it{known}",
     )
 
 
-def _incomplete(track: Track, absent: Sequence[str], unexplained: float, accepted: bool) -> str:
-    """The message that a stem is missing: which one, and what to do."""
+def _incomplete(track: Track, absent: Sequence[str], unexplained: float, accepted: bool) -> tuple[str, str]:
+    """The message that a stem is missing, and its detail: which one, and what to do."""
     have = ", ".join(map(shown, track.summands))
     which = f"no {', '.join(map(shown, absent))} among its files" if absent else "a stem is missing"
     if not absent and len(PAIRED & track.sources.keys()) == 1:
         which += f", perhaps {next(iter(PAIRED - track.sources.keys()))}"
-    found = (
-        f"{which}: the mixture contains sound that is not in {have}, {-unexplained:.1f} dB below the mixture"
-    )
-    return found if accepted else f"{found}; add the stem, or score the others with --accept-incomplete"
+    found = f"the mixture contains sound that is not in {have}, {-unexplained:.1f} dB below the mixture"
+    advice = "" if accepted else "; add the stem, or score the others with --accept-incomplete"
+    return which, f"{found}{advice}"
 
 
 def _difference(track: Track) -> tuple[float, float]:

@@ -25,8 +25,8 @@ from evaluator.predictions import PREDICTIONS, Predictions
 from evaluator.process import Limits, Outcome, Submission
 from evaluator.records import RecordError, SongRecord, finite
 from evaluator.run_folder import RunFolder
-from evaluator.scoring import SongScore
-from evaluator.scoring_process import LIMIT, LIMIT_FACTOR, ScoringProcess
+from evaluator.scoring import MetricError, SongScore
+from evaluator.scoring_process import LIMIT, LIMIT_FACTOR, ScoringError, ScoringProcess
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
@@ -337,6 +337,8 @@ def _separate_and_score(
     try:
         score = _with_room(submission, partial(_score_predictions, run, track, workspace))
         return with_scores(record, score)
+    except (MetricError, ScoringError) as error:  # not a fault of the submission
+        return record.failed(str(error))
     except KmdxError as error:
         reason = submission.explain(workspace.without_paths(str(error)))
         return record.failed(reason, ends_challenge=True)

@@ -91,10 +91,13 @@ def _shown(
     average = statistics.fmean(own) if whole and None not in own else None
     (metric,) = named([table.metric])
     lead, caution, own_songs = _songs(table, songs)
-    rows = [_row(row, columns) for row in table.rows]
+    rows: list[ShownRow] = []
     sources: dict[str, list[str]] = {}
     for row in table.rows:
-        sources.setdefault(row.source, []).append(row.name)
+        shown = _row(row, columns)
+        if any(value is not None for value in shown.values):
+            rows.append(shown)
+            sources.setdefault(row.source, []).append(row.name)
     return ShownTable(
         table.title,
         lead,
@@ -104,7 +107,7 @@ def _shown(
         metric,
         table.statistic,
         columns,
-        tuple(row for row in rows if any(value is not None for value in row.values)),
+        tuple(rows),
         tuple([average, *own] if whole else own),
     )
 

@@ -17,7 +17,8 @@
   const h = make(null);
   const s = make("http://www.w3.org/2000/svg");
 
-  const decibels = (value, digits = 2) => (value == null ? "–" : value.toFixed(digits).replace("-", "−"));
+  // Adding 0 removes the sign of -0.
+  const decibels = (value, digits = 2) => (value == null ? "–" : (Number(value.toFixed(digits)) + 0).toFixed(digits).replace("-", "−"));
   const clock = (seconds) => {
     const whole = Math.floor(seconds + 1e-6);
     return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;

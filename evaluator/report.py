@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from evaluator import pictures
 from evaluator import results as results_of
-from evaluator.metrics import Metric, named, show
+from evaluator.metrics import Metric, named, show, signed
 from evaluator.process import COMPUTING
 from evaluator.published_section import published_next_to
 from evaluator.records import SongRecord, finite
@@ -109,9 +109,14 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         versions=_versions(run),
         interpreter_packages=_packages(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        script=script("report.js"),
         data=embedded_json(_data(run, songs, media or {}, unit)),
     )
+
+
+def script(name: str) -> Markup:
+    """The script of a page, preceded by what all pages share."""
+    return Markup("".join((HERE / each).read_text(encoding="utf-8") for each in ("scroll_hint.js", name)))
 
 
 def environment() -> jinja2.Environment:
@@ -289,7 +294,7 @@ def _padded(value: float | None, digits: int = 3) -> str:
     """A value with at least two decimals, padded with figure spaces to the width of ``digits`` decimals."""
     if value is None:
         return "–" + "\N{FIGURE SPACE}" * digits
-    text = f"{value:.{digits}f}".removesuffix("0")
+    text = signed(value, digits).removeprefix("+").removesuffix("0")
     return text + "\N{FIGURE SPACE}" * (digits - len(text.partition(".")[2]))
 
 

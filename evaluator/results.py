@@ -125,6 +125,8 @@ class EvaluatedSystem:
     device, precision, engine : str
         How the stems were computed, in words.
     limits : Limits or None
+    lossy_estimates : bool
+        Whether existing stems are in a lossy format; a submission's are wav files.
     """
 
     name: str
@@ -138,6 +140,7 @@ class EvaluatedSystem:
     precision: str = "not known"
     engine: str = "not known"
     limits: Limits | None = None
+    lossy_estimates: bool = False
 
 
 def describe_run(system: EvaluatedSystem, task: Task, data_warnings: Sequence[str]) -> dict[str, Any]:
@@ -161,6 +164,7 @@ def describe_run(system: EvaluatedSystem, task: Task, data_warnings: Sequence[st
         "git_commit": None if submission is None else _git_commit(submission),
         "stems": list(task.stems),
         "metrics": [metric.name for metric in task.metrics],
+        "lossy_estimates": system.lossy_estimates,
         "accept_incomplete": task.accept_incomplete,
         "time_limit_factor": limits.time_factor if limits else None,
         "memory_limit": limits.memory if limits else None,
@@ -338,8 +342,10 @@ def _warnings(run: Mapping[str, Any], plan: Plan | None, records: Sequence[SongR
             )
     failed = [record.song for record in records if not record.ok]
     if failed:
+        be = "is" if len(failed) == 1 else "are"
         lines.append(
-            f"{counted(len(failed), 'song')} failed and not included in any mean: {listed(failed, most=3)}"
+            f"{counted(len(failed), 'song')} failed and {be} not included in any mean: "
+            f"{listed(failed, most=3)}"
         )
     if len(records) < run["data"]["songs"]:
         lines.append(f"unfinished: {len(records)} of {counted(run['data']['songs'], 'song')}")

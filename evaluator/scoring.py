@@ -9,7 +9,8 @@ need them together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from evaluator import song_warnings
 from evaluator.metrics import Metric, energy_ratio
 from kmdx import audio
 from kmdx.audio import Form
-from kmdx.errors import AudioError
+from kmdx.errors import AudioError, KmdxError, first_line
 
 BINS = 300  # values of an envelope
 FRAME = 1.0  # seconds: length and hop of a frame, as in museval
@@ -30,6 +31,10 @@ FULL_SCALE = 32767 / 32768  # the largest sample of a 16-bit file
 SIDES = ("reference", "estimate")
 CLIPPED_SHARE = 1e-4
 """From this share of samples at full scale on, an estimate is reported as clipped."""
+
+
+class MetricError(KmdxError):
+    """A metric's function failed; the message names the metric and the stem."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ def score_song(
     ------
     AudioError
         If a file cannot be read or contains NaN or infinity, or if rates, channels or lengths differ.
+    MetricError
+        If a metric cannot be computed.
     ValueError
         If an estimate has no reference.
     """
@@ -138,7 +145,7 @@ def _in_blocks(
         if metric.function is metrics_table.global_sdr:
             for stem, tally in tallies.items():
                 scores[metric.name][stem] = energy_ratio(tally.signal.sum(), tally.distortion.sum())
-        elif metric.function is None and metric.together is None:
+        elif metric.name == metrics_table.BLOCKWISE:
             frames[metric.name] = {stem: _frame_sdr(tally, silent) for stem, tally in tallies.items()}
 
 
@@ -160,7 +167,8 @@ def _whole_stems(
         found: dict[Any, Any] = {}
         for metric in chosen:
             if whole is not None or not metric.uses_mixture:
-                scores[metric.name][stem] = metric.compute(truth, guess, whole, rate, found)
+                with _blamed([metric], [stem]):
+                    scores[metric.name][stem] = metric.compute(truth, guess, whole, rate, found)
 
 
 def _whole_songs(
@@ -178,10 +186,24 @@ def _whole_songs(
     guesses = {stem: _read_whole(path) for stem, path in estimates.items()}
     for together in dict.fromkeys(metric.together for metric in chosen):
         assert together is not None
-        found = together(truths, guesses, rate)
-        for metric in chosen:
-            if metric.together is together:
-                frames[metric.name] = {stem: values[metric.name] for stem, values in found.items()}
+        group = [metric for metric in chosen if metric.together is together]
+        with _blamed(group, list(estimates)):
+            found = together(truths, guesses, rate)
+            for metric in group:
+                values = {stem: [float(value) for value in found[stem][metric.name]] for stem in estimates}
+                frames[metric.name] = values
+
+
+@contextmanager
+def _blamed(metrics: Sequence[Metric], stems: Sequence[str]) -> Iterator[None]:
+    """Turn any exception into a MetricError."""
+    try:
+        yield
+    except Exception as error:
+        names, kind = ", ".join(metric.name for metric in metrics), type(error).__name__
+        text = first_line(error)
+        what = text if isinstance(error, KmdxError) or text == kind else f"{kind}: {text}"
+        raise MetricError(f"{names} of {', '.join(stems)} cannot be computed: {what}") from error
 
 
 def _same_form(paths: Sequence[Path]) -> Form:

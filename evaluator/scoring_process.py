@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
@@ -11,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evaluator.metrics import Metric
+from evaluator.metrics import Metric, named
 from evaluator.sandbox import die_with_parent
 from evaluator.scoring import SongScore, score_song
 from kmdx.errors import KmdxError
@@ -48,14 +49,18 @@ class ScoringProcess:
     ) -> SongScore:
         """Score a song's files within ``limit`` seconds; see :func:`evaluator.scoring.score_song`.
 
+        A metric whose function cannot be pickled is looked up in the process's own table.
+
         Raises
         ------
         KmdxError
-            If a file is unusable, scoring takes longer, or the process cannot be started or was killed twice.
+            If a file is unusable, a metric fails, scoring takes longer, or the process cannot be started or
+            was killed twice.
         """
+        sent = [metric if _can_be_sent(metric) else metric.name for metric in metrics]
         for _ in range(2):
             try:
-                return self._submit(score_song, references, estimates, metrics, mixture).result(limit)
+                return self._submit(_score, references, estimates, sent, mixture).result(limit)
             except TimeoutError as error:
                 for process in list(self._pool._processes.values()):  # shutdown would wait for it
                     process.kill()
@@ -73,6 +78,25 @@ class ScoringProcess:
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             self._pool = _pool()  # the old one has started only in part
             raise ScoringError(f"the scoring process cannot be started: {error}") from error
+
+
+def _score(
+    references: Mapping[str, Path],
+    estimates: Mapping[str, Path],
+    sent: Sequence[Metric | str],
+    mixture: Path | None,
+) -> SongScore:
+    metrics = [named([each])[0] if isinstance(each, str) else each for each in sent]
+    return score_song(references, estimates, metrics, mixture)
+
+
+def _can_be_sent(metric: Metric) -> bool:
+    """Whether a metric can be pickled, by which another process gets it."""
+    try:
+        pickle.dumps(metric)
+    except Exception:  # of any class, depending on the function
+        return False
+    return True
 
 
 def _pool() -> ProcessPoolExecutor:

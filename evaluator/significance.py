@@ -21,12 +21,18 @@ from numpy.typing import NDArray
 LEVEL = 0.05
 """Significance level: the probability of finding a difference between equally good systems."""
 
-MIN_SONGS = 6
-"""Songs that a test needs: five differences of the same sign have a probability of 2/32, more than 5 %."""
-
 EXACT_RANKS = 100  # up to this many differences the signed-rank distribution is exact
 EXACT_SIGNS = 14  # up to this many differences every combination of signs is tried
 BLOCK = 10_000  # combinations of signs at a time
+
+
+def min_songs(pairs: int = 1) -> int:
+    """The fewest songs with which a pair can differ significantly, if Holm's method corrects for ``pairs``.
+
+    The smallest p value of either test is that of differences of the same sign, ``2 ** (1 - songs)``. For one
+    pair, five songs are too few, because 2/32 is more than 5 %.
+    """
+    return 2 + math.floor(math.log2(pairs / LEVEL))
 
 
 def signed_rank(differences: NDArray[np.float64]) -> float | None:

@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluator import metrics, published
-from evaluator.metrics import METRICS, Metric
+from evaluator import published
 from evaluator.records import RecordError, SchemaError, SongRecord
 from evaluator.run_folder import RunError, read_json
 from kmdx import documents
@@ -126,14 +125,6 @@ def load(place: str | Path) -> System:
         raise KmdxError(f"{shown(path)} {what}; expected a run's folder, or a folder of museval's JSON files")
     is_run = any((path / name).exists() for name in ("results.json", "run.json", "songs"))
     return _load_run(path) if is_run else _load_museval(path)
-
-
-def describe(name: str) -> Metric:
-    """The metric with this name; museval's metrics are known even if this version does not compute them."""
-    if name in METRICS or name not in MUSEVAL.values():
-        return metrics.named([name])[0]
-    title = f"museval {name.removeprefix('museval_').upper()}"
-    return Metric(name, title, "dB", True, frames=True, over_songs="median", source=metrics.MUSEVAL)
 
 
 def _load_run(folder: Path) -> System:

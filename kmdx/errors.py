@@ -107,6 +107,14 @@ def listed(names: Collection[object], separator: str = ", ", most: int = LISTED)
     return f"{text} and {more} more" if more > 0 else text
 
 
+def joined(names: Collection[object]) -> str:
+    """Return the first few names for a sentence, such as ``a, b and c``, and how many more follow."""
+    if not 1 < len(names) <= LISTED:
+        return listed(names)
+    *first, last = names
+    return f"{listed(first)} and {shown(last)}"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number and a noun, such as ``1 song`` or ``2 songs``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -109,7 +109,7 @@ def test_two_songs_are_never_proof(metric: str) -> None:
 
 
 def test_lower_is_better_if_the_metric_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = metrics.Metric("loss", "Loss", "", higher_is_better=False)
+    entry = metrics.Metric("loss", "Loss", "", False, metrics.global_sdr)
     monkeypatch.setitem(metrics.METRICS, "loss", entry)
     found = row(
         compare([of_values("a", range(8), "loss"), of_values("b", np.arange(8) - 1.0, "loss")]),
@@ -136,6 +136,51 @@ def test_many_pairs_are_corrected_together() -> None:
     assert first.corrected is not None
     assert first.p is not None
     assert first.p < first.corrected <= 6 * first.p
+
+
+@pytest.mark.parametrize("metric", ["global_sdr", "museval_sdr"])
+@pytest.mark.parametrize(
+    ("systems", "songs", "verdict"),
+    [
+        (2, 5, "too few songs: 5, expected at least 6"),
+        (2, 6, "B is better"),
+        (3, 5, "too few songs: 5, expected at least 6"),
+        (3, 6, "too few songs for 3 pairs: 6, expected at least 7"),
+        (3, 7, "B is better"),
+        (5, 8, "too few songs for 10 pairs: 8, expected at least 9"),
+        (5, 9, "B is better"),
+    ],
+)
+def test_a_pair_needs_enough_songs_for_the_number_of_pairs(
+    metric: str, systems: int, songs: int, verdict: str
+) -> None:
+    runs = [of_values(name, np.arange(songs) + 4.0 * place, metric) for place, name in enumerate("ABCDE")]
+    first = compare(runs[:systems]).differences[0]
+    assert first.verdict("ABCDE") == verdict
+
+
+def test_a_pair_with_fewer_songs_needs_what_it_would_need_among_all_tested_pairs() -> None:
+    runs = [of_values(name, np.arange(9) + 4.0 * place) for place, name in enumerate("AB")]
+    found = [each for each in compare([*runs, of_values("C", [7, 8])]).differences if each.stem == "song"]
+    assert [each.verdict("ABC") for each in found] == [
+        "B is better",
+        *(2 * ["too few songs for 2 pairs: 2, expected at least 7"]),
+    ]
+
+
+def test_songs_without_values_are_not_called_missing() -> None:
+    values: list[Scores] = [{"bass": 1.0, "vocals": None}, {"bass": 1.0, "vocals": 2.0}]
+    a, b = (
+        system(name, *(record(str(number), values[number < few], "museval_sdr") for number in range(9)))
+        for name, few in (("a", 9), ("b", 2))
+    )
+    of_two = row(compare([a, b]), "vocals", "museval_sdr")
+    assert of_two.verdict("AB") == "too few songs with values: 2, expected at least 6"
+    none = system("none", *(record(str(number), values[0], "museval_sdr") for number in range(9)))
+    assert row(compare([a, none]), "vocals", "museval_sdr").verdict("AB") == "no song in common with values"
+    other = system("other", record("x", 1.0, "museval_sdr"))
+    verdicts = [each.verdict("ABC") for each in compare([a, b, other]).differences if each.b == 2]
+    assert {*verdicts} == {"no song in common"}
 
 
 def test_the_interval_is_a_bootstrap_interval() -> None:
@@ -227,9 +272,46 @@ def test_different_settings_give_a_warning(key: str, one: object, two: object, l
     assert compare([a, system("old", record("x", 1.0))]).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("key", "true", "false", "line"),
+    [
+        (
+            "lossy_estimates", True, False,
+            "the estimates of a and b are in a lossy format, those of c and d are not",
+        ),
+        (
+            "data", {"lossy": True}, {"lossy": False},
+            "the true stems of a and b are in a lossy format, those of c and d are not",
+        ),
+    ],
+)  # fmt: skip
+def test_files_in_a_lossy_format_on_one_side_give_a_warning(
+    key: str, true: object, false: object, line: str
+) -> None:
+    values = (true, true, false, false)
+    systems = [
+        system(name, record("x", 1.0), run={key: value}) for name, value in zip("abcd", values, strict=True)
+    ]
+    unknown = system("unknown", record("x", 1.0))
+    assert compare([*systems, unknown]).warnings == (line,)
+    assert compare([*systems[:2], unknown]).warnings == compare(systems[2:]).warnings == ()
+
+
+def test_metrics_that_only_some_have_are_named_by_their_titles() -> None:
+    a, b = (record("x", {"bass": 1.0}, metric) for metric in ("global_sdr", "museval_sdr"))
+    both = replace(a, scores={**a.scores, **b.scores, "si_sdr": a.scores["global_sdr"]})
+    (line,) = compare([system("one", a), system("all", both)]).warnings
+    assert line == "the metrics differ: one has global SDR; all has global SDR, museval SDR and SI-SDR"
+
+
+def test_a_setting_that_is_not_known_does_not_differ() -> None:
+    stems = system("stems", record("x", 1.0), run={"device": "not known"})
+    assert compare([stems, system("run", record("x", 1.0), run={"device": "cpu"})]).warnings == ()
+
+
 def test_a_run_that_is_given_twice_is_reported() -> None:
     a = system("a", record("x", 1.0))
-    assert compare([a, replace(a, name="a (2)")]).warnings == ("a, a (2) are the same run",)
+    assert compare([a, replace(a, name="a (2)")]).warnings == ("a and a (2) are the same run",)
 
 
 def test_different_data_failed_songs_and_unfinished_runs_give_warnings() -> None:
@@ -259,8 +341,9 @@ def test_runs_with_nothing_in_common_are_refused() -> None:
         compare([a, of_values("b", [1.0], "museval_sdr")])
     with pytest.raises(KmdxError, match="no two runs have a stem in common"):
         compare([system("a", record("0", {"piano": 1.0})), system("b", record("0", {"guitar": 1.0}))])
-    with pytest.raises(KmdxError, match="--samples 0"):
-        compare([a, a], samples=0)
+    for samples in (0, 999, 100_001):
+        with pytest.raises(KmdxError, match=f"--samples {samples}: expected 1000 to 100000"):
+            compare([a, a], samples=samples)
     with pytest.raises(KmdxError, match="no two runs have the metric si_sdr; available: global_sdr"):
         compare([a, a], only=["si_sdr"])
 

@@ -16,7 +16,7 @@ from sisec2018 import VOCALS
 from test_compare import of_values, record, sisec, system
 
 from evaluator import comparison_page, published
-from evaluator.comparison import Comparison, compare
+from evaluator.comparison import Comparison, compare, p_text
 from evaluator.systems import System
 
 browser = report_cases.browser
@@ -143,9 +143,10 @@ def test_a_table_that_scrolls_shows_a_hint(browser: Any, tmp_path: Path) -> None
     )
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(path.as_uri())
-    assert page.locator(".more").is_visible()
+    hint = page.locator(".scroll:has(#table) + .more")
+    assert hint.is_visible()
     page.set_viewport_size({"width": 1280, "height": 844})
-    page.locator(".more").wait_for(state="hidden")
+    hint.wait_for(state="hidden")
     page.close()
 
 
@@ -155,3 +156,18 @@ def test_many_songs_are_drawn(browser: Any, tmp_path: Path) -> None:
     page.goto(comparison_page.write(found, tmp_path / "page.html").as_uri())
     assert page.locator("#spread circle").count() == 300
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (None, "–"),
+        (1e-7, "< 0.0001"),
+        (9.99e-5, "< 0.0001"),
+        (0.0001, "0.0001"),
+        (0.0316, "0.032"),
+        (1.0, "1"),
+    ],
+)
+def test_a_p_value_has_two_digits(p: float | None, text: str) -> None:
+    assert p_text(p) == text

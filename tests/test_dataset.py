@@ -11,7 +11,17 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
-from evaluator.dataset import EVERY_SPLIT, MUSDB_SONGS, Track, as_wav, check, find_tracks, fingerprint
+from evaluator.dataset import (
+    EVERY_SPLIT,
+    MUSDB_SONGS,
+    Problem,
+    Track,
+    as_wav,
+    check,
+    find_tracks,
+    fingerprint,
+    grouped,
+)
 from kmdx import audio
 from kmdx.challenge import STEMS
 from kmdx.errors import KmdxError
@@ -90,7 +100,7 @@ def test_a_folder_without_songs_is_a_one_line_error(tmp_path: Path) -> None:
     for data, split, tracks, expected in [
         (tmp_path / "missing", "test", None, "No such file"),
         (empty, "test", None, r"expected <split>/<song>/mixture.wav .* found an empty folder"),
-        (tmp_path / "set", "train", None, r"no split 'train'; found test \(1 song\); use --split test"),
+        (tmp_path / "set", "train", None, r"no split 'train'; found test \(1 song\); name one of them"),
         (tmp_path / "file.txt", "test", None, "expected a folder|Not a directory"),
         (tmp_path / "set" / "test", "train", None, "no split 'train'; found 1 song in no split"),
         (tmp_path / "set", "test", "B*", r"none of 1 song is named 'B\*'; the first is 'song'"),
@@ -165,6 +175,45 @@ def test_stems_must_sum_to_the_mixture(tmp_path: Path) -> None:
         (False, "wrong: the stems do not sum to the mixture: the difference is 39.9 dB below it"),
     ]
     assert all(FEW in problem.message for problem in check(find_tracks(tmp_path), content=False))
+
+
+@pytest.mark.parametrize(
+    ("number", "details", "line"),
+    [
+        (1, ["click.wav"], "S0: not used: click.wav"),
+        (2, ["click.wav"], "2 songs: not used: S0 (click.wav), S1 (click.wav)"),
+        (3, ["a", "b"], "3 songs: not used: S0 (a), S1 (b), S2 (a)"),
+        (9, [""], "9 songs: not used: S0, S1, S2 and 6 more"),
+    ],
+)
+def test_songs_with_the_same_problem_share_a_line(number: int, details: list[str], line: str) -> None:
+    found = [
+        Problem(f"S{place}", False, "not used", details[place % len(details)]) for place in range(number)
+    ]
+    whole = [Problem(None, False, "not used"), Problem(None, False, "not used by any")]
+    assert grouped([*found, *whole, Problem("S0", False, "other")]) == [
+        line, "not used", "not used by any", "S0: other",
+    ]  # fmt: skip
+
+
+def test_each_kind_of_problem_of_many_songs_is_one_line(tmp_path: Path) -> None:
+    for seed, name in enumerate(["one", "two", "three"]):
+        make_song(tmp_path / name, seed, samples=3000 + seed)
+        sf.write(tmp_path / name / f"click {seed}.wav", noise(3000, seed=seed), RATE)
+        mixture, _ = sf.read(tmp_path / name / "mixture.wav")
+        sf.write(tmp_path / name / "mixture.wav", (0.99 - 0.1 * seed) * mixture, RATE)
+    _, extra, sums = grouped(check(find_tracks(tmp_path)))
+    assert extra == (
+        "3 songs: not used, because they are not stems or are duplicates: "
+        "one (click 0.wav), three (click 2.wav), two (click 1.wav)"
+    )
+    assert sums.startswith(
+        "3 songs: the stems do not sum to the mixture: one (the difference is 39.9 dB below"
+    )
+    for name in ("one", "two", "three"):
+        (tmp_path / name / "drums.wav").unlink()
+    incomplete = grouped(check(find_tracks(tmp_path), accept_incomplete=True))[-1]
+    assert incomplete.startswith("3 songs: no drums among its files: one (the mixture contains sound that")
 
 
 def test_damaged_samples_are_found(tmp_path: Path) -> None:

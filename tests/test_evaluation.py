@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import evaluation_cases
+import in_process
 import numpy as np
 import pytest
 import soundfile
 import submissions
 from evaluation_cases import NAMES, STEMS, results
 
-from evaluator import metrics
+from evaluator import command, metrics
 from evaluator.comparison_command import compare, load
 from evaluator.metrics import global_sdr
 
@@ -83,6 +84,37 @@ def test_one_entry_in_the_table_shows_a_metric_everywhere(
     assert "Added loudness, mean over songs" in (run / "report.html").read_text("utf-8")
     differences = compare([load(run), load(run)]).differences
     assert ("loudness", "vocals") in {(each.metric, each.stem) for each in differences}
+
+
+def of_loud_songs(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """A metric that fails for some songs."""
+    if not reference.any():
+        raise RuntimeError("a silent reference")
+    return 1.0
+
+
+def test_a_metric_that_fails_fails_only_its_song(evaluate, tmp_path: Path, monkeypatch) -> None:
+    entry = metrics.Metric("loud", "Loud", "", True, of_loud_songs)
+    monkeypatch.setitem(metrics.METRICS, "loud", entry)
+    result = evaluate("--metrics", "global_sdr,loud", "--strict")
+    assert result.code == 1, result.err
+    reasons = [record["reason"] for record in results(tmp_path / "run")["songs"]]
+    assert reasons == [None, "loud of bass cannot be computed: RuntimeError: a silent reference", None]
+
+
+def test_lossy_estimates_and_repeated_problems_are_reported_once(capsys, data: Path, tmp_path: Path) -> None:
+    for ending in ("wav", "ogg"):
+        for name in NAMES:
+            (tmp_path / ending / name).mkdir(parents=True)
+            vocals, rate = soundfile.read(data / "test" / name / "vocals.wav")
+            soundfile.write(tmp_path / ending / name / f"vocals.{ending}", 0.5 * vocals, rate)
+    folders = ("--estimates", tmp_path / "wav", "--estimates", tmp_path / "ogg")
+    options = (data, "-o", tmp_path / "board", *folders, "--stems", "vocals,bass")
+    result = in_process.run(capsys, command.main, "local_evaluation.py", *options)
+    assert result.code == 0, result.err
+    assert "the estimates of ogg are in a lossy format, those of wav are not" in result.out
+    lines = [line for line in results(tmp_path / "board" / "wav")["warnings"] if "no bass" in line]
+    assert lines == [f"3 songs: no bass in {tmp_path / 'wav'}: {', '.join(NAMES)}"]
 
 
 @pytest.fixture

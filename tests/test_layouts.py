@@ -180,7 +180,7 @@ def test_a_stem_of_moisesdb_is_the_sum_of_its_tracks(tmp_path: Path) -> None:
 def test_tracks_of_moisesdb_that_end_a_little_earlier_are_padded_and_named(tmp_path: Path) -> None:
     stems = moisesdb(tmp_path, short=50)
     assert np.array_equal(read(one(tmp_path), "vocals").samples, stems["vocals"].astype(np.float32))
-    expected = f"files shorter than {LENGTH} samples are padded with silence: vocals/backing.wav by 50"
+    expected = f"short files are padded with silence: vocals/backing.wav by 50 of {LENGTH} samples"
     assert f"Tones - One: {expected}" in said(tmp_path)
 
 
@@ -222,7 +222,10 @@ def test_sound_files_that_belong_to_no_song_are_reported(tmp_path: Path) -> None
 def test_an_unknown_split_is_an_error_that_lists_the_splits(tmp_path: Path) -> None:
     put(tmp_path / "set" / "train" / "a", whole(stems_of()))
     put(tmp_path / "set" / "valid" / "b", whole(stems_of()))
-    found = r"no split 'test'; found train \(1 song\), valid \(1 song\); use --split train"
+    found = (
+        r"no split 'test'; found train \(1 song\), valid \(1 song\); "
+        "name one of them with --split, or use --split all$"
+    )
     for split in (None, "test"):
         with pytest.raises(KmdxError, match=found):
             find_tracks(tmp_path / "set", split)

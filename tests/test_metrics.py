@@ -8,13 +8,14 @@ import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
 from conftest import noise, shared
 
-from evaluator.metrics import DELTA, METRICS, global_sdr
+from evaluator.metrics import DELTA, METRICS, Metric, global_sdr, show, signed
 from evaluator.scoring import BINS, SongScore, score_song
 from evaluator.song_warnings import SILENT_FRAMES
 from kmdx.errors import KmdxError
@@ -325,6 +326,40 @@ def test_metrics_of_one_function_are_computed_in_one_pass(
     found = score_song(stems, stems, [METRICS["bleedless"], METRICS["fullness"]]).scores
     assert found == {"bleedless": {"bass": 1, "drums": 1}, "fullness": {"bass": 2, "drums": 2}}
     assert calls == [900, 900]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"frames": True},
+        {"function": len, "frames": True},
+        {"function": len, "together": len},
+        {"function": len, "together": len, "frames": True},
+        {"together": len},
+        {"together": len, "frames": True, "uses_rate": True},
+        {"together": len, "frames": True, "uses_mixture": True},
+        {"function": len, "over_songs": "maximum"},
+        {"name": "museval_sdr", "function": len},
+        {"name": "museval_sdr"},
+    ],
+)
+def test_a_metric_whose_attributes_contradict_each_other_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^metric '{fields.get('name', 'new')}': "):
+        Metric(**{"name": "new", "title": "New", "unit": "", "higher_is_better": True, **fields})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "difference"),
+    [
+        (-0.0004, "0.000", "+0.000"),
+        (-0.0, "0.000", "+0.000"),
+        (-0.0006, "−0.001", "−0.001"),
+        (None, "–", "–"),
+    ],
+)
+def test_zero_has_no_minus_sign(value: float | None, shown: str, difference: str) -> None:
+    assert (show(METRICS["global_sdr"], value), signed(value)) == (shown, difference)
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:

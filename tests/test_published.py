@@ -104,6 +104,8 @@ def test_a_single_stem_is_shown_without_an_average() -> None:
     (same, _) = published_next_to(results["summary"], results["run"], list(VOCALS))
     assert same.columns == ("vocals",)
     assert "BS-RoFormer" not in [row.name for row in same.rows]
+    assert [name for names in same.sources.values() for name in names] == [row.name for row in same.rows]
+    assert "Lu, Wang, Kong" not in text_of(results)
     results["run"]["stems"] = ["piano"]
     assert published_next_to(results["summary"], results["run"], list(VOCALS)) == []
 

@@ -96,6 +96,31 @@ def test_a_page_without_scored_songs_reports_that(number: int) -> None:
     assert "No songs yet." in Text(report.page(empty)).text
 
 
+def test_a_page_of_existing_stems_has_nothing_about_a_submission() -> None:
+    rng = np.random.default_rng(0)
+    timeless = dict.fromkeys(("seconds", "real_time_factor", "peak_memory"))
+    results = fake_results([fake_song("one", rng) | timeless, failed_song("two", "no stem of this song")])
+    about_submission = (
+        "Real-time", "Memory, GB", "Loading the model", "Git commit", "Plan, sha256", "Isolation", "Limits",
+        "Device, precision and engine", "host memory",
+    )  # fmt: skip
+    text = Text(report.page(results)).text
+    assert all(words in text for words in about_submission)
+    unknown = dict.fromkeys(
+        ("submission", "plan_sha256", "git_commit", "time_limit_factor", "memory_limit", "enforced")
+    )
+    unknown |= dict.fromkeys(("device", "precision", "engine"), "not known")
+    results["run"] |= {**unknown, "estimates": "stems/umx", "load_seconds": None, "weights": []}
+    page = report.page(results)
+    text = Text(page).text
+    assert "stems/umx" in text
+    assert not [words for words in (*about_submission, "not known", "submission") if words in text]
+    body = page[page.index('<table id="table">') :]
+    columns = body[: body.index("</thead>")].count("<th ")
+    row = body[body.index("<tr data-index") :]
+    assert row[: row.index("</tr>")].count("<td ") == columns - 1 == 6
+
+
 def test_writing_a_page_leaves_the_results_unchanged() -> None:
     results = fifty()
     before = copy.deepcopy(results)

@@ -164,6 +164,23 @@ def test_nothing_overflows_the_window(page: Any, tmp_path: Path, width: int, sch
         assert shades(path) > 20
 
 
+def test_each_table_that_scrolls_has_a_hint_until_its_end(page: Any) -> None:
+    tables = page.locator(".scroll:has(> table)")
+    hints = page.locator(".scroll:has(> table) + .more")
+    page.locator("details > summary").first.click()
+    assert tables.count() == hints.count() > 2
+    page.set_viewport_size({"width": 390, "height": 844})
+    for number in range(tables.count()):
+        scroller, hint = tables.nth(number), hints.nth(number)
+        wide = scroller.evaluate("it => it.scrollWidth > it.clientWidth + 8")
+        hint.wait_for(state="visible" if wide else "hidden")
+        scroller.evaluate("it => it.scrollTo(it.scrollWidth, 0)")
+        hint.wait_for(state="hidden")
+    assert page.evaluate("document.querySelector('#table').offsetWidth > 390")
+    page.set_viewport_size({"width": 1280, "height": 844})
+    page.locator(".scroll:has(#table) + .more").wait_for(state="hidden")
+
+
 def shades(path: Path) -> int:
     """Number of different bytes in a PNG's filtered rows: of a blank picture there are few."""
     png, start, packed = path.read_bytes(), 8, b""

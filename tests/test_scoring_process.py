@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import evaluation_cases
 import pytest
 from evaluation_cases import STEMS
 
-from evaluator import metrics
+from evaluator import metrics, scoring_process
+from evaluator.metrics import Metric
+from evaluator.scoring import MetricError
 from evaluator.scoring_process import ScoringError, ScoringProcess
+from kmdx.errors import KmdxError
 
 data = evaluation_cases.data
 
@@ -34,3 +38,58 @@ def test_scoring_that_takes_too_long_is_ended_and_the_next_song_is_scored(data: 
         process.join()
         assert process.exitcode != 0
         assert scorer.score(files, files, metrics.choose(None)) == first
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_metric_may_be_a_lambda_or_a_closure(data: Path, monkeypatch, size: int) -> None:
+    def closure(reference: object, estimate: object) -> float:
+        return size
+
+    files = {"bass": data / "test" / "c" / "bass.wav"}
+    entry = Metric("size", "Size", "", True, closure if size else lambda reference, estimate: 0)
+    unknown = "size of bass cannot be computed: it is not in the table METRICS"
+    with ScoringProcess() as scorer, pytest.raises(KmdxError, match=unknown):  # in the process's own table
+        scorer.score(files, files, [entry])
+    monkeypatch.setitem(metrics.METRICS, "size", entry)
+    monkeypatch.setattr(scoring_process, "_pool", lambda: ThreadPoolExecutor(1))
+    with ScoringProcess() as scorer:
+        assert scorer.score(files, files, [entry]).scores == {"size": {"bass": size}}
+
+
+def divides_by_zero(*_: object) -> float:
+    return 1 / 0
+
+
+def has_no_text(*_: object) -> float:
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            Metric("ratio", "", "", True, divides_by_zero),
+            "ratio of bass cannot be computed: ZeroDivisionError: division by zero",
+        ),
+        (Metric("ratio", "", "", True, has_no_text), "ratio of bass cannot be computed: RuntimeError"),
+        (Metric("ratio", "", "", True, lambda *_: None), "ratio of bass .*: TypeError: "),
+        (Metric("ratio", "", "", True, lambda *_: {"other": 1.0}), "ratio of bass .*: KeyError: 'ratio'"),
+        (
+            Metric("ratio", "", "", True, together=divides_by_zero, frames=True),
+            "ratio of bass, drums .*: ZeroDivisionError: ",
+        ),
+        (
+            Metric("ratio", "", "", True, together=lambda *_: {"bass": {"ratio": [1.0]}}, frames=True),
+            "ratio of bass, drums .*: KeyError: 'drums'",
+        ),
+    ],
+)
+def test_a_metric_that_fails_is_named_with_its_stem(
+    data: Path, monkeypatch, entry: Metric, message: str
+) -> None:
+    monkeypatch.setitem(metrics.METRICS, "ratio", entry)
+    monkeypatch.setattr(scoring_process, "_pool", lambda: ThreadPoolExecutor(1))
+    files = {stem: data / "test" / "c" / f"{stem}.wav" for stem in ("bass", "drums")}
+    with ScoringProcess() as scorer, pytest.raises(MetricError, match=message) as caught:
+        scorer.score(files, files, [entry])
+    assert "\n" not in str(caught.value)
