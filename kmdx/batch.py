@@ -1,23 +1,39 @@
 """Separate a batch of songs into folders of stems: which are missing, read, separate, write, report.
 
-The ``kmdx separate`` command uses it.
+The ``kmdx separate`` command uses it; :mod:`kmdx.cluster` does the same on many GPUs and machines.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.markup import escape
 
-from kmdx import audio, devices, engines, inputs, manifest, pipeline, precisions, tags, terminal, weights
+from kmdx import (
+    audio,
+    devices,
+    engines,
+    files,
+    inputs,
+    manifest,
+    pipeline,
+    precisions,
+    speeds,
+    tags,
+    terminal,
+    weights,
+)
 from kmdx.challenge import ACCOMPANIMENT
+from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.plan import Plan
-from kmdx.separator import Separator, Stems
+from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
+from kmdx.song_log import SongLog
 from kmdx.terminal import err
 
 SMALLEST = "htdemucs"  # the ensemble with the smallest download
@@ -25,18 +41,48 @@ SMALLEST = "htdemucs"  # the ensemble with the smallest download
 
 @dataclass(frozen=True)
 class SeparateOptions:
-    """The options of ``kmdx separate``."""
+    """The options of ``kmdx separate``, with the same defaults."""
 
-    ensemble: str
-    device: str
-    speed: str
-    precision: str
-    engine: str
-    start: float
-    duration: float | None
-    downmix: bool
-    format: str
-    overwrite: bool
+    ensemble: str = DEFAULT_ENSEMBLE
+    device: str = "auto"
+    speed: str = speeds.DEFAULT
+    precision: str = "auto"
+    engine: str = engines.DEFAULT
+    start: float = 0.0
+    duration: float | None = None
+    downmix: bool = False
+    format: str = "wav16"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make of every song of a batch, and where."""
+
+    output: Path
+    """Parent of the songs' folders."""
+    plan: Plan
+    stems: tuple[str, ...]
+    """The stems to make, of the plan and ``accompaniment``."""
+    options: SeparateOptions
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The file name of each stem."""
+        extension = audio.FORMATS[self.options.format].extension
+        return {stem: f"{stem}{extension}" for stem in self.stems}
+
+    @cached_property
+    def settings(self) -> Callable[[str], manifest.StemSettings | None]:
+        """The settings that each stem of the plan would be made with now, on this machine."""
+        return _settings(self.plan, self.options)
+
+    def task(self, song: inputs.InputSong) -> SongTask:
+        """A song with the stems to make of it."""
+        folder = song.folder(self.output)
+        return SongTask(
+            song, manifest.Wanted(song.path, folder, self.files, self.settings, self.options.overwrite)
+        )
 
 
 class SongTask(NamedTuple):
@@ -60,15 +106,94 @@ class SongStems(NamedTuple):
     stems: Stems
     rate: int
 
+    @property
+    def seconds(self) -> float:
+        """Their length."""
+        return len(next(iter(self.stems.values()))) / self.rate
 
-def separate(
-    songs: Sequence[inputs.InputSong],
-    output: Path,
-    loaded: Plan,
-    stems: tuple[str, ...],
-    options: SeparateOptions,
-) -> int:
-    """Separate songs into folders in ``output``, report each, and return how many failed.
+
+@dataclass(frozen=True)
+class SongResult:
+    """What became of a song."""
+
+    song: Path
+    folder: Path
+    """The folder of its stems."""
+    stems: tuple[str, ...] = ()
+    """The stems that were written; none if they were finished before, or if the song failed."""
+    seconds: float = 0.0
+    """Length of the separated audio."""
+    error: str | None = None
+    """Why it failed; None if all its stems are finished."""
+    warnings: tuple[str, ...] = ()
+    node: str | None = None
+    """The machine that separated it, if it was done on a cluster."""
+
+
+class Check(NamedTuple):
+    """What is in a song's folder: the work that is left, if any, and the result if there is none."""
+
+    task: SongTask | None
+    result: SongResult
+
+
+class SongWorker:
+    """Separates songs of a job, each from file to file. The first song that needs networks loads them.
+
+    Several threads may call it: they read and write at the same time, and separate in turn.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._turn = threading.Lock()
+        self._separator: Separator | None = None
+
+    def separate(self, song: inputs.InputSong, progress: Progress) -> SongResult:
+        """Separate a song, unless its stems are finished. Nothing is printed.
+
+        Raises
+        ------
+        kmdx.files.Locked
+            If another worker is separating it.
+        """
+        folder = song.folder(self.job.output)
+        try:
+            with manifest.claimed(folder):
+                left, known = check(self.job.task(song))
+                return known if left is None else self._finish(left, known, progress)
+        except files.Locked:
+            raise
+        except (KmdxError, OSError) as error:
+            message = str(error) if isinstance(error, KmdxError) else f"{song.path}: {reason(error)}"
+            return SongResult(song.path, folder, error=message)
+
+    def _finish(self, task: SongTask, known: SongResult, progress: Progress) -> SongResult:
+        """Separate the stems that are missing."""
+        read = _read(task, self.job.options)
+        with self._turn:
+            if self._separator is None:
+                self._load()
+            assert self._separator is not None
+            made = _separate(task, read, self._separator, self.job.options.format, progress)
+        task = SongTask(task.song, self.job.task(task.song).wanted.only(task.wanted.files))
+        result = _write(task, made, self.job.options.format)
+        return replace(result, warnings=(*known.warnings, *result.warnings))
+
+    def _load(self) -> None:
+        """Load the networks; pull weights that this machine lacks."""
+        plan = self.job.plan
+        used = {
+            name: plan.networks[name].weight for name in plan.networks_used(plan.signals_of(self.job.stems))
+        }
+        found = weights.find_all(used.values())
+        if missing := [weight for weight in used.values() if found[weight.name] is None and weight.sources]:
+            list(weights.pull_all(missing, report=lambda _: None))
+            self.job = replace(self.job)  # whose settings include the checksums of the new files
+        self._separator = _separator(self.job)
+
+
+def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
+    """Separate songs, report each, and return how many failed.
 
     Songs whose stems are all finished are skipped, and only missing stems are made.
 
@@ -79,12 +204,20 @@ def separate(
     KeyboardInterrupt
         If the user stops it; this has been reported.
     """
-    tasks = _tasks(songs, output, loaded, stems, options)
-    todo, failed = _check_folders(tasks)
+    inputs.refuse_shared_folders(songs, job.output, job.files.values())
+    todo, failed = [], 0
+    for checked in map(check, map(job.task, songs)):
+        if checked.task is None:
+            log.song(checked.result)
+            failed += checked.result.error is not None
+        else:
+            todo.append(checked.task)
+            for warning in checked.result.warnings:
+                terminal.warn(warning)
     if todo:
-        separator = _separator(loaded, options, stems)
+        separator = _separator(job)
         err.print(escape(_describe_device(separator)))
-        failed += _separate_all(todo, separator, options)
+        failed += _separate_all(todo, separator, job.options, log)
     return failed
 
 
@@ -116,63 +249,43 @@ def _settings(loaded: Plan, options: SeparateOptions) -> Callable[[str], manifes
     return settings
 
 
-def _tasks(
-    songs: Sequence[inputs.InputSong],
-    output: Path,
-    loaded: Plan,
-    wanted: Sequence[str],
-    options: SeparateOptions,
-) -> list[SongTask]:
-    """The songs with the stems to make of each; an error if two songs would share a folder."""
-    names = {stem: f"{stem}{audio.FORMATS[options.format].extension}" for stem in wanted}
-    inputs.refuse_shared_folders(songs, output, names.values())
-    settings = _settings(loaded, options)
-    return [
-        SongTask(song, manifest.Wanted(song.path, song.folder(output), names, settings, options.overwrite))
-        for song in songs
-    ]
-
-
-def _check_folders(tasks: list[SongTask]) -> tuple[list[SongTask], int]:
-    """Report what is in the songs' folders; return the songs to separate, and how many failed."""
+def check(task: SongTask) -> Check:
+    """Find out what is in a song's folder, and what is left to do."""
+    path, folder = task.song.path, task.wanted.folder
     endings = tuple({format.extension for format in audio.FORMATS.values()})
-    todo, failed = [], 0
-    for task in tasks:
-        path, folder = task.song.path, task.wanted.folder
-        try:
-            manifest.clean(folder)
-            status = manifest.status(task.wanted, lambda name: name.endswith(endings))
-        except OSError as error:
-            terminal.complain(f"{path}: {error.filename or folder} cannot be read: {error.strerror}")
-            failed += 1
-            continue
-        if status.conflicts:
-            terminal.complain(
-                f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
-                "use --overwrite to replace them, or another --output to keep them"
-            )
-            failed += 1
-        elif status.missing:
-            todo.append(SongTask(task.song, task.wanted.only(status.missing)))
-        else:
-            err.print(escape(f"{path}: already in {folder}; use --overwrite to separate it again"))
-        for name in status.unknown:
-            terminal.warn(
-                f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
-                f"{name}.bak, unless the new stem begins with the same bytes"
-            )
-        if status.stale:
-            terminal.warn(f"{folder} also has files made with different settings: {'; '.join(status.stale)}")
-    return todo, failed
+    result = SongResult(path, folder)
+    try:
+        manifest.clean(folder)
+        status = manifest.status(task.wanted, lambda name: name.endswith(endings))
+    except OSError as error:
+        what = f"{path}: {error.filename or folder} cannot be read: {error.strerror}"
+        return Check(None, replace(result, error=what))
+    remarks = [
+        f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
+        f"{name}.bak, unless the new stem begins with the same bytes"
+        for name in status.unknown
+    ]
+    if status.stale:
+        remarks.append(f"{folder} also has files made with different settings: {'; '.join(status.stale)}")
+    result = replace(result, warnings=tuple(remarks))
+    if status.conflicts:
+        what = (
+            f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
+            "use --overwrite to replace them, or another --output to keep them"
+        )
+        return Check(None, replace(result, error=what))
+    left = SongTask(task.song, task.wanted.only(status.missing)) if status.missing else None
+    return Check(left, result)
 
 
-def _separator(loaded: Plan, options: SeparateOptions, stems: tuple[str, ...]) -> Separator:
+def _separator(job: Job) -> Separator:
     """Load the networks."""
+    options = job.options
     try:
         return Separator(
-            loaded,
+            job.plan,
             device=options.device,
-            stems=stems,
+            stems=job.stems,
             speed=options.speed,
             precision=options.precision,
             engine=options.engine,
@@ -183,23 +296,26 @@ def _separator(loaded: Plan, options: SeparateOptions, stems: tuple[str, ...]) -
         raise KmdxError(f"{error}{hint}") from error
 
 
-def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions) -> int:
+def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions, log: SongLog) -> int:
     """Separate songs, report each, and return how many failed."""
     failed: list[SongTask] = []
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
     def separate(task: SongTask, song: SourceSong) -> SongStems:
         number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
-        return _separate(task, song, separator, options.format, f"{number}{task.song.place}")
+        seconds = len(song.sound.samples) / song.sound.rate
+        with terminal.song_bar(f"{number}{task.song.place}", seconds) as progress:
+            return _separate(task, song, separator, options.format, progress)
+
+    def write(task: SongTask, made: SongStems) -> None:
+        log.song(_write(task, made, options.format))
 
     def fail(task: SongTask, error: KmdxError) -> None:
-        terminal.complain(str(error))
+        log.song(SongResult(task.song.path, task.wanted.folder, error=str(error)))
         failed.append(task)
 
     try:
-        pipeline.run(
-            tasks, partial(_read, options=options), separate, partial(_write, format=options.format), fail
-        )
+        pipeline.run(tasks, partial(_read, options=options), separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; finished songs are kept")
@@ -220,24 +336,25 @@ def _read(task: SongTask, options: SeparateOptions) -> SourceSong:
     return SourceSong(source, sound)
 
 
-def _separate(task: SongTask, song: SourceSong, separator: Separator, format: str, title: str) -> SongStems:
-    """Separate a song, with a progress bar, after checking that its stems can be written."""
+def _separate(
+    task: SongTask, song: SourceSong, separator: Separator, format: str, progress: Progress
+) -> SongStems:
+    """Separate a song, after checking that its stems can be written."""
     sound = song.sound
     places = [task.wanted.folder / manifest.FOLDER / "lock", *task.wanted.paths.values()]
     audio.check_writable(places, sound.rate, format)
-    with terminal.song_bar(title, len(sound.samples) / sound.rate) as progress:
-        stems = separator.separate(
-            sound.samples,
-            sound.rate,
-            stems=task.wanted.files,
-            progress=progress,
-            name=str(task.song.path),
-        )
+    stems = separator.separate(
+        sound.samples,
+        sound.rate,
+        stems=task.wanted.files,
+        progress=progress,
+        name=str(task.song.path),
+    )
     return SongStems(song.source, stems, sound.rate)
 
 
-def _write(task: SongTask, made: SongStems, format: str) -> None:
-    """Write the stems of a song, and report them."""
+def _write(task: SongTask, made: SongStems, format: str) -> SongResult:
+    """Write the stems of a song."""
     paths, stems = task.wanted.paths, made.stems
     song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
     with manifest.writing(task.wanted, made.source) as prepare:
@@ -248,10 +365,12 @@ def _write(task: SongTask, made: SongStems, format: str) -> None:
             {paths[stem]: song_tags.of_stem(stem) for stem in stems},
             prepare,
         )
-    terminal.say(f"{task.song.path} → {task.wanted.folder} ({', '.join(stems)})")
-    for path, peak in peaks.items():
-        if peak > 1 and audio.FORMATS[format].integer:
-            terminal.warn(f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping")
+    clipped = tuple(
+        f"{path} is clipped: it peaks at {peak:.3f}; --format float32 avoids clipping"
+        for path, peak in peaks.items()
+        if peak > 1 and audio.FORMATS[format].integer
+    )
+    return SongResult(task.song.path, task.wanted.folder, tuple(stems), made.seconds, warnings=clipped)
 
 
 def _describe_device(separator: Separator) -> str:

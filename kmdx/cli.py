@@ -11,6 +11,7 @@ from rich.markup import escape
 from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError, counted, quoted, suggest
+from kmdx.song_log import song_log
 from kmdx.terminal import (
     DeviceOption,
     Engine,
@@ -97,6 +98,23 @@ def separate(
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
     overwrite: OverwriteOption = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="auto|ADDRESS", help="Use a Ray cluster; auto: that of this machine."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Most workers; without --cluster, they run on this machine.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of a worker, such as 0.5; default: 1 if there are any."),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores of a worker; default: an equal share of its node's.")
+    ] = None,
+    log_json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each song to this file.")
+    ] = None,
 ) -> None:
     """Separate songs into stems with the rate, channels and length of each song.
 
@@ -127,7 +145,17 @@ def separate(
         format=format.value,
         overwrite=overwrite,
     )
-    failed = batch.separate(found.songs, output, loaded, wanted, options) + len(found.problems)
+    job = batch.Job(output, loaded, wanted, options)
+    with song_log(log_json) as log:
+        if cluster is None and workers is None:
+            failed = batch.separate(found.songs, job, log)
+        else:
+            from kmdx import cluster_console
+            from kmdx.cluster import ClusterOptions
+
+            settings = ClusterOptions(cluster, workers, gpus_per_worker, cpus_per_worker)
+            failed = cluster_console.separate(found.songs, job, settings, log) if found.songs else 0
+    failed += len(found.problems)
     if failed:
         raise typer.Exit(2 if failed == len(found.songs) + len(found.problems) else 1)
 

@@ -52,6 +52,17 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(_visible_cores(), _cpu_quota())))
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine exists; also if the system does not say."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def memory() -> int | None:
     """Bytes of memory that this process may use; ``None`` if the system does not report it."""
     try:

@@ -13,7 +13,8 @@ or a stem that does not count as finished:
 4. Its record is renamed, too.
 
 If a kill left a ``.json.new``, the stem's checksum shows which of the two records describes it. Only one
-process at a time writes to a folder: the one that holds the lock ``.kmdx/lock``.
+process at a time writes to a folder: the one that holds the lock ``.kmdx/lock``. A worker
+of a cluster also holds ``.kmdx/claim`` while it separates.
 """
 
 from __future__ import annotations
@@ -222,6 +223,17 @@ def clean(folder: Path) -> None:
 
 
 @contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other workers from separating the same song meanwhile.
+
+    Raises :class:`kmdx.files.Locked` if another one already does, and another :class:`OSError` if the folder
+    cannot be made.
+    """
+    with _lock(folder, 0, "claim"):
+        yield
+
+
+@contextmanager
 def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path, Path]], None]]:
     """Lock a song's folder while its stems are written.
 
@@ -275,7 +287,7 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
 
 
 @contextmanager
-def _lock(folder: Path, timeout: float) -> Iterator[None]:
+def _lock(folder: Path, timeout: float, name: str = "lock") -> Iterator[None]:
     """Be the only process that writes to a folder; a failure leaves no new files or folders behind."""
     place = folder / FOLDER
 
@@ -283,13 +295,13 @@ def _lock(folder: Path, timeout: float) -> Iterator[None]:
         text = f"waiting for another process that is writing to {folder}"
         warnings.warn(text, KmdxWarning, stacklevel=7)
 
-    with files.folder(place), files.locked(place / "lock", timeout, on_wait, _LOCK_QUIET):
+    with files.folder(place), files.locked(place / name, timeout, on_wait, _LOCK_QUIET):
         try:
             yield
         except BaseException:
             if not any(_records_in(folder, _RECORD)):
                 with suppress(OSError):  # Windows does not remove an open file
-                    (place / "lock").unlink()
+                    (place / name).unlink()
             raise
 
 

@@ -1,0 +1,588 @@
+"""Separate songs on many GPUs and machines, with Ray.
+
+There is one idea: independent tasks, workers that are expensive to make, and results on disk. A worker is a
+Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker handles two tasks at a
+time, so that it reads and writes files while it computes. Unless it is given a number of cores, it computes
+with as many threads as a single process would on its machine, because oneDNN's last bits depend on them.
+
+A task whose worker dies goes to another worker, where it runs alone. If that one dies, too, the task has
+failed. The loss of a node is not blamed on its tasks, unless it happens five times. What counts as finished
+is decided by the records next to the stems (:mod:`kmdx.manifest`), so a command that is repeated continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from kmdx import files, host, inputs
+from kmdx.errors import KmdxError, KmdxWarning, first_line, reason, shown
+from kmdx.inputs import InputSong
+
+if TYPE_CHECKING:  # they import torch, which a worker may only do after it has set the number of threads
+    from kmdx.batch import Job, SeparateOptions, SongResult
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Ray's settings that keep its own messages and reports quiet; it reads them when it is imported."""
+for _name, _value in QUIET.items():
+    os.environ.setdefault(_name, _value)
+try:
+    import ray
+    from ray import cloudpickle
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ModuleNotFoundError as error:
+    raise KmdxError(f"{error.name} is missing; install it with: pip install 'kmdx-net[cluster]'") from error
+
+Task = TypeVar("Task")
+Value = TypeVar("Value")
+Progress = Callable[[float, float], None]
+"""Called with seconds of audio done and in total."""
+Work = Callable[[Task, Progress], Value]
+"""What a worker does. It raises :class:`kmdx.files.Locked` for a task that another process is working on."""
+
+AT_ONCE = 2  # tasks that a worker handles at a time
+DEATHS = 2  # workers that a task may end before it has failed
+LOST_NODES = 5  # nodes that may be lost during a task before it has failed
+POLL = 0.2  # seconds between two looks at the workers
+NODES = 2.0  # seconds between two looks at the nodes
+RETRY = 2.0  # seconds until a task that another process works on is tried again
+PATIENCE = 60.0  # seconds without any usable node after which the run ends
+REACHED = 10.0  # seconds until the head node must answer
+CHECKED = 1000  # folders that each node is asked for, at most
+
+
+class ClusterError(KmdxError):
+    """A cluster cannot be reached or used."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where the workers run, and what each gets."""
+
+    address: str | None = None
+    """Address of a Ray cluster, or ``auto`` for that of this machine; None starts Ray here."""
+    workers: int | None = None
+    """Most workers; None for as many as fit."""
+    gpus: float | None = None
+    """GPUs of a worker; None for one if there are GPUs."""
+    cpus: int | None = None
+    """CPU cores and threads of a worker. By default, the workers of a node share its cores."""
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Task, Value]):
+    """A task that was done, or that failed because it ended its workers."""
+
+    number: int
+    """Index of the task."""
+    node: str
+    value: Value | None
+    failure: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that happened to a worker or a node."""
+
+    text: str
+    is_warning: bool = True
+
+
+@dataclass
+class Worker:
+    """A Ray actor, and what it is doing."""
+
+    actor: Any
+    node: str
+    node_id: str
+    is_ready: bool = False
+    tasks: dict[Any, int] = field(default_factory=dict)
+    """The number of the task behind each pending reference."""
+    progress: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Seconds of audio done and in total of each task."""
+    asked: Any = None  # the pending reference of its progress
+
+
+class _Actor:
+    """The process of a worker."""
+
+    def __init__(self, make: bytes, threads: int | None, shared: bool) -> None:
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
+        if shared:
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._work = cloudpickle.loads(make)()  # imports torch
+        self._progress: dict[int, tuple[float, float]] = {}
+        self._local = threading.local()
+        warnings.simplefilter("always", KmdxWarning)
+        warnings.showwarning = self._note
+
+    def ready(self, program: str, token: str, folders: Sequence[str]) -> str | None:
+        """Why this node cannot be used; None if it can."""
+        own = version("kmdx-net")
+        if own != program:
+            return f"it has kmdx-net {own}, not {program}"
+        if not Path(token).exists():
+            return f"it does not see the output folder {Path(token).parent}"
+        return next((f"it does not see {folder}" for folder in folders if not os.path.exists(folder)), None)  # noqa: PTH110 (any text)
+
+    def do(self, number: int, task: Any) -> tuple[str, Any, tuple[str, ...]]:
+        """Do a task; return whether it is ``done``, ``busy`` or has ``failed``, the result, and warnings."""
+        noted: list[str] = []
+        self._local.warnings = noted
+
+        def progress(done: float, total: float) -> None:
+            self._progress[number] = (done, total)
+
+        try:
+            return "done", self._work(task, progress), tuple(noted)
+        except files.Locked:
+            return "busy", None, ()
+        except Exception as error:  # a fault of the program: the other tasks go on
+            return "failed", f"{type(error).__name__}: {first_line(error)}", tuple(noted)
+        finally:
+            self._progress.pop(number, None)
+
+    def progress(self) -> dict[int, tuple[float, float]]:
+        """Progress of the current tasks."""
+        return dict(self._progress)
+
+    def _note(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        noted = getattr(self._local, "warnings", None)
+        if issubclass(category, KmdxWarning) and noted is not None:
+            noted.append(str(message))
+
+
+class Pool(Generic[Task, Value]):
+    """Does tasks with as many workers as the cluster has room for.
+
+    Parameters
+    ----------
+    tasks : sequence
+        They are sent to workers, so they can be pickled.
+    make : callable
+        Called in each worker's process; returns what does a task there.
+    output : Path
+        An existing folder that every node must see.
+    folders : sequence of Path
+        More folders and files that every node must see.
+    options : ClusterOptions
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        make: Callable[[], Work[Task, Value]],
+        output: Path,
+        folders: Sequence[Path],
+        options: ClusterOptions,
+    ) -> None:
+        self.tasks = tasks
+        self.options = options
+        self.workers: list[Worker] = []
+        self.left = len(tasks)
+        self._make = cloudpickle.dumps(make)
+        self._folders = [str(path) for path in folders][:CHECKED]
+        self._output = output
+        self._waiting = deque(range(len(tasks)))
+        self._later: list[tuple[float, int]] = []  # when to try a busy task again
+        self._deaths: Counter[int] = Counter()
+        self._losses: Counter[int] = Counter()
+        self._refused: set[str] = set()  # ids of unusable nodes
+        self._starts: Counter[str] = Counter()  # workers of a node that died before they were ready
+        self._looked = self._usable = time.monotonic()
+
+    def run(self, on_look: Callable[[], None] = lambda: None) -> Iterator[Finished[Task, Value] | Notice]:
+        """Yield each task as it is finished, and notices about workers and nodes.
+
+        ``on_look`` is called several times a second, when the workers' progress is known.
+
+        Raises
+        ------
+        ClusterError
+            If no node can be used.
+        """
+        with _token(self._output) as self._token:
+            self._look_at_nodes()
+            try:
+                while self.left:
+                    yield from self._step()
+                    on_look()
+            finally:
+                for worker in self.workers:
+                    with suppress(Exception):
+                        ray.kill(worker.actor)
+
+    def _step(self) -> Iterator[Finished[Task, Value] | Notice]:
+
+        now = time.monotonic()
+        if now - self._looked > NODES:
+            self._look_at_nodes()
+        self._waiting.extend(number for when, number in self._later if when <= now)
+        self._later = [(when, number) for when, number in self._later if when > now]
+        self._hand_out()
+        pending = {
+            ref: worker for worker in self.workers for ref in (*worker.tasks, worker.asked) if ref is not None
+        }
+        if not pending:
+            self._check_patience()
+            time.sleep(POLL)
+            return
+        self._usable = now
+        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL)
+        for ref in done:
+            yield from self._take(pending[ref], ref)
+
+    def _check_patience(self) -> None:
+        if time.monotonic() - self._usable > PATIENCE and not self._later:
+            raise ClusterError(f"no node of the cluster can be used for {PATIENCE:.0f} s")
+
+    def _look_at_nodes(self) -> None:
+        """Start workers where there is room for them."""
+        self._looked = time.monotonic()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        names = _names(nodes)
+        share = _shares(nodes, self.options)
+        for node in nodes:
+            id = node["NodeID"]
+            own = sum(worker.node_id == id for worker in self.workers)
+            room = 0 if id in self._refused else share.room(node["Resources"])
+            most = min(self.left, self.options.workers or self.left)
+            for _ in range(min(room - own, most - len(self.workers))):
+                self.workers.append(self._start(id, names[id], share.of(node["Resources"]), room > 1))
+
+    def _start(self, id: str, name: str, resources: Mapping[str, float], is_shared: bool) -> Worker:
+        remote: Any = ray.remote(_Actor)
+        actor = remote.options(
+            **resources,
+            max_concurrency=AT_ONCE + 1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
+        ).remote(self._make, self.options.cpus, is_shared)
+        worker = Worker(actor, name, id)
+        worker.asked = actor.ready.remote(version("kmdx-net"), str(self._token), self._folders)
+        return worker
+
+    def _hand_out(self) -> None:
+        """Give waiting tasks to workers; a task that may have ended a worker runs alone."""
+        for worker in self.workers:
+            while worker.is_ready and self._waiting and len(worker.tasks) < AT_ONCE:
+                number = self._waiting[0]
+                suspects = {number, *worker.tasks.values()} & self._deaths.keys()
+                if worker.tasks and suspects:
+                    break
+                self._waiting.popleft()
+                worker.tasks[worker.actor.do.remote(number, self.tasks[number])] = number
+            if worker.is_ready and worker.asked is None:
+                worker.asked = worker.actor.progress.remote()
+
+    def _take(self, worker: Worker, ref: Any) -> Iterator[Finished[Task, Value] | Notice]:
+        """What a worker's answer means."""
+        if worker not in self.workers:  # it died, and this was found out with another reference
+            return
+        try:
+            found = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            yield from self._bury(worker, error)
+            return
+        if ref is worker.asked:
+            worker.asked = None
+            if worker.is_ready:
+                worker.progress = found
+            elif found is None:
+                worker.is_ready = True
+                yield Notice(f"worker on {worker.node}", is_warning=False)
+            else:
+                yield from self._refuse(worker, found)
+            return
+        number = worker.tasks.pop(ref)
+        kind, value, noted = found
+        if kind == "busy":
+            self._later.append((time.monotonic() + RETRY, number))
+            return
+        self.left -= 1
+        failure = value if kind == "failed" else None
+        yield Finished(number, worker.node, None if failure else value, failure, noted)
+
+    def _refuse(self, worker: Worker, why: str) -> Iterator[Notice]:
+        """Do not use a node."""
+        self._refused.add(worker.node_id)
+        self.workers = [each for each in self.workers if each.node_id != worker.node_id]
+        yield Notice(f"{worker.node} is not used: {why}")
+        if not self.workers and not self._later:
+            raise ClusterError(f"no node can be used; {worker.node}: {why}")
+
+    def _bury(self, worker: Worker, error: Exception) -> Iterator[Finished[Task, Value] | Notice]:
+        """Give the tasks of a dead worker to others, or give them up."""
+        self.workers.remove(worker)
+        lost = "node has died" in str(error) or not _is_alive(worker.node_id)
+        why = f"{worker.node} was lost" if lost else f"a worker on {worker.node} ended: {_why(error)}"
+        yield Notice(why)
+        if not worker.is_ready and not lost:
+            self._starts[worker.node_id] += 1
+            if self._starts[worker.node_id] >= DEATHS:
+                yield from self._refuse(worker, f"its workers do not start: {_why(error)}")
+        for number in worker.tasks.values():
+            counts, most = (self._losses, LOST_NODES) if lost else (self._deaths, DEATHS)
+            counts[number] += 1
+            if counts[number] < most:
+                self._waiting.appendleft(number)
+            else:
+                self.left -= 1
+                times = "twice" if most == DEATHS else f"{most} times"
+                yield Finished(
+                    number,
+                    worker.node,
+                    None,
+                    f"it was given up, because its worker ended {times}; {why}",
+                )
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What a worker gets of a node."""
+
+    gpus: float
+    cpus: int | None
+
+    def room(self, resources: Mapping[str, float]) -> int:
+        """Number of workers that a node has room for."""
+        by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
+        by_cpu = int(resources.get("CPU", 0)) // self.cpus if self.cpus else None
+        fitting = [room for room in (by_gpu, by_cpu) if room is not None]
+        return min(fitting) if fitting else 1
+
+    def of(self, resources: Mapping[str, float]) -> dict[str, float]:
+        """The resources that Ray reserves for a worker of a node."""
+        cpus = self.cpus or max(1, int(resources.get("CPU", 1)) // max(1, self.room(resources)))
+        return {"num_cpus": cpus, "num_gpus": self.gpus}
+
+
+def _shares(nodes: Sequence[Mapping[str, Any]], options: ClusterOptions) -> _Shares:
+    """What a worker gets: by default a GPU if any node has one, else a node's cores or a share of them."""
+    gpus = sum(node["Resources"].get("GPU", 0) for node in nodes)
+    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
+    each = options.gpus
+    if each is None:
+        each = min(1.0, gpus / options.workers) if options.workers and gpus else float(gpus > 0)
+    own = options.cpus
+    if own is None and not each and options.workers and len(nodes) == 1:
+        own = max(1, cpus // options.workers)
+    return _Shares(each, own)
+
+
+def separate(
+    songs: Iterable[str | Path | InputSong],
+    output: str | Path,
+    ensemble: str = "leaderboard_c",
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: int | None = None,
+    stems: Sequence[str] | None = None,
+    options: SeparateOptions | None = None,
+) -> Iterator[SongResult]:
+    """Separate songs on a cluster, or with several workers on this machine.
+
+    Parameters
+    ----------
+    songs : iterable
+        Files, folders and glob patterns, as for ``kmdx separate``.
+    output : path
+        Parent of the songs' folders. Every node must see it and the songs under the same paths.
+    ensemble : str
+        Name of an ensemble, or path of a plan.
+    address : str, optional
+        Address of a Ray cluster, or ``auto``; by default Ray is started on this machine.
+    workers : int, optional
+        Most workers; by default as many as fit.
+    gpus_per_worker, cpus_per_worker : number, optional
+        What a worker gets; by default one GPU if there are any, and an equal share of its node's cores.
+    stems : sequence of str, optional
+        By default all stems of the ensemble.
+    options : SeparateOptions, optional
+        Device, speed, precision, format, …; by default those of ``kmdx separate``.
+
+    Yields
+    ------
+    SongResult
+        Each song as it arrives, with the node that did it. Songs that were finished before have no ``stems``.
+
+    Raises
+    ------
+    KmdxError
+        If an option is wrong, a song does not exist, two songs would share a folder, or no node can be used.
+    """
+    from kmdx import batch, plan_file
+
+    output = Path(output)
+    found = inputs.collect([str(song) for song in songs], output)
+    if found.problems:
+        raise KmdxError("; ".join(found.problems))
+    plan = plan_file.load(ensemble)
+    chosen = options or batch.SeparateOptions(ensemble)
+    job = batch.Job(output, plan, plan.check_stems(stems), chosen)
+    settings = ClusterOptions(address, workers, gpus_per_worker, cpus_per_worker)
+    pool = pool_of(found.songs, job, settings)
+    with connected(settings):
+        for event in pool.run():
+            if isinstance(event, Finished):
+                yield result_of(event, found.songs, job)
+
+
+def pool_of(songs: Sequence[InputSong], job: Job, options: ClusterOptions) -> Pool[InputSong, SongResult]:
+    """The pool that separates songs; run it while Ray is connected.
+
+    Raises
+    ------
+    KmdxError
+        If two songs would share a folder, or the output folder cannot be made.
+    """
+    inputs.refuse_shared_folders(songs, job.output, job.files.values())
+    if job.options.device not in ("auto", "cpu", "cuda"):
+        raise KmdxError(f"--device {job.options.device}: Ray chooses the GPU of each worker; leave this out")
+    if job.options.device == "cpu":
+        options = replace(options, gpus=0.0)
+    remote = replace(job, output=job.output.absolute())
+    tasks = [InputSong(song.path.absolute(), song.place) for song in songs]
+    weights = [path for use in job.plan.networks.values() if (path := use.weight.path) is not None]
+    folders = [*dict.fromkeys(task.path.parent for task in tasks), *(path.absolute() for path in weights)]
+    return Pool(tasks, _Separating(remote), remote.output, folders, options)
+
+
+@dataclass(frozen=True)
+class _Separating:
+    """Makes a worker that separates songs."""
+
+    job: Job
+
+    def __call__(self) -> Work[InputSong, SongResult]:
+        from kmdx.batch import SongWorker
+
+        return SongWorker(self.job).separate
+
+
+def result_of(finished: Finished[InputSong, SongResult], songs: Sequence[InputSong], job: Job) -> SongResult:
+    """The result of a song, with its node and with the paths that the user gave."""
+    from kmdx.batch import SongResult
+
+    song = songs[finished.number]
+    found = finished.value or SongResult(song.path, Path(), error=f"{song.path}: {finished.failure}")
+    return replace(
+        found,
+        song=song.path,
+        folder=song.folder(job.output),
+        node=finished.node,
+        warnings=(*found.warnings, *finished.warnings),
+    )
+
+
+@contextmanager
+def connected(options: ClusterOptions) -> Iterator[str | None]:
+    """Connect to a Ray cluster, or start Ray on this machine; yield the address of Ray's dashboard, if any.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot be reached.
+    """
+    own: dict[str, Any] = {"address": options.address}
+    if options.address is None:
+        cores = max(host.usable_cores(), (options.workers or 1) * (options.cpus or 1))
+        own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+    elif options.address != "auto":
+        _check_reachable(options.address)
+    try:
+        context = ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, namespace="kmdx")
+        _silence()
+    except Exception as error:  # Ray raises errors of many classes
+        where = options.address or "this machine"
+        raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
+    try:
+        yield context.dashboard_url or None
+    finally:
+        ray.shutdown()
+
+
+def _silence() -> None:
+    """Do not print what Ray reports about its own processes; the pool reports what matters."""
+    with suppress(Exception):  # not part of Ray's interface, so it may change
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        for name, _ in list(dispatcher.handlers):
+            dispatcher.remove_handler(name)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ClusterError if nothing answers at an address; Ray itself would wait forever."""
+    name, _, port = address.rpartition(":")
+    if not name or not port.isdecimal():
+        raise ClusterError(
+            f"--cluster {shown(address)}: expected auto, or the address of a head node, HOST:PORT"
+        )
+    try:
+        socket.create_connection((name.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"--cluster {shown(address)} cannot be reached: {reason(error)}") from error
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[Path]:
+    """A hidden file, named after this process, by which other nodes recognize a folder."""
+    start = f".kmdx-{socket.gethostname()}-"
+    path = folder / f"{start}{os.getpid()}{files.PARTIAL}"
+    try:
+        with files.folder(folder):
+            for left in folder.glob(f"{start}*{files.PARTIAL}"):  # of processes that were killed
+                pid = left.name.removeprefix(start).removesuffix(files.PARTIAL)
+                if pid.isdecimal() and not host.is_running(int(pid)):
+                    left.unlink(missing_ok=True)
+            path.touch()
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ClusterError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A short name for each node: its host's, with a port if several nodes have the same host."""
+    count = Counter(node["NodeManagerHostname"] for node in nodes)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        + (f":{node['NodeManagerPort']}" if count[node["NodeManagerHostname"]] > 1 else "")
+        for node in nodes
+    }
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def _why(error: Exception) -> str:
+    """Why a worker died, in a few words."""
+    text = str(error)
+    if "OutOfMemory" in type(error).__name__ or "OOM" in text:
+        return "the node's memory was full"
+    for number, meaning in (("SIGKILL", "it was killed"), ("SIGSEGV", "it crashed")):
+        if number in text:
+            return meaning
+    cause = getattr(error, "cause", None)
+    return first_line(cause) if isinstance(cause, Exception) else "its process ended unexpectedly"

@@ -1,0 +1,103 @@
+"""Shows a cluster's work on the terminal: one bar for all songs, and a line for each worker."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich.markup import escape
+from rich.progress import Progress, TaskID, TextColumn
+
+from kmdx import terminal
+from kmdx.batch import Job, SongResult
+from kmdx.cluster import ClusterOptions, Finished, Pool, Worker, connected, pool_of, result_of
+from kmdx.inputs import InputSong
+from kmdx.song_log import SongLog
+from kmdx.terminal import err
+
+MARGIN = 4  # lines of the terminal that the workers' lines leave free
+
+
+def separate(songs: Sequence[InputSong], job: Job, options: ClusterOptions, log: SongLog) -> int:
+    """Separate songs on a cluster, report each, and return how many failed.
+
+    Raises
+    ------
+    KmdxError
+        If an option is wrong, two songs would share a folder, or no node can be used.
+    KeyboardInterrupt
+        If the user stops it; this has been reported.
+    """
+    failed = 0
+    pool = pool_of(songs, job, options)
+    try:
+        with connected(options) as dashboard:
+            if dashboard:
+                err.print(f"Ray's dashboard: http://{dashboard}")
+            with terminal.progress_bar(
+                TextColumn("{task.fields[text]}"), redirect_stdout=sys.stdout.isatty()
+            ) as bar:
+                bars = _Bars(bar, pool)
+                for event in pool.run(bars.update):
+                    if isinstance(event, Finished):
+                        result = result_of(event, songs, job)
+                        bars.count(result)
+                        log.song(result)
+                        failed += result.error is not None
+                    else:
+                        log.notice(event.text, event.is_warning)
+    except KeyboardInterrupt:
+        terminal.complain("stopped; finished songs are kept")
+        raise
+    return failed
+
+
+class _Bars:
+    """The bar of all songs, with seconds of audio, rate and time left, and below it each worker's song."""
+
+    def __init__(self, bar: Progress, pool: Pool[InputSong, SongResult]) -> None:
+        self.bar, self.pool = bar, pool
+        self.began = time.monotonic()
+        self.done = self.separated = 0  # songs
+        self.audio = 0.0  # seconds in them
+        self.whole = bar.add_task("songs", total=len(pool.tasks), text="")
+        self.lines: list[TaskID] = []
+
+    def count(self, result: SongResult) -> None:
+        """A song is done."""
+        self.done += 1
+        self.separated += result.seconds > 0
+        self.audio += result.seconds
+
+    def update(self) -> None:
+        """Show the current progress."""
+        current = [(worker, number) for worker in self.pool.workers for number in worker.progress]
+        audio = self.audio + sum(worker.progress[number][0] for worker, number in current)
+        seconds = max(time.monotonic() - self.began, 1e-3)
+        text = (
+            f"{self.done} of {len(self.pool.tasks)}, {audio:.0f} s of audio, "
+            f"{audio / seconds:.1f} × real time, {self._time_left(seconds)} left"
+        )
+        self.bar.update(self.whole, completed=self.done, text=text)
+        room = max(0, err.size.height - MARGIN)
+        while len(self.lines) < min(len(current), room):
+            self.lines.append(self.bar.add_task("", text=""))
+        for place, line in enumerate(self.lines):
+            if place < min(len(current), room):
+                self._show(line, *current[place])
+            else:
+                self.bar.update(line, visible=False)
+
+    def _show(self, line: TaskID, worker: Worker, number: int) -> None:
+        done, total = worker.progress[number]
+        label = escape(terminal.one_line(f"{worker.node}: {self.pool.tasks[number].place}"))
+        text = f"{done:.0f} of {total:.0f} s"
+        self.bar.update(line, description=label, completed=done, total=total, text=text, visible=True)
+
+    def _time_left(self, seconds: float) -> str:
+        """An estimate from the songs that were separated so far."""
+        if not self.separated:
+            return "-:--:--"
+        return str(timedelta(seconds=round(seconds / self.separated * (len(self.pool.tasks) - self.done))))

@@ -1,0 +1,263 @@
+"""Songs and other tasks on a Ray cluster of several nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cli_cases
+import cluster_cases
+import psutil
+import pytest
+from cli_cases import Run, files_in, write
+from cluster_cases import Work
+from conftest import noise
+
+pytest.importorskip("ray", reason="the cluster needs Ray")
+
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+
+from kmdx import cluster
+from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool
+
+run = cli_cases.run
+cloudpickle.register_pickle_by_value(cluster_cases)
+SONGS = 6
+MINI = ("separate", "music", "-e", "mini")
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A cluster of two nodes with one core each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    for number in range(SONGS):
+        write(tmp_path / "music" / f"song {number}.wav", noise(20_000 + 1000 * number, seed=number))
+    return tmp_path / "music"
+
+
+def do(
+    nodes: Cluster, folder: Path, tasks: list[str], seconds: float = 0.0
+) -> tuple[dict[str, Finished], list[str]]:
+    """Each task's result, and the notices."""
+    done: dict[str, Finished] = {}
+    notices = []
+    options = ClusterOptions(nodes.address)
+    with cluster.connected(options):
+        for event in Pool(tasks, Work(folder, seconds), folder, [], options).run():
+            if isinstance(event, Notice):
+                notices.append(event.text)
+            else:
+                assert tasks[event.number] not in done
+                done[tasks[event.number]] = event
+    return done, notices
+
+
+def test_a_cluster_writes_the_same_bytes_as_one_process(
+    run: Run, nodes: Cluster, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.delenv("OMP_NUM_THREADS", raising=False)
+        command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "alone"]
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    many = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
+    assert many.code == 0, many.err
+    assert sorted(many.out.splitlines()) == [
+        f"music/song {number}.wav → many/song {number} (bass, drums, other, vocals)"
+        for number in range(SONGS)
+    ]
+    alone, on_cluster = files_in(tmp_path / "alone"), files_in(tmp_path / "many")
+    assert alone == on_cluster
+    for name in alone:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+    events = [json.loads(line) for line in (tmp_path / "log").read_text("utf-8").splitlines()]
+    songs = [event for event in events if event["event"] == "song"]
+    assert [event["status"] for event in songs] == ["separated"] * SONGS
+    assert len({event["node"] for event in songs}) == 2
+    again = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
+    assert (again.code, again.out) == (0, "")
+    assert again.err.count("use --overwrite to separate it again") == SONGS
+
+
+def test_a_song_that_cannot_be_separated_fails_alone(
+    run: Run, nodes: Cluster, music: Path, tmp_path: Path
+) -> None:
+    (music / "song 1.wav").write_text("no sound")
+    result = run(*MINI, "--cluster", nodes.address)
+    assert result.code == 1
+    assert len(result.out.splitlines()) == SONGS - 1
+    (error,) = result.errors
+    assert "song 1.wav" in error
+
+
+def test_songs_are_separated_from_python(nodes: Cluster, music: Path, tmp_path: Path) -> None:
+    results = list(
+        cluster.separate([music], tmp_path / "out", "mini", address=nodes.address, stems=["vocals"])
+    )
+    assert sorted(result.song.name for result in results) == [f"song {number}.wav" for number in range(SONGS)]
+    assert {(result.stems, result.error, bool(result.node)) for result in results} == {
+        (("vocals",), None, True)
+    }
+    assert all((result.folder / "vocals.wav").is_file() for result in results)
+
+
+def test_a_task_that_ends_its_worker_twice_has_failed_and_the_others_are_done_once(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    tasks = ["a", "kills its worker", "b", "c", "d", "e"]
+    done, notices = do(nodes, tmp_path, tasks)
+    failed = done.pop("kills its worker")
+    assert failed.value is None
+    assert failed.failure.startswith("it was given up, because its worker ended twice; a worker on ")
+    assert {task: each.value for task, each in done.items()} == {task: task.upper() for task in "abcde"}
+    assert len(list(tmp_path.glob("did *"))) == 5
+    assert len(list(tmp_path.glob("began kills*"))) == 2
+    assert sum("a worker on " in notice for notice in notices) == 2
+
+
+def test_a_fault_fails_its_task_alone_and_warnings_come_back(nodes: Cluster, tmp_path: Path) -> None:
+    done, _ = do(nodes, tmp_path, ["raises an error", "warns", "a"])
+    assert done["raises an error"].failure == "RuntimeError: out of ideas"
+    assert done["warns"].warnings == ("too loud",)
+    assert done["a"].warnings == ()
+
+
+def test_a_task_that_another_process_works_on_is_tried_again(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "RETRY", 0.1)
+    done, _ = do(nodes, tmp_path, ["is busy"])
+    assert done["is busy"].value == "IS BUSY"
+    assert len(list(tmp_path.glob("began *"))) == 2
+
+
+def test_the_loss_and_the_arrival_of_a_node_change_nothing(nodes: Cluster, tmp_path: Path) -> None:
+    lost = nodes.add_node(num_cpus=1)
+    tasks = [f"task {number}" for number in range(24)]
+    done: dict[int, Finished] = {}
+    options = ClusterOptions(nodes.address)
+    with cluster.connected(options):
+        for event in Pool(tasks, Work(tmp_path, 0.5), tmp_path, [], options).run():
+            if isinstance(event, Finished):
+                assert event.number not in done
+                done[event.number] = event
+                if len(done) == 4:
+                    nodes.remove_node(lost, allow_graceful=False)
+                    nodes.add_node(num_cpus=1)
+    assert {number: each.value for number, each in done.items()} == {
+        number: task.upper() for number, task in enumerate(tasks)
+    }
+    assert len({each.node for each in done.values()}) >= 3
+
+
+def test_a_node_that_does_not_see_a_folder_is_named_and_not_used(nodes: Cluster, tmp_path: Path) -> None:
+    options = ClusterOptions(nodes.address)
+    with cluster.connected(options), pytest.raises(ClusterError) as caught:
+        list(Pool(["a"], Work(tmp_path), tmp_path, [tmp_path / "elsewhere"], options).run())
+    assert str(caught.value).startswith("no node can be used; ")
+    assert str(caught.value).endswith(f": it does not see {tmp_path / 'elsewhere'}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trace_of_a_killed_command_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "0"]) as ended:
+        ended.wait()
+    for pid in (ended.pid, os.getppid()):
+        (tmp_path / f".kmdx-{socket.gethostname()}-{pid}.partial").touch()
+    with cluster._token(tmp_path) as own:
+        assert own.exists()
+    (left,) = tmp_path.iterdir()
+    assert f"-{os.getppid()}." in left.name
+
+
+def test_two_commands_share_the_songs_of_one_output_folder(
+    nodes: Cluster, music: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "out"]
+    running = [
+        subprocess.Popen(
+            [*command, "--cluster", nodes.address, "--workers", "1", "--log-json", f"log {number}"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    assert [each.wait(300) for each in running] == [0, 0], [each.communicate()[1] for each in running]
+    lines = [line for number in range(2) for line in (tmp_path / f"log {number}").read_text().splitlines()]
+    songs = [event for line in lines if (event := json.loads(line))["event"] == "song"]
+    assert len(songs) == 2 * SONGS
+    assert len([event for event in songs if event["status"] == "separated"]) == SONGS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path, number: int) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "kmdx.cli",
+        *MINI,
+        "-o",
+        "out",
+        "--workers",
+        "1",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()  # the first song is done
+        below = psutil.Process(running.pid).children(recursive=True)
+        os.kill(running.pid, number)
+        running.communicate()
+    assert below
+    _, alive = psutil.wait_procs(below, 60)
+    assert not alive
+    assert not list(tmp_path.glob("out/.kmdx-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cluster", "127.0.0.1:1"], "--cluster 127.0.0.1:1 cannot be reached: connection refused"),
+        (["--cluster", "nowhere"], "--cluster nowhere: expected auto, or the address of a head node, HOST:PORT"),
+        (["--workers", "1", "--device", "cuda:1"], "--device cuda:1: Ray chooses the GPU of each worker"),
+        (["--workers", "1", "--log-json", "no/such/folder"], "--log-json no/such/folder: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_errors(run: Run, music: Path, options: list[str], message: str) -> None:
+    result = run(*MINI, *options)
+    assert result.code == 2
+    (error,) = result.errors
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "room", "share"),
+    [
+        ([{"CPU": 16, "GPU": 8}], ClusterOptions(), [8], {"num_cpus": 2, "num_gpus": 1}),
+        ([{"CPU": 16, "GPU": 8}], ClusterOptions(gpus=0.5), [16], {"num_cpus": 1, "num_gpus": 0.5}),
+        ([{"CPU": 16, "GPU": 1}], ClusterOptions(workers=2), [2], {"num_cpus": 8, "num_gpus": 0.5}),
+        ([{"CPU": 16, "GPU": 8}], ClusterOptions(gpus=0), [1], {"num_cpus": 16, "num_gpus": 0}),
+        ([{"CPU": 16}], ClusterOptions(), [1], {"num_cpus": 16, "num_gpus": 0}),
+        ([{"CPU": 16}], ClusterOptions(workers=4), [4], {"num_cpus": 4, "num_gpus": 0}),
+        ([{"CPU": 16}], ClusterOptions(cpus=3), [5], {"num_cpus": 3, "num_gpus": 0}),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], ClusterOptions(), [2, 0], {"num_cpus": 8, "num_gpus": 1}),
+        ([{"CPU": 2}, {"CPU": 2}], ClusterOptions(workers=2), [1, 1], {"num_cpus": 2, "num_gpus": 0}),
+    ],
+)  # fmt: skip
+def test_workers_share_the_gpus_or_the_cores_of_a_node(
+    nodes: list[dict[str, float]], options: ClusterOptions, room: list[int], share: dict[str, float]
+) -> None:
+    found = cluster._shares([{"Resources": each} for each in nodes], options)
+    assert [found.room(each) for each in nodes] == room
+    assert found.of(nodes[0]) == share
