@@ -61,7 +61,7 @@ LOST_NODES = 5  # nodes that may be lost during a task before it has failed
 POLL = 0.2  # seconds between two looks at the workers
 NODES = 2.0  # seconds between two looks at the nodes
 RETRY = 2.0  # seconds until a task that another process works on is tried again
-PATIENCE = 60.0  # seconds without any usable node after which the run ends
+PATIENCE = 60.0  # seconds without any worker after which the wait is explained
 REACHED = 10.0  # seconds until the head node must answer
 CHECKED = 1000  # folders that each node is asked for, at most
 
@@ -230,7 +230,6 @@ class Pool(Generic[Task, Value]):
                         ray.kill(worker.actor)
 
     def _step(self) -> Iterator[Finished[Task, Value] | Notice]:
-
         now = time.monotonic()
         if now - self._looked > NODES:
             self._look_at_nodes()
@@ -240,18 +239,25 @@ class Pool(Generic[Task, Value]):
         pending = {
             ref: worker for worker in self.workers for ref in (*worker.tasks, worker.asked) if ref is not None
         }
+        if any(worker.is_ready for worker in self.workers):
+            self._usable = now
+        elif now - self._usable > PATIENCE:
+            self._usable = now
+            yield self._explain_wait()
         if not pending:
-            self._check_patience()
             time.sleep(POLL)
             return
-        self._usable = now
         done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL)
         for ref in done:
             yield from self._take(pending[ref], ref)
 
-    def _check_patience(self) -> None:
-        if time.monotonic() - self._usable > PATIENCE and not self._later:
-            raise ClusterError(f"no node of the cluster can be used for {PATIENCE:.0f} s")
+    def _explain_wait(self) -> Notice:
+        """Why no worker has been ready for a while; an error if nothing would change that."""
+        if not self.workers and self._refused and not self._later:
+            raise ClusterError(f"no node of the cluster could be used for {PATIENCE:.0f} s")
+        return Notice(
+            f"no worker has started for {PATIENCE:.0f} s: other programs may use the cluster's cores or GPUs"
+        )
 
     def _look_at_nodes(self) -> None:
         """Start workers where there is room for them."""
@@ -320,9 +326,11 @@ class Pool(Generic[Task, Value]):
         yield Finished(number, worker.node, None if failure else value, failure, noted)
 
     def _refuse(self, worker: Worker, why: str) -> Iterator[Notice]:
-        """Do not use a node."""
+        """Start no more workers on a node; those that are already working go on."""
         self._refused.add(worker.node_id)
-        self.workers = [each for each in self.workers if each.node_id != worker.node_id]
+        for each in [each for each in self.workers if each.node_id == worker.node_id and not each.is_ready]:
+            self.workers.remove(each)
+            ray.kill(each.actor)
         yield Notice(f"{worker.node} is not used: {why}")
         if not self.workers and not self._later:
             raise ClusterError(f"no node can be used; {worker.node}: {why}")
@@ -365,11 +373,11 @@ class _Shares:
         by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
         by_cpu = int(resources.get("CPU", 0)) // self.cpus if self.cpus else None
         fitting = [room for room in (by_gpu, by_cpu) if room is not None]
-        return min(fitting) if fitting else 1
+        return min(fitting) if fitting else int(resources.get("CPU", 0) >= 1)
 
     def of(self, resources: Mapping[str, float]) -> dict[str, float]:
         """The resources that Ray reserves for a worker of a node."""
-        cpus = self.cpus or max(1, int(resources.get("CPU", 1)) // max(1, self.room(resources)))
+        cpus = self.cpus or int(resources.get("CPU", 0)) // max(1, self.room(resources))
         return {"num_cpus": cpus, "num_gpus": self.gpus}
 
 

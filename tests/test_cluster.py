@@ -25,7 +25,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from kmdx import cluster
-from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool
+from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool, Worker
 
 run = cli_cases.run
 cloudpickle.register_pickle_by_value(cluster_cases)
@@ -183,6 +183,22 @@ def test_the_trace_of_a_killed_command_is_removed(tmp_path: Path) -> None:
     assert f"-{os.getppid()}." in left.name
 
 
+def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(cluster.ray, "kill", killed.append)
+    monkeypatch.setattr(cluster, "_is_alive", lambda _: True)
+    pool: Pool[str, str] = Pool(["a", "b"], Work(tmp_path), tmp_path, [], ClusterOptions())
+    busy = Worker("busy", "node", "id", is_ready=True, tasks={"reference": 0})
+    starting = [Worker(f"starting {number}", "node", "id") for number in range(3)]
+    pool.workers = [busy, *starting]
+    notices = [each.text for worker in starting[:2] for each in pool._bury(worker, RuntimeError("no driver"))]
+    assert notices[-1] == "node is not used: its workers do not start: its process ended unexpectedly"
+    assert pool.workers == [busy]
+    assert killed == ["starting 2"]
+
+
 def test_two_commands_share_the_songs_of_one_output_folder(
     nodes: Cluster, music: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +269,8 @@ def test_mistakes_are_one_line_errors(run: Run, music: Path, options: list[str],
         ([{"CPU": 16}], ClusterOptions(cpus=3), [5], {"num_cpus": 3, "num_gpus": 0}),
         ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], ClusterOptions(), [2, 0], {"num_cpus": 8, "num_gpus": 1}),
         ([{"CPU": 2}, {"CPU": 2}], ClusterOptions(workers=2), [1, 1], {"num_cpus": 2, "num_gpus": 0}),
+        ([{"CPU": 4}, {}], ClusterOptions(), [1, 0], {"num_cpus": 4, "num_gpus": 0}),
+        ([{"GPU": 2}], ClusterOptions(), [2], {"num_cpus": 0, "num_gpus": 1}),
     ],
 )  # fmt: skip
 def test_workers_share_the_gpus_or_the_cores_of_a_node(
