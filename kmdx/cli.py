@@ -384,8 +384,9 @@ def ensembles_show(
     for row in drawing.stages(loaded, wanted):
         out.print(escape(row))
     used = loaded.networks_used(wanted)
-    gflops = drawing.gflops(loaded.gflops(wanted))
-    out.print(f"{counted(len(used), 'network')}; arithmetic per second of audio: {gflops} GFLOP")
+    cost = loaded.gflops(wanted)
+    gflops = drawing.gflops(cost) + (" GFLOP" if cost is not None else "")
+    out.print(f"{counted(len(used), 'network')}; arithmetic per second of audio: {gflops}")
     out.print()
     out.print(drawing.mermaid(loaded, wanted), end="", markup=False)
     if svg is not None:

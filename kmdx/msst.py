@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ def add(
         raise WeightsError(f"{file} exists already; choose another name, or delete it first")
     try:
         made = _Import(read, state, config is not None)
-        architecture = made.architecture()
+        architecture = made.architecture
         types.function(types.type_of(architecture).build)(architecture, None, state)
         text = made.plan(file.name, checkpoint.name, known)
         plan = plan_file.parse(text, name, folder)
@@ -226,20 +227,24 @@ class _Import:
         self.outputs = int(self.sizes["num_stems"])
         self.stems, self.others = self._stems()
 
+    @cached_property
     def architecture(self) -> dict[str, Any]:
         """The network's architecture, as in a plan."""
         if lacking := [key for key in self.kind.needed if key not in {**self.sizes, **self.stated}]:
             raise ValueError(f"the checkpoint does not state {listed(lacking)}: add its config")
         defaults = {key: value for key, value in self.kind.defaults.items() if key not in self.sizes}
-        for key in defaults.keys() - self.stated.keys():
-            if self.has_config is False:
-                self.assumed.append(f"{key}: {defaults[key]}")
+        if not self.has_config:
+            size = self.sizes.get("stft_n_fft")
+            for key in ("stft_hop_length", "stft_win_length"):
+                if size and key in defaults:  # in the usual proportion
+                    defaults[key] = defaults[key] * size // self.kind.defaults["stft_n_fft"]
+            self.assumed += [f"{key}: {value}" for key, value in defaults.items()]
         complete = {**defaults, **self.sizes, **self.stated, "sources": [*self.stems]}
         return {key: [*value] if isinstance(value, tuple) else value for key, value in complete.items()}
 
     def plan(self, file: str, origin: str, known: CommunityCheckpoint | None) -> str:
         """The text of the plan."""
-        architecture = self.architecture()
+        architecture = self.architecture
         signal = "x" if self.config.inference.get("normalize") else MIXTURE
         back = {"denormalize": signal} if signal != MIXTURE else {}
         stems: dict[str, Any] = {stem: {"sum": {f"E.{stem}": 1}, **back} for stem in self.stems}
@@ -331,7 +336,7 @@ class _Import:
 
     def _chunk(self) -> int:
         """Samples of a chunk."""
-        own = types.read(self.architecture()).length
+        own = types.read(self.architecture).length
         stated = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
         if stated is None and own is None:
             self.assumed.append(f"chunk: {CHUNK} samples")

@@ -124,12 +124,11 @@ def test_checkpoints_in_any_wrapper_are_recognized_with_and_without_a_config(
     if family == "mdx23c":
         with pytest.raises(KmdxError, match="does not state n_fft, hop_length.*: add its config"):
             msst.add("other", path, None, tmp_path / "models")
-    elif family == "mel_band_roformer":  # its hop and bands are unusual
-        pass
     else:
         assumed = msst.add("other", path, None, tmp_path / "models").assumed
         assert any(line.startswith("stems: ") for line in assumed)
         assert "overlap: 2" in assumed
+        assert len({*assumed}) == len(assumed)
 
 
 def test_a_link_needs_no_copy(tmp_path: Path) -> None:
