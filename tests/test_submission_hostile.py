@@ -101,6 +101,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process exited unexpectedly (exit code 4)"),
         ("raise RuntimeError('x' * 50_000_000)", "RuntimeError: xxx"),
         ("raise RuntimeError('\\udcff is no letter \\x1b[2J')", "RuntimeError: \\udcff is no letter [2J ("),
+        (r"""say(b'{"failed": "%s", "reason": "\\u0000", "where": "\\u0000"}\n' % token.encode())""", "it failed without a message (see submission.log)"),
         ("class Wordless(Exception):\n    def __str__(self): raise self\nraise Wordless", "Wordless ("),
     ],
 )  # fmt: skip
