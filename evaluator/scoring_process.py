@@ -53,6 +53,7 @@ class ScoringProcess:
         KmdxError
             If a file is unusable, scoring takes longer, or the process cannot be started or was killed twice.
         """
+        cause: Exception | None = None
         for _ in range(2):
             try:
                 return self._submit(score_song, references, estimates, metrics, mixture).result(limit)
@@ -61,9 +62,9 @@ class ScoringProcess:
                     process.kill()
                 self._pool = _pool()
                 raise ScoringError(f"scoring took more than {limit:.0f} s") from error
-            except BrokenProcessPool:
-                self._pool = _pool()
-        raise ScoringError("the scoring process was killed twice: the system may be out of memory")
+            except BrokenProcessPool as error:
+                self._pool, cause = _pool(), error
+        raise ScoringError("the scoring process was killed twice: the system may be out of memory") from cause
 
     def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         try:

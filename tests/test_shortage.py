@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import textwrap
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_scoring_starts_no_thread_once_the_submission_may_have_used_them_up(
         ("prepare", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
         ("_score_predictions", OSError(errno.ENOSPC, "No space left on device")),
         ("_score_predictions", RuntimeError("can't start new thread")),
+        ("_score_predictions", BrokenProcessPool("killed twice")),
     ],
 )
 def test_the_evaluator_ends_the_submission_when_it_lacks_resources_and_tries_again(
@@ -74,6 +76,17 @@ def test_the_evaluator_ends_the_submission_when_it_lacks_resources_and_tries_aga
     assert [record["status"] for record in results(tmp_path / "run")["songs"]] == ["ok"] * 3
     assert len(calls) == 4
     assert (tmp_path / "run" / "submission.log").read_text("utf-8").count("made") == 2
+
+
+def test_a_scoring_process_that_was_killed_counts_as_a_lack_of_resources(monkeypatch) -> None:
+    def killed(*_: Any) -> None:
+        raise BrokenProcessPool("out of memory")
+
+    with ScoringProcess() as scorer:
+        monkeypatch.setattr(scorer, "_submit", killed)
+        with pytest.raises(ScoringError, match="killed twice") as caught:
+            scorer.score({}, {}, metrics.choose(None))
+    assert isinstance(caught.value.__cause__, BrokenProcessPool)
 
 
 def test_other_errors_do_not_end_the_submission(evaluate, tmp_path: Path, monkeypatch) -> None:
