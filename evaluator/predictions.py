@@ -110,11 +110,15 @@ class Predictions:
 
     def _move_to_trash(self, shared: int | None, name: str) -> None:
         """Move a file or folder out of the submission's reach."""
-        os.rename(
-            name if shared is not None else self.shared / name,
-            self.trash / secrets.token_hex(8),
-            src_dir_fd=shared,
-        )
+        source = name if shared is not None else self.shared / name
+        target = self.trash / secrets.token_hex(8)
+        try:
+            os.rename(source, target, src_dir_fd=shared)
+        except PermissionError:  # a folder whose permissions the submission took
+            if not stat.S_ISDIR(os.stat(source, dir_fd=shared, follow_symlinks=False).st_mode):
+                raise
+            os.chmod(source, 0o700, dir_fd=shared)
+            os.rename(source, target, src_dir_fd=shared)
 
 
 @contextlib.contextmanager

@@ -211,6 +211,7 @@ class Submission:
         self.interpreter: Interpreter | None = None
         self.without: list[str] = []  # namespaces that the sandbox must not use; set by tests
         self._running: _Running | None = None
+        self._watch: Watch | None = None  # of the last request
 
     def __enter__(self) -> Submission:
         return self
@@ -248,12 +249,12 @@ class Submission:
         }
         began = time.perf_counter()
         reply, self.load_peak_memory, failure = self._ask(request, "made", limit, words)
+        failure = failure or self._note_device(reply)
         if failure is not None:
             raise SubmissionError(
                 f"the submission in {self.folder} cannot be loaded: {self._end(failure, reply)}"
             )
         self.load_seconds = time.perf_counter() - began
-        self._note_device(reply)
 
     def _start_interpreter(self, running: _Running) -> None:
         """Wait for the sandbox, then for the interpreter in it."""
@@ -266,7 +267,9 @@ class Submission:
         if failure is None:
             running.find_worker()
             packages = {clean(name, 60): clean(version, 40) for name, version in found["packages"].items()}
-            self.interpreter = Interpreter(clean(found["executable"]), clean(found["version"], 40), packages)
+            if self.interpreter is None:  # the same after a restart
+                executable, version = clean(found["executable"]), clean(found["version"], 40)
+                self.interpreter = Interpreter(executable, version, packages)
             return
         self.kill()
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -322,28 +325,35 @@ class Submission:
         self._running.resume()
         reply, peak, failure = self._ask({"song": song, "token": token}, "done", longest, words, progress)
         if failure is None:
-            failure, reply = self._pause(began + longest, words, reply)
+            failure, reply = self._pause(reply)
         seconds = time.perf_counter() - began  # until all its processes have stopped: none works on unseen
         if failure is not None:
             return Outcome(seconds, peak, failure=self._end(failure, reply), ends_challenge=True)
-        self._note_device(reply)
         findings = [text for finding in reply["findings"][:20] if (text := clean(finding))]
         failure = clean("; ".join(findings)) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
 
-    def _note_device(self, reply: Mapping[str, Any]) -> None:
-        """Remember the device that a reply names; torch may be imported at any time."""
-        if reply["device"] is not None:
-            assert self.interpreter is not None
-            self.interpreter = replace(self.interpreter, device=clean(reply["device"], 100))
+    def _note_device(self, reply: Mapping[str, Any]) -> str | None:
+        """Remember the first device that a reply names; return a failure if a later reply names another.
 
-    def _pause(self, deadline: float, words: str, reply: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        Torch may be imported at any time.
+        """
+        assert self.interpreter is not None
+        device, before = clean(reply["device"] or "", 100), self.interpreter.device
+        if device and before not in (None, device):
+            return f"its device changed from {before} to {device}"
+        self.interpreter = replace(self.interpreter, device=device or before)
+        return None
+
+    def _pause(self, reply: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Pause its processes until the next song; return what is wrong, and the reply that belongs to it."""
         assert self._running is not None
+        assert self._watch is not None
         if not self._running.pause():
             return "some of its processes kept running after its reply", {}
-        return (words, {}) if time.perf_counter() > deadline else (None, reply)
+        failure = self._watch.check(last=True) or self._note_device(reply)
+        return failure, {} if failure else reply
 
     def log_tail(self, lines: int = 20, width: int = 300) -> list[str]:
         """The last lines that the submission printed, cleaned for display."""
@@ -371,15 +381,15 @@ class Submission:
             if "limit" in reply
             else None
         )
-        if where := reply.get("where"):
-            place = f" ({clean(where, 200)}; the full traceback is in {self.log.name})"
+        if where := clean(reply.get("where") or "", 200):
+            place = f" ({where}; the full traceback is in {self.log.name})"
         elif stack_top is not None:
             place = f" (it was at {stack_top}; see {self.log.name})"
         elif "failed" in reply or "limit" in reply or failure.startswith("the process"):
             place = f" (see {self.log.name})"
         else:
             place = ""
-        return self.explain(f"{clean(failure) if 'failed' in reply else failure}{place}")
+        return self.explain(f"{failure}{place}")
 
     def _unreachable_link(self) -> str | None:
         """The first link in its folder to something that the sandbox hides; None if there is no such link."""
@@ -411,7 +421,7 @@ class Submission:
         token = None if request is None else request.get("token", request.get(kind, request.get("make")))
         if request is not None:
             running.send(request)
-        watch = Watch(
+        self._watch = watch = Watch(
             running.below,
             running.worker,
             running.shared_memory,
@@ -445,7 +455,7 @@ class Submission:
                 failure = watch.check(last=True)  # updates the peak
                 return reply, watch.peak, failure
             elif found == "failed" and kind in ("made", "done") and reply["failed"] == token:
-                failure = watch.check(last=True) or reply["reason"] or "it failed without a message"
+                failure = watch.check(last=True) or clean(reply["reason"]) or "it failed without a message"
                 return reply, watch.peak, failure
             elif found == "unstarted" and kind == "hello":
                 return {}, watch.peak, clean(reply["unstarted"])

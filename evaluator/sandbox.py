@@ -12,18 +12,20 @@ neither see nor signal the launcher or the evaluator.
 
 References
 ----------
-namespaces(7), user_namespaces(7), pid_namespaces(7), pivot_root(2), landlock(7), capabilities(7).
+namespaces(7), user_namespaces(7), pid_namespaces(7), pivot_root(2), landlock(7), capabilities(7), seccomp(2).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import platform
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +56,8 @@ OPTIONS = {
     "relatime": RELATIVE_ACCESS_TIME,
 }
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
+FILTERED = {"x86_64": (0xC000003E, 317, 29), "aarch64": (0xC00000B7, 277, 194)}
+"""Linux's number of a processor, and those of its system calls seccomp and shmget."""
 
 SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
     1,
@@ -202,8 +206,6 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
             LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # orphans become the guard's children
     if contained:
         limit_processes()
-    if NEW_IPC in made:
-        forbid_shared_segments()
     landlock = _restrict_view(spec, made, notes)
     line = {"isolation": notes, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
@@ -271,6 +273,7 @@ def _become(spec: Spec, landlock: int | None) -> None:
             drop_privileges()
             if landlock is not None:
                 _call("syscall", 446, landlock, 0)
+            forbid_shared_segments()
         os.closerange(3, 1024)
         os.execve(spec.command[0], spec.command, spec.environment)
     except (OSError, ValueError) as error:
@@ -355,9 +358,20 @@ def limit_processes() -> None:
 
 
 def forbid_shared_segments() -> None:
-    """Forbid System V shared memory in this IPC namespace: nothing shows how much of it a program uses."""
+    """Forbid System V shared memory, if Linux supports it: nothing shows how much of it a program uses."""
+    if platform.machine() not in FILTERED:
+        return
+    machine, seccomp, shmget = FILTERED[platform.machine()]
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    steps = (  # instruction, steps to skip if true and if false, operand
+        *((load, 0, 0, 4), (equal, 0, 4, machine)),
+        *((load, 0, 0, 0), (equal, 2, 0, shmget), (at_least, 1, 0, 1 << 30)),  # x86's third kind of call
+        *((answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x50000 | errno.ENOSYS)),  # allowed; an error
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(code)))
     with contextlib.suppress(OSError):
-        Path("/proc/sys/kernel/shmmni").write_text("0")
+        _call("syscall", seccomp, 1, 4, program)  # 4: without slowing down the processor's speculation
 
 
 def drop_privileges() -> None:

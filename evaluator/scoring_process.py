@@ -58,6 +58,7 @@ class ScoringProcess:
             was killed twice.
         """
         sent = [metric if _can_be_sent(metric) else metric.name for metric in metrics]
+        cause: Exception | None = None
         for _ in range(2):
             try:
                 return self._submit(_score, references, estimates, sent, mixture).result(limit)
@@ -66,9 +67,9 @@ class ScoringProcess:
                     process.kill()
                 self._pool = _pool()
                 raise ScoringError(f"scoring took more than {limit:.0f} s") from error
-            except BrokenProcessPool:
-                self._pool = _pool()
-        raise ScoringError("the scoring process was killed twice: the system may be out of memory")
+            except BrokenProcessPool as error:
+                self._pool, cause = _pool(), error
+        raise ScoringError("the scoring process was killed twice: the system may be out of memory") from cause
 
     def _submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         try:

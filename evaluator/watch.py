@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ MEASURING_SHARE = 0.25  # largest part of the time that measuring memory may tak
 BUSY = 0.02  # seconds of processor time between two checks that count as activity
 MAX_PROCESSES = 500  # processes of a submission at once
 MAX_THREADS = 1024 + 16 * (os.cpu_count() or 1)  # of all its processes; more would starve the evaluator
+MAX_FILES = 20_000  # open files of all its processes
 MAX_SHARE = 0.9  # of the machine's memory, whether limits are enforced or not
 NEARLY_ALL = "; it had used nearly all memory of this machine"
 MIN_FREE = 10**9  # bytes that a submission must leave free on the disk
@@ -63,8 +64,8 @@ class Limits:
     stall: float = 60.0
 
 
-class HiddenMemoryError(Exception):
-    """A process does not let the evaluator measure its memory."""
+class UnmeasurableError(Exception):
+    """A submission's memory cannot be measured."""
 
 
 class Watch:
@@ -135,8 +136,8 @@ class Watch:
                 return f"it started more than {MAX_THREADS} threads"
             try:
                 self.peak = max(self.peak, memory_of(processes, self.shared_memory, above=self.peak))
-            except HiddenMemoryError:
-                return "one of its processes hides its memory from the evaluator"
+            except UnmeasurableError as error:
+                return str(error)
             self._note_activity(processes, now)
             self.next = now + max(INTERVAL, (time.perf_counter() - now) / MEASURING_SHARE)
         if self.limits.enforced and self.peak > self.limits.memory:
@@ -145,7 +146,7 @@ class Watch:
             return f"it used nearly all memory of this machine: {self.peak / 1e9:.1f} GB"
         if now - self.began > self.limit:
             return self.message
-        if measured and (filled := self._filled_disk()):
+        if (measured or last) and (filled := self._filled_disk()):
             return filled
         if not last and now - self.active > self.limits.stall:
             return f"stalled: no progress and no processor time for {self.limits.stall:.0f} s"
@@ -181,8 +182,8 @@ def memory_of(processes: Sequence[psutil.Process], shared_memory: int | None, ab
 
     Raises
     ------
-    HiddenMemoryError
-        If a process does not let the evaluator see its memory files.
+    UnmeasurableError
+        If a process hides its open files, or if there are more than :data:`MAX_FILES`.
     """
     pids = [process.pid for process in processes]
     files = _memory_files(pids, shared_memory)
@@ -221,7 +222,9 @@ def _memory_files(pids: Sequence[int], shared_memory: int | None) -> int:
         used = os.fstatvfs(shared_memory)
         total = (used.f_blocks - used.f_bfree) * used.f_frsize
     seen: set[tuple[int, int]] = set()
-    for link in (link for pid in pids for link in _open_files(pid)):
+    for number, link in enumerate(link for pid in pids for link in _open_files(pid)):
+        if number == MAX_FILES:  # looking at them all would take too long
+            raise UnmeasurableError(f"it opened more than {MAX_FILES} files")
         with contextlib.suppress(*PROCESS_GONE):
             if str(link.readlink()).startswith("/memfd:"):
                 found = link.stat()
@@ -231,22 +234,21 @@ def _memory_files(pids: Sequence[int], shared_memory: int | None) -> int:
     return total
 
 
-def _open_files(pid: int) -> list[Path]:
+def _open_files(pid: int) -> Iterator[Path]:
     """The links in ``/proc`` to a process's open files; none if it has ended.
 
     Raises
     ------
-    HiddenMemoryError
+    UnmeasurableError
         If it is alive but does not allow other processes of its user to see them.
     """
     folder = _folder(pid)
     with contextlib.suppress(*PROCESS_GONE):
         try:
-            return list((folder / "fd").iterdir())
+            yield from (folder / "fd").iterdir()
         except PermissionError as error:  # also for a process that is just ending, which has no memory
             if host.kilobytes(folder / "status", "VmRSS") is not None:
-                raise HiddenMemoryError from error
-    return []
+                raise UnmeasurableError("one of its processes hides its memory from the evaluator") from error
 
 
 def open_shared_memory(pid: int) -> int | None:

@@ -96,6 +96,17 @@ def test_a_device_is_known_even_if_torch_is_imported_late(start, tmp_path: Path)
     assert devices == [None, "a GPU"]
 
 
+def test_a_device_that_changes_fails_the_song(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(submissions.BODIES, "changes", "import torch\ntorch.number = self.count")
+    submission = start("changes")
+    torch = "number = 0\nclass cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda: f'GPU {number}')\n"
+    (tmp_path / "submission" / "torch.py").write_text(torch)
+    assert submission.separate("one", SECONDS).failure is None
+    outcome = submission.separate("zwei Ö", SECONDS)
+    assert outcome.failure == "its device changed from GPU 1 to GPU 2"
+    assert submission.interpreter.device == "GPU 1"
+
+
 @LINUX
 def test_a_submission_has_no_network(start, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

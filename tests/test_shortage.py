@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import textwrap
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from process_cases import LINUX, SECONDS
 
 from evaluator import metrics, protocol, watch
 from evaluator.predictions import PredictionError, Predictions
-from evaluator.process import Limits
+from evaluator.process import Limits, _Running
 from evaluator.protocol import Workspace
 from evaluator.scoring_process import ScoringError, ScoringProcess
 from evaluator.watch import Room, Watch
@@ -52,6 +53,7 @@ def test_scoring_starts_no_thread_once_the_submission_may_have_used_them_up(
         ("prepare", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
         ("_score_predictions", OSError(errno.ENOSPC, "No space left on device")),
         ("_score_predictions", RuntimeError("can't start new thread")),
+        ("_score_predictions", BrokenProcessPool("killed twice")),
     ],
 )
 def test_the_evaluator_ends_the_submission_when_it_lacks_resources_and_tries_again(
@@ -74,6 +76,17 @@ def test_the_evaluator_ends_the_submission_when_it_lacks_resources_and_tries_aga
     assert [record["status"] for record in results(tmp_path / "run")["songs"]] == ["ok"] * 3
     assert len(calls) == 4
     assert (tmp_path / "run" / "submission.log").read_text("utf-8").count("made") == 2
+
+
+def test_a_scoring_process_that_was_killed_counts_as_a_lack_of_resources(monkeypatch) -> None:
+    def killed(*_: Any) -> None:
+        raise BrokenProcessPool("out of memory")
+
+    with ScoringProcess() as scorer:
+        monkeypatch.setattr(scorer, "_submit", killed)
+        with pytest.raises(ScoringError, match="killed twice") as caught:
+            scorer.score({}, {}, metrics.choose(None))
+    assert isinstance(caught.value.__cause__, BrokenProcessPool)
 
 
 def test_other_errors_do_not_end_the_submission(evaluate, tmp_path: Path, monkeypatch) -> None:
@@ -191,6 +204,42 @@ def test_a_folder_without_permissions_is_opened_again(tmp_path: Path) -> None:
     (tmp_path / "shared").chmod(0)
     Predictions(tmp_path / "shared", tmp_path / "trash").clear()
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(watch.os.name != "posix", reason="permissions are POSIX's")
+def test_predictions_without_permissions_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The super-user may move any folder; others may move only folders that they may write to."""
+    for folder in ("shared/predictions/song", "trash"):
+        (tmp_path / folder).mkdir(parents=True)
+    predictions = tmp_path / "shared" / "predictions"
+    predictions.chmod(0)
+    moved = watch.os.rename
+
+    def rename(source: Any, *arguments: Any, **named: Any) -> None:
+        if predictions.stat().st_mode & 0o200 == 0:
+            raise PermissionError(errno.EACCES, "Permission denied", source)
+        moved(source, *arguments, **named)
+
+    monkeypatch.setattr("evaluator.predictions.os.rename", rename)
+    Predictions(tmp_path / "shared", tmp_path / "trash").clear()
+    assert list((tmp_path / "shared").iterdir()) == [predictions]
+    assert not list(predictions.iterdir())
+
+
+@LINUX
+def test_too_many_open_files_end_a_submission(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MAX_FILES", 50)
+    monkeypatch.setitem(submissions.BODIES, "files", "for _ in range(60): os.dup(0)\ntime.sleep(600)")
+    assert start("files").separate("one", SECONDS).failure.startswith("it opened more than 50 files")
+
+
+def test_a_disk_that_is_filled_after_the_reply_is_noticed(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause, rooms = _Running.pause, [Room(10**12, 0)]
+    monkeypatch.setattr(watch, "_free", lambda _: rooms[-1])
+    monkeypatch.setattr(_Running, "pause", lambda self: rooms.append(Room(10**5, 0)) or pause(self))
+    submission = start("works")
+    assert submission.separate("one", SECONDS).failure == "it filled the disk: only 0.0 GB are free"
+    assert not submission.is_running
 
 
 @pytest.mark.parametrize(

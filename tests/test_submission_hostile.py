@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         ("os.execv('/bin/sh', ['sh', '-c', 'echo 5; exit 4'])", "the process exited unexpectedly (exit code 4)"),
         ("raise RuntimeError('x' * 50_000_000)", "RuntimeError: xxx"),
         ("raise RuntimeError('\\udcff is no letter \\x1b[2J')", "RuntimeError: \\udcff is no letter [2J ("),
+        (r"""say(b'{"failed": "%s", "reason": "\\u0000", "where": "\\u0000"}\n' % token.encode())""", "it failed without a message (see submission.log)"),
         ("class Wordless(Exception):\n    def __str__(self): raise self\nraise Wordless", "Wordless ("),
     ],
 )  # fmt: skip
@@ -222,6 +224,22 @@ raise SystemExit(repr(found))
     if any("nor is Landlock" in note for note in played.submission.isolation):
         pytest.skip(f"this system isolates nothing: {played.submission.isolation}")
     assert "SystemExit: ['', '', '', 'its own', 'its own']" in str(played.outcome.failure)
+
+
+@LINUX
+@pytest.mark.parametrize("without", [[], LANDLOCK, EVERYTHING], ids=["namespaces", "Landlock", "nothing"])
+def test_shared_segments_cannot_be_created(play, without: list[str]) -> None:
+    """Also not in another IPC namespace."""
+    if platform.machine() not in sandbox.FILTERED:
+        pytest.skip("no numbers of system calls for this processor")
+    body = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+for _ in range(2):
+    assert libc.shmget(0, 1000, 0o1600) == -1 and ctypes.get_errno() == errno.ENOSYS
+    libc.unshare(0x18000000)
+"""
+    assert play(body, without).outcome.failure is None
 
 
 @LINUX
