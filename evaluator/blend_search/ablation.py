@@ -29,12 +29,10 @@ from evaluator.blend_search.cross_validation import (
     deal,
     held_out,
 )
-from evaluator.blend_search.flat_plan import runs
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.plan_writer import reweighted
 from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
 from kmdx.errors import KmdxError
-from kmdx.nodes import Estimate
 from kmdx.plan import Plan
 
 MAX_MEMBERS = 12  # for trying all sets
@@ -105,7 +103,7 @@ class Ensemble:
         self.folds = check_folds(options.folds, len(collection.songs))
         self.members = _members(collection.plan, by_run)
         self._needs = {
-            signal: frozenset(runs(collection.plan, [signal]))
+            signal: frozenset(collection.plan.runs([signal]))
             for stem in collection.stems
             for signal in stem.signals
         }
@@ -125,12 +123,7 @@ class Ensemble:
     def candidate(self, members: Names[str]) -> Candidate | None:
         """The ensemble of some members; ``None`` if they cannot estimate every stem."""
         plan = self.collection.plan
-        left = frozenset[str]().union(*(self.members[name] for name in members))
         able = set(self._signals(members))
-        scored = {stem.name for stem in self.collection.stems}
-        others = [stem for stem in plan.stems if stem not in scored]
-        if not left.issuperset(runs(plan, others)):
-            return None
         weights, sdr = {}, {}
         for stem in self.collection.stems:
             kept = tuple(number for number, signal in enumerate(stem.signals) if signal in able)
@@ -146,7 +139,7 @@ class Ensemble:
             members=frozenset(members),
             plan=small,
             sdr=sdr,
-            real_time_factor=sum(self.collection.costs[run] for run in runs(small, small.stems)),
+            real_time_factor=sum(self.collection.costs[run] for run in small.runs(small.stems)),
             gflops=small.gflops(small.stems),
         )
 
@@ -168,7 +161,7 @@ class Ensemble:
                 candidate = self.candidate(members)
                 if candidate is None:
                     continue
-                needed = runs(candidate.plan, candidate.plan.stems)
+                needed = tuple(candidate.plan.runs(candidate.plan.stems))
                 if needed not in seen:  # else a member has weight 0 or lacks its input
                     seen.add(needed)
                     yield candidate
@@ -179,7 +172,7 @@ class Ensemble:
         Its published weights are the candidate's share of the original ones. A stem keeps them if new weights
         gain nothing on held-out songs.
         """
-        left = {*runs(candidate.plan, candidate.plan.stems)}
+        left = {*candidate.plan.runs(candidate.plan.stems)}
         stems = []
         for stem in self.collection.stems:
             kept = np.array([n for n, signal in enumerate(stem.signals) if self._needs[signal] <= left])
@@ -245,10 +238,8 @@ def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
 
 def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
     members: dict[str, set[str]] = {}
-    for run in runs(plan, plan.stems):
-        node = plan.nodes[run]
-        assert isinstance(node, Estimate)
-        members.setdefault(run if by_run else node.network, set()).add(run)
+    for run, network in plan.runs(plan.stems).items():
+        members.setdefault(run if by_run else network, set()).add(run)
     return {name: frozenset(owned) for name, owned in members.items()}
 
 

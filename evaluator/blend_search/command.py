@@ -42,7 +42,7 @@ from evaluator.blend_search.console import (
     print_notes,
     write_plan,
 )
-from evaluator.blend_search.flat_plan import flatten, indivisible, runs
+from evaluator.blend_search.flat_plan import flatten, indivisible
 from evaluator.blend_search.search import SearchOptions, search, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
@@ -310,7 +310,7 @@ def search_stages(
     tried = stage_moves.moves(published, only or ())
     songs = dataset.find_tracks(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
-    if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
+    if costs is not None and not costs.keys() >= {*published.runs(published.stems)}:
         raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
     if scratch is not None and not scratch.is_dir():
         raise KmdxError(f"--scratch {scratch}: no such folder")

@@ -11,7 +11,6 @@ from evaluator.blend_search.flat_plan import pruned
 from evaluator.run_folder import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError
-from kmdx.nodes import Sum
 from kmdx.plan import Plan
 
 MARK = "Written by evaluator.blend_search."
@@ -19,21 +18,14 @@ MARK = "Written by evaluator.blend_search."
 
 
 def reweighted(plan: Plan, weights: Mapping[str, Mapping[str, float]]) -> Plan:
-    """A flat plan with new weights for some stems, without signals of weight 0 and nodes that nothing needs.
+    """A flat plan with new weights ``{stem: {signal: weight}}``.
 
-    Parameters
-    ----------
-    plan : Plan
-    weights : mapping of str to mapping
-        For each stem the weight of each signal.
+    Signals of weight 0 are left out, and so are nodes that nothing needs then.
     """
     nodes = dict(plan.nodes)
-    for stem in plan.stems:
-        node = nodes[stem]
-        assert isinstance(node, Sum)
-        terms = weights.get(stem, node.terms)
+    for stem, terms in weights.items():
         nonzero = {name: weight for name, weight in terms.items() if weight}
-        nodes[stem] = replace(node, terms=nonzero or terms)
+        nodes[stem] = replace(nodes[stem], terms=nonzero or terms)
     return pruned(replace(plan, nodes=nodes), plan.stems)
 
 

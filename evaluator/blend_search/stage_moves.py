@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.blend_search.flat_plan import published, runs, scored_stems, source_of
+from evaluator.blend_search.flat_plan import published, scored_stems, source_of
 from evaluator.dataset import Track
 from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
-from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
 
 TRIES = 2  # of each move in a round: up and down, or twice in the direction that helps
@@ -35,7 +34,6 @@ class Move(NamedTuple):
     def applied(self, plan: Plan, step: float) -> Plan:
         """The plan after this move, scaled by ``step``."""
         node = plan.nodes[self.node]
-        assert isinstance(node, Sum)
         terms = dict(node.terms)
         for reference, change in self.changes:
             terms[reference] = round(terms[reference] + step * change, DIGITS)
@@ -104,7 +102,7 @@ class Search:
         costs : mapping of str to float, optional
             Seconds that each network run takes per second of audio.
         """
-        every = runs(self.plan, self.stems)
+        every = self.plan.runs(self.stems)
         tried = [*every]
         for move in self.moves:
             tried += self.dependent_runs(move) * (TRIES * self.rounds)
@@ -112,8 +110,7 @@ class Search:
         last = [*every, *moved]
         searched = sum(track.duration for track in self.songs)
         held = sum(track.duration for track in self.held_out)
-        per_second = [self.plan.networks[_network(self.plan, run)].gflops for run in every]
-        gflops = dict(zip(every, per_second, strict=True))
+        gflops = {run: self.plan.networks[network].gflops for run, network in every.items()}
 
         def total(of: Mapping[str, float]) -> float:
             return searched * sum(of[run] for run in tried) + held * sum(of[run] for run in last)
@@ -141,7 +138,7 @@ class Search:
 
     def dependent_runs(self, move: Move) -> list[str]:
         """The network runs that depend on the sum that a move changes."""
-        return [run for run in runs(self.plan, self.stems) if move.node in self.plan.order([run])]
+        return [run for run in self.plan.runs(self.stems) if move.node in self.plan.order([run])]
 
 
 def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
@@ -162,10 +159,8 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
     signals = {signal.reference for stem in plan.stems for signal in published(plan, stem)}
     found: dict[str, list[Move]] = {}
     for name in plan.order(sorted(signals)):
-        node = plan.nodes[name]
-        if not isinstance(node, Sum):
-            continue
-        estimates = [reference for reference in node.terms if source_of(plan, reference) is not None]
+        terms = plan.nodes[name].terms
+        estimates = [reference for reference in terms if source_of(plan, reference) is not None]
         if estimates:
             found[name] = [
                 *(Move(name, ((reference, 1.0),)) for reference in estimates),
@@ -206,20 +201,6 @@ def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track
 def changes(before: Plan, after: Plan) -> Iterator[tuple[str, str, float, float]]:
     """Weights that differ: sum, signal, before and after."""
     for name, node in before.nodes.items():
-        if isinstance(node, Sum) and after.nodes[name] != node:
-            for reference, old in node.terms.items():
-                if (new := weight(after, name, reference)) != old:
-                    yield name, reference, old, new
-
-
-def weight(plan: Plan, name: str, reference: str) -> float:
-    """The weight of a signal in a sum."""
-    node = plan.nodes[name]
-    assert isinstance(node, Sum)
-    return node.terms[reference]
-
-
-def _network(plan: Plan, run: str) -> str:
-    node = plan.nodes[run]
-    assert isinstance(node, Estimate)
-    return node.network
+        for reference, old in node.terms.items():
+            if (new := after.nodes[name].terms[reference]) != old:
+                yield name, reference, old, new

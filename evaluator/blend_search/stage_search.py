@@ -19,7 +19,7 @@ from evaluator import dataset, metrics
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import MIN_GAIN
-from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes, weight
+from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes
 from evaluator.blend_search.tables import gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
@@ -115,7 +115,8 @@ def _try_moves(
                     [song.score(separator.with_plan(tried), search.stems, again) for song in songs]
                 )
                 better = sdr.mean() > best.mean() + MIN_GAIN
-                values = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
+                terms = tried.nodes[move.node].terms
+                values = ", ".join(f"{name} {terms[name]:g}" for name, _ in move.changes)
                 on_done(f"{move.node}: {values}: {sdr.mean():.3f} dB{', accepted' if better else ''}")
                 if better:
                     plan, best = tried, sdr
