@@ -292,7 +292,7 @@ def search_stages(
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for temporary estimates; by default TMPDIR."),
+        typer.Option(metavar="DIR", help="Folder for temporary files; by default TMPDIR."),
     ] = None,
     anyway: AnywayOption = False,
     force: ForceOption = False,
@@ -312,27 +312,26 @@ def search_stages(
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*published.runs(published.stems)}:
         raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
-    if scratch is not None and not scratch.is_dir():
-        raise KmdxError(f"--scratch {scratch}: no such folder")
-    with stage_search.writing_to(scratch or Path(tempfile.gettempdir())):
-        created = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
-    with created as temporary:
-        unusable = {} if dry_run else check_songs(songs, Path(temporary), published.stems).unusable
-        chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
-        capped = published.capped(speeds.get(speed.value).overlap)
-        search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
-        out.print(stage_search.cost(search, search.cost(costs)))
-        if dry_run:
-            return
-        stage_search.check_disk(search, Path(temporary))
-        separator = Running(device, precision.value, speed.value, folder, engine.value).separator(Path(plan))
-        try:
-            found = stage_search.tune(
-                search, separator, Path(temporary), lambda line: err.print(escape(line))
-            )
-        except KeyboardInterrupt:
-            err.print("stopped; nothing was written")
-            raise typer.Exit(130) from None
+    if scratch is not None:
+        if not scratch.is_dir():
+            raise KmdxError(f"--scratch {scratch}: no such folder")
+        tempfile.tempdir = str(scratch)
+    if not dry_run:
+        with tempfile.TemporaryDirectory(prefix="kmdx-") as temporary:
+            unusable = check_songs(songs, Path(temporary), published.stems).unusable
+        songs = [song for song in songs if song.name not in unusable]
+    chosen, held = stage_moves.chosen_songs(songs, count)
+    capped = published.capped(speeds.get(speed.value).overlap)
+    search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
+    out.print(stage_search.cost(search, search.cost(costs)))
+    if dry_run:
+        return
+    separator = Running(device, precision.value, speed.value, folder, engine.value).separator(Path(plan))
+    try:
+        found = stage_search.tune(search, separator, lambda line: err.print(escape(line)))
+    except KeyboardInterrupt:
+        err.print("stopped; nothing was written")
+        raise typer.Exit(130) from None
     _finish_search(search, published, found, output, anyway)
 
 
