@@ -31,7 +31,7 @@ from evaluator.blend_search.cross_validation import (
 )
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.plan_writer import reweighted
-from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
+from evaluator.blend_search.search import DIGITS, Result, SearchOptions, find_weights
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 
@@ -46,26 +46,13 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """An ensemble of some of the members.
-
-    Attributes
-    ----------
-    members : frozenset of str
-    plan : Plan
-        The plan with the weights found, without unused nodes.
-    sdr : mapping of str to float
-        Cross-validated score of each stem in dB, mean over songs.
-    real_time_factor : float
-        Seconds that its networks take per second of audio, as measured during collection.
-    gflops : float or None
-        Arithmetic in GFLOP per second of audio, if known for all networks.
-    """
+    """An ensemble of some of the members."""
 
     members: frozenset[str]
-    plan: Plan
-    sdr: Mapping[str, float]
-    real_time_factor: float
-    gflops: float | None
+    plan: Plan  # with the weights found, without unused nodes
+    sdr: Mapping[str, float]  # cross-validated score of each stem in dB, mean over songs
+    real_time_factor: float  # seconds that its networks take per second of audio, measured during collection
+    gflops: float | None  # arithmetic per second of audio in GFLOP, if known for all networks
 
     @property
     def score(self) -> float:
@@ -74,34 +61,17 @@ class Candidate:
 
 
 class Ensemble:
-    """An ensemble whose members can be left out.
+    """An ensemble whose members can be left out: networks, or network runs if ``by_run`` is true.
 
-    Parameters
-    ----------
-    collection : Collection
-    options : SearchOptions
-        Only constraints, prior and folds are used.
-    by_run : bool
-        Whether members are network runs instead of networks.
-
-    Attributes
-    ----------
-    members : mapping of str to frozenset of str
-        The network runs of each member.
-    whole : Candidate
-        The ensemble with all members.
-
-    Raises
-    ------
-    KmdxError
-        If no stem has enough songs to hold one out.
+    Only the constraints, prior and folds of ``options`` are used. Raises :class:`KmdxError` if no stem has
+    enough songs to hold one out.
     """
 
     def __init__(self, collection: Collection, options: SearchOptions, by_run: bool = False) -> None:
         self.collection = collection
         self.options = options
         self.folds = check_folds(options.folds, len(collection.songs))
-        self.members = _members(collection.plan, by_run)
+        self.members = _members(collection.plan, by_run)  # the network runs of each member
         self._needs = {
             signal: frozenset(collection.plan.runs([signal]))
             for stem in collection.stems
@@ -114,7 +84,7 @@ class Ensemble:
                 f"{collection.folder}: too few songs to hold one out, so members cannot be compared on "
                 "unseen songs; collect more"
             )
-        self.whole = whole
+        self.whole = whole  # the ensemble with all members
 
     def without(self, name: str) -> Candidate | None:
         """The ensemble without one member; ``None`` if a stem cannot be estimated without it."""
@@ -146,10 +116,7 @@ class Ensemble:
     def sets(self) -> Iterator[Candidate]:
         """The ensembles of all sets of members that can estimate every stem.
 
-        Raises
-        ------
-        KmdxError
-            If there are too many members.
+        Raises :class:`KmdxError` if there are too many members.
         """
         if len(self.members) > MAX_MEMBERS:
             raise KmdxError(
@@ -169,8 +136,8 @@ class Ensemble:
     def validated(self, candidate: Candidate) -> tuple[Collection, Result]:
         """The part of the collection that a candidate uses, and the weights found for that part.
 
-        Its published weights are the candidate's share of the original ones. A stem keeps them if new weights
-        gain nothing on held-out songs.
+        See :func:`share` for its published weights. A stem keeps them if new weights gain nothing on held-out
+        songs.
         """
         left = {*candidate.plan.runs(candidate.plan.stems)}
         stems = []
@@ -185,7 +152,7 @@ class Ensemble:
                 )
             )
         part = replace(self.collection, stems=tuple(stems))
-        return part, search(part, replace(self.options, joint=False, anyway=False))
+        return part, find_weights(part, replace(self.options, joint=False, anyway=False))
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
         """The signals that some members can compute."""
@@ -218,10 +185,7 @@ class Ensemble:
 def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
     """The best ensemble whose real-time factor is within a budget; the fastest if several are equally good.
 
-    Raises
-    ------
-    KmdxError
-        If no ensemble is within the budget.
+    Raises :class:`KmdxError` if no ensemble is within the budget.
     """
     if not candidates:
         raise KmdxError(f"--budget {budget:g}: no set of members can estimate every stem")
@@ -257,7 +221,7 @@ def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
 
 
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
-    """For each member the score that is lost and the time that is saved by leaving it out."""
+    """The loss of score and the savings of time when each member is left out."""
     whole = ensemble.whole
     title = "leaving out one member: loss of cross-validated global SDR (dB), and savings"
     rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -291,7 +255,7 @@ def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
 
 
 def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
-    """A line about the set that was chosen for a budget."""
+    """A line that describes the set chosen for a budget."""
     lost = ensemble.whole.score - candidate.score
     return (
         f"Within a real-time factor of {budget:g}: {', '.join(sorted(candidate.members))}. Cross-validated: "
@@ -301,7 +265,7 @@ def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
 
 
 def as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:
-    """The table's content for JSON, with the runs of each member."""
+    """The content of :func:`table` for JSON, with the runs of each member."""
     return {
         "whole": _candidate(ensemble.whole),
         "members": {name: sorted(runs) for name, runs in ensemble.members.items()},

@@ -25,25 +25,13 @@ TOLERANCE = 0.01  # dB between the rendered and the predicted score, above which
 
 @dataclass(frozen=True)
 class StemProducts:
-    """A stem's signals and their inner products in all songs.
-
-    Attributes
-    ----------
-    name : str
-    signals : tuple of str
-        Nodes of the flat plan.
-    published : ndarray
-        ``(signals,)``: the weights in the plan.
-    products : InnerProducts
-    values : ndarray
-        ``(songs,)``: samples times channels of each song.
-    """
+    """A stem's signals and their inner products in all songs."""
 
     name: str
-    signals: tuple[str, ...]
-    published: Weights
+    signals: tuple[str, ...]  # nodes of the flat plan
+    published: Weights  # ``(signals,)``: the weights in the plan
     products: InnerProducts
-    values: NDArray[np.float64]
+    values: NDArray[np.float64]  # ``(songs,)``: samples times channels of each song
 
     @property
     def silent(self) -> NDArray[np.intp]:
@@ -58,38 +46,21 @@ class StemProducts:
 
 @dataclass(frozen=True)
 class Collection:
-    """A collection of songs.
-
-    Attributes
-    ----------
-    folder : Path
-    plan : Plan
-        Its stems are flat sums with the published weights. It has the ensemble's name.
-    songs : tuple of str
-    stems : tuple of StemProducts
-    failed : mapping of str to str
-        Songs that are left out, and why.
-    warnings : tuple of str
-    costs : mapping of str to float
-        Seconds that each network run took per second of audio.
-    """
+    """A collection of songs."""
 
     folder: Path
-    plan: Plan
+    plan: Plan  # flat, with the published weights and the ensemble's name
     songs: tuple[str, ...]
     stems: tuple[StemProducts, ...]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # songs that are left out, and why
     warnings: tuple[str, ...]
-    costs: Mapping[str, float]
+    costs: Mapping[str, float]  # seconds that each network run took per second of audio
 
 
 def load(folder: Path) -> Collection:
     """Read a collection.
 
-    Raises
-    ------
-    KmdxError
-        If the folder is not a collection, is damaged, or contains no collected song.
+    Raises :class:`KmdxError` if the folder is not a collection, is damaged, or contains no collected song.
     """
     path = folder / "run.json"
     if not path.exists():
@@ -152,7 +123,7 @@ def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> StemPr
 
 
 def _warnings(stems: Sequence[StemProducts], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Warnings about songs whose rendered score differs from the one that inner products predict."""
+    """Warnings about songs whose rendered score differs from the predicted one."""
     for stem in stems:
         sdr = stem.products.sdr(stem.published)
         for number in stem.counted.tolist():

@@ -23,46 +23,26 @@ MAX_TERMS = 100_000  # of an expanded blend
 
 
 class BlendTerm(NamedTuple):
-    """A signal of the plan, and the normalized signal whose level it must be brought back to."""
+    """A signal of the plan, and the normalized signal whose removed level must be restored."""
 
     reference: str
     denormalize: str | None
 
 
 class Flat(NamedTuple):
-    """A flattened plan.
+    """A flattened plan."""
 
-    Attributes
-    ----------
-    plan : Plan
-        Its stems are flat sums of signals.
-    own : mapping of str to str
-        For each stem the node that computes it as in the original plan.
-    all_estimates : bool
-        Whether every network's estimate of a stem was added.
-    """
-
-    plan: Plan
-    own: Mapping[str, str]
-    all_estimates: bool = False
+    plan: Plan  # its stems are flat sums of signals
+    own: Mapping[str, str]  # for each stem the node that computes it as in the original plan
+    all_estimates: bool = False  # whether every network's estimate of a stem was added
 
 
 def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     """Expand the blends of a plan's stems.
 
-    Parameters
-    ----------
-    plan : Plan
-    all_estimates : bool
-        Also add every other network's estimate of the stem, with weight 0.
-
-    Returns
-    -------
-    Flat
-        In its plan each signal is a sum, and each stem is a sum of signals with the published weights. This
-        is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is
-        wrong.
-
+    In the flat plan each signal is a sum, and each stem is a sum of signals with the published weights. This
+    is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is wrong.
+    ``all_estimates`` also adds every other network's estimate of each stem, with weight 0.
     """
     scored = scored_stems(plan)
     own: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """Changes of the weights in sums that later networks take as input, and the cost of trying them.
 
 A move changes one estimate's weight in a sum, or transfers weight from one estimate to another. Inner
-products cannot predict what a network makes of a changed sum, so each try runs again all networks that depend
-on the sum. Each move is tried twice per round, so the cost is known in advance.
+products cannot predict what a network makes of a changed sum, so each try reruns all networks that depend on
+the sum. Each move is tried twice per round, so the maximum cost is known in advance.
 """
 
 from __future__ import annotations
@@ -42,51 +42,24 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchCost:
-    """Maximum cost of a search.
+    """Maximum cost of a search."""
 
-    Attributes
-    ----------
-    runs : int
-        Runs of a network on a song.
-    audio : float
-        Seconds of audio that networks process.
-    gflop : float or None
-        Arithmetic in GFLOP, if known for all networks.
-    seconds : float or None
-        Estimated time, if the duration of all runs is known.
-    disk : int
-        Bytes of estimates on the disk at the same time.
-    """
-
-    runs: int
-    audio: float
-    gflop: float | None
-    seconds: float | None
-    disk: int
+    runs: int  # runs of a network on a song
+    audio: float  # seconds of audio that networks process
+    gflop: float | None  # arithmetic in GFLOP, if known for all networks
+    seconds: float | None  # estimated time, if the duration of all runs is known
+    disk: int  # bytes of estimates on the disk at the same time
 
 
 @dataclass(frozen=True)
 class Search:
-    """The settings of a search.
-
-    Attributes
-    ----------
-    plan : Plan
-    songs : sequence of Track
-        Songs on which each try is scored.
-    held_out : sequence of Track
-        Songs on which only the result is scored.
-    moves : tuple of Move
-    step : float
-        Change of a weight in the first round; halved after a round without a gain.
-    rounds : int
-    """
+    """The settings of a search."""
 
     plan: Plan
-    songs: Sequence[Track]
-    held_out: Sequence[Track]
+    songs: Sequence[Track]  # on which each try is scored
+    held_out: Sequence[Track]  # on which only the result is scored
     moves: tuple[Move, ...]
-    step: float = 0.1
+    step: float = 0.1  # change of a weight in the first round; halved after a round without a gain
     rounds: int = 1
 
     @property
@@ -95,13 +68,7 @@ class Search:
         return scored_stems(self.plan)
 
     def cost(self, costs: Mapping[str, float] | None = None) -> SearchCost:
-        """Maximum cost of the search.
-
-        Parameters
-        ----------
-        costs : mapping of str to float, optional
-            Seconds that each network run takes per second of audio.
-        """
+        """Maximum cost of the search, given the seconds that each network run takes per second of audio."""
         every = self.plan.runs(self.stems)
         tried = [*every]
         for move in self.moves:
@@ -142,18 +109,9 @@ class Search:
 
 
 def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
-    """The moves of a plan's residuals and of sums that networks take as input.
+    """The moves of a plan's residuals and of sums that networks take as input; ``only`` those of some sums.
 
-    Parameters
-    ----------
-    plan : Plan
-    only : sequence of str
-        Sums to change; all if empty.
-
-    Raises
-    ------
-    KmdxError
-        If one of them is not such a sum, or the plan has none.
+    Raises :class:`KmdxError` if one of ``only`` is not such a sum, or the plan has none.
     """
     # Sums of a stem's signals are blends, whose weights `solve` finds from inner products.
     signals = {signal.reference for stem in plan.stems for signal in published(plan, stem)}
@@ -183,10 +141,7 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
 def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track], list[Track]]:
     """Songs to search on, evenly spread and by default half of them, and songs to hold out.
 
-    Raises
-    ------
-    KmdxError
-        If ``count`` is larger than the number of songs.
+    Raises :class:`KmdxError` if ``count`` is not from 1 to the number of songs.
     """
     number = (len(tracks) + 1) // 2 if count is None else count
     if not 1 <= number <= len(tracks):
