@@ -157,17 +157,7 @@ def _session_for_this_song(
 
 
 class Published:
-    """An ensemble as it was published.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Folder of the weight files.
-
-    Attributes
-    ----------
-    plan : Plan
-    """
+    """An ensemble as it was published, with the weight files of a folder."""
 
     def __init__(self, ensemble: str | Path, device: torch.device, folder: Path | None = None) -> None:
         self.plan = plan_file.load(str(ensemble))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,8 +27,6 @@ from kmdx.errors import KmdxError
 from kmdx.precisions import in_words
 from kmdx.separator import Separator, Stems
 
-logger = logging.getLogger("evaluator")
-
 FORM = 1
 """Version of the records: a collection of another version cannot be resumed."""
 
@@ -53,14 +50,7 @@ class Running:
 
     def separator(self, plan: Path) -> Separator:
         """A separator for a plan's file with these arguments."""
-        return Separator(
-            plan,
-            device=self.device,
-            precision=self.precision,
-            speed=self.speed,
-            folder=self.folder,
-            engine=self.engine,
-        )
+        return Separator(plan, **vars(self))
 
 
 def collect(

@@ -221,17 +221,7 @@ class Mdx23cDecoder(nn.Module):
 class Mdx23c(nn.Module):
     """The U-Net with the transforms around it.
 
-    Parameters
-    ----------
-    config : Mdx23cConfig
-        Its sizes.
-    sources : sequence of str
-        The sources it estimates, in the order of its output.
-
-    Attributes
-    ----------
-    dtype : torch.dtype
-        The precision between the first and the last convolution.
+    ``sources`` are in the order of its output.
     """
 
     # A stand-in has an error of -55 dB in float16, and of -37 to -40 dB in bfloat16.
@@ -240,7 +230,7 @@ class Mdx23c(nn.Module):
     def __init__(self, config: Mdx23cConfig, sources: Sequence[str]) -> None:
         super().__init__()
         self.config = config
-        self.dtype = torch.float32
+        self.dtype = torch.float32  # precision between the first and the last convolution
         self.sources: tuple[str, ...] = tuple(sources)
         self.length: int | None = None
         self.spectrogram = Spectrogram(config.n_fft, config.hop_length, config.dim_f)

@@ -346,17 +346,7 @@ class MaskEstimator(nn.Module):
 class Roformer(nn.Module):
     """A RoFormer of either kind.
 
-    Parameters
-    ----------
-    config : RoformerConfig
-        Its sizes.
-    sources : sequence of str
-        The sources it estimates, in the order of its mask estimators.
-
-    Attributes
-    ----------
-    dtype : torch.dtype
-        The precision of its matrix products.
+    ``sources`` are in the order of its mask estimators.
     """
 
     # At full size, with random weights, bfloat16 leaves an error of -41 dB, and float16 of -60 dB.
@@ -367,7 +357,7 @@ class Roformer(nn.Module):
     def __init__(self, config: RoformerConfig, sources: Sequence[str]) -> None:
         super().__init__()
         self.config = config
-        self.dtype = torch.float32
+        self.dtype = torch.float32  # precision of its matrix products
         self.sources: tuple[str, ...] = tuple(sources)
         self.length: int | None = None
         linear = [config.linear] if config.linear else []

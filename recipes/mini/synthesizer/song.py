@@ -43,21 +43,11 @@ KIT_FONTS = (BLACK_PEARL, RED_ZEPPELIN)
 
 @dataclass(frozen=True)
 class RenderedSong:
-    """A finished song.
+    """A finished song."""
 
-    Attributes
-    ----------
-    stems : dict of str to ndarray
-        int16 ``(samples, 2)``.
-    mixture : ndarray
-        The sum of the stems.
-    description : dict
-        What was drawn, for a human reader.
-    """
-
-    stems: dict[str, np.ndarray]
-    mixture: np.ndarray
-    description: dict[str, Any]
+    stems: dict[str, np.ndarray]  # int16 ``(samples, 2)``
+    mixture: np.ndarray  # the sum of the stems
+    description: dict[str, Any]  # what was drawn, for a human reader
 
 
 def make(song: SongSpec) -> RenderedSong:

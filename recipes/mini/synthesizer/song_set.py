@@ -29,24 +29,12 @@ DESCRIPTION = "song.yaml"
 
 @dataclass(frozen=True)
 class SongSpec:
-    """What identifies a song: with the same package versions, it determines every byte.
+    """What identifies a song: with the same package versions, it determines every byte."""
 
-    Attributes
-    ----------
-    seed : int
-        The data set's seed.
-    split : str
-        One of :data:`SPLITS`.
-    number : int
-        Number within the split, from 1.
-    seconds : float
-        Approximate length.
-    """
-
-    seed: int
-    split: str
-    number: int
-    seconds: float
+    seed: int  # the data set's
+    split: str  # one of :data:`SPLITS`
+    number: int  # within the split, from 1
+    seconds: float  # approximate length
 
     @property
     def name(self) -> str:

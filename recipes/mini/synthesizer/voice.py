@@ -41,45 +41,23 @@ SHARPS = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)
 
 @dataclass(frozen=True)
 class Singer:
-    """The parameters of a voice.
+    """The parameters of a voice."""
 
-    Attributes
-    ----------
-    centre : int
-        MIDI pitch around which it sings.
-    formants : float
-        Frequency factor of the spectral envelope; below 1 the vocal tract is longer.
-    breath : float
-        Share of noise in the voice at high frequencies, 0 to 1.
-    vibrato, rate, delay : float
-        Vibrato: depth in semitones, rate in Hz, and delay in seconds after the start of a note.
-    """
-
-    centre: int  # this spelling is a key of song.yaml
-    formants: float
-    breath: float
-    vibrato: float
-    rate: float
-    delay: float
+    centre: int  # MIDI pitch around which it sings; this spelling is a key of song.yaml
+    formants: float  # frequency factor of the spectral envelope; below 1 the vocal tract is longer
+    breath: float  # share of noise in the voice at high frequencies, 0 to 1
+    vibrato: float  # depth in semitones
+    rate: float  # of the vibrato, in Hz
+    delay: float  # seconds from the start of a note to the vibrato
 
 
 @dataclass(frozen=True)
 class Words:
-    """Sinsy's singing as WORLD's analysis in frames of 5 ms.
+    """Sinsy's singing as WORLD's analysis in frames of 5 ms."""
 
-    Attributes
-    ----------
-    pitch : ndarray
-        ``(frames,)`` Hz, 0 where unvoiced.
-    envelope : ndarray
-        ``(frames, bins)`` power.
-    rate : int
-        Hz.
-    """
-
-    pitch: np.ndarray
-    envelope: np.ndarray
-    rate: int
+    pitch: np.ndarray  # ``(frames,)`` Hz, 0 where unvoiced
+    envelope: np.ndarray  # ``(frames, bins)`` power
+    rate: int  # Hz
 
 
 def draw_singer(rng: np.random.Generator) -> Singer:
