@@ -72,12 +72,8 @@ def separate(
 
     Songs whose stems are all finished are skipped, and only missing stems are made.
 
-    Raises
-    ------
-    KmdxError
-        If an option is wrong, weights are missing, or two songs would share a folder.
-    KeyboardInterrupt
-        If the user stops it; this has been reported.
+    Raises :class:`KmdxError` if an option is wrong, weights are missing, or two songs would share a folder,
+    and :class:`KeyboardInterrupt` if the user stops it; this has been reported.
     """
     tasks = _tasks(songs, output, loaded, stems, options)
     todo, failed = _check_folders(tasks)

@@ -49,6 +49,9 @@ def fit(
 ) -> Run:
     """Train a network, or resume an earlier run, which may be extended by more steps.
 
+    Raises :class:`TrainingError` before the first step if anything that the run needs is missing, and later
+    if it stops at a loss that is not finite.
+
     Parameters
     ----------
     folders, variants : sequence of Path
@@ -61,12 +64,6 @@ def fit(
         Folder for decoded stems; by default in the user's cache.
     start : Start, optional
         Weights for a new run to start from, instead of random ones; a resumed run must have the same.
-
-    Raises
-    ------
-    TrainingError
-        Before the first step, if anything that the run needs is missing; later, if it stops at a loss that is
-        not finite.
     """
     run = Run(output)
     if config.rest.vocals is not None and config.hears != "rest":

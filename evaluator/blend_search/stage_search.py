@@ -56,20 +56,10 @@ class Tuned:
 def tune(search: Search, separator: Separator, on_done: Report = lambda line: None) -> Tuned:
     """Search, then score the result on the held-out songs.
 
-    Estimates are kept in the folder for temporary files, in unnamed files.
+    Estimates are kept in the folder for temporary files, in unnamed files. Raises :class:`KmdxError` if a
+    song cannot be read or separated, or its estimates do not fit on the disk.
 
-    Parameters
-    ----------
-    search : Search
-    separator : Separator
-        For the search's plan.
-    on_done : callable
-        Called with a line after each try.
-
-    Raises
-    ------
-    KmdxError
-        If a song cannot be read or separated, or its estimates do not fit on the disk.
+    The separator is for the search's plan. ``on_done`` is called with a line after each try.
     """
     _check_disk(search)
     plan, before, after = _try_moves(search, separator, on_done)

@@ -21,6 +21,8 @@ INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxrun
 class OnnxNetwork(nn.Module):
     """An ONNX Runtime session as a network of this library; it estimates one source.
 
+    Raises :class:`ValueError` if the graph cannot be loaded.
+
     Parameters
     ----------
     path : Path
@@ -33,11 +35,6 @@ class OnnxNetwork(nn.Module):
     device : torch.device
         The device to run on. On a CUDA device, if ONNX Runtime's CUDA provider is missing, the network runs
         on the CPU with a warning.
-
-    Raises
-    ------
-    ValueError
-        If the graph cannot be loaded.
     """
 
     supported_dtypes: tuple[torch.dtype, ...] = ()

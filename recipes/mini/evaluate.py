@@ -78,10 +78,8 @@ def score(
 def find_songs(sets: Sequence[str]) -> dict[str, list[Path]]:
     """Parse ``NAME=SONGS`` into the song folders of each set.
 
-    Raises
-    ------
-    KmdxError
-        If an argument is malformed, repeats a name, or has no songs or two songs of the same name.
+    Raises :class:`KmdxError` if an argument is malformed, repeats a name, or has no songs or two songs of the
+    same name.
     """
     found: dict[str, list[Path]] = {}
     for text in sets:

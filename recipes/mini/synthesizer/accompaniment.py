@@ -111,6 +111,8 @@ def drives(parts: Sequence[InstrumentPart], score: Score) -> bool:
 def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[InstrumentPart]:
     """Let MMA play a score.
 
+    Raises :class:`KmdxError` if MMA fails.
+
     Parameters
     ----------
     score : Score
@@ -126,11 +128,6 @@ def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: 
     -------
     list of InstrumentPart
         The parts that have notes, in MMA's order.
-
-    Raises
-    ------
-    KmdxError
-        If MMA fails.
     """
     lines = [f"RndSeed {seed}", f"Tempo {score.tempo}"]
     for bar, (chord, groove) in enumerate(zip(score.chords, grooves, strict=True)):

@@ -19,6 +19,8 @@ SETTINGS = ("synth.polyphony=512", "synth.cpu-cores=1", "synth.dynamic-sample-lo
 def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.ndarray:
     """Render a MIDI file without effects.
 
+    Raises :class:`KmdxError` if FluidSynth fails.
+
     Parameters
     ----------
     midi : MidiFile
@@ -33,11 +35,6 @@ def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.nda
     -------
     ndarray
         float32 ``(length, 2)`` at :data:`~kmdx.challenge.RATE`.
-
-    Raises
-    ------
-    KmdxError
-        If FluidSynth fails.
     """
     score, sound = folder / "score.mid", folder / "sound.wav"
     midi.save(score)

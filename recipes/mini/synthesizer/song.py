@@ -53,10 +53,7 @@ class RenderedSong:
 def make(song: SongSpec) -> RenderedSong:
     """Render a song.
 
-    Raises
-    ------
-    KmdxError
-        If a program fails, or if a stem was silent in every attempt.
+    Raises :class:`KmdxError` if a program fails, or if a stem was silent in every attempt.
     """
     with tempfile.TemporaryDirectory(prefix="synthetic-") as folder:
         for attempt in range(ATTEMPTS):

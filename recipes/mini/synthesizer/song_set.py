@@ -45,6 +45,8 @@ class SongSpec:
 def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpec]:
     """List the songs of a data set. Asking for more songs does not change the first ones.
 
+    Raises :class:`KmdxError` if a number is out of range.
+
     Parameters
     ----------
     seed : int
@@ -52,11 +54,6 @@ def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpe
         Number of all songs, and how many of them are in ``test``.
     seconds : float
         Approximate length of each.
-
-    Raises
-    ------
-    KmdxError
-        If a number is out of range.
     """
     if songs < 1:
         raise KmdxError(f"--songs {songs}: expected 1 or more")
@@ -77,10 +74,7 @@ def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpe
 def missing(output: Path, songs: Sequence[SongSpec]) -> list[SongSpec]:
     """The songs that have not been rendered yet.
 
-    Raises
-    ------
-    KmdxError
-        If a song's folder contains something else.
+    Raises :class:`KmdxError` if a song's folder contains something else.
     """
     return [song for song in songs if not _exists(output, song)]
 
@@ -91,6 +85,7 @@ def render(
     """Render songs in parallel, each in its own process; yields each song when its folder is written.
 
     After Ctrl-C, or if the generator is closed early, songs in progress are finished and no more started.
+    Raises :class:`KmdxError` if a song cannot be rendered or written.
 
     Parameters
     ----------
@@ -100,11 +95,6 @@ def render(
         Songs rendered at a time.
     make : callable
         Renders a song; a module's function, because other processes import it.
-
-    Raises
-    ------
-    KmdxError
-        If a song cannot be rendered or written.
     """
     # Submit only as many as can run: after Ctrl-C the pool would also finish its queue.
     # Spawn: a fork would copy locks that are held by threads of libraries loaded here.
@@ -128,10 +118,7 @@ def render(
 def write(output: Path, song: SongSpec, make: Callable[[SongSpec], RenderedSong]) -> None:
     """Render a song and write its folder, completely or not at all.
 
-    Raises
-    ------
-    KmdxError
-        If it cannot be rendered or written.
+    Raises :class:`KmdxError` if it cannot be rendered or written.
     """
     target = output / song.split / song.name
     partial = target.with_name(f".{song.name}.partial")

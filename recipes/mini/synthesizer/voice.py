@@ -79,16 +79,13 @@ def draw_singer(rng: np.random.Generator) -> Singer:
 def pronounce(score: Score, folder: Path) -> Words:
     """Let Sinsy sing a score's melody.
 
+    Raises :class:`KmdxError` if Sinsy rejects the score.
+
     Parameters
     ----------
     score : Score
     folder : Path
         For temporary files.
-
-    Raises
-    ------
-    KmdxError
-        If Sinsy rejects the score.
     """
     path = folder / "melody.xml"
     path.write_text(music_xml(score), encoding="utf-8")
