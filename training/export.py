@@ -24,22 +24,18 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class Exported(NamedTuple):
-    """An exported network: its files, the difference between graph and network, and its name in plans.
-
-    ``step`` and ``score`` (dB; None if not validated yet) are those of its checkpoint. ``ended`` is whether
-    the run has no steps left.
-    """
+    """An exported network."""
 
     state: Path
     graph: Path
-    difference: float
-    name: str
-    step: int
-    score: float | None
-    ended: bool
+    difference: float  # between graph and network, relative to the largest value
+    name: str  # in plans
+    step: int  # of its checkpoint
+    score: float | None  # of its checkpoint in dB; None if not validated yet
+    ended: bool  # whether the run has no steps left
 
 
-def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
+def write_weights(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
     """Export a run's best weights into a models folder and register them there.
 
     Raises :class:`TrainingError` if the name is invalid or belongs to another run, the folder cannot be

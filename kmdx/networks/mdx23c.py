@@ -10,7 +10,6 @@ n samples. Inside the U-Net, frequency is the last axis.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -291,13 +290,9 @@ class Mdx23c(nn.Module):
         """Return a network that computes only ``sources`` and shares all weights except the last layer's."""
         if tuple(sources) == self.sources:
             return self
-        unknown = [source for source in sources if source not in self.sources]
-        if unknown:
-            raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        network = copy.deepcopy(self, shared)
+        indices = fast.source_indices(self.sources, sources)
+        network = fast.shared_copy(self)
         network.sources = tuple(sources)
-        indices = [self.sources.index(source) for source in sources]
         last = network.final_conv[2]
         assert isinstance(last, nn.Conv2d)
         fast.keep_sources(last, indices, len(self.sources))

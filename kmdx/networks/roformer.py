@@ -443,15 +443,11 @@ class Roformer(nn.Module):
         """Return a network that computes only the masks of ``sources``, and shares all layers."""
         if tuple(sources) == self.sources:
             return self
-        unknown = [source for source in sources if source not in self.sources]
-        if unknown:
-            raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
+        indices = fast.source_indices(self.sources, sources)
         network = copy.copy(self)
         network._modules = dict(self._modules)
         network.sources = tuple(sources)
-        network.mask_estimators = nn.ModuleList(
-            self.mask_estimators[self.sources.index(source)] for source in sources
-        )
+        network.mask_estimators = nn.ModuleList(self.mask_estimators[index] for index in indices)
         return network
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ Shapes: B batch, C channels of the sound, S sources, D features, F bins, T frame
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -320,11 +319,8 @@ class Scnet(nn.Module):
         self.dtype = torch.float32  # precision of its convolutions, recurrent layers and matrix products
         self.sources: tuple[str, ...] = tuple(sources)
         self.length: int | None = None
-        bins, steps, outputs = (
-            config.nfft // 2 + 1,
-            range(len(config.dims) - 1),
-            config.dims[0] * len(sources),
-        )
+        bins, steps = config.nfft // 2 + 1, range(len(config.dims) - 1)
+        outputs = config.dims[0] * len(sources)
         window = torch.hann_window(config.win_size) if config.masked else torch.ones(config.win_size)
         self.spectrogram = Spectrogram(config.nfft, config.hop_size, bins, window, config.normalized)
         self.encoder = nn.ModuleList(ScnetEncoder(config, level) for level in steps)
@@ -395,14 +391,11 @@ class Scnet(nn.Module):
         """Return a network that computes only ``sources`` and shares all weights except the last layers'."""
         if tuple(sources) == self.sources:
             return self
-        unknown = [source for source in sources if source not in self.sources]
-        if unknown:
-            raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        network = copy.deepcopy(self, shared)
+        indices = fast.source_indices(self.sources, sources)
+        network = fast.shared_copy(self)
         network.sources = tuple(sources)
         for layer in network.last_layers():
-            fast.keep_sources(layer, [self.sources.index(source) for source in sources], len(self.sources))
+            fast.keep_sources(layer, indices, len(self.sources))
         return network
 
 
