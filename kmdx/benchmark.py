@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 from kmdx import devices, engines, host, plan_file, stand_in, synthetic
-from kmdx.errors import KmdxError, PlanError
-from kmdx.plan import Plan, suggest
+from kmdx.errors import KmdxError, PlanError, suggest
+from kmdx.plan import Plan
 from kmdx.precisions import exact
 from kmdx.separator import Separator
 

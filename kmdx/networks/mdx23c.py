@@ -92,7 +92,7 @@ class Mdx23cConfig:
         sizes = {"stereo": True, **sizes}
         names = [field.name for field in fields(cls)]
         if lacking := [name for name in names if name not in sizes]:
-            raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
+            raise ValueError(f"missing {', '.join(lacking)}: only the real weights determine them")
         own: dict[str, Any] = {name: sizes[name] for name in names}
         return cls(**{**own, "scale": tuple(own["scale"])})
 
@@ -359,7 +359,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     Parameters
     ----------
     architecture : mapping
-        ``n_fft``, ``hop_length``, ``norm`` and ``act``; sizes that the state dict tells may be left out.
+        ``n_fft``, ``hop_length``, ``norm`` and ``act``; sizes that the state dict determines may be omitted.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping

@@ -90,7 +90,7 @@ class ScnetConfig:
         sizes = {**types.TYPES["scnet"].defaults, "band_stride": (1, *kernels[1:]), **sizes}
         names = [field.name for field in fields(cls)]
         if lacking := [name for name in names if name not in sizes]:
-            raise ValueError(f"missing {', '.join(lacking)}: only the real weights tell them")
+            raise ValueError(f"missing {', '.join(lacking)}: only the real weights determine them")
         own: dict[str, Any] = {
             name: tuple(sizes[name]) if isinstance(sizes[name], list) else sizes[name] for name in names
         }
@@ -461,7 +461,7 @@ def build(architecture: Mapping[str, Any], segment: float | None, state: Mapping
     Parameters
     ----------
     architecture : mapping
-        Sizes that the state dict tells may be left out; the others have the published code's defaults.
+        Sizes that the state dict determines may be omitted; the others have the published code's defaults.
     segment : float or None
         Length of its windows in seconds, if known.
     state : mapping
