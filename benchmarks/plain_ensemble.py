@@ -96,7 +96,7 @@ def run(
                     if denormalize is not None:
                         total = total * levels[denormalize][1] + levels[denormalize][0]
                     signals[name] = total
-    return {name: signals[name] for name, node in plan.nodes.items() if isinstance(node, Sum)}
+    return {name: signals[name] for name, node in plan.nodes.items() if node.terms}
 
 
 def _estimate(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device: torch.device) -> Tensor:
@@ -195,7 +195,7 @@ def _song(
     ensemble: str, device: str, folder: Path | None, mixture: Samples
 ) -> tuple[float, dict[str, Samples]]:
     plan, where = plan_file.load(ensemble), torch.device(device)
-    names = {node.network for node in plan.nodes.values() if isinstance(node, Estimate)}
+    names = plan.networks_used(plan.nodes)
     networks = {name: load_network(plan.networks[name], plan.sample_rate, where, folder) for name in names}
     signal = torch.from_numpy(mixture)
     if where.type == "cuda":  # a first run loads and chooses kernels

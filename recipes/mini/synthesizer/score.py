@@ -125,17 +125,9 @@ class Score:
 
 
 def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float, center: int) -> Score:
-    """Compose a song.
+    """Compose a song of about ``seconds``, rounded to whole bars, with at least two phrases.
 
-    Parameters
-    ----------
-    rng : Generator
-    tempo, beats : int
-        Beats per minute, and beats per bar.
-    seconds : float
-        Approximate length. Rounded to whole bars, at least two phrases.
-    center : int
-        Pitch around which the melody moves.
+    ``tempo`` is in beats per minute, ``beats`` per bar. The melody moves around the pitch ``center``.
     """
     count = max(round(seconds * tempo / 60 / beats), 2 * PHRASE)
     mode = "major" if rng.random() < 0.55 else "minor"

@@ -43,17 +43,10 @@ class SongSpec:
 
 
 def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpec]:
-    """List the songs of a data set. Asking for more songs does not change the first ones.
+    """List the songs of a data set, of which ``test_songs`` are in ``test``, each of about ``seconds``.
 
-    Raises :class:`KmdxError` if a number is out of range.
-
-    Parameters
-    ----------
-    seed : int
-    songs, test_songs : int
-        Number of all songs, and how many of them are in ``test``.
-    seconds : float
-        Approximate length of each.
+    Asking for more songs does not change the first ones. Raises :class:`KmdxError` if a number is out of
+    range.
     """
     if songs < 1:
         raise KmdxError(f"--songs {songs}: expected 1 or more")
@@ -82,19 +75,11 @@ def missing(output: Path, songs: Sequence[SongSpec]) -> list[SongSpec]:
 def render(
     output: Path, songs: Sequence[SongSpec], jobs: int, make: Callable[[SongSpec], RenderedSong]
 ) -> Iterator[SongSpec]:
-    """Render songs in parallel, each in its own process; yields each song when its folder is written.
+    """Render songs, ``jobs`` at a time in their own processes; yields each song when its folder is written.
 
-    After Ctrl-C, or if the generator is closed early, songs in progress are finished and no more started.
-    Raises :class:`KmdxError` if a song cannot be rendered or written.
-
-    Parameters
-    ----------
-    output : Path
-    songs : sequence of SongSpec
-    jobs : int
-        Songs rendered at a time.
-    make : callable
-        Renders a song; a module's function, because other processes import it.
+    ``make`` renders a song; it is a module's function, because other processes import it. After Ctrl-C, or if
+    the generator is closed early, songs in progress are finished and no more started. Raises
+    :class:`KmdxError` if a song cannot be rendered or written.
     """
     # Submit only as many as can run: after Ctrl-C the pool would also finish its queue.
     # Spawn: a fork would copy locks that are held by threads of libraries loaded here.

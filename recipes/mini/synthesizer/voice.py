@@ -77,15 +77,9 @@ def draw_singer(rng: np.random.Generator) -> Singer:
 
 
 def pronounce(score: Score, folder: Path) -> Words:
-    """Let Sinsy sing a score's melody.
+    """Let Sinsy sing a score's melody; ``folder`` is for temporary files.
 
     Raises :class:`KmdxError` if Sinsy rejects the score.
-
-    Parameters
-    ----------
-    score : Score
-    folder : Path
-        For temporary files.
     """
     path = folder / "melody.xml"
     path.write_text(music_xml(score), encoding="utf-8")
@@ -106,23 +100,10 @@ def pronounce(score: Score, folder: Path) -> Words:
 
 
 def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, length: int) -> np.ndarray:
-    """Synthesize a singer's voice with these words.
+    """Synthesize a singer's voice with these words, at the score's tempo.
 
-    Parameters
-    ----------
-    words : Words
-    score : Score
-        Gives the tempo.
-    melody : sequence of Note
-        The score's melody, or another with the same rhythm: a harmony.
-    singer : Singer
-    length : int
-        Samples to return.
-
-    Returns
-    -------
-    ndarray
-        float32 ``(length, 1)`` at :data:`~kmdx.challenge.RATE`.
+    The melody is the score's, or another with the same rhythm: a harmony. Returns float32 ``(length, 1)`` at
+    :data:`~kmdx.challenge.RATE`.
     """
     pitch = _pitch(words, score, melody, singer)
     bins = words.envelope.shape[1]
