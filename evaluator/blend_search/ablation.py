@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from evaluator.blend_search import tables
 from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -224,10 +225,7 @@ def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
     """The loss of score and the savings of time when each member is left out."""
     whole = ensemble.whole
     title = "leaving out one member: loss of cross-validated global SDR (dB), and savings"
-    rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    rows.add_column("")
-    for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
-        rows.add_column(heading, justify="right")
+    rows = tables.empty(title, [""], ["runs", *whole.sdr, "mean", "real-time factor", "GFLOP"])
     rows.add_row(
         "none (scores)",
         str(sum(map(len, ensemble.members.values()))),

@@ -73,8 +73,7 @@ class Search:
         tried = [*every]
         for move in self.moves:
             tried += self.dependent_runs(move) * (TRIES * self.rounds)
-        moved = {run for move in self.moves for run in self.dependent_runs(move)}
-        last = [*every, *moved]
+        last = [*every, *self._moved()]
         searched = sum(track.duration for track in self.songs)
         held = sum(track.duration for track in self.held_out)
         gflops = {run: self.plan.networks[network].gflops for run, network in every.items()}
@@ -95,13 +94,16 @@ class Search:
         """Bytes of accepted and tried estimates: first of all searched songs, then of one held-out song."""
         sources = {run: len(used) for run, used in self.plan.sources_used(self.stems).items()}
         again = [sum(sources[run] for run in self.dependent_runs(move)) for move in self.moves]
-        moved = {run for move in self.moves for run in self.dependent_runs(move)}
         searched = sum(track.duration for track in self.songs) * (
             sum(sources.values()) + max(again, default=0)
         )
         longest = max((track.duration for track in self.held_out), default=0.0)
-        held = longest * (sum(sources.values()) + sum(sources[run] for run in moved))
+        held = longest * (sum(sources.values()) + sum(sources[run] for run in self._moved()))
         return math.ceil(max(searched, held) * RATE * CHANNELS * np.dtype(np.float32).itemsize)
+
+    def _moved(self) -> set[str]:
+        """The network runs that depend on any move."""
+        return {run for move in self.moves for run in self.dependent_runs(move)}
 
     def dependent_runs(self, move: Move) -> list[str]:
         """The network runs that depend on the sum that a move changes."""

@@ -14,11 +14,11 @@ import numpy as np
 from rich.table import Table
 
 from evaluator import dataset, metrics
+from evaluator.blend_search import tables
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import MIN_GAIN
 from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes
-from evaluator.blend_search.tables import gain
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
 from evaluator.layouts import reference_of
@@ -192,11 +192,7 @@ def cost(search: Search, most: SearchCost) -> str:
 
 def weights(before: Plan, after: Plan) -> Table:
     """A table of the weights that changed."""
-    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
-    for heading in ("sum", "signal"):
-        table.add_column(heading)
-    for heading in ("published", "found"):
-        table.add_column(heading, justify="right")
+    table = tables.empty("weights", ["sum", "signal"], ["published", "found"])
     for name, reference, old, new in changes(before, after):
         table.add_row(name, reference, f"{old:g}", f"{new:g}")
     return table
@@ -204,11 +200,8 @@ def weights(before: Plan, after: Plan) -> Table:
 
 def scores(tuned: Tuned) -> Table:
     """A table of the scores of searched and held-out songs."""
-    title = "global SDR (dB, mean over stems and songs)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("songs")
-    for heading in ("", "published", "found", "gain", f"{COVERAGE:.0%} interval"):
-        table.add_column(heading, justify="right")
+    headings = ["", "published", "found", "gain", f"{COVERAGE:.0%} interval"]
+    table = tables.empty("global SDR (dB, mean over stems and songs)", ["songs"], headings)
     for name, before, after in (
         ("searched", tuned.before, tuned.after),
         ("held out", tuned.held_out_before, tuned.held_out_after),
@@ -219,7 +212,7 @@ def scores(tuned: Tuned) -> Table:
                 str(len(before)),
                 f"{before.mean():.3f}",
                 f"{after.mean():.3f}",
-                *gain(after - before),
+                *tables.gain(after - before),
             )
     return table
 
@@ -238,7 +231,7 @@ def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[
     )
     if len(tuned.gains):
         names = ", ".join(tuned.scored)
-        mean, ends = gain(tuned.gains)
+        mean, ends = tables.gain(tuned.gains)
         between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
         yield (
             f"Held out: {names}: {tuned.held_out_before.mean():.3f} dB published, "
