@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,20 +36,16 @@ CPU_SIZE, CUDA_SIZE = 2048, 8192  # rows and columns of the matrices whose produ
 PRODUCTS = 4  # number of timed products; the first one is a warm-up
 
 
-def compare_song(
-    separator: Separator, published: Published, song: NDArray[np.float32]
-) -> tuple[dict[str, Any], Stems]:
+def compare_song(separator: Separator, published: Published, song: NDArray[np.float32]) -> dict[str, Any]:
     """Run a song ``(n, 2)`` through the engine, the published form, and the engine again.
 
-    Returns
-    -------
-    dict
-        The entry ``plan`` of the JSON file; ``seconds`` is the mean of the engine's two runs.
-    dict of str to ndarray
-        The engine's stems.
+    Returns the entry ``plan`` of the JSON file, whose ``seconds`` are the mean of the engine's two runs.
     """
     device, rate = separator.device, separator.plan.sample_rate
-    run: Callable[[], Stems] = lambda: separator.separate(song, rate)  # noqa: E731
+
+    def run() -> Stems:
+        return separator.separate(song, rate)
+
     if device.type == "cuda":
         run()  # loads the kernels
     host.reset_peak_memory()
@@ -69,7 +64,7 @@ def compare_song(
         "baseline_seconds": theirs,
         "ratio": theirs / took,
         "difference": {stem: decibels(signals[stem].T, stems[stem]) for stem in stems},
-    }, stems
+    }
 
 
 def compare_network(
@@ -132,7 +127,7 @@ def compare(
 ) -> dict[str, Any]:
     """The content of the JSON file: a report of the engine, plus the comparison."""
     peaks = peak_gflops(separator.device)
-    plan, _ = compare_song(separator, published, song)
+    plan = compare_song(separator, published, song)
     networks = {name: compare_network(separator, published, name, peaks) for name in report.networks}
     ours = {
         name: replace(speed, seconds=networks[name]["seconds"]) for name, speed in report.networks.items()
@@ -186,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         separator = Separator(ensemble, folder=options.folder, **asdict(settings))
         published = stack.enter_context(Published(ensemble, separator.device, options.folder))
         if options.json is None:
-            speed, _ = compare_song(separator, published, song)
+            speed = compare_song(separator, published, song)
         else:
             report = benchmark.measure(ensemble, settings, seconds=len(song) / plan.sample_rate)
             report = replace(report, digest=plan.digest[:16], stand_in=options.stand_in)

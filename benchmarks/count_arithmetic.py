@@ -7,6 +7,7 @@ transforms are not. Run ``python benchmarks/count_arithmetic.py``; it needs no w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,37 +33,12 @@ def lstm_flops(x: torch.Size, w_input: torch.Size, w_hidden: torch.Size, *_: obj
     return 2 * steps * batch * gates * (inputs + hidden)
 
 
-def count(module: torch.nn.Module, batch: torch.Tensor) -> float:
+def count(function: Callable[[torch.Tensor], object], batch: torch.Tensor) -> float:
     """GFLOP of one forward pass; gradients are enabled, because fused implementations are not counted."""
     mapping = {torch.ops.aten.mkldnn_rnn_layer: lstm_flops}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        module.eval()(batch)
+        function(batch)
     return counter.get_total_flops() / 1e9
-
-
-class Unet(torch.nn.Module):
-    """The network without the transforms around it."""
-
-    def __init__(self, network: TfcTdf | Mdx23c | Scnet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """Map a mixture's spectrogram to its sources'."""
-        return self.network.unet(spectrum)
-
-
-class Masks(torch.nn.Module):
-    """A RoFormer without the transforms around it."""
-
-    def __init__(self, network: Roformer) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, spectrum: torch.Tensor) -> list[torch.Tensor]:
-        """Estimate the masks of all sources."""
-        features = self.network.features(spectrum)
-        return [estimator(features) for estimator in self.network.mask_estimators]
 
 
 def roformer_gflops(architecture: dict, seconds: float) -> float:
@@ -70,9 +46,14 @@ def roformer_gflops(architecture: dict, seconds: float) -> float:
     config = RoformerConfig.of({**types.TYPES[architecture["type"]].defaults, **architecture})
     frames = int(seconds * architecture.get("sample_rate", RATE)) // config.hop + 1
     with torch.device("meta"):
-        network = Roformer(config, architecture["sources"])
+        network = Roformer(config, architecture["sources"]).eval()
         spectrum = torch.zeros(1, frames, config.bins, config.channels, dtype=torch.complex64)
-    return count(Masks(network), spectrum) / seconds
+
+    def masks(spectrum: torch.Tensor) -> list[torch.Tensor]:
+        features = network.features(spectrum)
+        return [estimator(features) for estimator in network.mask_estimators]
+
+    return count(masks, spectrum) / seconds
 
 
 def scnet_gflops(architecture: dict) -> float:
@@ -80,9 +61,9 @@ def scnet_gflops(architecture: dict) -> float:
     config = ScnetConfig.of({**types.TYPES["scnet"].defaults, **architecture})
     samples = config.extended(10 * RATE)
     with torch.device("meta"):
-        network = Scnet(config, architecture["sources"])
+        network = Scnet(config, architecture["sources"]).eval()
         spectrum = torch.zeros(1, config.dims[0], config.nfft // 2 + 1, samples // config.hop_size + 1)
-    return count(Unet(network), spectrum) / (samples / RATE)
+    return count(network.unet, spectrum) / (samples / RATE)
 
 
 def mdx23c_gflops(architecture: dict) -> float:
@@ -90,25 +71,25 @@ def mdx23c_gflops(architecture: dict) -> float:
     config = Mdx23cConfig.of({**types.TYPES["mdx23c"].defaults, **architecture})
     frames = config.extended(10 * RATE) // config.hop_length + 1
     with torch.device("meta"):
-        network = Mdx23c(config, architecture["sources"])
+        network = Mdx23c(config, architecture["sources"]).eval()
         spectrum = torch.zeros(1, config.inputs, frames, config.dim_f // config.num_subbands)
-    return count(Unet(network), spectrum) / (frames * config.hop_length / RATE)
+    return count(network.unet, spectrum) / (frames * config.hop_length / RATE)
 
 
 def demucs_gflops(architecture: dict, seconds: float) -> float:
     """Count a Demucs network on one segment."""
     options = {key: value for key, value in architecture.items() if key not in ("type", "gflops")}
     network = {"htdemucs": HTDemucs, "hdemucs": HDemucs}[architecture["type"]](**options)
-    return count(network, torch.randn(1, 2, int(seconds * RATE))) / seconds
+    return count(network.eval(), torch.randn(1, 2, int(seconds * RATE))) / seconds
 
 
 def unet_gflops(architecture: dict, **sizes: Any) -> float:
     """Count a TFC-TDF U-Net on one chunk."""
     transform = SpectrogramConfig(**{key: architecture[key] for key in ("n_fft", "hop", "bins", "frames")})
     with torch.device("meta"):
-        network = TfcTdf(TfcTdfConfig(transform, **sizes), "vocals")
+        network = TfcTdf(TfcTdfConfig(transform, **sizes), "vocals").eval()
         spectrum = torch.zeros(1, 4, transform.bins, transform.frames)
-    return count(Unet(network), spectrum) / (transform.chunk / RATE)
+    return count(network.unet, spectrum) / (transform.chunk / RATE)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from benchmarks import length
 from kmdx import Separator, synthetic, terminal
 from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
-from kmdx.nodes import Estimate, Node, Normalize, Sum
+from kmdx.nodes import Node, Normalize, Sum
 from kmdx.plan import Plan
 from kmdx.windows import OverlapAdd
 
@@ -81,8 +81,8 @@ def pieces(plan: Plan, samples: int) -> list[Piece]:
     (chunking,) = {use.chunking for use in plan.networks.values()}
     if not isinstance(chunking, OverlapAdd):
         raise KmdxError(f"{plan.name}: expected networks with overlap_add")
-    stages = sum(isinstance(node, Estimate) for node in plan.nodes.values())
-    margin = stages * chunking.length  # at most: each stage loses one window at the ends of its input
+    # At most: each network loses one window at the ends of its input.
+    margin = len(plan.runs(plan.nodes)) * chunking.length
     stride, windows = chunking.stride, chunking.windows(samples)
     found = []
     for begin, end in (

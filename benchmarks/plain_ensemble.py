@@ -96,7 +96,7 @@ def run(
                     if denormalize is not None:
                         total = total * levels[denormalize][1] + levels[denormalize][0]
                     signals[name] = total
-    return {name: signals[name] for name, node in plan.nodes.items() if isinstance(node, Sum)}
+    return {name: signals[name] for name, node in plan.nodes.items() if node.terms}
 
 
 def _estimate(network: Network, use: NetworkUse, plan: Plan, signal: Tensor, device: torch.device) -> Tensor:
@@ -157,17 +157,7 @@ def _session_for_this_song(
 
 
 class Published:
-    """An ensemble as it was published.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Folder of the weight files.
-
-    Attributes
-    ----------
-    plan : Plan
-    """
+    """An ensemble as it was published, with the weight files of a folder."""
 
     def __init__(self, ensemble: str | Path, device: torch.device, folder: Path | None = None) -> None:
         self.plan = plan_file.load(str(ensemble))
@@ -205,7 +195,7 @@ def _song(
     ensemble: str, device: str, folder: Path | None, mixture: Samples
 ) -> tuple[float, dict[str, Samples]]:
     plan, where = plan_file.load(ensemble), torch.device(device)
-    names = {node.network for node in plan.nodes.values() if isinstance(node, Estimate)}
+    names = plan.networks_used(plan.nodes)
     networks = {name: load_network(plan.networks[name], plan.sample_rate, where, folder) for name in names}
     signal = torch.from_numpy(mixture)
     if where.type == "cuda":  # a first run loads and chooses kernels

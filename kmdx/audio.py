@@ -134,6 +134,10 @@ def read(
 
     The result of an AAC file (m4a, mp4) may end with up to 1023 samples of the encoder's padding.
 
+    Raises :class:`AudioError` if the file cannot be opened, is not a sound file, has larger holes (the
+    message gives the time of the first) or holes of unknown length, has more than two channels without
+    `downmix`, ends before `start`, or fails :func:`check`; or if there is no room for a scratch file.
+
     Parameters
     ----------
     path : path_like
@@ -149,13 +153,6 @@ def read(
     accept_holes : bool
         Replace damaged or missing sound with silence, up to 2 % of the song and 5 s in total, and warn
         (:class:`~kmdx.errors.KmdxWarning`). Otherwise, every hole is an error.
-
-    Raises
-    ------
-    AudioError
-        If the file cannot be opened, is not a sound file, has larger holes (the message gives the time of
-        the first) or holes of unknown length, has more than two channels without `downmix`, ends before
-        `start`, or fails :func:`check`; or if it is long and there is no room for a scratch file.
     """
     path = Path(path)
     check_part(start, duration)

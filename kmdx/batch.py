@@ -197,12 +197,8 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
 
     Songs whose stems are all finished are skipped, and only missing stems are made.
 
-    Raises
-    ------
-    KmdxError
-        If an option is wrong, weights are missing, or two songs would share a folder.
-    KeyboardInterrupt
-        If the user stops it; this has been reported.
+    Raises :class:`KmdxError` if an option is wrong, weights are missing, or two songs would share a folder,
+    and :class:`KeyboardInterrupt` if the user stops it; this has been reported.
     """
     inputs.refuse_shared_folders(songs, job.output, job.files.values())
     todo, failed = [], 0

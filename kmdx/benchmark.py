@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 from kmdx import devices, engines, host, plan_file, stand_in, synthetic
-from kmdx.errors import KmdxError, PlanError
-from kmdx.plan import Plan, suggest
+from kmdx.errors import KmdxError, PlanError, suggest
+from kmdx.plan import Plan
 from kmdx.precisions import exact
 from kmdx.separator import Separator
 
@@ -255,17 +255,7 @@ def time_song(separator: Separator, seconds: float) -> SongSpeed:
 
 
 class TimedNetwork:
-    """A network of a separator that runs full windows of a synthetic song, in batches as for a real song.
-
-    Attributes
-    ----------
-    sources : tuple of str
-        The sources that the plan uses.
-    window, estimate : Tensor
-        One window ``(1, 2, T)``, and the network's estimate of it ``(1, sources, 2, T)`` on the CPU.
-    at_once : int
-        Windows in one batch.
-    """
+    """A network of a separator that runs full windows of a synthetic song, in batches as for a real song."""
 
     def __init__(self, separator: Separator, name: str) -> None:
         plan = separator.plan
@@ -273,11 +263,12 @@ class TimedNetwork:
         self.device = separator.device
         runs = plan.runs(plan.stems)
         used = plan.sources_used(plan.stems)
-        self.sources = next(used[node] for node, network in runs.items() if network == name)
+        self.sources = next(used[node] for node, network in runs.items() if network == name)  # that are used
         self._runner = separator.cache.runner(name, self.sources, length)
-        self.window = _windows(1, length, rate).to(self.device)
-        self.estimate = self._run(self.window).cpu()  # the first run determines the batch size
-        self.at_once = self._runner.size(length)
+        self.window = _windows(1, length, rate).to(self.device)  # (1, 2, T)
+        # (1, sources, 2, T) on the CPU; the first run determines the batch size
+        self.estimate = self._run(self.window).cpu()
+        self.at_once = self._runner.size(length)  # windows in one batch
         self._windows = _windows(self.at_once, length, rate).to(self.device)
         if self.at_once > 1:
             self._run(self._windows)

@@ -72,22 +72,11 @@ _W64 = _Chunks(40, 16, "<Q", b"data" + _GUID, b"fmt " + _GUID, align=8, includes
 
 
 def inspect(file: BinaryIO, size: int) -> list[Part]:
-    """Read the structure of a sound file.
+    """Read the structure of a sound file of ``size`` bytes.
 
-    Parameters
-    ----------
-    file : BinaryIO
-        A file opened for reading.
-    size : int
-        Its size in bytes.
-
-    Raises
-    ------
-    AudioError
-        If it is a wav or similar file without sound among its first chunks, or if it has too many tags, or
-        too many links or pages of Ogg. The message does not name the file.
-    OSError
-        If it cannot be read.
+    Raises :class:`OSError` if it cannot be read, and :class:`AudioError` if it is a wav or similar file
+    without sound among its first chunks, or if it has too many tags, or too many links or pages of Ogg. The
+    message does not name the file.
     """
     begin = frames.after_tags(file, 0)
     magic = _at(file, begin, 16)

@@ -77,12 +77,8 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
 def check_whole(path: Path) -> None:
     """Check that a file contains all the sound that its header declares, without decoding it.
 
-    Raises
-    ------
-    AudioError
-        If it is cut short, or its header does not declare its length.
-    OSError
-        If it cannot be read.
+    Raises :class:`AudioError` if it is cut short or its header does not declare its length, and
+    :class:`OSError` if it cannot be read.
     """
     with path.open("rb") as file:
         try:

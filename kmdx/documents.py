@@ -50,10 +50,8 @@ _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # octal and sexagesimal in YAML
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     r"""Read a UTF-8 text file of at most ``limit`` bytes; all line ends become ``\n``.
 
-    Raises
-    ------
-    DocumentError
-        If it is missing, too large, not a regular file or not UTF-8. The message does not name the path.
+    Raises :class:`DocumentError` if it is missing, too large, not a regular file or not UTF-8. The message
+    does not name the path.
     """
     try:
         mode = path.stat().st_mode

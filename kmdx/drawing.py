@@ -121,7 +121,7 @@ def _columns(plan: Plan, inputs: Mapping[str, Collection[str]]) -> dict[str, int
     for name, users in _users(inputs).items():
         if not users:
             rank[name] = last
-        elif name != MIXTURE and stems.issuperset(users) and plan.nodes[name].terms is not None:
+        elif name != MIXTURE and stems.issuperset(users) and plan.nodes[name].terms:
             rank[name] = last - 1
     numbers = {level: number for number, level in enumerate(sorted(set(rank.values())))}
     return {name: numbers[level] for name, level in rank.items()}

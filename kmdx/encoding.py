@@ -91,6 +91,8 @@ def check_format(name: str, rate: int) -> Format:
 def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tags | None = None) -> str:
     """Write a new file and flush it to disk.
 
+    Raises :class:`OSError` or :class:`soundfile.SoundFileError`, for example if the disk is full.
+
     Parameters
     ----------
     path : Path
@@ -106,11 +108,6 @@ def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tag
     -------
     str
         Why the tags could not be written; empty if they were. The samples are complete in both cases.
-
-    Raises
-    ------
-    OSError, soundfile.SoundFileError
-        If the disk is full, for example.
     """
     with path.open("x+b", buffering=0) as file:  # unbuffered, so that seeking and closing cannot fail
         sink = _Sink(file)

@@ -25,20 +25,12 @@ class AudioError(KmdxError):
 
 
 class DocumentError(KmdxError):
-    """A YAML or JSON text cannot be read, is malformed or is too large.
-
-    Attributes
-    ----------
-    problem : str
-        What is wrong, without the line number.
-    line : int or None
-        The line number, counted from 1.
-    """
+    """A YAML or JSON text cannot be read, is malformed or is too large."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem if line is None else f"line {line}: {problem}")
-        self.problem = problem
-        self.line = line
+        self.problem = problem  # without the line number
+        self.line = line  # counted from 1
 
 
 class PlanError(KmdxError):

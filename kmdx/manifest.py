@@ -32,10 +32,8 @@ from kmdx import documents, files
 from kmdx.errors import AudioError, DocumentError, KmdxWarning
 
 FOLDER = ".kmdx"
-_RECORD, _NEW = (
-    ".json",
-    ".json.new",
-)  # after a dot and the file name: `**/vocals.*` finds only stems
+# After a dot and the file name, so that `**/vocals.*` finds only stems.
+_RECORD, _NEW = ".json", ".json.new"
 _LOCK_TIMEOUT = 120.0  # seconds to wait for another process
 _LOCK_QUIET = 1.0  # seconds before the wait is reported
 

@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from kmdx.documents import Number
@@ -34,32 +35,18 @@ KINDS: list[type[Node]] = []
 
 
 class Node(ABC):
-    """A node of a plan.
-
-    Attributes
-    ----------
-    kind : str
-        Its name in checksums of plans. Never change it, or finished stems no longer match their plan.
-    network : str or None
-        Name of the network that it runs.
-    terms : mapping of str to float, or None
-        References and weights of a weighted sum.
-    operands : collection of str
-        References to the signals that it adds or combines; it estimates a source if all of them do.
-    can_be_given : bool
-        Whether its signal may come from an earlier run.
-    can_be_stem : bool
-        Whether it may be a stem.
-    """
+    """A node of a plan. Each kind is a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     read: ClassVar[Callable[..., Node]]
     """Makes a node from its keys in a plan, passed as keyword arguments; may raise ValueError."""
     kind: ClassVar[str]
-    can_be_given: ClassVar[bool] = True
+    """Its name in checksums of plans. Never change it, or finished stems no longer match their plan."""
+    can_be_given: ClassVar[bool] = True  # whether its signal may come from an earlier run
     can_be_stem: ClassVar[bool] = False
-    network: str | None = None
-    terms: Mapping[str, float] | None = None
+    network: str | None = None  # name of the network that it runs
+    terms: Mapping[str, float] = MappingProxyType({})  # references and weights; empty if it is not a sum
+    denormalize: str | None = None  # the normalized signal whose level it restores
 
     def __init_subclass__(cls) -> None:
         KINDS.append(cls)
@@ -71,7 +58,7 @@ class Node(ABC):
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """References to the signals that it adds or combines."""
+        """References to the signals that it adds or combines; it estimates a source if all of them do."""
         return ()
 
     @abstractmethod

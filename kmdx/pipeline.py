@@ -30,7 +30,8 @@ def run(
 ) -> None:
     """Read, process and write each item.
 
-    At most one item is read ahead, and at most one is being written while the next is processed.
+    At most one item is read ahead, and at most one is being written while the next is processed. Raises
+    :class:`Interrupted` on Ctrl-C, after the current write has finished.
 
     Parameters
     ----------
@@ -43,11 +44,6 @@ def run(
     fail : callable
         Called instead of ``write`` if ``read``, ``work`` or ``write`` raises a :class:`KmdxError`. Calls of
         ``write`` and ``fail`` are in the order of the items.
-
-    Raises
-    ------
-    Interrupted
-        On Ctrl-C, after the current write has finished.
     """
 
     def finish(item: Item, outcome: Result | KmdxError) -> None:

@@ -51,12 +51,7 @@ def fast_halves(device: torch.device) -> tuple[torch.dtype, ...]:
 def candidates(precision: str, device: torch.device, speed: str) -> tuple[torch.dtype, ...]:
     """Half precisions that a precision option allows on a device, the preferred one first.
 
-    Raises
-    ------
-    DeviceError
-        If the precision is unknown.
-    PlanError
-        If the speed level is unknown.
+    Raises :class:`DeviceError` if the precision is unknown, and :class:`PlanError` if the speed level is.
     """
     level = speeds.get(speed)
     if check(precision) == "auto":
@@ -105,13 +100,6 @@ def choose(
         Half precisions in which the network's estimates stay accurate.
     speed : str
         Speed level; with ``fast``, all networks use half precision.
-
-    Raises
-    ------
-    DeviceError
-        If the precision is unknown.
-    PlanError
-        If the speed level is unknown.
     """
     force_half = speeds.get(speed).force_half
     found = candidates(precision, device, speed)

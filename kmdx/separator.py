@@ -62,15 +62,6 @@ class Separator:
         ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"`` (only
         torch's own operations). Their results differ in the last bits of a float.
 
-    Attributes
-    ----------
-    plan : Plan
-        The ensemble at this speed.
-    stems : tuple of str
-    device : torch.device
-    speed, engine : str
-        As given.
-
     Raises
     ------
     PlanError
@@ -101,7 +92,7 @@ class Separator:
         precisions.check(precision)
         self.speed, self.engine = speed, engines.check(engine)
         chosen = ensemble if isinstance(ensemble, plan.Plan) else plan_file.load(str(ensemble))
-        self.plan = chosen.capped(level.overlap)
+        self.plan = chosen.capped(level.overlap)  # the ensemble at this speed
         self.stems = self.plan.check_stems(stems)
         self.device = devices.choose(device)
         precisions.warn_if_slow(precision, self.device)

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kmdx import plan_file
 from kmdx.challenge import RATE
 from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.demucs import CLASSES, build
+from kmdx.networks.onnx import write_graph
 from kmdx.networks.random_weights import gain_to_level, random_state
 from kmdx.networks.state import NoInitialization
-from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, UNET, TfcTdf, TfcTdfConfig, spectrogram_of
+from kmdx.networks.tfc_tdf import UNET, TfcTdf, TfcTdfConfig, spectrogram_of
 from kmdx.weights import Weight, own
 
 PUBLISHED_GRAPH = {"layers": 11, "convolutions": 3, "growth": 48, "norm_groups": None}
@@ -36,25 +37,9 @@ SECONDS = 1.0  # most seconds of noise used to set the level
 def write(ensemble: str | Path, folder: Path) -> Path:
     """Write stand-ins for all weights of an ensemble, and a copy of its plan that uses them.
 
-    Parameters
-    ----------
-    ensemble : str or Path
-        Name of an ensemble, or path of a plan's YAML file.
-    folder : Path
-        Existing folder for the files.
-
-    Returns
-    -------
-    Path
-        The new plan's file, named after the ensemble. The user's own graphs are used as they are, because
-        only the graphs state their sizes.
-
-    Raises
-    ------
-    PlanError
-        If the ensemble does not exist.
-    KmdxError
-        If an architecture cannot be built.
+    Returns the new plan's file, named after the ensemble, in an existing folder. The user's own graphs are
+    used as they are, because only the graphs state their sizes. Raises :class:`PlanError` if the ensemble
+    does not exist, and :class:`KmdxError` if an architecture cannot be built.
     """
     plan = plan_file.load(ensemble)
     networks = {}
@@ -124,32 +109,14 @@ def unet(architecture: Mapping[str, Any], seed: str) -> TfcTdf:
 
 
 def _export(network: TfcTdf, path: Path) -> Path:
-    """Write the U-Net as an ONNX graph, as the published training code exports it."""
+    """Write the U-Net as an ONNX graph."""
     import onnx
 
-    class Unet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, spectrum: Tensor) -> Tensor:
-            return self.network.unet(spectrum)
-
-    spectrogram = network.config.spectrogram
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns that it is deprecated
-        torch.onnx.export(
-            Unet().eval(),
-            (torch.zeros(1, SPECTRUM_CHANNELS, spectrogram.bins, 2**network.config.levels),),
-            str(path),
-            input_names=["input"],
-            output_names=["output"],
-            opset_version=13,
-            dynamo=False,
-            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
-        )
+        write_graph(network, path, frames=2**network.config.levels)
     model = onnx.load(path)  # traced with few frames, for speed; no node depends on their number
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[3].dim_value = spectrogram.frames
+        value.type.tensor_type.shape.dim[3].dim_value = network.config.spectrogram.frames
     onnx.save(model, path)
     return path

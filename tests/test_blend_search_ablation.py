@@ -87,8 +87,7 @@ def test_remaining_weights_are_rescaled_to_the_same_sum() -> None:
         assert found.sum() == pytest.approx(sum(published), abs=1e-9)
 
 
-def test_all_sets_are_tried_even_if_a_stem_is_not_scored(tmp_path: Path) -> None:
-    """Piano is required but not scored: its network is in every set, and all choices of the others are tried."""
+def test_a_network_that_a_stem_needs_is_in_every_set(tmp_path: Path) -> None:
     names = ("one", "two", "keys")
     networks = {
         name: {"weights": "mini_vocals", "trim_and_join": {"chunk": 130048, "trim": 2048}} for name in names
@@ -104,9 +103,10 @@ def test_all_sets_are_tried_even_if_a_stem_is_not_scored(tmp_path: Path) -> None
         },
     }
     plan = flatten(plan_file.parse(yaml.safe_dump(content, sort_keys=False), "piano")).plan
-    stem = replace(pretended(tmp_path, vocals=simulated(6, 2)).stems[0], signals=("ONE_vocals", "TWO_vocals"))
+    made = pretended(tmp_path, vocals=simulated(6, 2), piano=simulated(6, 1)).stems
+    stems = tuple(replace(stem, signals=plan.nodes[stem.name].inputs) for stem in made)
     costs = {"ONE": 1.0, "TWO": 2.0, "KEYS": 0.5}
-    whole = Collection(tmp_path, plan, tuple("abcdef"), (stem,), {}, (), costs)
+    whole = Collection(tmp_path, plan, tuple("abcdef"), stems, {}, (), costs)
     sets = [*Ensemble(whole, SearchOptions(prior=1)).sets()]
     assert {each.members for each in sets} == {
         frozenset({"one", "keys"}),

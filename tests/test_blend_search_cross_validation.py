@@ -18,7 +18,7 @@ from evaluator.blend_search.cross_validation import (
     validate,
 )
 from evaluator.blend_search.inner_products import InnerProducts
-from evaluator.blend_search.search import SearchOptions, search
+from evaluator.blend_search.search import SearchOptions, find_weights
 from evaluator.blend_search.solving import Constraints, best
 from kmdx.errors import KmdxError
 
@@ -57,7 +57,7 @@ def test_validation_scores_the_weights_that_a_search_would_use(
     whole = pretended(tmp_path, bass=products)
     published = np.eye(products.cross.shape[1])[0]
     whole = replace(whole, stems=(replace(whole.stems[0], published=published),))
-    (found,) = search(whole, SearchOptions(constraints, prior)).found
+    (found,) = find_weights(whole, SearchOptions(constraints, prior)).found
     for song in range(6):
         others = np.arange(6) != song
         rest = replace(
@@ -65,7 +65,7 @@ def test_validation_scores_the_weights_that_a_search_would_use(
             songs=whole.songs[1:],
             stems=(replace(whole.stems[0], products=products.of_songs(others), values=np.full(5, 600.0)),),
         )
-        (taken,) = search(rest, SearchOptions(constraints, prior, folds=2)).found
+        (taken,) = find_weights(rest, SearchOptions(constraints, prior, folds=2)).found
         expected = best(products.of_songs(others), published, constraints, taken.prior)
         assert taken.weights == pytest.approx(expected, abs=1e-6)
         assert found.validated[song] == pytest.approx(products.of_songs(~others).sdr(expected)[0], abs=1e-6)
@@ -84,7 +84,7 @@ def test_signals_that_are_all_zero_keep_their_weights(
     signals: int, constraints: Constraints, tmp_path: Path
 ) -> None:
     silent = stacked([(np.ones(50), np.zeros((signals, 50)))] * 4)
-    (found,) = search(pretended(tmp_path, bass=silent), SearchOptions(constraints)).found
+    (found,) = find_weights(pretended(tmp_path, bass=silent), SearchOptions(constraints)).found
     assert found.weights == pytest.approx(found.stem.published, abs=1e-6)
     assert not found.recommended
     assert any("collinear" in note for note in found.notes)
@@ -96,7 +96,7 @@ def test_folds_are_made_only_of_songs_with_a_score(tmp_path: Path) -> None:
     for values in (halved.energy, halved.constant, halved.cross):
         values[1::2] = 0
     for joint in (False, True):
-        bass, vocals = search(
+        bass, vocals = find_weights(
             pretended(tmp_path, bass=halved, vocals=simulated(10, 3)), SearchOptions(folds=2, joint=joint)
         ).found
         assert len(bass.validated) == 5
@@ -111,14 +111,14 @@ def test_folds_are_made_only_of_songs_with_a_score(tmp_path: Path) -> None:
 
 def test_two_songs_are_too_few_to_choose_a_prior(tmp_path: Path) -> None:
     products = simulated(2, 3, bias=0.4)
-    (found,) = search(pretended(tmp_path, bass=products), SearchOptions()).found
-    (given,) = search(pretended(tmp_path, bass=products), SearchOptions(prior=UNCHOSEN)).found
+    (found,) = find_weights(pretended(tmp_path, bass=products), SearchOptions()).found
+    (given,) = find_weights(pretended(tmp_path, bass=products), SearchOptions(prior=UNCHOSEN)).found
     assert found.prior == UNCHOSEN
     assert found.validated == pytest.approx(given.validated)
     assert np.array_equal(found.weights, given.weights)
     assert any("too few songs to choose the prior" in note for note in found.notes)
     assert not any("prior" in note for note in given.notes)
-    (three,) = search(pretended(tmp_path, bass=simulated(3, 3)), SearchOptions()).found
+    (three,) = find_weights(pretended(tmp_path, bass=simulated(3, 3)), SearchOptions()).found
     assert not any("prior" in note for note in three.notes)
 
 
@@ -135,7 +135,7 @@ def test_impossible_numbers_of_folds_are_refused(tmp_path: Path) -> None:
     whole = pretended(tmp_path, bass=simulated(3, 3))
     for folds in (1, 4):
         with pytest.raises(KmdxError, match=f"--folds {folds}: expected 2 to 3"):
-            search(whole, SearchOptions(folds=folds))
+            find_weights(whole, SearchOptions(folds=folds))
 
 
 def test_every_stem_has_songs_in_at_least_two_folds() -> None:

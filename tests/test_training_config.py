@@ -62,6 +62,25 @@ def test_the_published_configs_are_the_published_networks() -> None:
             {"network": {**cases.NETWORK, "trim": 4000}},
             "network: two trims of 4000 samples leave nothing of a chunk of 7936",
         ),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),
+        ({"seed": 2**32}, "seed: input should be less than 4294967296"),
+        (
+            {"network": {**cases.NETWORK, "hop": 600}},
+            "network: a hop of 600 leaves gaps between windows of 512",
+        ),
+        (
+            {"network": {**cases.NETWORK, "hop": 512}},
+            "network: a hop of 512 leaves gaps between windows of 512",
+        ),
+        ({"loss": {"spectral": 1, "windows": []}}, "loss.windows: tuple should have at least 1 item"),
+        (
+            {"loss": {"spectral": 1, "windows": [3]}},
+            "loss.windows.0: input should be greater than or equal to 4",
+        ),
+        ({"data": {"gain": [0, float("inf")]}}, "data.gain.1: input should be a finite number, not inf"),
+        ({"data": {"gain": [float("nan"), 0]}}, "data.gain.0: input should be a finite number, not nan"),
+        ({"rest": {"error": [float("-inf"), 0]}}, "rest.error.0: input should be a finite number, not -inf"),
+        ({"optimizer": {"rate": float("inf")}}, "optimizer.rate: input should be a finite number, not inf"),
     ],
 )
 def test_an_invalid_config_is_a_one_line_error(changes: dict, message: str) -> None:

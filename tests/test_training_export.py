@@ -23,19 +23,19 @@ data, fit = cases.data, cases.fit
 
 def test_half_precision_rounds_both_files_identically(fit: Callable[..., Run], tmp_path: Path) -> None:
     run = fit(steps=4)
-    made = export.export(run, "mine", tmp_path, half=True)
+    made = export.write_weights(run, "mine", tmp_path, half=True)
     stored = torch.load(made.state, weights_only=True)
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
     network = TfcTdf(run.config().network.unet(), "vocals")
     network.load({name: value.float() for name, value in stored.items()})
     network.eval()
     assert export.compare(network, made.graph) < 1e-6 < export.compare(trainer.trained(run), made.graph)
-    whole = torch.load(export.export(run, "whole", tmp_path).state, weights_only=True)
+    whole = torch.load(export.write_weights(run, "whole", tmp_path).state, weights_only=True)
     assert {value.dtype for value in whole.values() if value.is_floating_point()} == {torch.float32}
 
 
 def test_an_exported_file_is_recorded_with_its_checksum(fit: Callable[..., Run], tmp_path: Path) -> None:
-    made = export.export(fit(steps=2), "mine", tmp_path)
+    made = export.write_weights(fit(steps=2), "mine", tmp_path)
     weight = weights.trained(tmp_path)["mine"]
     assert weight.sha256 == weights.file_sha256(made.state)
     assert weight.bytes == made.state.stat().st_size
@@ -53,7 +53,7 @@ def test_a_weight_too_large_for_float16_is_named(
     network.get_parameter(name).data.fill_(1e6)
     monkeypatch.setattr(trainer, "trained", lambda *_: network)
     with pytest.raises(TrainingError, match=f"{name} exceeds the range of float16: leave out --half"):
-        export.export(run, "mine", tmp_path / "models", half=True)
+        export.write_weights(run, "mine", tmp_path / "models", half=True)
 
 
 @pytest.mark.parametrize("difference", [float("nan"), 1e-3])
@@ -62,23 +62,23 @@ def test_a_graph_that_differs_is_not_exported(
 ) -> None:
     monkeypatch.setattr(export, "compare", lambda network, graph: difference)
     with pytest.raises(TrainingError, match="the exported graph differs from the network"):
-        export.export(fit(steps=2), "mine", tmp_path / "models")
+        export.write_weights(fit(steps=2), "mine", tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_name_is_replaced_only_by_the_same_run(fit: Callable[..., Run], tmp_path: Path) -> None:
     models = tmp_path / "models"
     first, second = fit("first", steps=2), fit("second", steps=2, seed=1)
-    export.export(first, "mine", models)
-    before = export.export(first, "mine", models).state.read_bytes()
+    export.write_weights(first, "mine", models)
+    before = export.write_weights(first, "mine", models).state.read_bytes()
     with pytest.raises(
         TrainingError, match="name 'mine': a weight from another run has this name in .*; add --replace"
     ):
-        export.export(second, "mine", models)
+        export.write_weights(second, "mine", models)
     assert (models / "mine.pt").read_bytes() == before
-    export.export(second, "mine", models, replace=True)
+    export.write_weights(second, "mine", models, replace=True)
     with pytest.raises(TrainingError, match="a weight from another run"):
-        export.export(first, "mine", models)
+        export.write_weights(first, "mine", models)
 
 
 def test_exporting_reports_the_step_and_score(
@@ -121,7 +121,7 @@ def test_a_later_checkpoint_does_not_change_what_was_exported(
         return compare(network, graph)
 
     monkeypatch.setattr(export, "compare", slow)
-    made = export.export(run, "mine", tmp_path / "models")
+    made = export.write_weights(run, "mine", tmp_path / "models")
     assert made.step == step
     state = torch.load(made.state, weights_only=True)
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
@@ -137,7 +137,7 @@ def test_an_exported_network_separates_as_before(
 ) -> None:
     models = tmp_path / "models"
     run = fit(network={**cases.NETWORK, "norm_groups": norm_groups}, steps=8)
-    made = export.export(run, "mine", models)
+    made = export.write_weights(run, "mine", models)
     assert made.difference < 1e-4
     stored = torch.load(made.state, weights_only=True)
     assert stored["window"].shape == (512,)
@@ -174,8 +174,8 @@ def test_an_exported_network_separates_as_before(
 def test_invalid_names_are_refused_for_export(fit: Callable[..., Run], tmp_path: Path) -> None:
     run = fit(steps=2)
     with pytest.raises(TrainingError, match="expected only lower-case letters"):
-        export.export(run, "My Net", tmp_path)
+        export.write_weights(run, "My Net", tmp_path)
     with pytest.raises(TrainingError, match="a known weight has this name"):
-        export.export(run, "mdx_vocals", tmp_path)
+        export.write_weights(run, "mdx_vocals", tmp_path)
     with pytest.raises(TrainingError, match="not a training run"):
         Run.existing(tmp_path)

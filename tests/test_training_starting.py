@@ -93,7 +93,7 @@ def test_a_run_starts_from_the_best_averaged_weights_of_another(fit: Callable[..
 @pytest.mark.parametrize("half", [False, True])
 def test_a_run_starts_from_what_was_exported(fit: Callable[..., Run], tmp_path: Path, half: bool) -> None:
     other = fit("other", network=NORMS)
-    made = export.export(other, "mine", tmp_path / "models", half=half)
+    made = export.write_weights(other, "mine", tmp_path / "models", half=half)
     expected = torch.load(made.state, weights_only=True)
     for file in (made.state, made.graph):
         start = starting.read(str(file), cases.small(network=NORMS))
@@ -112,7 +112,7 @@ def test_the_record_of_a_start_is_in_the_run_and_in_what_it_exports(
     digest = weights.file_sha256(tmp_path / "published.pt")
     run = fit(source=tmp_path / "published.pt", steps=2)
     assert run.data()["start"]["sha256"] == digest
-    export.export(run, "mine", tmp_path / "models")
+    export.write_weights(run, "mine", tmp_path / "models")
     entry = yaml.safe_load((tmp_path / "models" / "trained.yaml").read_text("utf-8"))["mine"]
     assert entry["started_from"] == {"path": str(tmp_path / "published.pt"), "sha256": digest}
     assert "from published.pt" in weights.trained(tmp_path / "models")["mine"].licence_note
@@ -134,7 +134,7 @@ def test_the_training_songs_of_weights_are_inherited_by_runs_started_from_them(
     )
     first = fit("first", source=tmp_path / "x.pt", steps=2)
     second = fit("second", source=first.folder, steps=2)
-    made = export.export(second, "y", tmp_path / "models")
+    made = export.write_weights(second, "y", tmp_path / "models")
     assert weights.trained(tmp_path / "models")[made.name].trained_with == "MUSDB18's test songs"
 
 

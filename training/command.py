@@ -119,10 +119,9 @@ def report(folder: RunFolder) -> None:
 
     found = Run.existing(folder)
     chosen, data = found.config(), found.data()
-    names = songs.find(
-        [Path(each) for each in data["folders"]], chosen.source, chosen.network.chunk, data["validation"]
-    )
-    out.print(f"report: {escape(str(run_report.write(found, names)))}")
+    folders = [Path(each) for each in data["folders"]]
+    used = songs.find(folders, chosen.source, chosen.network.chunk, data["validation"])
+    out.print(f"report: {escape(str(run_report.write(found, used)))}")
 
 
 @app.command()
@@ -141,10 +140,10 @@ def export(
 ) -> None:
     """Write the best weights as .pt and .onnx into the models folder, for use in plans."""
     from kmdx import weights
-    from training import export as exporting
+    from training.export import write_weights
     from training.run import Run
 
-    made = exporting.export(
+    made = write_weights(
         Run.existing(folder),
         name or folder.resolve().name.lower(),
         weights.models_folder(models),

@@ -33,6 +33,7 @@ CONFIGS = Path(__file__).parent / "configs"
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+WindowLength = Annotated[int, Field(ge=4)]
 
 
 def _check_ascending(values: tuple[float, float]) -> tuple[float, float]:
@@ -118,24 +119,13 @@ class Data(Section):
 
 
 class Loss(Section):
-    """The weight of each term in :data:`training.losses.LOSSES`, by name; 0 disables a term.
-
-    Attributes
-    ----------
-    windows : tuple of int
-        Window lengths in samples for terms that compare spectra; the hop is a quarter of a window.
-    """
+    """The weight of each term in :data:`training.losses.LOSSES`, by name; 0 disables a term."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, Annotated[float, Field(ge=0)]] = Field(init=False)
 
-    windows: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (
-        4096,
-        2048,
-        1024,
-        512,
-        256,
-    )
+    windows: Annotated[tuple[WindowLength, ...], Field(min_length=1)] = (4096, 2048, 1024, 512, 256)
+    """Window lengths in samples for terms that compare spectra; the hop is a quarter of a window."""
 
     @property
     def weights(self) -> dict[str, float]:

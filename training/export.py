@@ -12,34 +12,29 @@ import torch
 
 from kmdx import files, weights
 from kmdx.challenge import RATE
-from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.onnx import write_graph
 from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
 from training import budget, trainer
 from training.config import Config, TrainingError
 from training.run import Run
 
 TOLERANCE = 1e-4  # largest difference between graph and network, relative to the largest value
-OPSET = 13  # of the published graph
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class Exported(NamedTuple):
-    """An exported network: its files, the difference between graph and network, and its name in plans.
-
-    ``step`` and ``score`` (dB; None if not validated yet) are those of its checkpoint. ``ended`` is whether
-    the run has no steps left.
-    """
+    """An exported network."""
 
     state: Path
     graph: Path
-    difference: float
-    name: str
-    step: int
-    score: float | None
-    ended: bool
+    difference: float  # between graph and network, relative to the largest value
+    name: str  # in plans
+    step: int  # of its checkpoint
+    score: float | None  # of its checkpoint in dB; None if not validated yet
+    ended: bool  # whether the run has no steps left
 
 
-def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
+def write_weights(run: Run, name: str, folder: Path, half: bool = False, replace: bool = False) -> Exported:
     """Export a run's best weights into a models folder and register them there.
 
     Raises :class:`TrainingError` if the name is invalid or belongs to another run, the folder cannot be
@@ -68,7 +63,7 @@ def export(run: Run, name: str, folder: Path, half: bool = False, replace: bool 
         folder.mkdir(parents=True, exist_ok=True)
         with files.atomic(graph) as graph_partial, files.atomic(state) as state_partial:
             torch.save(author_state(network, half), state_partial)
-            write_graph(network, graph_partial)
+            write_graph(network, graph_partial, network.config.spectrogram.frames)
             difference = compare(network, graph_partial)
             if not difference <= TOLERANCE:  # also if it is NaN
                 raise TrainingError(
@@ -133,22 +128,6 @@ def author_state(network: TfcTdf, half: bool = False) -> dict[str, torch.Tensor]
     return {"window": network.spectrogram.window, "freq_pad": padding, **state}
 
 
-def write_graph(network: TfcTdf, path: Path) -> None:
-    """Export the U-Net as the published training code does: ``(batch, 4, bins, frames)`` in and out."""
-    sizes: SpectrogramConfig = network.config.spectrogram
-    unet = _Unet(network).eval()
-    torch.onnx.export(
-        unet,
-        (torch.zeros(1, SPECTRUM_CHANNELS, sizes.bins, sizes.frames),),
-        str(path),
-        input_names=["input"],
-        output_names=["output"],
-        opset_version=OPSET,
-        dynamo=False,
-        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
-    )
-
-
 def compare(network: TfcTdf, graph: Path) -> float:
     """The largest difference between graph and network on noise, relative to the largest value."""
     import onnxruntime
@@ -161,14 +140,3 @@ def compare(network: TfcTdf, graph: Path) -> float:
     with torch.inference_mode():
         expected = network.unet(spectrum).numpy()
     return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-class _Unet(torch.nn.Module):
-    """The network without its transforms."""
-
-    def __init__(self, network: TfcTdf) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, spectrum: torch.Tensor) -> torch.Tensor:
-        return self.network.unet(spectrum)

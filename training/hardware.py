@@ -43,11 +43,9 @@ class Hardware:
     def check(self, config: Config) -> None:
         """Check that a network can be trained on it.
 
-        Raises
-        ------
-        TrainingError
-            If the devices do not exist, a batch cannot be divided among them, a device's share of the batch
-            cannot be divided into groups of ``at_once``, or the precision needs a GPU.
+        Raises :class:`TrainingError` if the devices do not exist, a batch cannot be divided among them, a
+        device's share of the batch cannot be divided into groups of ``at_once``, or the precision needs a
+        GPU.
         """
         accelerator = self.accelerator
         share, left = divmod(config.batch, self.devices)

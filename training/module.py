@@ -29,10 +29,10 @@ SCALE_SEARCH = 20  # consecutive steps that fp16 may need to lower its scale fro
 class Unmixing(lightning.LightningModule):
     """Trains a network to estimate one source.
 
+    Raises :class:`TrainingError` if the config freezes the whole network, or a part that does not exist.
+
     Parameters
     ----------
-    songs : Songs
-        Decoded songs.
     vocals : Network, optional
         A network whose estimate is subtracted from the trained network's input.
     at_once : int
@@ -41,16 +41,6 @@ class Unmixing(lightning.LightningModule):
         Processes that read windows.
     start : Start, optional
         Weights to start from instead of random ones.
-
-    Attributes
-    ----------
-    parameters_trained : Trained
-        The number of trained parameters, and the total.
-
-    Raises
-    ------
-    TrainingError
-        If the config freezes the whole network, or a part that does not exist.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def read(name: str, config: Config, with_optimizer: bool = False) -> Start:
     config : Config
         Config of the new run; its network must have the same sizes.
     with_optimizer : bool
-        Whether to load the optimizer's state, too; only runs have one.
+        Whether to load the optimizer's state too; only runs have one.
     """
     path = Path(name).expanduser()
     try:
@@ -88,7 +88,7 @@ def _of_run(folder: Path, config: Config, with_optimizer: bool) -> Start:
     other = run.config()
     _same_sizes(other.network.architecture(other.source), config)
     checkpoint = _checkpoint(run)
-    state = _fit_state(_without_prefix(weights.load(run.weights).state or {}), config)
+    state = _fit_state(without_prefix(weights.load(run.weights).state or {}), config)
     moments = _moments(checkpoint, other, config) if with_optimizer else {}
     earlier = run.data().get("start") or {}
     return Start(
@@ -143,7 +143,7 @@ def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start
         _same_sizes({"bins": graph.bins, "frames": graph.frames, **graph.sizes}, config)
         state = _fit_state(graph.state, config)
     else:
-        state = _fit_state(_without_prefix(checkpoint.state), config)
+        state = _fit_state(without_prefix(checkpoint.state), config)
     weight = weight or _published(digest)
     return Start(path.resolve(), digest, state, trained_with=weight.trained_with if weight else None)
 
@@ -186,7 +186,7 @@ def _same_sizes(architecture: Mapping[str, Any], config: Config) -> None:
         raise TrainingError(f"another network's weights: {one}; the config has {other}")
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A state dict without the prefix of a run's checkpoint."""
     if not all(name.startswith(PREFIX) for name in state):
         return state

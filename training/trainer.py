@@ -30,7 +30,7 @@ from training.hardware import Hardware
 from training.module import Averaging, Unmixing
 from training.run import Run
 from training.songs import Songs, contents, find
-from training.starting import Start
+from training.starting import Start, without_prefix
 
 KILLED = ("exited unexpectedly", "is killed by signal")  # torch's message about a process that reads songs
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -49,6 +49,9 @@ def fit(
 ) -> Run:
     """Train a network, or resume an earlier run, which may be extended by more steps.
 
+    Raises :class:`TrainingError` before the first step if anything that the run needs is missing, and later
+    if it stops at a loss that is not finite.
+
     Parameters
     ----------
     folders, variants : sequence of Path
@@ -61,12 +64,6 @@ def fit(
         Folder for decoded stems; by default in the user's cache.
     start : Start, optional
         Weights for a new run to start from, instead of random ones; a resumed run must have the same.
-
-    Raises
-    ------
-    TrainingError
-        Before the first step, if anything that the run needs is missing; later, if it stops at a loss that is
-        not finite.
     """
     run = Run(output)
     if config.rest.vocals is not None and config.hears != "rest":
@@ -261,11 +258,7 @@ def trained(run: Run, checkpoint: Mapping[str, Any] | None = None) -> TfcTdf:
     """The network of a run for inference, with its best weights or those of a checkpoint."""
     config = run.config()
     network = TfcTdf(config.network.unet(), config.source)
-    state = (checkpoint or run.checkpoint()[0])["state_dict"]
-    prefix = "network."
-    network.load(
-        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    )
+    network.load(without_prefix((checkpoint or run.checkpoint()[0])["state_dict"]))
     return network.requires_grad_(False).eval()
 
 

@@ -18,7 +18,9 @@ SLOWEST, FASTEST = 0.25, 4.0
 def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -> Iterator[str]:
     """Write variants of songs as 16-bit ``OUTPUT/<song>/<stem>.wav``; yield each song's name when it exists.
 
-    A song that already exists, complete and at this speed, is not written again.
+    A song that already exists, complete and at this speed, is not written again. Raises
+    :class:`TrainingError` if the speed is out of range, a data set has no training songs, or two songs have
+    the same name, and :class:`AudioError` if a stem cannot be read or a variant cannot be written.
 
     Parameters
     ----------
@@ -30,13 +32,6 @@ def write(output: Path, folders: Sequence[Path], speed: float, every: int = 1) -
         0.5 makes songs twice as long and an octave lower.
     every : int
         Use every nth song of each data set, beginning with the first.
-
-    Raises
-    ------
-    TrainingError
-        If the speed is out of range, a data set has no training songs, or two songs have the same name.
-    AudioError
-        If a stem cannot be read, or a variant cannot be written.
     """
     if not SLOWEST <= speed <= FASTEST or speed == 1:
         raise TrainingError(f"speed {speed:g}: expected {SLOWEST:g} to {FASTEST:g}, except 1")

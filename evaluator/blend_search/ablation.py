@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from evaluator.blend_search import tables
 from evaluator.blend_search.collection import Collection, StemProducts
 from evaluator.blend_search.cross_validation import (
     UNCHOSEN,
@@ -29,12 +30,10 @@ from evaluator.blend_search.cross_validation import (
     deal,
     held_out,
 )
-from evaluator.blend_search.flat_plan import runs
 from evaluator.blend_search.inner_products import Weights
 from evaluator.blend_search.plan_writer import reweighted
-from evaluator.blend_search.search import DIGITS, Result, SearchOptions, search
+from evaluator.blend_search.search import DIGITS, Result, SearchOptions, find_weights
 from kmdx.errors import KmdxError
-from kmdx.nodes import Estimate
 from kmdx.plan import Plan
 
 MAX_MEMBERS = 12  # for trying all sets
@@ -48,26 +47,13 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """An ensemble of some of the members.
-
-    Attributes
-    ----------
-    members : frozenset of str
-    plan : Plan
-        The plan with the weights found, without unused nodes.
-    sdr : mapping of str to float
-        Cross-validated score of each stem in dB, mean over songs.
-    real_time_factor : float
-        Seconds that its networks take per second of audio, as measured during collection.
-    gflops : float or None
-        Arithmetic in GFLOP per second of audio, if known for all networks.
-    """
+    """An ensemble of some of the members."""
 
     members: frozenset[str]
-    plan: Plan
-    sdr: Mapping[str, float]
-    real_time_factor: float
-    gflops: float | None
+    plan: Plan  # with the weights found, without unused nodes
+    sdr: Mapping[str, float]  # cross-validated score of each stem in dB, mean over songs
+    real_time_factor: float  # seconds that its networks take per second of audio, measured during collection
+    gflops: float | None  # arithmetic per second of audio in GFLOP, if known for all networks
 
     @property
     def score(self) -> float:
@@ -76,36 +62,19 @@ class Candidate:
 
 
 class Ensemble:
-    """An ensemble whose members can be left out.
+    """An ensemble whose members can be left out: networks, or network runs if ``by_run`` is true.
 
-    Parameters
-    ----------
-    collection : Collection
-    options : SearchOptions
-        Only constraints, prior and folds are used.
-    by_run : bool
-        Whether members are network runs instead of networks.
-
-    Attributes
-    ----------
-    members : mapping of str to frozenset of str
-        The network runs of each member.
-    whole : Candidate
-        The ensemble with all members.
-
-    Raises
-    ------
-    KmdxError
-        If no stem has enough songs to hold one out.
+    Only the constraints, prior and folds of ``options`` are used. Raises :class:`KmdxError` if no stem has
+    enough songs to hold one out.
     """
 
     def __init__(self, collection: Collection, options: SearchOptions, by_run: bool = False) -> None:
         self.collection = collection
         self.options = options
         self.folds = check_folds(options.folds, len(collection.songs))
-        self.members = _members(collection.plan, by_run)
+        self.members = _members(collection.plan, by_run)  # the network runs of each member
         self._needs = {
-            signal: frozenset(runs(collection.plan, [signal]))
+            signal: frozenset(collection.plan.runs([signal]))
             for stem in collection.stems
             for signal in stem.signals
         }
@@ -116,7 +85,7 @@ class Ensemble:
                 f"{collection.folder}: too few songs to hold one out, so members cannot be compared on "
                 "unseen songs; collect more"
             )
-        self.whole = whole
+        self.whole = whole  # the ensemble with all members
 
     def without(self, name: str) -> Candidate | None:
         """The ensemble without one member; ``None`` if a stem cannot be estimated without it."""
@@ -125,12 +94,7 @@ class Ensemble:
     def candidate(self, members: Names[str]) -> Candidate | None:
         """The ensemble of some members; ``None`` if they cannot estimate every stem."""
         plan = self.collection.plan
-        left = frozenset[str]().union(*(self.members[name] for name in members))
         able = set(self._signals(members))
-        scored = {stem.name for stem in self.collection.stems}
-        others = [stem for stem in plan.stems if stem not in scored]
-        if not left.issuperset(runs(plan, others)):
-            return None
         weights, sdr = {}, {}
         for stem in self.collection.stems:
             kept = tuple(number for number, signal in enumerate(stem.signals) if signal in able)
@@ -146,17 +110,14 @@ class Ensemble:
             members=frozenset(members),
             plan=small,
             sdr=sdr,
-            real_time_factor=sum(self.collection.costs[run] for run in runs(small, small.stems)),
+            real_time_factor=sum(self.collection.costs[run] for run in small.runs(small.stems)),
             gflops=small.gflops(small.stems),
         )
 
     def sets(self) -> Iterator[Candidate]:
         """The ensembles of all sets of members that can estimate every stem.
 
-        Raises
-        ------
-        KmdxError
-            If there are too many members.
+        Raises :class:`KmdxError` if there are too many members.
         """
         if len(self.members) > MAX_MEMBERS:
             raise KmdxError(
@@ -168,7 +129,7 @@ class Ensemble:
                 candidate = self.candidate(members)
                 if candidate is None:
                     continue
-                needed = runs(candidate.plan, candidate.plan.stems)
+                needed = tuple(candidate.plan.runs(candidate.plan.stems))
                 if needed not in seen:  # else a member has weight 0 or lacks its input
                     seen.add(needed)
                     yield candidate
@@ -176,10 +137,10 @@ class Ensemble:
     def validated(self, candidate: Candidate) -> tuple[Collection, Result]:
         """The part of the collection that a candidate uses, and the weights found for that part.
 
-        Its published weights are the candidate's share of the original ones. A stem keeps them if new weights
-        gain nothing on held-out songs.
+        See :func:`share` for its published weights. A stem keeps them if new weights gain nothing on held-out
+        songs.
         """
-        left = {*runs(candidate.plan, candidate.plan.stems)}
+        left = {*candidate.plan.runs(candidate.plan.stems)}
         stems = []
         for stem in self.collection.stems:
             kept = np.array([n for n, signal in enumerate(stem.signals) if self._needs[signal] <= left])
@@ -192,7 +153,7 @@ class Ensemble:
                 )
             )
         part = replace(self.collection, stems=tuple(stems))
-        return part, search(part, replace(self.options, joint=False, anyway=False))
+        return part, find_weights(part, replace(self.options, joint=False, anyway=False))
 
     def _signals(self, members: Names[str]) -> Iterator[str]:
         """The signals that some members can compute."""
@@ -225,10 +186,7 @@ class Ensemble:
 def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
     """The best ensemble whose real-time factor is within a budget; the fastest if several are equally good.
 
-    Raises
-    ------
-    KmdxError
-        If no ensemble is within the budget.
+    Raises :class:`KmdxError` if no ensemble is within the budget.
     """
     if not candidates:
         raise KmdxError(f"--budget {budget:g}: no set of members can estimate every stem")
@@ -245,10 +203,8 @@ def within(candidates: Sequence[Candidate], budget: float) -> Candidate:
 
 def _members(plan: Plan, by_run: bool) -> dict[str, frozenset[str]]:
     members: dict[str, set[str]] = {}
-    for run in runs(plan, plan.stems):
-        node = plan.nodes[run]
-        assert isinstance(node, Estimate)
-        members.setdefault(run if by_run else node.network, set()).add(run)
+    for run, network in plan.runs(plan.stems).items():
+        members.setdefault(run if by_run else network, set()).add(run)
     return {name: frozenset(owned) for name, owned in members.items()}
 
 
@@ -266,13 +222,10 @@ def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
 
 
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
-    """For each member the score that is lost and the time that is saved by leaving it out."""
+    """The loss of score and the savings of time when each member is left out."""
     whole = ensemble.whole
     title = "leaving out one member: loss of cross-validated global SDR (dB), and savings"
-    rows = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    rows.add_column("")
-    for heading in ("runs", *whole.sdr, "mean", "real-time factor", "GFLOP"):
-        rows.add_column(heading, justify="right")
+    rows = tables.empty(title, [""], ["runs", *whole.sdr, "mean", "real-time factor", "GFLOP"])
     rows.add_row(
         "none (scores)",
         str(sum(map(len, ensemble.members.values()))),
@@ -300,7 +253,7 @@ def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
 
 
 def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
-    """A line about the set that was chosen for a budget."""
+    """A line that describes the set chosen for a budget."""
     lost = ensemble.whole.score - candidate.score
     return (
         f"Within a real-time factor of {budget:g}: {', '.join(sorted(candidate.members))}. Cross-validated: "
@@ -310,7 +263,7 @@ def chosen(ensemble: Ensemble, candidate: Candidate, budget: float) -> str:
 
 
 def as_json(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> dict[str, Any]:
-    """The table's content for JSON, with the runs of each member."""
+    """The content of :func:`table` for JSON, with the runs of each member."""
     return {
         "whole": _candidate(ensemble.whole),
         "members": {name: sorted(runs) for name, runs in ensemble.members.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,8 +27,6 @@ from kmdx.errors import KmdxError
 from kmdx.precisions import in_words
 from kmdx.separator import Separator, Stems
 
-logger = logging.getLogger("evaluator")
-
 FORM = 1
 """Version of the records: a collection of another version cannot be resumed."""
 
@@ -53,14 +50,7 @@ class Running:
 
     def separator(self, plan: Path) -> Separator:
         """A separator for a plan's file with these arguments."""
-        return Separator(
-            plan,
-            device=self.device,
-            precision=self.precision,
-            speed=self.speed,
-            folder=self.folder,
-            engine=self.engine,
-        )
+        return Separator(plan, **vars(self))
 
 
 def collect(
@@ -73,26 +63,19 @@ def collect(
     on_done: Report = lambda line: None,
     on_begin: Report = lambda line: None,
 ) -> dict[str, str]:
-    """Add a record of each song to a collection, unless it already has one.
+    """Add a record of each song to a locked collection, unless it already has one.
+
+    A song that failed, or whose data have changed, is collected again. Returns the songs without a record,
+    or whose signals could not be kept, and why.
 
     Parameters
     ----------
-    flat : Flat
-    tracks : sequence of Track
     checked : DataCheck
         Result of checking these songs.
-    collection : RunFolder
-        Locked. A song that failed, or whose data have changed, is collected again.
-    running : Running
     keep : bool
         Also write the signals to ``signals/<song>/<stem>/<signal>.wav`` in float32.
     on_done, on_begin : callable
         Called with a line when a song is done, and when one begins.
-
-    Returns
-    -------
-    dict of str to str
-        Songs without a record, or whose signals could not be kept, and why.
 
     Raises
     ------
@@ -180,22 +163,11 @@ def _collect_song(
 
 
 def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> tuple[Record, Stems]:
-    """Measure a song; return its record, and the estimates that were measured.
+    """Measure a song; return its record, and the estimates of its networks.
 
-    The record contains the seconds that each network run took, and the inner products of each stem.
-
-    Parameters
-    ----------
-    separator : Separator
-        For a plan whose stems are flat sums.
-    own : mapping of str to str
-        For each stem the node that computes it as in the original plan.
-    track : Track
-
-    Raises
-    ------
-    KmdxError
-        If a file cannot be read, or a signal is not finite.
+    The record contains the seconds that each network run took, and the inner products of each stem. ``own``
+    is that of a :class:`Flat`, whose plan the separator runs. Raises :class:`KmdxError` if a file cannot be
+    read, or a signal is not finite.
     """
     plan = separator.plan
     mixture = dataset.read(track, MIXTURE)
@@ -226,10 +198,7 @@ def keep_signals(
 ) -> None:
     """Write a song's signals to ``<stem>/<signal>.wav`` in float32, each stem's atomically.
 
-    Raises
-    ------
-    AudioError
-        If a file cannot be written.
+    Raises :class:`AudioError` if a file cannot be written.
     """
     mixture = dataset.read(track, MIXTURE)
     for stem in own:
@@ -246,21 +215,7 @@ def run_networks(
 ) -> tuple[Stems, dict[str, float]]:
     """Run the networks that the wanted signals need, one by one, except those whose estimates are known.
 
-    Parameters
-    ----------
-    separator : Separator
-    mixture : Audio
-    wanted : collection of str
-        References to signals.
-    known : mapping of str to ndarray, optional
-        Existing estimates ``NODE.SOURCE`` of this song.
-
-    Returns
-    -------
-    estimates : dict of str to ndarray
-        Known and new estimates.
-    seconds : dict of str to float
-        Duration of each run.
+    Returns all estimates ``NODE.SOURCE``, known and new, and the seconds that each run took.
     """
     plan = separator.plan
     estimates: Stems = dict(known or {})

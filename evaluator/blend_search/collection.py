@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection as Names
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluator.blend_search.collecting import FORM, PLAN
-from evaluator.blend_search.flat_plan import runs, scored_stems
+from evaluator.blend_search.flat_plan import scored_stems
 from evaluator.blend_search.inner_products import InnerProducts, Weights, is_silent
 from evaluator.run_folder import read_json
 from kmdx import plan_file
 from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
-from kmdx.nodes import Sum
 from kmdx.plan import Plan
 
 TOLERANCE = 0.01  # dB between the rendered and the predicted score, above which there is a warning
@@ -27,25 +25,13 @@ TOLERANCE = 0.01  # dB between the rendered and the predicted score, above which
 
 @dataclass(frozen=True)
 class StemProducts:
-    """A stem's signals and their inner products in all songs.
-
-    Attributes
-    ----------
-    name : str
-    signals : tuple of str
-        Nodes of the flat plan.
-    published : ndarray
-        ``(signals,)``: the weights in the plan.
-    products : InnerProducts
-    values : ndarray
-        ``(songs,)``: samples times channels of each song.
-    """
+    """A stem's signals and their inner products in all songs."""
 
     name: str
-    signals: tuple[str, ...]
-    published: Weights
+    signals: tuple[str, ...]  # nodes of the flat plan
+    published: Weights  # ``(signals,)``: the weights in the plan
     products: InnerProducts
-    values: NDArray[np.float64]
+    values: NDArray[np.float64]  # ``(songs,)``: samples times channels of each song
 
     @property
     def silent(self) -> NDArray[np.intp]:
@@ -60,38 +46,21 @@ class StemProducts:
 
 @dataclass(frozen=True)
 class Collection:
-    """A collection of songs.
-
-    Attributes
-    ----------
-    folder : Path
-    plan : Plan
-        Its stems are flat sums with the published weights. It has the ensemble's name.
-    songs : tuple of str
-    stems : tuple of StemProducts
-    failed : mapping of str to str
-        Songs that are left out, and why.
-    warnings : tuple of str
-    costs : mapping of str to float
-        Seconds that each network run took per second of audio.
-    """
+    """A collection of songs."""
 
     folder: Path
-    plan: Plan
+    plan: Plan  # flat, with the published weights and the ensemble's name
     songs: tuple[str, ...]
     stems: tuple[StemProducts, ...]
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # songs that are left out, and why
     warnings: tuple[str, ...]
-    costs: Mapping[str, float]
+    costs: Mapping[str, float]  # seconds that each network run took per second of audio
 
 
 def load(folder: Path) -> Collection:
     """Read a collection.
 
-    Raises
-    ------
-    KmdxError
-        If the folder is not a collection, is damaged, or contains no collected song.
+    Raises :class:`KmdxError` if the folder is not a collection, is damaged, or contains no collected song.
     """
     path = folder / "run.json"
     if not path.exists():
@@ -103,17 +72,17 @@ def load(folder: Path) -> Collection:
     plan = plan_file.load(folder / PLAN)
     if not (isinstance(name, str) and isinstance(digest, str) and isinstance(own, dict)):
         raise KmdxError(f"{path} is damaged; collect again into another folder")
-    if not all(stem in plan.stems for stem in own):
+    if own.keys() != {*plan.stems}:
         raise KmdxError(f"{folder}: {PLAN} is not the collected plan; collect again")
     plan = replace(plan, name=name, digest=digest)
-    records = [_record(path, plan, own) for path in (folder / "songs").glob("*.json")]
+    records = [_record(path, plan) for path in (folder / "songs").glob("*.json")]
     records.sort(key=lambda record: record["song"])
     done = [record for record in records if record["status"] == "ok"]
     failed = {record["song"]: record["reason"] for record in records if record["status"] != "ok"}
     if not done:
         why = "; ".join(f"{song}: {reason}" for song, reason in list(failed.items())[:1])
         raise KmdxError(f"{folder}: none of its {len(records)} songs was collected{why and f'; {why}'}")
-    stems = tuple(_stem(plan, name, done) for name in scored_stems(plan) if name in own)
+    stems = tuple(_stem(plan, name, done) for name in scored_stems(plan))
     return Collection(
         folder=folder,
         plan=plan,
@@ -125,19 +94,19 @@ def load(folder: Path) -> Collection:
     )
 
 
-def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
+def _record(path: Path, plan: Plan) -> dict[str, Any]:
     """Read a song's record; raise :class:`KmdxError` if it is incomplete."""
     record = read_json(path)
     try:
         if record["status"] == "ok":
-            for stem in stems:
+            for stem in plan.stems:
                 count = len(plan.nodes[stem].inputs)
                 found = record["stems"][stem]
                 shapes = {"energy": (), "constant": (), "cross": (count,), "gram": (count, count)}
                 if any(np.shape(found[name]) != shape for name, shape in shapes.items()):
                     raise ValueError(f"the signals of {stem} differ from those of the plan")
                 float(found["published_sdr"])
-            sum(record["seconds"][run] for run in runs(plan, plan.stems))
+            sum(record["seconds"][run] for run in plan.runs(plan.stems))
             float(record["duration"])
         return {"song": str(record["song"]), **record}
     except (KeyError, TypeError, ValueError) as error:
@@ -145,19 +114,16 @@ def _record(path: Path, plan: Plan, stems: Names[str]) -> dict[str, Any]:
 
 
 def _stem(plan: Plan, name: str, records: Sequence[Mapping[str, Any]]) -> StemProducts:
-    node = plan.nodes[name]
-    assert isinstance(node, Sum)
+    terms = plan.nodes[name].terms
     found = [record["stems"][name] for record in records]
     names = [field.name for field in fields(InnerProducts)]
     products = InnerProducts(**{name: np.array([each[name] for each in found]) for name in names})
     values = np.array([round(record["duration"] * RATE) * CHANNELS for record in records], np.float64)
-    return StemProducts(
-        name, tuple(node.terms), np.array([*node.terms.values()], np.float64), products, values
-    )
+    return StemProducts(name, tuple(terms), np.array([*terms.values()], np.float64), products, values)
 
 
 def _warnings(stems: Sequence[StemProducts], records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Warnings about songs whose rendered score differs from the one that inner products predict."""
+    """Warnings about songs whose rendered score differs from the predicted one."""
     for stem in stems:
         sdr = stem.products.sdr(stem.published)
         for number in stem.counted.tolist():
@@ -175,5 +141,5 @@ def _costs(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, float]
     duration = math.fsum(record["duration"] for record in records)
     return {
         run: math.fsum(record["seconds"][run] for record in records) / duration
-        for run in runs(plan, plan.stems)
+        for run in plan.runs(plan.stems)
     }

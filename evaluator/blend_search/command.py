@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 
 from evaluator import dataset
-from evaluator.blend_search import ablation as ablations
 from evaluator.blend_search import (
+    ablation,
     collecting,
     collection,
     cost_plot,
@@ -42,8 +42,8 @@ from evaluator.blend_search.console import (
     print_notes,
     write_plan,
 )
-from evaluator.blend_search.flat_plan import flatten, indivisible, runs
-from evaluator.blend_search.search import SearchOptions, search, weights_to_use
+from evaluator.blend_search.flat_plan import flatten, indivisible
+from evaluator.blend_search.search import SearchOptions, find_weights, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
 from kmdx import plan_file, speeds, terminal
@@ -162,7 +162,7 @@ def solve(
     if output is not None:
         plan_writer.check_plan(output, found.plan.digest, folder, force)
     with err.status("finding the weights and validating them on held-out songs"):
-        result = search(found, options)
+        result = find_weights(found, options)
     out.print(tables.scores(result))
     out.print(tables.weights(result))
     print_notes(result)
@@ -226,7 +226,7 @@ def members(
     )
     with err.status("leaving out one member at a time"):
         without = {name: ensemble.without(name) for name in ensemble.members}
-    out.print(ablations.table(ensemble, without))
+    out.print(ablation.table(ensemble, without))
     sets = []
     with err.status("trying sets of members") as status:
         for each in ensemble.sets() if budget is not None else ():
@@ -237,7 +237,7 @@ def members(
         write_text(svg, cost_plot.svg(ensemble.whole, possible, sets, budget))
         out.print(f"drawn: {escape(str(svg))}")
     if json is not None:
-        write_json(json, ablations.as_json(ensemble, without))
+        write_json(json, ablation.as_json(ensemble, without))
     if budget is not None:
         _choose_set(ensemble, sets, budget, output)
 
@@ -245,7 +245,7 @@ def members(
 def _choose_set(ensemble: Ensemble, sets: Sequence[Candidate], budget: float, output: Path | None) -> None:
     """Print the best set of members within a budget, and write its plan."""
     chosen = within(sets, budget)
-    line = ablations.chosen(ensemble, chosen, budget)
+    line = ablation.chosen(ensemble, chosen, budget)
     out.print(escape(line))
     with err.status("validating the weights of this set on held-out songs"):
         part, result = ensemble.validated(chosen)
@@ -255,7 +255,7 @@ def _choose_set(ensemble: Ensemble, sets: Sequence[Candidate], budget: float, ou
         out.print("no new weights improve held-out songs; the set keeps its published weights, rescaled")
     if output is not None:
         plan = plan_writer.reweighted(part.plan, weights_to_use(part, result))
-        write_plan(output, plan, [line, ablations.CAVEAT, *tables.origin(part, result)])
+        write_plan(output, plan, [line, ablation.CAVEAT, *tables.origin(part, result)])
 
 
 @app.command("stages")
@@ -292,7 +292,7 @@ def search_stages(
     folder: FolderOption = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for temporary estimates; by default TMPDIR."),
+        typer.Option(metavar="DIR", help="Folder for temporary files; by default TMPDIR."),
     ] = None,
     anyway: AnywayOption = False,
     force: ForceOption = False,
@@ -310,29 +310,28 @@ def search_stages(
     tried = stage_moves.moves(published, only or ())
     songs = dataset.find_tracks(data, split, tracks)
     costs = None if collected is None else collection.load(collected).costs
-    if costs is not None and not costs.keys() >= {*runs(published, published.stems)}:
+    if costs is not None and not costs.keys() >= {*published.runs(published.stems)}:
         raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
-    if scratch is not None and not scratch.is_dir():
-        raise KmdxError(f"--scratch {scratch}: no such folder")
-    with stage_search.writing_to(scratch or Path(tempfile.gettempdir())):
-        created = tempfile.TemporaryDirectory(prefix="kmdx-", dir=scratch, ignore_cleanup_errors=True)
-    with created as temporary:
-        unusable = {} if dry_run else check_songs(songs, Path(temporary), published.stems).unusable
-        chosen, held = stage_moves.chosen_songs([song for song in songs if song.name not in unusable], count)
-        capped = published.capped(speeds.get(speed.value).overlap)
-        search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
-        out.print(stage_search.cost(search, search.cost(costs)))
-        if dry_run:
-            return
-        stage_search.check_disk(search, Path(temporary))
-        separator = Running(device, precision.value, speed.value, folder, engine.value).separator(Path(plan))
-        try:
-            found = stage_search.tune(
-                search, separator, Path(temporary), lambda line: err.print(escape(line))
-            )
-        except KeyboardInterrupt:
-            err.print("stopped; nothing was written")
-            raise typer.Exit(130) from None
+    if scratch is not None:
+        if not scratch.is_dir():
+            raise KmdxError(f"--scratch {scratch}: no such folder")
+        tempfile.tempdir = str(scratch)
+    if not dry_run:
+        with tempfile.TemporaryDirectory(prefix="kmdx-") as temporary:
+            unusable = check_songs(songs, Path(temporary), published.stems).unusable
+        songs = [song for song in songs if song.name not in unusable]
+    chosen, held = stage_moves.chosen_songs(songs, count)
+    capped = published.capped(speeds.get(speed.value).overlap)
+    search = stage_moves.Search(capped, chosen, held, tried, step, rounds)
+    out.print(stage_search.cost(search, search.cost(costs)))
+    if dry_run:
+        return
+    separator = Running(device, precision.value, speed.value, folder, engine.value).separator(Path(plan))
+    try:
+        found = stage_search.tune(search, separator, lambda line: err.print(escape(line)))
+    except KeyboardInterrupt:
+        err.print("stopped; nothing was written")
+        raise typer.Exit(130) from None
     _finish_search(search, published, found, output, anyway)
 
 

@@ -65,10 +65,7 @@ def write_plan(path: Path, plan: Plan, origin: list[str]) -> None:
 def check_songs(songs: list[Track], folder: Path, stems: Sequence[str]) -> DataCheck:
     """Check the data, which must have all of these stems, and print all problems.
 
-    Raises
-    ------
-    KmdxError
-        If no song can be used.
+    Raises :class:`KmdxError` if no song can be used.
     """
     with err.status(f"checking the audio of {len(songs)} songs (only once per collection)"):
         found = check_data(songs, folder, accept_incomplete=True)

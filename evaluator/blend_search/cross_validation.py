@@ -35,58 +35,38 @@ CHOOSING = 5  # folds for choosing a prior
 
 @dataclass(frozen=True)
 class BlendProblem:
-    """A stem whose weights are optimized.
+    """A stem whose weights are optimized."""
 
-    Attributes
-    ----------
-    products : InnerProducts
-        Inner products of the songs that count for the stem.
-    published : ndarray
-        ``(signals,)``: published weights.
-    songs : ndarray
-        ``(songs,)``: index of each of these songs among all collected songs.
-    """
-
-    products: InnerProducts
-    published: Weights
-    songs: NDArray[np.intp]
+    products: InnerProducts  # of the songs that count for the stem
+    published: Weights  # ``(signals,)``
+    songs: NDArray[np.intp]  # ``(songs,)``: index of each of these songs among all collected songs
 
     def of(self, chosen: NDArray[np.bool_]) -> BlendProblem:
         """The problem with some of its songs."""
         return replace(self, products=self.products.of_songs(chosen), songs=self.songs[chosen])
 
     def weights(self, constraints: Constraints, prior: float) -> Weights:
-        """The best weights. Both final weights and those for held-out songs are found with this method."""
+        """The best weights. Final weights and those for held-out songs are both found with this method."""
         return best(self.products, self.published, constraints, prior)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Result of a cross-validation.
+    """Result of a cross-validation."""
 
-    Attributes
-    ----------
-    prior : float
-        The given strength, or the one chosen on all songs.
-    unchosen : bool
-        Whether there were too few songs to choose the strength.
-    sdr : tuple of ndarray or None
-        For each problem the SDR in dB of each song while it was held out: ``(songs,)``; ``None`` if all
-        its songs are in one fold.
-    """
-
-    prior: float
-    unchosen: bool
+    prior: float  # the given strength, or the one chosen on all songs
+    unchosen: bool  # whether there were too few songs to choose the strength
     sdr: tuple[NDArray[np.float64] | None, ...]
+    """For each problem the SDR in dB of each song while it was held out, ``(songs,)``.
+
+    ``None`` if all songs of the problem are in one fold.
+    """
 
 
 def check_folds(number: int | None, songs: int) -> int:
     """The number of folds: by default one per song.
 
-    Raises
-    ------
-    KmdxError
-        If the number is not from 2 to the number of songs.
+    Raises :class:`KmdxError` if the number is not from 2 to the number of songs.
     """
     if number is None:
         return max(songs, 2)
@@ -98,9 +78,9 @@ def check_folds(number: int | None, songs: int) -> int:
 def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]:
     """Assign songs to folds; return the fold of each problem's songs, ``(songs,)``.
 
-    A song is in the same fold for all problems. Songs of the problem with the fewest songs come first. Each
-    song goes to the fold with the fewest songs of its problems, so that each problem has songs in as
-    many folds as possible.
+    A song is in the same fold for all problems. Each song goes to the fold with the fewest songs of its
+    problems, and songs of the smallest problem come first. Each problem therefore has songs in as many folds
+    as possible.
     """
     numbers = np.unique(np.concatenate([problem.songs for problem in problems]))
     counting = np.array([np.isin(numbers, problem.songs) for problem in problems])  # (problems, songs)
@@ -119,15 +99,9 @@ def deal(problems: Sequence[BlendProblem], folds: int) -> list[NDArray[np.intp]]
 def validate(
     problems: Sequence[BlendProblem], folds: int, constraints: Constraints, prior: float | None
 ) -> Validation:
-    """Cross-validate the weights of stems that share the strength of the prior.
+    """Cross-validate the weights of stems that share a prior.
 
-    Parameters
-    ----------
-    problems : sequence of BlendProblem
-    folds : int
-    constraints : Constraints
-    prior : float or None
-        ``None`` to choose it by nested cross-validation.
+    The prior ``None`` is chosen by nested cross-validation.
     """
     dealt = deal(problems, folds)
     unchosen = prior is None and not can_choose(problems, folds)
@@ -165,11 +139,7 @@ def can_choose(problems: Sequence[BlendProblem], folds: int) -> bool:
 def choose(problems: Sequence[BlendProblem], constraints: Constraints) -> float:
     """The prior with the best cross-validated score, mean over stems; the strongest if several are equal.
 
-    Parameters
-    ----------
-    problems : sequence of BlendProblem
-        At least one must have two songs.
-    constraints : Constraints
+    At least one problem must have two songs.
     """
     scores = [
         held_out(problem, of, constraints, PRIORS).mean(axis=1)
@@ -184,13 +154,7 @@ def held_out(
 ) -> NDArray[np.float64]:
     """SDR in dB of each song with weights found on the other folds: ``(priors, songs)``.
 
-    Parameters
-    ----------
-    problem : BlendProblem
-    fold_of : ndarray
-        ``(songs,)``, from :func:`deal`.
-    constraints : Constraints
-    priors : sequence of float
+    ``fold_of`` is the fold of each song, from :func:`deal`.
     """
     sdr = np.empty((len(priors), len(problem.songs)))
     for fold in np.unique(fold_of):

@@ -23,46 +23,26 @@ MAX_TERMS = 100_000  # of an expanded blend
 
 
 class BlendTerm(NamedTuple):
-    """A signal of the plan, and the normalized signal whose level it must be brought back to."""
+    """A signal of the plan, and the normalized signal whose removed level must be restored."""
 
     reference: str
     denormalize: str | None
 
 
 class Flat(NamedTuple):
-    """A flattened plan.
+    """A flattened plan."""
 
-    Attributes
-    ----------
-    plan : Plan
-        Its stems are flat sums of signals.
-    own : mapping of str to str
-        For each stem the node that computes it as in the original plan.
-    all_estimates : bool
-        Whether every network's estimate of a stem was added.
-    """
-
-    plan: Plan
-    own: Mapping[str, str]
-    all_estimates: bool = False
+    plan: Plan  # its stems are flat sums of signals
+    own: Mapping[str, str]  # for each stem the node that computes it as in the original plan
+    all_estimates: bool = False  # whether every network's estimate of a stem was added
 
 
 def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     """Expand the blends of a plan's stems.
 
-    Parameters
-    ----------
-    plan : Plan
-    all_estimates : bool
-        Also add every other network's estimate of the stem, with weight 0.
-
-    Returns
-    -------
-    Flat
-        In its plan each signal is a sum, and each stem is a sum of signals with the published weights. This
-        is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is
-        wrong.
-
+    In the flat plan each signal is a sum, and each stem is a sum of signals with the published weights. This
+    is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is wrong.
+    ``all_estimates`` also adds every other network's estimate of each stem, with weight 0.
     """
     scored = scored_stems(plan)
     own: dict[str, str] = {}
@@ -87,7 +67,7 @@ def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
         for signal, name in names.items()
         if name not in nodes
     }
-    nodes |= {stem: stems.get(stem) or nodes.pop(stem) for stem in plan.stems}
+    nodes |= {stem: stems[stem] for stem in plan.stems}
     return Flat(pruned(replace(plan, nodes=nodes), [*plan.stems, *own.values()]), own, all_estimates)
 
 
@@ -98,7 +78,7 @@ def scored_stems(plan: Plan) -> tuple[str, ...]:
 
 def indivisible(plan: Plan) -> list[str]:
     """Formulas of the combinations that are signals of a flat plan: their estimates have no weights."""
-    nodes = [node for name, node in plan.nodes.items() if node.operands and node.terms is None]
+    nodes = [node for name, node in plan.nodes.items() if node.operands and not node.terms]
     return list(dict.fromkeys(node.formula() for node in nodes))
 
 
@@ -111,26 +91,22 @@ def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
     return replace(plan, nodes=nodes, networks=networks)
 
 
-def published(plan: Plan, stem: str, node: str | None = None) -> dict[BlendTerm, float]:
+def published(plan: Plan, stem: str, name: str | None = None) -> dict[BlendTerm, float]:
     """The signals of a stem, and the weight that the plan gives each.
 
-    ``node`` is the node of the stem's sum, if it does not have the stem's name.
+    ``name`` is the stem's node if it does not have the stem's name.
     """
     weights: dict[BlendTerm, float] = {}
     sources = _sources(plan)
-    pending: list[tuple[str, float, str | None]] = [(node or stem, 1.0, None)]
+    pending: list[tuple[str, float, str | None]] = [(name or stem, 1.0, None)]
     for _ in range(MAX_TERMS):
         if not pending:
             return weights
         reference, weight, back = pending.pop()
-        value = plan.nodes.get(node_of(reference))
-        if (
-            isinstance(value, Sum)
-            and _is_blend(plan, value, stem, sources)
-            and None in (value.denormalize, back)
-        ):
-            terms = [*value.terms.items()][::-1]
-            pending += ((term, weight * factor, value.denormalize or back) for term, factor in terms)
+        node = plan.nodes[node_of(reference)]
+        if _is_blend(plan, node, stem, sources) and None in (node.denormalize, back):
+            terms = [*node.terms.items()][::-1]
+            pending += ((term, weight * factor, node.denormalize or back) for term, factor in terms)
         else:
             signal = BlendTerm(reference, back)
             weights[signal] = weights.get(signal, 0.0) + weight
@@ -145,11 +121,6 @@ def estimates(plan: Plan, source: str) -> Iterator[BlendTerm]:
             (level, *others) = levels[node_of(node.inputs[0])]
             if not others:
                 yield BlendTerm(f"{name}.{source}", level)
-
-
-def runs(plan: Plan, wanted: Collection[str]) -> tuple[str, ...]:
-    """Names of the network runs that the wanted signals need, in order."""
-    return tuple(plan.runs(wanted))
 
 
 def source_of(plan: Plan, reference: str) -> str | None:
@@ -173,13 +144,13 @@ def _sources(plan: Plan) -> dict[str, str | None]:
     return sources
 
 
-def _is_blend(plan: Plan, node: Sum, stem: str, sources: Mapping[str, str | None]) -> bool:
+def _is_blend(plan: Plan, node: Node, stem: str, sources: Mapping[str, str | None]) -> bool:
     for term in node.terms:
         source = _source(term, sources)
-        residual = source is None and isinstance(plan.nodes.get(node_of(term)), Sum)
-        if source != stem and not residual:
+        is_residual = source is None and term != MIXTURE and plan.nodes[term].terms
+        if source != stem and not is_residual:
             return False
-    return True
+    return bool(node.terms)
 
 
 def _levels(plan: Plan) -> dict[str, set[str | None]]:
@@ -194,7 +165,7 @@ def _levels(plan: Plan) -> dict[str, set[str | None]]:
 
 def _node_name(signal: BlendTerm, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
     """The node, other than a stem, that is this signal at the mixture's level; a new name if none is."""
-    if signal.denormalize is None and isinstance(plan.nodes[node_of(signal.reference)], Sum):
+    if signal.denormalize is None and plan.nodes[node_of(signal.reference)].terms:
         return signal.reference
     for name, node in plan.nodes.items():
         if node == Sum({signal.reference: 1}, signal.denormalize) and name not in stems:

@@ -33,25 +33,13 @@ Dither and the end of a fade are below it. Any estimate of such a stem is all er
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """Inner products of a stem's signals in several songs, in float64.
+    """Inner products of a stem's signals in several songs, in float64."""
 
-    Attributes
-    ----------
-    energy : ndarray
-        ``(songs,)``: energy of the true stem.
-    constant : ndarray
-        ``(songs,)``: energy of the error if all weights are 0. This is the energy of the raised true stem
-        plus the rounding error.
-    cross : ndarray
-        ``(songs, signals)``: inner product of each signal with the raised true stem.
-    gram : ndarray
-        ``(songs, signals, signals)``: inner products of the signals with each other.
-    """
-
-    energy: NDArray[np.float64]
+    energy: NDArray[np.float64]  # ``(songs,)``: of the true stem
     constant: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    gram: NDArray[np.float64]
+    """``(songs,)``: energy of the error if all weights are 0: the raised true stem and the rounding error."""
+    cross: NDArray[np.float64]  # ``(songs, signals)``: of each signal with the raised true stem
+    gram: NDArray[np.float64]  # ``(songs, signals, signals)``: of the signals with each other
 
     def with_blend(self, weights: Weights) -> NDArray[np.float64]:
         """Inner products of each signal with a blend: ``(songs, signals)``."""
@@ -78,15 +66,7 @@ class InnerProducts:
 
 
 def is_silent(energy: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the true stem is silent in each song.
-
-    Parameters
-    ----------
-    energy : ndarray
-        ``(songs,)``: energy of the true stem.
-    values : ndarray
-        ``(songs,)``: samples times channels.
-    """
+    """Whether true stems of some energy and number of values (samples times channels) are silent."""
     return energy <= SILENCE * values
 
 

@@ -11,7 +11,6 @@ from evaluator.blend_search.flat_plan import pruned
 from evaluator.run_folder import write_text
 from kmdx import plan_file
 from kmdx.errors import KmdxError
-from kmdx.nodes import Sum
 from kmdx.plan import Plan
 
 MARK = "Written by evaluator.blend_search."
@@ -19,31 +18,21 @@ MARK = "Written by evaluator.blend_search."
 
 
 def reweighted(plan: Plan, weights: Mapping[str, Mapping[str, float]]) -> Plan:
-    """A flat plan with new weights for some stems, without signals of weight 0 and nodes that nothing needs.
+    """A flat plan with new weights ``{stem: {signal: weight}}``.
 
-    Parameters
-    ----------
-    plan : Plan
-    weights : mapping of str to mapping
-        For each stem the weight of each signal.
+    Signals of weight 0 are left out, and so are nodes that nothing needs then.
     """
     nodes = dict(plan.nodes)
-    for stem in plan.stems:
-        node = nodes[stem]
-        assert isinstance(node, Sum)
-        terms = weights.get(stem, node.terms)
+    for stem, terms in weights.items():
         nonzero = {name: weight for name, weight in terms.items() if weight}
-        nodes[stem] = replace(node, terms=nonzero or terms)
+        nodes[stem] = replace(nodes[stem], terms=nonzero or terms)
     return pruned(replace(plan, nodes=nodes), plan.stems)
 
 
 def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
     """Write a plan atomically, with its origin in comments at the top.
 
-    Raises
-    ------
-    KmdxError
-        If the name does not end in ``.yaml``, or the file cannot be written.
+    Raises :class:`KmdxError` if the name does not end in ``.yaml``, or the file cannot be written.
     """
     _check_name(path)
     comments = "".join(f"# {' '.join(line.split())}\n" for line in [MARK, *origin])
@@ -53,25 +42,13 @@ def write(path: Path, plan: Plan, origin: Sequence[str]) -> None:
 
 
 def check_plan(path: Path, digest: str, collection: Path | None = None, force: bool = False) -> None:
-    """Check before any work that a plan may be written to a path.
+    """Raise :class:`KmdxError` before any work if a plan must not be written to a path.
 
-    Parameters
-    ----------
-    path : Path
-    digest : str
-        The sha256 of the plan that the weights are for. Its file is never overwritten.
-    collection : Path, optional
-        A folder whose plan is never overwritten.
-    force : bool
-        Whether other plans may be overwritten even if this command did not write them.
-
-    Raises
-    ------
-    KmdxError
-        If it may not be written.
+    Files in the collection, and the plan with this digest (the one that the weights are for), are never
+    overwritten. ``force`` allows overwriting other plans that this command did not write.
     """
     _check_name(path)
-    check(path, collection)
+    _check(path, collection)
     if not path.exists():
         return
     try:
@@ -86,7 +63,7 @@ def check_plan(path: Path, digest: str, collection: Path | None = None, force: b
 
 def check_report(path: Path, collection: Path) -> None:
     """Raise :class:`KmdxError` before any work if a report or picture must not be written to a path."""
-    check(path, collection)
+    _check(path, collection)
     if path.suffix in (".yaml", ".yml"):
         raise KmdxError(f"{path} has the file name of a plan; choose another name for a report or a picture")
 
@@ -99,7 +76,7 @@ def check_distinct(*paths: Path | None) -> None:
             raise KmdxError(f"{path} is given for two outputs; choose different files")
 
 
-def check(path: Path, collection: Path | None = None) -> None:
+def _check(path: Path, collection: Path | None = None) -> None:
     """Raise :class:`KmdxError` before any work if a file cannot be written, or is in the collection."""
     if collection is not None and collection.resolve() in path.resolve().parents:
         raise KmdxError(f"{path} is in the collection, which must not be changed; choose another folder")

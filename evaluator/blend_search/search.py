@@ -19,53 +19,26 @@ MIN_GAIN = 1e-6  # dB: smaller gains are rounding errors
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How weights are found.
-
-    Attributes
-    ----------
-    constraints : Constraints
-    prior : float or None
-        Strength of the pull toward the published weights, in dB at a distance of 1; ``None`` to choose it.
-    joint : bool
-        Choose one strength for all stems, and use the new weights of all stems or of none. Each stem still
-        has weights of its own.
-    folds : int or None
-        Number of folds; ``None`` for one per song.
-    anyway : bool
-        Use weights even if their cross-validated gain is not above 0 or is unknown.
-    """
+    """How weights are found and accepted."""
 
     constraints: Constraints = field(default_factory=Constraints)
     prior: float | None = None
+    """Strength of the pull toward the published weights, in dB at a distance of 1; ``None`` to choose it."""
     joint: bool = False
-    folds: int | None = None
-    anyway: bool = False
+    """Choose one strength for all stems, and use the new weights of all stems or of none."""
+    folds: int | None = None  # ``None`` for one per song
+    anyway: bool = False  # use weights even if their cross-validated gain is not above 0 or is unknown
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Weights found for a stem. Scores are in dB, means over the songs that count.
-
-    Attributes
-    ----------
-    stem : StemProducts
-    problem : BlendProblem
-        The songs that count for it.
-    prior : float
-        Strength of the prior with which the weights were found.
-    weights : ndarray
-        ``(signals,)``, rounded to :data:`DIGITS` digits as in a plan.
-    validated : ndarray or None
-        SDR of each song while it was held out; ``None`` if there are too few songs.
-    recommended : bool
-    notes : tuple of str
-    """
+    """Weights found for a stem. Scores are in dB, means over the songs that count."""
 
     stem: StemProducts
-    problem: BlendProblem
-    prior: float
-    weights: Weights
-    validated: np.ndarray | None
+    problem: BlendProblem  # with the songs that count for the stem
+    prior: float  # strength with which the weights were found
+    weights: Weights  # ``(signals,)``, rounded to :data:`DIGITS` as in a plan
+    validated: np.ndarray | None  # SDR of each song while it was held out; None: too few songs
     recommended: bool
     notes: tuple[str, ...]
 
@@ -99,21 +72,12 @@ class Solution:
 
 @dataclass(frozen=True)
 class Result:
-    """Weights found for all stems.
-
-    Attributes
-    ----------
-    found : tuple of Solution
-    folds : int
-    options : SearchOptions
-    silent : tuple of str
-        Stems that are silent in every song, so no weights were searched.
-    """
+    """Weights found for all stems."""
 
     found: tuple[Solution, ...]
     folds: int
     options: SearchOptions
-    silent: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()  # stems that are silent in every song, so no weights were searched
 
     @property
     def song_gains(self) -> np.ndarray:
@@ -126,13 +90,11 @@ class Result:
         return np.array([np.mean(gains[song]) for song in sorted(gains)])
 
 
-def search(collection: Collection, options: SearchOptions) -> Result:
+def find_weights(collection: Collection, options: SearchOptions) -> Result:
     """Find the weights of all stems.
 
-    Raises
-    ------
-    KmdxError
-        If only one song was collected and ``anyway`` is not set, or the number of folds is invalid.
+    Raises :class:`KmdxError` if only one song was collected and ``anyway`` is not set, if every song is
+    silent, or if the number of folds is invalid.
     """
     songs = len(collection.songs)
     if songs < 2 and not options.anyway:

@@ -44,13 +44,7 @@ MERGED = 1e-3  # dB: a search that comes this close to a known maximum is abando
 
 @dataclass(frozen=True)
 class Constraints:
-    """Constraints on the weights of a stem.
-
-    Attributes
-    ----------
-    sum_to_one : bool
-    non_negative : bool
-    """
+    """Constraints on the weights of a stem."""
 
     sum_to_one: bool = False
     non_negative: bool = False
@@ -69,22 +63,15 @@ class Constraints:
 
 
 class Derivatives(NamedTuple):
-    """Derivatives of an objective at one point.
+    """Derivatives of an objective at one point."""
 
-    Attributes
-    ----------
-    gradient : ndarray
-        ``(signals,)``.
-    hessian : ndarray
-        ``(signals, signals)``.
-    bound : ndarray
-        ``(signals, signals)``: positive semidefinite Hessian of a quadratic function that equals the
-        objective at this point and is nowhere below it.
-    """
-
-    gradient: Weights
-    hessian: NDArray[np.float64]
+    gradient: Weights  # ``(signals,)``
+    hessian: NDArray[np.float64]  # ``(signals, signals)``
     bound: NDArray[np.float64]
+    """``(signals, signals)``: positive semidefinite Hessian of a quadratic upper bound.
+
+    The bound equals the objective at this point and is nowhere below it.
+    """
 
 
 class Objective:

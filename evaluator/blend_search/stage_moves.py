@@ -1,8 +1,8 @@
 """Changes of the weights in sums that later networks take as input, and the cost of trying them.
 
 A move changes one estimate's weight in a sum, or transfers weight from one estimate to another. Inner
-products cannot predict what a network makes of a changed sum, so each try runs again all networks that depend
-on the sum. Each move is tried twice per round, so the cost is known in advance.
+products cannot predict what a network makes of a changed sum, so each try reruns all networks that depend on
+the sum. Each move is tried twice per round, so the maximum cost is known in advance.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.blend_search.flat_plan import published, runs, scored_stems, source_of
+from evaluator.blend_search.flat_plan import published, scored_stems, source_of
 from evaluator.dataset import Track
 from kmdx.challenge import CHANNELS, RATE
 from kmdx.errors import KmdxError
-from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
 
 TRIES = 2  # of each move in a round: up and down, or twice in the direction that helps
@@ -35,7 +34,6 @@ class Move(NamedTuple):
     def applied(self, plan: Plan, step: float) -> Plan:
         """The plan after this move, scaled by ``step``."""
         node = plan.nodes[self.node]
-        assert isinstance(node, Sum)
         terms = dict(node.terms)
         for reference, change in self.changes:
             terms[reference] = round(terms[reference] + step * change, DIGITS)
@@ -44,51 +42,24 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchCost:
-    """Maximum cost of a search.
+    """Maximum cost of a search."""
 
-    Attributes
-    ----------
-    runs : int
-        Runs of a network on a song.
-    audio : float
-        Seconds of audio that networks process.
-    gflop : float or None
-        Arithmetic in GFLOP, if known for all networks.
-    seconds : float or None
-        Estimated time, if the duration of all runs is known.
-    disk : int
-        Bytes of estimates on the disk at the same time.
-    """
-
-    runs: int
-    audio: float
-    gflop: float | None
-    seconds: float | None
-    disk: int
+    runs: int  # runs of a network on a song
+    audio: float  # seconds of audio that networks process
+    gflop: float | None  # arithmetic in GFLOP, if known for all networks
+    seconds: float | None  # estimated time, if the duration of all runs is known
+    disk: int  # bytes of estimates on the disk at the same time
 
 
 @dataclass(frozen=True)
 class Search:
-    """The settings of a search.
-
-    Attributes
-    ----------
-    plan : Plan
-    songs : sequence of Track
-        Songs on which each try is scored.
-    held_out : sequence of Track
-        Songs on which only the result is scored.
-    moves : tuple of Move
-    step : float
-        Change of a weight in the first round; halved after a round without a gain.
-    rounds : int
-    """
+    """The settings of a search."""
 
     plan: Plan
-    songs: Sequence[Track]
-    held_out: Sequence[Track]
+    songs: Sequence[Track]  # on which each try is scored
+    held_out: Sequence[Track]  # on which only the result is scored
     moves: tuple[Move, ...]
-    step: float = 0.1
+    step: float = 0.1  # change of a weight in the first round; halved after a round without a gain
     rounds: int = 1
 
     @property
@@ -97,23 +68,15 @@ class Search:
         return scored_stems(self.plan)
 
     def cost(self, costs: Mapping[str, float] | None = None) -> SearchCost:
-        """Maximum cost of the search.
-
-        Parameters
-        ----------
-        costs : mapping of str to float, optional
-            Seconds that each network run takes per second of audio.
-        """
-        every = runs(self.plan, self.stems)
+        """Maximum cost of the search, given the seconds that each network run takes per second of audio."""
+        every = self.plan.runs(self.stems)
         tried = [*every]
         for move in self.moves:
             tried += self.dependent_runs(move) * (TRIES * self.rounds)
-        moved = {run for move in self.moves for run in self.dependent_runs(move)}
-        last = [*every, *moved]
+        last = [*every, *self._moved()]
         searched = sum(track.duration for track in self.songs)
         held = sum(track.duration for track in self.held_out)
-        per_second = [self.plan.networks[_network(self.plan, run)].gflops for run in every]
-        gflops = dict(zip(every, per_second, strict=True))
+        gflops = {run: self.plan.networks[network].gflops for run, network in every.items()}
 
         def total(of: Mapping[str, float]) -> float:
             return searched * sum(of[run] for run in tried) + held * sum(of[run] for run in last)
@@ -131,41 +94,33 @@ class Search:
         """Bytes of accepted and tried estimates: first of all searched songs, then of one held-out song."""
         sources = {run: len(used) for run, used in self.plan.sources_used(self.stems).items()}
         again = [sum(sources[run] for run in self.dependent_runs(move)) for move in self.moves]
-        moved = {run for move in self.moves for run in self.dependent_runs(move)}
         searched = sum(track.duration for track in self.songs) * (
             sum(sources.values()) + max(again, default=0)
         )
         longest = max((track.duration for track in self.held_out), default=0.0)
-        held = longest * (sum(sources.values()) + sum(sources[run] for run in moved))
+        held = longest * (sum(sources.values()) + sum(sources[run] for run in self._moved()))
         return math.ceil(max(searched, held) * RATE * CHANNELS * np.dtype(np.float32).itemsize)
+
+    def _moved(self) -> set[str]:
+        """The network runs that depend on any move."""
+        return {run for move in self.moves for run in self.dependent_runs(move)}
 
     def dependent_runs(self, move: Move) -> list[str]:
         """The network runs that depend on the sum that a move changes."""
-        return [run for run in runs(self.plan, self.stems) if move.node in self.plan.order([run])]
+        return [run for run in self.plan.runs(self.stems) if move.node in self.plan.order([run])]
 
 
 def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
-    """The moves of a plan's residuals and of sums that networks take as input.
+    """The moves of a plan's residuals and of sums that networks take as input; ``only`` those of some sums.
 
-    Parameters
-    ----------
-    plan : Plan
-    only : sequence of str
-        Sums to change; all if empty.
-
-    Raises
-    ------
-    KmdxError
-        If one of them is not such a sum, or the plan has none.
+    Raises :class:`KmdxError` if one of ``only`` is not such a sum, or the plan has none.
     """
     # Sums of a stem's signals are blends, whose weights `solve` finds from inner products.
     signals = {signal.reference for stem in plan.stems for signal in published(plan, stem)}
     found: dict[str, list[Move]] = {}
     for name in plan.order(sorted(signals)):
-        node = plan.nodes[name]
-        if not isinstance(node, Sum):
-            continue
-        estimates = [reference for reference in node.terms if source_of(plan, reference) is not None]
+        terms = plan.nodes[name].terms
+        estimates = [reference for reference in terms if source_of(plan, reference) is not None]
         if estimates:
             found[name] = [
                 *(Move(name, ((reference, 1.0),)) for reference in estimates),
@@ -188,10 +143,7 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
 def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track], list[Track]]:
     """Songs to search on, evenly spread and by default half of them, and songs to hold out.
 
-    Raises
-    ------
-    KmdxError
-        If ``count`` is larger than the number of songs.
+    Raises :class:`KmdxError` if ``count`` is not from 1 to the number of songs.
     """
     number = (len(tracks) + 1) // 2 if count is None else count
     if not 1 <= number <= len(tracks):
@@ -206,20 +158,6 @@ def chosen_songs(tracks: Sequence[Track], count: int | None) -> tuple[list[Track
 def changes(before: Plan, after: Plan) -> Iterator[tuple[str, str, float, float]]:
     """Weights that differ: sum, signal, before and after."""
     for name, node in before.nodes.items():
-        if isinstance(node, Sum) and after.nodes[name] != node:
-            for reference, old in node.terms.items():
-                if (new := weight(after, name, reference)) != old:
-                    yield name, reference, old, new
-
-
-def weight(plan: Plan, name: str, reference: str) -> float:
-    """The weight of a signal in a sum."""
-    node = plan.nodes[name]
-    assert isinstance(node, Sum)
-    return node.terms[reference]
-
-
-def _network(plan: Plan, run: str) -> str:
-    node = plan.nodes[run]
-    assert isinstance(node, Estimate)
-    return node.network
+        for reference, old in node.terms.items():
+            if (new := after.nodes[name].terms[reference]) != old:
+                yield name, reference, old, new

@@ -5,54 +5,42 @@ Only the networks that depend on a changed sum run again.
 
 from __future__ import annotations
 
-import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from evaluator import dataset, metrics
+from evaluator.blend_search import tables
 from evaluator.blend_search.collecting import as_16_bit, blended, run_networks
 from evaluator.blend_search.inner_products import is_silent
 from evaluator.blend_search.search import MIN_GAIN
-from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes, weight
-from evaluator.blend_search.tables import gain
+from evaluator.blend_search.stage_moves import TRIES, Search, SearchCost, changes
 from evaluator.bootstrap import COVERAGE
 from evaluator.dataset import Track
 from evaluator.layouts import reference_of
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError, counted
 from kmdx.plan import Plan, node_of
-from kmdx.separator import Separator
+from kmdx.separator import Separator, Stems
+from kmdx.signals import blocks, join
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Result of a search. Scores are SDR in dB, ``(songs,)``, means over stems.
-
-    Attributes
-    ----------
-    plan : Plan
-    before, after : ndarray
-        Scores of the searched songs.
-    held_out_before, held_out_after : ndarray
-        Scores of the held-out songs; empty if no better weights were found.
-    scored : tuple of str
-        Names of the held-out songs that were scored.
-    """
+    """Result of a search. Scores are global SDR in dB, ``(songs,)``, means over stems."""
 
     plan: Plan
-    before: np.ndarray
+    before: np.ndarray  # scores of the searched songs
     after: np.ndarray
-    held_out_before: np.ndarray
+    held_out_before: np.ndarray  # scores of the held-out songs; empty if no better weights were found
     held_out_after: np.ndarray
-    scored: tuple[str, ...]
+    scored: tuple[str, ...]  # names of the held-out songs that were scored
 
     @property
     def gains(self) -> np.ndarray:
@@ -65,44 +53,28 @@ class Tuned:
         return bool(len(self.gains)) and float(self.gains.mean()) > MIN_GAIN
 
 
-def tune(search: Search, separator: Separator, folder: Path, on_done: Report = lambda line: None) -> Tuned:
+def tune(search: Search, separator: Separator, on_done: Report = lambda line: None) -> Tuned:
     """Search, then score the result on the held-out songs.
 
-    Parameters
-    ----------
-    search : Search
-    separator : Separator
-        For the search's plan.
-    folder : Path
-        Folder for estimates; the search's cost gives the bytes that it needs.
-    on_done : callable
-        Called with a line after each try.
+    Estimates are kept in the folder for temporary files, in unnamed files. Raises :class:`KmdxError` if a
+    song cannot be read or separated, or its estimates do not fit on the disk.
 
-    Raises
-    ------
-    KmdxError
-        If a song cannot be read or separated, or its estimates do not fit on the disk.
+    The separator is for the search's plan. ``on_done`` is called with a line after each try.
     """
-    check_disk(search, folder)
-    songs = [_Song(track, folder / str(number)) for number, track in enumerate(search.songs)]
-    before = np.array([song.score(separator, search.stems) for song in songs])
-    for song in songs:
-        song.accept()
-    on_done(f"before: {before.mean():.3f} dB")
-    plan, after = _try_moves(search, separator, songs, before, on_done)
-    for song in songs:
-        song.delete()
-    found = (
-        _score_held_out(search, separator, plan, folder, on_done) if plan.nodes != search.plan.nodes else {}
-    )
+    _check_disk(search)
+    plan, before, after = _try_moves(search, separator, on_done)
+    found = _score_held_out(search, separator, plan, on_done) if plan.nodes != search.plan.nodes else {}
     held = np.array([*found.values()]).reshape(-1, 2)
     return Tuned(plan, before, after, held[:, 0], held[:, 1], tuple(found))
 
 
-def _try_moves(
-    search: Search, separator: Separator, songs: Sequence[_Song], before: np.ndarray, on_done: Report
-) -> tuple[Plan, np.ndarray]:
-    """Try all moves in each round; return the best plan and its scores, ``(songs,)``."""
+def _try_moves(search: Search, separator: Separator, on_done: Report) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """Try all moves in each round; return the best plan, and scores before and after, ``(songs,)`` each."""
+    songs = [_Song(track) for track in search.songs]
+    before = np.array([song.score(separator, search.stems) for song in songs])
+    for song in songs:
+        song.accept()
+    on_done(f"before: {before.mean():.3f} dB")
     plan, best, step = search.plan, before, search.step
     for number in range(search.rounds):
         score = best.mean()
@@ -115,29 +87,30 @@ def _try_moves(
                     [song.score(separator.with_plan(tried), search.stems, again) for song in songs]
                 )
                 better = sdr.mean() > best.mean() + MIN_GAIN
-                values = ", ".join(f"{name} {weight(tried, move.node, name):g}" for name, _ in move.changes)
+                terms = tried.nodes[move.node].terms
+                values = ", ".join(f"{name} {terms[name]:g}" for name, _ in move.changes)
                 on_done(f"{move.node}: {values}: {sdr.mean():.3f} dB{', accepted' if better else ''}")
-                if better:
-                    plan, best = tried, sdr
-                else:
+                if not better:
                     direction = -direction
+                    continue
+                plan, best = tried, sdr
                 for song in songs:
-                    song.accept() if better else song.reject()
+                    song.accept()
         if best.mean() <= score + MIN_GAIN:
             step /= 2
         on_done(f"round {number + 1} of {search.rounds}: {best.mean():.3f} dB")
-    return plan, best
+    return plan, before, best
 
 
 def _score_held_out(
-    search: Search, separator: Separator, plan: Plan, folder: Path, on_done: Report
+    search: Search, separator: Separator, plan: Plan, on_done: Report
 ) -> dict[str, tuple[float, float]]:
     """SDR in dB of each held-out song, before and after the search."""
     changed = [move for move in search.moves if plan.nodes[move.node] != search.plan.nodes[move.node]]
     again = list({run for move in changed for run in search.dependent_runs(move)})
     scores = {}
-    for number, track in enumerate(search.held_out):
-        song = _Song(track, folder / f"held out {number}")
+    for track in search.held_out:
+        song = _Song(track)
         try:
             before = song.score(separator, search.stems)
             song.accept()
@@ -145,23 +118,18 @@ def _score_held_out(
         except KmdxError as error:  # must not lose the result of the search
             on_done(f"held out, {track.name}: left out: {error}")
             continue
-        finally:
-            song.delete()
         scores[track.name] = before, after
         on_done(f"held out, {track.name}: {before:.3f} dB before, {after:.3f} dB after")
     return scores
 
 
 class _Song:
-    """A song with its estimates in a folder. Tried estimates replace the accepted ones or are deleted."""
+    """A song and its networks' estimates, which are kept in scratch files."""
 
-    def __init__(self, track: Track, folder: Path) -> None:
+    def __init__(self, track: Track) -> None:
         self.track = track
-        self.folder = folder
-        self.accepted: dict[str, Path] = {}
-        self.tried: dict[str, Path] = {}
-        with writing_to(folder):
-            folder.mkdir()
+        self.accepted: Stems = {}
+        self.tried: Stems = {}
 
     def score(self, separator: Separator, stems: Sequence[str], again: Sequence[str] = ()) -> float:
         """Mean SDR over stems whose true stem is not silent.
@@ -169,18 +137,13 @@ class _Song:
         Only the network runs in ``again`` run again; for all others the accepted estimates are used.
         """
         mixture = dataset.read(self.track, MIXTURE)
-        known = {
-            name: np.load(path, mmap_mode="r")
-            for name, path in self.accepted.items()
-            if node_of(name) not in again
-        }
+        known = {name: samples for name, samples in self.accepted.items() if node_of(name) not in again}
+        self.tried = {}  # frees its file
         estimates, _ = run_networks(separator, mixture, stems, known)
-        self.reject()
-        for name, samples in estimates.items():
-            if name not in known:
-                path = self.tried[name] = self.folder / f"{name}.{secrets.token_hex(4)}.npy"
-                with writing_to(self.folder):
-                    np.save(path, samples)
+        names = [name for name in estimates if name not in known]
+        # One file per song: a file for each estimate could be more than a process may open.
+        stored = join((estimates[name] for name in names), limit=0)
+        self.tried = dict(zip(names, stored.reshape(len(names), *mixture.samples.shape), strict=True))
         found = blended(separator, mixture, stems, estimates)
         truths = {stem: dataset.read(self.track, reference_of(stem)).samples for stem in stems}
         sdr = [
@@ -193,49 +156,24 @@ class _Song:
         return float(np.mean(sdr))
 
     def accept(self) -> None:
-        """Replace accepted estimates by the last tried ones."""
-        for name, path in self.tried.items():
-            if name in self.accepted:
-                self.accepted[name].unlink()
-            self.accepted[name] = path
+        """Replace accepted estimates with the last tried ones."""
+        if not self.accepted:
+            self.accepted, self.tried = self.tried, {}
+        for name, samples in self.tried.items():
+            for target, source in zip(blocks(self.accepted[name]), blocks(samples), strict=True):
+                target[:] = source
         self.tried = {}
 
-    def reject(self) -> None:
-        """Delete the last tried estimates."""
-        for path in self.tried.values():
-            path.unlink(missing_ok=True)
-        self.tried = {}
 
-    def delete(self) -> None:
-        """Delete all estimates."""
-        self.reject()
-        for path in self.accepted.values():
-            path.unlink()
-        self.accepted = {}
-
-
-def check_disk(search: Search, folder: Path) -> None:
-    """Raise :class:`KmdxError` if a folder's disk has too little space for a search's estimates."""
-    needed = search.cost().disk
-    with writing_to(folder):
-        free = shutil.disk_usage(folder).free
+def _check_disk(search: Search) -> None:
+    """Raise :class:`KmdxError` if the disk has too little space for a search's estimates."""
+    needed, folder = search.cost().disk, tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise KmdxError(
             f"{folder}: the search needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free; "
-            "name another folder with --scratch, or search fewer songs (--search)"
+            "choose another folder (--scratch), or search fewer songs (--search)"
         )
-
-
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn errors of writing to a folder into :class:`KmdxError`."""
-    try:
-        yield
-    except OSError as error:
-        raise KmdxError(
-            f"{folder}: estimates cannot be written ({error.strerror or error}); "
-            "name another folder with --scratch"
-        ) from error
 
 
 def cost(search: Search, most: SearchCost) -> str:
@@ -254,11 +192,7 @@ def cost(search: Search, most: SearchCost) -> str:
 
 def weights(before: Plan, after: Plan) -> Table:
     """A table of the weights that changed."""
-    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
-    for heading in ("sum", "signal"):
-        table.add_column(heading)
-    for heading in ("published", "found"):
-        table.add_column(heading, justify="right")
+    table = tables.empty("weights", ["sum", "signal"], ["published", "found"])
     for name, reference, old, new in changes(before, after):
         table.add_row(name, reference, f"{old:g}", f"{new:g}")
     return table
@@ -266,11 +200,8 @@ def weights(before: Plan, after: Plan) -> Table:
 
 def scores(tuned: Tuned) -> Table:
     """A table of the scores of searched and held-out songs."""
-    title = "global SDR (dB, mean over stems and songs)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("songs")
-    for heading in ("", "published", "found", "gain", f"{COVERAGE:.0%} interval"):
-        table.add_column(heading, justify="right")
+    headings = ["", "published", "found", "gain", f"{COVERAGE:.0%} interval"]
+    table = tables.empty("global SDR (dB, mean over stems and songs)", ["songs"], headings)
     for name, before, after in (
         ("searched", tuned.before, tuned.after),
         ("held out", tuned.held_out_before, tuned.held_out_after),
@@ -281,7 +212,7 @@ def scores(tuned: Tuned) -> Table:
                 str(len(before)),
                 f"{before.mean():.3f}",
                 f"{after.mean():.3f}",
-                *gain(after - before),
+                *tables.gain(after - before),
             )
     return table
 
@@ -300,7 +231,7 @@ def origin(search: Search, before: Plan, after: Plan, tuned: Tuned) -> Iterator[
     )
     if len(tuned.gains):
         names = ", ".join(tuned.scored)
-        mean, ends = gain(tuned.gains)
+        mean, ends = tables.gain(tuned.gains)
         between = f" ({COVERAGE:.0%}: {ends})" if ends else ""
         yield (
             f"Held out: {names}: {tuned.held_out_before.mean():.3f} dB published, "

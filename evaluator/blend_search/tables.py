@@ -16,13 +16,20 @@ from evaluator.bootstrap import COVERAGE
 from kmdx.errors import counted
 
 
+def empty(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """A table without rows: its title, and the headings of columns of text and of numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def scores(result: Result, of: str = "mean over songs") -> Table:
     """Fitted and cross-validated scores side by side."""
-    table = Table(title=f"global SDR (dB, {of})", title_justify="left", box=None, pad_edge=False)
-    table.add_column("stem")
     headings = ("songs", "published", "fitted", "gain", "cross-validated", "gain", f"{COVERAGE:.0%} interval")
-    for heading in (*headings, "prior"):
-        table.add_column(heading, justify="right")
+    table = empty(f"global SDR (dB, {of})", ["stem"], [*headings, "prior"])
     table.add_column("")
     for each in result.found:
         published, fitted = each.published_sdr.mean(), each.fitted_sdr.mean()
@@ -60,11 +67,7 @@ def scores(result: Result, of: str = "mean over songs") -> Table:
 
 def weights(result: Result) -> Table:
     """The weight of each signal, published and found."""
-    table = Table(title="weights", title_justify="left", box=None, pad_edge=False)
-    table.add_column("stem")
-    table.add_column("signal")
-    table.add_column("published", justify="right")
-    table.add_column("found", justify="right")
+    table = empty("weights", ["stem", "signal"], ["published", "found"])
     for each in result.found:
         rows = zip(each.stem.signals, each.stem.published, each.weights, strict=True)
         for number, (signal, published, found) in enumerate(rows):

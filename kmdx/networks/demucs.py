@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from demucs.hdemucs import HDecLayer, HDemucs
+from demucs.hdemucs import HDemucs
 from demucs.htdemucs import HTDemucs
 from torch import Tensor, nn
 
@@ -66,32 +65,15 @@ class DemucsNetwork(nn.Module):
         """
         if tuple(sources) == self.sources:
             return self
-        unknown = [source for source in sources if source not in self.sources]
-        if unknown:
-            raise ValueError(f"this network estimates {', '.join(self.sources)}, not {', '.join(unknown)}")
+        indices = fast.source_indices(self.sources, sources)
         if getattr(self.model, "wiener_iters", 0) > 0 and not self.model.cac:
             raise ValueError("a network with Wiener iterations must estimate all of its sources")
-        indices = [self.sources.index(source) for source in sources]
-        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        model = copy.deepcopy(self.model, shared)
+        model = fast.shared_copy(self.model)
         model.sources = list(sources)
         for layer in (model.decoder[-1], model.tdecoder[-1]):
-            _keep_sources(layer, indices, len(self.sources))
+            assert isinstance(layer.norm2, nn.Identity), "a normalized last layer would mix the sources"
+            fast.keep_sources(layer.conv_tr, indices, len(self.sources))
         return DemucsNetwork(model, self.dtype)
-
-
-def _keep_sources(layer: HDecLayer, indices: Sequence[int], count: int) -> None:
-    """Keep only some of the ``count`` equal groups of output channels of a branch's last layer."""
-    assert isinstance(layer.norm2, nn.Identity), "a normalized last layer would mix the sources"
-    conv = layer.conv_tr
-    weight = conv.weight.detach()  # (in, count · channels, kernel …)
-    grouped = weight.unflatten(1, (count, -1))[:, indices]
-    conv.weight = nn.Parameter(grouped.flatten(1, 2).contiguous(), requires_grad=False)
-    if conv.bias is not None:
-        conv.bias = nn.Parameter(
-            conv.bias.detach().unflatten(0, (count, -1))[indices].flatten().contiguous(), requires_grad=False
-        )
-    conv.out_channels = conv.weight.shape[1]
 
 
 # Arguments that determine whether the layers' sizes match; they do with the package's default values.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from demucs.demucs import LocalState
@@ -17,6 +19,8 @@ from kmdx.networks.convolution import (
     WinogradConv2d,
 )
 from kmdx.networks.product import OneDnnLinear
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 FAST = (
     WinogradConv2d,
@@ -74,9 +78,22 @@ def store_all_but_batch_norms(layers: nn.Module, dtype: torch.dtype) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
+def source_indices(available: Sequence[str], sources: Sequence[str]) -> list[int]:
+    """The positions of sources in a network's output; raises :class:`ValueError` if one is not available."""
+    unknown = [source for source in sources if source not in available]
+    if unknown:
+        raise ValueError(f"this network estimates {', '.join(available)}, not {', '.join(unknown)}")
+    return [available.index(source) for source in sources]
+
+
+def shared_copy(network: AnyModule) -> AnyModule:
+    """A copy of a network that shares its parameters and buffers."""
+    return copy.deepcopy(network, {id(each): each for each in (*network.parameters(), *network.buffers())})
+
+
 def keep_sources(conv: nn.modules.conv._ConvNd, indices: Sequence[int], count: int) -> None:
     """Keep only some of the ``count`` equal groups of a convolution's output channels."""
-    axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
+    axis = 1 if conv.transposed else 0
     weight = conv.weight.detach().unflatten(axis, (count, -1))
     kept = weight.index_select(axis, torch.tensor(indices, device=weight.device)).flatten(axis, axis + 1)
     conv.weight = nn.Parameter(kept, requires_grad=False)

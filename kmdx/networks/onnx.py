@@ -1,4 +1,4 @@
-"""An MDX-Net network exported to ONNX: ONNX Runtime runs the graph, torch the transforms around it."""
+"""MDX-Net networks as ONNX graphs: ONNX Runtime runs the graph, torch the transforms around it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from kmdx.errors import KmdxWarning, WeightsError, first_line
 from kmdx.networks.spectrogram import SpectrogramConfig
+from kmdx.networks.tfc_tdf import SPECTRUM_CHANNELS, TfcTdf
+
+OPSET = 13  # of the published graph
 
 INSTALL_HINT = "install ONNX Runtime: onnxruntime-gpu on a CUDA machine, onnxruntime elsewhere, never both"
 
 
 class OnnxNetwork(nn.Module):
     """An ONNX Runtime session as a network of this library; it estimates one source.
+
+    Raises :class:`ValueError` if the graph cannot be loaded.
 
     Parameters
     ----------
@@ -33,11 +38,6 @@ class OnnxNetwork(nn.Module):
     device : torch.device
         The device to run on. On a CUDA device, if ONNX Runtime's CUDA provider is missing, the network runs
         on the CPU with a warning.
-
-    Raises
-    ------
-    ValueError
-        If the graph cannot be loaded.
     """
 
     supported_dtypes: tuple[torch.dtype, ...] = ()
@@ -92,6 +92,31 @@ class OnnxNetwork(nn.Module):
         if tuple(sources) != self.sources:
             raise ValueError(f"this network estimates {self.sources[0]}, not {', '.join(sources)}")
         return self
+
+
+def write_graph(network: TfcTdf, path: Path, frames: int) -> None:
+    """Export a U-Net as the published training code does: ``(batch, 4, bins, frames)`` in and out."""
+    torch.onnx.export(
+        _Unet(network).eval(),
+        (torch.zeros(1, SPECTRUM_CHANNELS, network.config.spectrogram.bins, frames),),
+        str(path),
+        input_names=["input"],
+        output_names=["output"],
+        opset_version=OPSET,
+        dynamo=False,
+        dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+    )
+
+
+class _Unet(nn.Module):
+    """A network without its transforms."""
+
+    def __init__(self, network: TfcTdf) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        return self.network.unet(spectrum)
 
 
 @functools.cache

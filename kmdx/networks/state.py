@@ -28,17 +28,14 @@ _AVERAGED = re.compile(r"(\w*_)?(ema|averaged?|swa)(_\w*)?\..*|n_averaged")  # a
 class NoInitialization(TorchFunctionMode):
     """A context in which networks are built without random weights, which would be replaced anyway.
 
+    A network that has more values raises :class:`ValueError` inside the context.
+
     Parameters
     ----------
     values : int
         Largest total number of values in the parameters; checked before memory is allocated.
     refusal : str
         The message of the error.
-
-    Raises
-    ------
-    ValueError
-        Inside the context, if a network has more values.
     """
 
     def __init__(self, values: int = MAX_PARAMETERS, refusal: str = TOO_LARGE) -> None:
@@ -114,6 +111,8 @@ def load_strictly(
 class Shapes:
     """Shapes of the tensors in a state dict, from which a family infers a network's sizes.
 
+    Raises :class:`ValueError` if it is of another family, or also has other parts.
+
     Parameters
     ----------
     state : mapping
@@ -124,11 +123,6 @@ class Shapes:
         A tensor with two or more axes that every network of the family has.
     names : re.Pattern
         All names that a network of the family may have.
-
-    Raises
-    ------
-    ValueError
-        If it is not this family, or has other parts, too.
     """
 
     def __init__(self, state: Mapping[str, Tensor], family: str, first: str, names: re.Pattern[str]) -> None:
@@ -160,10 +154,8 @@ class Shapes:
 def complete(inferred: Mapping[str, Any], architecture: Mapping[str, Any]) -> dict[str, Any]:
     """All known sizes of a network: those inferred from its weights, and those stated in its architecture.
 
-    Raises
-    ------
-    ValueError
-        If the architecture differs from the weights. ``num_stems`` in ``inferred`` is the number of sources.
+    Raises :class:`ValueError` if the architecture differs from the weights. ``num_stems`` in ``inferred`` is
+    the number of sources.
     """
     for key, found in inferred.items():
         stated = architecture.get(key, found)

@@ -46,10 +46,10 @@ class NetworkType:
     tensor: str | None = None  # a tensor by which a state dict of this type is recognized
     infer: str | None = None
     """Function ``module:name``. ``infer(state, stated)`` returns the type and the sizes that a state dict
-    tells; an architecture ``stated`` settles what it leaves open. It raises :class:`ValueError` if the
+    determines; an architecture ``stated`` decides what it leaves open. It raises :class:`ValueError` if the
     network is not of its types."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the keys that an architecture may omit and the state dict does not tell."""
+    """Values of the keys that an architecture may omit and the state dict does not determine."""
     arguments: bool = False
     """Whether a weight file may contain constructor arguments, which then replace the architecture."""
     others: tuple[str, ...] = ()  # more allowed keys, whose values the constructor checks
@@ -114,7 +114,7 @@ ONNX = replace(
 
 
 def _largest_tensor_of_roformer(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
     frames = length // sizes.get("stft_hop_length", 512) + 1
     bands = sizes.get("num_bands") or len(sizes.get("freqs_per_bands", range(62)))
     dim, inner = sizes.get("dim", 512), sizes.get("heads", 8) * sizes.get("dim_head", 64)
@@ -187,7 +187,7 @@ MEL_BAND_ROFORMER = replace(
 
 
 def _largest_tensor_of_scnet(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
     bins, frames = sizes.get("nfft", 4096) // 2 + 1, length // sizes.get("hop_size", 1024) + 2
     ratios, strides = sizes.get("band_SR", (0.175, 0.392)), sizes.get("band_stride", (1, 4))
     below = sum(ratio / stride for ratio, stride in zip(ratios, strides, strict=False))  # of the lower bands
@@ -241,7 +241,7 @@ SCNET_MASKED = replace(SCNET, name="scnet_masked", title="masked SCNet")
 
 
 def _largest_tensor_of_mdx23c(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where only the weights tell."""
+    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
     frames = length // sizes["hop_length"] + 2
     bins = sizes.get("dim_f", sizes["n_fft"] // 2) // sizes.get("num_subbands", 4)
     spectra = 2 * len(sizes["sources"]) * (sizes["n_fft"] + 2)
@@ -314,7 +314,7 @@ def type_of(architecture: Mapping[str, Any]) -> NetworkType:
 
 
 def infer(state: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Recognize a network by its state dict: its type, and the sizes that the state dict tells.
+    """Recognize a network by its state dict: its type, and the sizes that the state dict determines.
 
     Raises :class:`ValueError` if it is of no type that can be recognized.
     """

@@ -36,9 +36,9 @@ WAYS = ("mixture", "alone", "staged", "plan")
 
 def with_each_alone(plan: Plan) -> tuple[Plan, dict[str, dict[str, str]]]:
     """Add a node per network that takes the mixture as input; also return signal names by stem and way."""
-    estimates = {name: node for name, node in plan.nodes.items() if isinstance(node, Estimate)}
-    runs = {plan.networks[node.network].sources[0]: name for name, node in estimates.items()}
-    alone = {f"{name}_alone": Estimate(estimates[name].network, MIXTURE) for name in runs.values()}
+    networks = plan.runs(plan.nodes)
+    runs = {plan.networks[network].sources[0]: name for name, network in networks.items()}
+    alone = {f"{name}_alone": Estimate(networks[name], MIXTURE) for name in runs.values()}
     ways = {
         stem: {"alone": f"{runs[stem]}_alone.{stem}", "staged": f"{runs[stem]}.{stem}", "plan": stem}
         for stem in STEMS
@@ -78,10 +78,8 @@ def score(
 def find_songs(sets: Sequence[str]) -> dict[str, list[Path]]:
     """Parse ``NAME=SONGS`` into the song folders of each set.
 
-    Raises
-    ------
-    KmdxError
-        If an argument is malformed, repeats a name, or has no songs or two songs of the same name.
+    Raises :class:`KmdxError` if an argument is malformed, repeats a name, or has no songs or two songs of the
+    same name.
     """
     found: dict[str, list[Path]] = {}
     for text in sets:

@@ -109,28 +109,10 @@ def drives(parts: Sequence[InstrumentPart], score: Score) -> bool:
 
 
 def play(score: Score, style: Style, grooves: Sequence[str], seed: int, folder: Path) -> list[InstrumentPart]:
-    """Let MMA play a score.
+    """Let MMA play a score, with one groove of the style per bar.
 
-    Parameters
-    ----------
-    score : Score
-    style : Style
-    grooves : sequence of str
-        One groove of the style per bar.
-    seed : int
-        For MMA's random numbers.
-    folder : Path
-        For temporary files.
-
-    Returns
-    -------
-    list of InstrumentPart
-        The parts that have notes, in MMA's order.
-
-    Raises
-    ------
-    KmdxError
-        If MMA fails.
+    Returns the parts that have notes, in MMA's order. ``seed`` is for MMA's random numbers, ``folder`` for
+    temporary files. Raises :class:`KmdxError` if MMA fails.
     """
     lines = [f"RndSeed {seed}", f"Tempo {score.tempo}"]
     for bar, (chord, groove) in enumerate(zip(score.chords, grooves, strict=True)):
@@ -188,13 +170,9 @@ def grooves_by_bar(rng: np.random.Generator, score: Score, style: Style) -> list
 
 
 def midi(parts: Sequence[tuple[InstrumentPart, int, int, int]], score: Score) -> mido.MidiFile:
-    """Write parts to a MIDI file.
+    """Write parts to a MIDI file: ``(part, channel, volume, pan)``.
 
-    Parameters
-    ----------
-    parts : sequence of (InstrumentPart, channel, volume, pan)
-        The part's channel, counted from 0; volume and pan, 0 to 127.
-    score : Score
+    Channels are counted from 0; volume and pan are from 0 to 127.
     """
     events = []
     for number, (part, channel, volume, position) in enumerate(parts):

@@ -102,16 +102,7 @@ def other(rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
 
 
 def vocals(rng: np.random.Generator, samples: np.ndarray, beat: float) -> np.ndarray:
-    """Up front: compressed, bright, with echo and room.
-
-    Parameters
-    ----------
-    rng : Generator
-    samples : ndarray
-        ``(samples, 2)``.
-    beat : float
-        Seconds per beat, for an echo in time with the song.
-    """
+    """Up front: compressed, bright, with room, and an echo in time with the song's ``beat`` in seconds."""
     samples = samples / np.abs(samples).max() * np.float32(0.5)
     chain: list[pb.Plugin] = [pb.HighpassFilter(float(rng.uniform(70, 140))), *_equalizer(rng, 4)]
     chain += [pb.HighShelfFilter(5000, float(rng.uniform(0, 6))), _compressor(rng, samples, (2, 15))]

@@ -17,27 +17,10 @@ SETTINGS = ("synth.polyphony=512", "synth.cpu-cores=1", "synth.dynamic-sample-lo
 
 
 def render(midi: mido.MidiFile, font: Path, length: int, folder: Path) -> np.ndarray:
-    """Render a MIDI file without effects.
+    """Render a MIDI file with a soundfont (sf2) and without effects.
 
-    Parameters
-    ----------
-    midi : MidiFile
-    font : Path
-        A soundfont, sf2.
-    length : int
-        Samples to return; the sound is cut or padded with zeros at the end.
-    folder : Path
-        For temporary files.
-
-    Returns
-    -------
-    ndarray
-        float32 ``(length, 2)`` at :data:`~kmdx.challenge.RATE`.
-
-    Raises
-    ------
-    KmdxError
-        If FluidSynth fails.
+    Returns float32 ``(length, 2)`` at :data:`~kmdx.challenge.RATE`, cut or padded with zeros at the end.
+    ``folder`` is for temporary files. Raises :class:`KmdxError` if FluidSynth fails.
     """
     score, sound = folder / "score.mid", folder / "sound.wav"
     midi.save(score)

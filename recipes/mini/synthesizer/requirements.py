@@ -32,10 +32,7 @@ INSTALL_MODULES = "pip install -r recipes/mini/requirements.txt"
 def check() -> None:
     """Make sure that everything is installed.
 
-    Raises
-    ------
-    KmdxError
-        If something is missing. The message lists all of it and how to install it.
+    Raises :class:`KmdxError` if something is missing. The message lists all of it and how to install it.
     """
     programs = [name for name in PROGRAMS if shutil.which(name) is None]
     files = [path for path in FILES if not path.exists()]
@@ -52,10 +49,8 @@ def check() -> None:
 def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
     """Run a program in a folder.
 
-    Raises
-    ------
-    KmdxError
-        If the program is missing or fails. The message ends with the program's last line.
+    Raises :class:`KmdxError` if the program is missing or fails. The message ends with the program's last
+    line.
     """
     try:
         done = subprocess.run(

@@ -93,33 +93,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Score:
-    """A composed song.
+    """A composed song."""
 
-    Attributes
-    ----------
-    tempo : int
-        Beats per minute.
-    beats : int
-        Beats per bar.
-    key : int
-        Pitch class of the tonic.
-    mode : str
-        ``major`` or ``minor``.
-    sections : tuple of str
-        The section's letter for each bar.
-    chords : tuple of Chord
-        One per bar.
-    melody : tuple of Note
-        In order; notes neither overlap nor cross a bar line.
-    """
-
-    tempo: int
-    beats: int
-    key: int
-    mode: str
-    sections: tuple[str, ...]
-    chords: tuple[Chord, ...]
-    melody: tuple[Note, ...]
+    tempo: int  # beats per minute
+    beats: int  # beats per bar
+    key: int  # pitch class of the tonic
+    mode: str  # ``major`` or ``minor``
+    sections: tuple[str, ...]  # the section's letter for each bar
+    chords: tuple[Chord, ...]  # one per bar
+    melody: tuple[Note, ...]  # in order; notes neither overlap nor cross a bar line
 
     @property
     def seconds(self) -> float:
@@ -143,17 +125,9 @@ class Score:
 
 
 def compose(rng: np.random.Generator, *, tempo: int, beats: int, seconds: float, center: int) -> Score:
-    """Compose a song.
+    """Compose a song of about ``seconds``, rounded to whole bars, with at least two phrases.
 
-    Parameters
-    ----------
-    rng : Generator
-    tempo, beats : int
-        Beats per minute, and beats per bar.
-    seconds : float
-        Approximate length. Rounded to whole bars, at least two phrases.
-    center : int
-        Pitch around which the melody moves.
+    ``tempo`` is in beats per minute, ``beats`` per bar. The melody moves around the pitch ``center``.
     """
     count = max(round(seconds * tempo / 60 / beats), 2 * PHRASE)
     mode = "major" if rng.random() < 0.55 else "minor"

@@ -43,30 +43,17 @@ KIT_FONTS = (BLACK_PEARL, RED_ZEPPELIN)
 
 @dataclass(frozen=True)
 class RenderedSong:
-    """A finished song.
+    """A finished song."""
 
-    Attributes
-    ----------
-    stems : dict of str to ndarray
-        int16 ``(samples, 2)``.
-    mixture : ndarray
-        The sum of the stems.
-    description : dict
-        What was drawn, for a human reader.
-    """
-
-    stems: dict[str, np.ndarray]
-    mixture: np.ndarray
-    description: dict[str, Any]
+    stems: dict[str, np.ndarray]  # int16 ``(samples, 2)``
+    mixture: np.ndarray  # the sum of the stems
+    description: dict[str, Any]  # what was drawn, for a human reader
 
 
 def make(song: SongSpec) -> RenderedSong:
     """Render a song.
 
-    Raises
-    ------
-    KmdxError
-        If a program fails, or if a stem was silent in every attempt.
+    Raises :class:`KmdxError` if a program fails, or if a stem was silent in every attempt.
     """
     with tempfile.TemporaryDirectory(prefix="synthetic-") as folder:
         for attempt in range(ATTEMPTS):

@@ -29,24 +29,12 @@ DESCRIPTION = "song.yaml"
 
 @dataclass(frozen=True)
 class SongSpec:
-    """What identifies a song: with the same package versions, it determines every byte.
+    """What identifies a song: with the same package versions, it determines every byte."""
 
-    Attributes
-    ----------
-    seed : int
-        The data set's seed.
-    split : str
-        One of :data:`SPLITS`.
-    number : int
-        Number within the split, from 1.
-    seconds : float
-        Approximate length.
-    """
-
-    seed: int
-    split: str
-    number: int
-    seconds: float
+    seed: int  # the data set's
+    split: str  # one of :data:`SPLITS`
+    number: int  # within the split, from 1
+    seconds: float  # approximate length
 
     @property
     def name(self) -> str:
@@ -55,20 +43,10 @@ class SongSpec:
 
 
 def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpec]:
-    """List the songs of a data set. Asking for more songs does not change the first ones.
+    """List the songs of a data set, of which ``test_songs`` are in ``test``, each of about ``seconds``.
 
-    Parameters
-    ----------
-    seed : int
-    songs, test_songs : int
-        Number of all songs, and how many of them are in ``test``.
-    seconds : float
-        Approximate length of each.
-
-    Raises
-    ------
-    KmdxError
-        If a number is out of range.
+    Asking for more songs does not change the first ones. Raises :class:`KmdxError` if a number is out of
+    range.
     """
     if songs < 1:
         raise KmdxError(f"--songs {songs}: expected 1 or more")
@@ -89,10 +67,7 @@ def plan(seed: int, songs: int, test_songs: int, seconds: float) -> list[SongSpe
 def missing(output: Path, songs: Sequence[SongSpec]) -> list[SongSpec]:
     """The songs that have not been rendered yet.
 
-    Raises
-    ------
-    KmdxError
-        If a song's folder contains something else.
+    Raises :class:`KmdxError` if a song's folder contains something else.
     """
     return [song for song in songs if not _exists(output, song)]
 
@@ -100,23 +75,11 @@ def missing(output: Path, songs: Sequence[SongSpec]) -> list[SongSpec]:
 def render(
     output: Path, songs: Sequence[SongSpec], jobs: int, make: Callable[[SongSpec], RenderedSong]
 ) -> Iterator[SongSpec]:
-    """Render songs in parallel, each in its own process; yields each song when its folder is written.
+    """Render songs, ``jobs`` at a time in their own processes; yields each song when its folder is written.
 
-    After Ctrl-C, or if the generator is closed early, songs in progress are finished and no more started.
-
-    Parameters
-    ----------
-    output : Path
-    songs : sequence of SongSpec
-    jobs : int
-        Songs rendered at a time.
-    make : callable
-        Renders a song; a module's function, because other processes import it.
-
-    Raises
-    ------
-    KmdxError
-        If a song cannot be rendered or written.
+    ``make`` renders a song; it is a module's function, because other processes import it. After Ctrl-C, or if
+    the generator is closed early, songs in progress are finished and no more started. Raises
+    :class:`KmdxError` if a song cannot be rendered or written.
     """
     # Submit only as many as can run: after Ctrl-C the pool would also finish its queue.
     # Spawn: a fork would copy locks that are held by threads of libraries loaded here.
@@ -140,10 +103,7 @@ def render(
 def write(output: Path, song: SongSpec, make: Callable[[SongSpec], RenderedSong]) -> None:
     """Render a song and write its folder, completely or not at all.
 
-    Raises
-    ------
-    KmdxError
-        If it cannot be rendered or written.
+    Raises :class:`KmdxError` if it cannot be rendered or written.
     """
     target = output / song.split / song.name
     partial = target.with_name(f".{song.name}.partial")

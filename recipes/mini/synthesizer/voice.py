@@ -41,45 +41,23 @@ SHARPS = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)
 
 @dataclass(frozen=True)
 class Singer:
-    """The parameters of a voice.
+    """The parameters of a voice."""
 
-    Attributes
-    ----------
-    centre : int
-        MIDI pitch around which it sings.
-    formants : float
-        Frequency factor of the spectral envelope; below 1 the vocal tract is longer.
-    breath : float
-        Share of noise in the voice at high frequencies, 0 to 1.
-    vibrato, rate, delay : float
-        Vibrato: depth in semitones, rate in Hz, and delay in seconds after the start of a note.
-    """
-
-    centre: int  # this spelling is a key of song.yaml
-    formants: float
-    breath: float
-    vibrato: float
-    rate: float
-    delay: float
+    centre: int  # MIDI pitch around which it sings; this spelling is a key of song.yaml
+    formants: float  # frequency factor of the spectral envelope; below 1 the vocal tract is longer
+    breath: float  # share of noise in the voice at high frequencies, 0 to 1
+    vibrato: float  # depth in semitones
+    rate: float  # of the vibrato, in Hz
+    delay: float  # seconds from the start of a note to the vibrato
 
 
 @dataclass(frozen=True)
 class Words:
-    """Sinsy's singing as WORLD's analysis in frames of 5 ms.
+    """Sinsy's singing as WORLD's analysis in frames of 5 ms."""
 
-    Attributes
-    ----------
-    pitch : ndarray
-        ``(frames,)`` Hz, 0 where unvoiced.
-    envelope : ndarray
-        ``(frames, bins)`` power.
-    rate : int
-        Hz.
-    """
-
-    pitch: np.ndarray
-    envelope: np.ndarray
-    rate: int
+    pitch: np.ndarray  # ``(frames,)`` Hz, 0 where unvoiced
+    envelope: np.ndarray  # ``(frames, bins)`` power
+    rate: int  # Hz
 
 
 def draw_singer(rng: np.random.Generator) -> Singer:
@@ -99,18 +77,9 @@ def draw_singer(rng: np.random.Generator) -> Singer:
 
 
 def pronounce(score: Score, folder: Path) -> Words:
-    """Let Sinsy sing a score's melody.
+    """Let Sinsy sing a score's melody; ``folder`` is for temporary files.
 
-    Parameters
-    ----------
-    score : Score
-    folder : Path
-        For temporary files.
-
-    Raises
-    ------
-    KmdxError
-        If Sinsy rejects the score.
+    Raises :class:`KmdxError` if Sinsy rejects the score.
     """
     path = folder / "melody.xml"
     path.write_text(music_xml(score), encoding="utf-8")
@@ -131,23 +100,10 @@ def pronounce(score: Score, folder: Path) -> Words:
 
 
 def sing(words: Words, score: Score, melody: Sequence[Note], singer: Singer, length: int) -> np.ndarray:
-    """Synthesize a singer's voice with these words.
+    """Synthesize a singer's voice with these words, at the score's tempo.
 
-    Parameters
-    ----------
-    words : Words
-    score : Score
-        Gives the tempo.
-    melody : sequence of Note
-        The score's melody, or another with the same rhythm: a harmony.
-    singer : Singer
-    length : int
-        Samples to return.
-
-    Returns
-    -------
-    ndarray
-        float32 ``(length, 1)`` at :data:`~kmdx.challenge.RATE`.
+    The melody is the score's, or another with the same rhythm: a harmony. Returns float32 ``(length, 1)`` at
+    :data:`~kmdx.challenge.RATE`.
     """
     pitch = _pitch(words, score, melody, singer)
     bins = words.envelope.shape[1]
