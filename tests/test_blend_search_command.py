@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def test_impossible_budgets_are_refused(
 
 
 def test_an_unwritable_scratch_folder_is_refused(
-    run: Callable[..., Result], staged: Path, data: Path
+    run: Callable[..., Result], staged: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)  # restored after the test
     done = run("stages", staged, data, "--scratch", "/proc", "--dry-run")
     assert done.code == 2
     assert "name another folder with --scratch" in done.err

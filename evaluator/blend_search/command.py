@@ -312,10 +312,7 @@ def search_stages(
     costs = None if collected is None else collection.load(collected).costs
     if costs is not None and not costs.keys() >= {*published.runs(published.stems)}:
         raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
-    if scratch is not None:
-        if not scratch.is_dir():
-            raise KmdxError(f"--scratch {scratch}: no such folder")
-        tempfile.tempdir = str(scratch)
+    _check_scratch(scratch)
     if not dry_run:
         with tempfile.TemporaryDirectory(prefix="kmdx-") as temporary:
             unusable = check_songs(songs, Path(temporary), published.stems).unusable
@@ -333,6 +330,21 @@ def search_stages(
         err.print("stopped; nothing was written")
         raise typer.Exit(130) from None
     _finish_search(search, published, found, output, anyway)
+
+
+def _check_scratch(folder: Path | None) -> None:
+    """Make temporary files in a folder, if one is given; raise KmdxError if none can be made."""
+    if folder is not None:
+        if not folder.is_dir():
+            raise KmdxError(f"--scratch {folder}: no such folder")
+        tempfile.tempdir = str(folder)
+    try:
+        tempfile.TemporaryFile().close()
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise KmdxError(
+            f"{place} cannot be written: {error.strerror}; name another folder with --scratch"
+        ) from error
 
 
 def _finish_search(
