@@ -196,10 +196,10 @@ def _whole_songs(
 
 @contextmanager
 def _blamed(metrics: Sequence[Metric], stems: Sequence[str]) -> Iterator[None]:
-    """Turn any exception into a MetricError."""
+    """Turn any exception, and an exit, into a MetricError."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         names, kind = ", ".join(metric.name for metric in metrics), type(error).__name__
         text = first_line(error)
         what = text if isinstance(error, KmdxError) or text == kind else f"{kind}: {text}"

@@ -49,7 +49,7 @@ class ScoringProcess:
     ) -> SongScore:
         """Score a song's files within ``limit`` seconds; see :func:`evaluator.scoring.score_song`.
 
-        A metric whose function cannot be pickled is looked up in the process's own table.
+        A metric that cannot be pickled or unpickled is looked up in the process's own table.
 
         Raises
         ------
@@ -57,7 +57,7 @@ class ScoringProcess:
             If a file is unusable, a metric fails, scoring takes longer, or the process cannot be started or
             was killed twice.
         """
-        sent = [metric if _can_be_sent(metric) else metric.name for metric in metrics]
+        sent = [(metric.name, _pickled(metric)) for metric in metrics]
         cause: Exception | None = None
         for _ in range(2):
             try:
@@ -84,20 +84,28 @@ class ScoringProcess:
 def _score(
     references: Mapping[str, Path],
     estimates: Mapping[str, Path],
-    sent: Sequence[Metric | str],
+    sent: Sequence[tuple[str, bytes]],
     mixture: Path | None,
 ) -> SongScore:
-    metrics = [named([each])[0] if isinstance(each, str) else each for each in sent]
+    metrics = [_unpickled(name, content) for name, content in sent]
     return score_song(references, estimates, metrics, mixture)
 
 
-def _can_be_sent(metric: Metric) -> bool:
-    """Whether a metric can be pickled, by which another process gets it."""
+def _pickled(metric: Metric) -> bytes:
+    """The pickled metric; empty if it cannot be pickled."""
     try:
-        pickle.dumps(metric)
+        return pickle.dumps(metric)
     except Exception:  # of any class, depending on the function
-        return False
-    return True
+        return b""
+
+
+def _unpickled(name: str, content: bytes) -> Metric:
+    """The pickled metric, or the one with this name in the table if it cannot be unpickled here."""
+    try:
+        metric: Metric = pickle.loads(content)
+    except Exception:
+        return named([name])[0]
+    return metric
 
 
 def _pool() -> ProcessPoolExecutor:

@@ -118,7 +118,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {quoted(close[0])}?" if close else ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's message, of bounded length, or the error's class if it is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][: 2 * SHOWN]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_a_metric_may_be_a_lambda_or_a_closure(data: Path, monkeypatch, size: in
         assert scorer.score(files, files, [entry]).scores == {"size": {"bass": size}}
 
 
+class OnlyHere:
+    """A function that the scoring process cannot unpickle."""
+
+    def __call__(self, *_: object) -> float:
+        return 1.0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return divides_by_zero, ()
+
+
+def test_a_metric_that_cannot_be_unpickled_fails_and_the_next_song_is_scored(data: Path, capfd) -> None:
+    files = {"bass": data / "test" / "c" / "bass.wav"}
+    with ScoringProcess() as scorer:
+        with pytest.raises(MetricError, match="only of bass cannot be computed: it is not in the table"):
+            scorer.score(files, files, [Metric("only", "", "", True, OnlyHere())])
+        assert scorer.score(files, files, metrics.choose(None)).scores
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def divides_by_zero(*_: object) -> float:
     return 1 / 0
 
@@ -72,6 +92,7 @@ def has_no_text(*_: object) -> float:
             "ratio of bass cannot be computed: ZeroDivisionError: division by zero",
         ),
         (Metric("ratio", "", "", True, has_no_text), "ratio of bass cannot be computed: RuntimeError"),
+        (Metric("ratio", "", "", True, lambda *_: sys.exit(3)), "ratio of bass .*: SystemExit: 3"),
         (Metric("ratio", "", "", True, lambda *_: None), "ratio of bass .*: TypeError: "),
         (Metric("ratio", "", "", True, lambda *_: {"other": 1.0}), "ratio of bass .*: KeyError: 'ratio'"),
         (
