@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -521,7 +522,10 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         _silence()
     except Exception as error:  # Ray raises errors of many classes
         where = options.address or "this machine"
-        raise ClusterError(f"--cluster {where}: {first_line(error)}") from error
+        why = first_line(error)
+        if "InvalidAuthToken" in "".join(traceback.format_exception(error)):
+            why = "it needs a token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head node"
+        raise ClusterError(f"--cluster {where}: {why}") from error
     try:
         yield context.dashboard_url or None
     finally:
