@@ -393,7 +393,7 @@ def test_the_command_shows_many_runs(command: Command, tmp_path: Path) -> None:
     assert "D kuielab" in out
     assert "A C, vocals" in out
     assert "C is better" in out
-    assert "corrected for 3 pairs" in out
+    assert "corrected for its number of pairs" in out
     assert not (tmp_path / "compare.html").exists()
 
 
