@@ -25,7 +25,7 @@ from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric, named
-from evaluator.records import SongRecord
+from evaluator.records import DERIVED, SongRecord, stems_of_mean
 from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
@@ -37,9 +37,6 @@ SONG = "song"
 
 AVERAGE = "average"
 """Used as the name of a stem: the mean over stems of their values over songs."""
-
-DERIVED = {"accompaniment", "instrumental"}
-"""Sums of other stems. They are left out of a song's mean if it has those stems."""
 
 
 @dataclass(frozen=True)
@@ -276,9 +273,8 @@ def _mean_stems(systems: Sequence[System], stems: Sequence[str]) -> tuple[str, .
     """The stems of a song's mean: those that every system with several stems has."""
     several = [system for system in systems if len(system.stems) > 1]
     shared = [stem for stem in stems if all(stem in system.stems for system in several)] if several else []
-    plain = [stem for stem in shared if stem not in DERIVED]
-    kept = plain if len(plain) > 1 else shared
-    return tuple(kept) if len(kept) > 1 else ()
+    kept = stems_of_mean(shared)
+    return kept if len(kept) > 1 else ()
 
 
 def _has(system: System, metric: str, stems: Sequence[str]) -> bool:
@@ -401,15 +397,14 @@ def _measured(
     for stem in stems:
         values = list(_values(chosen, metric, stem, ()).values())
         found[stem] = _reduce(way)(np.array(values)) if values else None
-    counted = [stem for stem in stems if stem not in DERIVED or len(stems) <= 2]
-    return {AVERAGE: _average([found[stem] for stem in counted]), **found}
+    return {AVERAGE: _average([found[stem] for stem in stems_of_mean(stems)]), **found}
 
 
 def _published(system: System, metric: str, way: Statistic, stems: Sequence[str]) -> dict[str, float | None]:
     table, row = system.table, system.row
     if table is None or row is None or (table.metric, table.statistic) != (metric, way):
         return dict.fromkeys((AVERAGE, *stems))
-    same = not row.scores or {stem for stem in stems if stem not in DERIVED} == set(row.scores)
+    same = not row.scores or set(stems_of_mean(stems)) == set(row.scores)
     return {AVERAGE: row.average if same else None, **{stem: row.scores.get(stem) for stem in stems}}
 
 

@@ -351,7 +351,11 @@ def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
 
 def is_stem_name(name: str) -> bool:
     """Whether a name is valid for a stem and its file."""
-    return bool(re.fullmatch(r"\w[\w +&-]{0,63}", name)) and stem_named(name) != MIXTURE and key(name) not in MEANS
+    return (
+        bool(re.fullmatch(r"\w[\w +&-]{0,63}", name))
+        and stem_named(name) != MIXTURE
+        and key(name) not in MEANS
+    )
 
 
 def _list(content: Any, name: str, where: str = "") -> list[Any]:

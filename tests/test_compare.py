@@ -212,6 +212,7 @@ def test_a_sum_of_other_stems_is_excluded_from_means() -> None:
         "bass",
         "vocals",
     )
+    assert record("x", whole).mean("global_sdr") == 2.0
     two: Scores = {"vocals": 3.0, "accompaniment": 50.0}
     assert set(compare([system("a", record("x", two)), system("b", record("x", two))]).mean_stems) == set(two)
 
