@@ -15,6 +15,7 @@ pairs for each metric and stem.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
-MIN_SAMPLES = 1000  # with 1000 random sign flips, p values of 50 pairs can be significant
+MIN_SAMPLES = 1000  # with fewer, the ends of an interval depend on the seed
 MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
 SONG = "song"
 """Used as the name of a stem: the mean of a song's stems."""
@@ -178,7 +179,8 @@ def compare(
     systems : sequence of System
         Two or more, from :func:`evaluator.systems.load_all`.
     samples : int
-        Number of bootstrap samples, and of random sign flips.
+        Number of bootstrap samples, and of random sign flips; more if the p values of so many pairs could not
+        be significant otherwise.
     seed : int
         Seed of the random numbers.
     only : sequence of str, optional
@@ -194,6 +196,7 @@ def compare(
     match = matching(systems)
     songs = [{match(name): record for name, record in system.songs.items()} for system in systems]
     tested = [place for place, system in enumerate(systems) if system.kind != "published"]
+    samples = max(samples, math.ceil(math.comb(len(tested), 2) / significance.LEVEL))
     _check_songs(systems, songs, tested)
     metrics, stems = _metrics(systems, only), _stems(systems)
     mean_stems = _mean_stems([systems[place] for place in tested], stems)

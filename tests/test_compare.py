@@ -159,6 +159,11 @@ def test_a_pair_needs_enough_songs_for_the_number_of_pairs(
     assert first.verdict("ABCDE") == verdict
 
 
+def test_random_sign_flips_are_enough_for_any_number_of_pairs() -> None:
+    runs = [of_values(str(place), np.arange(16) + 4.0 * place) for place in range(12)]
+    assert {each.verdict("A" * 12) for each in compare(runs, samples=1000).differences} == {"A is better"}
+
+
 def test_a_pair_with_fewer_songs_needs_what_it_would_need_among_all_tested_pairs() -> None:
     runs = [of_values(name, np.arange(9) + 4.0 * place) for place, name in enumerate("AB")]
     found = [each for each in compare([*runs, of_values("C", [7, 8])]).differences if each.stem == "song"]
