@@ -28,7 +28,7 @@ from evaluator.comparison_command import show_tables
 from evaluator.data_check import DataCheck, check_data
 from evaluator.dataset import Track, grouped
 from evaluator.estimates import Estimates
-from evaluator.layouts import parts_of_accompaniment
+from evaluator.layouts import parts_of_accompaniment, reference_of
 from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, SubmissionOptions, check_submission
 from evaluator.protocol import Evaluation, Stopped, Task, headline, score_existing, separate_and_score
@@ -40,6 +40,7 @@ from evaluator.systems import load_all
 from kmdx import plan_file, terminal
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, counted, shown
+from kmdx.file_names import key
 from kmdx.plan import Plan
 from kmdx.terminal import Engine, Precision, SplitOption, TracksOption, err, out
 
@@ -383,14 +384,17 @@ def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
     """
     if text is None:
         return tuple(dict.fromkeys(stem for track in songs for stem in track.summands))
-    known = tuple(dict.fromkeys(stem for track in songs for stem in track.available))
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise KmdxError(f"--stems {shown(name)}: no song has this stem; available: {', '.join(known)}")
-    if not names:
-        raise KmdxError(f"--stems is empty; available: {', '.join(known)}")
-    return tuple(name for name in known if name in names)
+    known = {key(stem): stem for track in songs for stem in track.available}
+    available = ", ".join(known.values())
+    chosen = set()
+    for name in filter(None, map(str.strip, text.split(","))):
+        stem = known.get(key(name)) or known.get(key(reference_of(name)))
+        if stem is None:
+            raise KmdxError(f"--stems {shown(name)}: no song has this stem; available: {available}")
+        chosen.add(stem)
+    if not chosen:
+        raise KmdxError(f"--stems is empty; available: {available}")
+    return tuple(stem for stem in known.values() if stem in chosen)
 
 
 def parse_size(text: str) -> int:

@@ -15,6 +15,7 @@ pairs for each metric and stem.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,21 +26,18 @@ from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric, named
-from evaluator.records import SongRecord
+from evaluator.records import DERIVED, SongRecord, stems_of_mean
 from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
-MIN_SAMPLES = 1000  # with 1000 random sign flips, p values of 50 pairs can be significant
+MIN_SAMPLES = 1000  # with fewer, the ends of an interval depend on the seed
 MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
 SONG = "song"
 """Used as the name of a stem: the mean of a song's stems."""
 
 AVERAGE = "average"
 """Used as the name of a stem: the mean over stems of their values over songs."""
-
-DERIVED = {"accompaniment", "instrumental"}
-"""Sums of other stems. They are left out of a song's mean if it has those stems."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,8 @@ def compare(
     systems : sequence of System
         Two or more, from :func:`evaluator.systems.load_all`.
     samples : int
-        Number of bootstrap samples, and of random sign flips.
+        Number of bootstrap samples, and of random sign flips; more if the p values of so many pairs could not
+        be significant otherwise.
     seed : int
         Seed of the random numbers.
     only : sequence of str, optional
@@ -197,6 +196,7 @@ def compare(
     match = matching(systems)
     songs = [{match(name): record for name, record in system.songs.items()} for system in systems]
     tested = [place for place, system in enumerate(systems) if system.kind != "published"]
+    samples = max(samples, math.ceil(math.comb(len(tested), 2) / significance.LEVEL))
     _check_songs(systems, songs, tested)
     metrics, stems = _metrics(systems, only), _stems(systems)
     mean_stems = _mean_stems([systems[place] for place in tested], stems)
@@ -276,9 +276,8 @@ def _mean_stems(systems: Sequence[System], stems: Sequence[str]) -> tuple[str, .
     """The stems of a song's mean: those that every system with several stems has."""
     several = [system for system in systems if len(system.stems) > 1]
     shared = [stem for stem in stems if all(stem in system.stems for system in several)] if several else []
-    plain = [stem for stem in shared if stem not in DERIVED]
-    kept = plain if len(plain) > 1 else shared
-    return tuple(kept) if len(kept) > 1 else ()
+    kept = stems_of_mean(shared)
+    return kept if len(kept) > 1 else ()
 
 
 def _has(system: System, metric: str, stems: Sequence[str]) -> bool:
@@ -401,15 +400,14 @@ def _measured(
     for stem in stems:
         values = list(_values(chosen, metric, stem, ()).values())
         found[stem] = _reduce(way)(np.array(values)) if values else None
-    counted = [stem for stem in stems if stem not in DERIVED or len(stems) <= 2]
-    return {AVERAGE: _average([found[stem] for stem in counted]), **found}
+    return {AVERAGE: _average([found[stem] for stem in stems_of_mean(stems)]), **found}
 
 
 def _published(system: System, metric: str, way: Statistic, stems: Sequence[str]) -> dict[str, float | None]:
     table, row = system.table, system.row
     if table is None or row is None or (table.metric, table.statistic) != (metric, way):
         return dict.fromkeys((AVERAGE, *stems))
-    same = not row.scores or {stem for stem in stems if stem not in DERIVED} == set(row.scores)
+    same = not row.scores or set(stems_of_mean(stems)) == set(row.scores)
     return {AVERAGE: row.average if same else None, **{stem: row.scores.get(stem) for stem in stems}}
 
 

@@ -84,8 +84,7 @@ def show_tables(found: Comparison) -> None:
         if len(found.tested) > 1:
             out.print(_differences(found, metric, letters))
     if len(found.tested) > 2:
-        pairs = len(found.tested) * (len(found.tested) - 1) // 2
-        out.print(f"p values are corrected for {pairs} pairs (Holm)")
+        out.print("the p values of a metric and stem are corrected for its number of pairs (Holm)")
 
 
 def content(found: Comparison) -> dict[str, Any]:

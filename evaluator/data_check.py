@@ -1,7 +1,7 @@
 """Checks a run's data before any work: problems and fingerprints, saved in the run's folder.
 
 The check reads every sample of the data set, so its result is kept in ``checked.json`` and used again while
-the files stay the same.
+the files and their description stay the same.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ def check_data(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = 
     """
     path = folder / "checked.json"
     files = {track.name: _stamps(track) for track in tracks}
-    rules = {"version": VERSION, "accept_incomplete": accept_incomplete}
+    rules = {
+        "version": VERSION,
+        "accept_incomplete": accept_incomplete,
+        "layouts": [[each.layout.uneven, *each.layout.declared] for each in tracks if each.layout],
+        "strays": [str(path) for path in tracks[0].strays] if tracks else [],
+    }
     try:
         known = read_json(path) if path.exists() else {}
     except RunError:

@@ -31,7 +31,7 @@ from evaluator.dataset import Problem, Track
 from evaluator.layouts import parts_of_accompaniment, safe_name, stem_named
 from evaluator.sources import AudioSource
 from kmdx import audio
-from kmdx.challenge import ACCOMPANIMENT
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE
 from kmdx.errors import AudioError, KmdxError, counted, listed, shown
 from kmdx.file_names import key
 from kmdx.files import sha256 as file_sha256
@@ -50,17 +50,14 @@ class Estimates:
     folder : Path
     files : mapping of str to mapping of str to tuple of Path
         The files of each song and stem; several files are summed.
-    missing : mapping of str to tuple of str
-        Stems without a file, for each song with missing stems.
     unknown : tuple of Path
-        Sound files that are not a stem of any song.
+        Sound files that are not a requested stem, nor another stem of a song.
     lossy : int
         Number of files in a lossy format.
     """
 
     folder: Path
     files: Mapping[str, Mapping[str, tuple[Path, ...]]]
-    missing: Mapping[str, tuple[str, ...]]
     unknown: tuple[Path, ...]
     lossy: int
 
@@ -85,16 +82,11 @@ class Estimates:
         return digest.hexdigest()
 
     def problems(self) -> list[Problem]:
-        """Songs without estimates, missing stems, and unknown and lossy files."""
+        """Unknown and lossy files."""
         found = []
-        for song, stems in self.missing.items():
-            if self.files.get(song):
-                found.append(Problem(song, False, f"no {', '.join(stems)} in {self.folder}"))
-            else:
-                found.append(Problem(song, True, f"no stem of this song in {self.folder}"))
         if self.unknown:
             names = listed([path.relative_to(self.folder).as_posix() for path in self.unknown])
-            message = f"{self.folder}: not used, because they are not stems of these songs: {names}"
+            message = f"{self.folder}: not used, because they are not scored stems of these songs: {names}"
             found.append(Problem(None, False, message))
         if self.lossy:
             total = len({path for stems in self.files.values() for paths in stems.values() for path in paths})
@@ -135,19 +127,16 @@ def find(folder: Path, tracks: Sequence[Track], stems: Sequence[str] | None = No
         else:
             matches[match[0].name, match[1]].append(path)
     files: dict[str, dict[str, tuple[Path, ...]]] = {}
-    missing: dict[str, tuple[str, ...]] = {}
     for track in tracks:
         own = {stem: paths for (name, stem), paths in matches.items() if name == track.name}
-        wanted = _wanted(track, stems)
-        files[track.name] = _chosen(folder, track, own, wanted)
-        absent = tuple(stem for stem in wanted if stem not in files[track.name])
-        if absent:
-            missing[track.name] = absent
+        files[track.name] = chosen = _chosen(folder, track, own, _wanted(track, stems))
+        known = {*track.stems, *chosen, MIXTURE}
+        unknown += [path for stem, paths in own.items() if stem not in known for path in paths]
     if not any(files.values()):
         raise KmdxError(_nothing(folder, tracks, sounds))
     used = {path for each in files.values() for paths in each.values() for path in paths}
     lossy = sum(map(sources.is_lossy, used))
-    return Estimates(folder, files, missing, tuple(unknown), lossy)
+    return Estimates(folder, files, tuple(sorted(unknown)), lossy)
 
 
 def as_wav(estimates: Estimates, track: Track, stem: str, folder: Path) -> Path:

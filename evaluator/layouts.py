@@ -69,6 +69,7 @@ SPLITS = ("train", "test", "valid", "validation", "val", "dev", "eval")
 """Folders with these names are splits even if the data set has only one folder."""
 
 MOISESDB_UNEVEN = 1.0  # seconds by which the tracks of a MoisesDB song may differ in length
+MEANS = ("song", "average")  # in results these are means of stems, so no stem may have these names
 MAX_NAME = 200  # bytes of a song's name, which is used as a folder's name
 
 
@@ -350,7 +351,11 @@ def _moisesdb_stem(folder: Path, stem: Any, where: str, found: _Moises) -> None:
 
 def is_stem_name(name: str) -> bool:
     """Whether a name is valid for a stem and its file."""
-    return bool(re.fullmatch(r"\w[\w +&-]{0,63}", name)) and stem_named(name) != MIXTURE
+    return (
+        bool(re.fullmatch(r"\w[\w +&-]{0,63}", name))
+        and stem_named(name) != MIXTURE
+        and key(name) not in MEANS
+    )
 
 
 def _list(content: Any, name: str, where: str = "") -> list[Any]:

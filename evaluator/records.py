@@ -21,6 +21,16 @@ Scores = dict[str, dict[str, float | None]]
 """Value of each metric and stem."""
 
 
+DERIVED = {"accompaniment", "instrumental"}
+"""Stems that are sums of others."""
+
+
+def stems_of_mean(stems: Sequence[str]) -> tuple[str, ...]:
+    """The stems that count in a mean over ``stems``: without sums of others, if several others remain."""
+    plain = tuple(stem for stem in stems if stem not in DERIVED)
+    return plain if len(plain) > 1 else tuple(stems)
+
+
 class RecordError(KmdxError):
     """A record is damaged or has an unknown version."""
 
@@ -99,10 +109,10 @@ class SongRecord:
         return replace(self, status="failed", reason=reason, ends_challenge=ends_challenge)
 
     def mean(self, metric: str) -> float | None:
-        """Mean of a metric over the song's stems; None if one of them has no value."""
-        values = self.scores.get(metric, {})
-        present = [value for stem in self.stems if (value := values.get(stem)) is not None]
-        return statistics.fmean(present) if present and len(present) == len(self.stems) else None
+        """Mean of a metric over :func:`stems_of_mean`; None if one of them has no value."""
+        stems, values = stems_of_mean(self.stems), self.scores.get(metric, {})
+        present = [value for stem in stems if (value := values.get(stem)) is not None]
+        return statistics.fmean(present) if present and len(present) == len(stems) else None
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON content, with each metric's mean over stems; NaN and infinity become null."""

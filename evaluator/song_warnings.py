@@ -20,11 +20,11 @@ class Kind:
     text : str
         Format string of the text in a record.
     summary : str
-        The report's text before ``in 3 songs``.
+        The report's text before ``in 3 songs``; by default the text in the record.
     """
 
     text: str
-    summary: str
+    summary: str = ""
 
     def of(self, **values: object) -> str:
         """The text about one song."""
@@ -51,10 +51,10 @@ NO_FRAMES = Kind(
     "museval has no value for any stem: in every frame one of the files is silent", "no museval value"
 )
 PERFECT = Kind("{metric} of {stem} is infinite: a perfect estimate", "a perfect estimate")
-NO_ESTIMATE = Kind("no estimate of {stem}", "a missing estimate")
+NO_ESTIMATE = Kind("no estimate of {stem}")
 ALL = (CLIPPED, SILENT_ESTIMATE, SILENT_REFERENCE, SILENT_FRAMES, NO_FRAMES, PERFECT, NO_ESTIMATE)
 
 
 def summary_of(warning: str) -> str:
     """The summary of a warning's kind; a warning of an unknown kind is its own summary."""
-    return next((kind.summary for kind in ALL if kind.pattern.fullmatch(warning)), warning)
+    return next((kind.summary for kind in ALL if kind.pattern.fullmatch(warning)), "") or warning

@@ -159,6 +159,11 @@ def test_a_pair_needs_enough_songs_for_the_number_of_pairs(
     assert first.verdict("ABCDE") == verdict
 
 
+def test_random_sign_flips_are_enough_for_any_number_of_pairs() -> None:
+    runs = [of_values(str(place), np.arange(16) + 4.0 * place) for place in range(12)]
+    assert {each.verdict("A" * 12) for each in compare(runs, samples=1000).differences} == {"A is better"}
+
+
 def test_a_pair_with_fewer_songs_needs_what_it_would_need_among_all_tested_pairs() -> None:
     runs = [of_values(name, np.arange(9) + 4.0 * place) for place, name in enumerate("AB")]
     found = [each for each in compare([*runs, of_values("C", [7, 8])]).differences if each.stem == "song"]
@@ -212,6 +217,7 @@ def test_a_sum_of_other_stems_is_excluded_from_means() -> None:
         "bass",
         "vocals",
     )
+    assert record("x", whole).mean("global_sdr") == 2.0
     two: Scores = {"vocals": 3.0, "accompaniment": 50.0}
     assert set(compare([system("a", record("x", two)), system("b", record("x", two))]).mean_stems) == set(two)
 
@@ -393,7 +399,7 @@ def test_the_command_shows_many_runs(command: Command, tmp_path: Path) -> None:
     assert "D kuielab" in out
     assert "A C, vocals" in out
     assert "C is better" in out
-    assert "corrected for 3 pairs" in out
+    assert "corrected for its number of pairs" in out
     assert not (tmp_path / "compare.html").exists()
 
 

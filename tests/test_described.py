@@ -9,6 +9,8 @@ import pytest
 import soundfile as sf
 from conftest import noise
 
+from evaluator.command import choose_stems
+from evaluator.data_check import check_data
 from evaluator.dataset import EVERY_SPLIT, check, find_tracks, read
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
@@ -97,6 +99,21 @@ def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> Non
     )
 
 
+def test_a_saved_check_is_not_used_after_the_description_changed(data: Path, tmp_path: Path) -> None:
+    short = data / "Two" / "02_Snare.wav"
+    sf.write(short, noise(1900), RATE)
+    describe(data, FULL)
+    assert "lengths differ" in check_data(find_tracks(data, "train"), tmp_path).unusable["Two"]
+    describe(data, f"{FULL}uneven: 0.5\n")
+    assert not check_data(find_tracks(data, "train"), tmp_path).unusable
+
+
+@pytest.mark.parametrize("name", ["LeadVox", "leadvox", "LEADVOX"])
+def test_a_stem_is_chosen_by_its_name_in_any_case(data: Path, name: str) -> None:
+    describe(data, "stems: {LeadVox: '*vox', bass: '*bass*'}")
+    assert choose_stems(find_tracks(data), name) == ("LeadVox",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -109,6 +126,7 @@ def test_lengths_differ_only_as_far_as_the_description_allows(data: Path) -> Non
         ("stems:\n  bass: []", "line 2: stems.bass: expected a pattern or a list"),
         ("stems:\n  a/b: c", "line 2: stems.a/b: 'a/b' cannot be the name of a stem"),
         ("stems: {mix: a}", "'mix' cannot be the name of a stem"),
+        ("stems: {Song: a}", "'Song' cannot be the name of a stem"),
         ("stems: {vox: a, vocals: b}", "stems.vocals: means vocals, which is listed already"),
         ("stems: {bass: *Bass*}", "put quotes around a pattern that begins"),
         (

@@ -113,8 +113,8 @@ def test_lossy_estimates_and_repeated_problems_are_reported_once(capsys, data: P
     result = in_process.run(capsys, command.main, "local_evaluation.py", *options)
     assert result.code == 0, result.err
     assert "the estimates of ogg are in a lossy format, those of wav are not" in result.out
-    lines = [line for line in results(tmp_path / "board" / "wav")["warnings"] if "no bass" in line]
-    assert lines == [f"3 songs: no bass in {tmp_path / 'wav'}: {', '.join(NAMES)}"]
+    lines = [line for line in results(tmp_path / "board" / "wav")["warnings"] if "of bass" in line]
+    assert lines == [f"no estimate of bass in 3 songs: {', '.join(NAMES)}"]
 
 
 @pytest.fixture

@@ -173,6 +173,18 @@ def test_an_unusable_start_is_a_one_line_error(fit: Callable[..., Run], tmp_path
         starting.read(str(other.best), cases.small(), with_optimizer=True)
 
 
+def test_a_run_whose_optimizer_was_removed_starts_another_run_without_it(
+    fit: Callable[..., Run], tmp_path: Path
+) -> None:
+    other = fit("other")
+    bare = {key: value for key, value in other.checkpoint()[0].items() if key != "optimizer_states"}
+    torch.save(bare, tmp_path / "bare.ckpt")
+    (tmp_path / "bare.ckpt").replace(other.weights)  # the checkpoint's tensors are read from the old file
+    assert not starting.read(str(other.folder), cases.small()).moments
+    with pytest.raises(TrainingError, match="its optimizer has no state for the parameters"):
+        starting.read(str(other.folder), cases.small(), with_optimizer=True)
+
+
 def test_the_optimizer_state_of_a_run_is_loaded_on_request(fit: Callable[..., Run]) -> None:
     other = fit("other", freeze=["final_conv"])
     config = cases.small(freeze=["first_conv.0.*"])
