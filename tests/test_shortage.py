@@ -185,12 +185,25 @@ def test_shared_memory_counts_after_the_first_thread_has_ended(
 
 
 @pytest.mark.skipif(watch.os.name != "posix", reason="permissions are POSIX's")
-def test_a_folder_without_permissions_is_opened_again(tmp_path: Path) -> None:
-    for folder in ("shared/predictions", "trash"):
+@pytest.mark.parametrize("locked", ["shared", "shared/predictions", "shared/own"])
+def test_a_folder_without_permissions_is_removed_when_its_processes_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """Only an ordinary user needs the permissions of a folder to open or move it."""
+    for folder in ("shared/predictions", "shared/own", "trash"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "shared").chmod(0)
-    Predictions(tmp_path / "shared", tmp_path / "trash").clear()
-    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o700
+    moved, opened, folder = watch.os.rename, watch.os.open, tmp_path / locked
+
+    def denied(path: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(path).name == folder.name and not folder.stat().st_mode & 0o700:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return (opened if isinstance(arguments[0], int) else moved)(path, *arguments, **named)
+
+    monkeypatch.setattr("evaluator.predictions.os.open", denied)
+    monkeypatch.setattr("evaluator.predictions.os.rename", denied)
+    folder.chmod(0)
+    Predictions(tmp_path / "shared", tmp_path / "trash").clear(everything=True)
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["predictions"]
 
 
 @pytest.mark.parametrize(
