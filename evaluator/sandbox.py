@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import platform
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +57,11 @@ OPTIONS = {
 }
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
 
+SYSTEM_CALLS = {"x86_64": (0xC000003E, 29, 272, 56), "aarch64": (0xC00000B7, 194, 97, 220)}
+"""The number of an architecture, and of its system calls shmget, unshare and clone."""
+CLONE3 = 435
+OTHER_CALLS = 0x40000000  # the first number of those of another kind (x32)
+SET_SECCOMP = 22
 SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
     1,
     4,
@@ -202,8 +209,6 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
             LIBC.prctl(SET_SUBREAPER, 1, 0, 0, 0)  # orphans become the guard's children
     if contained:
         limit_processes()
-    if NEW_IPC in made:
-        forbid_shared_segments()
     landlock = _restrict_view(spec, made, notes)
     line = {"isolation": notes, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
@@ -269,6 +274,7 @@ def _become(spec: Spec, landlock: int | None) -> None:
             signal.signal(number, signal.SIG_DFL)
         if LINUX:
             drop_privileges()
+            forbid_hidden_memory()
             if landlock is not None:
                 _call("syscall", 446, landlock, 0)
         os.closerange(3, 1024)
@@ -354,10 +360,35 @@ def limit_processes() -> None:
             Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
 
 
-def forbid_shared_segments() -> None:
-    """Forbid System V shared memory in this IPC namespace: nothing shows how much of it a program uses."""
+def forbid_hidden_memory() -> None:
+    """Forbid this process and its children to make user namespaces and System V shared memory.
+
+    Nothing shows how much memory is in shared segments, or in a ``tmpfs`` that a user namespace may mount.
+    Does nothing on machines whose system calls are not listed here, or if Linux has no seccomp.
+    """
+    if platform.machine() not in SYSTEM_CALLS:
+        return
+    architecture, shared_segment, unshare, clone = SYSTEM_CALLS[platform.machine()]
+    load, equal, at_least, any_bit, result = 0x20, 0x15, 0x35, 0x45, 0x06
+    number_at, architecture_at, flags_at = 0, 4, 16  # in struct seccomp_data
+    program = [  # (operation, lines to skip if true, lines to skip if false, value)
+        (load, 0, 0, architecture_at),
+        (equal, 0, 8, architecture),
+        (load, 0, 0, number_at),
+        (at_least, 6, 0, OTHER_CALLS),
+        (equal, 5, 0, shared_segment),
+        (equal, 4, 0, CLONE3),  # its flags are out of reach; the C library then uses clone
+        (equal, 1, 0, unshare),
+        (equal, 0, 3, clone),
+        (load, 0, 0, flags_at),
+        (any_bit, 0, 1, NEW_USER),
+        (result, 0, 0, 0x00050000 | errno.ENOSYS),
+        (result, 0, 0, 0x7FFF0000),  # allow
+    ]
+    lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    header = struct.pack("HP", len(program), ctypes.addressof(lines))
     with contextlib.suppress(OSError):
-        Path("/proc/sys/kernel/shmmni").write_text("0")
+        _call("prctl", SET_SECCOMP, 2, header, 0, 0)
 
 
 def drop_privileges() -> None:

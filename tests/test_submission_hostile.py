@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,26 @@ def test_every_hostile_submission_is_ended_with_its_reason_within_a_limit(
     assert played.outcome.ends_challenge
     assert (played.folder / "submission.log").stat().st_size <= replies.LOG + 100
     assert not list(played.folder.glob(".private-*"))
+
+
+@LINUX
+@pytest.mark.skipif(platform.machine() not in sandbox.SYSTEM_CALLS, reason="its system calls are not listed")
+@pytest.mark.parametrize("without", [[], LANDLOCK, EVERYTHING])
+def test_memory_that_nothing_shows_is_forbidden(play, without: list[str]) -> None:
+    clone = sandbox.SYSTEM_CALLS[platform.machine()][3]
+    body = f"""
+import ctypes, errno, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def is_forbidden(result):
+    return result == -1 and ctypes.get_errno() == errno.ENOSYS
+assert is_forbidden(libc.shmget(0, 10**6, 0o1600)), "shmget"
+assert is_forbidden(libc.unshare({sandbox.NEW_USER | sandbox.NEW_MOUNT})), "unshare"
+assert is_forbidden(libc.syscall({clone}, {sandbox.NEW_USER} | 17, 0, 0, 0, 0)), "clone"
+thread = threading.Thread(target=subprocess.run, args=(["true"],))
+thread.start()
+thread.join()
+"""
+    assert play(body, without).outcome.failure is None
 
 
 @LINUX

@@ -260,17 +260,6 @@ def test_memory_of_a_process_whose_first_thread_has_ended_counts(
 
 
 @LINUX
-def test_shared_segments_are_forbidden(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "import ctypes\nassert ctypes.CDLL(None).shmget(0, 10**6, 0o1600) == -1, 'got one'"
-    monkeypatch.setitem(submissions.BODIES, "shmget", body)
-    submission = start("shmget")
-    outcome = submission.separate("one", SECONDS)
-    if any("shared memory" in note for note in submission.isolation):
-        pytest.skip(submission.isolation[0])
-    assert outcome.failure is None
-
-
-@LINUX
 def test_devices_keep_their_permissions(start, monkeypatch: pytest.MonkeyPatch) -> None:
     body = """
         open('/dev/null', 'w').write('x')
