@@ -266,7 +266,9 @@ class Submission:
         if failure is None:
             running.find_worker()
             packages = {clean(name, 60): clean(version, 40) for name, version in found["packages"].items()}
-            self.interpreter = Interpreter(clean(found["executable"]), clean(found["version"], 40), packages)
+            device = None if self.interpreter is None else self.interpreter.device  # of an earlier process
+            executable, version = clean(found["executable"]), clean(found["version"], 40)
+            self.interpreter = Interpreter(executable, version, packages, device)
             return
         self.kill()
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -302,6 +304,11 @@ class Submission:
             Called with the seconds of audio done and in total when the submission reports them.
         begin : callable, optional
             Called when the clock starts; moves the mixture to where the submission can read it.
+
+        Raises
+        ------
+        SubmissionError
+            If its process cannot be started, or it changes its device.
         """
         if self._running is not None and self._running.worked_while_paused():
             self.kill()
@@ -333,10 +340,22 @@ class Submission:
         return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
 
     def _note_device(self, reply: Mapping[str, Any]) -> None:
-        """Remember the device that a reply names; torch may be imported at any time."""
-        if reply["device"] is not None:
-            assert self.interpreter is not None
-            self.interpreter = replace(self.interpreter, device=clean(reply["device"], 100))
+        """Remember the device that a reply names; torch may be imported at any time.
+
+        Raises
+        ------
+        SubmissionError
+            If an earlier reply named another one: the songs of a run must have the same device.
+        """
+        if reply["device"] is None:
+            return
+        assert self.interpreter is not None
+        before, now = self.interpreter.device, clean(reply["device"], 100)
+        if before not in (None, now):
+            raise SubmissionError(
+                f"the submission in {self.folder} changed its device from {before} to {now}"
+            )
+        self.interpreter = replace(self.interpreter, device=now)
 
     def _pause(self, deadline: float, words: str, reply: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Pause its processes until the next song; return what is wrong, and the reply that belongs to it."""

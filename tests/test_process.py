@@ -88,12 +88,33 @@ def test_a_song_over_the_time_limit_is_killed(start, what: str) -> None:
 
 def test_a_device_is_known_even_if_torch_is_imported_late(start, tmp_path: Path) -> None:
     submission = start("imports late")
-    torch = "class cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda: 'a GPU')\n"
+    torch = "class cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda _: 'a GPU')\n"
     (tmp_path / "submission" / "torch.py").write_text(torch)
     devices = [
         (submission.separate(name, SECONDS), submission.interpreter.device)[1] for name in ("one", "zwei Ö")
     ]
     assert devices == [None, "a GPU"]
+
+
+def test_a_submission_that_changes_its_device_ends_the_run(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even in a process that was started after a failure."""
+    body = """
+        import types
+        name = os.environ["KMDX_GPU"] if self.count == 1 else "another GPU"
+        cuda = types.SimpleNamespace(is_available=lambda: True, get_device_name=lambda _: name)
+        sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+    """
+    monkeypatch.setenv("KMDX_GPU", "a GPU")
+    monkeypatch.setitem(submissions.BODIES, "changes", body)
+    submission = start("changes")
+    assert submission.separate("one", SECONDS).failure is None
+    change = "changed its device from a GPU to another GPU"
+    with pytest.raises(SubmissionError, match=change):
+        submission.separate("one", SECONDS)
+    submission.kill()
+    monkeypatch.setenv("KMDX_GPU", "another GPU")
+    with pytest.raises(SubmissionError, match=change):
+        submission.separate("one", SECONDS)
 
 
 @LINUX
