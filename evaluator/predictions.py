@@ -51,13 +51,16 @@ class Predictions:
     def clear(self, everything: bool = False) -> None:
         """Create an empty ``predictions`` in place of whatever the submission put there.
 
-        With ``everything``, also remove the rest of the shared folder, which belongs to an ended process.
+        With ``everything``, also remove the rest of the shared folder, which belongs to an ended process,
+        even if that process took the folders' permissions.
         """
-        if not self.shared.is_symlink():
-            self.shared.chmod(0o700)  # the submission may have taken its permissions
+        if everything:
+            _restore_permissions(self.shared)
         with _folder(self.shared, None) as shared:
             names = [path.name for path in self.shared.iterdir()] if everything else [PREDICTIONS]
             for name in names:
+                if everything:  # a folder without permissions cannot be moved
+                    _restore_permissions(self.shared / name)
                 with contextlib.suppress(FileNotFoundError):
                     self._move_to_trash(shared, name)
             os.mkdir(PREDICTIONS if shared is not None else self.shared / PREDICTIONS, dir_fd=shared)
@@ -111,14 +114,13 @@ class Predictions:
     def _move_to_trash(self, shared: int | None, name: str) -> None:
         """Move a file or folder out of the submission's reach."""
         source = name if shared is not None else self.shared / name
-        target = self.trash / secrets.token_hex(8)
-        try:
-            os.rename(source, target, src_dir_fd=shared)
-        except PermissionError:  # a folder whose permissions the submission took
-            if not stat.S_ISDIR(os.stat(source, dir_fd=shared, follow_symlinks=False).st_mode):
-                raise
-            os.chmod(source, 0o700, dir_fd=shared)
-            os.rename(source, target, src_dir_fd=shared)
+        os.rename(source, self.trash / secrets.token_hex(8), src_dir_fd=shared)
+
+
+def _restore_permissions(path: Path) -> None:
+    """Make a folder usable again. Only after all processes have ended: one could replace it by a link."""
+    if path.is_dir() and not path.is_symlink():
+        path.chmod(0o700)
 
 
 @contextlib.contextmanager

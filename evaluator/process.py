@@ -305,6 +305,11 @@ class Submission:
             Called with the seconds of audio done and in total when the submission reports them.
         begin : callable, optional
             Called when the clock starts; moves the mixture to where the submission can read it.
+
+        Raises
+        ------
+        SubmissionError
+            If its process cannot be started.
         """
         if self._running is not None and self._running.worked_while_paused():
             self.kill()

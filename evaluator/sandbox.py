@@ -56,9 +56,11 @@ OPTIONS = {
     "relatime": RELATIVE_ACCESS_TIME,
 }
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
-FILTERED = {"x86_64": (0xC000003E, 317, 29), "aarch64": (0xC00000B7, 277, 194)}
-"""Linux's number of a processor, and those of its system calls seccomp and shmget."""
-
+SYSTEM_CALLS = {"x86_64": (0xC000003E, 29, 272, 56), "aarch64": (0xC00000B7, 194, 97, 220)}
+"""The number of an architecture, and of its system calls shmget, unshare and clone."""
+CLONE3 = 435
+OTHER_CALLS = 0x40000000  # the first number of those of another kind (x32)
+SET_SECCOMP = 22
 SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
     1,
     4,
@@ -271,9 +273,9 @@ def _become(spec: Spec, landlock: int | None) -> None:
             signal.signal(number, signal.SIG_DFL)
         if LINUX:
             drop_privileges()
+            forbid_hidden_memory()
             if landlock is not None:
                 _call("syscall", 446, landlock, 0)
-            forbid_shared_segments()
         os.closerange(3, 1024)
         os.execve(spec.command[0], spec.command, spec.environment)
     except (OSError, ValueError) as error:
@@ -357,21 +359,35 @@ def limit_processes() -> None:
             Path("/proc/sys/kernel/pid_max").write_text(str(TASKS))
 
 
-def forbid_shared_segments() -> None:
-    """Forbid System V shared memory, if Linux supports it: nothing shows how much of it a program uses."""
-    if platform.machine() not in FILTERED:
+def forbid_hidden_memory() -> None:
+    """Forbid this process and its children to make user namespaces and System V shared memory.
+
+    Nothing shows how much memory is in shared segments, or in a ``tmpfs`` that a user namespace may mount.
+    Does nothing on machines whose system calls are not listed here, or if Linux has no seccomp.
+    """
+    if platform.machine() not in SYSTEM_CALLS:
         return
-    machine, seccomp, shmget = FILTERED[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    steps = (  # instruction, steps to skip if true and if false, operand
-        *((load, 0, 0, 4), (equal, 0, 4, machine)),
-        *((load, 0, 0, 0), (equal, 2, 0, shmget), (at_least, 1, 0, 1 << 30)),  # x86's third kind of call
-        *((answer, 0, 0, 0x7FFF0000), (answer, 0, 0, 0x50000 | errno.ENOSYS)),  # allowed; an error
-    )
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(code)))
+    architecture, shared_segment, unshare, clone = SYSTEM_CALLS[platform.machine()]
+    load, equal, at_least, any_bit, result = 0x20, 0x15, 0x35, 0x45, 0x06
+    number_at, architecture_at, flags_at = 0, 4, 16  # in struct seccomp_data
+    program = [  # (operation, lines to skip if true, lines to skip if false, value)
+        (load, 0, 0, architecture_at),
+        (equal, 0, 8, architecture),
+        (load, 0, 0, number_at),
+        (at_least, 6, 0, OTHER_CALLS),
+        (equal, 5, 0, shared_segment),
+        (equal, 4, 0, CLONE3),  # its flags are out of reach; the C library then uses clone
+        (equal, 1, 0, unshare),
+        (equal, 0, 3, clone),
+        (load, 0, 0, flags_at),
+        (any_bit, 0, 1, NEW_USER),
+        (result, 0, 0, 0x00050000 | errno.ENOSYS),
+        (result, 0, 0, 0x7FFF0000),  # allow
+    ]
+    lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    header = struct.pack("HP", len(program), ctypes.addressof(lines))
     with contextlib.suppress(OSError):
-        _call("syscall", seccomp, 1, 4, program)  # 4: without slowing down the processor's speculation
+        _call("prctl", SET_SECCOMP, 2, header, 0, 0)
 
 
 def drop_privileges() -> None:

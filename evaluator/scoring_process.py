@@ -31,7 +31,7 @@ class ScoringProcess:
 
     def __init__(self) -> None:
         self._pool = _pool()
-        self._submit(os.getpid).result()  # its threads start now: a submission may leave none for later
+        self._run(LIMIT, os.getpid)  # its threads start now: a submission may leave none for later
 
     def __enter__(self) -> ScoringProcess:
         return self
@@ -58,10 +58,13 @@ class ScoringProcess:
             was killed twice.
         """
         sent = [(metric.name, _pickled(metric)) for metric in metrics]
+        return self._run(limit, _score, references, estimates, sent, mixture)
+
+    def _run(self, limit: float, work: Callable[..., T], *arguments: Any) -> T:
         cause: Exception | None = None
         for _ in range(2):
             try:
-                return self._submit(_score, references, estimates, sent, mixture).result(limit)
+                return self._submit(work, *arguments).result(limit)
             except TimeoutError as error:
                 for process in list(self._pool._processes.values()):  # shutdown would wait for it
                     process.kill()

@@ -246,11 +246,11 @@ def packages() -> dict[str, str]:
 
 
 def gpu() -> str | None:
-    """The name of torch's GPU, or ``cpu`` if there is none; None if the submission did not import torch."""
+    """The name of torch's first GPU, or ``cpu``; None if the submission did not import torch."""
     torch = sys.modules.get("torch")
     with contextlib.suppress(Exception):
         if torch is not None and torch.cuda.is_available():
-            return str(torch.cuda.get_device_name())[:TEXT]
+            return str(torch.cuda.get_device_name(0))[:TEXT]
         if torch is not None:
             return "cpu"
     return None

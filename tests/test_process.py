@@ -88,7 +88,7 @@ def test_a_song_over_the_time_limit_is_killed(start, what: str) -> None:
 
 def test_a_device_is_known_even_if_torch_is_imported_late(start, tmp_path: Path) -> None:
     submission = start("imports late")
-    torch = "class cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda: 'a GPU')\n"
+    torch = "class cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda _: 'a GPU')\n"
     (tmp_path / "submission" / "torch.py").write_text(torch)
     devices = [
         (submission.separate(name, SECONDS), submission.interpreter.device)[1] for name in ("one", "zwei Ö")
@@ -99,7 +99,7 @@ def test_a_device_is_known_even_if_torch_is_imported_late(start, tmp_path: Path)
 def test_a_device_that_changes_fails_the_song(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(submissions.BODIES, "changes", "import torch\ntorch.number = self.count")
     submission = start("changes")
-    torch = "number = 0\nclass cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda: f'GPU {number}')\n"
+    torch = "number = 0\nclass cuda:\n    is_available = staticmethod(lambda: True)\n    get_device_name = staticmethod(lambda _: f'GPU {number}')\n"
     (tmp_path / "submission" / "torch.py").write_text(torch)
     assert submission.separate("one", SECONDS).failure is None
     outcome = submission.separate("zwei Ö", SECONDS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import evaluation_cases
@@ -27,6 +29,15 @@ def test_a_scoring_process_that_is_killed_is_started_again(data: Path) -> None:
         process.kill()
         process.join()
         assert scorer.score(files, files, metrics.choose(None)) == first
+
+
+def test_a_scoring_process_that_cannot_start_is_reported(monkeypatch) -> None:
+    def broken() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=os._exit, initargs=(1,))
+
+    monkeypatch.setattr(scoring_process, "_pool", broken)
+    with pytest.raises(ScoringError, match="was killed twice"):
+        ScoringProcess()
 
 
 def test_scoring_that_takes_too_long_is_ended_and_the_next_song_is_scored(data: Path) -> None:

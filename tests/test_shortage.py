@@ -183,8 +183,8 @@ def test_shared_memory_counts_after_the_first_thread_has_ended(
         import ctypes, threading
         def work():
             with open("/dev/shm/x", "wb") as file:
-                for _ in range(4):
-                    file.write(bytes(10**8))
+                file.write(bytes(2 * 10**8))
+            hoard = np.ones(2 * 10**8 // 8)
             time.sleep(600)
         threading.Thread(target=work).start()
         ctypes.CDLL(None).syscall({process_cases.EXIT}, 0)
@@ -198,32 +198,25 @@ def test_shared_memory_counts_after_the_first_thread_has_ended(
 
 
 @pytest.mark.skipif(watch.os.name != "posix", reason="permissions are POSIX's")
-def test_a_folder_without_permissions_is_opened_again(tmp_path: Path) -> None:
-    for folder in ("shared/predictions", "trash"):
+@pytest.mark.parametrize("locked", ["shared", "shared/predictions", "shared/own"])
+def test_a_folder_without_permissions_is_removed_when_its_processes_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """Only an ordinary user needs the permissions of a folder to open or move it."""
+    for folder in ("shared/predictions", "shared/own", "trash"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "shared").chmod(0)
-    Predictions(tmp_path / "shared", tmp_path / "trash").clear()
-    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o700
+    moved, opened, folder = watch.os.rename, watch.os.open, tmp_path / locked
 
+    def denied(path: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(path).name == folder.name and not folder.stat().st_mode & 0o700:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return (opened if isinstance(arguments[0], int) else moved)(path, *arguments, **named)
 
-@pytest.mark.skipif(watch.os.name != "posix", reason="permissions are POSIX's")
-def test_predictions_without_permissions_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The super-user may move any folder; others may move only folders that they may write to."""
-    for folder in ("shared/predictions/song", "trash"):
-        (tmp_path / folder).mkdir(parents=True)
-    predictions = tmp_path / "shared" / "predictions"
-    predictions.chmod(0)
-    moved = watch.os.rename
-
-    def rename(source: Any, *arguments: Any, **named: Any) -> None:
-        if predictions.stat().st_mode & 0o200 == 0:
-            raise PermissionError(errno.EACCES, "Permission denied", source)
-        moved(source, *arguments, **named)
-
-    monkeypatch.setattr("evaluator.predictions.os.rename", rename)
-    Predictions(tmp_path / "shared", tmp_path / "trash").clear()
-    assert list((tmp_path / "shared").iterdir()) == [predictions]
-    assert not list(predictions.iterdir())
+    monkeypatch.setattr("evaluator.predictions.os.open", denied)
+    monkeypatch.setattr("evaluator.predictions.os.rename", denied)
+    folder.chmod(0)
+    Predictions(tmp_path / "shared", tmp_path / "trash").clear(everything=True)
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["predictions"]
 
 
 @LINUX
