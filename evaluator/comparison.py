@@ -42,60 +42,39 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between systems A and B in one metric and stem, over the songs that both have.
-
-    Attributes
-    ----------
-    metric, stem : str
-        The stem may be ``song``, the mean of the stems.
-    a, b : int
-        Indices of the two systems.
-    songs : tuple of str
-        Songs for which both systems have a value.
-    values_a, values_b : tuple of float
-        The systems' values for these songs.
-    statistic : {"mean", "median"}
-        The statistic that is tested.
-    value_a, value_b, difference : float or None
-        The statistic of A, of B, and of the differences B − A.
-    low, high : float or None
-        Ends of the 95 % interval of ``difference``; None for fewer than two songs.
-    wins, losses, ties : int
-        Number of songs in which B is better, A is better, or the difference is below 0.005.
-    signed_rank : float or None
-        P value of Wilcoxon's test.
-    p, corrected : float or None
-        P value of the test for ``statistic``, without and with correction for the number of pairs.
-    in_common : int
-        Number of songs that both systems have, with or without a value.
-    pairs : int
-        Number of pairs for which p values are corrected, including this one.
-    better : {"a", "b"} or None
-        The better system, if the difference is significant.
-    """
+    """The difference between systems A and B in one metric and stem, over the songs that both have."""
 
     metric: str
     stem: str
+    """``metric`` and ``stem``: the stem may be ``song``, the mean of the stems."""
     a: int
     b: int
-    songs: tuple[str, ...]
+    """``a`` and ``b``: indices of the two systems."""
+    songs: tuple[str, ...]  # songs for which both systems have a value
     values_a: tuple[float, ...]
     values_b: tuple[float, ...]
-    statistic: Statistic
+    """``values_a`` and ``values_b``: the systems' values for these songs."""
+    statistic: Statistic  # the statistic that is tested
     value_a: float | None = None
     value_b: float | None = None
     difference: float | None = None
+    """``value_a``, ``value_b`` and ``difference``: the statistic of A, of B, and of the differences B − A."""
     low: float | None = None
     high: float | None = None
+    """``low`` and ``high``: ends of the 95 % interval of ``difference``; None for fewer than two songs."""
     wins: int = 0
     losses: int = 0
     ties: int = 0
-    signed_rank: float | None = None
+    """``wins``, ``losses`` and ``ties``: number of songs in which B is better, A is better, or the difference
+    is below 0.005."""
+    signed_rank: float | None = None  # p value of Wilcoxon's test
     p: float | None = None
     corrected: float | None = None
-    in_common: int = 0
-    pairs: int = 1
-    better: str | None = None
+    """``p`` and ``corrected``: p value of the test for ``statistic``, without and with correction for the
+    number of pairs."""
+    in_common: int = 0  # number of songs that both systems have, with or without a value
+    pairs: int = 1  # number of pairs for which p values are corrected, including this one
+    better: str | None = None  # the better system, if the difference is significant
 
     def verdict(self, names: Sequence[str]) -> str:
         """The result in words, with the systems' names."""
@@ -122,36 +101,20 @@ def p_text(p: float | None) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of systems.
-
-    Attributes
-    ----------
-    systems : tuple of System
-    metrics, stems : tuple
-        Metrics and stems that at least two systems have.
-    mean_stems : tuple of str
-        The stems whose mean is ``song``; empty if there is no such mean.
-    songs : tuple of str
-        Songs that all systems with songs have. ``values`` are computed over these songs.
-    values : dict
-        The value of each stem and of ``average``, for each metric, statistic and system.
-    differences : tuple of Difference
-        One for each metric, stem and pair of systems.
-    alone : dict
-        For each system the songs that not all systems have.
-    warnings : tuple of str
-        What makes the systems hard to compare.
-    """
+    """A comparison of systems."""
 
     systems: tuple[System, ...]
     metrics: tuple[Metric, ...]
     stems: tuple[str, ...]
-    mean_stems: tuple[str, ...]
+    """``metrics`` and ``stems``: metrics and stems that at least two systems have."""
+    mean_stems: tuple[str, ...]  # the stems whose mean is ``song``; empty if there is no such mean
     songs: tuple[str, ...]
+    """Songs that all systems with songs have. ``values`` are computed over these songs."""
     values: Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
-    differences: tuple[Difference, ...]
-    alone: Mapping[str, tuple[str, ...]]
-    warnings: tuple[str, ...] = ()
+    """The value of each stem and of ``average``, for each metric, statistic and system."""
+    differences: tuple[Difference, ...]  # one for each metric, stem and pair of systems
+    alone: Mapping[str, tuple[str, ...]]  # for each system the songs that not all systems have
+    warnings: tuple[str, ...] = ()  # what makes the systems hard to compare
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -21,21 +21,11 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Result of a check.
+    """Result of a check."""
 
-    Attributes
-    ----------
-    warnings : list of str
-        Problems that a reader of the scores must know about.
-    unusable : dict of str to str
-        Songs that cannot be scored, and why.
-    fingerprints : dict of str to str
-        The sha256 of each song's content.
-    """
-
-    warnings: list[str]
-    unusable: dict[str, str]
-    fingerprints: dict[str, str]
+    warnings: list[str]  # problems that a reader of the scores must know about
+    unusable: dict[str, str]  # songs that cannot be scored, and why
+    fingerprints: dict[str, str]  # the sha256 of each song's content
 
 
 def check_data(tracks: Sequence[Track], folder: Path, accept_incomplete: bool = False) -> DataCheck:

@@ -51,38 +51,22 @@ EVERY_SPLIT = "all"
 
 @dataclass(frozen=True)
 class Track:
-    """A song of a data set.
+    """A song of a data set."""
 
-    Attributes
-    ----------
-    name : str
-        Its folder's name, its file's without ``.stem.mp4``, or its artist and title.
-    sources : mapping of str to tuple of AudioSource
-        The sources of each stem, and of the mixture if the song has one.
-    split : str or None
-        Its split, such as ``test``.
-    extra : tuple of Path
-        Sound files in its folder that are not stems.
-    lossy : bool
-        Whether a stem is in a lossy format.
-    rate, samples, channels : int
-        From the headers of its files; 0 if they cannot be read, which :func:`check` reports.
-    layout : SongFiles, optional
-        Further properties from its layout.
-    strays : tuple of Path
-        Sound files of the data set that belong to no song; the same for every track.
-    """
-
-    name: str
+    name: str  # its folder's name, its file's without ``.stem.mp4``, or its artist and title
     sources: Mapping[str, tuple[AudioSource, ...]]
-    split: str | None
-    extra: tuple[Path, ...]
-    lossy: bool
+    """The sources of each stem, and of the mixture if the song has one."""
+    split: str | None  # its split, such as ``test``
+    extra: tuple[Path, ...]  # sound files in its folder that are not stems
+    lossy: bool  # whether a stem is in a lossy format
     rate: int
     samples: int
     channels: int
-    layout: SongFiles | None = None
+    """``rate``, ``samples`` and ``channels``: from the headers of its files; 0 if they cannot be read, which
+    :func:`check` reports."""
+    layout: SongFiles | None = None  # further properties from its layout
     strays: tuple[Path, ...] = ()
+    """Sound files of the data set that belong to no song; the same for every track."""
 
     @property
     def duration(self) -> float:

@@ -45,31 +45,16 @@ MAX_UNEVEN = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Description:
-    """The content of a ``dataset.yaml``; :func:`~kmdx.file_names.key` normalizes patterns and names alike.
+    """The content of a ``dataset.yaml``; :func:`~kmdx.file_names.key` normalizes patterns and names alike."""
 
-    Attributes
-    ----------
-    path : Path
-        The file itself.
-    root : Path
-        Folder of the songs.
-    stems : mapping of str to tuple of str
-        Patterns of each stem's files.
-    mixture, ignore : tuple of str
-        Patterns of the mixture, and of files that are not reported as unused.
-    splits : mapping of str to tuple of str
-        Names or patterns of each split's songs.
-    uneven : float
-        Seconds that a song's files may differ in length.
-    """
-
-    path: Path
-    root: Path
-    stems: dict[str, tuple[str, ...]]
+    path: Path  # the file itself
+    root: Path  # folder of the songs
+    stems: dict[str, tuple[str, ...]]  # patterns of each stem's files
     mixture: tuple[str, ...]
     ignore: tuple[str, ...]
-    splits: dict[str, tuple[str, ...]]
-    uneven: float
+    """``mixture`` and ``ignore``: patterns of the mixture, and of files that are not reported as unused."""
+    splits: dict[str, tuple[str, ...]]  # names or patterns of each split's songs
+    uneven: float  # seconds that a song's files may differ in length
 
 
 def file_of(data: Path) -> Path | None:

@@ -43,23 +43,13 @@ SEPARATORS = " _-.()[]"
 
 @dataclass(frozen=True)
 class Estimates:
-    """A folder's files by song and stem.
-
-    Attributes
-    ----------
-    folder : Path
-    files : mapping of str to mapping of str to tuple of Path
-        The files of each song and stem; several files are summed.
-    unknown : tuple of Path
-        Sound files that are not a requested stem, nor another stem of a song.
-    lossy : int
-        Number of files in a lossy format.
-    """
+    """A folder's files by song and stem."""
 
     folder: Path
     files: Mapping[str, Mapping[str, tuple[Path, ...]]]
-    unknown: tuple[Path, ...]
-    lossy: int
+    """The files of each song and stem; several files are summed."""
+    unknown: tuple[Path, ...]  # sound files that are not a requested stem, nor another stem of a song
+    lossy: int  # number of files in a lossy format
 
     def digest(self) -> str:
         """The sha256 over the names and contents of all used files.

@@ -75,54 +75,28 @@ MAX_NAME = 200  # bytes of a song's name, which is used as a folder's name
 
 @dataclass(frozen=True)
 class SongFiles:
-    """A song's files by name; their contents have not been read.
-
-    Attributes
-    ----------
-    name : str
-    place : Path
-        Its folder, or its single file.
-    sources : mapping of str to tuple of AudioSource
-        Sources of each stem, and of the mixture if it has one; several are summed.
-    extra : tuple of Path
-        Other sound files.
-    problems : tuple of (bool, str)
-        For each problem whether it is fatal, and a message.
-    aliases : tuple of str
-        Other names that folders of its estimates may have.
-    multitrack : bool
-        Whether mono and stereo files may be mixed.
-    uneven : float
-        Seconds by which its files may differ in length; shorter ones are padded with silence.
-    declared : tuple of str
-        Stems that the data set's description names.
-    """
+    """A song's files by name; their contents have not been read."""
 
     name: str
-    place: Path
+    place: Path  # its folder, or its single file
     sources: Mapping[str, tuple[AudioSource, ...]]
-    extra: tuple[Path, ...] = ()
-    problems: tuple[tuple[bool, str], ...] = ()
-    aliases: tuple[str, ...] = ()
-    multitrack: bool = False
+    """Sources of each stem, and of the mixture if it has one; several are summed."""
+    extra: tuple[Path, ...] = ()  # other sound files
+    problems: tuple[tuple[bool, str], ...] = ()  # for each problem whether it is fatal, and a message
+    aliases: tuple[str, ...] = ()  # other names that folders of its estimates may have
+    multitrack: bool = False  # whether mono and stereo files may be mixed
     uneven: float = 0.0
-    declared: tuple[str, ...] = ()
+    """Seconds by which its files may differ in length; shorter ones are padded with silence."""
+    declared: tuple[str, ...] = ()  # stems that the data set's description names
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The songs of a data set.
-
-    Attributes
-    ----------
-    splits : mapping of str or None to list of SongFiles
-        Songs of each split; ``None`` is the key of songs in no split.
-    strays : tuple of Path
-        Sound files that belong to no song.
-    """
+    """The songs of a data set."""
 
     splits: Mapping[str | None, list[SongFiles]]
-    strays: tuple[Path, ...] = ()
+    """Songs of each split; ``None`` is the key of songs in no split."""
+    strays: tuple[Path, ...] = ()  # sound files that belong to no song
 
 
 Recognize = Callable[[Path], SongFiles | None]

@@ -67,28 +67,16 @@ class SubmissionError(KmdxError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of separating one song.
+    """Result of separating one song."""
 
-    Attributes
-    ----------
-    seconds : float
-        Wall time, from the request to its reply.
-    peak_memory : int
-        Peak host memory in bytes.
-    peak_gpu_memory : int or None
-        Peak GPU memory in bytes, as the submission reports it; None if torch used no GPU.
-    failure : str or None
-        Why the song failed.
-    ends_challenge : bool
-        Whether this failure would have ended the challenge. The challenge converts NaN and infinity to 16-bit
-        numbers and scores them; every other failure ends it.
-    """
-
-    seconds: float
-    peak_memory: int
+    seconds: float  # wall time, from the request to its reply
+    peak_memory: int  # peak host memory in bytes
     peak_gpu_memory: int | None = None
-    failure: str | None = None
+    """Peak GPU memory in bytes, as the submission reports it; None if torch used no GPU."""
+    failure: str | None = None  # why the song failed
     ends_challenge: bool = False
+    """Whether this failure would have ended the challenge. The challenge converts NaN and infinity to 16-bit
+    numbers and scores them; every other failure ends it."""
 
 
 COMPUTING = (
@@ -100,21 +88,12 @@ COMPUTING = (
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The interpreter that a submission runs in, as it describes itself.
-
-    Attributes
-    ----------
-    executable, version : str
-    packages : dict of str to str
-        Versions of its packages.
-    device : str or None
-        Torch's GPU, or ``cpu``; None if the submission does not use torch.
-    """
+    """The interpreter that a submission runs in, as it describes itself."""
 
     executable: str
     version: str
-    packages: dict[str, str]
-    device: str | None = None
+    packages: dict[str, str]  # versions of its packages
+    device: str | None = None  # torch's GPU, or ``cpu``; None if the submission does not use torch
 
     def identity(self) -> dict[str, Any]:
         """The properties that must be the same for all songs of a run."""
@@ -136,30 +115,20 @@ def check_submission(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class SubmissionOptions:
-    """How a submission runs.
-
-    Attributes
-    ----------
-    ensemble, device, precision, engine : str or None
-        Override the submission's own settings; None keeps its setting.
-    python : Path or None
-        The interpreter that runs it; by default the evaluator's own.
-    readable : sequence of Path
-        More files and folders that it may read, such as weights that a plan names by path.
-    hidden : sequence of Path
-        Files and folders that it must not see, even if they are in a folder that it may read.
-    stems : sequence of str
-        The stems that the model must return.
-    """
+    """How a submission runs."""
 
     ensemble: str | None = None
     device: str | None = None
     precision: str | None = None
     engine: str | None = None
-    python: Path | None = None
+    """``ensemble``, ``device``, ``precision`` and ``engine``: override the submission's own settings; None
+    keeps its setting."""
+    python: Path | None = None  # the interpreter that runs it; by default the evaluator's own
     readable: Sequence[Path] = ()
+    """More files and folders that it may read, such as weights that a plan names by path."""
     hidden: Sequence[Path] = ()
-    stems: Sequence[str] = STEMS
+    """Files and folders that it must not see, even if they are in a folder that it may read."""
+    stems: Sequence[str] = STEMS  # the stems that the model must return
 
 
 class Submission:

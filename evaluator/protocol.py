@@ -56,25 +56,13 @@ class Stopped(KmdxError):
 
 @dataclass(frozen=True)
 class Task:
-    """Which songs, stems and metrics are scored.
+    """Which songs, stems and metrics are scored."""
 
-    Attributes
-    ----------
-    data : Path
-        The data set.
-    songs : sequence of Track
-    stems : tuple of str
-        Stems to score, if a song has them.
-    metrics : tuple of Metric
-    accept_incomplete : bool
-        Whether songs with missing stems are scored.
-    """
-
-    data: Path
+    data: Path  # the data set
     songs: Sequence[Track]
-    stems: tuple[str, ...]
+    stems: tuple[str, ...]  # stems to score, if a song has them
     metrics: tuple[Metric, ...]
-    accept_incomplete: bool
+    accept_incomplete: bool  # whether songs with missing stems are scored
 
     def scored_stems(self, track: Track) -> list[str]:
         """The stems of a song that are scored."""
@@ -83,24 +71,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task in progress.
-
-    Attributes
-    ----------
-    task : Task
-    folder : RunFolder
-        Receives each record as soon as it exists.
-    scorer : ScoringProcess
-    progress : Progress
-    unusable : mapping of str to str
-        Songs whose data cannot be scored, and why. They fail without being separated.
-    """
+    """A task in progress."""
 
     task: Task
-    folder: RunFolder
+    folder: RunFolder  # receives each record as soon as it exists
     scorer: ScoringProcess
     progress: Progress
     unusable: Mapping[str, str] = field(default_factory=dict)
+    """Songs whose data cannot be scored, and why. They fail without being separated."""
 
 
 def separate_and_score(

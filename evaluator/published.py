@@ -24,57 +24,30 @@ PREFIX = "published:"
 
 @dataclass(frozen=True)
 class Row:
-    """Published results of one method.
-
-    Attributes
-    ----------
-    id, name : str
-        Its identifier in options, and its usual name.
-    scores : dict
-        Published value of each stem; some papers give only the average over stems.
-    average : float or None
-        Average over stems, as published or else computed from the stems' values.
-    training, tested : str or None
-        The music that it was trained with, and the data set that it was measured on.
-    source : str
-        Authors, year and publication.
-    ours : bool
-        Whether this project reproduces the method.
-    """
+    """Published results of one method."""
 
     id: str
     name: str
-    scores: Mapping[str, float]
-    average: float | None
-    source: str
+    """``id`` and ``name``: its identifier in options, and its usual name."""
+    scores: Mapping[str, float]  # published value of each stem; some papers give only the average over stems
+    average: float | None  # average over stems, as published or else computed from the stems' values
+    source: str  # authors, year and publication
     training: str | None = None
     tested: str | None = None
-    ours: bool = False
+    """``training`` and ``tested``: the music that it was trained with, and the data set that it was measured
+    on."""
+    ours: bool = False  # whether this project reproduces the method
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Published results that can be compared with each other.
-
-    Attributes
-    ----------
-    title : str
-    metric : str
-        A name of :data:`evaluator.metrics.METRICS`.
-    statistic : {"mean", "median"}
-        The statistic over songs.
-    tested : str
-        The songs, in words.
-    songs : frozenset of str
-        The songs' names, normalized by :func:`name_key`; empty if they are secret.
-    rows : tuple of Row
-    """
+    """Published results that can be compared with each other."""
 
     title: str
-    metric: str
-    statistic: Statistic
-    tested: str
-    songs: frozenset[str]
+    metric: str  # a name of :data:`evaluator.metrics.METRICS`
+    statistic: Statistic  # the statistic over songs
+    tested: str  # the songs, in words
+    songs: frozenset[str]  # the songs' names, normalized by :func:`name_key`; empty if they are secret
     rows: tuple[Row, ...]
 
     @property

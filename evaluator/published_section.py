@@ -25,33 +25,20 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table of published results, and the run's own values.
-
-    Attributes
-    ----------
-    title, lead, caution, own_songs : str
-        Texts about the songs, and whether the run used the same ones.
-    sources : dict
-        The names of the rows from each source.
-    metric : Metric
-    statistic : str
-    columns : tuple of str
-        ``average`` if it can be compared, and stems.
-    rows : tuple of ShownRow
-    own : tuple of float or None
-        The run's value for each column.
-    """
+    """A table of published results, and the run's own values."""
 
     title: str
     lead: str
     caution: str
     own_songs: str
-    sources: Mapping[str, Sequence[str]]
+    """``title``, ``lead``, ``caution`` and ``own_songs``: texts about the songs, and whether the run used the
+    same ones."""
+    sources: Mapping[str, Sequence[str]]  # the names of the rows from each source
     metric: Metric
     statistic: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # ``average`` if it can be compared, and stems
     rows: tuple[ShownRow, ...]
-    own: tuple[float | None, ...]
+    own: tuple[float | None, ...]  # the run's value for each column
 
 
 def published_next_to(

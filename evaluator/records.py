@@ -41,63 +41,38 @@ class SchemaError(RecordError):
 
 @dataclass(frozen=True)
 class SongRecord:
-    """A song of a run.
-
-    Attributes
-    ----------
-    song : str
-    status : str
-        ``ok`` or ``failed``.
-    reason : str or None
-        Why it failed.
-    duration : float
-        Seconds of audio; 0 if unknown.
-    stems : tuple of str
-        The scored stems, in order.
-    scores : dict
-        Value of each metric and stem. For a metric with frames it is the median over frames. None if there
-        is no value.
-    frames : dict
-        Values of each frame, for metrics that have frames.
-    seconds, real_time_factor : float or None
-        Wall time as measured by the evaluator, and its ratio to the duration.
-    peak_memory, peak_gpu_memory : int or None
-        Peak memory in bytes.
-    over_time, over_memory : bool
-        Whether it exceeded the run's limits.
-    ends_challenge : bool
-        Whether this failure would have ended the challenge.
-    silent_references : tuple of str
-        Stems whose reference is digital silence.
-    envelopes : dict
-        Peaks of equal parts of the song, in % of full scale, by stem and side (``reference``, ``estimate``).
-    warnings : tuple of str
-    isolation : tuple of str
-        What the sandbox could not prevent during this song.
-    load_seconds, load_peak_memory : float, int or None
-        Wall time and peak memory of the last load of the model.
-    """
+    """A song of a run."""
 
     song: str
     status: Literal["ok", "failed"]
-    reason: str | None = None
-    duration: float = 0.0
-    stems: tuple[str, ...] = ()
+    reason: str | None = None  # why it failed
+    duration: float = 0.0  # seconds of audio; 0 if unknown
+    stems: tuple[str, ...] = ()  # the scored stems, in order
     scores: Scores = field(default_factory=dict)
+    """Value of each metric and stem. For a metric with frames it is the median over frames. None if there is
+    no value."""
     frames: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    """Values of each frame, for metrics that have frames."""
     seconds: float | None = None
     real_time_factor: float | None = None
+    """``seconds`` and ``real_time_factor``: wall time as measured by the evaluator, and its ratio to the
+    duration."""
     peak_memory: int | None = None
     peak_gpu_memory: int | None = None
+    """``peak_memory`` and ``peak_gpu_memory``: peak memory in bytes."""
     over_time: bool = False
     over_memory: bool = False
-    ends_challenge: bool = False
-    silent_references: tuple[str, ...] = ()
+    """``over_time`` and ``over_memory``: whether it exceeded the run's limits."""
+    ends_challenge: bool = False  # whether this failure would have ended the challenge
+    silent_references: tuple[str, ...] = ()  # stems whose reference is digital silence
     envelopes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """Peaks of equal parts of the song, in % of full scale, by stem and side (``reference``,
+    ``estimate``)."""
     warnings: tuple[str, ...] = ()
-    isolation: tuple[str, ...] = ()
+    isolation: tuple[str, ...] = ()  # what the sandbox could not prevent during this song
     load_seconds: float | None = None
     load_peak_memory: int | None = None
+    """``load_seconds`` and ``load_peak_memory``: wall time and peak memory of the last load of the model."""
 
     @property
     def ok(self) -> bool:

@@ -107,40 +107,23 @@ def describe_foreign(submission: Path, without: Sequence[Path] = ()) -> tuple[st
 
 @dataclass(frozen=True)
 class EvaluatedSystem:
-    """What is evaluated: a submission, or a folder of existing stems.
-
-    Attributes
-    ----------
-    name, title : str
-    digest : str
-        The sha256 of the submission's code or of the stems.
-    submission : Path or None
-        The submission's folder; None for existing stems.
-    plan : Plan or None
-        The plan of this package's own submission.
-    ensemble : str or None
-        The ensemble that replaces the submission's own setting.
-    weights : sequence of mapping
-        What :func:`describe_weights` or :func:`describe_foreign` returned.
-    device, precision, engine : str
-        How the stems were computed, in words.
-    limits : Limits or None
-    lossy_estimates : bool
-        Whether existing stems are in a lossy format; a submission's are wav files.
-    """
+    """What is evaluated: a submission, or a folder of existing stems."""
 
     name: str
     title: str
-    digest: str
-    submission: Path | None = None
-    plan: Plan | None = None
-    ensemble: str | None = None
+    digest: str  # the sha256 of the submission's code or of the stems
+    submission: Path | None = None  # the submission's folder; None for existing stems
+    plan: Plan | None = None  # the plan of this package's own submission
+    ensemble: str | None = None  # the ensemble that replaces the submission's own setting
     weights: Sequence[Mapping[str, Any]] = ()
+    """What :func:`describe_weights` or :func:`describe_foreign` returned."""
     device: str = "not known"
     precision: str = "not known"
     engine: str = "not known"
+    """``device``, ``precision`` and ``engine``: how the stems were computed, in words."""
     limits: Limits | None = None
     lossy_estimates: bool = False
+    """Whether existing stems are in a lossy format; a submission's are wav files."""
 
 
 def describe_run(system: EvaluatedSystem, task: Task, data_warnings: Sequence[str]) -> dict[str, Any]:

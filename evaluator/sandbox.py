@@ -92,41 +92,19 @@ MACHINE = ("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/kernel
 
 @dataclass(frozen=True)
 class Spec:
-    """The program to run, and what it may see.
+    """The program to run, and what it may see."""
 
-    Attributes
-    ----------
-    command : list of str
-        The program's absolute path and its arguments.
-    environment : dict of str to str
-    folder : str
-        Its working folder.
-    readable : list of str
-        Absolute paths of files and folders that it may read, in addition to the system's.
-    hidden : list of str
-        Files and folders inside ``readable`` that it must not see.
-    writable : list of str
-        Absolute paths of folders that it may write to.
-    scratch : str
-        A folder with empty folders ``root``, for building the view, and ``tmp``, the program's ``/tmp``.
-    memory : int
-        Maximum size of ``/dev/shm`` in bytes.
-    file_size : int
-        Maximum size in bytes of a file that it writes.
-    without : list of str
-        Names of namespaces, or ``Landlock``, that must not be used; set by tests.
-    """
-
-    command: list[str]
+    command: list[str]  # the program's absolute path and its arguments
     environment: dict[str, str]
-    folder: str
-    readable: list[str]
-    hidden: list[str]
-    writable: list[str]
+    folder: str  # its working folder
+    readable: list[str]  # absolute paths of files and folders that it may read, in addition to the system's
+    hidden: list[str]  # files and folders inside ``readable`` that it must not see
+    writable: list[str]  # absolute paths of folders that it may write to
     scratch: str
-    memory: int
-    file_size: int
-    without: list[str]
+    """A folder with empty folders ``root``, for building the view, and ``tmp``, the program's ``/tmp``."""
+    memory: int  # maximum size of ``/dev/shm`` in bytes
+    file_size: int  # maximum size in bytes of a file that it writes
+    without: list[str]  # names of namespaces, or ``Landlock``, that must not be used; set by tests
 
 
 def main() -> None:

@@ -13,18 +13,10 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of warning.
+    """A kind of warning."""
 
-    Attributes
-    ----------
-    text : str
-        Format string of the text in a record.
-    summary : str
-        The report's text before ``in 3 songs``; by default the text in the record.
-    """
-
-    text: str
-    summary: str = ""
+    text: str  # format string of the text in a record
+    summary: str = ""  # the report's text before ``in 3 songs``; by default the text in the record
 
     def of(self, **values: object) -> str:
         """The text about one song."""

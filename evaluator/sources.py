@@ -30,17 +30,11 @@ BLOCK = 4 * RATE  # samples read at a time
 
 @dataclass(frozen=True)
 class AudioSource:
-    """A file, or one audio stream of a file that has several.
-
-    Attributes
-    ----------
-    path : Path
-    stream : int, optional
-        The stream's index among the audio streams; ``None`` for a file with a single stream.
-    """
+    """A file, or one audio stream of a file that has several."""
 
     path: Path
     stream: int | None = None
+    """The stream's index among the audio streams; ``None`` for a file with a single stream."""
 
 
 def is_sound(path: Path) -> bool:

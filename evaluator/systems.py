@@ -32,42 +32,20 @@ SUBSETS = ("test", "train")
 
 @dataclass(frozen=True)
 class System:
-    """A separation system that was scored on songs.
+    """A separation system that was scored on songs."""
 
-    Attributes
-    ----------
-    name : str
-        Name in tables.
-    place : str
-        The argument that it was loaded from.
-    kind : {"run", "museval", "published"}
-    songs : dict
-        Record of every scored song, by name.
-    failed : tuple of str
-        Songs that failed.
-    planned : int
-        Number of songs that the run should have.
-    fingerprints : dict
-        Fingerprints of songs, if known.
-    run : dict
-        The run's description, if known.
-    row, table : Row and PublishedTable, or None
-        The published result and its table.
-    notes : tuple of str
-        Notes for the reader.
-    """
-
-    name: str
-    place: str
+    name: str  # name in tables
+    place: str  # the argument that it was loaded from
     kind: Literal["run", "museval", "published"]
-    songs: Mapping[str, SongRecord] = field(default_factory=dict)
-    failed: tuple[str, ...] = ()
-    planned: int = 0
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
-    run: Mapping[str, Any] = field(default_factory=dict)
+    songs: Mapping[str, SongRecord] = field(default_factory=dict)  # record of every scored song, by name
+    failed: tuple[str, ...] = ()  # songs that failed
+    planned: int = 0  # number of songs that the run should have
+    fingerprints: Mapping[str, str] = field(default_factory=dict)  # fingerprints of songs, if known
+    run: Mapping[str, Any] = field(default_factory=dict)  # the run's description, if known
     row: published.Row | None = None
     table: published.PublishedTable | None = None
-    notes: tuple[str, ...] = ()
+    """``row`` and ``table``: the published result and its table."""
+    notes: tuple[str, ...] = ()  # notes for the reader
 
     @property
     def stems(self) -> tuple[str, ...]:

@@ -34,34 +34,20 @@ PROCESS_GONE = (OSError, psutil.Error, ValueError)
 
 @dataclass(frozen=True)
 class Limits:
-    """Time and memory that a submission may use.
+    """Time and memory that a submission may use."""
 
-    Attributes
-    ----------
-    time_factor : float
-        Wall time of a song, as a multiple of its duration.
-    memory : int
-        Host memory in bytes, of the process and everything that it starts.
-    enforced : bool
-        Whether the process is killed when it exceeds a limit. Time and memory are measured in any case.
-    load_seconds : float
-        Seconds for loading the model if limits are enforced.
-    longest : float
-        Seconds for loading the model or for a song even if limits are not enforced. A song may take longer
-        if ``longest_factor`` allows it.
-    longest_factor : float
-        Wall time of a song even if limits are not enforced, as a multiple of its duration.
-    stall : float
-        Seconds without progress and without processor time, after which the process is always killed.
-    """
-
-    time_factor: float = TIME_FACTOR
-    memory: int = MEMORY
+    time_factor: float = TIME_FACTOR  # wall time of a song, as a multiple of its duration
+    memory: int = MEMORY  # host memory in bytes, of the process and everything that it starts
     enforced: bool = False
-    load_seconds: float = 900.0
+    """Whether the process is killed when it exceeds a limit. Time and memory are measured in any case."""
+    load_seconds: float = 900.0  # seconds for loading the model if limits are enforced
     longest: float = 3600.0
+    """Seconds for loading the model or for a song even if limits are not enforced. A song may take longer if
+    ``longest_factor`` allows it."""
     longest_factor: float = 100.0
+    """Wall time of a song even if limits are not enforced, as a multiple of its duration."""
     stall: float = 60.0
+    """Seconds without progress and without processor time, after which the process is always killed."""
 
 
 class UnmeasurableError(Exception):
