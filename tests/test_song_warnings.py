@@ -18,8 +18,9 @@ VALUES = {"stem": "a: b\nc", "share": 0.5, "count": 3, "total": 10, "metric": "m
 
 @pytest.mark.parametrize("kind", song_warnings.ALL)
 def test_every_kind_of_warning_is_recognized_by_its_text(kind: song_warnings.Kind) -> None:
-    assert [each for each in song_warnings.ALL if each.pattern.fullmatch(kind.of(**VALUES))] == [kind]
-    assert summary_of(kind.of(**VALUES)) == kind.summary
+    text = kind.of(**VALUES)
+    assert [each for each in song_warnings.ALL if each.pattern.fullmatch(text)] == [kind]
+    assert summary_of(text) == (kind.summary or text)
 
 
 def test_an_unknown_warning_is_its_own_summary() -> None:

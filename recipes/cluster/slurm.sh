@@ -7,7 +7,7 @@
 set -euo pipefail
 
 port=${RAY_PORT:-6379}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 if ray get-auth-token --generate >/dev/null 2>&1; then # older versions of Ray have no tokens
     export RAY_AUTH_MODE=token                         # the token is in the home folder, which all nodes share
