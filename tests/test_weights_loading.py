@@ -72,6 +72,15 @@ def test_safetensors_without_metadata_are_read(tmp_path: Path) -> None:
     assert (checkpoint.klass, checkpoint.kwargs) == (None, {})
 
 
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
+def test_a_network_of_53_stems_is_read_despite_its_many_tensors(tmp_path: Path, name: str) -> None:
+    state = {f"mask.{index}": torch.ones(1) for index in range(13_600)}
+    (torch.save if name == "a.ckpt" else save_file)(state, tmp_path / name)
+    read = weights.load(tmp_path / name).state
+    assert read is not None
+    assert len(read) == 13_600
+
+
 def test_an_onnx_graph_stays_in_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(onnx_graph())
     assert weights.load(tmp_path / "a.onnx").state is None

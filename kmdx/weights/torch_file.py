@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_PICKLE = 1 << 26  # bytes
-_MAX_DIRECTORY = 1 << 23  # bytes of a zip archive's list of entries; 10,000 tensors need one
+_MAX_DIRECTORY = 1 << 23  # bytes of a zip archive's list of entries; 30,000 tensors need two
 _MAX_AXES = 16
 _MAX_NESTED = 4  # wrappers around a tensor, such as a parameter of a custom type
 _LOCAL_HEADER = 30  # bytes, before the entry's name
@@ -55,7 +55,7 @@ _REFUSED = {  # functions that rebuild tensors of kinds that no network here has
     "torch._utils._rebuild_nested_tensor": "nested",
 }
 
-_MAX_INSTRUCTIONS = 500_000  # about 45 for each tensor: enough for 2,000, with averages and an optimizer
+_MAX_INSTRUCTIONS = 2_000_000  # about 45 for each tensor: enough for 13,600, with averages and momentum
 _ALLOWED = re.compile(  # names in torch's own files; none is ever looked up
     r"collections\.(OrderedDict|Counter|defaultdict|deque)|_codecs\.encode|fractions\.Fraction"
     r"|pathlib\.\w*Path|datetime\.(datetime|date|time|timedelta|timezone)|argparse\.Namespace|uuid\.UUID"
