@@ -309,6 +309,8 @@ class _Import:
         if len(rates) == 2 and rates[0] != rates[1]:
             raise ValueError(f"audio.sample_rate is {rates[0]}, but model.sample_rate is {rates[1]}")
         found = {**self.config.audio, **model}
+        if self.config.audio.get("num_channels") == 1:
+            found.setdefault("stereo", False)
         stated = {key: found[key] for key in found if key in known and found[key] is not None}
         return {**stated, "type": kind.name} if kind else stated
 

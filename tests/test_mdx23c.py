@@ -75,6 +75,12 @@ def test_sizes_are_inferred_from_the_weights(architecture: dict[str, Any], prefi
     assert mdx23c.build(minimal(architecture), None, state).config == stated.config
 
 
+def test_a_network_without_norms_may_name_them_otherwise() -> None:
+    mdx23c.build({**NONE, "norm": "Identity"}, None, state_of(NONE))
+    with pytest.raises(ValueError, match="another network's weights"):
+        mdx23c.build({**INSTANCE, "norm": "Identity"}, None, state_of(INSTANCE))
+
+
 def test_a_mono_network_takes_each_channel_alone() -> None:
     mono = {**INSTANCE, "stereo": False}
     network = mdx23c.build({**minimal(mono), "stereo": False}, None, state_of(mono))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from kmdx import Separator, cli, msst, plan_file
 from kmdx.errors import KmdxError
+from kmdx.networks import mdx23c, types
 from kmdx.nodes import Estimate, Sum
 from kmdx.plan import Plan
 from kmdx.windows import FadeAndAdd
@@ -129,6 +130,20 @@ def test_checkpoints_in_any_wrapper_are_recognized_with_and_without_a_config(
         assert any(line.startswith("stems: ") for line in assumed)
         assert "overlap: 2" in assumed
         assert len({*assumed}) == len(assumed)
+
+
+def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
+    settings = config_of("mdx23c")
+    settings["audio"]["num_channels"] = 1
+    sizes = {**settings["audio"], **settings["model"]}
+    mono = {key: value for key, value in sizes.items() if key in types.TYPES["mdx23c"].sizes}
+    sources = settings["training"]["instruments"]
+    network = mdx23c.stand_in({"type": "mdx23c", "sources": sources, **mono, "stereo": False}, "seed")
+    checkpoint, config = tmp_path / "x.pt", tmp_path / "c.yaml"
+    torch.save(network.state_dict(), checkpoint)
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
 
 
 def test_a_link_needs_no_copy(tmp_path: Path) -> None:

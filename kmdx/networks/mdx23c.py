@@ -27,7 +27,8 @@ from kmdx.networks.random_weights import gain_to_level, random_state
 from kmdx.networks.spectrogram import Spectrogram
 from kmdx.networks.state import NoInitialization, Shapes, complete, load_strictly
 
-_NORM = re.compile(r"InstanceNorm|BatchNorm|GroupNorm([1-9]\d{0,3})|none")
+_NO_NORM = ("none", "None", "Identity")  # the published code takes any unknown name as none
+_NORM = re.compile(rf"InstanceNorm|BatchNorm|GroupNorm([1-9]\d{{0,3}})|{'|'.join(_NO_NORM)}")
 _ACT = re.compile(r"gelu|relu|elu(\d{1,4}(?:\.\d{1,4})?)")
 
 
@@ -113,7 +114,7 @@ class Mdx23cConfig:
 
     def make_norm(self, dim: int) -> nn.Module:
         """Build a normalization layer."""
-        if self.norm == "none":
+        if self.norm in _NO_NORM:
             return nn.Identity()
         if self.norm == "InstanceNorm":
             return nn.InstanceNorm2d(dim, affine=True)
@@ -346,7 +347,8 @@ def infer(state: Mapping[str, Tensor], stated: Mapping[str, Any] | None = None) 
     if f"{block}.tfc1.0.running_mean" in shapes:
         sizes["norm"] = "BatchNorm"
     elif f"{block}.tfc1.0.weight" not in shapes:
-        sizes["norm"] = "none"
+        norm = (stated or {}).get("norm")
+        sizes["norm"] = norm if norm in _NO_NORM else "none"
     return sizes
 
 
