@@ -204,7 +204,10 @@ def read_config(path: Path) -> MsstConfig:
         content = documents.load_yaml(documents.read_text(path), tuples=True)
     except DocumentError as error:
         raise DocumentError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, str):  # HTDemucs and others
+        raise DocumentError(f"{path}: networks of type {quoted(model)} cannot be imported")
+    if not isinstance(model, dict):
         raise DocumentError(f"{path}: expected a config with the sections {', '.join(SECTIONS)}")
     sections = {name: content.get(name) or {} for name in SECTIONS}
     for name, section in sections.items():
@@ -316,7 +319,7 @@ class _Import:
 
     def _stems(self) -> tuple[tuple[str, ...], str | None]:
         """The names of the network's outputs, and of the rest of the mixture if it is a stem."""
-        instruments = self.config.training.get("instruments")
+        instruments = self.config.training.get("instruments") or self.config.model.get("sources")
         target = self.config.training.get("target_instrument")
         if instruments is None and target is None:
             names = USUAL_STEMS.get(self.outputs) or tuple(f"stem_{i + 1}" for i in range(self.outputs))
@@ -334,7 +337,9 @@ class _Import:
         rest = [stem for stem in map(_stem_name, listed_names) if stem not in names]
         if target is None:
             return names, None
-        return names, rest[0] if len(rest) == 1 else "residual" if names != ("vocals",) else "other"
+        if len(rest) == 1:
+            return names, rest[0]
+        return names, "other" if names[0] in ("vocals", "residual") else "residual"
 
     def _chunk(self) -> int:
         """Samples of a chunk."""
@@ -362,7 +367,9 @@ def _stem_name(instrument: str) -> str:
     """An instrument's name as that of a stem, which is also a file name."""
     name = re.sub(r"[^\w-]+", "_", instrument.strip()).strip("_")
     if not name or name.casefold() in (MIXTURE, ACCOMPANIMENT):
-        raise ValueError(f"training.instruments: {quoted(instrument)} cannot be the name of a stem")
+        raise ValueError(
+            f"training.instruments: {quoted(instrument)} cannot be the name of a stem; rename it"
+        )
     return name
 
 

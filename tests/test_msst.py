@@ -146,6 +146,37 @@ def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
     assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
 
 
+def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
+    settings = config_of("mdx23c")
+    settings["audio"]["num_channels"] = 1
+    sizes = {**settings["audio"], **settings["model"]}
+    mono = {key: value for key, value in sizes.items() if key in types.TYPES["mdx23c"].sizes}
+    sources = settings["training"]["instruments"]
+    network = mdx23c.stand_in({"type": "mdx23c", "sources": sources, **mono, "stereo": False}, "seed")
+    checkpoint, config = tmp_path / "x.pt", tmp_path / "c.yaml"
+    torch.save(network.state_dict(), checkpoint)
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
+
+
+def test_stems_without_names_have_those_of_the_model_and_the_rest_another_than_the_target(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "c.yaml"
+    settings = config_of("scnet")
+    del settings["training"]["instruments"]
+    settings["model"]["sources"] = ["piano", "guitar", "voice", "choir"]
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("scnet", files_of("scnet")[0], config, tmp_path / "models")
+    assert plan_file.load(made.plan).stems == ("piano", "guitar", "voice", "choir")
+    settings = config_of("bs_roformer")
+    settings["training"] = {"target_instrument": "residual"}
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("bs", files_of("bs_roformer")[0], config, tmp_path / "models")
+    assert plan_file.load(made.plan).stems == ("residual", "other")
+
+
 def test_a_link_needs_no_copy(tmp_path: Path) -> None:
     checkpoint, config = files_of("bs_roformer")
     made = msst.add("mine", checkpoint, config, tmp_path, link=True)
@@ -180,6 +211,7 @@ CONFIG_MISTAKES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("bs_roformer", changed("model", "depth", "two"), "depth"),
     ("bs_roformer", changed("model", "heads", 4), "heads is 2 in the weights"),
     ("bs_roformer", changed("model", "freqs_per_bands", [2, 3]), "freqs_per_bands"),
+    ("bs_roformer", changed("model", "freqs_per_bands", 3), "freqs_per_bands must be a list"),
     ("bs_roformer", changed("model", "mask_estimator_depth", 3), "mask_estimator_depth is 2 in the weights"),
     ("bs_roformer", changed("model", "use_pope", True), "model.use_pope is not supported by BS-RoFormer"),
     ("bs_roformer", changed("model", "num_residual_streams", 4), "model.num_residual_streams is not supported"),
@@ -268,6 +300,7 @@ def test_a_checkpoint_that_cannot_be_run_is_a_one_line_error(
     [
         ("model: {dim: 16}\nx: !!python/object/apply:os.system [touch owned]\n", "python/object/apply:os.system.*not supported"),
         ("model: !!python/name:os.system\n", "not supported"),
+        ("model: htdemucs\n", "networks of type 'htdemucs' cannot be imported"),
         ("just text", "expected a config with the sections"),
         ("model: 3\n", "expected a config with the sections"),
         ("model: {dim: 16}\naudio: [1]\n", "audio: expected a mapping"),
