@@ -33,6 +33,7 @@ from kmdx.errors import (
     quoted,
     shown,
 )
+from kmdx.file_names import is_reserved
 from kmdx.networks import types
 from kmdx.plan import Plan
 from kmdx.weights import CommunityCheckpoint
@@ -127,14 +128,13 @@ def add(
         raise WeightsError(f"{file} exists already; choose another name, or delete it first")
     try:
         made = _Import(read, state, config is not None)
-        architecture = made.architecture
-        types.function(types.type_of(architecture).build)(architecture, None, state)
+        network = types.function(made.kind.build)(made.architecture, None, state)
         text = made.plan(file.name, checkpoint.name, known)
         plan = plan_file.parse(text, name, folder)
     except ValueError as error:
         where = checkpoint if config is None else f"{checkpoint} with {config}"
         raise WeightsError(f"{where}: {error}") from error
-    parameters = sum(tensor.numel() for tensor in state.values())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     try:
         with files.folder(folder):
             if not in_place:
@@ -247,7 +247,6 @@ class _Import:
 
     def plan(self, file: str, origin: str, known: CommunityCheckpoint | None) -> str:
         """The text of the plan."""
-        architecture = self.architecture
         signal = "x" if self.config.inference.get("normalize") else MIXTURE
         back = {"denormalize": signal} if signal != MIXTURE else {}
         stems: dict[str, Any] = {stem: {"sum": {f"E.{stem}": 1}, **back} for stem in self.stems}
@@ -264,10 +263,10 @@ class _Import:
             "title": known.title if known else f"{self.kind.title}: {', '.join(stems)}",
             "description": f"Imported from {origin}.",
             **({"score": known.marked_score} if known and known.score else {}),
-            "sample_rate": types.read(architecture).sample_rate,
+            "sample_rate": types.read(self.architecture).sample_rate,
             "networks": {
                 "net": {
-                    "weights": {"file": file, **facts, "architecture": architecture},
+                    "weights": {"file": file, **facts, "architecture": self.architecture},
                     "fade_and_add": {"chunk": self._chunk(), "overlap": self._overlap()},
                 }
             },
@@ -277,7 +276,7 @@ class _Import:
         text = yaml.safe_dump(
             content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
         )
-        return (ZERO_DC if "zero_dc" in architecture else "") + text
+        return (ZERO_DC if "zero_dc" in self.architecture else "") + text
 
     def facts(self, plan: Plan, parameters: int) -> tuple[str, ...]:
         """What was found, in words."""
@@ -343,11 +342,10 @@ class _Import:
 
     def _chunk(self) -> int:
         """Samples of a chunk."""
-        own = types.read(self.architecture).length
-        stated = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
-        if stated is None and own is None:
+        chunk = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
+        if chunk is None:
             self.assumed.append(f"chunk: {CHUNK} samples")
-        chunk = stated or own or CHUNK
+            return CHUNK
         if not isinstance(chunk, int):
             raise ValueError(f"audio.chunk_size must be a number of samples, not {quoted(chunk)}")
         return chunk
@@ -377,6 +375,8 @@ def _check_name(name: str, folder: Path) -> None:
     """Raise PlanError if a new ensemble cannot have this name."""
     if not re.fullmatch(r"\w[\w-]{0,99}", name):
         raise PlanError(f"{quoted(name)} cannot be the name of an ensemble: use letters, digits, '_' and '-'")
+    if is_reserved(name) or f"{name}.yaml".casefold() == weights.TRAINED:
+        raise PlanError(f"{name} cannot be the name of an ensemble: it is reserved; choose another")
     taken: Sequence[str] = plan_file.names()
     if name in taken:
         raise PlanError(f"{name} is the name of an ensemble of the package; choose another")

@@ -127,6 +127,7 @@ def test_checkpoints_in_any_wrapper_are_recognized_with_and_without_a_config(
             msst.add("other", path, None, tmp_path / "models")
     else:
         assumed = msst.add("other", path, None, tmp_path / "models").assumed
+        assert len(set(assumed)) == len(assumed)
         assert any(line.startswith("stems: ") for line in assumed)
         assert "overlap: 2" in assumed
         assert len({*assumed}) == len(assumed)
@@ -175,6 +176,14 @@ def test_stems_without_names_have_those_of_the_model_and_the_rest_another_than_t
     config.write_text(yaml.safe_dump(settings), "utf-8")
     made = msst.add("bs", files_of("bs_roformer")[0], config, tmp_path / "models")
     assert plan_file.load(made.plan).stems == ("residual", "other")
+
+
+def test_averaged_weights_are_not_counted_as_parameters(tmp_path: Path) -> None:
+    checkpoint, config = files_of("bs_roformer")
+    state = load_file(checkpoint)
+    torch.save(state | {f"ema_model.{name}": tensor for name, tensor in state.items()}, tmp_path / "x.pt")
+    made = msst.add("mine", tmp_path / "x.pt", config, tmp_path / "models")
+    assert "0.7 million parameters" in made.found[0]
 
 
 def test_a_link_needs_no_copy(tmp_path: Path) -> None:
@@ -318,7 +327,7 @@ def test_a_config_that_runs_code_or_is_none_is_a_one_line_error(
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "mini", ".hidden", "x" * 200])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "mini", ".hidden", "x" * 200, "trained", "con"])
 def test_a_name_that_cannot_be_an_ensemble_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(KmdxError, match="name"):
         msst.add(name, *files_of("bs_roformer"), folder=tmp_path)
