@@ -253,7 +253,7 @@ class _Import:
         if self.others:
             (target,) = self.stems
             stems[self.others] = {"sum": {MIXTURE: 1, "target" if back else f"E.{target}": -1}}
-        signals: dict[str, Any] = {"x": {"normalize": MIXTURE}} if back else {}
+        signals: dict[str, Any] = {"x": {"standardize": MIXTURE}} if back else {}
         signals["E"] = {"network": "net", "hears": signal}
         if back and self.others:
             signals["target"] = stems[target]

@@ -207,6 +207,22 @@ def test_the_rest_of_a_normalized_mixture_is_taken_at_its_level(tmp_path: Path) 
     assert decibels(song, stems["vocals"] + stems["other"]) > 120
 
 
+def test_even_a_short_song_is_normalized_as_numpy_does_it(tmp_path: Path) -> None:
+    checkpoint, _ = files_of("mdx23c")
+    settings = config_of("mdx23c")
+    settings["inference"]["normalize"] = True
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    song = (0.2 + 0.05 * np.random.default_rng(0).standard_normal((3000, 2))).astype(np.float32)
+    mean, std = song.mean(1).mean(), song.mean(1).std()
+    plan = plan_file.load(made.plan)
+    stems = Separator(plan, device="cpu", precision="fp32").separate(song, 44100)
+    plain = Separator(without_normalization(plan), device="cpu", precision="fp32")
+    for stem, expected in plain.separate((song - mean) / std, 44100).items():
+        assert decibels(expected * std + mean, stems[stem]) > 110
+
+
 def changed(section: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(config: dict[str, Any]) -> None:
         config[section][key] = value
