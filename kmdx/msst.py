@@ -129,12 +129,13 @@ def add(
     try:
         made = _Import(read, state, config is not None)
         network = types.function(made.kind.build)(made.architecture, None, state)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        del network
         text = made.plan(file.name, checkpoint.name, known)
         plan = plan_file.parse(text, name, folder)
     except ValueError as error:
         where = checkpoint if config is None else f"{checkpoint} with {config}"
         raise WeightsError(f"{where}: {error}") from error
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     try:
         with files.folder(folder):
             if not in_place:

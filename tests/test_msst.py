@@ -147,20 +147,6 @@ def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
     assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
 
 
-def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
-    settings = config_of("mdx23c")
-    settings["audio"]["num_channels"] = 1
-    sizes = {**settings["audio"], **settings["model"]}
-    mono = {key: value for key, value in sizes.items() if key in types.TYPES["mdx23c"].sizes}
-    sources = settings["training"]["instruments"]
-    network = mdx23c.stand_in({"type": "mdx23c", "sources": sources, **mono, "stereo": False}, "seed")
-    checkpoint, config = tmp_path / "x.pt", tmp_path / "c.yaml"
-    torch.save(network.state_dict(), checkpoint)
-    config.write_text(yaml.safe_dump(settings), "utf-8")
-    made = msst.add("mine", checkpoint, config, tmp_path / "models")
-    assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
-
-
 def test_stems_without_names_have_those_of_the_model_and_the_rest_another_than_the_target(
     tmp_path: Path,
 ) -> None:
