@@ -429,7 +429,7 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
 
 def _check_stems(plan: Plan, task: Task) -> None:
     """Raise KmdxError if a plan does not separate a stem that would be scored."""
-    given = {*plan.stems, *([ACCOMPANIMENT] if parts_of_accompaniment(plan.stems) else [])}
+    given = {*map(reference_of, plan.stems), *([ACCOMPANIMENT] if parts_of_accompaniment(plan.stems) else [])}
     lacking = [stem for stem in task.stems if stem not in given]
     if lacking:
         common = ",".join(stem for stem in task.stems if stem in given)

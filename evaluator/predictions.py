@@ -21,6 +21,7 @@ from kmdx.errors import KmdxError
 from kmdx.files import remove_tree
 
 PREDICTIONS = "predictions"
+INSTRUMENTAL = "instrumental"
 SAMPLE = 8  # bytes at most: float64
 HEADER_ALLOWANCE = 10**6  # bytes of a file besides its samples
 BLOCK = 2**20  # bytes copied at a time
@@ -108,7 +109,7 @@ class Predictions:
                     raise PredictionError(f"no stems: {here} {_why_no_folder(error)}") from error
             for stem in _with_parts(stems, path, folder):
                 copies[stem] = target / f"{stem}.wav"
-                _copy(path, folder, f"{stem}.wav", most, copies[stem])
+                _copy(path, folder, f"{_name(stem, path, folder)}.wav", most, copies[stem])
         return copies
 
     def _move_to_trash(self, shared: int | None, name: str) -> None:
@@ -149,11 +150,18 @@ def _why_no_folder(error: OSError) -> str:
 
 def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[str]:
     """The stems to copy; a missing accompaniment is replaced by the stems that sum to it."""
-    if ACCOMPANIMENT not in stems or _exists(ACCOMPANIMENT, path, folder):
+    if ACCOMPANIMENT not in stems or _exists(_name(ACCOMPANIMENT, path, folder), path, folder):
         return [*stems]
     parts = parts_of_accompaniment([name for name in NAMES if _exists(name, path, folder)])
     names = [stem for stem in stems if stem != ACCOMPANIMENT or not parts]
     return [*dict.fromkeys([*names, *parts])]
+
+
+def _name(stem: str, path: Path, folder: int | None) -> str:
+    """The name with which a submission wrote a stem: its accompaniment may be named instrumental."""
+    if stem == ACCOMPANIMENT and not _exists(stem, path, folder) and _exists(INSTRUMENTAL, path, folder):
+        return INSTRUMENTAL
+    return stem
 
 
 def _exists(stem: str, path: Path, folder: int | None) -> bool:

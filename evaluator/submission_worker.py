@@ -158,12 +158,12 @@ def check_stems(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> 
 
     Wrong stems and wrong lengths would have ended it. NaN and infinity would not: they were written as 16-bit
     numbers and scored. If the wanted stems are not the challenge's four, extra stems are allowed, and the
-    evaluator computes a missing accompaniment as a sum.
+    evaluator takes the instrumental or a sum as a missing accompaniment.
     """
     wrong = {}
     extra = sorted(map(str, set(stems) - set(STEMS))) if set(wanted) == set(STEMS) else []
-    summed = {"accompaniment"} if set(STEMS) - {"vocals"} <= set(stems) else set()
-    missing = sorted(set(wanted) - set(stems) - summed)
+    has_others = "instrumental" in stems or set(STEMS) - {"vocals"} <= set(stems)
+    missing = sorted(set(wanted) - set(stems) - ({"accompaniment"} if has_others else set()))
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]
         wrong[f"wrong stems: {', '.join(names)}"] = True

@@ -145,9 +145,9 @@ class SongSignals:
                 total.scale(1 / use.passes)
         return dict(zip((f"{name}.{source}" for source in self.used[name]), totals, strict=True))
 
-    def measure(self, name: str, reference: str) -> Level:
+    def measure(self, name: str, reference: str, unbiased: bool) -> Level:
         """The level of a signal; also stored under the node's name."""
-        self.levels[name] = self.signals[reference].level()
+        self.levels[name] = self.signals[reference].level(unbiased)
         return self.levels[name]
 
     def make(self, function: Callable[..., None], references: Sequence[str]) -> Signal:

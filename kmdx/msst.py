@@ -33,6 +33,7 @@ from kmdx.errors import (
     quoted,
     shown,
 )
+from kmdx.file_names import is_reserved
 from kmdx.networks import types
 from kmdx.plan import Plan
 from kmdx.weights import CommunityCheckpoint
@@ -127,14 +128,14 @@ def add(
         raise WeightsError(f"{file} exists already; choose another name, or delete it first")
     try:
         made = _Import(read, state, config is not None)
-        architecture = made.architecture
-        types.function(types.type_of(architecture).build)(architecture, None, state)
+        network = types.function(made.kind.build)(made.architecture, None, state)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        del network
         text = made.plan(file.name, checkpoint.name, known)
         plan = plan_file.parse(text, name, folder)
     except ValueError as error:
         where = checkpoint if config is None else f"{checkpoint} with {config}"
         raise WeightsError(f"{where}: {error}") from error
-    parameters = sum(tensor.numel() for tensor in state.values())
     try:
         with files.folder(folder):
             if not in_place:
@@ -204,7 +205,10 @@ def read_config(path: Path) -> MsstConfig:
         content = documents.load_yaml(documents.read_text(path), tuples=True)
     except DocumentError as error:
         raise DocumentError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    model = content.get("model") if isinstance(content, dict) else None
+    if isinstance(model, str):  # HTDemucs and others
+        raise DocumentError(f"{path}: networks of type {quoted(model)} cannot be imported")
+    if not isinstance(model, dict):
         raise DocumentError(f"{path}: expected a config with the sections {', '.join(SECTIONS)}")
     sections = {name: content.get(name) or {} for name in SECTIONS}
     for name, section in sections.items():
@@ -244,14 +248,13 @@ class _Import:
 
     def plan(self, file: str, origin: str, known: CommunityCheckpoint | None) -> str:
         """The text of the plan."""
-        architecture = self.architecture
         signal = "x" if self.config.inference.get("normalize") else MIXTURE
         back = {"denormalize": signal} if signal != MIXTURE else {}
         stems: dict[str, Any] = {stem: {"sum": {f"E.{stem}": 1}, **back} for stem in self.stems}
         if self.others:
             (target,) = self.stems
             stems[self.others] = {"sum": {MIXTURE: 1, "target" if back else f"E.{target}": -1}}
-        signals: dict[str, Any] = {"x": {"normalize": MIXTURE}} if back else {}
+        signals: dict[str, Any] = {"x": {"standardize": MIXTURE}} if back else {}
         signals["E"] = {"network": "net", "hears": signal}
         if back and self.others:
             signals["target"] = stems[target]
@@ -261,10 +264,10 @@ class _Import:
             "title": known.title if known else f"{self.kind.title}: {', '.join(stems)}",
             "description": f"Imported from {origin}.",
             **({"score": known.marked_score} if known and known.score else {}),
-            "sample_rate": types.read(architecture).sample_rate,
+            "sample_rate": types.read(self.architecture).sample_rate,
             "networks": {
                 "net": {
-                    "weights": {"file": file, **facts, "architecture": architecture},
+                    "weights": {"file": file, **facts, "architecture": self.architecture},
                     "fade_and_add": {"chunk": self._chunk(), "overlap": self._overlap()},
                 }
             },
@@ -274,7 +277,7 @@ class _Import:
         text = yaml.safe_dump(
             content, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
         )
-        return (ZERO_DC if "zero_dc" in architecture else "") + text
+        return (ZERO_DC if "zero_dc" in self.architecture else "") + text
 
     def facts(self, plan: Plan, parameters: int) -> tuple[str, ...]:
         """What was found, in words."""
@@ -316,7 +319,7 @@ class _Import:
 
     def _stems(self) -> tuple[tuple[str, ...], str | None]:
         """The names of the network's outputs, and of the rest of the mixture if it is a stem."""
-        instruments = self.config.training.get("instruments")
+        instruments = self.config.training.get("instruments") or self.config.model.get("sources")
         target = self.config.training.get("target_instrument")
         if instruments is None and target is None:
             names = USUAL_STEMS.get(self.outputs) or tuple(f"stem_{i + 1}" for i in range(self.outputs))
@@ -334,15 +337,16 @@ class _Import:
         rest = [stem for stem in map(_stem_name, listed_names) if stem not in names]
         if target is None:
             return names, None
-        return names, rest[0] if len(rest) == 1 else "residual" if names != ("vocals",) else "other"
+        if len(rest) == 1:
+            return names, rest[0]
+        return names, "other" if names[0] in ("vocals", "residual") else "residual"
 
     def _chunk(self) -> int:
         """Samples of a chunk."""
-        own = types.read(self.architecture).length
-        stated = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
-        if stated is None and own is None:
+        chunk = self.config.inference.get("chunk_size") or self.config.audio.get("chunk_size")
+        if chunk is None:
             self.assumed.append(f"chunk: {CHUNK} samples")
-        chunk = stated or own or CHUNK
+            return CHUNK
         if not isinstance(chunk, int):
             raise ValueError(f"audio.chunk_size must be a number of samples, not {quoted(chunk)}")
         return chunk
@@ -362,7 +366,9 @@ def _stem_name(instrument: str) -> str:
     """An instrument's name as that of a stem, which is also a file name."""
     name = re.sub(r"[^\w-]+", "_", instrument.strip()).strip("_")
     if not name or name.casefold() in (MIXTURE, ACCOMPANIMENT):
-        raise ValueError(f"training.instruments: {quoted(instrument)} cannot be the name of a stem")
+        raise ValueError(
+            f"training.instruments: {quoted(instrument)} cannot be the name of a stem; rename it"
+        )
     return name
 
 
@@ -370,6 +376,8 @@ def _check_name(name: str, folder: Path) -> None:
     """Raise PlanError if a new ensemble cannot have this name."""
     if not re.fullmatch(r"\w[\w-]{0,99}", name):
         raise PlanError(f"{quoted(name)} cannot be the name of an ensemble: use letters, digits, '_' and '-'")
+    if is_reserved(name) or f"{name}.yaml".casefold() == weights.TRAINED:
+        raise PlanError(f"{name} cannot be the name of an ensemble: it is reserved; choose another")
     taken: Sequence[str] = plan_file.names()
     if name in taken:
         raise PlanError(f"{name} is the name of an ensemble of the package; choose another")

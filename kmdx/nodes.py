@@ -211,6 +211,7 @@ class Normalize(Node):
 
     kind: ClassVar[str] = "Normalize"
     can_be_given: ClassVar[bool] = False  # other nodes also need its level
+    unbiased: ClassVar[bool] = True
     signal: str
 
     @classmethod
@@ -233,7 +234,7 @@ class Normalize(Node):
 
     def renamed(self, names: Mapping[str, str]) -> Normalize:
         """A copy with a new name for its signal."""
-        return Normalize(names.get(self.signal, self.signal))
+        return type(self)(names.get(self.signal, self.signal))
 
     def level(self, name: str, below: set[str | None]) -> set[str | None]:
         """Its own level instead of the mixture's."""
@@ -243,7 +244,7 @@ class Normalize(Node):
         """Measure the level and remove it."""
         import torch
 
-        level = song.measure(name, self.signal)
+        level = song.measure(name, self.signal, self.unbiased)
 
         def normalize(target: Tensor, signal: Tensor) -> None:
             torch.sub(signal, level.mean, out=target)
@@ -251,6 +252,23 @@ class Normalize(Node):
             target.div_(signal.new_tensor(level.std))
 
         return {name: song.make(normalize, [self.signal])}
+
+
+@dataclass(frozen=True)
+class Standardize(Normalize):
+    """As :class:`Normalize`, but with the biased std, as Music-Source-Separation-Training does it."""
+
+    kind: ClassVar[str] = "Standardize"
+    unbiased: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, standardize: str) -> Standardize:
+        """Make one from the name of the signal."""
+        return cls(standardize)
+
+    def settings(self) -> dict[str, Any]:
+        """The name of the signal."""
+        return {"standardize": self.signal}
 
 
 @dataclass(frozen=True)

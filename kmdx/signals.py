@@ -249,19 +249,19 @@ class Signal:
         """The largest absolute sample."""
         return max(block.abs().max().item() for block in self.blocks())
 
-    def level(self) -> Level:
-        """Mean and unbiased standard deviation of the mono sum.
+    def level(self, unbiased: bool = True) -> Level:
+        """Mean and standard deviation, unbiased or not, of the mono sum.
 
         If the mono sum is constant, for example because the channels cancel, the deviation is that of both
         channels. A constant signal keeps its level.
         """
-        mean, std = self._moments(lambda block: block.mean(0))
+        mean, std = self._moments(lambda block: block.mean(0), unbiased)
         if std == 0:
-            _, std = self._moments(lambda block: block.flatten())
+            _, std = self._moments(lambda block: block.flatten(), unbiased)
         return Level(mean, std or 1.0)
 
-    def _moments(self, values: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Mean and unbiased standard deviation, which is exactly 0 if all values are equal in float32."""
+    def _moments(self, values: Callable[[Tensor], Tensor], unbiased: bool) -> tuple[float, float]:
+        """Mean and standard deviation, which is exactly 0 if all values are equal in float32."""
         import torch
 
         exact = torch.float32 if self.tensor.device.type == "mps" else torch.float64  # MPS has no float64
@@ -275,7 +275,7 @@ class Signal:
         if low == high:
             return mean, 0.0
         squares = sum((values(block).to(exact) - mean).square().sum().item() for block in self.blocks())
-        std = math.sqrt(squares / (count - 1))
+        std = math.sqrt(squares / (count - unbiased))
         return mean, std if std >= torch.finfo(torch.float32).tiny else 0.0
 
 

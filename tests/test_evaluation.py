@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import submissions
-from evaluation_cases import NAMES, STEMS, results
+from evaluation_cases import NAMES, ROOT, STEMS, results
 
 from evaluator import command, metrics
 from evaluator.comparison_command import compare, load
@@ -138,6 +138,21 @@ def test_four_stems_are_scored_as_vocals_and_accompaniment(evaluate, two_stems: 
     assert set(record["scores"]["global_sdr"]) == {"vocals", "accompaniment"}
     expected = global_sdr(truth, (0.1 + 0.2 + 0.3) * mixture)
     assert record["scores"]["global_sdr"]["accompaniment"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_ensembles_instrumental_is_scored_as_the_accompaniment(
+    evaluate, two_stems: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "networks: {v: {weights: mini_vocals, trim_and_join: {chunk: 130048, trim: 2048}}}\n"
+        "signals: {V: {network: v, hears: mixture}}\n"
+        "stems: {vocals: {sum: {V.vocals: 1}}, instrumental: {sum: {mixture: 1, V.vocals: -1}}}\n"
+    )
+    result = evaluate("--submission", ROOT, "--ensemble", plan, "--device", "cpu", data=two_stems)
+    assert result.code == 0, result.err
+    (record,) = results(tmp_path / "run")["songs"]
+    assert set(record["scores"]["global_sdr"]) == {"vocals", "accompaniment"}
 
 
 def test_a_part_of_the_accompaniment_of_another_length_fails_the_song(

@@ -127,6 +127,7 @@ def test_checkpoints_in_any_wrapper_are_recognized_with_and_without_a_config(
             msst.add("other", path, None, tmp_path / "models")
     else:
         assumed = msst.add("other", path, None, tmp_path / "models").assumed
+        assert len(set(assumed)) == len(assumed)
         assert any(line.startswith("stems: ") for line in assumed)
         assert "overlap: 2" in assumed
         assert len({*assumed}) == len(assumed)
@@ -144,6 +145,31 @@ def test_a_mono_mdx23c_is_imported(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(settings), "utf-8")
     made = msst.add("mine", checkpoint, config, tmp_path / "models")
     assert plan_file.load(made.plan).networks["net"].weight.architecture["stereo"] is False
+
+
+def test_stems_without_names_have_those_of_the_model_and_the_rest_another_than_the_target(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "c.yaml"
+    settings = config_of("scnet")
+    del settings["training"]["instruments"]
+    settings["model"]["sources"] = ["piano", "guitar", "voice", "choir"]
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("scnet", files_of("scnet")[0], config, tmp_path / "models")
+    assert plan_file.load(made.plan).stems == ("piano", "guitar", "voice", "choir")
+    settings = config_of("bs_roformer")
+    settings["training"] = {"target_instrument": "residual"}
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("bs", files_of("bs_roformer")[0], config, tmp_path / "models")
+    assert plan_file.load(made.plan).stems == ("residual", "other")
+
+
+def test_averaged_weights_are_not_counted_as_parameters(tmp_path: Path) -> None:
+    checkpoint, config = files_of("bs_roformer")
+    state = load_file(checkpoint)
+    torch.save(state | {f"ema_model.{name}": tensor for name, tensor in state.items()}, tmp_path / "x.pt")
+    made = msst.add("mine", tmp_path / "x.pt", config, tmp_path / "models")
+    assert "0.7 million parameters" in made.found[0]
 
 
 def test_a_link_needs_no_copy(tmp_path: Path) -> None:
@@ -167,6 +193,22 @@ def test_the_rest_of_a_normalized_mixture_is_taken_at_its_level(tmp_path: Path) 
     assert decibels(song, stems["vocals"] + stems["other"]) > 120
 
 
+def test_even_a_short_song_is_normalized_as_numpy_does_it(tmp_path: Path) -> None:
+    checkpoint, _ = files_of("mdx23c")
+    settings = config_of("mdx23c")
+    settings["inference"]["normalize"] = True
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    song = (0.2 + 0.05 * np.random.default_rng(0).standard_normal((3000, 2))).astype(np.float32)
+    mean, std = song.mean(1).mean(), song.mean(1).std()
+    plan = plan_file.load(made.plan)
+    stems = Separator(plan, device="cpu", precision="fp32").separate(song, 44100)
+    plain = Separator(without_normalization(plan), device="cpu", precision="fp32")
+    for stem, expected in plain.separate((song - mean) / std, 44100).items():
+        assert decibels(expected * std + mean, stems[stem]) > 110
+
+
 def changed(section: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(config: dict[str, Any]) -> None:
         config[section][key] = value
@@ -180,6 +222,7 @@ CONFIG_MISTAKES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("bs_roformer", changed("model", "depth", "two"), "depth"),
     ("bs_roformer", changed("model", "heads", 4), "heads is 2 in the weights"),
     ("bs_roformer", changed("model", "freqs_per_bands", [2, 3]), "freqs_per_bands"),
+    ("bs_roformer", changed("model", "freqs_per_bands", 3), "freqs_per_bands must be a list"),
     ("bs_roformer", changed("model", "mask_estimator_depth", 3), "mask_estimator_depth is 2 in the weights"),
     ("bs_roformer", changed("model", "use_pope", True), "model.use_pope is not supported by BS-RoFormer"),
     ("bs_roformer", changed("model", "num_residual_streams", 4), "model.num_residual_streams is not supported"),
@@ -268,6 +311,7 @@ def test_a_checkpoint_that_cannot_be_run_is_a_one_line_error(
     [
         ("model: {dim: 16}\nx: !!python/object/apply:os.system [touch owned]\n", "python/object/apply:os.system.*not supported"),
         ("model: !!python/name:os.system\n", "not supported"),
+        ("model: htdemucs\n", "networks of type 'htdemucs' cannot be imported"),
         ("just text", "expected a config with the sections"),
         ("model: 3\n", "expected a config with the sections"),
         ("model: {dim: 16}\naudio: [1]\n", "audio: expected a mapping"),
@@ -285,7 +329,7 @@ def test_a_config_that_runs_code_or_is_none_is_a_one_line_error(
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "mini", ".hidden", "x" * 200])
+@pytest.mark.parametrize("name", ["", "a b", "../x", "mini", ".hidden", "x" * 200, "trained", "con"])
 def test_a_name_that_cannot_be_an_ensemble_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(KmdxError, match="name"):
         msst.add(name, *files_of("bs_roformer"), folder=tmp_path)

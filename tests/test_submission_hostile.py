@@ -376,6 +376,11 @@ def test_the_parts_of_a_missing_accompaniment_are_copied(hands: Predictions, tmp
     assert set(hands.copy("song", ["accompaniment"], 1000, 2, tmp_path / "taken")) == {"accompaniment"}
 
 
+def test_the_instrumental_is_the_accompaniment(hands: Predictions, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "shared/predictions/song/instrumental.wav", noise(1000), 44100)
+    assert set(hands.copy("song", ["accompaniment"], 1000, 2, tmp_path / "taken")) == {"accompaniment"}
+
+
 def test_without_all_of_its_parts_the_accompaniment_is_missing(hands: Predictions, tmp_path: Path) -> None:
     (tmp_path / "shared/predictions/song/drums.wav").unlink()
     with pytest.raises(PredictionError, match=r"accompaniment\.wav is missing"):

@@ -553,7 +553,9 @@ def _infer_bands(widths: Sequence[int], mel: bool, stated: Mapping[str, Any]) ->
 
     def agrees(sizes: Mapping[str, Any]) -> bool:
         own = {key: stated.get(key, value) for key, value in sizes.items()}
-        return all((list(own[key]) if key == "freqs_per_bands" else own[key]) == sizes[key] for key in own)
+        return all(
+            (list(each) if isinstance(each, tuple) else each) == sizes[key] for key, each in own.items()
+        )
 
     return next(filter(agrees, possible), possible[0])
 
