@@ -1,8 +1,8 @@
 """Separate songs on many GPUs and machines, with Ray.
 
 There is one idea: independent tasks, workers that are expensive to make, and results on disk. A worker is a
-Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker handles two tasks at a
-time, so that it reads and writes files while it computes. Unless it is given a number of cores, it computes
+Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker separates two songs at
+a time, so that it reads and writes files while it computes. Unless it is given a number of cores, it computes
 with as many threads as a single process would on its machine, because oneDNN's last bits depend on them.
 
 A task whose worker dies goes to another worker, where it runs alone. If that one dies, too, the task has
@@ -56,7 +56,7 @@ Progress = Callable[[float, float], None]
 Work = Callable[[Task, Progress], Value]
 """What a worker does. It raises :class:`kmdx.files.Locked` for a task that another process is working on."""
 
-AT_ONCE = 2  # tasks that a worker handles at a time
+AT_ONCE = 2  # songs that a worker separates at a time: one is read or written during the other
 DEATHS = 2  # workers that a task may end before it has failed
 LOST_NODES = 5  # nodes that may be lost during a task before it has failed
 POLL = 0.2  # seconds between two looks at the workers
@@ -184,6 +184,8 @@ class Pool(Generic[Task, Value]):
     folders : sequence of Path
         More folders and files that every node must see.
     options : ClusterOptions
+    at_once : int
+        Tasks that a worker handles at a time.
     """
 
     def __init__(
@@ -193,9 +195,11 @@ class Pool(Generic[Task, Value]):
         output: Path,
         folders: Sequence[Path],
         options: ClusterOptions,
+        at_once: int = AT_ONCE,
     ) -> None:
         self.tasks = tasks
         self.options = options
+        self.at_once = at_once
         self.workers: list[Worker] = []
         self.left = len(tasks)
         self._make = cloudpickle.dumps(make)
@@ -278,7 +282,7 @@ class Pool(Generic[Task, Value]):
         remote: Any = ray.remote(_Actor)
         actor = remote.options(
             **resources,
-            max_concurrency=AT_ONCE + 1,
+            max_concurrency=self.at_once + 1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
         ).remote(self._make, self.options.cpus, is_shared)
         worker = Worker(actor, name, id)
@@ -288,7 +292,7 @@ class Pool(Generic[Task, Value]):
     def _hand_out(self) -> None:
         """Give waiting tasks to workers; a task that may have ended a worker runs alone."""
         for worker in self.workers:
-            while worker.is_ready and self._waiting and len(worker.tasks) < AT_ONCE:
+            while worker.is_ready and self._waiting and len(worker.tasks) < self.at_once:
                 number = self._waiting[0]
                 suspects = {number, *worker.tasks.values()} & self._deaths.keys()
                 if worker.tasks and suspects:
