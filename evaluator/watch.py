@@ -310,9 +310,9 @@ class Room(NamedTuple):
 
 def _free(folder: Path) -> Room:
     """What is free on a folder's disk; a disk without a limit on files has room for none."""
-    files = 0
     with contextlib.suppress(*PROCESS_GONE):
         if hasattr(os, "statvfs"):
-            files = os.statvfs(folder).f_favail
-        return Room(shutil.disk_usage(folder).free, files)
+            found = os.statvfs(folder)
+            return Room(found.f_bavail * found.f_frsize, found.f_favail)
+        return Room(shutil.disk_usage(folder).free, 0)
     return Room(0, 0)
