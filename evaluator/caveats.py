@@ -103,7 +103,7 @@ def _settings(systems: Sequence[System]) -> Iterator[str]:
 
 
 def _lossy(what: str, lossy: Mapping[str, bool | None]) -> Iterator[str]:
-    """Report that only some have files in a lossy format; None is not known."""
+    """Report that some systems have files in a lossy format and others do not; None means unknown."""
     some, others = ([name for name, value in lossy.items() if value is known] for known in (True, False))
     if some and others:
         yield f"the {what} of {joined(some)} are in a lossy format, those of {joined(others)} are not"
