@@ -26,18 +26,13 @@ from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric, named
-from evaluator.records import DERIVED, SongRecord, stems_of_mean
+from evaluator.records import AVERAGE, DERIVED, SONG, SongRecord, stems_of_mean
 from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
 MIN_SAMPLES = 1000  # with fewer, the ends of an interval depend on the seed
 MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
-SONG = "song"
-"""Used as the name of a stem: the mean of a song's stems."""
-
-AVERAGE = "average"
-"""Used as the name of a stem: the mean over stems of their values over songs."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from evaluator import significance
 from evaluator.bootstrap import COVERAGE
-from evaluator.comparison import AVERAGE, SONG, Comparison, Difference, p_text
+from evaluator.comparison import Comparison, Difference, p_text
 from evaluator.metrics import show, signed
-from evaluator.records import finite
+from evaluator.records import AVERAGE, SONG, finite
 from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
