@@ -1,10 +1,10 @@
 """Measure a cluster's own cost: ``python -m benchmarks.cluster``.
 
 The tasks wait instead of computing, so that several workers on one machine do not compete for its cores. For
-1, 2 and 4 workers, the efficiency is the shortest possible time divided by the time taken, from the first
-task to the last. The overhead per task is measured with tasks that do nothing. With ``--many N``, the command
-measures with N tasks that do nothing the time until the first is done, the whole time, and the peak memory of
-this process.
+1, 2 and 4 workers, the efficiency is the shortest possible time divided by the time taken, from the end of
+the first task to that of the last. The overhead per task is measured with tasks that do nothing. With
+``--many N``, the command runs N tasks that do nothing. It then shows the time to the first result, the time
+from there to the last, and the peak memory of this process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from kmdx import cluster, terminal
 from kmdx.cluster import ClusterOptions, Finished, Pool
 from kmdx.inputs import InputSong
+
+EMPTY = 500  # tasks that do nothing
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def run(tasks: int, seconds: float, workers: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--many", type=int, metavar="N", help="measure this many songs instead")
+    parser.add_argument("--many", type=int, metavar="N", help="run this many tasks that do nothing instead")
     arguments = parser.parse_args()
     if arguments.many:
         first, rest = run(arguments.many, 0.0, 2)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         terminal.out.print(
-            f"{arguments.many} songs: {first:.1f} s to the first, {rest:.1f} s to the last, {peak:.0f} MB"
+            f"{arguments.many} tasks: {first:.1f} s to the first, {rest:.1f} s to the last, {peak:.0f} MB"
         )
         return
     for workers in (1, 2, 4):
@@ -63,9 +65,10 @@ def main() -> None:
         _, taken = run(each * workers, seconds, workers)
         # A worker handles AT_ONCE tasks at a time; the first of them end together.
         least = (each / cluster.AT_ONCE - 1) * seconds
-        _, idle = run(500, 0.0, workers)
+        _, idle = run(EMPTY, 0.0, workers)
+        overhead = 1000 * idle / EMPTY
         terminal.out.print(
-            f"{workers} workers: efficiency {least / taken:.1%}; overhead {1000 * idle / 500:.1f} ms per task"
+            f"{workers} workers: efficiency {least / taken:.1%}; overhead {overhead:.1f} ms per task"
         )
 
 

@@ -103,10 +103,10 @@ def _settings(systems: Sequence[System]) -> Iterator[str]:
 
 
 def _lossy(what: str, lossy: Mapping[str, bool | None]) -> Iterator[str]:
-    """Report that only some have files in a lossy format; None is not known."""
+    """Report that some systems have files in a lossy format and others do not; None means unknown."""
     some, others = ([name for name, value in lossy.items() if value is known] for known in (True, False))
     if some and others:
-        yield f"the {what} of {joined(some)} are in a lossy format, those of {joined(others)} are not"
+        yield f"the {what} of {joined(some)} are in a lossy format; those of {joined(others)} are not"
 
 
 def _inside(run: Mapping[str, Any], key: str, inner: str) -> Any:
@@ -141,8 +141,8 @@ def _measures(systems: Sequence[System]) -> Iterator[str]:
     foreign = [system.name for system in systems if system.kind == "museval"]
     if own and foreign:
         yield (
-            f"museval computed the scores of {joined(foreign)}, this evaluator those of {joined(own)}; their "
-            "values agree if museval used BSSEval v4"
+            f"museval computed the scores of {joined(foreign)}, and this evaluator those of {joined(own)}; "
+            "their values agree if museval used BSSEval v4"
         )
 
 

@@ -1,24 +1,9 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { songs, systems, metrics, columns } = data;
-  const find = (id) => document.getElementById(id);
 
-  // Create elements. Strings become text, never HTML, because song names may contain anything.
-  const make = (space) => (tag, attributes = {}, ...children) => {
-    const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, value);
-    element.append(...children.flat().filter((child) => child !== null));
-    return element;
-  };
-  const h = make(null);
-  const s = make("http://www.w3.org/2000/svg");
-
-  // Adding 0 removes the sign of -0.
-  const rounded = (value, digits) => Number(value.toFixed(digits)) + 0;
-  const number = (value, digits = 3) => (value == null ? "–" : rounded(value, digits).toFixed(digits).replace("-", "−"));
+  const score = (value) => number(value, 3);
   const signed = (value, digits = 3) => (value == null ? "–" : (rounded(value, digits) >= 0 ? "+" : "") + number(value, digits));
-  const within = (value, low, high) => Math.min(Math.max(value, low), high);
   const metric = () => metrics.find((each) => each.name === find("metric").value);
   const stem = () => find("stem").value;
   const stemTitle = () => (stem() === data.song ? "mean of stems" : stem());
@@ -40,7 +25,7 @@
       for (const row of rows) {
         const value = valueOf(row, column);
         const cell = row.querySelector(`td[data-column="${CSS.escape(column)}"]`);
-        cell.textContent = number(value);
+        cell.textContent = score(value);
         const depth = value == null || sorted.length < 2 ? 0 : (24 * sorted.indexOf(value)) / (sorted.length - 1);
         cell.style.setProperty("--depth", depth.toFixed(1));
       }
@@ -120,20 +105,12 @@
     return both.sort((one, two) => one.step - two.step);
   }
 
-  function quantile(sorted, part) {
-    const place = (sorted.length - 1) * part;
-    const low = Math.floor(place);
-    return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (place - low);
-  }
-
   function axis(steps, pair) {
     // The axis covers most songs: a single song at -12 dB would squeeze all others.
     const spread = Math.max(quantile(steps, 0.75) - quantile(steps, 0.25), 0.02);
     let low = Math.min(0, pair.low ?? 0, steps.find((step) => step >= quantile(steps, 0.25) - 4 * spread));
     let high = Math.max(0, pair.high ?? 0, steps.findLast((step) => step <= quantile(steps, 0.75) + 4 * spread));
-    const rough = Math.max(high - low, 0.02) / 6;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const size = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+    const size = tickStep(Math.max(high - low, 0.02), 6);
     low = Math.floor(low / size - 0.1) * size;
     high = Math.ceil(high / size + 0.1) * size;
     return { low, high, size, digits: Math.max(0, -Math.floor(Math.log10(size) + 1e-9)) };
@@ -185,7 +162,7 @@
         s("circle", {
           class: `${better}${off ? " off" : ""}`, cx: x(place).toFixed(1), cy: y(song.step).toFixed(1), r: radius.toFixed(1), role: "img", "data-place": place,
           tabindex: place === Math.floor(shown.length / 2) ? 0 : -1,
-          "aria-label": `${song.name}: ${withUnit(signed(song.step))}, ${names[0]} ${number(song.a)}, ${names[1]} ${number(song.b)}`,
+          "aria-label": `${song.name}: ${withUnit(signed(song.step))}, ${names[0]} ${score(song.a)}, ${names[1]} ${score(song.b)}`,
         }),
       );
     });
@@ -202,7 +179,7 @@
     );
     find("song-rows").replaceChildren(
       ...shown.map((song) =>
-        h("tr", {}, h("th", { scope: "row" }, song.name), ...[number(song.a), number(song.b), signed(song.step)].map((text) => h("td", { class: "number" }, text))),
+        h("tr", {}, h("th", { scope: "row" }, song.name), ...[score(song.a), score(song.b), signed(song.step)].map((text) => h("td", { class: "number" }, text))),
       ),
     );
   }
@@ -212,7 +189,7 @@
     if (!dot) return;
     const song = shown[dot.dataset.place];
     const pair = chosen();
-    tip.replaceChildren(song.name, h("br"), h("b", {}, withUnit(signed(song.step))), h("br"), `${systems[pair.a].name} ${number(song.a)}, ${systems[pair.b].name} ${number(song.b)}`);
+    tip.replaceChildren(song.name, h("br"), h("b", {}, withUnit(signed(song.step))), h("br"), `${systems[pair.a].name} ${score(song.a)}, ${systems[pair.b].name} ${score(song.b)}`);
     const frame = find("spread").getBoundingClientRect();
     const box = dot.getBoundingClientRect();
     const half = tip.offsetWidth / 2;

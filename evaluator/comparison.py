@@ -26,18 +26,13 @@ from evaluator import bootstrap, significance
 from evaluator.bootstrap import Statistic
 from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric, named
-from evaluator.records import DERIVED, SongRecord, stems_of_mean
+from evaluator.records import AVERAGE, DERIVED, SONG, SongRecord, stems_of_mean
 from evaluator.systems import System, matching
 from kmdx.errors import KmdxError, shown
 
 TIE = 0.005  # smaller differences are invisible with two decimals
 MIN_SAMPLES = 1000  # with fewer, the ends of an interval depend on the seed
 MAX_SAMPLES = 100_000  # fits in memory for any realistic number of songs
-SONG = "song"
-"""Used as the name of a stem: the mean of a song's stems."""
-
-AVERAGE = "average"
-"""Used as the name of a stem: the mean over stems of their values over songs."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +137,8 @@ def compare(
     systems : sequence of System
         Two or more, from :func:`evaluator.systems.load_all`.
     samples : int
-        Number of bootstrap samples, and of random sign flips; more if the p values of so many pairs could not
-        be significant otherwise.
+        Number of bootstrap samples, and of random sign flips. More are used if there are so many pairs that
+        no corrected p value could be below 5 % otherwise.
     seed : int
         Seed of the random numbers.
     only : sequence of str, optional
@@ -174,10 +169,7 @@ def compare(
                 for place in tested
                 if _has(systems[place], metric.name, mean_stems if stem == SONG else [stem])
             }
-            found = _pairs(metric, stem, values, samples, seed)
-            differences += [
-                replace(each, in_common=len(songs[each.a].keys() & songs[each.b].keys())) for each in found
-            ]
+            differences += _pairs(metric, stem, values, samples, seed)
     return Comparison(
         tuple(systems),
         tuple(metrics),
@@ -247,18 +239,15 @@ def _has(system: System, metric: str, stems: Sequence[str]) -> bool:
     return metric in system.metrics and set(stems) <= set(system.stems)
 
 
-Values = Mapping[str, float]
-"""A system's value for each song that has one."""
+Values = Mapping[str, float | None]
+"""A system's value for each of its songs; None if the song has none."""
 
 
 def _values(songs: Mapping[str, SongRecord], metric: str, stem: str, mean_stems: Sequence[str]) -> Values:
     found = {}
     for key, record in songs.items():
         scores = record.scores.get(metric, {})
-        values = [scores.get(each) for each in (mean_stems if stem == SONG else [stem])]
-        present = [value for value in values if value is not None]
-        if present and len(present) == len(values):
-            found[key] = sum(present) / len(present)
+        found[key] = _mean([scores.get(each) for each in (mean_stems if stem == SONG else [stem])])
     return found
 
 
@@ -281,9 +270,9 @@ def _pairs(
 def _difference(
     metric: Metric, stem: str, a: int, b: int, of_a: Values, of_b: Values, samples: int, seed: int
 ) -> Difference:
-    names = [name for name in of_a if name in of_b]
-    values_a = np.array([of_a[name] for name in names])
-    values_b = np.array([of_b[name] for name in names])
+    in_common = [name for name in of_a if name in of_b]
+    names = [name for name in in_common if None not in (of_a[name], of_b[name])]
+    values_a, values_b = (np.array([values[name] for name in names], np.float64) for values in (of_a, of_b))
     statistic = metric.over_songs
     found = Difference(
         metric.name,
@@ -294,6 +283,7 @@ def _difference(
         tuple(map(float, values_a)),
         tuple(map(float, values_b)),
         statistic,
+        in_common=len(in_common),
     )
     if not names:
         return found
@@ -361,9 +351,10 @@ def _measured(
     chosen = {key: songs[key] for key in keys}
     found: dict[str, float | None] = {}
     for stem in stems:
-        values = list(_values(chosen, metric, stem, ()).values())
+        values = [value for value in _values(chosen, metric, stem, ()).values() if value is not None]
         found[stem] = _reduce(way)(np.array(values)) if values else None
-    return {AVERAGE: _average([found[stem] for stem in stems_of_mean(stems)]), **found}
+    counted = stems_of_mean(stems)
+    return {AVERAGE: _mean([found[each] for each in counted]) if len(counted) > 1 else None, **found}
 
 
 def _published(system: System, metric: str, way: Statistic, stems: Sequence[str]) -> dict[str, float | None]:
@@ -374,6 +365,7 @@ def _published(system: System, metric: str, way: Statistic, stems: Sequence[str]
     return {AVERAGE: row.average if same else None, **{stem: row.scores.get(stem) for stem in stems}}
 
 
-def _average(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if a value is missing."""
     present = [value for value in values if value is not None]
-    return sum(present) / len(present) if len(present) > 1 and len(present) == len(values) else None
+    return sum(present) / len(present) if present and len(present) == len(values) else None

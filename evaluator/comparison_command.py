@@ -17,8 +17,9 @@ from rich.table import Table
 
 from evaluator import comparison_page
 from evaluator.bootstrap import COVERAGE
-from evaluator.comparison import AVERAGE, Comparison, Difference, compare, p_text
+from evaluator.comparison import Comparison, Difference, compare, p_text
 from evaluator.metrics import Metric, show, signed
+from evaluator.records import AVERAGE
 from evaluator.results import statistic_title
 from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all

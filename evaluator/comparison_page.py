@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from evaluator import significance
 from evaluator.bootstrap import COVERAGE
-from evaluator.comparison import AVERAGE, SONG, Comparison, Difference, p_text
+from evaluator.comparison import Comparison, Difference, p_text
 from evaluator.metrics import show, signed
-from evaluator.records import finite
+from evaluator.records import AVERAGE, SONG, finite
 from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
@@ -160,19 +160,6 @@ def _scores(system: System, comparison: Comparison, keys: list[str]) -> dict[str
 
 
 def _difference(each: Difference, comparison: Comparison) -> dict[str, Any]:
-    return {
-        "metric": each.metric,
-        "stem": each.stem,
-        "a": each.a,
-        "b": each.b,
-        "songs": len(each.songs),
-        "difference": each.difference,
-        "low": each.low,
-        "high": each.high,
-        "wins": each.wins,
-        "losses": each.losses,
-        "ties": each.ties,
-        "p": p_text(each.corrected),
-        "better": each.better,
-        "verdict": each.verdict(comparison.names),
-    }
+    names = ("metric", "stem", "a", "b", "difference", "low", "high", "wins", "losses", "better")
+    found = {name: getattr(each, name) for name in names}
+    return {**found, "p": p_text(each.corrected), "verdict": each.verdict(comparison.names)}

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MUSDB_SONGS = 50  # in MUSDB18-HQ's test set
-EXAMPLES = 3  # most songs in the line of a problem that several have
+EXAMPLES = 3  # songs that the line of a shared problem names, at most
 EVERY_SPLIT = "all"
 """Used as a split: the songs of all splits."""
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evaluator.records import AVERAGE, SONG
 from evaluator.sources import SOUNDS, AudioSource, is_sound
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, STEMS, STREAMS
 from kmdx.documents import read_json
@@ -69,7 +70,6 @@ SPLITS = ("train", "test", "valid", "validation", "val", "dev", "eval")
 """Folders with these names are splits even if the data set has only one folder."""
 
 MOISESDB_UNEVEN = 1.0  # seconds by which the tracks of a MoisesDB song may differ in length
-MEANS = ("song", "average")  # in results these are means of stems, so no stem may have these names
 MAX_NAME = 200  # bytes of a song's name, which is used as a folder's name
 
 
@@ -328,7 +328,7 @@ def is_stem_name(name: str) -> bool:
     return (
         bool(re.fullmatch(r"\w[\w +&-]{0,63}", name))
         and stem_named(name) != MIXTURE
-        and key(name) not in MEANS
+        and key(name) not in (SONG, AVERAGE)  # in results these are means of stems
     )
 
 

@@ -82,9 +82,7 @@ class Metric:
         if sources.count(True) != 1:
             raise ValueError(f"metric {self.name!r}: expected either function or together")
         if self.frames == (self.function is not None):
-            raise ValueError(
-                f"metric {self.name!r}: expected frames with together, and one value with function"
-            )
+            raise ValueError(f"metric {self.name!r}: expected frames if and only if it has together")
         if self.function is None and (self.uses_mixture or self.uses_rate):
             raise ValueError(f"metric {self.name!r}: uses_mixture and uses_rate need function")
         if self.over_songs not in ("mean", "median"):

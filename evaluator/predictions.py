@@ -52,8 +52,8 @@ class Predictions:
     def clear(self, everything: bool = False) -> None:
         """Create an empty ``predictions`` in place of whatever the submission put there.
 
-        With ``everything``, also remove the rest of the shared folder, which belongs to an ended process,
-        even if that process took the folders' permissions.
+        With ``everything``, also remove the rest of the shared folder, even folders whose permissions the
+        submission removed. Its processes must have ended.
         """
         if everything:
             _restore_permissions(self.shared)
@@ -119,7 +119,7 @@ class Predictions:
 
 
 def _restore_permissions(path: Path) -> None:
-    """Make a folder usable again. Only after all processes have ended: one could replace it by a link."""
+    """Make a folder usable again. A process that still runs could replace it with a link at this moment."""
     if path.is_dir() and not path.is_symlink():
         path.chmod(0o700)
 
@@ -158,7 +158,7 @@ def _with_parts(stems: Sequence[str], path: Path, folder: int | None) -> list[st
 
 
 def _name(stem: str, path: Path, folder: int | None) -> str:
-    """The name with which a submission wrote a stem: its accompaniment may be named instrumental."""
+    """The name that a submission gave a stem's file: the accompaniment's may be ``instrumental``."""
     if stem == ACCOMPANIMENT and not _exists(stem, path, folder) and _exists(INSTRUMENTAL, path, folder):
         return INSTRUMENTAL
     return stem

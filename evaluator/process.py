@@ -236,7 +236,7 @@ class Submission:
         if failure is None:
             running.find_worker()
             packages = {clean(name, 60): clean(version, 40) for name, version in found["packages"].items()}
-            if self.interpreter is None:  # the same after a restart
+            if self.interpreter is None:  # a restart does not change it
                 executable, version = clean(found["executable"]), clean(found["version"], 40)
                 self.interpreter = Interpreter(executable, version, packages)
             return
@@ -311,7 +311,7 @@ class Submission:
     def _note_device(self, reply: Mapping[str, Any]) -> str | None:
         """Remember the first device that a reply names; return a failure if a later reply names another.
 
-        Torch may be imported at any time.
+        A submission may import torch at any time, so early replies may name no device.
         """
         assert self.interpreter is not None
         device, before = clean(reply["device"] or "", 100), self.interpreter.device
@@ -497,7 +497,7 @@ class _Running:
     def release(self, contained: bool) -> None:
         """Let the guard start the interpreter, once nothing of the submission can escape observation.
 
-        ``contained`` tells whether the guard is the first process of a PID namespace.
+        ``contained`` is whether the guard is the first process of a PID namespace.
         """
         self.contained = contained
         self.guard = _first_child(self.process.pid)

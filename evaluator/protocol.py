@@ -33,7 +33,7 @@ from kmdx.files import remove_tree
 
 logger = logging.getLogger("evaluator")
 SCARCITY = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
-"""Errors of a system that has no processes, memory, disk space or files left."""
+"""Errors of a system that cannot start more processes, or has no memory, disk space or files left."""
 T = TypeVar("T")
 
 
@@ -338,7 +338,7 @@ def _score_predictions(run: Evaluation, track: Track, workspace: Workspace) -> S
 
 
 def _with_room(submission: Submission, work: Callable[[], T]) -> T:
-    """Do the evaluator's own work; if the system has no room for it, kill the submission and try again.
+    """Do the evaluator's own work; if the system lacks resources, kill the submission and try once more.
 
     A submission may have used up the processes, threads, memory or disk space of its user.
     """

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluator import published
-from evaluator.comparison import AVERAGE
 from evaluator.metrics import Metric, named
 from evaluator.published import PublishedTable, Row
+from evaluator.records import AVERAGE
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ Scores = dict[str, dict[str, float | None]]
 DERIVED = {"accompaniment", "instrumental"}
 """Stems that are sums of others."""
 
+SONG = "song"
+"""Used as the name of a stem: the mean of a song's stems."""
+
+AVERAGE = "average"
+"""Used as the name of a stem: the mean over stems of their values over songs."""
+
 
 def stems_of_mean(stems: Sequence[str]) -> tuple[str, ...]:
     """The stems that count in a mean over ``stems``: without sums of others, if several others remain."""

@@ -1,42 +1,14 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { stems, songs, metrics } = data;
   const columns = ["song", ...stems];
-  const find = (id) => document.getElementById(id);
 
-  // Create elements. Strings become text, never HTML, because song names may contain anything.
-  const make = (space) => (tag, attributes = {}, ...children) => {
-    const element = space ? document.createElementNS(space, tag) : document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
-    }
-    element.append(...children.flat().filter((child) => child !== null));
-    return element;
-  };
-  const h = make(null);
-  const s = make("http://www.w3.org/2000/svg");
-
-  // Adding 0 removes the sign of -0.
-  const decibels = (value, digits = 2) => (value == null ? "–" : (Number(value.toFixed(digits)) + 0).toFixed(digits).replace("-", "−"));
+  const decibels = (value, digits = 2) => number(value, digits);
   const clock = (seconds) => {
     const whole = Math.floor(seconds + 1e-6);
     return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
   };
-  const within = (value, low, high) => Math.min(Math.max(value, low), high);
   const present = (values) => values.filter((value) => value != null);
-
-  function quantile(sorted, part) {
-    const place = (sorted.length - 1) * part;
-    const low = Math.floor(place);
-    return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (place - low);
-  }
-
-  function step(span, most) {
-    const rough = span / most;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    return [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  }
 
   // ---------------------------------------------------------------- the distribution over songs
 
@@ -72,7 +44,7 @@
     const middleHalf = Math.max(quantile(sortedAll, 0.75) - quantile(sortedAll, 0.25), 1);
     let low = sortedAll.find((value) => value >= quantile(sortedAll, 0.25) - 4 * middleHalf);
     let high = sortedAll.findLast((value) => value <= quantile(sortedAll, 0.75) + 4 * middleHalf);
-    const size = step(Math.max(high - low, 2), narrow ? 5 : 10);
+    const size = tickStep(Math.max(high - low, 2), narrow ? 5 : 10);
     low = Math.floor((low - size * 0.1) / size) * size;
     high = Math.ceil((high + size * 0.1) / size) * size;
     const x = (value) => left + ((within(value, low, high) - low) / (high - low)) * (right - left);

@@ -116,7 +116,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
 
 def script(name: str) -> Markup:
     """The script of a page, preceded by what all pages share."""
-    return Markup("".join((HERE / each).read_text(encoding="utf-8") for each in ("scroll_hint.js", name)))
+    return Markup("".join((HERE / each).read_text(encoding="utf-8") for each in ("page.js", name)))
 
 
 def environment() -> jinja2.Environment:

@@ -57,9 +57,9 @@ OPTIONS = {
 }
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41, "ppc64le": 203, "s390x": 217}
 SYSTEM_CALLS = {"x86_64": (0xC000003E, 29, 272, 56), "aarch64": (0xC00000B7, 194, 97, 220)}
-"""The number of an architecture, and of its system calls shmget, unshare and clone."""
+"""For each machine the number of its architecture, and the numbers of shmget, unshare and clone."""
 CLONE3 = 435
-OTHER_CALLS = 0x40000000  # the first number of those of another kind (x32)
+OTHER_CALLS = 0x40000000  # the first system call of x32, a second set of numbers
 SET_SECCOMP = 22
 SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = (
     1,
@@ -340,8 +340,8 @@ def limit_processes() -> None:
 def forbid_hidden_memory() -> None:
     """Forbid this process and its children to make user namespaces and System V shared memory.
 
-    Nothing shows how much memory is in shared segments, or in a ``tmpfs`` that a user namespace may mount.
-    Does nothing on machines whose system calls are not listed here, or if Linux has no seccomp.
+    No process's memory includes shared segments, or a ``tmpfs`` that is mounted in a user namespace.
+    Does nothing on machines that :data:`SYSTEM_CALLS` lacks, or if Linux has no seccomp.
     """
     if platform.machine() not in SYSTEM_CALLS:
         return
@@ -354,7 +354,7 @@ def forbid_hidden_memory() -> None:
         (load, 0, 0, number_at),
         (at_least, 6, 0, OTHER_CALLS),
         (equal, 5, 0, shared_segment),
-        (equal, 4, 0, CLONE3),  # its flags are out of reach; the C library then uses clone
+        (equal, 4, 0, CLONE3),  # a filter cannot read its flags; the C library then uses clone
         (equal, 1, 0, unshare),
         (equal, 0, 3, clone),
         (load, 0, 0, flags_at),

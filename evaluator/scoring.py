@@ -196,7 +196,7 @@ def _whole_songs(
 
 @contextmanager
 def _blamed(metrics: Sequence[Metric], stems: Sequence[str]) -> Iterator[None]:
-    """Turn any exception, and an exit, into a MetricError."""
+    """Turn any exception, even SystemExit, into a MetricError that names the metrics and stems."""
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -31,7 +31,7 @@ class ScoringProcess:
 
     def __init__(self) -> None:
         self._pool = _pool()
-        self._run(LIMIT, os.getpid)  # its threads start now: a submission may leave none for later
+        self._run(LIMIT, os.getpid)  # starts its threads now: a submission may use up all later ones
 
     def __enter__(self) -> ScoringProcess:
         return self
@@ -80,7 +80,7 @@ class ScoringProcess:
         except BrokenProcessPool:
             raise
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-            self._pool = _pool()  # the old one has started only in part
+            self._pool = _pool()  # the old one is only partly started
             raise ScoringError(f"the scoring process cannot be started: {error}") from error
 
 

@@ -16,7 +16,7 @@ class Kind:
     """A kind of warning."""
 
     text: str  # format string of the text in a record
-    summary: str = ""  # the report's text before ``in 3 songs``; by default the text in the record
+    summary: str = ""  # the report's text before ``in 3 songs``; if empty, the text in the record
 
     def of(self, **values: object) -> str:
         """The text about one song."""

@@ -27,7 +27,7 @@ MAX_FILES = 20_000  # open files of all its processes
 MAX_SHARE = 0.9  # of the machine's memory, whether limits are enforced or not
 NEARLY_ALL = "; it had used nearly all memory of this machine"
 MIN_FREE = 10**9  # bytes that a submission must leave free on the disk
-MIN_FREE_FILES = 10**5  # files and folders that the disk must still have room for
+MIN_FREE_FILES = 10**5  # files and folders that must still fit on the disk
 PROCESS_GONE = (OSError, psutil.Error, ValueError)
 """Exceptions that mean that a process or its pipe no longer exists."""
 
@@ -48,6 +48,13 @@ class Limits:
     """Wall time of a song even if limits are not enforced, as a multiple of its duration."""
     stall: float = 60.0
     """Seconds without progress and without processor time, after which the process is always killed."""
+
+
+class Room(NamedTuple):
+    """What is free on a disk: bytes, and the number of files and folders that still fit."""
+
+    bytes: int
+    files: int
 
 
 class UnmeasurableError(Exception):
@@ -146,7 +153,7 @@ class Watch:
         return self.peak > self.most
 
     def _filled_disk(self) -> str | None:
-        """What the submission used up on its disk; None if enough is left, or others used it up before."""
+        """The failure if the submission filled its disk; None if enough is left, or it was full before."""
         left = _free(self.scratch)
         if left.bytes < self.least.bytes and self.free.bytes - left.bytes > self.least.bytes:
             return f"it filled the disk: only {left.bytes / 1e9:.1f} GB are free"
@@ -169,7 +176,7 @@ def memory_of(processes: Sequence[psutil.Process], shared_memory: int | None, ab
     Raises
     ------
     UnmeasurableError
-        If a process hides its open files, or if there are more than :data:`MAX_FILES`.
+        If a process hides its open files, or if all have more than :data:`MAX_FILES` open.
     """
     pids = [process.pid for process in processes]
     files = _memory_files(pids, shared_memory)
@@ -301,15 +308,8 @@ def _threads(process: psutil.Process) -> int:
     return 0
 
 
-class Room(NamedTuple):
-    """What is free on a disk: bytes, and files and folders."""
-
-    bytes: int
-    files: int
-
-
 def _free(folder: Path) -> Room:
-    """What is free on a folder's disk; a disk without a limit on files has room for none."""
+    """What is free on a folder's disk; ``files`` is 0 if the disk does not limit their number."""
     with contextlib.suppress(*PROCESS_GONE):
         if hasattr(os, "statvfs"):
             found = os.statvfs(folder)

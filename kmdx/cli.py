@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kmdx.plan import Plan
     from kmdx.weights import FoundWeight, Weight, WeightStatus
 
-MARK = "*: on songs that may be part of its training data."
+FOOTNOTE = "*: on songs that may be part of its training data."
 
 app = terminal.app(
     "Music source separation with the ensemble of MDX23's leaderboard C.", no_args_is_help=True
@@ -100,17 +100,18 @@ def separate(
     overwrite: OverwriteOption = False,
     cluster: Annotated[
         str | None,
-        typer.Option(metavar="auto|ADDRESS", help="Use a Ray cluster; auto: that of this machine."),
+        typer.Option(metavar="auto|ADDRESS", help="Use a Ray cluster; auto: the one on this machine."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Most workers; without --cluster, they run on this machine.")
+        int | None, typer.Option(min=1, help="Maximum number of workers; without --cluster, on this machine.")
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(min=0, help="GPUs of a worker, such as 0.5; default: 1 if there are any."),
+        typer.Option(min=0, help="GPUs per worker, such as 0.5; default: 1 if there are any."),
     ] = None,
     cpus_per_worker: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores of a worker; default: an equal share of its node's.")
+        int | None,
+        typer.Option(min=1, help="CPU cores per worker; by default, the workers of a node share its cores."),
     ] = None,
     log_json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each song to this file.")
@@ -231,7 +232,7 @@ def models_list() -> None:
         about = "; ".join(filter(None, (", ".join(each.stems), facts)))
         table.add_row(*_row(each.weight(), found[each.name]), escape(about))
     out.print(table)
-    out.print(MARK)
+    out.print(FOOTNOTE)
     out.print(
         "A name in parentheses can replace the name. `kmdx models pull` also imports community checkpoints."
     )
@@ -360,7 +361,7 @@ def list_ensembles() -> None:
     out.print(
         "download: size of the weights that are not on this machine. GFLOP: arithmetic per second of audio."
     )
-    out.print(MARK)
+    out.print(FOOTNOTE)
     out.print("To use your own plan, give its path.")
     for problem in problems:
         terminal.warn(problem)

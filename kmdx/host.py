@@ -53,13 +53,13 @@ def usable_cores() -> int:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine exists; also if the system does not say."""
+    """Whether a process exists on this machine; true if the system does not show it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
-        return True
+    except OSError:  # it belongs to another user
+        pass
     return True
 
 

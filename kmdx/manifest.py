@@ -13,8 +13,8 @@ or a stem that does not count as finished:
 4. Its record is renamed, too.
 
 If a kill left a ``.json.new``, the stem's checksum shows which of the two records describes it. Only one
-process at a time writes to a folder: the one that holds the lock ``.kmdx/lock``. A worker
-of a cluster also holds ``.kmdx/claim`` while it separates.
+process at a time writes to a folder: the one that holds the lock ``.kmdx/lock``. A worker of a cluster also
+holds the lock ``.kmdx/claim`` while it separates.
 """
 
 from __future__ import annotations
@@ -224,8 +224,8 @@ def clean(folder: Path) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other workers from separating the same song meanwhile.
 
-    Raises :class:`kmdx.files.Locked` if another one already does, and another :class:`OSError` if the folder
-    cannot be made.
+    Raises :class:`kmdx.files.Locked` if another worker is separating it, and another :class:`OSError` if the
+    folder cannot be made.
     """
     with _lock(folder, 0, "claim"):
         yield

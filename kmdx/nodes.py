@@ -256,7 +256,7 @@ class Normalize(Node):
 
 @dataclass(frozen=True)
 class Standardize(Normalize):
-    """As :class:`Normalize`, but with the biased std, as Music-Source-Separation-Training does it."""
+    """Like :class:`Normalize`, but with the biased deviation that Music-Source-Separation-Training uses."""
 
     kind: ClassVar[str] = "Standardize"
     unbiased: ClassVar[bool] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_what_is_published_about_a_checkpoint_is_in_the_ensemble(
     weight = plan.networks["net"].weight
     assert (plan.title, plan.score) == ("A tiny network", "1 dB on MUSDB18-HQ's test songs*")
     assert (weight.licence, weight.trained_with) == ("GPL-3.0", module.NOT_STATED)
-    assert plan_file.load(plan_file_of(plan_file.dump(plan))).networks == plan.networks
+    assert plan_file.parse(plan_file.dump(plan), "copy", weights.models_folder()).networks == plan.networks
     (row,) = (line for line in run("ensembles").out.splitlines() if line.startswith("bs_tiny"))
     assert "none" in row
     assert "GPL-3.0" in row
@@ -106,12 +107,6 @@ def test_an_imported_checkpoint_is_pulled_again_only_if_its_file_is_gone(
     assert (broken.code, len(broken.errors)) == (2, 1)
 
 
-def plan_file_of(text: str) -> Path:
-    path = weights.models_folder() / "copy.yaml"
-    path.write_text(text, "utf-8")
-    return path
-
-
 @needs_golden
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -129,9 +124,8 @@ def test_without_a_config_no_checkpoint_is_downloaded(
     refused = run("models", "pull", "mine")
     assert refused.code == 2
     assert refused.out == ""
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError("; ".join(refused.errors))
-    assert len(refused.errors) == 1
+    (error,) = refused.errors
+    assert re.search(message, error)
     assert "/tiny.safetensors" not in asked(server)
     assert not [path for path in weights.models_folder().rglob("*") if path.is_file()]
 

@@ -283,11 +283,11 @@ def test_different_settings_give_a_warning(key: str, one: object, two: object, l
     [
         (
             "lossy_estimates", True, False,
-            "the estimates of a and b are in a lossy format, those of c and d are not",
+            "the estimates of a and b are in a lossy format; those of c and d are not",
         ),
         (
             "data", {"lossy": True}, {"lossy": False},
-            "the true stems of a and b are in a lossy format, those of c and d are not",
+            "the true stems of a and b are in a lossy format; those of c and d are not",
         ),
     ],
 )  # fmt: skip

@@ -112,7 +112,7 @@ def test_lossy_estimates_and_repeated_problems_are_reported_once(capsys, data: P
     options = (data, "-o", tmp_path / "board", *folders, "--stems", "vocals,bass")
     result = in_process.run(capsys, command.main, "local_evaluation.py", *options)
     assert result.code == 0, result.err
-    assert "the estimates of ogg are in a lossy format, those of wav are not" in result.out
+    assert "the estimates of ogg are in a lossy format; those of wav are not" in result.out
     lines = [line for line in results(tmp_path / "board" / "wav")["warnings"] if "of bass" in line]
     assert lines == [f"no estimate of bass in 3 songs: {', '.join(NAMES)}"]
 

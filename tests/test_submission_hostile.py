@@ -120,7 +120,7 @@ def test_every_hostile_submission_is_ended_with_its_reason_within_a_limit(
 
 @LINUX
 @pytest.mark.skipif(platform.machine() not in sandbox.SYSTEM_CALLS, reason="its system calls are not listed")
-@pytest.mark.parametrize("without", [[], LANDLOCK, EVERYTHING])
+@pytest.mark.parametrize("without", [[], LANDLOCK, EVERYTHING], ids=["namespaces", "Landlock", "nothing"])
 def test_memory_that_nothing_shows_is_forbidden(play, without: list[str]) -> None:
     clone = sandbox.SYSTEM_CALLS[platform.machine()][3]
     body = f"""
@@ -130,6 +130,9 @@ def is_forbidden(result):
     return result == -1 and ctypes.get_errno() == errno.ENOSYS
 assert is_forbidden(libc.shmget(0, 10**6, 0o1600)), "shmget"
 assert is_forbidden(libc.unshare({sandbox.NEW_USER | sandbox.NEW_MOUNT})), "unshare"
+assert is_forbidden(libc.unshare({sandbox.NEW_USER | sandbox.NEW_IPC})), "unshare IPC"
+libc.unshare({sandbox.NEW_IPC})
+assert is_forbidden(libc.shmget(0, 10**6, 0o1600)), "shmget in another IPC namespace"
 assert is_forbidden(libc.syscall({clone}, {sandbox.NEW_USER} | 17, 0, 0, 0, 0)), "clone"
 thread = threading.Thread(target=subprocess.run, args=(["true"],))
 thread.start()
@@ -244,22 +247,6 @@ raise SystemExit(repr(found))
     if any("nor is Landlock" in note for note in played.submission.isolation):
         pytest.skip(f"this system isolates nothing: {played.submission.isolation}")
     assert "SystemExit: ['', '', '', 'its own', 'its own']" in str(played.outcome.failure)
-
-
-@LINUX
-@pytest.mark.parametrize("without", [[], LANDLOCK, EVERYTHING], ids=["namespaces", "Landlock", "nothing"])
-def test_shared_segments_cannot_be_created(play, without: list[str]) -> None:
-    """Also not in another IPC namespace."""
-    if platform.machine() not in sandbox.SYSTEM_CALLS:
-        pytest.skip("no numbers of system calls for this processor")
-    body = """
-import ctypes, errno
-libc = ctypes.CDLL(None, use_errno=True)
-for _ in range(2):
-    assert libc.shmget(0, 1000, 0o1600) == -1 and ctypes.get_errno() == errno.ENOSYS
-    libc.unshare(0x18000000)
-"""
-    assert play(body, without).outcome.failure is None
 
 
 @LINUX

@@ -119,7 +119,8 @@ def _moments(
         )
     names = [name for name, _ in _network(config).named_parameters()]
     there, here = (freezing.matching(names, each.freeze) for each in (other, config))
-    (states,) = [each["state"] for each in checkpoint.get("optimizer_states") or [{"state": {}}]]
+    optimizers = checkpoint.get("optimizer_states") or [{"state": {}}]
+    states = optimizers[0]["state"]
     trained = enumerate(name for name in names if name not in there)
     found = {name: states[number] for number, name in trained if number in states and name not in here}
     if not found:

@@ -222,7 +222,7 @@ def share(published: Weights, kept: NDArray[np.intp]) -> Weights:
 
 
 def table(ensemble: Ensemble, without: Mapping[str, Candidate | None]) -> Table:
-    """The loss of score and the savings of time when each member is left out."""
+    """The score lost and the time saved by leaving out each member."""
     whole = ensemble.whole
     title = "leaving out one member: loss of cross-validated global SDR (dB), and savings"
     rows = tables.empty(title, [""], ["runs", *whole.sdr, "mean", "real-time factor", "GFLOP"])

@@ -165,9 +165,9 @@ def _collect_song(
 def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> tuple[Record, Stems]:
     """Measure a song; return its record, and the estimates of its networks.
 
-    The record contains the seconds that each network run took, and the inner products of each stem. ``own``
-    is that of a :class:`Flat`, whose plan the separator runs. Raises :class:`KmdxError` if a file cannot be
-    read, or a signal is not finite.
+    The record contains the seconds that each network run took, and the inner products of each stem. The
+    separator runs the plan of a :class:`Flat`, and ``own`` is from the same. Raises :class:`KmdxError` if a
+    file cannot be read, or a signal is not finite.
     """
     plan = separator.plan
     mixture = dataset.read(track, MIXTURE)

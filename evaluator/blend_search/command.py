@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -309,9 +309,7 @@ def search_stages(
         plan_writer.check_plan(output, published.digest, collected, force)
     tried = stage_moves.moves(published, only or ())
     songs = dataset.find_tracks(data, split, tracks)
-    costs = None if collected is None else collection.load(collected).costs
-    if costs is not None and not costs.keys() >= {*published.runs(published.stems)}:
-        raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
+    costs = None if collected is None else _costs(collected, published)
     _check_scratch(scratch)
     if not dry_run:
         with tempfile.TemporaryDirectory(prefix="kmdx-") as temporary:
@@ -330,6 +328,14 @@ def search_stages(
         err.print("stopped; nothing was written")
         raise typer.Exit(130) from None
     _finish_search(search, published, found, output, anyway)
+
+
+def _costs(collected: Path, plan: Plan) -> Mapping[str, float]:
+    """The seconds that each network run of a plan took per second of audio while it was collected."""
+    costs = collection.load(collected).costs
+    if not costs.keys() >= {*plan.runs(plan.stems)}:
+        raise KmdxError(f"--collected {collected} is a collection of another plan; collect this plan first")
+    return costs
 
 
 def _check_scratch(folder: Path | None) -> None:

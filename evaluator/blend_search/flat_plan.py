@@ -23,7 +23,7 @@ MAX_TERMS = 100_000  # of an expanded blend
 
 
 class BlendTerm(NamedTuple):
-    """A signal of the plan, and the normalized signal whose removed level must be restored."""
+    """A signal of the plan, and the normalized signal whose level it must get back, if any."""
 
     reference: str
     denormalize: str | None
@@ -94,7 +94,7 @@ def pruned(plan: Plan, wanted: Collection[str]) -> Plan:
 def published(plan: Plan, stem: str, name: str | None = None) -> dict[BlendTerm, float]:
     """The signals of a stem, and the weight that the plan gives each.
 
-    ``name`` is the stem's node if it does not have the stem's name.
+    ``name`` is the stem's node; by default the node with the stem's name.
     """
     weights: dict[BlendTerm, float] = {}
     sources = _sources(plan)

@@ -66,7 +66,7 @@ class InnerProducts:
 
 
 def is_silent(energy: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether true stems of some energy and number of values (samples times channels) are silent."""
+    """Whether each true stem is silent, given its energy and its number of values (samples × channels)."""
     return energy <= SILENCE * values
 
 

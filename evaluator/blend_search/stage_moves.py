@@ -111,9 +111,10 @@ class Search:
 
 
 def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
-    """The moves of a plan's residuals and of sums that networks take as input; ``only`` those of some sums.
+    """The moves of a plan's residuals and of sums that networks take as input.
 
-    Raises :class:`KmdxError` if one of ``only`` is not such a sum, or the plan has none.
+    ``only`` names the sums to change; if it is empty, all are changed. Raises :class:`KmdxError` if one of
+    them is not such a sum, or the plan has none.
     """
     # Sums of a stem's signals are blends, whose weights `solve` finds from inner products.
     signals = {signal.reference for stem in plan.stems for signal in published(plan, stem)}

@@ -56,10 +56,9 @@ class Tuned:
 def tune(search: Search, separator: Separator, on_done: Report = lambda line: None) -> Tuned:
     """Search, then score the result on the held-out songs.
 
-    Estimates are kept in the folder for temporary files, in unnamed files. Raises :class:`KmdxError` if a
-    song cannot be read or separated, or its estimates do not fit on the disk.
-
-    The separator is for the search's plan. ``on_done`` is called with a line after each try.
+    The separator is for the search's plan. ``on_done`` is called with a line after each try. Estimates are
+    kept in unnamed temporary files. Raises :class:`KmdxError` if a song cannot be read or separated, or its
+    estimates do not fit on the disk.
     """
     _check_disk(search)
     plan, before, after = _try_moves(search, separator, on_done)

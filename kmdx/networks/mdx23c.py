@@ -27,7 +27,7 @@ from kmdx.networks.random_weights import gain_to_level, random_state
 from kmdx.networks.spectrogram import Spectrogram
 from kmdx.networks.state import NoInitialization, Shapes, complete, load_strictly
 
-_NO_NORM = ("none", "None", "Identity")  # the published code takes any unknown name as none
+_NO_NORM = ("none", "None", "Identity")  # in the published code, any unknown name means none
 _NORM = re.compile(rf"InstanceNorm|BatchNorm|GroupNorm([1-9]\d{{0,3}})|{'|'.join(_NO_NORM)}")
 _ACT = re.compile(r"gelu|relu|elu(\d{1,4}(?:\.\d{1,4})?)")
 

@@ -114,7 +114,7 @@ ONNX = replace(
 
 
 def _largest_tensor_of_roformer(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
+    """Approximate number of values in the largest tensor; sizes that are not stated have common values."""
     frames = length // sizes.get("stft_hop_length", 512) + 1
     bands = sizes.get("num_bands") or len(sizes.get("freqs_per_bands", range(62)))
     dim, inner = sizes.get("dim", 512), sizes.get("heads", 8) * sizes.get("dim_head", 64)
@@ -187,7 +187,7 @@ MEL_BAND_ROFORMER = replace(
 
 
 def _largest_tensor_of_scnet(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
+    """Approximate number of values in the largest tensor; sizes that are not stated have common values."""
     bins, frames = sizes.get("nfft", 4096) // 2 + 1, length // sizes.get("hop_size", 1024) + 2
     ratios, strides = sizes.get("band_SR", (0.175, 0.392)), sizes.get("band_stride", (1, 4))
     below = sum(ratio / stride for ratio, stride in zip(ratios, strides, strict=False))  # of the lower bands
@@ -241,7 +241,7 @@ SCNET_MASKED = replace(SCNET, name="scnet_masked", title="masked SCNet")
 
 
 def _largest_tensor_of_mdx23c(sizes: Mapping[str, Any], length: int) -> int:
-    """Approximate number of values in its largest tensor, with common sizes where it does not state them."""
+    """Approximate number of values in the largest tensor; sizes that are not stated have common values."""
     frames = length // sizes["hop_length"] + 2
     bins = sizes.get("dim_f", sizes["n_fft"] // 2) // sizes.get("num_subbands", 4)
     spectra = 2 * len(sizes["sources"]) * (sizes["n_fft"] + 2)

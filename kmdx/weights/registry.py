@@ -209,7 +209,7 @@ def get(name: str) -> Weight:
     Raises :class:`WeightsError` if there is none; the message lists similar names.
     """
     signatures = {weight.signature: weight for weight in published().values() if weight.signature}
-    for weights in (published, lambda: signatures, shipped, trained):  # the last may be malformed
+    for weights in (published, lambda: signatures, shipped, trained):  # the last fails if its file is damaged
         if weight := weights().get(name):
             return weight
     close = difflib.get_close_matches(name, [*known(), *signatures], n=3, cutoff=0.5)
