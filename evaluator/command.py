@@ -429,7 +429,8 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
 
 def _check_stems(plan: Plan, task: Task) -> None:
     """Raise KmdxError if a plan does not separate a stem that would be scored."""
-    given = {*map(reference_of, plan.stems), *([ACCOMPANIMENT] if parts_of_accompaniment(plan.stems) else [])}
+    given = {reference_of(stem, plan.stems) for stem in plan.stems}
+    given |= {ACCOMPANIMENT} if parts_of_accompaniment(plan.stems) else set()
     lacking = [stem for stem in task.stems if stem not in given]
     if lacking:
         common = ",".join(stem for stem in task.stems if stem in given)

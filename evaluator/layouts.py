@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,15 +107,25 @@ def stem_named(name: str) -> str | None:
     return _CANONICAL.get(re.sub(r"[\s_-]+", "_", key(name)).strip("_"))
 
 
-def reference_of(stem: str) -> str:
-    """The name in data sets of an ensemble's stem: ``accompaniment`` for ``instrumental``."""
+def reference_of(stem: str, stems: Iterable[str] = ()) -> str:
+    """The name in data sets of one of an ensemble's stems.
+
+    ``accompaniment`` for ``instrumental``, and for ``other`` if vocals and other are the only stems.
+    """
+    if stem == "other" and set(stems) == {"vocals", "other"}:
+        return ACCOMPANIMENT
     return stem_named(stem) or stem
 
 
-def parts_of_accompaniment(stems: Iterable[str]) -> tuple[str, ...]:
-    """The stems that sum to the accompaniment: all except vocals, if they include bass, drums and other."""
-    parts = tuple(stem for stem in stems if stem not in (MIXTURE, ACCOMPANIMENT, "vocals"))
-    return parts if set(STEMS) - {"vocals"} <= set(parts) else ()
+def parts_of_accompaniment(stems: Collection[str]) -> tuple[str, ...]:
+    """The stems that sum to the accompaniment, if they are all there.
+
+    They are all except the vocals if these include bass, drums and other, or if vocals and other are the only
+    stems.
+    """
+    found = {*stems} - {MIXTURE, ACCOMPANIMENT}
+    complete = set(STEMS) <= found | {"vocals"} or found == {"vocals", "other"}
+    return tuple(stem for stem in stems if stem in found - {"vocals"}) if complete else ()
 
 
 def folder_name(folder: Path) -> str:

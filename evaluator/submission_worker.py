@@ -162,7 +162,9 @@ def check_stems(stems: Mapping[str, Any], mixture: Any, wanted: Any = STEMS) -> 
     """
     wrong = {}
     extra = sorted(map(str, set(stems) - set(STEMS))) if set(wanted) == set(STEMS) else []
-    has_others = "instrumental" in stems or set(STEMS) - {"vocals"} <= set(stems)
+    has_others = (
+        "instrumental" in stems or set(STEMS) - {"vocals"} <= set(stems) or set(stems) == {"vocals", "other"}
+    )
     missing = sorted(set(wanted) - set(stems) - ({"accompaniment"} if has_others else set()))
     if missing or extra:
         names = [*(f"{name} is missing" for name in missing), *(f"{name} is extra" for name in extra)]

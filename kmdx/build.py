@@ -82,7 +82,8 @@ def _load(
     except WeightsError:
         raise
     except ValueError as error:
-        raise WeightsError(f"{found.path} cannot be used as {use.weight.name}: {error}") from error
+        purpose = "" if use.weight.path else f" as {use.weight.name}"
+        raise WeightsError(f"{found.path} cannot be used{purpose}: {error}") from error
     return network
 
 

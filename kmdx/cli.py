@@ -445,7 +445,7 @@ def _report(made: Imported) -> None:
     for line in made.found:
         out.print(escape(line))
     if made.assumed:
-        terminal.warn(f"assumed, because nothing states it: {'; '.join(made.assumed)}; --config states it")
+        terminal.warn(f"assumed, because the checkpoint does not state it: {'; '.join(made.assumed)}")
     out.print(escape(f"written: {made.plan}"))
 
 

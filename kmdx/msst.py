@@ -235,7 +235,9 @@ class _Import:
     def architecture(self) -> dict[str, Any]:
         """The network's architecture, as in a plan."""
         if lacking := [key for key in self.kind.needed if key not in {**self.sizes, **self.stated}]:
-            raise ValueError(f"the checkpoint does not state {listed(lacking)}: add its config")
+            raise ValueError(
+                f"the checkpoint does not state {listed(lacking)}: add its YAML file with --config"
+            )
         defaults = {key: value for key, value in self.kind.defaults.items() if key not in self.sizes}
         if not self.has_config:
             size = self.sizes.get("stft_n_fft")
@@ -307,7 +309,9 @@ class _Import:
             if key not in known and value not in (None, False, 0) and not WITHOUT_EFFECT.fullmatch(str(key))
         ]  # fmt: skip
         if kind and foreign:
-            raise ValueError(f"model.{shown(foreign[0])} is not supported by {kind.title}")
+            raise ValueError(
+                f"model.{shown(foreign[0])} is not supported by {kind.title}; is it the right config?"
+            )
         rates = [part["sample_rate"] for part in (self.config.audio, model) if part.get("sample_rate")]
         if len(rates) == 2 and rates[0] != rates[1]:
             raise ValueError(f"audio.sample_rate is {rates[0]}, but model.sample_rate is {rates[1]}")
@@ -329,9 +333,11 @@ class _Import:
         if not isinstance(listed_names, list) or not all(isinstance(name, str) for name in listed_names):
             raise ValueError(f"training.instruments must be a list of names, not {quoted(instruments)}")
         names = tuple(map(_stem_name, listed_names if target is None else [target]))
-        if len(names) != self.outputs:
+        if (count := len(names)) != self.outputs:
             key = "training.instruments" if target is None else "training.target_instrument"
-            raise ValueError(f"{key} names {len(names)} stems, but the checkpoint estimates {self.outputs}")
+            raise ValueError(
+                f"{key} names {count} stem{'s' * (count != 1)}, but the checkpoint estimates {self.outputs}"
+            )
         if len(set(names)) < len(names):
             raise ValueError(f"training.instruments names a stem twice: {listed(names)}")
         rest = [stem for stem in map(_stem_name, listed_names) if stem not in names]

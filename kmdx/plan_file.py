@@ -76,6 +76,10 @@ def load(ensemble: str | Path) -> Plan:
     if not text.endswith((".yaml", ".yml")):
         known = [*names(), *imported()]
         if text not in known:
+            if text in weights.checkpoints():
+                raise PlanError(
+                    f"{text} is not imported yet; `kmdx models pull {text}` downloads and imports it"
+                )
             raise PlanError(
                 f"unknown ensemble {quoted(text)}; available: {', '.join(known)}, or the path of a .yaml file"
             )

@@ -140,14 +140,15 @@ def test_four_stems_are_scored_as_vocals_and_accompaniment(evaluate, two_stems: 
     assert record["scores"]["global_sdr"]["accompaniment"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_an_ensembles_instrumental_is_scored_as_the_accompaniment(
-    evaluate, two_stems: Path, tmp_path: Path
+@pytest.mark.parametrize("rest", ["instrumental", "other"])
+def test_the_rest_of_an_ensemble_for_vocals_is_scored_as_the_accompaniment(
+    evaluate, two_stems: Path, tmp_path: Path, rest: str
 ) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "networks: {v: {weights: mini_vocals, trim_and_join: {chunk: 130048, trim: 2048}}}\n"
         "signals: {V: {network: v, hears: mixture}}\n"
-        "stems: {vocals: {sum: {V.vocals: 1}}, instrumental: {sum: {mixture: 1, V.vocals: -1}}}\n"
+        f"stems: {{vocals: {{sum: {{V.vocals: 1}}}}, {rest}: {{sum: {{mixture: 1, V.vocals: -1}}}}}}\n"
     )
     result = evaluate("--submission", ROOT, "--ensemble", plan, "--device", "cpu", data=two_stems)
     assert result.code == 0, result.err

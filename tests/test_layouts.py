@@ -13,6 +13,7 @@ from conftest import noise
 
 from evaluator import data_check
 from evaluator.dataset import EVERY_SPLIT, Track, as_wav, check, find_tracks, fingerprint, read
+from evaluator.layouts import parts_of_accompaniment, reference_of
 from kmdx.challenge import MIXTURE, STEMS
 from kmdx.errors import KmdxError
 
@@ -308,3 +309,11 @@ def test_fingerprints_of_musdb18_hq_stay_as_they_were(tmp_path: Path) -> None:
     silence = np.zeros((10, 2))
     put(tmp_path / "song", dict.fromkeys(("mixture", *STEMS), silence))
     assert fingerprint(one(tmp_path)) == FINGERPRINT, "earlier runs know songs by it"
+
+
+def test_other_next_to_only_the_vocals_is_the_accompaniment() -> None:
+    both = ("vocals", "other")
+    assert [reference_of(stem, both) for stem in both] == ["vocals", "accompaniment"]
+    assert parts_of_accompaniment(both) == ("other",)
+    assert reference_of("other", STEMS) == "other"
+    assert parts_of_accompaniment(("vocals", "other", "drums")) == ()

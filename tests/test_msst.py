@@ -123,7 +123,9 @@ def test_checkpoints_in_any_wrapper_are_recognized_with_and_without_a_config(
     made = msst.add("mine", path, config, tmp_path / "models")
     assert plan_file.load(made.plan).networks["net"].weight.architecture["type"] == family
     if family == "mdx23c":
-        with pytest.raises(KmdxError, match="does not state n_fft, hop_length.*: add its config"):
+        with pytest.raises(
+            KmdxError, match="does not state n_fft, hop_length.*: add its YAML file with --config"
+        ):
             msst.add("other", path, None, tmp_path / "models")
     else:
         assumed = msst.add("other", path, None, tmp_path / "models").assumed
@@ -366,7 +368,7 @@ def test_an_imported_ensemble_is_listed_and_separates_a_song(
     assert "stems: vocals; other is the rest of the mixture" in added.out
     guessed = run(capsys, cli.main, "kmdx", "models", "add", "guess", "--checkpoint", checkpoint)
     assert guessed.code == 0
-    assert "assumed, because nothing states it: " in guessed.err
+    assert "assumed, because the checkpoint does not state it: " in guessed.err
     assert "mine" in run(capsys, cli.main, "kmdx", "ensembles").out
     wrong = run(capsys, cli.main, "kmdx", "models", "add", "mine", "--checkpoint", checkpoint)
     assert (wrong.code, len(wrong.errors)) == (2, 1)

@@ -288,6 +288,10 @@ def test_unknown_ensembles_are_refused(tmp_path: Path) -> None:
         match=r"unknown ensemble 'nope'; available: bs_roformer_4stem, htdemucs, htdemucs_ft, leaderboard_c",
     ):
         plan_file.load("nope")
+    with pytest.raises(
+        PlanError, match="not imported yet; `kmdx models pull melband_deux` downloads and imports it"
+    ):
+        plan_file.load("melband_deux")
     with pytest.raises(PlanError, match="cannot read the ensemble"):
         plan_file.load(tmp_path / "nope.yaml")
     (tmp_path / "folder.yaml").mkdir()

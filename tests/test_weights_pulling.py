@@ -235,6 +235,7 @@ def ten() -> list[Weight]:
             sources=(
                 HttpSource(url="http://127.0.0.1:1/a", file=f"{weight.name}.a"),
                 HttpSource(url="http://127.0.0.2:1/b", file=f"{weight.name}.b"),
+                HttpSource(url="http://127.0.0.1:1/c", file=f"{weight.name}.c"),
             ),
         )
         for weight in list(weights.published().values())[:10]
@@ -257,7 +258,8 @@ def test_ten_weights_without_a_connection_are_a_one_line_error(server: Server, t
         f"{first}: trying http://127.0.0.2:1/b",
         f"{first}: failed, no connection to 127.0.0.2 (Connection refused)",
     ]
-    assert lines[4:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
+    assert lines[4] == f"{first}: not tried again, no connection to 127.0.0.1"
+    assert lines[5:] == [f"{name}: not tried again, no connection to 127.0.0.1, 127.0.0.2" for name in others]
 
 
 def test_failed_weights_are_named_and_the_others_are_pulled(

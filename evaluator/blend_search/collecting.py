@@ -176,7 +176,7 @@ def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> 
     for stem, node in own.items():
         names = plan.nodes[stem].inputs
         signals = blended(separator, mixture, {*names, node}, estimates)
-        truth = dataset.read(track, reference_of(stem)).samples
+        truth = dataset.read(track, reference_of(stem, plan.stems)).samples
         products = inner_products.measure(truth, [signals[name] for name in names])
         values = {name: value[0].tolist() for name, value in vars(products).items()}
         if not all(np.isfinite(value).all() for value in values.values()):

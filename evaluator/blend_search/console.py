@@ -81,7 +81,7 @@ def check_songs(songs: list[Track], folder: Path, stems: Sequence[str]) -> DataC
 
 def _unsuitable(song: Track, stems: Sequence[str]) -> str | None:
     """Why a song lacks what plans need; ``None`` if it lacks nothing or cannot be read at all."""
-    missing = [stem for stem in stems if reference_of(stem) not in song.available]
+    missing = [stem for stem in stems if reference_of(stem, stems) not in song.available]
     if missing:
         return f"no {', '.join(missing)} among its stems"
     if song.rate and (song.rate, song.channels) != (RATE, CHANNELS):

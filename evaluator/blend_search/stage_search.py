@@ -144,7 +144,9 @@ class _Song:
         stored = join((estimates[name] for name in names), limit=0)
         self.tried = dict(zip(names, stored.reshape(len(names), *mixture.samples.shape), strict=True))
         found = blended(separator, mixture, stems, estimates)
-        truths = {stem: dataset.read(self.track, reference_of(stem)).samples for stem in stems}
+        truths = {
+            stem: dataset.read(self.track, reference_of(stem, separator.plan.stems)).samples for stem in stems
+        }
         sdr = [
             metrics.global_sdr(truth, as_16_bit(found[stem]))
             for stem, truth in truths.items()

@@ -162,9 +162,10 @@ def complete(inferred: Mapping[str, Any], architecture: Mapping[str, Any]) -> di
         if (list(stated) if isinstance(stated, tuple) else stated) != found:
             raise ValueError(f"{key} is {found!r} in the weights, but {quoted(stated)} in the architecture")
     sources = architecture["sources"]
-    if inferred["num_stems"] != len(sources):
+    found = inferred["num_stems"]
+    if found != len(sources):
         raise ValueError(
-            f"the weights estimate {inferred['num_stems']} sources, not {len(sources)}: {listed(sources)}"
+            f"the weights estimate {found} source{'s' * (found != 1)}, not {len(sources)}: {listed(sources)}"
         )
     return {**architecture, **inferred}
 

@@ -87,7 +87,7 @@ def load(path: Path | str) -> Checkpoint:
         raise WeightsError(f"{path} {error}") from error
     except (ValueError, OSError) as error:
         raise WeightsError(
-            f"{path} is damaged or cut off ({first_line(error)}); delete it and pull it again"
+            f"{path} is damaged or cut off ({first_line(error)}); delete it and download it again"
         ) from error
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise WeightsError(f"{path} is a web page, not a weight file: download the file itself")
@@ -155,7 +155,7 @@ def _start(path: Path) -> bytes:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     if not start:
-        raise WeightsError(f"{path} is empty: the download was cut off; delete it and pull it again")
+        raise WeightsError(f"{path} is empty: the download was cut off; delete it and download it again")
     if _GIT_LFS.match(start.removeprefix(b"\xef\xbb\xbf").lstrip()):
         raise WeightsError(
             f"{path} is a Git LFS pointer, not the weights themselves: run `git lfs pull` in its repository"

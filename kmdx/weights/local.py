@@ -207,7 +207,7 @@ def _missing_message(weight: Weight, folder: Path) -> str:
     """The error for a missing weight: the names and the folder searched, and the command to get the file."""
     if weight.path:
         what = "is not a file" if os.path.exists(weight.path) else "is missing"  # noqa: PTH110 - Path.exists fails for a long name
-        return f"{weight.path} {what}: expected the file of {weight.title[:1].lower()}{weight.title[1:]}"
+        return f"{weight.path} {what}: the ensemble loads its weights from this file"
     names = _names(weight)
     if not names:
         return f"{weight.name} is missing: its file has no known name"

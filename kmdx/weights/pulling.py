@@ -258,7 +258,7 @@ def _try_sources(
             if host:
                 unreachable[place] = failures[-1]
     if skipped:
-        report(f"{weight.name}: not tried again, no connection to {', '.join(skipped)}")
+        report(f"{weight.name}: not tried again, no connection to {', '.join(dict.fromkeys(skipped))}")
     raise _NotPulled(weight, failures, folder)
 
 
