@@ -2,8 +2,9 @@
 
 There is one idea: independent tasks, workers that are expensive to make, and results on disk. A worker is a
 Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker handles two tasks at a
-time, so that it reads and writes files while it computes. Unless it is given a number of cores, it computes
-with as many threads as a single process would on its machine, because oneDNN's last bits depend on them.
+time, so that it reads and writes files while it computes. It has OMP_NUM_THREADS threads if that is set where
+the command runs, else as many as the cores that it is given, else as many as a single process would have on
+its machine, because oneDNN's last bits depend on them.
 
 A task whose worker dies goes to another worker, where it runs alone. If that one dies, too, the task has
 failed. The loss of a node is not blamed on its tasks, unless it happens five times. What counts as finished
@@ -123,9 +124,10 @@ class Worker:
 class _Actor:
     """The process of a worker."""
 
-    def __init__(self, make: bytes, threads: int | None, shared: bool) -> None:
-        if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
+    def __init__(self, make: bytes, threads: str | None, shared: bool) -> None:
+        os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
         if shared:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._work = cloudpickle.loads(make)()  # imports torch
@@ -199,6 +201,7 @@ class Pool(Generic[Task, Value]):
         self.workers: list[Worker] = []
         self.left = len(tasks)
         self._make = cloudpickle.dumps(make)
+        self._threads = os.environ.get("OMP_NUM_THREADS") or (str(options.cpus) if options.cpus else None)
         self._folders = [str(path) for path in folders][:CHECKED]
         self._output = output
         self._waiting = deque(range(len(tasks)))
@@ -280,7 +283,7 @@ class Pool(Generic[Task, Value]):
             **resources,
             max_concurrency=AT_ONCE + 1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
-        ).remote(self._make, self.options.cpus, is_shared)
+        ).remote(self._make, self._threads, is_shared)
         worker = Worker(actor, name, id)
         worker.asked = actor.ready.remote(version("kmdx-net"), str(self._token), self._folders)
         return worker

@@ -69,10 +69,9 @@ def do(
 def test_a_cluster_writes_the_same_bytes_as_one_process(
     run: Run, nodes: Cluster, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.delenv("OMP_NUM_THREADS", raising=False)
-        command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "alone"]
-        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "alone"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     many = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
     assert many.code == 0, many.err
     assert sorted(many.out.splitlines()) == [
@@ -87,9 +86,10 @@ def test_a_cluster_writes_the_same_bytes_as_one_process(
     songs = [event for event in events if event["event"] == "song"]
     assert [event["status"] for event in songs] == ["separated"] * SONGS
     assert all(event["node"] for event in songs)
-    again = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
+    again = run(*MINI, "-o", "alone", "--cluster", nodes.address)
     assert (again.code, again.out) == (0, "")
     assert again.err.count("use --overwrite to separate it again") == SONGS
+    assert not list(tmp_path.glob("alone/*/.kmdx/claim")), "finished songs are left as they are"
 
 
 def test_a_song_that_cannot_be_separated_fails_alone(
@@ -134,6 +134,21 @@ def test_a_fault_fails_its_task_alone_and_warnings_come_back(nodes: Cluster, tmp
     assert done["raises an error"].failure == "RuntimeError: out of ideas"
     assert done["warns"].warnings == ("too loud",)
     assert done["a"].warnings == ()
+
+
+@pytest.mark.parametrize(("own", "expected"), [("3", "3"), (None, "1")])
+def test_workers_have_the_threads_of_the_command_or_as_many_as_their_cores(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    options = ClusterOptions(nodes.address, cpus=1)
+    with cluster.connected(options):
+        events = list(
+            Pool(["a"], lambda: lambda *_: os.environ["OMP_NUM_THREADS"], tmp_path, [], options).run()
+        )
+    assert [event.value for event in events if isinstance(event, Finished)] == [expected]
 
 
 def test_a_task_that_another_process_works_on_is_tried_again(
