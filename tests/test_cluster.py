@@ -209,9 +209,26 @@ def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_wor
     starting = [Worker(f"starting {number}", "node", "id") for number in range(3)]
     pool.workers = [busy, *starting]
     notices = [each.text for worker in starting[:2] for each in pool._bury(worker, RuntimeError("no driver"))]
-    assert notices[-1] == "node is not used: its workers do not start: its process ended unexpectedly"
+    assert notices[-1].startswith(
+        "node is not used: its workers do not start: its process crashed or was killed"
+    )
     assert pool.workers == [busy]
-    assert killed == ["starting 2"]
+    assert killed == ["starting 0", "starting 1", "starting 2"]
+
+
+def test_tasks_that_may_have_ended_a_worker_run_alone_and_one_at_a_time_on_a_node(tmp_path: Path) -> None:
+    pool: Pool[str, str] = Pool(["a", "b", "c", "d"], Work(tmp_path), tmp_path, [], ClusterOptions())
+    pool._deaths.update([0, 1])
+    first, second, far = (Worker("actor", "node", id, is_ready=True) for id in ("near", "near", "far"))
+    pool.workers = [first, second, far]
+    given = []
+    for worker in (first, first, second, second, far):
+        number = pool._next(worker)
+        given.append(number)
+        if number is not None:
+            pool._waiting.remove(number)
+            worker.tasks[f"reference {number}"] = number
+    assert given == [0, None, 2, 3, 1]
 
 
 def test_two_commands_share_the_songs_of_one_output_folder(
@@ -244,10 +261,16 @@ def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path,
         "--workers",
         "1",
     ]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdout is not None
         running.stdout.readline()  # the first song is done
         below = psutil.Process(running.pid).children(recursive=True)
+        (worker,) = (each for each in below if "_Actor" in each.name())
+        worker.kill()
+        assert "→" in running.stdout.readline(), "another worker goes on, and Ray prints nothing"
+        below += psutil.Process(running.pid).children(recursive=True)
         os.kill(running.pid, number)
         running.communicate()
     assert below
