@@ -158,8 +158,11 @@ class SongWorker:
         """
         folder = song.folder(self.job.output)
         try:
+            left, known = check(self.job.task(song))
+            if left is None:  # claiming it would write into a folder that is finished
+                return known
             with manifest.claimed(folder):
-                left, known = check(self.job.task(song))
+                left, known = check(self.job.task(song))  # another worker may have finished it meanwhile
                 return known if left is None else self._finish(left, known, progress)
         except files.Locked:
             raise
@@ -181,12 +184,9 @@ class SongWorker:
 
     def _load(self) -> None:
         """Load the networks; pull weights that this machine lacks."""
-        plan = self.job.plan
-        used = {
-            name: plan.networks[name].weight for name in plan.networks_used(plan.signals_of(self.job.stems))
-        }
-        found = weights.find_all(used.values())
-        if missing := [weight for weight in used.values() if found[weight.name] is None and weight.sources]:
+        used = [use.weight for use in self.job.plan.uses(self.job.stems).values()]
+        found = weights.find_all(used)
+        if missing := [weight for weight in used if found[weight.name] is None and weight.sources]:
             list(weights.pull_all(missing, report=lambda _: None))
             self.job = replace(self.job)  # whose settings include the checksums of the new files
         self._separator = _separator(self.job)
@@ -227,7 +227,7 @@ def _settings(loaded: Plan, options: SeparateOptions) -> Callable[[str], manifes
         if stem not in loaded.stems and stem != ACCOMPANIMENT:
             return None
         signals = loaded.signals_of([stem])
-        names = [loaded.networks[name].weight.name for name in loaded.networks_used(signals)]
+        names = [use.weight.name for use in loaded.uses(signals).values()]
         held = {name: found[name] for name in names}
         return manifest.StemSettings(
             ensemble=loaded.name,

@@ -2,8 +2,9 @@
 
 There is one idea: independent tasks, workers that are expensive to make, and results on disk. A worker is a
 Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker separates two songs at
-a time, so that it reads and writes files while it computes. Unless it is given a number of cores, it computes
-with as many threads as a single process would on its machine, because oneDNN's last bits depend on them.
+a time, so that it reads and writes files while it computes. It has OMP_NUM_THREADS threads if that is set where
+the command runs, else as many as the cores that it is given, else as many as a single process would have on
+its machine, because oneDNN's last bits depend on them.
 
 A task whose worker dies goes to another worker, where it runs alone. If that one dies, too, the task has
 failed. The loss of a node is not blamed on its tasks, unless it happens five times. What counts as finished
@@ -38,6 +39,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # prints nothing; the pool reports what matters
 }
 """Ray's settings that keep its own messages and reports quiet; it reads them when it is imported."""
 for _name, _value in QUIET.items():
@@ -123,9 +125,10 @@ class Worker:
 class _Actor:
     """The process of a worker."""
 
-    def __init__(self, make: bytes, threads: int | None, shared: bool) -> None:
-        if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
+    def __init__(self, make: bytes, threads: str | None, shared: bool) -> None:
+        os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
         if shared:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._work = cloudpickle.loads(make)()  # imports torch
@@ -203,6 +206,7 @@ class Pool(Generic[Task, Value]):
         self.workers: list[Worker] = []
         self.left = len(tasks)
         self._make = cloudpickle.dumps(make)
+        self._threads = os.environ.get("OMP_NUM_THREADS") or (str(options.cpus) if options.cpus else None)
         self._folders = [str(path) for path in folders][:CHECKED]
         self._output = output
         self._waiting = deque(range(len(tasks)))
@@ -284,23 +288,35 @@ class Pool(Generic[Task, Value]):
             **resources,
             max_concurrency=self.at_once + 1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
-        ).remote(self._make, self.options.cpus, is_shared)
+        ).remote(self._make, self._threads, is_shared)
         worker = Worker(actor, name, id)
         worker.asked = actor.ready.remote(version("kmdx-net"), str(self._token), self._folders)
         return worker
 
     def _hand_out(self) -> None:
-        """Give waiting tasks to workers; a task that may have ended a worker runs alone."""
+        """Give waiting tasks to workers."""
         for worker in self.workers:
-            while worker.is_ready and self._waiting and len(worker.tasks) < self.at_once:
-                number = self._waiting[0]
-                suspects = {number, *worker.tasks.values()} & self._deaths.keys()
-                if worker.tasks and suspects:
+            while worker.is_ready and len(worker.tasks) < self.at_once:
+                number = self._next(worker)
+                if number is None:
                     break
-                self._waiting.popleft()
+                self._waiting.remove(number)
                 worker.tasks[worker.actor.do.remote(number, self.tasks[number])] = number
             if worker.is_ready and worker.asked is None:
                 worker.asked = worker.actor.progress.remote()
+
+    def _next(self, worker: Worker) -> int | None:
+        """The next task for a worker, if any.
+
+        A task that may have ended a worker runs alone there, and no two of them on one node: Ray ends several
+        workers of a node whose memory is full.
+        """
+        suspects = self._deaths.keys()
+        if not suspects.isdisjoint(worker.tasks.values()):
+            return None
+        near = (each for each in self.workers if each.node_id == worker.node_id)
+        is_free = not worker.tasks and all(suspects.isdisjoint(each.tasks.values()) for each in near)
+        return next((number for number in self._waiting if is_free or number not in suspects), None)
 
     def _take(self, worker: Worker, ref: Any) -> Iterator[Finished[Task, Value] | Notice]:
         """What a worker's answer means."""
@@ -343,6 +359,7 @@ class Pool(Generic[Task, Value]):
     def _bury(self, worker: Worker, error: Exception) -> Iterator[Finished[Task, Value] | Notice]:
         """Give the tasks of a dead worker to others, or give them up."""
         self.workers.remove(worker)
+        ray.kill(worker.actor)  # in case that only the connection broke
         lost = "node has died" in str(error) or not _is_alive(worker.node_id)
         why = f"{worker.node} was lost" if lost else f"a worker on {worker.node} ended: {_why(error)}"
         yield Notice(why)
@@ -523,7 +540,6 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         _check_reachable(options.address)
     try:
         context = ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, namespace="kmdx")
-        _silence()
     except Exception as error:  # Ray raises errors of many classes
         where = options.address or "this machine"
         why = first_line(error)
@@ -534,15 +550,6 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         yield context.dashboard_url or None
     finally:
         ray.shutdown()
-
-
-def _silence() -> None:
-    """Do not print what Ray reports about its own processes; the pool reports what matters."""
-    with suppress(Exception):  # not part of Ray's interface, so it may change
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-
-        for name, _ in list(dispatcher.handlers):
-            dispatcher.remove_handler(name)
 
 
 def _check_reachable(address: str) -> None:
@@ -594,11 +601,9 @@ def _is_alive(node_id: str) -> bool:
 
 def _why(error: Exception) -> str:
     """Why a worker died, in a few words."""
-    text = str(error)
-    if "OutOfMemory" in type(error).__name__ or "OOM" in text:
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "the node's memory was full"
-    for number, meaning in (("SIGKILL", "it was killed"), ("SIGSEGV", "it crashed")):
-        if number in text:
-            return meaning
     cause = getattr(error, "cause", None)
-    return first_line(cause) if isinstance(cause, Exception) else "its process ended unexpectedly"
+    if isinstance(cause, Exception):
+        return first_line(cause)
+    return "its process crashed or was killed, for example because memory was full"

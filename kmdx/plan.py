@@ -136,6 +136,10 @@ class Plan:
         """Names of the networks that ``wanted`` need, in the order of their first runs."""
         return list(dict.fromkeys(self.runs(wanted, known).values()))
 
+    def uses(self, stems: Iterable[str]) -> dict[str, NetworkUse]:
+        """The networks that stems need, by name, in the order of their first runs."""
+        return {name: self.networks[name] for name in self.networks_used(self.signals_of(stems))}
+
     def runs(self, wanted: Iterable[str], known: Collection[str] = ()) -> dict[str, str]:
         """The network of each network node that ``wanted`` need, in the order in which they run."""
         networks = {name: self.nodes[name].network for name in self.order(wanted, known)}
@@ -185,7 +189,7 @@ class Plan:
     def checksum(self, wanted: Collection[str]) -> str:
         """Checksum of the parts of the plan that ``wanted`` depend on, but not of the weight files."""
         order = self.order(wanted)
-        uses = {name: self.networks[name] for name in self.networks_used(wanted)}
+        uses = self.uses(wanted)
         parts = {
             "sample_rate": self.sample_rate,
             "nodes": [(name, self.nodes[name].kind, asdict(self.nodes[name])) for name in order],

@@ -98,10 +98,7 @@ class Separator:
         precisions.warn_if_slow(precision, self.device)
         if self.device.type == "cpu":
             host.cap_threads()
-        uses = {
-            name: self.plan.networks[name]
-            for name in self.plan.networks_used(self.plan.signals_of(self.stems))
-        }
+        uses = self.plan.uses(self.stems)
         check_weights(self.plan, uses, folder)
         self.folder = folder
         self._load = partial(self._build_networks, uses)

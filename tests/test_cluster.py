@@ -69,10 +69,9 @@ def do(
 def test_a_cluster_writes_the_same_bytes_as_one_process(
     run: Run, nodes: Cluster, music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.delenv("OMP_NUM_THREADS", raising=False)
-        command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "alone"]
-        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = [sys.executable, "-m", "kmdx.cli", *MINI, "-o", "alone"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     many = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
     assert many.code == 0, many.err
     assert sorted(many.out.splitlines()) == [
@@ -87,9 +86,10 @@ def test_a_cluster_writes_the_same_bytes_as_one_process(
     songs = [event for event in events if event["event"] == "song"]
     assert [event["status"] for event in songs] == ["separated"] * SONGS
     assert all(event["node"] for event in songs)
-    again = run(*MINI, "-o", "many", "--cluster", nodes.address, "--log-json", "log")
+    again = run(*MINI, "-o", "alone", "--cluster", nodes.address)
     assert (again.code, again.out) == (0, "")
     assert again.err.count("use --overwrite to separate it again") == SONGS
+    assert not list(tmp_path.glob("alone/*/.kmdx/claim")), "finished songs are left as they are"
 
 
 def test_a_song_that_cannot_be_separated_fails_alone(
@@ -134,6 +134,21 @@ def test_a_fault_fails_its_task_alone_and_warnings_come_back(nodes: Cluster, tmp
     assert done["raises an error"].failure == "RuntimeError: out of ideas"
     assert done["warns"].warnings == ("too loud",)
     assert done["a"].warnings == ()
+
+
+@pytest.mark.parametrize(("own", "expected"), [("3", "3"), (None, "1")])
+def test_workers_have_the_threads_of_the_command_or_as_many_as_their_cores(
+    nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    options = ClusterOptions(nodes.address, cpus=1)
+    with cluster.connected(options):
+        events = list(
+            Pool(["a"], lambda: lambda *_: os.environ["OMP_NUM_THREADS"], tmp_path, [], options).run()
+        )
+    assert [event.value for event in events if isinstance(event, Finished)] == [expected]
 
 
 def test_a_task_that_another_process_works_on_is_tried_again(
@@ -194,9 +209,26 @@ def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_wor
     starting = [Worker(f"starting {number}", "node", "id") for number in range(3)]
     pool.workers = [busy, *starting]
     notices = [each.text for worker in starting[:2] for each in pool._bury(worker, RuntimeError("no driver"))]
-    assert notices[-1] == "node is not used: its workers do not start: its process ended unexpectedly"
+    assert notices[-1].startswith(
+        "node is not used: its workers do not start: its process crashed or was killed"
+    )
     assert pool.workers == [busy]
-    assert killed == ["starting 2"]
+    assert killed == ["starting 0", "starting 1", "starting 2"]
+
+
+def test_tasks_that_may_have_ended_a_worker_run_alone_and_one_at_a_time_on_a_node(tmp_path: Path) -> None:
+    pool: Pool[str, str] = Pool(["a", "b", "c", "d"], Work(tmp_path), tmp_path, [], ClusterOptions())
+    pool._deaths.update([0, 1])
+    first, second, far = (Worker("actor", "node", id, is_ready=True) for id in ("near", "near", "far"))
+    pool.workers = [first, second, far]
+    given = []
+    for worker in (first, first, second, second, far):
+        number = pool._next(worker)
+        given.append(number)
+        if number is not None:
+            pool._waiting.remove(number)
+            worker.tasks[f"reference {number}"] = number
+    assert given == [0, None, 2, 3, 1]
 
 
 def test_two_commands_share_the_songs_of_one_output_folder(
@@ -229,10 +261,16 @@ def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path,
         "--workers",
         "1",
     ]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdout is not None
         running.stdout.readline()  # the first song is done
         below = psutil.Process(running.pid).children(recursive=True)
+        (worker,) = (each for each in below if "_Actor" in each.name())
+        worker.kill()
+        assert "→" in running.stdout.readline(), "another worker goes on, and Ray prints nothing"
+        below += psutil.Process(running.pid).children(recursive=True)
         os.kill(running.pid, number)
         running.communicate()
     assert below

@@ -15,9 +15,9 @@ ratios are taken in frames of 1 s:
 If the references are nearly linearly dependent, museval's filters grow without bound. At the edges of frames
 they turn rounding errors into artifacts, so SAR is near 0 dB and SIR far below it, and both change with the
 order of the stems: by up to 40 dB on a song of four stems decoded from ogg. Such references are stems whose
-two channels are equal except for rounding, almost silent stems, and stems decoded from lossy files, which have
-no high frequencies. Here a ridge limits the filters, so the values of such songs are meaningful but differ from
-museval's. All other values are the same.
+two channels are equal except for rounding, almost silent stems, and stems decoded from lossy files, which
+have no high frequencies. Here a ridge limits the filters, so the values of such songs are meaningful but
+differ from museval's. All other values are the same.
 
 museval itself is not used: it needs more than 10 GB for a song of 10 minutes, and for exactly dependent
 references it calls a function that numpy 2.4 no longer has.
