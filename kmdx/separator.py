@@ -44,7 +44,7 @@ class Separator:
     Parameters
     ----------
     ensemble : str, Path or Plan
-        Name of an ensemble, path of a plan's YAML file, or a loaded plan.
+        Name of an ensemble, path or URL of a plan's YAML file, or a loaded plan.
     device : str
         ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
@@ -102,6 +102,7 @@ class Separator:
             name: self.plan.networks[name]
             for name in self.plan.networks_used(self.plan.signals_of(self.stems))
         }
+        weights.pull_from_urls((use.weight for use in uses.values()), folder)
         check_weights(self.plan, uses, folder)
         self.folder = folder
         self._load = partial(self._build_networks, uses)
