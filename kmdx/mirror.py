@@ -3,16 +3,17 @@
 The local folder mirrors what is known about the URL: it has the records, and an empty file of the right size
 in place of every other file. So :mod:`kmdx.manifest` decides what is finished exactly as for local folders.
 
-Object stores have no locks. An upload removes the old records, stores the stems, then the new records, and
-looks at the stems again. A kill leaves stems without records, which do not count as finished. If another
-process stored other stems meanwhile, the records are removed again, and the song has failed.
+Object stores have no locks. An upload removes the old records, stores the stems, then the new records. A
+kill leaves stems without records, which do not count as finished. Before and after the records are stored,
+it looks at the folder again: if another process has stored stems or records there meanwhile, the records are
+removed, and the song has failed.
 """
 
 from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,10 @@ from pathlib import Path, PurePosixPath
 from kmdx import files, manifest, urls
 from kmdx.manifest import FOLDER, Wanted
 from kmdx.urls import Url, UrlError
+
+
+class _Disturbed(Exception):
+    """Another process stores stems in the same place."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,10 @@ class Mirror:
         mark = self.url / name
         path = self.folder / name
         path.touch()
-        urls.store(path, mark)
+        try:
+            urls.store(path, mark)
+        except UrlError as error:
+            raise UrlError(str(error).replace(str(mark), str(self.url))) from error
         try:
             yield mark
         finally:
@@ -105,29 +113,42 @@ class Mirror:
                 path.unlink(missing_ok=True)
         before = {path for path in wanted.folder.glob("*") if path.name not in unknown}
         yield
-        stems = {path for path in wanted.paths.values() if path.is_file()}
-        backups = {path for path in wanted.folder.glob("*") if path.is_file()} - before - stems
+        stems = [path for path in wanted.paths.values() if path.is_file()]
+        backups = {path for path in wanted.folder.glob("*") if path.is_file()}.difference(before, stems)
         records = [path.parent / FOLDER / manifest.record_name(path.name) for path in stems]
         try:
             urls.remove([self.at(path) for path in records])
-            for path in (*backups, *stems):
+            for path in backups:
                 urls.store(path, self.at(path))
-            stored = self._facts(wanted.folder)
+            stored = {}
+            for path in stems:
+                urls.store(path, self.at(path))
+                stored[path.name] = self._facts(wanted.folder).get(path.name)
+            names = {f"{FOLDER}/{path.name}" for path in records}
+            _check_alone(self._facts(wanted.folder), stored, names)
             for path in records:
                 urls.store(path, self.at(path))
-            now = self._facts(wanted.folder)
-            if any(now.get(path.name) != stored.get(path.name) for path in stems):
-                urls.remove([self.at(path) for path in records])
-                raise UrlError(
-                    f"{self.at(wanted.folder)}: meanwhile, another process stored other stems there; "
-                    "run the command again"
-                )
+            _check_alone(self._facts(wanted.folder), stored, set())
+        except _Disturbed as error:
+            urls.remove([self.at(path) for path in records])
+            raise UrlError(
+                f"{self.at(wanted.folder)}: meanwhile, another process stored other stems there; "
+                "run the command again"
+            ) from error
         finally:
             for path in (*backups, *stems):
                 path.unlink(missing_ok=True)
 
-    def _facts(self, folder: Path) -> dict[str, urls.Facts | None]:
+    def _facts(self, folder: Path) -> Mapping[str, urls.Facts | None]:
         return {name: url.facts for name, url in urls.below(self.at(folder)).items()}
+
+
+def _check_alone(
+    found: Mapping[str, urls.Facts | None], stored: Mapping[str, urls.Facts | None], absent: Collection[str]
+) -> None:
+    """Raise _Disturbed unless files are as they were stored, and others do not exist."""
+    if any(found.get(name) != facts for name, facts in stored.items()) or found.keys() & {*absent}:
+        raise _Disturbed
 
 
 def opened(output: str | Path) -> tuple[Path, Mirror | None]:

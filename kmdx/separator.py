@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, weights
+from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, urls, weights
 from kmdx.build import load_for_inference
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.devices import NetworkCache
@@ -224,7 +224,7 @@ class Separator:
         stems: Iterable[str] | None = None,
         progress: Progress | None = None,
     ) -> Separation:
-        """Separate a file of any format, or ``duration`` seconds of it from ``start``.
+        """Separate a file of any format, or ``duration`` seconds of it from ``start``; it may be at a URL.
 
         Parameters and errors are those of :func:`kmdx.audio.read` and :meth:`separate`.
 
@@ -233,7 +233,9 @@ class Separator:
         Separation
             ``(stems, rate)``, at the file's own rate, channels and length.
         """
-        song = audio.read(path, start, duration, downmix)
+        source = urls.parse(str(path))
+        with urls.local(source) as file:
+            song = audio.read(file, start, duration, downmix, name=str(source))
         separated = self.separate(song.samples, song.rate, stems=stems, progress=progress, name=str(path))
         return Separation(separated, song.rate)
 

@@ -85,8 +85,8 @@ class Url:
     @property
     def location(self) -> PurePosixPath:
         """Its host or bucket and its path, as an absolute path."""
-        _, _, rest = str(self).partition("?")[0].partition("://")
-        return PurePosixPath("/", unquote(rest) if self.is_web else rest)
+        _, _, rest = str(self).partition("://")
+        return PurePosixPath("/", unquote(rest.partition("?")[0]) if self.is_web else rest)
 
     @property
     def suffix(self) -> str:
@@ -313,7 +313,8 @@ def _system(url: Url) -> tuple[Any, str]:
             system, place = url_to_fs(url.text, use_listings_cache=False)
             return system, system._strip_protocol(place)
     except ImportError as error:
-        missing = getattr(error if error.name else error.__cause__, "name", None) or "its backend"
+        name = getattr(error if error.name else error.__cause__, "name", None)
+        missing = (name or "its backend").partition(".")[0]
         package = "'kmdx-net[urls]'" if missing == "fsspec" else _PACKAGES.get(missing, missing)
         raise UrlError(f"{url}: {missing} is missing; install it with: pip install {package}") from error
 
@@ -378,6 +379,7 @@ def _explained(url: Url) -> Iterator[None]:
     except PermissionError as error:
         raise UrlError(f"{url}: access denied; check the credentials in the environment") from error
     except Exception as error:
-        known = isinstance(error, download.SourceError)
-        why = str(error) if known else download.one_line(reason(error))
+        why = str(error) if isinstance(error, download.SourceError) else download.one_line(reason(error))
+        if type(error).__module__.startswith("aiohttp."):
+            why = f"the connection failed ({why})"
         raise UrlError(f"{url}: {without_secrets(why)}") from error
