@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -81,18 +82,25 @@ class Store:
         return fault
 
 
-@pytest.fixture(scope="session")
-def running() -> Iterator[Store]:
+@functools.cache
+def started() -> Store:
+    """The only store of this process, because clients keep its address."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     store = Store()
     threading.Thread(target=store.server.serve_forever, daemon=True).start()
+    return store
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Store]:
+    """The store, which clients find in the environment."""
+    store = started()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", store.address)
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield store
-    store.server.shutdown()
 
 
 @pytest.fixture
