@@ -129,6 +129,7 @@ def read(
     downmix: bool = False,
     stream: int = 0,
     accept_holes: bool = True,
+    name: str | None = None,
 ) -> Audio:
     """Read a sound file, or the sound of a video.
 
@@ -153,21 +154,24 @@ def read(
     accept_holes : bool
         Replace damaged or missing sound with silence, up to 2 % of the song and 5 s in total, and warn
         (:class:`~kmdx.errors.KmdxWarning`). Otherwise, every hole is an error.
+    name : str, optional
+        The song's name in messages; by default its path.
     """
     path = Path(path)
+    name = str(path) if name is None else name
     check_part(start, duration)
     try:
         if path.exists() and not path.is_file():
             kind = "folder" if path.is_dir() else "pipe or a device"
-            raise AudioError(f"{path}: expected a sound file, found a {kind}")
+            raise AudioError(f"{name}: expected a sound file, found a {kind}")
         with path.open("rb") as file:
             if path.stat().st_size == 0:
-                raise AudioError(f"{path}: expected a sound file, found an empty file")
-            request = holes.Request(path, start, duration, downmix, stream, accept_holes)
+                raise AudioError(f"{name}: expected a sound file, found an empty file")
+            request = holes.Request(name, start, duration, downmix, stream, accept_holes)
             samples, rate = decoding.read(file, path.stat().st_size, request)
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
-    return Audio(check(samples, str(path), rate, start), rate)
+        raise AudioError(f"{name}: cannot be read: {_reason(error)}") from error
+    return Audio(check(samples, name, rate, start), rate)
 
 
 @dataclass(frozen=True)

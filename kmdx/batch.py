@@ -26,15 +26,18 @@ from kmdx import (
     speeds,
     tags,
     terminal,
+    urls,
     weights,
 )
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, KmdxError, reason
+from kmdx.mirror import Mirror
 from kmdx.plan import Plan
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 from kmdx.song_log import SongLog
 from kmdx.terminal import err
+from kmdx.urls import Url
 
 SMALLEST = "htdemucs"  # the ensemble with the smallest download
 
@@ -65,6 +68,13 @@ class Job:
     stems: tuple[str, ...]
     """The stems to make, of the plan and ``accompaniment``."""
     options: SeparateOptions
+    mirror: Mirror | None = None
+    """Where the stems are uploaded to, if that is a URL; ``output`` is its folder."""
+
+    @property
+    def target(self) -> Path | Url:
+        """Parent of the songs' folders, as the user gave it."""
+        return self.mirror.url if self.mirror else self.output
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -79,9 +89,20 @@ class Job:
 
     def task(self, song: inputs.InputSong) -> SongTask:
         """A song with the stems to make of it."""
-        folder = song.folder(self.output)
+        folder = self.output / song.place
         return SongTask(
             song, manifest.Wanted(song.path, folder, self.files, self.settings, self.options.overwrite)
+        )
+
+    def shown(self, result: SongResult) -> SongResult:
+        """A result as the user sees it: with the URL of the stems, not the folder that they were made in."""
+        if self.mirror is None:
+            return result
+        return replace(
+            result,
+            folder=self.mirror.at(Path(str(result.folder))),
+            error=None if result.error is None else self.mirror.named(result.error),
+            warnings=tuple(map(self.mirror.named, result.warnings)),
         )
 
 
@@ -93,10 +114,11 @@ class SongTask(NamedTuple):
 
 
 class SourceSong(NamedTuple):
-    """A song as read, and the file it was read from."""
+    """A song as read, with its tags if the stems will have any, and the file it was read from."""
 
     source: manifest.SourceFile
     sound: audio.Audio
+    tags: tags.Tags
 
 
 class SongStems(NamedTuple):
@@ -105,6 +127,7 @@ class SongStems(NamedTuple):
     source: manifest.SourceFile
     stems: Stems
     rate: int
+    tags: tags.Tags
 
     @property
     def seconds(self) -> float:
@@ -116,8 +139,8 @@ class SongStems(NamedTuple):
 class SongResult:
     """What became of a song."""
 
-    song: Path
-    folder: Path
+    song: Path | Url
+    folder: Path | Url
     """The folder of its stems."""
     stems: tuple[str, ...] = ()
     """The stems that were written; none if they were finished before, or if the song failed."""
@@ -144,6 +167,9 @@ class SongWorker:
     """
 
     def __init__(self, job: Job) -> None:
+        if job.mirror:  # this process has its own
+            mirror = Mirror.of(job.mirror.url)
+            job = replace(job, output=mirror.folder, mirror=mirror)
         self.job = job
         self._turn = threading.Lock()
         self._separator: Separator | None = None
@@ -156,19 +182,21 @@ class SongWorker:
         kmdx.files.Locked
             If another worker is separating it.
         """
-        folder = song.folder(self.job.output)
+        folder = self.job.output / song.place
         try:
             left, known = check(self.job.task(song))
-            if left is None:  # claiming it would write into a folder that is finished
+            if left is None and self.job.mirror is None:  # a claim would write into a finished folder
                 return known
             with manifest.claimed(folder):
+                if self.job.mirror:
+                    self.job.mirror.pull(song.place)
                 left, known = check(self.job.task(song))  # another worker may have finished it meanwhile
-                return known if left is None else self._finish(left, known, progress)
+                return self.job.shown(known if left is None else self._finish(left, known, progress))
         except files.Locked:
             raise
         except (KmdxError, OSError) as error:
             message = str(error) if isinstance(error, KmdxError) else f"{song.path}: {reason(error)}"
-            return SongResult(song.path, folder, error=message)
+            return self.job.shown(SongResult(song.path, folder, error=message))
 
     def _finish(self, task: SongTask, known: SongResult, progress: Progress) -> SongResult:
         """Separate the stems that are missing."""
@@ -179,7 +207,7 @@ class SongWorker:
             assert self._separator is not None
             made = _separate(task, read, self._separator, self.job.options.format, progress)
         task = SongTask(task.song, self.job.task(task.song).wanted.only(task.wanted.files))
-        result = _write(task, made, self.job.options.format)
+        result = _write(task, made, self.job)
         return replace(result, warnings=(*known.warnings, *result.warnings))
 
     def _load(self) -> None:
@@ -201,19 +229,21 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
     and :class:`KeyboardInterrupt` if the user stops it; this has been reported.
     """
     inputs.refuse_shared_folders(songs, job.output, job.files.values())
+    weights.pull_from_urls(use.weight for use in job.plan.networks.values())
     todo, failed = [], 0
-    for checked in map(check, map(job.task, songs)):
-        if checked.task is None:
-            log.song(checked.result)
-            failed += checked.result.error is not None
+    for left, known in map(check, map(job.task, songs)):
+        result = job.shown(known)
+        if left is None:
+            log.song(result)
+            failed += result.error is not None
         else:
-            todo.append(checked.task)
-            for warning in checked.result.warnings:
+            todo.append(left)
+            for warning in result.warnings:
                 terminal.warn(warning)
     if todo:
         separator = _separator(job)
         err.print(escape(_describe_device(separator)))
-        failed += _separate_all(todo, separator, job.options, log)
+        failed += _separate_all(todo, separator, job, log)
     return failed
 
 
@@ -256,6 +286,8 @@ def check(task: SongTask) -> Check:
     except OSError as error:
         what = f"{path}: {error.filename or folder} cannot be read: {error.strerror}"
         return Check(None, replace(result, error=what))
+    except urls.UrlError as error:
+        return Check(None, replace(result, error=str(error)))
     remarks = [
         f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
         f"{name}.bak, unless the new stem begins with the same bytes"
@@ -292,7 +324,7 @@ def _separator(job: Job) -> Separator:
         raise KmdxError(f"{error}{hint}") from error
 
 
-def _separate_all(tasks: list[SongTask], separator: Separator, options: SeparateOptions, log: SongLog) -> int:
+def _separate_all(tasks: list[SongTask], separator: Separator, job: Job, log: SongLog) -> int:
     """Separate songs, report each, and return how many failed."""
     failed: list[SongTask] = []
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
@@ -301,17 +333,17 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
         number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
         seconds = len(song.sound.samples) / song.sound.rate
         with terminal.song_bar(f"{number}{task.song.place}", seconds) as progress:
-            return _separate(task, song, separator, options.format, progress)
+            return _separate(task, song, separator, job.options.format, progress)
 
     def write(task: SongTask, made: SongStems) -> None:
-        log.song(_write(task, made, options.format))
+        log.song(job.shown(_write(task, made, job)))
 
     def fail(task: SongTask, error: KmdxError) -> None:
-        log.song(SongResult(task.song.path, task.wanted.folder, error=str(error)))
+        log.song(job.shown(SongResult(task.song.path, task.wanted.folder, error=str(error))))
         failed.append(task)
 
     try:
-        pipeline.run(tasks, partial(_read, options=options), separate, write, fail)
+        pipeline.run(tasks, partial(_read, options=job.options), separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; finished songs are kept")
@@ -321,15 +353,18 @@ def _separate_all(tasks: list[SongTask], separator: Separator, options: Separate
 
 def _read(task: SongTask, options: SeparateOptions) -> SourceSong:
     """Read a song."""
-    path = task.song.path
+    path, name = task.song.path, str(task.song.path)
     try:
-        source = manifest.identify(path)
-        sound = audio.read(path, options.start, options.duration, options.downmix)
-        if not source.is_content_of(path):
-            raise AudioError(f"{path}: changed while it was being read; run the command again")
+        with urls.local(path) as file:
+            source = manifest.identify(path, file)
+            sound = audio.read(file, options.start, options.duration, options.downmix, name=name)
+            is_tagged = audio.FORMATS[options.format].tagged
+            found = tags.read(file, name) if is_tagged else tags.Tags()
+            if isinstance(path, Path) and not source.is_content_of(path):
+                raise AudioError(f"{path}: changed while it was being read; run the command again")
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {reason(error)}") from error
-    return SourceSong(source, sound)
+    return SourceSong(source, sound, found)
 
 
 def _separate(
@@ -346,19 +381,33 @@ def _separate(
         progress=progress,
         name=str(task.song.path),
     )
-    return SongStems(song.source, stems, sound.rate)
+    return SongStems(song.source, stems, sound.rate, song.tags)
 
 
-def _write(task: SongTask, made: SongStems, format: str) -> SongResult:
+def _write(task: SongTask, made: SongStems, job: Job) -> SongResult:
+    """Write the stems of a song, and upload them if the output is a URL."""
+    if job.mirror is None:
+        return _write_files(task, made, job.options.format)
+    job.mirror.pull(task.song.place)
+    left, known = check(task)
+    if known.error:
+        raise KmdxError(known.error)
+    if left is None:  # another process was faster
+        return known
+    with job.mirror.uploading(left.wanted):
+        stems = {stem: made.stems[stem] for stem in left.wanted.files}
+        return _write_files(left, made._replace(stems=stems), job.options.format)
+
+
+def _write_files(task: SongTask, made: SongStems, format: str) -> SongResult:
     """Write the stems of a song."""
     paths, stems = task.wanted.paths, made.stems
-    song_tags = tags.read(task.song.path) if audio.FORMATS[format].tagged else tags.Tags()
     with manifest.writing(task.wanted, made.source) as prepare:
         peaks = audio.write_all(
             {paths[stem]: samples for stem, samples in stems.items()},
             made.rate,
             format,
-            {paths[stem]: song_tags.of_stem(stem) for stem in stems},
+            {paths[stem]: made.tags.of_stem(stem) for stem in stems},
             prepare,
         )
     clipped = tuple(

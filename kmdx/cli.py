@@ -68,8 +68,10 @@ def version(
 
 @app.command()
 def separate(
-    songs: Annotated[list[str], typer.Argument(metavar="SONG…", help="Files, folders or glob patterns.")],
-    output: OutputOption = Path("separated"),
+    songs: Annotated[
+        list[str], typer.Argument(metavar="SONG…", help="Files, folders, glob patterns or URLs.")
+    ],
+    output: OutputOption = "separated",
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
         str | None, typer.Option(help="Comma-separated stems, such as vocals,drums; default: all.")
@@ -124,12 +126,13 @@ def separate(
     different settings, it is an error and nothing is replaced, unless --overwrite is given. Exit code: 0 if
     all songs are separated, 1 if some failed, 2 if all failed.
     """
-    from kmdx import audio, inputs, plan_file
+    from kmdx import audio, inputs, mirror, plan_file
 
     audio.check_part(start, duration)
     loaded = plan_file.load(ensemble).augmented(shifts, tta)
     wanted = _stems(loaded, stems, accompaniment)
-    found = inputs.collect(songs, output)
+    folder, uploads = mirror.opened(output)
+    found = inputs.collect(songs, folder, uploads.url if uploads else None)
     for complaint in found.problems:
         terminal.complain(complaint)
     from kmdx import batch  # only now, because torch takes a second
@@ -146,7 +149,7 @@ def separate(
         format=format.value,
         overwrite=overwrite,
     )
-    job = batch.Job(output, loaded, wanted, options)
+    job = batch.Job(folder, loaded, wanted, options, uploads)
     with song_log(log_json) as log:
         if cluster is None and workers is None:
             failed = batch.separate(found.songs, job, log)

@@ -1,10 +1,10 @@
 """Separate songs on many GPUs and machines, with Ray.
 
 There is one idea: independent tasks, workers that are expensive to make, and results on disk. A worker is a
-Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker separates two songs at
-a time, so that it reads and writes files while it computes. It has OMP_NUM_THREADS threads if that is set where
-the command runs, else as many as the cores that it is given, else as many as a single process would have on
-its machine, because oneDNN's last bits depend on them.
+Ray actor. Each node gets as many workers as fit, also a node that joins late. A worker separates two songs
+at a time, so that it reads and writes files while it computes. It has OMP_NUM_THREADS threads if that is set
+where the command runs, else as many as the cores that it is given, else as many as a single process would
+have on its machine, because oneDNN's last bits depend on them.
 
 A task whose worker dies goes to another worker, where it runs alone. If that one dies, too, the task has
 failed. The loss of a node is not blamed on its tasks, unless it happens five times. What counts as finished
@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from kmdx import files, host, inputs
 from kmdx.errors import KmdxError, KmdxWarning, first_line, reason, shown
 from kmdx.inputs import InputSong
+from kmdx.mirror import Mirror
+from kmdx.urls import Url
 
 if TYPE_CHECKING:  # they import torch, which a worker may only do after it has set the number of threads
     from kmdx.batch import Job, SeparateOptions, SongResult
@@ -137,14 +139,20 @@ class _Actor:
         warnings.simplefilter("always", KmdxWarning)
         warnings.showwarning = self._note
 
-    def ready(self, program: str, token: str, folders: Sequence[str]) -> str | None:
+    def ready(self, program: str, token: Path | Url, folders: Sequence[Path | Url]) -> str | None:
         """Why this node cannot be used; None if it can."""
         own = version("kmdx-net")
         if own != program:
             return f"it has kmdx-net {own}, not {program}"
-        if not Path(token).exists():
-            return f"it does not see the output folder {Path(token).parent}"
-        return next((f"it does not see {folder}" for folder in folders if not os.path.exists(folder)), None)  # noqa: PTH110 (any text)
+        if isinstance(token, Path) and not token.exists():
+            return f"it does not see the output folder {token.parent}"
+        for place in (token, *folders):
+            if isinstance(place, Path):
+                if not os.path.exists(place):  # noqa: PTH110 (any text)
+                    return f"it does not see {place}"
+            elif fault := place.fault():
+                return f"it cannot access {fault}"
+        return None
 
     def do(self, number: int, task: Any) -> tuple[str, Any, tuple[str, ...]]:
         """Do a task; return whether it is ``done``, ``busy`` or has ``failed``, the result, and warnings."""
@@ -182,9 +190,9 @@ class Pool(Generic[Task, Value]):
         They are sent to workers, so they can be pickled.
     make : callable
         Called in each worker's process; returns what does a task there.
-    output : Path
-        An existing folder that every node must see.
-    folders : sequence of Path
+    output : Path or Mirror
+        A folder that every node must see, or of a URL that every node must be able to access.
+    folders : sequence of Path or Url
         More folders and files that every node must see.
     options : ClusterOptions
     at_once : int
@@ -195,8 +203,8 @@ class Pool(Generic[Task, Value]):
         self,
         tasks: Sequence[Task],
         make: Callable[[], Work[Task, Value]],
-        output: Path,
-        folders: Sequence[Path],
+        output: Path | Mirror,
+        folders: Sequence[Path | Url],
         options: ClusterOptions,
         at_once: int = AT_ONCE,
     ) -> None:
@@ -207,7 +215,7 @@ class Pool(Generic[Task, Value]):
         self.left = len(tasks)
         self._make = cloudpickle.dumps(make)
         self._threads = os.environ.get("OMP_NUM_THREADS") or (str(options.cpus) if options.cpus else None)
-        self._folders = [str(path) for path in folders][:CHECKED]
+        self._folders = folders[:CHECKED]
         self._output = output
         self._waiting = deque(range(len(tasks)))
         self._later: list[tuple[float, int]] = []  # when to try a busy task again
@@ -290,7 +298,7 @@ class Pool(Generic[Task, Value]):
             scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
         ).remote(self._make, self._threads, is_shared)
         worker = Worker(actor, name, id)
-        worker.asked = actor.ready.remote(version("kmdx-net"), str(self._token), self._folders)
+        worker.asked = actor.ready.remote(version("kmdx-net"), self._token, self._folders)
         return worker
 
     def _hand_out(self) -> None:
@@ -433,11 +441,11 @@ def separate(
     Parameters
     ----------
     songs : iterable
-        Files, folders and glob patterns, as for ``kmdx separate``.
+        Files, folders, glob patterns and URLs, as for ``kmdx separate``.
     output : path
-        Parent of the songs' folders. Every node must see it and the songs under the same paths.
+        Parent of the songs' folders, or its URL. Every node must see it and the songs under the same paths.
     ensemble : str
-        Name of an ensemble, or path of a plan.
+        Name of an ensemble, or path or URL of a plan.
     address : str, optional
         Address of a Ray cluster, or ``auto``; by default Ray is started on this machine.
     workers : int, optional
@@ -459,15 +467,15 @@ def separate(
     KmdxError
         If an option is wrong, a song does not exist, two songs would share a folder, or no node can be used.
     """
-    from kmdx import batch, plan_file
+    from kmdx import batch, mirror, plan_file
 
-    output = Path(output)
-    found = inputs.collect([str(song) for song in songs], output)
+    folder, uploads = mirror.opened(output)
+    found = inputs.collect([str(song) for song in songs], folder, uploads.url if uploads else None)
     if found.problems:
         raise KmdxError("; ".join(found.problems))
     plan = plan_file.load(ensemble)
     chosen = options or batch.SeparateOptions(ensemble)
-    job = batch.Job(output, plan, plan.check_stems(stems), chosen)
+    job = batch.Job(folder, plan, plan.check_stems(stems), chosen, uploads)
     settings = ClusterOptions(address, workers, gpus_per_worker, cpus_per_worker)
     pool = pool_of(found.songs, job, settings)
     with connected(settings):
@@ -490,10 +498,18 @@ def pool_of(songs: Sequence[InputSong], job: Job, options: ClusterOptions) -> Po
     if job.options.device == "cpu":
         options = replace(options, gpus=0.0)
     remote = replace(job, output=job.output.absolute())
-    tasks = [InputSong(song.path.absolute(), song.place) for song in songs]
+    tasks = [replace(song, path=song.path.absolute()) for song in songs]
     weights = [path for use in job.plan.networks.values() if (path := use.weight.path) is not None]
-    folders = [*dict.fromkeys(task.path.parent for task in tasks), *(path.absolute() for path in weights)]
-    return Pool(tasks, _Separating(remote), remote.output, folders, options)
+    folders = [*_folders(tasks), *(path.absolute() for path in weights)]
+    return Pool(tasks, _Separating(remote), job.mirror or remote.output, folders, options)
+
+
+def _folders(songs: Sequence[InputSong]) -> list[Path | Url]:
+    """What a node must see to read songs: each folder, and one place at each server or in each bucket."""
+    local = dict.fromkeys(song.path.parent for song in songs if isinstance(song.path, Path))
+    urls = [song.path for song in songs if isinstance(song.path, Url)]
+    remote = {url.location.parts[:2]: url if url.is_web else url.parent for url in urls}
+    return [*local, *remote.values()]
 
 
 @dataclass(frozen=True)
@@ -517,7 +533,7 @@ def result_of(finished: Finished[InputSong, SongResult], songs: Sequence[InputSo
     return replace(
         found,
         song=song.path,
-        folder=song.folder(job.output),
+        folder=job.target / song.place,
         node=finished.node,
         warnings=(*found.warnings, *finished.warnings),
     )
@@ -566,9 +582,13 @@ def _check_reachable(address: str) -> None:
 
 
 @contextmanager
-def _token(folder: Path) -> Iterator[Path]:
+def _token(folder: Path | Mirror) -> Iterator[Path | Url]:
     """A hidden file, named after this process, by which other nodes recognize a folder."""
     start = f".kmdx-{socket.gethostname()}-"
+    if isinstance(folder, Mirror):
+        with folder.marked(f"{start}{os.getpid()}{files.PARTIAL}") as url:
+            yield url
+        return
     path = folder / f"{start}{os.getpid()}{files.PARTIAL}"
     try:
         with files.folder(folder):

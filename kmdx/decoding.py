@@ -59,7 +59,7 @@ def read(file: BinaryIO, size: int, request: Request) -> tuple[np.ndarray, int]:
     try:
         parts = containers.inspect(file, size)
     except AudioError as error:
-        raise AudioError(f"{request.path}: {error}") from error
+        raise AudioError(f"{request.name}: {error}") from error
     sound = _open_sndfile(parts[0], request) if len(parts) == 1 else None
     if sound is not None:
         with sound:
@@ -142,7 +142,7 @@ def _pcm(song: DecodedSong, sound: sf.SoundFile, last: int) -> Iterator[np.ndarr
             if not len(block):
                 return
     except sf.LibsndfileError as error:
-        raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
+        raise AudioError(f"{song.name}: damaged, decoding failed: {reason(error)}") from error
 
 
 def _flac(
@@ -217,4 +217,4 @@ def _next_sndfile(song: DecodedSong, sound: sf.SoundFile) -> Iterator[np.ndarray
         while len(block := sound.read(DECODED, dtype="float32", always_2d=True)):
             yield from song.add(block)
     except sf.LibsndfileError as error:
-        raise AudioError(f"{song.path}: damaged, decoding failed: {reason(error)}") from error
+        raise AudioError(f"{song.name}: damaged, decoding failed: {reason(error)}") from error

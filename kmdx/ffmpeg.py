@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
@@ -64,20 +63,20 @@ def decode(song: DecodedSong, part: Part, channels: int) -> Generator[np.ndarray
     Returns the number of channels, which must be that of the earlier parts.
     """
     try:
-        with _open_ffmpeg(part.view, song.path) as container:
+        with _open_ffmpeg(part.view, song.name) as container:
             decoder = _Decoder(song, part, container, _stream(container, song))
             for block in decoder.blocks():
                 if channels not in (0, decoder.channels):
                     raise changed(song)
                 yield block
     except av.FFmpegError as error:
-        raise AudioError(f"{song.path}: not a sound file, or a damaged one: {reason(error)}") from error
+        raise AudioError(f"{song.name}: not a sound file, or a damaged one: {reason(error)}") from error
     return decoder.channels
 
 
-def _open_ffmpeg(view: View, path: Path) -> Any:
+def _open_ffmpeg(view: View, name: str) -> Any:
     view.seek(0)
-    view.name = str(path)  # some formats are recognized only by the file name
+    view.name = name  # some formats are recognized only by the file name
     view.limit(OPENING_CALLS, MAX_OPENING)
     options = {"protocol_whitelist": "none"}  # a playlist must not open other files or addresses
     return av.open(view, "r", options=options, **ANY_TAGS)
@@ -88,11 +87,11 @@ def _stream(container: Any, song: DecodedSong) -> Any:
     streams, wanted = container.streams.audio, song.request.stream
     if not streams:
         others = ", ".join(sorted({stream.type for stream in container.streams})) or "none"
-        raise AudioError(f"{song.path}: contains no audio stream (streams found: {others})")
+        raise AudioError(f"{song.name}: contains no audio stream (streams found: {others})")
     if not 0 <= wanted < len(streams):
-        raise AudioError(f"{song.path}: no audio stream {wanted}, expected one of 0 to {len(streams) - 1}")
+        raise AudioError(f"{song.name}: no audio stream {wanted}, expected one of 0 to {len(streams) - 1}")
     if streams[wanted].codec_context is None:
-        raise AudioError(f"{song.path}: FFmpeg does not support its codec, or the file is damaged")
+        raise AudioError(f"{song.name}: FFmpeg does not support its codec, or the file is damaged")
     return streams[wanted]
 
 
@@ -158,7 +157,7 @@ class _Decoder:
                 return
         if self.converter is None:
             why = f": {reason(self.error)}" if self.error else ": it is empty, or not a sound file"
-            raise AudioError(f"{song.path}: contains no samples{why}") from self.error
+            raise AudioError(f"{song.name}: contains no samples{why}") from self.error
         yield from self._end()
 
     def _frames(self) -> Iterator[Any]:
@@ -194,7 +193,7 @@ class _Decoder:
             self.song.check_missing(round(self.damaged))
         if self.damaged_packets > MAX_DAMAGED:
             raise AudioError(
-                f"{self.song.path}: damaged: more than {MAX_DAMAGED} of its packets cannot be decoded:"
+                f"{self.song.name}: damaged: more than {MAX_DAMAGED} of its packets cannot be decoded:"
                 f" {reason(self.error)}: copy or export it again"  # type: ignore[arg-type]
             )
 
@@ -305,7 +304,7 @@ class _Decoder:
         layout = self.form.layout
         if self.form.channels > 2 and not song.request.downmix:
             raise AudioError(
-                f"{song.path}: {self.form.channels} channels, expected 1 or 2: mix them down to stereo with"
+                f"{song.name}: {self.form.channels} channels, expected 1 or 2: mix them down to stereo with"
                 " --downmix (downmix=True)"
             )
         self.channels = min(self.form.channels, 2)
@@ -399,18 +398,18 @@ class _Decoder:
         missing = self._missing_end() or self.damaged
         if self.part.stops or (missing < 1 and self.part.view.calls_left < 0):
             raise AudioError(
-                f"{song.path}: damaged: found no more sound after {time_text(song.seconds(song.position))}:"
+                f"{song.name}: damaged: found no more sound after {time_text(song.seconds(song.position))}:"
                 " copy or export it again"
             )
         if missing >= 1:
             yield from song.silence(round(missing), self.channels)
         elif self.broken:
             raise AudioError(
-                f"{song.path}: damaged after {time_text(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]
+                f"{song.name}: damaged after {time_text(song.seconds(song.position))}: {reason(self.error)}"  # type: ignore[arg-type]
             ) from self.error
         elif self.part.cut and self._declared_end() is None:
             raise AudioError(
-                f"{song.path}: cut short: its sound stops at"
+                f"{song.name}: cut short: its sound stops at"
                 f" {time_text(song.seconds(song.position))}: copy or export it again"
             )
         elif self.part.cut:

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +28,7 @@ MAX_SHARE = 0.02  # largest missing share of a song
 class Request:
     """The file and the part of it to read; see :func:`kmdx.audio.read`."""
 
-    path: Path
+    name: str
     start: float = 0.0
     duration: float | None = None
     downmix: bool = False
@@ -54,8 +53,8 @@ class DecodedSong:
         self.notes: list[str] = []
 
     @property
-    def path(self) -> Path:
-        return self.request.path
+    def name(self) -> str:
+        return self.request.name
 
     @property
     def first(self) -> int:
@@ -130,15 +129,15 @@ class DecodedSong:
         if self.position <= self.first and self.end() > self.first:
             start = self.request.start
             raise AudioError(
-                f"{self.path}: start {start:g} s is past the end at {self.seconds(length):.3f} s"
+                f"{self.name}: start {start:g} s is past the end at {self.seconds(length):.3f} s"
             )
         if sum(map(len, self.holes)) > MAX_SHARE * length:
             raise self._too_damaged()
         if not self.request.accept_holes and (self.damaged or self.notes):
             found = self.notes[0] if self.notes else f"damaged at {time_text(self.seconds(self.damaged[0]))}"
-            raise AudioError(f"{self.path}: {found}: copy or export it again")
+            raise AudioError(f"{self.name}: {found}: copy or export it again")
         for text in [*self._damages(), *self.notes]:
-            warnings.warn(f"{self.path}: {text}", KmdxWarning, stacklevel=2)
+            warnings.warn(f"{self.name}: {text}", KmdxWarning, stacklevel=2)
 
     def _damages(self) -> Iterator[str]:
         if self.holes:
@@ -166,7 +165,7 @@ class DecodedSong:
             else "much of its sound is missing, or its timestamps are damaged"
         )
         return AudioError(
-            f"{self.path}: cut short or damaged: {lost}, first at {first}; {limit}: copy or export it again,"
+            f"{self.name}: cut short or damaged: {lost}, first at {first}; {limit}: copy or export it again,"
             " or read a part that is intact"
         )
 
@@ -181,6 +180,6 @@ def changed(song: DecodedSong) -> AudioError:
     """The error for a song whose rate or channels change."""
     where = time_text(song.seconds(song.position))
     return AudioError(
-        f"{song.path}: its sample rate or channels change at {where}: convert it to a single form, or cut it"
+        f"{song.name}: its sample rate or channels change at {where}: convert it to a single form, or cut it"
         " into several files"
     )

@@ -15,11 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from kmdx import file_names, manifest
+from kmdx import file_names, manifest, urls
 from kmdx.challenge import MIXTURE
 from kmdx.errors import KmdxError
+from kmdx.urls import Url, UrlError
 
 SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga", ".opus"}
 COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
@@ -33,7 +34,7 @@ Key = tuple[str, ...]
 class InputSong:
     """A file to separate, and the folder of its stems, relative to OUTPUT and with ``/`` as separator."""
 
-    path: Path
+    path: Path | Url
     place: str
 
     def folder(self, output: Path) -> Path:
@@ -49,8 +50,8 @@ class Batch:
     problems: list[str]
 
 
-def collect(inputs: Iterable[str], output: Path) -> Batch:
-    """Find the songs that files, folders and patterns name.
+def collect(inputs: Iterable[str], output: Path, target: Url | None = None) -> Batch:
+    """Find the songs that files, folders, patterns and URLs name.
 
     A folder stands for all sound files in it and below. If a folder contains ``mixture.*``, its other sound
     files are considered its stems and skipped. Finished stems and files below ``output`` are skipped, too.
@@ -58,23 +59,32 @@ def collect(inputs: Iterable[str], output: Path) -> Batch:
     Parameters
     ----------
     inputs : iterable of str
-        Paths and glob patterns.
+        Paths, URLs and glob patterns.
     output : Path
         Parent of the songs' output folders.
+    target : Url, optional
+        Where they are uploaded to, if that is a URL.
     """
     inputs = list(inputs)
-    found: dict[Path, _Placing] = {}  # by the file's real path
+    found: dict[Path | Url, _Placing] = {}  # by the file's real path
     problems: list[str] = []
     for text in inputs:
         count = len(problems)
         try:
-            placings = list(_placings(text, output, problems))
+            url = urls.parse(text)
+            if isinstance(url, Url):
+                placings = list(_at_url(url, target))
+            else:
+                placings = list(_placings(str(url) if text.strip() else text, output, problems))
         except OSError as error:  # the name is too long, or the folder is not readable
             problems.append(f"{text}: {error.strerror}")
             continue
+        except UrlError as error:
+            problems.append(str(error))
+            continue
         is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # found by `*`
         if not placings and len(problems) == count and not is_output:
-            problems.append(_explain_no_songs(text))
+            problems.append(_explain_no_songs(text) if isinstance(url, Path) else f"{url}: no songs there")
         for placing in placings:
             found.setdefault(placing.path.resolve(), placing)
     placings = _assign_places([*found.values()], output, problems)
@@ -116,7 +126,7 @@ def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Colle
 class _Placing:
     """A song for which a place (an output folder) is being chosen."""
 
-    path: Path
+    path: Path | Url
     depth: int  # how many of the song's parent folders are part of its place
     tag: str = ""  # text added to its name in parentheses
     kept: Key | None = None  # its place from an earlier run
@@ -124,7 +134,8 @@ class _Placing:
     @cached_property
     def names(self) -> Key:
         """The names of its parent folders and its own name, made valid on every system."""
-        path = Path(os.path.abspath(self.path))  # noqa: PTH100 (does not resolve links)
+        here = self.path
+        path = here.location if isinstance(here, Url) else Path(os.path.abspath(here))  # noqa: PTH100 (does not resolve links)
         names = path.parent.parts[1:]
         if path.stem != MIXTURE or not names:
             names = (*names, path.stem)
@@ -205,6 +216,9 @@ def _assign_places(placings: list[_Placing], output: Path, problems: list[str]) 
             except OSError as error:
                 problems.append(f"{placing.path}: {error.filename or placing.path}: {error.strerror}")
                 placings = [other for other in placings if other is not placing]
+            except UrlError as error:
+                problems.append(str(error))
+                placings = [other for other in placings if other is not placing]
 
     while clashes := _clashes([placing for placing in placings if placing.kept is None], listing, taken):
         for group, others in clashes:
@@ -216,7 +230,7 @@ def _keep_place(
     placing: _Placing,
     listing: _Listing,
     taken: dict[Key, _Placing],
-    is_same_song: Callable[[manifest.SourceFile, Path], bool],
+    is_same_song: Callable[[manifest.SourceFile, Path | Url], bool],
 ) -> None:
     """Keep a song in the folder that already has its stems, unless another song of this run uses it."""
     for folder in placing.earlier(listing):
@@ -241,7 +255,7 @@ def _clashes(
         folder = listing.find(key)
         owner = manifest.owner(folder) if folder is not None and not others else None
         if owner is not None:
-            others.append(_Placing(Path(owner.path), 0))
+            others.append(_Placing(urls.parse(owner.path), 0))
         if len(group) + len(others) > 1:
             clashes.append((group, others))
     return clashes
@@ -281,6 +295,34 @@ def _placings(text: str, output: Path, problems: list[str]) -> Iterator[_Placing
             is_below = output.resolve() in (match.resolve(), *match.resolve().parents)
             if not is_below and match.name not in manifest.recorded(match.parent):
                 yield from _placings(str(match), output, problems)
+
+
+def _at_url(url: Url, target: Url | None) -> Iterator[_Placing]:
+    """The songs that a URL names."""
+    for found, is_folder in urls.matches(url):
+        if is_folder:
+            yield from _below(found, target)
+        else:
+            yield _Placing(found, 0)
+
+
+def _below(folder: Url, target: Url | None) -> Iterator[_Placing]:
+    """The songs in and below a folder at a URL, sorted by name; without stems that have a record."""
+    files = urls.below(folder)
+    output = f"{target.text.rstrip('/')}/" if target else "\0"
+    skips_output = not f"{folder.text.rstrip('/')}/".startswith(output)
+    songs: dict[PurePosixPath, list[tuple[PurePosixPath, Url]]] = defaultdict(list)
+    for name in sorted(files):
+        path = PurePosixPath(name)
+        record = str(path.parent / manifest.FOLDER / manifest.record_name(path.name))
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        is_output = skips_output and files[name].text.startswith(output)
+        if path.suffix.lower() in EXTENSIONS and record not in files and not is_hidden and not is_output:
+            songs[path.parent].append((path, files[name]))
+    for parent, entries in sorted(songs.items()):
+        mixtures = [entry for entry in entries if entry[0].stem == MIXTURE]
+        for path, url in mixtures or entries:
+            yield _Placing(url, max(0, len(parent.parts) - (path.stem == MIXTURE)))
 
 
 def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator[Path]:

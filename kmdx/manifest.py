@@ -28,8 +28,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kmdx import documents, files
+from kmdx import documents, files, urls
 from kmdx.errors import AudioError, DocumentError, KmdxWarning
+from kmdx.urls import Url
 
 FOLDER = ".kmdx"
 # After a dot and the file name, so that `**/vocals.*` finds only stems.
@@ -43,6 +44,7 @@ class SourceFile:
     """The file that a song was read from: its path, size in bytes, two times in ns, and SHA-256.
 
     Programs can set ``modified`` to any time, so two songs may share it; only the system sets ``changed``.
+    Of a song at a URL, ``changed`` stands for the version that its server states.
     """
 
     path: str
@@ -51,16 +53,18 @@ class SourceFile:
     sha256: str
     changed: int = 0
 
-    def is_content_of(self, path: Path) -> bool:
+    def is_content_of(self, path: Path | Url) -> bool:
         """Whether a file has this content; the checksum is skipped for the same, untouched file."""
         stat = path.stat()
-        if stat.st_size != self.bytes:
+        if stat.st_size not in (self.bytes, urls.UNKNOWN):
             return False
         times = (stat.st_mtime_ns, stat.st_ctime_ns)
-        untouched = self.is_at(path) and times == (self.modified, self.changed)
-        return untouched or files.sha256(path) == self.sha256
+        if self.is_at(path) and times == (self.modified, self.changed):
+            return True
+        with urls.local(path) as file:
+            return files.sha256(file) == self.sha256
 
-    def is_at(self, path: Path) -> bool:
+    def is_at(self, path: Path | Url) -> bool:
         """Whether this record's path is that of a file, whatever its content."""
         return self.path == str(path.resolve())
 
@@ -115,7 +119,7 @@ class StemRecord:
     program: str  # the version of kmdx-net that wrote it
 
     def difference(
-        self, song: Path, wanted: StemSettings | None, ignored: Collection[str] = ()
+        self, song: Path | Url, wanted: StemSettings | None, ignored: Collection[str] = ()
     ) -> str | None:
         """How the file differs from what would be made of a song now; None if it does not."""
         if wanted is None:
@@ -129,7 +133,7 @@ class StemRecord:
 class Wanted:
     """The stems to make of one song."""
 
-    song: Path
+    song: Path | Url
     folder: Path  # output folder of its stems
     files: Mapping[str, str]  # file name of each stem to make
     settings: Callable[[str], StemSettings | None]
@@ -158,12 +162,20 @@ class FolderStatus:
     unknown: list[str]  # files that have the name of a stem to be made but do not match a record
 
 
-def identify(song: Path) -> SourceFile:
-    """Return the current state of a song's file; raises :class:`OSError` if it cannot be read."""
-    stat = song.stat()
+def identify(song: Path | Url, copy: Path | None = None) -> SourceFile:
+    """Return the current state of a song's file; raises :class:`OSError` if it cannot be read.
+
+    Of a song at a URL, ``copy`` is what was fetched.
+    """
+    stat, file = song.stat(), copy or Path(str(song))
     return SourceFile(
-        str(song.resolve()), stat.st_size, stat.st_mtime_ns, files.sha256(song), stat.st_ctime_ns
+        str(song.resolve()), file.stat().st_size, stat.st_mtime_ns, files.sha256(file), stat.st_ctime_ns
     )
+
+
+def record_name(file: str) -> str:
+    """The name of a stem file's record, in the folder :data:`FOLDER`."""
+    return f".{file}{_RECORD}"
 
 
 def owner(folder: Path) -> SourceFile | None:
@@ -383,7 +395,7 @@ def _read(path: Path) -> StemRecord | None:
         record = StemRecord(**{**content, "song": song, "settings": settings})
     except (DocumentError, TypeError, KeyError):  # not JSON, or not the fields of a record
         return None
-    is_usable = _is_of_types(record) and path.name.startswith(f".{record.file}{_RECORD}")
+    is_usable = _is_of_types(record) and path.name.startswith(record_name(record.file))
     return record if is_usable else None
 
 

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from kmdx import documents, weights
+from kmdx import documents, urls, weights
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE
 from kmdx.documents import Number, YamlPart
 from kmdx.errors import DocumentError, PlanError, WeightsError, listed, quoted, shown, suggest
@@ -39,6 +39,7 @@ from kmdx.networks import types
 from kmdx.networks.architecture import MAX_NAME
 from kmdx.nodes import Node, forms
 from kmdx.plan import MAX_SHIFTS, NetworkUse, Plan, node_of
+from kmdx.urls import Url
 from kmdx.weights import Weight
 from kmdx.windows import WINDOWS
 
@@ -63,7 +64,7 @@ def imported() -> list[str]:
 
 
 def load(ensemble: str | Path) -> Plan:
-    """Load an ensemble by its name, or from the path of a YAML file.
+    """Load an ensemble by its name, or from the path or the URL of a YAML file.
 
     An ensemble that comes with the package is preferred to one of the same name in the models folder. Raises
     :class:`PlanError` if it does not exist, or its file is not a valid plan; names the line and the key.
@@ -72,7 +73,12 @@ def load(ensemble: str | Path) -> Plan:
     if text in names():
         source = resources.files("kmdx") / "plans" / f"{text}.yaml"
         return parse(source.read_text("utf-8"), name=text, folder=None)
-    path = Path(ensemble)
+    path = urls.parse(text)
+    if isinstance(path, Url):
+        try:
+            return parse(urls.read_text(path), name=path.location.stem, folder=path.parent)
+        except DocumentError as error:
+            raise PlanError(f"cannot read the ensemble {path}: {error}") from error
     if not text.endswith((".yaml", ".yml")):
         known = [*names(), *imported()]
         if text not in known:
@@ -91,7 +97,7 @@ def load(ensemble: str | Path) -> Plan:
     return parse(content, name=path.stem, folder=path.parent)
 
 
-def parse(text: str, name: str, folder: Path | None = None) -> Plan:
+def parse(text: str, name: str, folder: Path | Url | None = None) -> Plan:
     """Check the text of a plan and return it as a :class:`Plan`.
 
     Raises :class:`PlanError` for the first error in the plan; names the line and the key.
@@ -102,7 +108,7 @@ def parse(text: str, name: str, folder: Path | None = None) -> Plan:
         YAML.
     name : str
         Name of the plan, also used in messages.
-    folder : Path, optional
+    folder : Path or Url, optional
         Folder to which the paths of weight files in the plan are relative.
     """
     try:
@@ -124,12 +130,18 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
 
     def weight(use: NetworkUse) -> Any:
         path = use.weight.path
-        if path is None or use.weight.name != str(path):  # from the registry, or trained with this project
+        source = use.weight.sources[0] if use.weight.sources else None
+        if isinstance(source, weights.UrlSource):
+            file = source.url
+        elif path is None or use.weight.name != str(path):  # from the registry, or trained with this project
             return use.weight.name
-        file = path.resolve() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve()))
+        elif folder is None:
+            file = str(path.resolve())
+        else:
+            file = os.path.relpath(path.resolve(), folder.resolve())
         facts = {"license": use.weight.licence, "trained_with": use.weight.trained_with}
         return {
-            "file": str(file),
+            "file": file,
             **{key: fact for key, fact in facts.items() if fact not in (weights.OWN, None)},
             "architecture": json.loads(json.dumps(dict(use.weight.architecture))),
         }
@@ -149,7 +161,7 @@ def dump(plan: Plan, folder: Path | None = None) -> str:
 class _Reader:
     """Makes a plan from a document; every error names the line and the dotted key."""
 
-    def __init__(self, name: str, folder: Path | None, root: YamlPart) -> None:
+    def __init__(self, name: str, folder: Path | Url | None, root: YamlPart) -> None:
         self.name = name
         self.folder = folder
         self.root = root
@@ -247,9 +259,16 @@ class _Reader:
         license: str = weights.OWN,
         trained_with: str | None = None,
     ) -> Weight:
-        path = weights.check_path(file)
-        path = path if self.folder is None else self.folder / path
-        return weights.own(path, architecture, license, trained_with)
+        place = urls.parse(file)
+        if isinstance(place, Path):
+            place = weights.check_path(str(place) if file else file)
+            if isinstance(self.folder, Url) and not place.is_absolute():
+                place = self.folder / place.as_posix()
+            elif isinstance(self.folder, Path):
+                place = self.folder / place
+        path = place if isinstance(place, Path) else Path(place.location.name)
+        weight = weights.own(path, architecture, license, trained_with)
+        return weight if isinstance(place, Path) else weights.at_url(place.text, str(place), weight)
 
 
 def _value(entries: Mapping[str, YamlPart], key: str, kind: Any, default: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, weights
+from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, urls, weights
 from kmdx.build import load_for_inference
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.devices import NetworkCache
@@ -44,7 +44,7 @@ class Separator:
     Parameters
     ----------
     ensemble : str, Path or Plan
-        Name of an ensemble, path of a plan's YAML file, or a loaded plan.
+        Name of an ensemble, path or URL of a plan's YAML file, or a loaded plan.
     device : str
         ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
@@ -99,6 +99,7 @@ class Separator:
         if self.device.type == "cpu":
             host.cap_threads()
         uses = self.plan.uses(self.stems)
+        weights.pull_from_urls((use.weight for use in uses.values()), folder)
         check_weights(self.plan, uses, folder)
         self.folder = folder
         self._load = partial(self._build_networks, uses)
@@ -220,7 +221,7 @@ class Separator:
         stems: Iterable[str] | None = None,
         progress: Progress | None = None,
     ) -> Separation:
-        """Separate a file of any format, or ``duration`` seconds of it from ``start``.
+        """Separate a file of any format, or ``duration`` seconds of it from ``start``; it may be at a URL.
 
         Parameters and errors are those of :func:`kmdx.audio.read` and :meth:`separate`.
 
@@ -229,7 +230,9 @@ class Separator:
         Separation
             ``(stems, rate)``, at the file's own rate, channels and length.
         """
-        song = audio.read(path, start, duration, downmix)
+        source = urls.parse(str(path))
+        with urls.local(source) as file:
+            song = audio.read(file, start, duration, downmix, name=str(source))
         separated = self.separate(song.samples, song.rate, stems=stems, progress=progress, name=str(path))
         return Separation(separated, song.rate)
 

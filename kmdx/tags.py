@@ -110,8 +110,10 @@ OTHER_VORBIS_NAMES = {"album_artist": ("album artist", "album_artist"), "date": 
 VORBIS_TOTALS = {"track": ("tracktotal", "totaltracks"), "disc": ("disctotal", "totaldiscs")}
 
 
-def read(path: str | os.PathLike[str]) -> Tags:
+def read(path: str | os.PathLike[str], name: str | None = None) -> Tags:
     """Read the tags of a song; empty if it has none, or mutagen does not support its format.
+
+    ``name`` is the song's name in messages, by default its path.
 
     Every problem causes one :class:`~kmdx.errors.KmdxWarning`, not an error: tags that cannot be read within
     the limits, a cover larger than 10 MB, or a text longer than 1000 characters. The song's subtitle is not
@@ -124,14 +126,16 @@ def read(path: str | os.PathLike[str]) -> Tags:
         found = {"problem": str(error)}
     if "problem" in found:
         warnings.warn(
-            f"{path}: its tags cannot be read, so the stems have none: {found['problem']}",
+            f"{name or path}: its tags cannot be read, so the stems have none: {found['problem']}",
             KmdxWarning,
             stacklevel=2,
         )
         return Tags()
     if found["left_out"]:
         warnings.warn(
-            f"{path}: omitted from the stems' tags: {', '.join(found['left_out'])}", KmdxWarning, stacklevel=2
+            f"{name or path}: omitted from the stems' tags: {', '.join(found['left_out'])}",
+            KmdxWarning,
+            stacklevel=2,
         )
     texts = {field: tuple(values) for field, values in found["texts"].items()}
     return Tags(**texts, cover=base64.b64decode(found["cover"]), cover_type=found["cover_type"])

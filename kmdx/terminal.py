@@ -86,7 +86,7 @@ class Engine(str, Enum):
 
 
 EnsembleOption = Annotated[
-    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or path of a plan (.yaml).")
+    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or path or URL of a plan (.yaml).")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
 PrecisionOption = Annotated[
@@ -117,8 +117,13 @@ FormatOption = Annotated[
     typer.Option(case_sensitive=False, help="File format of the stems. mp3 is 320 kbit/s, flac 24-bit."),
 ]
 OutputOption = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored."),
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER|URL",
+        help="Stems are written to OUTPUT/<song>/<stem>; folders are mirrored.",
+    ),
 ]
 OverwriteOption = Annotated[
     bool,

@@ -64,10 +64,10 @@ def test_a_song_that_cannot_be_read_does_not_stop_the_rest(
 ) -> None:
     identify = manifest.identify
 
-    def refused(path: Path) -> manifest.SourceFile:
+    def refused(path: Path, copy: Path | None = None) -> manifest.SourceFile:
         if path.name == "b.wav":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return identify(path)
+        return identify(path, copy)
 
     monkeypatch.setattr(manifest, "identify", refused)
     for name in "abc":

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import cli_cases
 import cluster_cases
+import fsspec
+import object_store
 import psutil
 import pytest
 from cli_cases import Run, files_in, write
 from cluster_cases import Work
 from conftest import noise
+from object_store import Store
 
 pytest.importorskip("ray", reason="the cluster needs Ray")
 
@@ -27,15 +30,15 @@ from ray.cluster_utils import Cluster
 from kmdx import cluster
 from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool, Worker
 
-run = cli_cases.run
+run, running, store = cli_cases.run, object_store.running, object_store.store
 cloudpickle.register_pickle_by_value(cluster_cases)
 SONGS = 6
 MINI = ("separate", "music", "-e", "mini")
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Cluster]:
-    """A cluster of two nodes with one core each."""
+def nodes(running: Store) -> Iterator[Cluster]:
+    """A cluster of two nodes with one core each, which can access an object store."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
     yield made
@@ -90,6 +93,34 @@ def test_a_cluster_writes_the_same_bytes_as_one_process(
     assert (again.code, again.out) == (0, "")
     assert again.err.count("use --overwrite to separate it again") == SONGS
     assert not list(tmp_path.glob("alone/*/.kmdx/claim")), "finished songs are left as they are"
+
+
+def test_workers_fetch_songs_from_a_store_and_upload_their_stems(
+    run: Run, nodes: Cluster, store: Store, music: Path, tmp_path: Path
+) -> None:
+    store.files.put(str(music), "music/songs", recursive=True)
+    store.files.pipe_file("music/songs/song 1.wav", b"no sound")
+    songs = ("separate", "s3://music/songs", "-e", "mini", "--stems", "vocals")
+    many = run(*songs, "-o", "s3://music/many", "--cluster", nodes.address)
+    alone = run(*songs, "-o", "s3://music/alone")
+    assert (many.code, alone.code) == (1, 1)
+    assert sorted(many.out.splitlines()) == sorted(alone.out.replace("/alone/", "/many/").splitlines())
+    assert many.errors == alone.errors
+    assert "error: s3://music/songs/song 1.wav: not a sound file" in many.errors[0]
+    assert store.content("music/many").keys() == store.content("music/alone").keys()
+    assert not [name for name in store.files.find("music") if "partial" in name]
+    again = run(*songs, "-o", "s3://music/many", "--cluster", nodes.address)
+    assert (again.code, again.out, again.err.count("already in")) == (1, "", SONGS - 1)
+
+
+@pytest.mark.parametrize(("song", "output"), [("memory://music/a.wav", "out"), ("music", "memory://out")])
+def test_a_url_that_a_node_cannot_access_is_named(
+    run: Run, nodes: Cluster, music: Path, song: str, output: str
+) -> None:
+    fsspec.filesystem("memory").pipe_file("/music/a.wav", b"of this process only")
+    result = run("separate", song, "-e", "mini", "-o", output, "--cluster", nodes.address)
+    assert (result.code, result.out) == (2, "")
+    assert "it cannot access memory://" in result.errors[0]
 
 
 def test_a_song_that_cannot_be_separated_fails_alone(

