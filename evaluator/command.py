@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import progress
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import Progress, ProgressColumn, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from evaluator import comparison_page, dataset, report, results, visible
 from evaluator import estimates as estimates_of
@@ -29,9 +24,16 @@ from evaluator.data_check import DataCheck, check_data
 from evaluator.dataset import Track, grouped
 from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment, reference_of
-from evaluator.metrics import Metric
 from evaluator.process import Limits, Submission, SubmissionError, SubmissionOptions, check_submission
-from evaluator.protocol import Evaluation, Stopped, Task, headline, score_existing, separate_and_score
+from evaluator.progress import Lines, bars_of
+from evaluator.protocol import (
+    Evaluation,
+    Setup,
+    Stopped,
+    Task,
+    score_existing,
+    separate_and_score,
+)
 from evaluator.records import SongRecord
 from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
@@ -42,17 +44,17 @@ from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, counted, shown
 from kmdx.file_names import key
 from kmdx.plan import Plan
-from kmdx.terminal import Engine, Precision, SplitOption, TracksOption, err, out
+from kmdx.terminal import ClusterOption, Engine, Precision, SplitOption, TracksOption, err, out
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
-MAX_TIME_LEFT = 1000 * 3600.0  # seconds; a submission may report any progress
+BY_NODE = "that of each node"
 MIN_MEMORY = 10**6  # bytes; a smaller number is probably a missing unit
 
 logger = logging.getLogger("evaluator")
 SUBMISSION_OPTIONS = (
-    "submission", "python", "ensemble", "device", "precision", "engine", "time_limit_factor", "memory_limit",
-    "enforce_limits", "strict", "keep_stems",
+    "submission", "python", "ensemble", "device", "precision", "engine", "cluster", "time_limit_factor",
+    "memory_limit", "enforce_limits", "strict", "keep_stems",
 )  # fmt: skip
 """Options that have no effect on existing stems."""
 app = terminal.app()
@@ -106,6 +108,7 @@ def evaluate(
     engine: Annotated[
         Engine | None, typer.Option(case_sensitive=False, help="Engine; overrides user_config.py.")
     ] = None,
+    cluster: ClusterOption = None,
     time_limit_factor: Annotated[
         float, typer.Option(help="Time limit of a song, as a multiple of its duration.")
     ] = TIME_FACTOR,
@@ -141,6 +144,8 @@ def evaluate(
         _reject_submission_options(context)
     options = _submission_options(ensemble, device, precision, engine)
     limits = Limits(time_limit_factor, parse_size(memory_limit), enforced=enforce_limits or strict)
+    if cluster is not None:  # workers run in other folders
+        data, output = data.absolute(), output.absolute()
     songs = dataset.find_tracks(data, split, tracks)
     task = Task(data, songs, choose_stems(songs, stems), metrics_table.choose(metrics), accept_incomplete)
     try:
@@ -148,9 +153,8 @@ def evaluate(
             failed = _score_folders(task, estimates, output, verbose)
         else:
             options = replace(options, python=python)
-            failed = _run_submission(
-                task, submission.resolve(), options, limits, output, strict, keep_stems, verbose
-            )
+            setup = Setup(submission.resolve(), limits, options, strict, keep_stems)
+            failed = _run_submission(task, setup, output, cluster, verbose)
     except KeyboardInterrupt:
         err.print("stopped; repeat the command to resume the run")
         raise typer.Exit(130) from None
@@ -176,17 +180,25 @@ def _submission_options(
     return SubmissionOptions(ensemble, device, precision and precision.value, engine and engine.value)
 
 
-def _run_submission(
-    task: Task,
-    submission: Path,
-    options: SubmissionOptions,
-    limits: Limits,
-    output: Path,
-    strict: bool,
-    keep_stems: bool,
-    verbose: bool,
-) -> bool:
+@dataclass(frozen=True)
+class _OpenRun:
+    """A run whose folder is locked, and whose data are checked."""
+
+    task: Task
+    folder: RunFolder
+    checked: DataCheck
+    description: Mapping[str, Any] = field(default_factory=dict)
+    plan: Plan | None = None
+
+    def started(self, description: Mapping[str, Any], plan: Plan | None = None) -> _OpenRun:
+        """Record the run's settings, or check that they have not changed."""
+        began = self.folder.start(results.identity(description, self.checked.fingerprints))
+        return replace(self, description={**description, "started": began}, plan=plan)
+
+
+def _run_submission(task: Task, setup: Setup, output: Path, cluster: str | None, verbose: bool) -> bool:
     """Run a submission on the songs; return whether any failed."""
+    submission, options = setup.submission, setup.options
     check_submission(submission)
     if options.python is not None:
         options = replace(options, python=visible.find_python(options.python))
@@ -196,24 +208,22 @@ def _run_submission(
     hidden = _hidden_paths(task.data, output, task.songs)
     options = replace(options, readable=_weights_by_path(plan), hidden=hidden, stems=task.stems)
     _check_visible(submission, options)
-    started: list[Submission] = []
-    with _open_run(task, output, verbose) as (folder, checked):
-        system = _describe_submission(submission, plan, options, limits, (output, task.data))
-        description = results.describe_run(system, task, checked.warnings)
+    setup = replace(setup, options=options)
+    with _open_run(task, output, verbose) as opened:
+        system = _describe_submission(setup, plan, (output, task.data))
+        if cluster is not None:
+            system = replace(system, device=options.device or BY_NODE, precision=options.precision or BY_NODE)
+        description = results.describe_run(system, task, opened.checked.warnings)
+        if cluster is not None:
+            description["cpu"] = BY_NODE
         if options.python is not None:
             description["interpreter_path"] = str(options.python)
-        description["started"] = folder.start(results.identity(description, checked.fingerprints))
-
-        def start(dataset: Path, shared: Path) -> Submission:
-            log = folder.path / "submission.log"
-            started.append(Submission(submission, dataset.resolve(), shared.resolve(), limits, log, options))
-            return started[-1]
-
-        with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
-            run = Evaluation(task, folder, scorer, bars, checked.unusable)
-            records = separate_and_score(run, start, strict=strict, keep_stems=keep_stems)
-            content, ended = _finish(description, plan, records, folder.path, started)
-        page = _report(content, folder.path, task.songs)
+        opened = opened.started(description, plan)
+        if cluster is None:
+            content, ended = _evaluate_here(opened, setup)
+        else:
+            content, ended = _evaluate_on(cluster, opened, setup)
+        page = _report(content, opened.folder.path, task.songs)
     if isinstance(ended, SubmissionError):
         out.print(f"report: {escape(str(page))}")
         raise ended
@@ -223,16 +233,59 @@ def _run_submission(
     return bool(content["summary"]["failed"]) or ended is not None
 
 
+def _evaluate_here(opened: _OpenRun, setup: Setup) -> tuple[dict[str, Any], KmdxError | None]:
+    """Run a submission on this machine; return what :func:`_finish` does."""
+    task, folder = opened.task, opened.folder
+    process: list[Submission] = []
+
+    def start(dataset: Path, shared: Path) -> Submission:
+        process.append(setup.start(dataset, shared, folder.path / "submission.log"))
+        return process[0]
+
+    def describe(failure: str | None) -> dict[str, Any]:
+        return process[0].describe(failure) if process else {}
+
+    with ScoringProcess() as scorer, bars_of(task) as bars:
+        run = Evaluation(task, folder, scorer, bars, opened.checked.unusable)
+        records = separate_and_score(run, start, strict=setup.strict, keep_stems=setup.keep_stems)
+        return _finish(opened, records, describe)
+
+
+def _evaluate_on(cluster: str, opened: _OpenRun, setup: Setup) -> tuple[dict[str, Any], KmdxError | None]:
+    """Run a submission on a cluster; return what :func:`_finish` does."""
+    from evaluator import cluster_run
+    from kmdx.cluster import ClusterOptions
+
+    process: dict[str, Any] = {"interpreter": None, "isolation": [], "log_tail": []}
+
+    def describe(failure: str | None) -> dict[str, Any]:
+        return {**process, "failure": failure}
+
+    gpus = 0.0 if setup.options.device == "cpu" else None
+    records = cluster_run.evaluate(
+        opened.task,
+        opened.folder,
+        opened.checked.unusable,
+        setup,
+        ClusterOptions(cluster, gpus=gpus),
+        Lines(opened.task),
+        process.update,
+    )
+    return _finish(opened, records, describe)
+
+
 def _finish(
-    run: dict[str, Any],
-    plan: Plan | None,
+    opened: _OpenRun,
     songs: Iterator[SongRecord],
-    folder: Path,
-    started: Sequence[Submission] = (),
+    describe: Callable[[str | None], Mapping[str, Any]] = lambda failure: {},
 ) -> tuple[dict[str, Any], KmdxError | None]:
-    """Run the songs and write the results; return them and the error that ended the run early, if any."""
+    """Run the songs and write the results; return them and the error that ended the run early, if any.
+
+    ``describe`` returns what is known of the submission's process, given why it could not be started.
+    """
     records: list[SongRecord] = []
     ended: KmdxError | None = None
+    run, folder = dict(opened.description), opened.folder.path
     try:
         records.extend(songs)
     except (Stopped, SubmissionError) as error:
@@ -240,10 +293,12 @@ def _finish(
         ended = error
     finally:
         # records.extend() keeps the records before an exception
-        run |= _describe_process(started, ended if isinstance(ended, SubmissionError) else None)
-        if started and run["interpreter"] is None:  # no song was left to run: keep the earlier value
+        run |= describe(str(ended) if isinstance(ended, SubmissionError) else None)
+        if "interpreter" in run and run["interpreter"] is None:  # no song was left to run
             run["interpreter"] = results.interpreter_of(folder)
-        content = results.summarize(run, plan, records)
+        order = {track.name: number for number, track in enumerate(opened.task.songs)}
+        records.sort(key=lambda record: order[record.song])
+        content = results.summarize(run, opened.plan, records)
         results.write(content, folder)
     return content, ended
 
@@ -265,23 +320,23 @@ def _score_folders(task: Task, folders: Sequence[Path], output: Path, verbose: b
 
 def _score_folder(task: Task, stems: Estimates, name: str, output: Path, verbose: bool) -> dict[str, Any]:
     """Score one folder of existing stems; write and print the results."""
-    with _open_run(task, output, verbose) as (folder, checked):
+    with _open_run(task, output, verbose) as opened:
         lossy = stems.lossy > 0
         system = EvaluatedSystem(name, f"Stems in {stems.folder}", stems.digest(), lossy_estimates=lossy)
         problems = grouped(problem for problem in stems.problems() if not problem.fatal)
-        description = results.describe_run(system, task, [*checked.warnings, *problems])
+        description = results.describe_run(system, task, [*opened.checked.warnings, *problems])
         description["estimates"] = str(stems.folder)
-        description["started"] = folder.start(results.identity(description, checked.fingerprints))
-        with ScoringProcess() as scorer, _progress(task.songs, task.metrics[0]) as bars:
-            records = score_existing(Evaluation(task, folder, scorer, bars, checked.unusable), stems)
-            content, _ = _finish(description, None, records, folder.path)
-        page = _report(content, folder.path, task.songs)
+        opened = opened.started(description)
+        with ScoringProcess() as scorer, bars_of(task) as bars:
+            run = Evaluation(task, opened.folder, scorer, bars, opened.checked.unusable)
+            content, _ = _finish(opened, score_existing(run, stems))
+        page = _report(content, opened.folder.path, task.songs)
     _print(content, page)
     return content
 
 
 @contextmanager
-def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFolder, DataCheck]]:
+def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[_OpenRun]:
     """Lock a run's folder and check the data.
 
     Raises
@@ -300,17 +355,12 @@ def _open_run(task: Task, output: Path, verbose: bool) -> Iterator[tuple[RunFold
         if len(checked.unusable) == len(task.songs):
             song, why = next(iter(checked.unusable.items()))
             raise KmdxError(f"none of {count} can be scored; {song}: {why}")
-        yield folder, checked
+        yield _OpenRun(task, folder, checked)
 
 
-def _describe_submission(
-    submission: Path,
-    plan: Plan | None,
-    options: SubmissionOptions,
-    limits: Limits,
-    without: Sequence[Path],
-) -> EvaluatedSystem:
+def _describe_submission(setup: Setup, plan: Plan | None, without: Sequence[Path]) -> EvaluatedSystem:
     """Describe a submission; ``without`` lists folders in it that are not part of it."""
+    submission, options = setup.submission, setup.options
     if plan is None:
         name, title = submission.name, f"the submission in {submission}"
         digest, weights = results.describe_foreign(submission, without)
@@ -319,7 +369,17 @@ def _describe_submission(
         digest, weights = results.code_digest(submission), results.describe_weights(plan)
     device, precision, engine = _computation(plan, options)
     return EvaluatedSystem(
-        name, title, digest, submission, plan, options.ensemble, weights, device, precision, engine, limits
+        name,
+        title,
+        digest,
+        submission,
+        plan,
+        options.ensemble,
+        weights,
+        device,
+        precision,
+        engine,
+        setup.limits,
     )
 
 
@@ -358,20 +418,6 @@ def _weights_by_path(plan: Plan | None) -> list[Path]:
     """Weight files that a plan names by path."""
     weights = [use.weight.path for use in plan.networks.values()] if plan else []
     return [Path(path) for path in weights if path is not None]
-
-
-def _describe_process(started: Sequence[Submission], error: SubmissionError | None) -> dict[str, Any]:
-    """What the report shows about the submission's process, even if no song was separated."""
-    if not started:
-        return {}
-    submission = started[-1]
-    interpreter = submission.interpreter
-    return {
-        "interpreter": None if interpreter is None else asdict(interpreter),
-        "isolation": list(submission.isolation),
-        "failure": None if error is None else str(error),
-        "log_tail": submission.log_tail(),
-    }
 
 
 def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
@@ -464,81 +510,6 @@ def _log_to(path: Path, verbose: bool) -> None:
     logger.addHandler(file)
     if verbose:
         logger.addHandler(RichHandler(console=err, show_path=False))
-
-
-class _Bars:
-    """Progress bars for all songs and the current one; the time left is estimated from finished songs."""
-
-    def __init__(self, bar: Progress, songs: Sequence[Track], metric: Metric) -> None:
-        self.bar = bar
-        self.metric = metric
-        self.total = sum(track.duration for track in songs if track.rate)
-        self.count = len(songs)
-        self.number = 0
-        self.before = 0.0  # seconds of audio in finished songs
-        self.current = 0.0  # and in the current one
-        self.played = 0.0  # seconds of audio separated by this command
-        self.took = 0.0  # and the wall time for them
-        self.began: float | None = None
-        self.whole = bar.add_task("songs", total=self.total, text=f"0 of {self.count}")
-        self.one = bar.add_task("", total=None, text="", visible=False)
-
-    def song(self, track: Track) -> None:
-        self.began = time.monotonic()
-        self.bar.reset(self.one, description=escape(track.name), total=track.duration, visible=True)
-        self.audio(0.0, track.duration)
-
-    def audio(self, done: float, total: float) -> None:
-        self.current = done
-        self.bar.update(self.one, completed=done, text=f"{done:.0f} of {total:.0f} s")
-        self.bar.update(self.whole, completed=self.before + done)
-
-    def finished(self, track: Track, record: SongRecord) -> None:
-        # A song that failed before it was separated says nothing about the speed.
-        if self.began is not None and (record.ok or record.seconds is not None):
-            self.played += track.duration
-            self.took += time.monotonic() - self.began
-        fresh, self.began, self.current = self.began is not None, None, 0.0
-        self.number += 1
-        self.before += track.duration if track.rate else 0.0
-        self.bar.update(self.whole, completed=self.before, text=f"{self.number} of {self.count}")
-        self.bar.update(self.one, visible=False)
-        if fresh:
-            result = headline(record, self.metric) if record.ok else f"failed: {record.reason}"
-            left = f", {self.time_left()} left" if self.number < self.count and self.played else ""
-            audio = f"{record.duration:.0f} s of audio{left}"
-            line = f"[{self.number}/{self.count}] {track.name}: {result} ({audio})"
-            err.print(escape(terminal.one_line(line)))
-
-    def time_left(self) -> str:
-        """Hours, minutes and seconds until all songs are done, at the speed so far."""
-        elapsed = time.monotonic() - self.began if self.began is not None else 0.0
-        played, took = self.played + self.current, self.took + (elapsed if self.current else 0.0)
-        if not played:
-            return "-:--:--"
-        pace = took / played
-        remaining = self.total - self.before
-        done = self.current or min(elapsed / pace, remaining)
-        left = pace * max(remaining - done, 0.0)
-        return str(timedelta(seconds=round(left))) if left < MAX_TIME_LEFT else "-:--:--"
-
-
-class _TimeLeft(ProgressColumn):
-    """The time left until all songs are done, next to the bar of all songs."""
-
-    bars: _Bars | None = None
-
-    def render(self, task: progress.Task) -> Text:
-        shown = self.bars is not None and task.id == self.bars.whole
-        return Text(f"{self.bars.time_left()} left" if self.bars and shown else "")
-
-
-@contextmanager
-def _progress(songs: Sequence[Track], metric: Metric) -> Iterator[_Bars]:
-    left = _TimeLeft()
-    with terminal.progress_bar(TextColumn("{task.fields[text]}"), left) as bar:
-        left.bars = _Bars(bar, songs, metric)
-        yield left.bars
 
 
 def _report(content: dict[str, Any], folder: Path, songs: Sequence[Track]) -> Path:

@@ -333,6 +333,15 @@ class Submission:
         """The last lines that the submission printed, cleaned for display."""
         return replies.tail(self.log, lines, width)
 
+    def describe(self, failure: str | None) -> dict[str, Any]:
+        """What the report shows about its process, and why it could not be started, if so."""
+        return {
+            "interpreter": None if self.interpreter is None else asdict(self.interpreter),
+            "isolation": list(self.isolation),
+            "failure": failure,
+            "log_tail": self.log_tail(),
+        }
+
     @property
     def is_running(self) -> bool:
         """Whether its process has been started and not killed."""

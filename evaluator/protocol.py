@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from evaluator import estimates, song_warnings
 from evaluator.dataset import Track, as_wav
@@ -22,7 +22,7 @@ from evaluator.estimates import Estimates
 from evaluator.layouts import parts_of_accompaniment
 from evaluator.metrics import Metric, named, show
 from evaluator.predictions import PREDICTIONS, Predictions
-from evaluator.process import Limits, Outcome, Submission
+from evaluator.process import Limits, Outcome, Submission, SubmissionOptions
 from evaluator.records import RecordError, SongRecord, finite
 from evaluator.run_folder import RunFolder
 from evaluator.scoring import MetricError, SongScore
@@ -37,8 +37,8 @@ SCARCITY = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EMFILE
 T = TypeVar("T")
 
 
-class Progress(Protocol):
-    """Callbacks that report a run's progress."""
+class Progress:
+    """Is told about a run's progress; this one does nothing."""
 
     def song(self, track: Track) -> None:
         """A song starts."""
@@ -70,13 +70,30 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """A submission, and how it runs."""
+
+    submission: Path  # its folder
+    limits: Limits
+    options: SubmissionOptions
+    strict: bool = False  # whether to stop at the first failure that would end the challenge
+    keep_stems: bool = False  # whether predictions are kept in the run's ``predictions``
+
+    def start(self, dataset: Path, shared: Path, log: Path) -> Submission:
+        """The submission with these folders; its process starts with the first song."""
+        return Submission(
+            self.submission, dataset.resolve(), shared.resolve(), self.limits, log, self.options
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A task in progress."""
 
     task: Task
     folder: RunFolder  # receives each record as soon as it exists
     scorer: ScoringProcess
-    progress: Progress
+    progress: Progress = field(default_factory=Progress)
     unusable: Mapping[str, str] = field(default_factory=dict)
     """Songs whose data cannot be scored, and why. They fail without being separated."""
 
@@ -107,33 +124,83 @@ def separate_and_score(
     SubmissionError
         If the submission cannot be started.
     """
-    _remove_leftovers(run.folder)
-    work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.folder.path))
-    try:
-        workspace = Workspace(work)
-        with start(workspace.dataset, workspace.shared) as submission:
+    remove_leftovers(run.folder)
+    with SubmissionRun(run, start, keep_stems) as separating:
 
-            def process(track: Track) -> SongRecord:
-                record = _unusable(run, track)
-                if record is None:
-                    record = _separate_and_score(run, track, submission, workspace)
-                    if submission.interpreter is not None:
-                        run.folder.record_interpreter(submission.interpreter.identity())
-                if keep_stems and record.ok:
-                    _keep(workspace.stems, run.folder.path / "predictions" / track.name)
-                return replace(
-                    record,
-                    isolation=tuple(submission.isolation),
-                    load_seconds=submission.load_seconds,
-                    load_peak_memory=submission.load_peak_memory,
-                )
+        def process(track: Track) -> SongRecord:
+            record = separating.record(track, run.progress.audio)
+            if (interpreter := separating.submission.interpreter) is not None:
+                run.folder.record_interpreter(interpreter.identity())
+            return record
 
-            for record in _records(run, process):
-                yield record
-                if strict and record.ends_challenge:
-                    raise Stopped(f"{record.song}: {record.reason}; the challenge would have ended here")
-    finally:
-        remove_tree(work)
+        for record in _records(run, process):
+            yield record
+            stop_if_strict(record, strict)
+
+
+class SubmissionRun:
+    """A submission with folders for one song at a time; use it with ``with``.
+
+    Parameters
+    ----------
+    run : Evaluation
+        Its run's folder gets the temporary folders, and the predictions that are kept.
+    start : callable
+    keep_stems : bool
+        As for :func:`separate_and_score`.
+
+    Attributes
+    ----------
+    submission : Submission
+    """
+
+    def __init__(
+        self, run: Evaluation, start: Callable[[Path, Path], Submission], keep_stems: bool = False
+    ) -> None:
+        self._run, self._keep_stems = run, keep_stems
+        self._work = Path(tempfile.mkdtemp(prefix=".work-", dir=run.folder.path))
+        try:
+            self._workspace = Workspace(self._work)
+            self.submission = start(self._workspace.dataset, self._workspace.shared)
+        except BaseException:
+            remove_tree(self._work)
+            raise
+
+    def __enter__(self) -> SubmissionRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.submission.kill()
+        finally:
+            remove_tree(self._work)
+
+    def record(self, track: Track, audio: Callable[[float, float], None]) -> SongRecord:
+        """Separate and score a song; ``audio`` is called with the seconds done and in total.
+
+        Raises
+        ------
+        SubmissionError
+            If the submission cannot be started.
+        """
+        submission, workspace = self.submission, self._workspace
+        record = _unusable(self._run, track)
+        if record is None:
+            record = _separate_and_score(self._run, track, submission, workspace, audio)
+        if self._keep_stems and record.ok:
+            _keep(workspace.stems, self._run.folder.path / "predictions" / track.name)
+        return replace(
+            record,
+            isolation=tuple(submission.isolation),
+            load_seconds=submission.load_seconds,
+            load_peak_memory=submission.load_peak_memory,
+        )
+
+
+def stop_if_strict(record: SongRecord, strict: bool) -> None:
+    """Raise :class:`Stopped` in a strict run if a song's failure would have ended the challenge."""
+    if strict and record.ends_challenge:
+        raise Stopped(f"{record.song}: {record.reason}; the challenge would have ended here")
 
 
 def score_existing(run: Evaluation, found: Estimates) -> Iterator[SongRecord]:
@@ -145,7 +212,7 @@ def score_existing(run: Evaluation, found: Estimates) -> Iterator[SongRecord]:
     found : Estimates
         The stems of each song.
     """
-    _remove_leftovers(run.folder)
+    remove_leftovers(run.folder)
 
     def process(track: Track) -> SongRecord:
         if record := _unusable(run, track):
@@ -163,10 +230,15 @@ def _records(run: Evaluation, process: Callable[[Track], SongRecord]) -> Iterato
         if record is None:
             run.progress.song(track)
             record = process(track)
-            run.folder.add(record.to_json())
-            logger.info("%s: %s", track.name, record.reason or headline(record, run.task.metrics[0]))
+            save(run.folder, record, run.task.metrics[0])
         run.progress.finished(track, record)
         yield record
+
+
+def save(folder: RunFolder, record: SongRecord, metric: Metric) -> None:
+    """Save the record of a song that is done, and log its mean of a metric."""
+    folder.add(record.to_json())
+    logger.info("%s: %s", record.song, record.reason or headline(record, metric))
 
 
 class Workspace:
@@ -241,7 +313,7 @@ def _score(run: Evaluation, track: Track, guesses: Mapping[str, Path], folder: P
     return run.scorer.score(references, guesses, metrics, mixture, limit)
 
 
-def _remove_leftovers(folder: RunFolder) -> None:
+def remove_leftovers(folder: RunFolder) -> None:
     """Remove the work folders of processes that were killed."""
     for leftover in folder.path.glob(".work-*"):
         remove_tree(leftover)
@@ -289,7 +361,11 @@ def headline(record: SongRecord, metric: Metric) -> str:
 
 
 def _separate_and_score(
-    run: Evaluation, track: Track, submission: Submission, workspace: Workspace
+    run: Evaluation,
+    track: Track,
+    submission: Submission,
+    workspace: Workspace,
+    audio: Callable[[float, float], None],
 ) -> SongRecord:
     """Separate and score one song."""
     try:
@@ -305,7 +381,7 @@ def _separate_and_score(
         show_mixture = _with_room(submission, partial(workspace.prepare, track))
     except (KmdxError, OSError) as error:
         return failed_record(track, f"data problem: {error}")
-    outcome = submission.separate(track.name, track.duration, run.progress.audio, show_mixture)
+    outcome = submission.separate(track.name, track.duration, audio, show_mixture)
     record = _measured(track, outcome, submission.limits)
     if outcome.failure is not None:
         if not submission.is_running:  # it may have filled the disk

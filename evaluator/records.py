@@ -79,6 +79,7 @@ class SongRecord:
     load_seconds: float | None = None
     load_peak_memory: int | None = None
     """``load_seconds`` and ``load_peak_memory``: wall time and peak memory of the last load of the model."""
+    node: str | None = None  # the machine that separated it, on a cluster
 
     @property
     def ok(self) -> bool:
@@ -139,7 +140,7 @@ class SongRecord:
             and all(
                 isinstance(texts, tuple) for texts in (self.warnings, self.silent_references, self.isolation)
             )
-            and (self.reason is None or isinstance(self.reason, str))
+            and all(text is None or isinstance(text, str) for text in (self.reason, self.node))
             and all(
                 number is None or (type(number) in (int, float) and float(number) == number)
                 for number in numbers

@@ -142,14 +142,14 @@ class RunFolder:
         return self.songs / name
 
 
-OWN_FILES = ("songs", "media", "predictions", "evaluation.log", "submission.log", "checked.json", "run.json")
+OWN_FILES = ("songs", "media", "predictions", "evaluation.log", "checked.json", "run.json")
 
 
 def _is_own(name: str) -> bool:
     """Whether the evaluator creates a file or folder of this name."""
     return (
         name in OWN_FILES
-        or name.startswith((".lock", ".work-", "report.", "results."))
+        or name.startswith((".lock", ".work-", "report.", "results.", "submission."))
         or name.endswith(".partial")
     )
 

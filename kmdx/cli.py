@@ -13,6 +13,7 @@ from kmdx.challenge import ACCOMPANIMENT
 from kmdx.errors import KmdxError, counted, quoted, suggest
 from kmdx.song_log import song_log
 from kmdx.terminal import (
+    ClusterOption,
     DeviceOption,
     Engine,
     EngineOption,
@@ -100,10 +101,7 @@ def separate(
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
     overwrite: OverwriteOption = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(metavar="auto|ADDRESS", help="Use a Ray cluster; auto: the one on this machine."),
-    ] = None,
+    cluster: ClusterOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of workers; without --cluster, on this machine.")
     ] = None,

@@ -134,6 +134,10 @@ OverwriteOption = Annotated[
 SplitOption = Annotated[
     str | None, typer.Option(help="Subfolder of DATA, or all; default: test, if it exists.")
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(metavar="auto|ADDRESS", help="Use a Ray cluster; auto: the one on this machine."),
+]
 TracksOption = Annotated[str | None, typer.Option(metavar="GLOB", help="Only songs whose names match.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON to this file.")

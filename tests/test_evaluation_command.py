@@ -12,7 +12,7 @@ import submissions
 from evaluation_cases import NAMES, ROOT, results
 from rich.progress import Progress
 
-from evaluator import command, metrics
+from evaluator import command, metrics, progress
 from evaluator.dataset import Track
 from evaluator.records import SongRecord
 from evaluator.results import describe_weights
@@ -111,9 +111,9 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
     record: SongRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abcd"]
-    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    bars = progress.Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
     bars.finished(tracks[0], record)
     assert bars.time_left() == "-:--:--", "the pace of a song that was done before is unknown"
     bars.song(tracks[1])
@@ -132,9 +132,9 @@ def test_the_time_left_follows_from_the_songs_done_in_this_run(
 @pytest.mark.parametrize("done", [1e-300, 5e-324, 1e-9])
 def test_absurd_progress_gives_no_estimate(monkeypatch: pytest.MonkeyPatch, done: float) -> None:
     now = [0.0]
-    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "ab"]
-    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    bars = progress.Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
     bars.song(tracks[0])
     now[0] = 10.0
     bars.audio(done, 1.0)
@@ -167,9 +167,9 @@ def test_the_time_left_is_shown_only_if_the_speed_is_known(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     tracks = [Track(name, {}, None, (), False, 44100, 44100 * 100, 2) for name in "abc"]
-    bars = command._Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
+    bars = progress.Bars(Progress(disable=True), tracks, metrics.METRICS["global_sdr"])
     unread = SongRecord("a", "failed", "no stem of it", duration=100.0)
     existing = SongRecord("b", "ok", duration=100.0)  # stems that exist take no seconds of a submission
     for track, record in zip(tracks, (unread, existing), strict=False):
