@@ -186,7 +186,7 @@ def _whole_songs(
     guesses = {stem: _read_whole(path) for stem, path in estimates.items()}
     for together in dict.fromkeys(metric.together for metric in chosen):
         assert together is not None
-        group = [metric for metric in chosen if metric.together is together]
+        group = [metric for metric in chosen if metric.together == together]
         with _blamed(group, list(estimates)):
             found = together(truths, guesses, rate)
             for metric in group:

@@ -68,6 +68,15 @@ def test_a_metric_may_be_a_lambda_or_a_closure(data: Path, monkeypatch, size: in
         assert scorer.score(files, files, [entry]).scores == {"size": {"bass": size}}
 
 
+def test_every_metric_of_the_table_has_a_value_of_every_stem(data: Path) -> None:
+    song = data / "test" / "c"
+    files = {stem: song / f"{stem}.wav" for stem in STEMS}
+    with ScoringProcess() as scorer:
+        scores = scorer.score(files, files, metrics.choose("all"), song / "mixture.wav").scores
+    assert scores.keys() == metrics.METRICS.keys()
+    assert all([*values] == [*STEMS] for values in scores.values())
+
+
 class OnlyHere:
     """A function that the scoring process cannot unpickle."""
 
