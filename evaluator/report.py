@@ -97,6 +97,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         run=run,
         summary=results["summary"],
         songs=[_row(song, metrics[0].name, run["stems"]) for song in songs],
+        nodes=sorted({song.node for song in songs if song.node}),
         published=published_next_to(results["summary"], run, [song.song for song in songs if song.ok]),
         started=_date(run["started"]),
         metrics=metrics,
@@ -152,6 +153,7 @@ def _row(song: SongRecord, metric: str, stems: Sequence[str]) -> dict[str, Any]:
         "duration": song.duration,
         "factor": song.real_time_factor,
         "memory": song.peak_memory,
+        "node": song.node,
     }
 
 

@@ -270,14 +270,14 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     metrics, stems = results["run"]["metrics"], results["run"]["stems"]
     scores = [(metric, stem) for metric in metrics for stem in ("song", *stems)]
     writer.writerow(
-        [*PLAIN, *(f"{metric} {stem}" for metric, stem in scores), "silent_references", "warnings"]
+        [*PLAIN, *(f"{metric} {stem}" for metric, stem in scores), "silent_references", "warnings", "node"]
     )
     for content in results["songs"]:
         record = SongRecord.from_json(content)
         writer.writerow(
             [getattr(record, name) for name in PLAIN]
             + [_value(record, metric, stem) for metric, stem in scores]
-            + [" ".join(record.silent_references), "; ".join(record.warnings)]
+            + [" ".join(record.silent_references), "; ".join(record.warnings), record.node]
         )
     write_text(folder / "results.csv", table.getvalue())
 

@@ -27,6 +27,8 @@ DEFAULTS = {
 """Settings of runs that were started before ``run.json`` contained them."""
 
 
+UNKNOWN = "unknown"
+"""A setting that is found out later."""
 INTERPRETER = "interpreter_found"
 """Key of ``run.json`` for what the submission's interpreter reported when it started."""
 
@@ -79,7 +81,8 @@ class RunFolder:
     def start(self, identity: Mapping[str, Any]) -> str:
         """Record the run's settings, or check that they have not changed.
 
-        Settings may change until the first song is done. Returns when the run was started, in ISO 8601.
+        Settings may change until the first song is done. One whose recorded value is UNKNOWN may be stated
+        at any time. Returns when the run was started, in ISO 8601.
 
         Raises
         ------
@@ -93,16 +96,24 @@ class RunFolder:
             old = {**before, **read_json(path)}
             started = str(old.pop("started", ""))
             old.pop(INTERPRETER, None)
-            differences = list(_differences(old, content))
+            late = {key: content[key] for key, value in old.items() if value == UNKNOWN and key in content}
+            differences = list(_differences({**old, **late}, content))
             if differences:
                 raise RunError(
                     f"{self.path} contains another run: {_first_three(differences)}; "
                     "choose another --output, or delete that folder"
                 )
+            if late:
+                write_json(path, {**read_json(path), **late})
             return started
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json(path, {"started": started, **content})
         return started
+
+    def settings(self) -> dict[str, Any]:
+        """What :meth:`start` recorded; empty before."""
+        path = self.path / "run.json"
+        return read_json(path) if path.exists() else {}
 
     def record_interpreter(self, interpreter: Mapping[str, Any]) -> None:
         """Record the submission's interpreter, or check that it has not changed.

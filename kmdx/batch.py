@@ -212,10 +212,7 @@ class SongWorker:
 
     def _load(self) -> None:
         """Load the networks; pull weights that this machine lacks."""
-        used = [use.weight for use in self.job.plan.uses(self.job.stems).values()]
-        found = weights.find_all(used)
-        if missing := [weight for weight in used if found[weight.name] is None and weight.sources]:
-            list(weights.pull_all(missing, report=lambda _: None))
+        if weights.pull_missing(use.weight for use in self.job.plan.uses(self.job.stems).values()):
             self.job = replace(self.job)  # whose settings include the checksums of the new files
         self._separator = _separator(self.job)
 

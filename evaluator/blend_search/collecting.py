@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,35 @@ class Running:
         return Separator(plan, **vars(self))
 
 
+@dataclass(frozen=True)
+class SongTask:
+    """A song to collect."""
+
+    track: Track
+    fingerprint: str
+    signals: Path | None  # where its signals are kept
+    is_changed: bool  # whether its record belongs to other data
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The record of a song, if it could be measured, and what failed."""
+
+    record: Record | None
+    failure: str | None = None
+
+
+Run = Callable[[Sequence[SongTask]], Iterator[tuple[SongTask, Collected]]]
+"""Checks and records the settings of the collection, and returns an iterator that collects songs."""
+
+
 def collect(
-    flat: Flat,
     tracks: Sequence[Track],
     checked: DataCheck,
     collection: RunFolder,
-    running: Running,
+    run: Run,
     keep: bool = False,
     on_done: Report = lambda line: None,
-    on_begin: Report = lambda line: None,
 ) -> dict[str, str]:
     """Add a record of each song to a locked collection, unless it already has one.
 
@@ -72,10 +91,12 @@ def collect(
     ----------
     checked : DataCheck
         Result of checking these songs.
+    run : callable
+        :func:`run_here` with its other arguments, or the same on a cluster.
     keep : bool
         Also write the signals to ``signals/<song>/<stem>/<signal>.wav`` in float32.
-    on_done, on_begin : callable
-        Called with a line when a song is done, and when one begins.
+    on_done : callable
+        Called with a line when a song is done.
 
     Raises
     ------
@@ -84,42 +105,83 @@ def collect(
     KmdxError
         If the plan cannot run on this machine.
     """
-    collection.start(_identity(flat, running))  # also reports all missing weights at once
-    path = collection.path / PLAN
-    write_text(path, plan_file.dump(flat.plan))
-    separator = cache(lambda: running.separator(path))
     failed: dict[str, str] = {}
-    for number, track in enumerate(tracks, 1):
-        fingerprint = checked.fingerprints[track.name]
-        signals = collection.path / SIGNALS / track.name if keep else None
-        old = collection.record(track.name)
-        collected = _is_collected(old, fingerprint)
-        if collected and (signals is None or _are_kept(old, signals)):
-            on_done(f"[{number}/{len(tracks)}] {track.name}: already collected")
-            continue
-        record: Record | None = None
-        reason = checked.unusable.get(track.name)
-        if reason is None:
-            on_begin(f"song {number} of {len(tracks)}: {track.name}, {track.duration:.0f} s")
-            record, reason = _collect_song(separator(), flat.own, track, fingerprint, collection, signals)
-        collected = collected or record is not None
-        if not collected:
-            failure = {"status": "failed", "reason": reason, "fingerprint": fingerprint}
-            collection.add({"song": track.name, **failure})
+    before: dict[str, Record | None] = {track.name: collection.record(track.name) for track in tracks}
+    tasks = [
+        SongTask(
+            track,
+            checked.fingerprints[track.name],
+            collection.path / SIGNALS / track.name if keep else None,
+            (before[track.name] or {}).get("fingerprint") not in (None, checked.fingerprints[track.name]),
+        )
+        for track in tracks
+    ]
+    left = [task for task in tasks if not _is_finished(before[task.track.name], task)]
+    usable = [task for task in left if task.track.name not in checked.unusable]
+    results = run(usable)
+    number = 0
+
+    def done(task: SongTask, result: str) -> None:
+        nonlocal number
+        number += 1
+        on_done(f"[{number}/{len(tracks)}] {task.track.name}: {result}")
+
+    def add(task: SongTask, collected: Collected) -> None:
+        name, record, reason = task.track.name, collected.record, collected.failure
+        has_record = record is not None or _is_collected(before[name], task.fingerprint)
+        if record is not None:
+            collection.add(record)
+        elif not has_record:
+            failure = {"status": "failed", "reason": reason, "fingerprint": task.fingerprint}
+            collection.add({"song": name, **failure})
         if reason is not None:
-            failed[track.name] = reason
-        on_done(f"[{number}/{len(tracks)}] {track.name}: {_result(record, collected, reason)}")
+            failed[name] = reason
+        done(task, _result(record, has_record, reason))
+
+    for task in tasks:
+        if task not in left:
+            done(task, "already collected")
+        elif task not in usable:
+            add(task, Collected(None, checked.unusable[task.track.name]))
+    for task, collected in results:
+        add(task, collected)
     return failed
 
 
-def _result(record: Record | None, collected: bool, reason: str | None) -> str:
+def run_here(
+    flat: Flat, running: Running, collection: RunFolder, on_begin: Report, tasks: Sequence[SongTask]
+) -> Iterator[tuple[SongTask, Collected]]:
+    """Collect songs on this machine; see :data:`Run`. ``on_begin`` is called with a line for each song."""
+    collection.start(identity(flat, running))  # also reports all missing weights at once
+    plan = write_plan(flat, collection)
+    return _collect_all(flat, running, plan, on_begin, tasks)
+
+
+def _collect_all(
+    flat: Flat, running: Running, plan: Path, on_begin: Report, tasks: Sequence[SongTask]
+) -> Iterator[tuple[SongTask, Collected]]:
+    separator: Separator | None = None
+    for number, task in enumerate(tasks, 1):
+        on_begin(f"song {number} of {len(tasks)}: {task.track.name}, {task.track.duration:.0f} s")
+        separator = separator or running.separator(plan)
+        yield task, collect_song(separator, flat.own, task)
+
+
+def write_plan(flat: Flat, collection: RunFolder) -> Path:
+    """Write the plan of a collection into its folder; return the file."""
+    path = collection.path / PLAN
+    write_text(path, plan_file.dump(flat.plan))
+    return path
+
+
+def _result(record: Record | None, has_record: bool, failure: str | None) -> str:
     """The result of a song, in words."""
-    if record is None or reason is not None:
-        return f"collected, but its signals could not be kept: {reason}" if collected else str(reason)
+    if record is None or failure is not None:
+        return f"collected, but its signals could not be kept: {failure}" if has_record else str(failure)
     return f"{record['duration']:.1f} s of audio, networks {sum(record['seconds'].values()):.1f} s"
 
 
-def _identity(flat: Flat, running: Running) -> Record:
+def identity(flat: Flat, running: Running) -> Record:
     """The settings that must be the same for all records of a collection."""
     weights = describe_weights(flat.plan, running.folder)
     device = devices.choose(running.device)
@@ -137,29 +199,20 @@ def _identity(flat: Flat, running: Running) -> Record:
     }
 
 
-def _collect_song(
-    separator: Separator,
-    own: Mapping[str, str],
-    track: Track,
-    fingerprint: str,
-    collection: RunFolder,
-    signals: Path | None,
-) -> tuple[Record | None, str | None]:
-    """Save a song's record and its signals; return the saved record and the error, if any."""
-    saved: Record | None = None
+def collect_song(separator: Separator, own: Mapping[str, str], task: SongTask) -> Collected:
+    """Measure a song and keep its signals."""
+    record: Record | None = None
     try:
-        measured, estimates = measure_song(separator, own, track)
-        record = {"song": track.name, "status": "ok", "reason": None, "fingerprint": fingerprint, **measured}
-        old = collection.record(track.name)
-        if old is not None and old["fingerprint"] != fingerprint:  # delete signals of the old data
-            shutil.rmtree(collection.path / SIGNALS / track.name, ignore_errors=True)
-        collection.add(record)
-        saved = record
-        if signals is not None:
-            keep_signals(separator, own, track, estimates, signals)
+        measured, estimates = measure_song(separator, own, task.track)
+        song = {"song": task.track.name, "status": "ok", "reason": None, "fingerprint": task.fingerprint}
+        record = {**song, **measured}
+        if task.signals is not None:
+            if task.is_changed:  # those of the old data may have other names
+                shutil.rmtree(task.signals, ignore_errors=True)
+            keep_signals(separator, own, task.track, estimates, task.signals)
     except KmdxError as error:
-        return saved, str(error)
-    return saved, None
+        return Collected(record, str(error))
+    return Collected(record)
 
 
 def measure_song(separator: Separator, own: Mapping[str, str], track: Track) -> tuple[Record, Stems]:
@@ -232,6 +285,13 @@ def blended(
 ) -> Stems:
     """Blend signals of a plan from estimates."""
     return separator.signals(mixture.samples, mixture.rate, names, known=estimates)
+
+
+def _is_finished(record: Record | None, task: SongTask) -> bool:
+    """Whether nothing of a song is left to collect."""
+    return _is_collected(record, task.fingerprint) and (
+        task.signals is None or _are_kept(record, task.signals)
+    )
 
 
 def _is_collected(record: Record | None, fingerprint: str) -> bool:

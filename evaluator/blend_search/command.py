@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
 from kmdx.terminal import (
+    ClusterOption,
     DeviceOption,
     Engine,
     EngineOption,
@@ -94,6 +96,7 @@ def collect(
     precision: PrecisionOption = Precision.auto,
     speed: SpeedOption = SpeedName.leaderboard,
     engine: EngineOption = Engine.tuned,
+    cluster: ClusterOption = None,
     folder: FolderOption = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the signals as float32 wav files in COLLECTION/signals.")
@@ -107,22 +110,27 @@ def collect(
     flat = flatten(plan_file.load(plan), all_estimates)
     for formula in indivisible(flat.plan):
         terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
+    if cluster is not None:  # workers run in other folders
+        data, output = data.absolute(), output.absolute()
     songs = dataset.find_tracks(data, split, tracks)
     collected = RunFolder(output)
+    running = Running(device, precision.value, speed.value, folder, engine.value)
     try:
         with collected.locked():
             checked = check_songs(songs, collected.path, flat.plan.stems)
-            with err.status("loading the weights") as status:
-                failed = collecting.collect(
-                    flat,
-                    songs,
-                    checked,
-                    collected,
-                    Running(device, precision.value, speed.value, folder, engine.value),
-                    keep,
-                    lambda line: err.print(escape(line)),
-                    lambda line: status.update(escape(line)),
-                )
+            show = partial(_show, err.print)
+            if cluster is None:
+                with err.status("loading the weights") as status:
+                    run = partial(
+                        collecting.run_here, flat, running, collected, partial(_show, status.update)
+                    )
+                    failed = collecting.collect(songs, checked, collected, run, keep, show)
+            else:
+                from evaluator.blend_search import cluster_run
+                from kmdx.cluster import ClusterOptions
+
+                run = partial(cluster_run.run, flat, running, collected, data, ClusterOptions(cluster))
+                failed = collecting.collect(songs, checked, collected, run, keep, show)
     except KeyboardInterrupt:
         err.print("stopped; repeat the command to resume")
         raise typer.Exit(130) from None
@@ -132,6 +140,10 @@ def collect(
         terminal.warn("not all signals were kept, although --keep was given; repeat the command to try again")
     if failed:
         raise typer.Exit(1)
+
+
+def _show(show: Callable[[str], object], line: str) -> None:
+    show(escape(line))
 
 
 @app.command()

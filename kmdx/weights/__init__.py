@@ -19,7 +19,7 @@ from kmdx.weights.local import (
     verify,
 )
 from kmdx.weights.onnx_unet import UnetGraph, unet
-from kmdx.weights.pulling import pull, pull_all, pull_from_urls, pull_text
+from kmdx.weights.pulling import pull, pull_all, pull_from_urls, pull_missing, pull_text
 from kmdx.weights.registry import (
     OWN,
     TRAINED,
@@ -67,6 +67,7 @@ __all__ = [
     "pull",
     "pull_all",
     "pull_from_urls",
+    "pull_missing",
     "pull_text",
     "register",
     "shipped",

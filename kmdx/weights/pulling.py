@@ -156,9 +156,22 @@ def pull_from_urls(weights: Iterable[Weight], folder: Path | None = None) -> Non
 
     Raises the errors of :func:`pull_all`.
     """
-    stated = {w.name: w for w in weights if any(isinstance(source, UrlSource) for source in w.sources)}
-    found = find_all(stated.values(), folder)
-    list(pull_all([weight for name, weight in stated.items() if found[name] is None], folder))
+    stated = (w for w in weights if any(isinstance(source, UrlSource) for source in w.sources))
+    pull_missing(stated, folder, _to_standard_error)
+
+
+def pull_missing(
+    weights: Iterable[Weight], folder: Path | None = None, report: Report = lambda line: None
+) -> bool:
+    """Pull the weights that have sources and are not on this machine; return whether there were any.
+
+    Raises the errors of :func:`pull_all`.
+    """
+    chosen = {weight.name: weight for weight in weights if weight.sources}
+    found = find_all(chosen.values(), folder)
+    missing = [weight for name, weight in chosen.items() if found[name] is None]
+    list(pull_all(missing, folder, report))
+    return bool(missing)
 
 
 def pull_text(url: str, path: Path, sha256: str | None = None) -> None:
