@@ -132,7 +132,7 @@ def evaluate(
         pool: Pool[Track, Answer] = Pool(left, make, folder.path, needed, options, AT_ONCE)
         for finished in cluster_console.run(pool, _name, _seconds):
             track = left[finished.number]
-            record = done(track, _record_of(finished, track, folder, on_answer))
+            record = done(track, record_of(finished, track, folder, on_answer))
             yield record
             protocol.stop_if_strict(record, setup.strict)
     finally:
@@ -155,7 +155,7 @@ def _seconds(answer: Answer) -> float:
     return answer.record.duration if answer.record else 0.0
 
 
-def _record_of(
+def record_of(
     finished: Finished[Track, Answer],
     track: Track,
     folder: RunFolder,
