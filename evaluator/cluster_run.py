@@ -21,8 +21,10 @@ from evaluator.protocol import Evaluation, Setup, SubmissionRun, Task
 from evaluator.records import SongRecord
 from evaluator.run_folder import RunError, RunFolder
 from evaluator.scoring_process import ScoringProcess
-from kmdx import cluster_console
+from kmdx import cluster_console, weights
 from kmdx.cluster import ClusterError, ClusterOptions, Finished, Pool, Progress
+from kmdx.plan import Plan
+from kmdx.weights import Weight
 
 AT_ONCE = 1  # songs of a worker
 
@@ -46,8 +48,10 @@ class _MakeWorker:
     task: Task
     folder: Path  # the run's folder
     setup: Setup
+    weights: tuple[Weight, ...]
 
     def __call__(self) -> Callable[[Track, Progress], Answer]:
+        weights.pull_missing(self.weights)  # a submission cannot reach the network
         return _Worker(self).answer
 
 
@@ -78,6 +82,7 @@ def evaluate(
     folder: RunFolder,
     unusable: Mapping[str, str],
     setup: Setup,
+    plan: Plan | None,
     options: ClusterOptions,
     progress: protocol.Progress,
     on_answer: Callable[[Mapping[str, Any]], None],
@@ -93,6 +98,8 @@ def evaluate(
     setup : Setup
         The data, the run's folder and everything that the submission needs are absolute paths that every
         node must see.
+    plan : Plan, optional
+        That of this package's own submission; a worker pulls its weights if its machine lacks them.
     options : ClusterOptions
     progress : Progress
     on_answer : callable
@@ -127,7 +134,8 @@ def evaluate(
                 left.append(track)
         if not left:
             return
-        make = _MakeWorker(replace(task, songs=()), folder.path, setup)
+        used = [use.weight for use in plan.networks.values()] if plan else []
+        make = _MakeWorker(replace(task, songs=()), folder.path, setup, tuple(used))
         needed = [task.data, *_needed(setup)]
         pool: Pool[Track, Answer] = Pool(left, make, folder.path, needed, options, AT_ONCE)
         for finished in cluster_console.run(pool, _name, _seconds):

@@ -267,6 +267,7 @@ def _evaluate_on(cluster: str, opened: _OpenRun, setup: Setup) -> tuple[dict[str
         opened.folder,
         opened.checked.unusable,
         setup,
+        opened.plan,
         ClusterOptions(cluster, gpus=gpus),
         Lines(opened.task),
         process.update,

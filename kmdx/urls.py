@@ -43,7 +43,7 @@ SMALL = 2**20  # bytes of a small file
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "content_md5", "mtime", "LastModified",
              "last_modified", "created")  # fmt: skip
-_PACKAGES = {"smbclient": "smbprotocol", "git": "pygit2", "webdav4": "webdav4[fsspec]"}
+_PACKAGES = {"smbclient": "smbprotocol"}  # where the package's name is not the module's
 
 
 class UrlError(KmdxError):
@@ -69,7 +69,7 @@ class Stat(NamedTuple):
 class Url:
     """A file or folder at a URL, and the facts that a listing stated."""
 
-    text: str
+    text: str = field(repr=False)  # may contain secrets
     facts: Facts | None = field(default=None, compare=False)
 
     def __str__(self) -> str:

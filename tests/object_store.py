@@ -10,6 +10,10 @@ from typing import Any
 
 import fsspec
 import pytest
+
+pytest.importorskip("s3fs", reason="the object store needs s3fs and moto")
+pytest.importorskip("moto.server", reason="the object store needs s3fs and moto")
+
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,

@@ -21,7 +21,7 @@ from conftest import noise
 from object_store import Store
 from raw_server import Handler, Server
 
-from kmdx import Separator, urls
+from kmdx import Separator, plan_file, urls
 
 run, separate = cli_cases.run, cli_cases.separate
 server, running, store = raw_server.server, object_store.running, object_store.store
@@ -186,6 +186,8 @@ def test_a_plan_and_its_weights_are_fetched_once(
     assert len(gets) == len({*gets})
     record = json.loads((tmp_path / "one/a/.kmdx/.vocals.wav.json").read_text("utf-8"))
     assert None not in record["settings"]["weights"].values()
+    loaded = plan_file.load("s3://music/plans/small.yaml")
+    assert plan_file.parse(plan_file.dump(loaded), "small").networks == loaded.networks
     again = run("separate", *song, "one", "--ensemble", "s3://music/plans/small.yaml")
     assert again.err.count("already in") == 1
     stems, _ = Separator("s3://music/plans/small.yaml", device="cpu").separate_file("s3://music/album/a.wav")
@@ -197,7 +199,7 @@ def test_weights_at_a_url_that_cannot_be_used_are_one_line(
 ) -> None:
     monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
     text = small.read_text("utf-8")
-    (name,) = {use.weight.path.name for use in _uses(small)}
+    (name,) = {Path(use.weight.name).name for use in plan_file.load(small).networks.values()}
     (tmp_path / "own.yaml").write_text(text.replace(name, f"s3://music/{name}"), "utf-8")
     for content, why in (
         (None, "no such file, folder or bucket"),
@@ -211,12 +213,6 @@ def test_weights_at_a_url_that_cannot_be_used_are_one_line(
         assert f"s3://music/{name}: " in error
         assert why in error
     assert not [*(tmp_path / "models/urls").rglob("*.*")]
-
-
-def _uses(plan: Path) -> list:
-    from kmdx import plan_file
-
-    return [*plan_file.load(plan).networks.values()]
 
 
 def test_a_process_killed_in_the_middle_of_an_upload_is_continued(

@@ -203,6 +203,7 @@ def test_an_output_must_be_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder == made.folder
     assert stored() == {}
     assert mirror.opened("out") == (Path("out"), None)
+    assert mirror.opened(f"file://{Path.cwd()}/out") == (Path.cwd() / "out", None)
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError

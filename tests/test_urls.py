@@ -56,6 +56,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 )
 def test_a_url_is_shown_without_secrets(text: str, shown: str) -> None:
     assert str(Url(text)) == shown
+    assert "secret" not in repr(Url(text))
     assert "secret" not in urls.without_secrets(f"cannot open '{text}': no")
 
 

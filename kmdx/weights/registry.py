@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -110,7 +110,7 @@ class UrlSource(DownloadSource):
     """The file at a URL that a plan states, of any protocol; ``shown`` is the URL without secrets."""
 
     kind: ClassVar[str] = "url"
-    url: str
+    url: str = field(repr=False)  # may contain secrets
     shown: str
 
     def __str__(self) -> str:
