@@ -107,11 +107,12 @@ def collect(
     The other commands need only these few hundred numbers per song. After an interruption, repeat the
     command to resume. Exit codes: 0 if every song was collected, 1 if some were not, 2 for a user error.
     """
+    if cluster is not None:  # workers run in other folders
+        data, output, folder = data.absolute(), output.absolute(), folder and folder.absolute()
+        plan = str(Path(plan).absolute()) if Path(plan).exists() else plan
     flat = flatten(plan_file.load(plan), all_estimates)
     for formula in indivisible(flat.plan):
         terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
-    if cluster is not None:  # workers run in other folders
-        data, output = data.absolute(), output.absolute()
     songs = dataset.find_tracks(data, split, tracks)
     collected = RunFolder(output)
     running = Running(device, precision.value, speed.value, folder, engine.value)
