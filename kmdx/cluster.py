@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -237,6 +238,8 @@ class Pool(Generic[Task, Value]):
         """
         with _token(self._output) as self._token:
             self._look_at_nodes()
+            if self.left and not self.workers and self.options.address is None:
+                raise ClusterError("a worker needs more cores or GPUs than this machine has")
             try:
                 while self.left:
                     yield from self._step()
@@ -272,9 +275,10 @@ class Pool(Generic[Task, Value]):
         """Why no worker has been ready for a while; an error if nothing would change that."""
         if not self.workers and self._refused and not self._later:
             raise ClusterError(f"no node of the cluster could be used for {PATIENCE:.0f} s")
-        return Notice(
-            f"no worker has started for {PATIENCE:.0f} s: other programs may use the cluster's cores or GPUs"
-        )
+        why = "other programs may use the cluster's cores or GPUs"
+        if not self.workers:
+            why = "a worker needs more cores or GPUs than any node has"
+        return Notice(f"no worker has started for {PATIENCE:.0f} s: {why}")
 
     def _look_at_nodes(self) -> None:
         """Start workers where there is room for them."""
@@ -557,11 +561,16 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
     try:
         context = ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, namespace="kmdx")
     except Exception as error:  # Ray raises errors of many classes
-        where = options.address or "this machine"
+        if options.address is None:
+            raise ClusterError(f"Ray cannot be started: {first_line(error)}") from error
         why = first_line(error)
         if "InvalidAuthToken" in "".join(traceback.format_exception(error)):
             why = "it needs a token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head node"
-        raise ClusterError(f"--cluster {where}: {why}") from error
+        elif options.address == "auto" and isinstance(error, ConnectionError):
+            why = "no Ray runs on this machine; `ray start` starts it, and --workers does so for one command"
+        raise ClusterError(f"--cluster {options.address}: {why}") from error
+    if threading.current_thread() is threading.main_thread():  # Ray replaced it by one that also prints
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield context.dashboard_url or None
     finally:

@@ -27,6 +27,8 @@ COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".
 EXTENSIONS = SOUND | COMPRESSED
 """Extensions of songs in folders; a file that is named directly may have any extension."""
 
+_NUMBERED = re.compile(r"(.*) \((\d+)\)", re.DOTALL)
+
 Key = tuple[str, ...]
 
 
@@ -165,6 +167,8 @@ class _Placing:
     def earlier(self, listing: _Listing) -> Iterator[Path]:
         """The existing folders that an earlier run may have given it."""
         for depth in (*range(self.depth, len(self.names)), *reversed(range(self.depth))):
+            if listing.find(self.names[-1 - depth : -1]) is None:
+                continue
             for tag in ("", self.extension, *listing.numbers(self.at(depth, ""))):
                 folder = listing.find(self.at(depth, tag))
                 if folder is not None:
@@ -177,6 +181,7 @@ class _Listing:
     def __init__(self, output: Path) -> None:
         self.output = output
         self._names: dict[Path, dict[str, str]] = {}
+        self._numbers: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, place: Key) -> Path | None:
         """The folder of a place; None if it does not exist."""
@@ -191,9 +196,13 @@ class _Listing:
     def numbers(self, place: Key) -> list[str]:
         """The numbers in the names of existing folders, ``<name> (<number>)``."""
         parent = self.find(place[:-1])
-        pattern = re.compile(rf"{re.escape(_key(place)[-1])} \((\d+)\)")
-        matches = map(pattern.fullmatch, self._names_in(parent) if parent is not None else ())
-        return [match[1] for match in matches if match]
+        if parent is None:
+            return []
+        if parent not in self._numbers:
+            found = self._numbers[parent] = defaultdict(list)
+            for match in filter(None, map(_NUMBERED.fullmatch, self._names_in(parent))):
+                found[match[1]].append(match[2])
+        return self._numbers[parent].get(_key(place)[-1], [])
 
     def _names_in(self, folder: Path) -> dict[str, str]:
         if folder not in self._names:

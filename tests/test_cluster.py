@@ -303,8 +303,8 @@ def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path,
         assert "→" in running.stdout.readline(), "another worker goes on, and Ray prints nothing"
         below += psutil.Process(running.pid).children(recursive=True)
         os.kill(running.pid, number)
-        running.communicate()
-    assert below
+        printed = running.communicate()[1].splitlines()
+    assert all(line.startswith(("warning: a worker on", "error: stopped")) for line in printed), printed
     _, alive = psutil.wait_procs(below, 60)
     assert not alive
     assert not list(tmp_path.glob("out/.kmdx-*"))
@@ -316,6 +316,7 @@ def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path,
         (["--cluster", "127.0.0.1:1"], "--cluster 127.0.0.1:1 cannot be reached: connection refused"),
         (["--cluster", "nowhere"], "--cluster nowhere: expected auto, or the address of a head node, HOST:PORT"),
         (["--workers", "1", "--device", "cuda:1"], "--device cuda:1: Ray chooses the GPU of each worker"),
+        (["--workers", "1", "--gpus-per-worker", "99"], "a worker needs more cores or GPUs than this machine has"),
         (["--workers", "1", "--log-json", "no/such/folder"], "--log-json no/such/folder: No such file or directory"),
     ],
 )  # fmt: skip
