@@ -464,10 +464,10 @@ def _measured(track: Track, outcome: Outcome, limits: Limits) -> SongRecord:
 def with_scores(record: SongRecord, score: SongScore) -> SongRecord:
     """Add a song's scores to its record; values that are not finite become None."""
     perfect = [
-        song_warnings.PERFECT.of(metric=named([name])[0].title, stem=stem)
-        for name, values in score.scores.items()
-        for stem, value in values.items()
-        if value == math.inf
+        song_warnings.PERFECT.of(metric=metric.title, stem=stem)
+        for metric in named([*score.scores])
+        for stem, value in score.scores[metric.name].items()
+        if value == math.inf and metric.together is None  # infinite ISR, SIR or SAR means less
     ]
     return replace(
         record,

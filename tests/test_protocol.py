@@ -20,8 +20,9 @@ from evaluation_cases import NAMES, results
 
 from evaluator.predictions import Predictions
 from evaluator.process import Submission
-from evaluator.protocol import Workspace
-from evaluator.scoring import score_song
+from evaluator.protocol import Workspace, with_scores
+from evaluator.records import SongRecord
+from evaluator.scoring import SongScore, score_song
 from kmdx.errors import KmdxError
 
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
@@ -181,3 +182,10 @@ def test_predictions_that_cannot_be_cleared_are_cleared_after_a_kill(
     else:
         reason = "the submission's predictions cannot be cleared: Directory not empty"
         assert (code, second["status"], second["reason"]) == (1, "failed", reason)
+
+
+def test_an_estimate_without_artifacts_is_not_called_perfect() -> None:
+    infinite = {"vocals": float("inf")}
+    scores = {"museval_sdr": infinite, "museval_sar": infinite, "si_sdr": {"vocals": 3.0}}
+    record = with_scores(SongRecord("a", "ok"), SongScore(scores, {}, [], {}, []))
+    assert record.warnings == ("museval SDR of vocals is infinite: a perfect estimate",)
