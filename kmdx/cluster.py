@@ -556,7 +556,7 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
     if options.address is None:
         cores = max(host.usable_cores(), (options.workers or 1) * (options.cpus or 1))
         own = {"address": "local", "num_cpus": cores, "include_dashboard": False}
-    elif options.address != "auto":
+    else:
         _check_reachable(options.address)
     try:
         context = ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, namespace="kmdx")
@@ -566,8 +566,6 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
         why = first_line(error)
         if "InvalidAuthToken" in "".join(traceback.format_exception(error)):
             why = "it needs a token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head node"
-        elif options.address == "auto" and isinstance(error, ConnectionError):
-            why = "no Ray runs on this machine; `ray start` starts it, and --workers does so for one command"
         raise ClusterError(f"--cluster {options.address}: {why}") from error
     if threading.current_thread() is threading.main_thread():  # Ray replaced it by one that also prints
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -579,15 +577,22 @@ def connected(options: ClusterOptions) -> Iterator[str | None]:
 
 def _check_reachable(address: str) -> None:
     """Raise ClusterError if nothing answers at an address; Ray itself would wait forever."""
+    option = f"--cluster {shown(address)}"
+    if address == "auto":  # from RAY_ADDRESS, or a file that `ray start` wrote and a crash left
+        try:
+            address = ray._private.services.canonicalize_bootstrap_address_or_die(address)
+        except ConnectionError as error:
+            raise ClusterError(f"{option}: no Ray, or more than one, runs on this machine") from error
+        except ValueError as error:
+            raise ClusterError(f"{option}: {first_line(error)}") from error
+        option += f" ({shown(address)})"
     name, _, port = address.rpartition(":")
     if not name or not port.isdecimal():
-        raise ClusterError(
-            f"--cluster {shown(address)}: expected auto, or the address of a head node, HOST:PORT"
-        )
+        raise ClusterError(f"{option}: expected auto, or the address of a head node, HOST:PORT")
     try:
         socket.create_connection((name.strip("[]"), int(port)), REACHED).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"--cluster {shown(address)} cannot be reached: {reason(error)}") from error
+        raise ClusterError(f"{option} cannot be reached: {reason(error)}") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -325,6 +326,14 @@ def test_mistakes_are_one_line_errors(run: Run, music: Path, options: list[str],
     assert result.code == 2
     (error,) = result.errors
     assert message in error
+
+
+def test_a_cluster_that_is_found_but_does_not_answer_is_an_error(
+    run: Run, music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (error,) = run(*MINI, "--cluster", "auto").errors
+    assert re.search(r"--cluster auto \(.*:1\) cannot be reached: connection refused", error)
 
 
 @pytest.mark.parametrize(
