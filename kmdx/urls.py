@@ -265,18 +265,18 @@ def read_small(urls: Collection[Url]) -> Iterator[tuple[Url, bytes]]:
     """
     chosen = [url for url in urls if url.facts is None or url.facts.size <= SMALL]
     for start in range(0, len(chosen), AT_ONCE):
-        places = {}
-        for url in chosen[start : start + AT_ONCE]:
-            system, place = _system(url)
-            places[place] = url
-        found: Mapping[str, Any] = _do(
-            url, lambda system=system, places=places: system.cat([*places], on_error="return")
-        )
-        for place, content in found.items():
+        some = chosen[start : start + AT_ONCE]
+        system, _ = _system(some[0])
+        places = [_system(url)[1] for url in some]
+
+        def work(system: Any = system, places: list[str] = places) -> list[bytes | Exception]:
+            return list(system.cat_ranges(places, None, None, on_error="return"))  # cat() expands patterns
+
+        for url, content in zip(some, _do(some[0], work), strict=True):
             if isinstance(content, bytes):
-                yield places[place], content
+                yield url, content
             elif not isinstance(content, FileNotFoundError):
-                with _explained(places[place]):
+                with _explained(url):
                     raise content
 
 

@@ -100,6 +100,21 @@ def test_a_file_is_stored_listed_fetched_and_removed(store: Store, tmp_path: Pat
     assert urls.below(Url("s3://music/x")) == {}
 
 
+@pytest.mark.parametrize("name", ["a [1] {b}", "*", "?", "d%20e#f+g&h", "e\u0301 é", "back\\slash", "~ '\""])
+def test_a_name_in_a_store_is_never_a_pattern(store: Store, tmp_path: Path, name: str) -> None:
+    url = Url("s3://music/x") / name
+    for file, content in ((url, name), (Url("s3://music/x/1"), "other")):
+        (tmp_path / "a").write_text(content, "utf-8")
+        urls.store(tmp_path / "a", file)
+    assert dict(urls.read_small([url])) == {url: name.encode()}
+    assert urls.below(Url("s3://music/x"))[name] == url
+    assert urls.matches(url) == [(url, False)]
+    urls.fetch(url, tmp_path / "b")
+    assert (tmp_path / "b").read_text("utf-8") == name
+    urls.remove([url])
+    assert [*urls.below(Url("s3://music/x"))] == ["1"]
+
+
 def test_a_file_is_new_when_its_content_changes_and_only_then(store: Store) -> None:
     song = Url("s3://music/a.wav")
 
