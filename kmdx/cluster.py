@@ -64,6 +64,8 @@ Work = Callable[[Task, Progress], Value]
 AT_ONCE = 2  # songs that a worker separates at a time: one is read or written during the other
 DEATHS = 2  # workers that a task may end before it has failed
 LOST_NODES = 5  # nodes that may be lost during a task before it has failed
+GRACE = 15.0  # seconds after a worker's end in which the loss of its node explains it
+PROOF = 2.0  # seconds after which an answer of another worker shows that the node was not lost
 POLL = 0.2  # seconds between two looks at the workers
 NODES = 2.0  # seconds between two looks at the nodes
 RETRY = 2.0  # seconds until a task that another process works on is tried again
@@ -123,6 +125,16 @@ class Worker:
     progress: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Seconds of audio done and in total of each task."""
     asked: Any = None  # the pending reference of its progress
+
+
+@dataclass(frozen=True)
+class _Death:
+    """The end of a worker during a task."""
+
+    number: int
+    worker: Worker
+    why: str
+    when: float
 
 
 class _Actor:
@@ -222,6 +234,9 @@ class Pool(Generic[Task, Value]):
         self._later: list[tuple[float, int]] = []  # when to try a busy task again
         self._deaths: Counter[int] = Counter()
         self._losses: Counter[int] = Counter()
+        self._unsettled: list[_Death] = []  # whose nodes may turn out to be lost
+        self._alive: set[str] = set()  # ids of nodes
+        self._heard: dict[str, float] = {}  # when a worker of a node answered last
         self._refused: set[str] = set()  # ids of unusable nodes
         self._starts: Counter[str] = Counter()  # workers of a node that died before they were ready
         self._looked = self._usable = time.monotonic()
@@ -253,6 +268,7 @@ class Pool(Generic[Task, Value]):
         now = time.monotonic()
         if now - self._looked > NODES:
             self._look_at_nodes()
+            yield from self._settle(now)
         self._waiting.extend(number for when, number in self._later if when <= now)
         self._later = [(when, number) for when, number in self._later if when > now]
         self._hand_out()
@@ -284,6 +300,7 @@ class Pool(Generic[Task, Value]):
         """Start workers where there is room for them."""
         self._looked = time.monotonic()
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        self._alive = {node["NodeID"] for node in nodes}
         names = _names(nodes)
         share = _shares(nodes, self.options)
         for node in nodes:
@@ -339,6 +356,7 @@ class Pool(Generic[Task, Value]):
         except ray.exceptions.RayError as error:
             yield from self._bury(worker, error)
             return
+        self._heard[worker.node_id] = time.monotonic()
         if ref is worker.asked:
             worker.asked = None
             if worker.is_ready:
@@ -380,19 +398,52 @@ class Pool(Generic[Task, Value]):
             if self._starts[worker.node_id] >= DEATHS:
                 yield from self._refuse(worker, f"its workers do not start: {_why(error)}")
         for number in worker.tasks.values():
-            counts, most = (self._losses, LOST_NODES) if lost else (self._deaths, DEATHS)
-            counts[number] += 1
-            if counts[number] < most:
+            death = _Death(number, worker, why, time.monotonic())
+            if lost:
+                yield from self._blame_node(death)
+                continue
+            self._deaths[number] += 1
+            self._unsettled.append(death)
+            if self._deaths[number] < DEATHS:
                 self._waiting.appendleft(number)
+
+    def _settle(self, now: float) -> Iterator[Finished[Task, Value]]:
+        """Decide whether workers ended because of their tasks or because their nodes were lost.
+
+        The end of a process may be known before that of its node. A task that has ended DEATHS workers waits
+        until this is decided.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        settled: dict[int, _Death] = {}
+        for death in unsettled:
+            number, id = death.number, death.worker.node_id
+            if id not in self._alive:
+                is_held = self._deaths[number] >= DEATHS
+                self._deaths -= Counter([number])
+                yield from self._blame_node(death, is_held)
+            elif self._heard.get(id, 0.0) < death.when + PROOF and now < death.when + GRACE:
+                self._unsettled.append(death)
             else:
-                self.left -= 1
-                times = "twice" if most == DEATHS else f"{most} times"
-                yield Finished(
-                    number,
-                    worker.node,
-                    None,
-                    f"it was given up, because its worker ended {times}; {why}",
-                )
+                settled[number] = death
+        open_cases = {death.number for death in self._unsettled}
+        for number, death in settled.items():
+            if self._deaths[number] >= DEATHS and number not in open_cases:
+                yield self._give_up(death, "twice")
+
+    def _blame_node(self, death: _Death, is_held: bool = True) -> Iterator[Finished[Task, Value]]:
+        """Count the loss of a node; give its task, if it is held, to another worker or up."""
+        self._losses[death.number] += 1
+        if not is_held:
+            return
+        if self._losses[death.number] < LOST_NODES:
+            self._waiting.appendleft(death.number)
+        else:
+            yield self._give_up(death, f"{LOST_NODES} times")
+
+    def _give_up(self, death: _Death, times: str) -> Finished[Task, Value]:
+        self.left -= 1
+        why = f"it was given up, because its worker ended {times}; {death.why}"
+        return Finished(death.number, death.worker.node, None, why)
 
 
 @dataclass(frozen=True)

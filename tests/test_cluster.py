@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,6 +247,29 @@ def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_wor
     )
     assert pool.workers == [busy]
     assert killed == ["starting 0", "starting 1", "starting 2"]
+
+
+@pytest.mark.parametrize(("alive", "given_up"), [({"one", "two"}, True), ({"two"}, False), (set(), False)])
+def test_a_lost_node_is_not_blamed_on_its_task_although_its_worker_ended_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: set[str], given_up: bool
+) -> None:
+    monkeypatch.setattr(cluster.ray, "kill", lambda _: None)
+    monkeypatch.setattr(cluster, "_is_alive", lambda _: True)
+    pool: Pool[str, str] = Pool(["a"], Work(tmp_path), tmp_path, [], ClusterOptions())
+    pool.workers = [Worker("actor", id, id, is_ready=True, tasks={"reference": 0}) for id in ("one", "two")]
+    pool._waiting.clear()
+    for worker in list(pool.workers):
+        list(pool._bury(worker, RuntimeError("ended")))
+        pool._waiting.clear()
+    pool._alive = {"one", "two"}
+    assert not list(pool._settle(time.monotonic())), "a node may still turn out to be lost"
+    pool._alive = alive
+    settled = list(pool._settle(time.monotonic() + cluster.GRACE))
+    assert bool(settled) == given_up
+    assert list(pool._waiting) == ([] if given_up else [0])
+    if given_up:
+        assert "its worker ended twice" in str(settled[0].failure)
+        assert pool.left == 0
 
 
 def test_tasks_that_may_have_ended_a_worker_run_alone_and_one_at_a_time_on_a_node(tmp_path: Path) -> None:
