@@ -11,6 +11,7 @@ removed, and the song has failed.
 
 from __future__ import annotations
 
+import errno
 import secrets
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from kmdx import files, manifest, urls
+from kmdx.errors import reason
 from kmdx.manifest import FOLDER, Wanted
 from kmdx.urls import Url, UrlError
 
@@ -83,16 +85,10 @@ class Mirror:
                     path.unlink()
         records = {url: name for name, url in found.items() if _is_record(name)}
         for name, url in found.items():
-            path = folder / name
-            if url not in records and FOLDER not in path.parts:
-                with suppress(OSError):  # no stem of ours has such a name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("wb") as file:
-                        file.truncate(max(0, url.facts.size if url.facts else 0))
+            if url not in records and FOLDER not in PurePosixPath(name).parts:
+                self._put(folder / name, b"", max(0, url.facts.size if url.facts else 0))
         for url, content in urls.read_small([*records]):
-            path = folder / records[url]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            self._put(folder / records[url], content, len(content))
 
     @contextmanager
     def uploading(self, wanted: Wanted) -> Iterator[None]:
@@ -138,6 +134,23 @@ class Mirror:
         finally:
             for path in (*backups, *stems):
                 path.unlink(missing_ok=True)
+
+    def _put(self, path: Path, content: bytes, size: int) -> None:
+        """Write a file of this size, unless its name cannot be that of a stem or record of ours."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(content)
+                file.truncate(size)
+        except OSError as error:
+            if error.errno not in (
+                errno.ENAMETOOLONG,
+                errno.EEXIST,
+                errno.ENOTDIR,
+                errno.EISDIR,
+                errno.EFBIG,
+            ):
+                raise UrlError(f"{self.at(path)}: cannot be mirrored at {path}: {reason(error)}") from error
 
     def _facts(self, folder: Path) -> Mapping[str, urls.Facts | None]:
         return {name: url.facts for name, url in urls.below(self.at(folder)).items()}

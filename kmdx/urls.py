@@ -38,6 +38,7 @@ UNKNOWN = -1  # the size of a file whose server does not state it
 LARGEST = 2**34  # bytes of a song
 BLOCK = 2**21  # bytes per request
 STORED = 50_000  # bytes per second at which a file is stored, at least
+LISTED = 600.0  # seconds that a listing of a million files may take
 AT_ONCE = 500  # small files fetched at a time
 SMALL = 2**20  # bytes of a small file
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -144,7 +145,7 @@ def without_secrets(text: str) -> str:
     """A text without the user names, passwords and queries of the URLs in it."""
     text = re.sub(r"(https?://)[^/\s]*@", r"\1", text)
     text = re.sub(r"(://)[^/\s:@]*:[^/\s]*@", r"\1", text)
-    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\")>]*", r"\1?…", text)
+    return re.sub(r"(https?://[^?]*)\?\S*", r"\1?…", text)
 
 
 @functools.cache
@@ -253,24 +254,24 @@ def below(folder: Url) -> dict[str, Url]:
     root = folder.text.rstrip("/")
     return {
         name.removeprefix(start): Url(f"{root}/{name.removeprefix(start)}", _facts(info))
-        for name, info in _do(folder, work).items()
+        for name, info in _do(folder, work, LISTED).items()
         if name.startswith(start) and not name.endswith("/")
     }
 
 
 def read_small(urls: Collection[Url]) -> Iterator[tuple[Url, bytes]]:
-    """The contents of small files of one place; a file that is missing or large is left out.
+    """The contents of small files of one place, as listed; one that is missing, empty or large is left out.
 
     Raises :class:`UrlError`.
     """
-    chosen = [url for url in urls if url.facts is None or url.facts.size <= SMALL]
+    chosen = [url for url in urls if url.facts is not None and 0 < url.facts.size <= SMALL]
     for start in range(0, len(chosen), AT_ONCE):
         some = chosen[start : start + AT_ONCE]
         system, _ = _system(some[0])
         places = [_system(url)[1] for url in some]
 
         def work(system: Any = system, places: list[str] = places) -> list[bytes | Exception]:
-            return list(system.cat_ranges(places, None, None, on_error="return"))  # cat() expands patterns
+            return list(system.cat_ranges(places, 0, SMALL))  # cat() expands patterns, and asks for each size
 
         for url, content in zip(some, _do(some[0], work), strict=True):
             if isinstance(content, bytes):
@@ -333,7 +334,8 @@ def _look(url: Url) -> Facts:
 
 def _address(text: str) -> tuple[str, dict[str, str]]:
     """A web address without user name and password, and the header that states them."""
-    parts = urlsplit(text)
+    with _explained(Url(text)):
+        parts = urlsplit(text)
     login, mark, server = parts.netloc.rpartition("@")
     token = base64.b64encode(unquote(login).encode()).decode()
     return parts._replace(netloc=server).geturl(), {"Authorization": f"Basic {token}"} if mark else {}

@@ -123,6 +123,15 @@ def test_a_collection_has_the_same_products_as_on_one_machine(
     assert (again.code, again.err.count("already collected")) == (0, len(NAMES))
 
 
+def test_a_folder_with_the_name_of_an_ensemble_is_not_its_plan(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mini").mkdir()
+    (error,) = run("collect", "mini", "no data", "-o", "mini", "--cluster", "auto").errors
+    assert "no data" in error
+
+
 def test_nothing_is_left_running_after_a_run(
     evaluate: Callable[..., Result], nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -183,6 +184,24 @@ def test_names_that_are_not_paths_below_a_folder_are_not_mirrored(tmp_path: Path
         MEMORY.store[f"/out/{name}"] = fsspec.implementations.memory.MemoryFile(MEMORY, f"/out/{name}", b"x")
     made = pulled()
     assert [*made.folder.rglob("*")] == []
+
+
+def test_files_that_cannot_lie_next_to_each_other_are_no_problem() -> None:
+    upload()
+    for name in ("file", "file/.kmdx/.a.wav.json", "file/a.wav", f"{'long' * 99}/.kmdx/.a.wav.json"):
+        MEMORY.store[f"/out/{name}"] = fsspec.implementations.memory.MemoryFile(MEMORY, f"/out/{name}", b"x")
+    assert missing() == []
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    upload()
+
+    def fail(path: Path, *arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UrlError, match=r"^memory://out/album/song/bass.wav: cannot be mirrored .*: no space"):
+        pulled()
 
 
 def test_a_place_is_pulled_without_the_places_below_it() -> None:

@@ -52,6 +52,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
         ("hf://datasets/user/songs@main/a.wav", "hf://datasets/user/songs@main/a.wav"),
         ("https://secret@host/a.wav", "https://host/a.wav"),
         ("https://me:secret@host/a.wav?X-Signature=secret", "https://host/a.wav?…e2e41220"),
+        ("https://no host/a.wav?key=(a)secret", "https://no host/a.wav?…2a194de1"),
     ],
 )
 def test_a_url_is_shown_without_secrets(text: str, shown: str) -> None:
@@ -106,8 +107,8 @@ def test_a_name_in_a_store_is_never_a_pattern(store: Store, tmp_path: Path, name
     for file, content in ((url, name), (Url("s3://music/x/1"), "other")):
         (tmp_path / "a").write_text(content, "utf-8")
         urls.store(tmp_path / "a", file)
-    assert dict(urls.read_small([url])) == {url: name.encode()}
-    assert urls.below(Url("s3://music/x"))[name] == url
+    listed = urls.below(Url("s3://music/x"))
+    assert dict(urls.read_small([listed[name]])) == {url: name.encode()}
     assert urls.matches(url) == [(url, False)]
     urls.fetch(url, tmp_path / "b")
     assert (tmp_path / "b").read_text("utf-8") == name
@@ -215,6 +216,16 @@ def test_what_is_wrong_with_a_web_server_is_one_line_without_secrets(
     assert line.startswith(f"{server.url}.wav?…")
     assert why in line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[::1/a?secret", "http://no host/a?(b)secret", "https://h:99999/?secret"]
+)
+def test_a_malformed_address_is_one_line_without_secrets(address: str) -> None:
+    text = reason(address)
+    assert text.startswith(f"{Url(address)}: ")
+    assert "secret" not in text
+    Url(address).fault()
 
 
 def test_a_login_in_a_web_address_is_sent_to_its_server(server: Server) -> None:

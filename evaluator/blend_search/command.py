@@ -109,7 +109,7 @@ def collect(
     """
     if cluster is not None:  # workers run in other folders
         data, output, folder = data.absolute(), output.absolute(), folder and folder.absolute()
-        plan = str(Path(plan).absolute()) if Path(plan).exists() else plan
+        plan = str(Path(plan).absolute()) if Path(plan).is_file() else plan
     flat = flatten(plan_file.load(plan), all_estimates)
     for formula in indivisible(flat.plan):
         terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
