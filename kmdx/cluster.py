@@ -66,12 +66,12 @@ DEATHS = 2  # workers that a task may end before it has failed
 LOST_NODES = 5  # nodes that may be lost during a task before it has failed
 GRACE = 15.0  # seconds after a worker's end in which the loss of its node explains it
 PROOF = 2.0  # seconds after which an answer of another worker shows that the node was not lost
-POLL = 0.2  # seconds between two looks at the workers
-NODES = 2.0  # seconds between two looks at the nodes
-RETRY = 2.0  # seconds until a task that another process works on is tried again
-PATIENCE = 60.0  # seconds without any worker after which the wait is explained
-REACHED = 10.0  # seconds until the head node must answer
-CHECKED = 1000  # folders that each node is asked for, at most
+POLL_INTERVAL = 0.2  # seconds between two looks at the workers
+NODE_INTERVAL = 2.0  # seconds between two looks at the nodes
+RETRY_DELAY = 2.0  # seconds until a task that another process works on is tried again
+WORKER_TIMEOUT = 60.0  # seconds without any worker after which the wait is explained
+CONNECT_TIMEOUT = 10.0  # seconds until the head node must answer
+MAX_CHECKED = 1000  # folders that each node is asked for, at most
 
 
 class ClusterError(KmdxError):
@@ -85,7 +85,7 @@ class ClusterOptions:
     address: str | None = None
     """Address of a Ray cluster, or ``auto`` for that of this machine; None starts Ray here."""
     workers: int | None = None
-    """Most workers; None for as many as fit."""
+    """Maximum number of workers; None for as many as fit."""
     gpus: float | None = None
     """GPUs of a worker; None for one if there are GPUs."""
     cpus: int | None = None
@@ -228,7 +228,7 @@ class Pool(Generic[Task, Value]):
         self.left = len(tasks)
         self._make = cloudpickle.dumps(make)
         self._threads = os.environ.get("OMP_NUM_THREADS") or (str(options.cpus) if options.cpus else None)
-        self._folders = folders[:CHECKED]
+        self._folders = folders[:MAX_CHECKED]
         self._output = output
         self._waiting = deque(range(len(tasks)))
         self._later: list[tuple[float, int]] = []  # when to try a busy task again
@@ -252,7 +252,7 @@ class Pool(Generic[Task, Value]):
             If no node can be used.
         """
         with _token(self._output) as self._token:
-            self._look_at_nodes()
+            self._start_workers()
             if self.left and not self.workers and self.options.address is None:
                 raise ClusterError("a worker needs more cores or GPUs than this machine has")
             try:
@@ -266,37 +266,37 @@ class Pool(Generic[Task, Value]):
 
     def _step(self) -> Iterator[Finished[Task, Value] | Notice]:
         now = time.monotonic()
-        if now - self._looked > NODES:
-            self._look_at_nodes()
+        if now - self._looked > NODE_INTERVAL:
+            self._start_workers()
             yield from self._settle(now)
         self._waiting.extend(number for when, number in self._later if when <= now)
         self._later = [(when, number) for when, number in self._later if when > now]
-        self._hand_out()
+        self._assign_tasks()
         pending = {
             ref: worker for worker in self.workers for ref in (*worker.tasks, worker.asked) if ref is not None
         }
         if any(worker.is_ready for worker in self.workers):
             self._usable = now
-        elif now - self._usable > PATIENCE:
+        elif now - self._usable > WORKER_TIMEOUT:
             self._usable = now
             yield self._explain_wait()
         if not pending:
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
             return
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL)
+        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL_INTERVAL)
         for ref in done:
-            yield from self._take(pending[ref], ref)
+            yield from self._handle_answer(pending[ref], ref)
 
     def _explain_wait(self) -> Notice:
-        """Why no worker has been ready for a while; an error if nothing would change that."""
+        """Why no worker has been ready for a while; raises ClusterError if waiting cannot help."""
         if not self.workers and self._refused and not self._later:
-            raise ClusterError(f"no node of the cluster could be used for {PATIENCE:.0f} s")
+            raise ClusterError(f"no node of the cluster could be used for {WORKER_TIMEOUT:.0f} s")
         why = "other programs may use the cluster's cores or GPUs"
         if not self.workers:
             why = "a worker needs more cores or GPUs than any node has"
-        return Notice(f"no worker has started for {PATIENCE:.0f} s: {why}")
+        return Notice(f"no worker has started for {WORKER_TIMEOUT:.0f} s: {why}")
 
-    def _look_at_nodes(self) -> None:
+    def _start_workers(self) -> None:
         """Start workers where there is room for them."""
         self._looked = time.monotonic()
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -309,7 +309,7 @@ class Pool(Generic[Task, Value]):
             room = 0 if id in self._refused else share.room(node["Resources"])
             most = min(self.left, self.options.workers or self.left)
             for _ in range(min(room - own, most - len(self.workers))):
-                self.workers.append(self._start(id, names[id], share.of(node["Resources"]), room > 1))
+                self.workers.append(self._start(id, names[id], share.resources(node["Resources"]), room > 1))
 
     def _start(self, id: str, name: str, resources: Mapping[str, float], is_shared: bool) -> Worker:
         remote: Any = ray.remote(_Actor)
@@ -322,7 +322,7 @@ class Pool(Generic[Task, Value]):
         worker.asked = actor.ready.remote(version("kmdx-net"), self._token, self._folders)
         return worker
 
-    def _hand_out(self) -> None:
+    def _assign_tasks(self) -> None:
         """Give waiting tasks to workers."""
         for worker in self.workers:
             while worker.is_ready and len(worker.tasks) < self.at_once:
@@ -347,14 +347,14 @@ class Pool(Generic[Task, Value]):
         is_free = not worker.tasks and all(suspects.isdisjoint(each.tasks.values()) for each in near)
         return next((number for number in self._waiting if is_free or number not in suspects), None)
 
-    def _take(self, worker: Worker, ref: Any) -> Iterator[Finished[Task, Value] | Notice]:
+    def _handle_answer(self, worker: Worker, ref: Any) -> Iterator[Finished[Task, Value] | Notice]:
         """What a worker's answer means."""
-        if worker not in self.workers:  # it died, and this was found out with another reference
+        if worker not in self.workers:  # it died, and another reference showed this
             return
         try:
             found = ray.get(ref)
         except ray.exceptions.RayError as error:
-            yield from self._bury(worker, error)
+            yield from self._reassign_tasks(worker, error)
             return
         self._heard[worker.node_id] = time.monotonic()
         if ref is worker.asked:
@@ -370,7 +370,7 @@ class Pool(Generic[Task, Value]):
         number = worker.tasks.pop(ref)
         kind, value, noted = found
         if kind == "busy":
-            self._later.append((time.monotonic() + RETRY, number))
+            self._later.append((time.monotonic() + RETRY_DELAY, number))
             return
         self.left -= 1
         failure = value if kind == "failed" else None
@@ -386,7 +386,7 @@ class Pool(Generic[Task, Value]):
         if not self.workers and not self._later:
             raise ClusterError(f"no node can be used; {worker.node}: {why}")
 
-    def _bury(self, worker: Worker, error: Exception) -> Iterator[Finished[Task, Value] | Notice]:
+    def _reassign_tasks(self, worker: Worker, error: Exception) -> Iterator[Finished[Task, Value] | Notice]:
         """Give the tasks of a dead worker to others, or give them up."""
         self.workers.remove(worker)
         ray.kill(worker.actor)  # in case that only the connection broke
@@ -460,7 +460,7 @@ class _Shares:
         fitting = [room for room in (by_gpu, by_cpu) if room is not None]
         return min(fitting) if fitting else int(resources.get("CPU", 0) >= 1)
 
-    def of(self, resources: Mapping[str, float]) -> dict[str, float]:
+    def resources(self, resources: Mapping[str, float]) -> dict[str, float]:
         """The resources that Ray reserves for a worker of a node."""
         cpus = self.cpus or int(resources.get("CPU", 0)) // max(1, self.room(resources))
         return {"num_cpus": cpus, "num_gpus": self.gpus}
@@ -504,7 +504,7 @@ def separate(
     address : str, optional
         Address of a Ray cluster, or ``auto``; by default Ray is started on this machine.
     workers : int, optional
-        Most workers; by default as many as fit.
+        Maximum number of workers; by default as many as fit.
     gpus_per_worker, cpus_per_worker : number, optional
         What a worker gets; by default one GPU if there are any, and an equal share of its node's cores.
     stems : sequence of str, optional
@@ -641,7 +641,7 @@ def _check_reachable(address: str) -> None:
     if not name or not port.isdecimal():
         raise ClusterError(f"{option}: expected auto, or the address of a head node, HOST:PORT")
     try:
-        socket.create_connection((name.strip("[]"), int(port)), REACHED).close()
+        socket.create_connection((name.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(f"{option} cannot be reached: {reason(error)}") from error
 

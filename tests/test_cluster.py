@@ -187,7 +187,7 @@ def test_workers_have_the_threads_of_the_command_or_as_many_as_their_cores(
 def test_a_task_that_another_process_works_on_is_tried_again(
     nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "RETRY", 0.1)
+    monkeypatch.setattr(cluster, "RETRY_DELAY", 0.1)
     done, _ = do(nodes, tmp_path, ["is busy"])
     assert done["is busy"].value == "IS BUSY"
     assert len(list(tmp_path.glob("began *"))) == 2
@@ -241,7 +241,11 @@ def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_wor
     busy = Worker("busy", "node", "id", is_ready=True, tasks={"reference": 0})
     starting = [Worker(f"starting {number}", "node", "id") for number in range(3)]
     pool.workers = [busy, *starting]
-    notices = [each.text for worker in starting[:2] for each in pool._bury(worker, RuntimeError("no driver"))]
+    notices = [
+        each.text
+        for worker in starting[:2]
+        for each in pool._reassign_tasks(worker, RuntimeError("no driver"))
+    ]
     assert notices[-1].startswith(
         "node is not used: its workers do not start: its process crashed or was killed"
     )
@@ -259,7 +263,7 @@ def test_a_lost_node_is_not_blamed_on_its_task_although_its_worker_ended_first(
     pool.workers = [Worker("actor", id, id, is_ready=True, tasks={"reference": 0}) for id in ("one", "two")]
     pool._waiting.clear()
     for worker in list(pool.workers):
-        list(pool._bury(worker, RuntimeError("ended")))
+        list(pool._reassign_tasks(worker, RuntimeError("ended")))
         pool._waiting.clear()
     pool._alive = {"one", "two"}
     assert not list(pool._settle(time.monotonic())), "a node may still turn out to be lost"
