@@ -385,4 +385,4 @@ def test_workers_share_the_gpus_or_the_cores_of_a_node(
 ) -> None:
     found = cluster._shares([{"Resources": each} for each in nodes], options)
     assert [found.room(each) for each in nodes] == room
-    assert found.of(nodes[0]) == share
+    assert found.resources(nodes[0]) == share
