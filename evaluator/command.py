@@ -39,12 +39,13 @@ from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
 from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
-from kmdx import plan_file, terminal
+from kmdx import plan_file, terminal, urls
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, counted, shown
 from kmdx.file_names import key
 from kmdx.plan import Plan
 from kmdx.terminal import ClusterOption, Engine, Precision, SplitOption, TracksOption, err, out
+from kmdx.urls import Url
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
@@ -471,6 +472,8 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
         from my_submission import user_config
 
         ensemble = user_config.ENSEMBLE
+    if isinstance(url := urls.parse(ensemble), Url):
+        raise KmdxError(f"{url}: a submission cannot reach the network; download the plan and its weights")
     return plan_file.load(ensemble)
 
 

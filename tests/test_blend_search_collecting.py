@@ -130,6 +130,32 @@ def test_inner_products_match_those_of_whole_signals(
         assert value[0] == pytest.approx(getattr(stem.products, name)[number], rel=1e-6, abs=1e-9), name
 
 
+def test_a_collection_is_resumed_with_the_relative_path_of_its_plan(
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plan_of_two.parent)
+    done = run("collect", plan_of_two.name, data, "-o", copied, *COLLECT)
+    assert done.err.count("already collected") == len(SONGS)
+
+
+def test_a_plan_and_its_weights_may_be_at_a_url(
+    run: Callable[..., Result],
+    plan_of_two: Path,
+    data: Path,
+    collected: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setenv("KMDX_MODELS", str(tmp_path / "models"))
+    for file in plan_of_two.parent.iterdir():
+        memory.pipe_file(f"/plans/{file.name}", file.read_bytes())
+    plan = f"memory://plans/{plan_of_two.name}"
+    done = run("collect", plan, data, "-o", tmp_path / "new", *COLLECT)
+    assert done.code == 0, done.err
+    assert load(tmp_path / "new").songs == load(collected).songs
+
+
 def test_each_network_runs_once_per_song(
     run: Callable[..., Result], plan_of_two: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:

@@ -33,6 +33,12 @@ def vocals_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_plan_at_a_url_is_refused(evaluate) -> None:
+    options = ("--submission", ROOT, "--ensemble", "https://me:secret@127.0.0.1/own.yaml")
+    (error,) = evaluate(*options).errors
+    assert "https://127.0.0.1/own.yaml: a submission cannot reach the network; download the plan" in error
+
+
 def test_a_plan_of_one_stem_is_scored_by_that_stem(evaluate, vocals_plan: Path, tmp_path: Path) -> None:
     options = ("--submission", ROOT, "--ensemble", vocals_plan, "--device", "cpu", "--tracks", NAMES[0])
     refused = evaluate(*options)

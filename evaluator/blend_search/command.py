@@ -47,7 +47,7 @@ from evaluator.blend_search.flat_plan import flatten, indivisible
 from evaluator.blend_search.search import SearchOptions, find_weights, weights_to_use
 from evaluator.blend_search.solving import Constraints
 from evaluator.run_folder import RunFolder, write_json, write_text
-from kmdx import plan_file, speeds, terminal
+from kmdx import plan_file, speeds, terminal, weights
 from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError
 from kmdx.plan import Plan
@@ -109,8 +109,10 @@ def collect(
     """
     if cluster is not None:  # workers run in other folders
         data, output, folder = data.absolute(), output.absolute(), folder and folder.absolute()
-        plan = str(Path(plan).absolute()) if Path(plan).is_file() else plan
+    if Path(plan).is_file():  # the collection has the paths of its weights
+        plan = str(Path(plan).absolute())
     flat = flatten(plan_file.load(plan), all_estimates)
+    weights.pull_from_urls((use.weight for use in flat.plan.networks.values()), folder)
     for formula in indivisible(flat.plan):
         terminal.warn(f"{formula} is one signal of the blend: blend search finds no weights inside it")
     songs = dataset.find_tracks(data, split, tracks)
