@@ -13,7 +13,7 @@ from evaluator import significance
 from evaluator.bootstrap import COVERAGE
 from evaluator.comparison import Comparison, Difference, p_text
 from evaluator.metrics import show, signed
-from evaluator.records import AVERAGE, SONG, finite
+from evaluator.records import SONG, finite
 from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
@@ -58,7 +58,7 @@ def page(comparison: Comparison) -> str:
         systems=[_facts(system) for system in comparison.systems],
         pairs=list(dict.fromkeys((each.a, each.b) for each in comparison.differences)),
         metric=comparison.metrics[0],
-        columns=(AVERAGE, *comparison.stems),
+        columns=comparison.columns,
         first=[
             each
             for each in comparison.differences
@@ -130,7 +130,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
             }
             for metric in comparison.metrics
         ],
-        "columns": [AVERAGE, *comparison.stems],
+        "columns": comparison.columns,
         "song": SONG,
         "meanStems": comparison.mean_stems,
         "values": comparison.values,
