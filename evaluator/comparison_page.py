@@ -111,13 +111,10 @@ def _facts(system: System) -> dict[str, Any]:
 def _data(comparison: Comparison) -> dict[str, Any]:
     """Data for the page's script: every song's scores, every mean and every verdict."""
     match = matching(comparison.systems)
-    names: dict[str, str] = {}
-    for system in comparison.systems:
-        for name in system.songs:
-            names.setdefault(match(name), name)
+    names = list(dict.fromkeys(match(name) for system in comparison.systems for name in system.songs))
     return {
-        "songs": list(names.values()),
-        "systems": [_scores(system, comparison, list(names)) for system in comparison.systems],
+        "songs": names,
+        "systems": [_scores(system, comparison, names) for system in comparison.systems],
         "metrics": [
             {
                 "name": metric.name,
