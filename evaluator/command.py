@@ -34,7 +34,7 @@ from evaluator.protocol import (
     score_existing,
     separate_and_score,
 )
-from evaluator.records import SongRecord
+from evaluator.records import SongRecord, columns
 from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
 from evaluator.scoring_process import ScoringProcess
@@ -533,13 +533,13 @@ def _print(content: dict[str, Any], page: Path) -> None:
     scored = f"{summary['scored']} of {counted(summary['songs'], 'song')} scored"
     on = "" if run["submission"] is None else f" on {run['device']}"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
-    stems = run["stems"]
-    table = Table("", "song", *stems, box=None, pad_edge=False, header_style="bold")
+    shown_columns = columns(run["stems"])
+    table = Table("", *shown_columns, box=None, pad_edge=False, header_style="bold")
     for metric in metrics_table.named(run["metrics"]):
         for how, values in summary["scores"][metric.name].items():
             table.add_row(
                 f"{metric.label}, {results.statistic_title(metric, how)}",
-                *(metrics_table.show(metric, values[key]) for key in ("song", *stems)),
+                *(metrics_table.show(metric, values[key]) for key in shown_columns),
             )
     out.print(table)
     factor, memory = summary["real_time_factor"], summary["peak_memory"]

@@ -122,6 +122,12 @@ class Comparison:
         return tuple(place for place, system in enumerate(self.systems) if system.kind != "published")
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """``average`` if a system has it, and the stems."""
+        tables = (row for ways in self.values.values() for rows in ways.values() for row in rows)
+        return (*([AVERAGE] if any(row[AVERAGE] is not None for row in tables) else []), *self.stems)
+
+    @property
     def rows(self) -> tuple[str, ...]:
         """``song`` if it exists, and the stems."""
         return (*([SONG] if self.mean_stems else []), *self.stems)

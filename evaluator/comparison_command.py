@@ -19,7 +19,6 @@ from evaluator import comparison_page
 from evaluator.bootstrap import COVERAGE
 from evaluator.comparison import Comparison, Difference, compare, p_text
 from evaluator.metrics import Metric, show, signed
-from evaluator.records import AVERAGE
 from evaluator.results import statistic_title
 from evaluator.run_folder import write_json
 from evaluator.systems import load, load_all
@@ -133,14 +132,15 @@ def _values(found: Comparison, metric: Metric, letters: Sequence[str]) -> Table:
     over = f" ({len(found.songs)} in common)" if found.songs and len(found.tested) > 1 else ""
     table = Table(title=f"{_title(metric)}{over}", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
-    columns = (AVERAGE, *found.stems)
-    for column in columns:
+    for column in found.columns:
         table.add_column(column, justify="right")
     for letter, name, values in zip(
         letters, found.names, found.values[metric.name][metric.over_songs], strict=True
     ):
         if any(value is not None for value in values.values()):
-            table.add_row(escape(f"{letter} {name}"), *(show(metric, values[column]) for column in columns))
+            table.add_row(
+                escape(f"{letter} {name}"), *(show(metric, values[column]) for column in found.columns)
+            )
     return table
 
 

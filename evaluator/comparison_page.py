@@ -13,7 +13,7 @@ from evaluator import significance
 from evaluator.bootstrap import COVERAGE
 from evaluator.comparison import Comparison, Difference, p_text
 from evaluator.metrics import show, signed
-from evaluator.records import AVERAGE, SONG, finite
+from evaluator.records import SONG, finite
 from evaluator.report import embedded_json, environment, script
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
@@ -58,7 +58,7 @@ def page(comparison: Comparison) -> str:
         systems=[_facts(system) for system in comparison.systems],
         pairs=list(dict.fromkeys((each.a, each.b) for each in comparison.differences)),
         metric=comparison.metrics[0],
-        columns=(AVERAGE, *comparison.stems),
+        columns=comparison.columns,
         first=[
             each
             for each in comparison.differences
@@ -111,13 +111,10 @@ def _facts(system: System) -> dict[str, Any]:
 def _data(comparison: Comparison) -> dict[str, Any]:
     """Data for the page's script: every song's scores, every mean and every verdict."""
     match = matching(comparison.systems)
-    names: dict[str, str] = {}
-    for system in comparison.systems:
-        for name in system.songs:
-            names.setdefault(match(name), name)
+    names = list(dict.fromkeys(match(name) for system in comparison.systems for name in system.songs))
     return {
-        "songs": list(names.values()),
-        "systems": [_scores(system, comparison, list(names)) for system in comparison.systems],
+        "songs": names,
+        "systems": [_scores(system, comparison, names) for system in comparison.systems],
         "metrics": [
             {
                 "name": metric.name,
@@ -130,7 +127,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
             }
             for metric in comparison.metrics
         ],
-        "columns": [AVERAGE, *comparison.stems],
+        "columns": comparison.columns,
         "song": SONG,
         "meanStems": comparison.mean_stems,
         "values": comparison.values,

@@ -37,6 +37,11 @@ def stems_of_mean(stems: Sequence[str]) -> tuple[str, ...]:
     return plain if len(plain) > 1 else tuple(stems)
 
 
+def columns(stems: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a table of scores: the mean of several stems, and the stems."""
+    return (SONG, *stems) if len(stems) > 1 else tuple(stems)
+
+
 class RecordError(KmdxError):
     """A record is damaged or has an unknown version."""
 

@@ -1,7 +1,6 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { stems, songs, metrics } = data;
-  const columns = ["song", ...stems];
+  const { stems, columns, songs, metrics } = data;
 
   const decibels = (value, digits = 2) => number(value, digits);
   const clock = (seconds) => {
@@ -193,7 +192,6 @@
         const cell = row.querySelector(`td[data-column="${column}"]`);
         const value = valueOf(songOf(row), column);
         cell.textContent = decibels(value);
-        cell.classList.add(column);
         const depth = value === null || sorted.length < 3 ? 0 : (24 * sorted.findIndex((other) => other >= value)) / (sorted.length - 1);
         cell.style.setProperty("--depth", depth.toFixed(1));
       }
@@ -311,7 +309,7 @@
       { class: "facts" },
       ...metrics.slice(0, 2).map((metric) => {
         const value = song.scores[metric.name].song;
-        return value == null ? null : fact(`${metric.title}, mean of stems`, h("b", {}, withUnit(value, metric)));
+        return value == null ? null : fact(stems.length > 1 ? `${metric.title}, mean of stems` : metric.title, h("b", {}, withUnit(value, metric)));
       }),
       song.duration == null ? null : fact("Length", clock(Math.round(song.duration))),
       song.seconds === null ? null : fact("Took", `${song.seconds.toFixed(1)} s`),

@@ -26,7 +26,7 @@ from evaluator import results as results_of
 from evaluator.metrics import Metric, named, show, signed
 from evaluator.process import COMPUTING
 from evaluator.published_section import published_next_to
-from evaluator.records import SongRecord, finite
+from evaluator.records import SongRecord, columns, finite
 from kmdx import files
 from kmdx.errors import AudioError
 
@@ -104,7 +104,7 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         statistics=list(results_of.STATISTICS),
         statistic_title=results_of.statistic_title,
         stems=run["stems"],
-        columns=("song", *run["stems"]),
+        columns=columns(run["stems"]),
         unit=unit,
         size=lambda count: _size(count, unit),
         versions=_versions(run),
@@ -179,6 +179,7 @@ def _data(
     metrics = named(run["metrics"])
     return {
         "stems": run["stems"],
+        "columns": columns(run["stems"]),
         "metrics": [
             {"name": each.name, "title": each.title, "unit": each.unit, "higher": each.higher_is_better}
             for each in metrics

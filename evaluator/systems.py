@@ -216,10 +216,13 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def matching(systems: Sequence[System]) -> Callable[[str], str]:
-    """The function that maps a song's name to the key by which songs are matched.
+    """The function that maps a song's name to its name in the first system that has it.
 
     It ignores case and the Unicode form of accents, unless two songs of a system differ only in these.
     """
     if all(len({published.name_key(name) for name in each.songs}) == len(each.songs) for each in systems):
-        return published.name_key
+        first: dict[str, str] = {}
+        for name in (name for each in systems for name in each.songs):
+            first.setdefault(published.name_key(name), name)
+        return lambda name: first[published.name_key(name)]
     return str

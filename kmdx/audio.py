@@ -230,7 +230,7 @@ def read_together(paths: Sequence[Path], block: int) -> Iterator[list[npt.NDArra
                 try:
                     parts.append(sound.read(out=buffer[:expected]))
                 except sf.SoundFileError as error:
-                    raise AudioError(f"{path}: damaged after sample {begin}: {error}") from error
+                    raise AudioError(f"{path}: damaged after sample {begin}: {_reason(error)}") from error
                 if len(parts[-1]) < expected:
                     raise AudioError(f"{path}: ends after {begin + len(parts[-1])} of {sound.frames} samples")
             yield parts
@@ -243,7 +243,7 @@ def _open(path: Path) -> sf.SoundFile:
         decoding.check_whole(path)
         return sf.SoundFile(path)
     except (OSError, sf.SoundFileError) as error:
-        raise AudioError(f"{path}: cannot be read: {error}") from error
+        raise AudioError(f"{path}: cannot be read: {_reason(error)}") from error
     except UnicodeEncodeError as error:
         raise AudioError(f"{path}: the file name is not UTF-8: rename the file") from error
 

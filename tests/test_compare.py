@@ -93,7 +93,9 @@ def test_songs_are_paired_by_name() -> None:
 def test_names_match_despite_case_and_unicode_normalization() -> None:
     a = system("a", record("Zoë - Über", 1.0))
     b = system("b", record(unicodedata.normalize("NFD", "ZOË - über"), 2.0))
-    assert row(compare([a, b]), "song").difference == pytest.approx(1.0)
+    found = compare([a, b])
+    assert row(found, "song").difference == pytest.approx(1.0)
+    assert found.songs == row(found, "song").songs == ("Zoë - Über",)
     twice = system("twice", record("Song", 1.0), record("song", 5.0))
     assert row(compare([twice, system("c", record("song", 6.0))]), "song").difference == pytest.approx(1.0)
 

@@ -56,6 +56,12 @@ def test_the_page_shows_the_results() -> None:
     assert "None" not in text
 
 
+def test_a_single_stem_has_no_column_for_the_average() -> None:
+    text = Text(comparison_page.page(compare(sisec()))).text
+    assert "System vocals TAK1" in text
+    assert "“Average”" not in text
+
+
 def test_names_are_escaped_in_markup_and_in_data() -> None:
     page = comparison_page.page(compare([system(NASTY, record(NASTY, 1.0)), system("b", record(NASTY, 2.0))]))
     seen = Text(page)

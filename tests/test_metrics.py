@@ -290,7 +290,7 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         "8001 Hz": write(tmp_path / "rate", {"bass": noise(4000)}, rate=8001),
         "1 channel": write(tmp_path / "channels", {"bass": noise(4000, 1)}),
         "no such file": {"bass": tmp_path / "missing.wav"},
-        "cannot be read": {"bass": tmp_path / "text.wav"},
+        r"cannot be read: [^'/]+$": {"bass": tmp_path / "text.wav"},
         "no samples": write(tmp_path / "empty", {"bass": np.zeros((0, 2))}),
         "NaN or infinity": write(tmp_path / "nan", {"bass": np.full((4000, 2), np.nan)}, subtype="FLOAT"),
         "too large to be squared": write(

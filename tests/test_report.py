@@ -49,6 +49,20 @@ def test_the_published_rows_match_the_challenge() -> None:
         assert row in text.replace("\N{FIGURE SPACE}", " ").replace("  ", " ")
 
 
+def test_a_single_stem_has_no_mean_of_stems_and_repeated_facts_are_named_once() -> None:
+    song = fake_song("One", np.random.default_rng(0))
+    song["global_sdr"] = {"vocals": 5.0}
+    results = fake_results([song])
+    for part in (results["run"], *results["songs"]):
+        part["stems"] = ["vocals"]
+    results["run"] |= dict.fromkeys(("device", "precision", "engine"), "as the submission chooses")
+    seen = Text(report.page(results))
+    assert json.loads(seen.data)["columns"] == ["vocals"]
+    assert "Song vocals Length" in seen.text
+    assert "mean of a song’s stems" not in seen.text
+    assert "as the submission chooses, " not in seen.text
+
+
 def test_names_are_escaped_in_markup_and_in_data() -> None:
     page = report.page(fifty())
     seen = Text(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import report_cases
-from report_cases import NASTY, fake_song, fifty, keep
+from report_cases import NASTY, fake_results, fake_song, fifty, keep
 
 from evaluator import report
 
@@ -189,3 +190,14 @@ def shades(path: Path) -> int:
         packed += png[start + 8 : start + 8 + length] if png[start + 4 : start + 8] == b"IDAT" else b""
         start += 12 + length
     return len(set(zlib.decompress(packed)))
+
+
+def test_stems_whose_names_have_spaces_are_shown(browser: Any, tmp_path: Path) -> None:
+    song = json.dumps(fake_results([fake_song("One", np.random.default_rng(0), 20)]))
+    report.write(json.loads(song.replace('"vocals"', '"lead vocals + fx"')), tmp_path)
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    wait_for(page, "document.querySelectorAll('#spread svg').length > 0")
+    page.locator("#table tbody a").first.click()
+    assert page.locator("#panel-title").inner_text() == "One"
+    page.close()
