@@ -289,10 +289,15 @@ def checked(kind: Callable[..., T], value: Any, part: YamlPart | None = None) ->
     problem = problem[:1].lower() + problem[1:]
     if first["type"] in ("dict_type", "model_type"):
         problem = "expected a mapping of names to values"
+    if first["type"] == "extra_forbidden":
+        keys, name = keys[:-1], keys[-1]
+        hint = "" if keys else suggest(str(name), getattr(kind, "model_fields", ()))
+        problem = f"unknown key {quoted(name)}{hint}"
     node = part.below(*keys).node if part else None
     if isinstance(node, yaml.ScalarNode) and (isinstance(found, bool) or found is None or found != found):
         found = node.value  # as it is written
-    if (keys or part) and not isinstance(found, dict) and ", not " not in problem:
+    is_value = first["type"] != "extra_forbidden" and not isinstance(found, dict)
+    if (keys or part) and is_value and ", not " not in problem:
         problem += f", not {quoted(found)}"
     if part:
         raise part.error(problem, *keys)
