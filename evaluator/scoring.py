@@ -244,6 +244,7 @@ class _Tally:
     clipped: float  # share of the estimate's samples
 
 
+@np.errstate(over="ignore", invalid="ignore")  # reported at the end
 def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
     """Read both files once."""
     frame = min(int(FRAME * form.rate), form.samples)  # a shorter song is its only frame, as in museval
@@ -276,8 +277,7 @@ def _tally(reference: Path, estimate: Path, form: Form, block: float) -> _Tally:
             ]
 
         for energies, samples in ((signal, truth), (distortion, np.subtract(truth, guess, out=guess))):
-            with np.errstate(over="ignore"):  # reported below
-                np.square(samples, out=work)
+            np.square(samples, out=work)
             parts = work[:whole].reshape(-1, frame * form.channels)
             energies[here] = parts.sum(axis=1, dtype=np.float64)
             energies[here.stop] += work[whole:].sum(dtype=np.float64)

@@ -28,7 +28,7 @@ import soxr
 
 from . import decoding, holes, signals
 from .encoding import FORMATS, check_format, encode
-from .errors import AudioError, KmdxWarning
+from .errors import AudioError, KmdxWarning, counted
 from .errors import reason as _reason
 from .files import commit, folder, partial_name
 from .tags import Tags
@@ -183,7 +183,7 @@ class Form:
     channels: int
 
     def __str__(self) -> str:
-        return f"{self.samples} samples of {self.channels} channels at {self.rate} Hz"
+        return f"{counted(self.samples, 'sample')} of {counted(self.channels, 'channel')} at {self.rate} Hz"
 
 
 def info(path: Path) -> Form:

@@ -283,10 +283,14 @@ def test_clipped_estimates_are_reported(tmp_path: Path) -> None:
     assert result.warnings == ["bass: 5.00% of the estimate's samples are at full scale (clipped)"]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     truth = write(tmp_path, {"bass": noise(4000)})
     others = {
         "samples": write(tmp_path / "length", {"bass": noise(3999)}),
+        "infinity in its": write(
+            tmp_path / "inf", {"bass": np.full((4000, 2), [np.inf, -np.inf])}, subtype="FLOAT"
+        ),
         "8001 Hz": write(tmp_path / "rate", {"bass": noise(4000)}, rate=8001),
         "1 channel": write(tmp_path / "channels", {"bass": noise(4000, 1)}),
         "no such file": {"bass": tmp_path / "missing.wav"},
