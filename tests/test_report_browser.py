@@ -196,8 +196,12 @@ def test_stems_whose_names_have_spaces_are_shown(browser: Any, tmp_path: Path) -
     song = json.dumps(fake_results([fake_song("One", np.random.default_rng(0), 20)]))
     report.write(json.loads(song.replace('"vocals"', '"lead vocals + fx"')), tmp_path)
     page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "report.html").as_uri())
     wait_for(page, "document.querySelectorAll('#spread svg').length > 0")
     page.locator("#table tbody a").first.click()
     assert page.locator("#panel-title").inner_text() == "One"
+    page.locator("#measure").select_option(index=1)
+    assert errors == []
     page.close()
