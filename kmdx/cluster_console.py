@@ -100,7 +100,7 @@ class _Bars(Generic[Task, Value]):
         self.lines: list[TaskID] = []
 
     def count(self, seconds: float) -> None:
-        """A song is done, which took work for so many seconds of audio."""
+        """Count a finished song, and the seconds of audio that were separated for it."""
         self.done += 1
         self.separated += seconds > 0
         self.audio += seconds

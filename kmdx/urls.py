@@ -358,7 +358,7 @@ def _web_facts(text: str, must_answer: bool = False) -> Facts:
 
 
 def _do(url: Url, work: Any, seconds: float = 0.0) -> Any:
-    """The result of work at a URL, which may take so many seconds more than the start of an answer."""
+    """The result of work at a URL. The work may take ``seconds`` longer than a server may take to answer."""
     return next(_in_time(url, (work() for _ in range(1)), seconds))
 
 

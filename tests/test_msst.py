@@ -182,29 +182,29 @@ def test_a_link_needs_no_copy(tmp_path: Path) -> None:
     Separator(made.plan, device="cpu")
 
 
-def test_the_rest_of_a_normalized_mixture_is_taken_at_its_level(tmp_path: Path) -> None:
-    checkpoint, _ = files_of("bs_roformer")
-    settings = config_of("bs_roformer")
+def imported_with_normalize(kind: str, folder: Path) -> Path:
+    """The plan of a golden network that normalizes its input."""
+    checkpoint, _ = files_of(kind)
+    settings = config_of(kind)
     settings["inference"]["normalize"] = True
-    config = tmp_path / "c.yaml"
+    config = folder / "c.yaml"
     config.write_text(yaml.safe_dump(settings), "utf-8")
-    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    return msst.add("mine", checkpoint, config, folder / "models").plan
+
+
+def test_the_rest_of_a_normalized_mixture_is_taken_at_its_level(tmp_path: Path) -> None:
+    made = imported_with_normalize("bs_roformer", tmp_path)
     song = (0.2 + 0.05 * np.random.default_rng(0).standard_normal((50_000, 2))).astype(np.float32)
-    stems = Separator(made.plan, device="cpu", precision="fp32").separate(song, 44100)
+    stems = Separator(made, device="cpu", precision="fp32").separate(song, 44100)
     assert set(stems) == {"vocals", "other"}
     assert decibels(song, stems["vocals"] + stems["other"]) > 120
 
 
 def test_even_a_short_song_is_normalized_as_numpy_does_it(tmp_path: Path) -> None:
-    checkpoint, _ = files_of("mdx23c")
-    settings = config_of("mdx23c")
-    settings["inference"]["normalize"] = True
-    config = tmp_path / "c.yaml"
-    config.write_text(yaml.safe_dump(settings), "utf-8")
-    made = msst.add("mine", checkpoint, config, tmp_path / "models")
+    made = imported_with_normalize("mdx23c", tmp_path)
     song = (0.2 + 0.05 * np.random.default_rng(0).standard_normal((3000, 2))).astype(np.float32)
     mean, std = song.mean(1).mean(), song.mean(1).std()
-    plan = plan_file.load(made.plan)
+    plan = plan_file.load(made)
     stems = Separator(plan, device="cpu", precision="fp32").separate(song, 44100)
     plain = Separator(without_normalization(plan), device="cpu", precision="fp32")
     for stem, expected in plain.separate((song - mean) / std, 44100).items():

@@ -117,8 +117,8 @@ def collect(
         for track in tracks
     ]
     left = [task for task in tasks if not _is_finished(before[task.track.name], task)]
-    usable = [task for task in left if task.track.name not in checked.unusable]
-    results = run(usable)
+    names_left = {task.track.name for task in left}
+    results = run([task for task in left if task.track.name not in checked.unusable])
     number = 0
 
     def done(task: SongTask, result: str) -> None:
@@ -139,10 +139,10 @@ def collect(
         done(task, _result(record, has_record, reason))
 
     for task in tasks:
-        if task not in left:
+        if task.track.name not in names_left:
             done(task, "already collected")
-        elif task not in usable:
-            add(task, Collected(None, checked.unusable[task.track.name]))
+        elif (reason := checked.unusable.get(task.track.name)) is not None:
+            add(task, Collected(None, reason))
     for task, collected in results:
         add(task, collected)
     return failed
