@@ -29,11 +29,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kmdx import files, host, inputs
+from kmdx import files, host, inputs, urls
 from kmdx.errors import KmdxError, KmdxWarning, first_line, reason, shown
 from kmdx.inputs import InputSong
 from kmdx.mirror import Mirror
-from kmdx.urls import Url
+from kmdx.urls import Url, UrlError
 
 if TYPE_CHECKING:  # they import torch, which a worker may only do after it has set the number of threads
     from kmdx.batch import Job, SeparateOptions, SongResult
@@ -652,15 +652,15 @@ def _token(folder: Path | Mirror) -> Iterator[Path | Url]:
     start = f".kmdx-{socket.gethostname()}-"
     if isinstance(folder, Mirror):
         with folder.marked(f"{start}{os.getpid()}{files.PARTIAL}") as url:
+            with suppress(UrlError):
+                urls.remove([folder.at(left) for left in _abandoned(folder.folder, start)])
             yield url
         return
     path = folder / f"{start}{os.getpid()}{files.PARTIAL}"
     try:
         with files.folder(folder):
-            for left in folder.glob(f"{start}*{files.PARTIAL}"):  # of processes that were killed
-                pid = left.name.removeprefix(start).removesuffix(files.PARTIAL)
-                if pid.isdecimal() and not host.is_running(int(pid)):
-                    left.unlink(missing_ok=True)
+            for left in _abandoned(folder, start):
+                left.unlink(missing_ok=True)
             path.touch()
             try:
                 yield path
@@ -668,6 +668,14 @@ def _token(folder: Path | Mirror) -> Iterator[Path | Url]:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise ClusterError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _abandoned(folder: Path, start: str) -> Iterator[Path]:
+    """The hidden files of processes that were killed."""
+    for left in folder.glob(f"{start}*{files.PARTIAL}"):
+        pid = left.name.removeprefix(start).removesuffix(files.PARTIAL)
+        if pid.isdecimal() and not host.is_running(int(pid)):
+            yield left
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:

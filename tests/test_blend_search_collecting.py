@@ -241,6 +241,18 @@ def test_signals_are_kept_on_request(
     assert "already collected" in run(*arguments).err
 
 
+def test_what_a_kill_left_among_the_signals_is_removed(
+    run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path
+) -> None:
+    left = copied / "signals" / "d" / "vocals" / ".V.vocals.wav.0123abcd.partial"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    arguments = ("collect", plan_of_two, data, "-o", copied, *COLLECT, "--tracks", "d", "--keep")
+    assert run(*arguments).code == 0
+    assert not left.exists()
+    assert any(left.parent.iterdir())
+
+
 def test_a_record_is_saved_even_if_its_signals_cannot_be_kept(
     run: Callable[..., Result], plan_of_two: Path, data: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,8 +29,9 @@ pytest.importorskip("ray", reason="the cluster needs Ray")
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from kmdx import cluster
+from kmdx import cluster, mirror
 from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool, Worker
+from kmdx.urls import Url
 
 run, running, store = cli_cases.run, object_store.running, object_store.store
 cloudpickle.register_pickle_by_value(cluster_cases)
@@ -229,6 +230,21 @@ def test_the_trace_of_a_killed_command_is_removed(tmp_path: Path) -> None:
         assert own.exists()
     (left,) = tmp_path.iterdir()
     assert f"-{os.getppid()}." in left.name
+
+
+def test_the_trace_of_a_killed_command_at_a_url_is_removed() -> None:
+    place = f"memory://{os.urandom(4).hex()}"
+    system = fsspec.filesystem("memory")
+    with subprocess.Popen(["sleep", "0"]) as ended:
+        ended.wait()
+    system.pipe_file(f"{place}/.kmdx-{socket.gethostname()}-{ended.pid}.partial", b"")
+    _, made = mirror.opened(place)
+    assert made is not None
+    with cluster._token(made) as own:
+        assert isinstance(own, Url)
+        (left,) = system.find(place)
+        assert left.endswith(own.location.name)
+    assert not system.find(place)
 
 
 def test_a_node_whose_workers_do_not_start_gets_no_more_but_keeps_those_that_work(

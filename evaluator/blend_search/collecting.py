@@ -59,7 +59,6 @@ class SongTask:
     track: Track
     fingerprint: str
     signals: Path | None  # where its signals are kept
-    is_changed: bool  # whether its record belongs to other data
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,6 @@ def collect(
             track,
             checked.fingerprints[track.name],
             collection.path / SIGNALS / track.name if keep else None,
-            (before[track.name] or {}).get("fingerprint") not in (None, checked.fingerprints[track.name]),
         )
         for track in tracks
     ]
@@ -207,8 +205,7 @@ def collect_song(separator: Separator, own: Mapping[str, str], task: SongTask) -
         song = {"song": task.track.name, "status": "ok", "reason": None, "fingerprint": task.fingerprint}
         record = {**song, **measured}
         if task.signals is not None:
-            if task.is_changed:  # those of the old data may have other names
-                shutil.rmtree(task.signals, ignore_errors=True)
+            shutil.rmtree(task.signals, ignore_errors=True)  # leftovers of a kill, or those of other data
             keep_signals(separator, own, task.track, estimates, task.signals)
     except KmdxError as error:
         return Collected(record, str(error))
