@@ -531,7 +531,8 @@ def _print(content: dict[str, Any], page: Path) -> None:
     """Print the results to the terminal."""
     run, summary = content["run"], content["summary"]
     scored = f"{summary['scored']} of {counted(summary['songs'], 'song')} scored"
-    on = "" if run["submission"] is None else f" on {run['device']}"
+    device = "a cluster" if run["device"] == BY_NODE else run["device"]
+    on = "" if run["submission"] is None else f" on {device}"
     out.print(f"[bold]{escape(run['ensemble'])}[/bold]{escape(on)}, {scored}")
     shown_columns = columns(run["stems"])
     table = Table("", *shown_columns, box=None, pad_edge=False, header_style="bold")

@@ -47,6 +47,7 @@ def test_songs_have_the_same_scores_as_on_one_machine(
     assert evaluate(output=tmp_path / "here").code == 0
     done = evaluate("--cluster", nodes.address, "--keep-stems")
     assert (done.code, done.err.count("s of audio, on ")) == (0, len(NAMES))
+    assert f"works on a cluster, {len(NAMES)} of {len(NAMES)} songs scored" in done.out + done.err
     assert scores(tmp_path / "run") == scores(tmp_path / "here")
     machines = [song["node"] for song in results(tmp_path / "run")["songs"]]
     assert all(machines)
