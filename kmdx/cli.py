@@ -428,7 +428,7 @@ def _pull_checkpoint(name: str, config: Path | None) -> bool:
     from kmdx import msst, plan_file, weights
 
     try:
-        if name not in plan_file.imported():
+        if config or name not in plan_file.imported():
             _report(msst.pull(name, config))
             return True
         uses = plan_file.load(name).networks.values()

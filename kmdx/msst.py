@@ -116,6 +116,8 @@ def add(
     """
     folder = weights.models_folder(folder)
     _check_name(name, folder)
+    if known is None and name in (weights.checkpoints().keys() | weights.published().keys()):
+        raise PlanError(f"{name} is what `kmdx models pull {name}` downloads; choose another name")
     if checkpoint.suffix.lower() not in SUFFIXES:
         raise WeightsError(f"{checkpoint}: expected a checkpoint ({', '.join(SUFFIXES)})")
     read = MsstConfig() if config is None else read_config(config)
@@ -297,7 +299,9 @@ class _Import:
         """Check the config's type of model against the state dict."""
         stated = self.config.training.get("model_type")
         if stated is not None and stated != self.kind.name:
-            raise ValueError(f"training.model_type is {quoted(stated)}, but it is a {self.kind.title}")
+            raise ValueError(
+                f"training.model_type is {quoted(stated)}, but the checkpoint is {self.kind.name}"
+            )
 
     def _stated(self, kind: types.NetworkType | None) -> dict[str, Any]:
         """The sizes of one type, or of any, that the config states; other settings must have no effect."""
@@ -324,11 +328,13 @@ class _Import:
     def _stems(self) -> tuple[tuple[str, ...], str | None]:
         """The names of the network's outputs, and of the rest of the mixture if it is a stem."""
         instruments = self.config.training.get("instruments") or self.config.model.get("sources")
-        target = self.config.training.get("target_instrument")
+        target = self.config.training.get("target_instrument") or None
         if instruments is None and target is None:
             names = USUAL_STEMS.get(self.outputs) or tuple(f"stem_{i + 1}" for i in range(self.outputs))
             self.assumed.append(f"stems: {listed(names)}")
             return names, ("other" if self.outputs == 1 else None)
+        if not isinstance(target, str | None):
+            raise ValueError(f"training.target_instrument must be a name, not {quoted(target)}")
         listed_names = [target] if instruments is None else instruments
         if not isinstance(listed_names, list) or not all(isinstance(name, str) for name in listed_names):
             raise ValueError(f"training.instruments must be a list of names, not {quoted(instruments)}")
@@ -381,7 +387,9 @@ def _stem_name(instrument: str) -> str:
 def _check_name(name: str, folder: Path) -> None:
     """Raise PlanError if a new ensemble cannot have this name."""
     if not re.fullmatch(r"\w[\w-]{0,99}", name):
-        raise PlanError(f"{quoted(name)} cannot be the name of an ensemble: use letters, digits, '_' and '-'")
+        raise PlanError(
+            f"{quoted(name)} cannot be the name of an ensemble: use up to 100 letters, digits, '_' and '-'"
+        )
     if is_reserved(name) or f"{name}.yaml".casefold() == weights.TRAINED:
         raise PlanError(f"{name} cannot be the name of an ensemble: it is reserved; choose another")
     taken: Sequence[str] = plan_file.names()

@@ -137,6 +137,8 @@ def test_a_config_of_the_user_replaces_the_published_one(offer: Offer, run: Run,
     own = str(TINY.with_suffix(".yaml"))
     assert "name it, and nothing else" in run("models", "pull", "mine", "other", "--config", own).errors[0]
     assert run("models", "pull", "mine", "--config", own).code == 0
+    (again,) = run("models", "pull", "mine", "--config", own).errors
+    assert "mine.yaml exists already; choose another name, or delete it first" in again
     assert plan_file.imported() == ["mine"]
 
 

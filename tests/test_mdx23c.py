@@ -164,7 +164,7 @@ def test_half_precision_stays_close(architecture: dict[str, Any], dtype: torch.d
         ({"first_conv.weight": [6, 0, 1, 1]}, "with 4 axes"),
         ({"first_conv.weight": [6, 14, 1, 1]}, "its input of 14 features cannot be cut into sub-bands of 4"),
         ({"decoder_blocks.1.upscale.conv.0.bias": None}, r"1 missing \(decoder_blocks.1.upscale.conv.0.bias\)"),
-        ({"encoder_blocks.1.attention.weight": [3]}, "an MDX23C with parts that are not supported: 1 unknown tensors, the first is encoder_blocks.1.attention.weight"),
+        ({"encoder_blocks.1.attention.weight": [3]}, "an MDX23C with parts that are not supported: 1 unknown tensor, the first is encoder_blocks.1.attention.weight"),
         ({"encoder_blocks.0.downscale.conv.2.weight": [4, 6, 2, 2]}, "growth must be a whole number from 0"),
         ({"final_conv.2.weight": [64, 6, 1, 1]}, "the weights estimate 4 sources, not 3"),
         ({"encoder_blocks.3.tfc_tdf.blocks.0.tdf.2.weight": [1, 1]}, "missing|wrong shape|more parameters"),

@@ -229,11 +229,13 @@ CONFIG_MISTAKES: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("bs_roformer", changed("model", "use_pope", True), "model.use_pope is not supported by BS-RoFormer"),
     ("bs_roformer", changed("model", "num_residual_streams", 4), "model.num_residual_streams is not supported"),
     ("bs_roformer", changed("model", "stft_hop_length", 0), "stft_hop_length must be a whole number"),
-    ("bs_roformer", changed("training", "target_instrument", None), "names 2 stems, but the checkpoint estimates 1"),
+    ("bs_roformer", changed("training", "target_instrument", ""), "names 2 stems, but the checkpoint estimates 1"),
     ("bs_roformer", changed("training", "instruments", "vocals"), "training.instruments must be a list of names"),
     ("bs_roformer", changed("training", "instruments", [1, 2]), "training.instruments must be a list of names"),
     ("bs_roformer", changed("training", "target_instrument", "mixture"), "'mixture' cannot be the name of a stem"),
-    ("bs_roformer", changed("training", "model_type", "scnet"), "training.model_type is 'scnet', but it is a BS-RoFormer"),
+    ("bs_roformer", changed("training", "target_instrument", ["vocals"]), "target_instrument must be a name, not"),
+    ("bs_roformer", changed("training", "target_instrument", 5), "target_instrument must be a name, not 5"),
+    ("bs_roformer", changed("training", "model_type", "scnet"), "training.model_type is 'scnet', but the checkpoint is of type bs_roformer"),
     ("bs_roformer", changed("audio", "chunk_size", "8 s"), "chunk_size must be a number of samples, not '8 s'"),
     ("bs_roformer", changed("audio", "chunk_size", -1), "chunk: expected a whole number"),
     ("bs_roformer", changed("audio", "sample_rate", 7), "sample_rate must be a whole number from 1000"),
@@ -331,7 +333,10 @@ def test_a_config_that_runs_code_or_is_none_is_a_one_line_error(
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "mini", ".hidden", "x" * 200, "trained", "con"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "../x", "mini", ".hidden", "x" * 200, "trained", "con", "melband_deux", "kim_vocal_2"],
+)
 def test_a_name_that_cannot_be_an_ensemble_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(KmdxError, match="name"):
         msst.add(name, *files_of("bs_roformer"), folder=tmp_path)

@@ -217,7 +217,7 @@ def test_half_precision_stays_close(architecture: dict[str, Any], dtype: torch.d
         ({"final_norm.gamma": None}, "not a RoFormer: its norms are neither"),
         ({"layers.1.0.layers.1.1.net.4.bias": None}, "1 missing .layers.1.0.layers.1.1.net.4.bias"),
         ({"layers.0.0.layers.0.0.to_gates.weight": None}, "no tensor layers.0.0.layers.0.0.to_gates.weight"),
-        ({"segm.layer.weight": [3]}, r"a RoFormer with parts .* 1 unknown tensors, the first is segm\.layer\.weight"),
+        ({"segm.layer.weight": [3]}, r"a RoFormer with parts .* 1 unknown tensor, the first is segm\.layer\.weight"),
         ({"layers.0.0.layers.0.0.pope.bias": [2]}, "the first is layers.0.0.layers.0.0.pope.bias"),
         ({"layers.0.0.layers.0.0.to_value_residual_mix.weight": [2]}, "to_value_residual_mix"),
         ({"layers.0.0.layers.0.0.to_qkv.lora_A": [2, 2]}, "lora_A"),

@@ -158,7 +158,7 @@ def test_half_precision_stays_close(architecture: dict[str, Any], dtype: torch.d
         ({"encoder.1.globalconv.bias": None}, r"1 missing \(encoder.1.globalconv.bias\)"),
         ({"encoder.7.globalconv.bias": [1]}, "no tensor encoder.2.SDlayer.convs.0.weight"),
         ({"separation_net.dp_modules.0.lstm_layers.0.weight_hh_l0": None}, "no tensor separation_net.dp_modules.0"),
-        ({"separation_net.dp_modules.0.attention.weight": [3]}, r"an SCNet with parts that are not supported: 1 unknown tensors, the first is separation_net\.dp_modules\.0\.attention\.weight"),
+        ({"separation_net.dp_modules.0.attention.weight": [3]}, r"an SCNet with parts that are not supported: 1 unknown tensor, the first is separation_net\.dp_modules\.0\.attention\.weight"),
         ({"separation_net.dp_modules.2.norm_layers.0.bias": [3]}, "num_dplayer must be even, not 3"),
         ({"pos_embed_f": [1, 4, 257, 1]}, "type is 'scnet_masked' in the weights, but 'scnet' in the architecture"),
         ({"decoder.1.1.convtrs.0.weight": [8, 16, 3, 1]}, "the weights estimate 4 sources, not 3"),

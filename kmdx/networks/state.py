@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kmdx.errors import listed, quoted, shown
+from kmdx.errors import counted, listed, quoted, shown
 from kmdx.networks.architecture import MAX_PARAMETERS
 
 # Prefixes that trainers add to names: DataParallel; Lightning and many scripts; torch.compile.
@@ -131,9 +131,9 @@ class Shapes:
         if first not in self.tensors:
             raise ValueError(f"not {family}: it has no tensor {first}")
         if foreign := [name for name in self.tensors if not names.fullmatch(name)]:
+            unknown = counted(len(foreign), "unknown tensor")
             raise ValueError(
-                f"{family} with parts that are not supported: {len(foreign)} unknown tensors, the first is "
-                f"{shown(foreign[0])}"
+                f"{family} with parts that are not supported: {unknown}, the first is {shown(foreign[0])}"
             )
 
     def __contains__(self, name: str) -> bool:
