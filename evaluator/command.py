@@ -479,13 +479,15 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
 
 def _check_stems(plan: Plan, task: Task) -> None:
     """Raise KmdxError if a plan does not separate a stem that would be scored."""
-    given = {reference_of(stem, plan.stems) for stem in plan.stems}
-    given |= {ACCOMPANIMENT} if parts_of_accompaniment(plan.stems) else set()
+    own = {reference_of(stem, plan.stems) for stem in plan.stems}
+    given = own | ({ACCOMPANIMENT} if parts_of_accompaniment(plan.stems) else set())
     lacking = [stem for stem in task.stems if stem not in given]
     if lacking:
-        common = ",".join(stem for stem in task.stems if stem in given)
+        scored = dict.fromkeys([*task.stems, *(own & {ACCOMPANIMENT})])
+        common = ",".join(stem for stem in scored if stem in given)
         advice = f"; use --stems {common}" if common else ""
-        raise KmdxError(f"{shown(plan.name)} does not separate {', '.join(lacking)}{advice}")
+        why = " (its other is the accompaniment)" if "other" in {*plan.stems} & {*lacking} else ""
+        raise KmdxError(f"{shown(plan.name)} does not separate {', '.join(lacking)}{why}{advice}")
 
 
 def _computation(plan: Plan | None, options: SubmissionOptions) -> tuple[str, str, str]:

@@ -152,6 +152,7 @@ def test_a_combination_is_one_indivisible_signal_of_the_blend(plan_of_two: Path,
     plan = plan_file.parse(yaml.safe_dump(tree, sort_keys=False), "plan", plan_of_two.parent)
     flat = flatten(plan)
     assert indivisible(flat.plan) == ["min_fft(W.vocals, mixture)", "max_wave(W.drums, mixture)"]
+    assert flat.plan.nodes["drums"].terms == {"published_drums": 1}
     assert indivisible(flatten(plan_file.load(plan_of_two)).plan) == []
     song = noise(22_050)
     published = Separator(plan, device="cpu", precision="fp32").separate(song, 44100)

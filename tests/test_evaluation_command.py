@@ -50,6 +50,20 @@ def test_a_plan_of_one_stem_is_scored_by_that_stem(evaluate, vocals_plan: Path, 
     assert list(record["scores"]["global_sdr"]) == ["vocals"]
 
 
+def test_the_other_of_a_plan_for_vocals_can_be_scored_as_the_accompaniment(
+    evaluate, vocals_plan: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "two.yaml"
+    plan.write_text(
+        f"{vocals_plan.read_text()}  other: {{sum: {{mixture: 1, V.vocals: -1}}}}\n".replace(
+            "stems: {vocals: {sum: {V.vocals: 1}}}", "stems:\n  vocals: {sum: {V.vocals: 1}}"
+        )
+    )
+    (error,) = evaluate("--submission", ROOT, "--ensemble", plan, "--device", "cpu").errors
+    assert "does not separate bass, drums, other (its other is the accompaniment)" in error
+    assert error.endswith("; use --stems vocals,accompaniment")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

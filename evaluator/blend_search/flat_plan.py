@@ -40,7 +40,7 @@ class Flat(NamedTuple):
 def flatten(plan: Plan, all_estimates: bool = False) -> Flat:
     """Expand the blends of a plan's stems.
 
-    In the flat plan each signal is a sum, and each stem is a sum of signals with the published weights. This
+    In the flat plan each signal is a node, and each stem is a sum of signals with the published weights. This
     is exact if the weights inside a denormalized blend sum to one; otherwise the mean of the blend is wrong.
     ``all_estimates`` also adds every other network's estimate of each stem, with weight 0.
     """
@@ -165,7 +165,7 @@ def _levels(plan: Plan) -> dict[str, set[str | None]]:
 
 def _node_name(signal: BlendTerm, plan: Plan, stems: Collection[str], taken: Collection[str]) -> str:
     """The node, other than a stem, that is this signal at the mixture's level; a new name if none is."""
-    if signal.denormalize is None and plan.nodes[node_of(signal.reference)].terms:
+    if signal.denormalize is None and plan.nodes[node_of(signal.reference)].operands:
         return signal.reference
     for name, node in plan.nodes.items():
         if node == Sum({signal.reference: 1}, signal.denormalize) and name not in stems:
