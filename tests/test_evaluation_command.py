@@ -54,11 +54,8 @@ def test_the_other_of_a_plan_for_vocals_can_be_scored_as_the_accompaniment(
     evaluate, vocals_plan: Path, tmp_path: Path
 ) -> None:
     plan = tmp_path / "two.yaml"
-    plan.write_text(
-        f"{vocals_plan.read_text()}  other: {{sum: {{mixture: 1, V.vocals: -1}}}}\n".replace(
-            "stems: {vocals: {sum: {V.vocals: 1}}}", "stems:\n  vocals: {sum: {V.vocals: 1}}"
-        )
-    )
+    other = "1}}, other: {sum: {mixture: 1, V.vocals: -1}}}"
+    plan.write_text(vocals_plan.read_text().replace("1}}}", other))
     (error,) = evaluate("--submission", ROOT, "--ensemble", plan, "--device", "cpu").errors
     assert "does not separate bass, drums, other (its other is the accompaniment)" in error
     assert error.endswith("; use --stems vocals,accompaniment")
