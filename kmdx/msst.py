@@ -300,7 +300,7 @@ class _Import:
         stated = self.config.training.get("model_type")
         if stated is not None and stated != self.kind.name:
             raise ValueError(
-                f"training.model_type is {quoted(stated)}, but the checkpoint is {self.kind.name}"
+                f"training.model_type is {quoted(stated)}, but the checkpoint is of type {self.kind.name}"
             )
 
     def _stated(self, kind: types.NetworkType | None) -> dict[str, Any]:
