@@ -133,6 +133,7 @@ def test_the_training_songs_of_weights_are_inherited_by_runs_started_from_them(
         trained_with="MUSDB18's test songs",
     )
     first = fit("first", source=tmp_path / "x.pt", steps=2)
+    assert starting.read(str(first.best), config).trained_with == "MUSDB18's test songs"
     second = fit("second", source=first.folder, steps=2)
     made = export.write_weights(second, "y", tmp_path / "models")
     assert weights.trained(tmp_path / "models")[made.name].trained_with == "MUSDB18's test songs"
@@ -169,6 +170,8 @@ def test_an_unusable_start_is_a_one_line_error(fit: Callable[..., Run], tmp_path
     )
     with pytest.raises(TrainingError, match="its optimizer is adamw, not rmsprop"):
         starting.read(str(other.folder), cases.small(optimizer={"kind": "rmsprop"}), with_optimizer=True)
+    with pytest.raises(TrainingError, match="all 44 parameter tensors are frozen"):
+        starting.read(str(other.folder), cases.small(freeze=["*"]), with_optimizer=True)
     with pytest.raises(TrainingError, match="a weight file has no optimizer state"):
         starting.read(str(other.best), cases.small(), with_optimizer=True)
 

@@ -78,7 +78,7 @@ def write_weights(run: Run, name: str, folder: Path, half: bool = False, replace
             architecture={**config.network.architecture(config.source), "gflops": _gflops(config)},
             trained=date.today().isoformat(),
             started_from=None if start is None else {key: start[key] for key in ("path", "sha256")},
-            trained_with=None if start is None else start["trained_with"],
+            trained_with=run.trained_with,
         )
         run.note_export(state)
     except OSError as error:

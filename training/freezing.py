@@ -31,13 +31,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
 
     Raises :class:`TrainingError` if a pattern matches nothing, or all parameters are frozen.
     """
-    names = [name for name, _ in network.named_parameters()]
-    frozen = matching(names, patterns)
-    if len(frozen) == len(names):
-        raise TrainingError(
-            f"freeze: all {len(names)} parameter tensors are frozen; leave some of "
-            f"{listed(_top_level(names))} to train"
-        )
+    frozen = matching([name for name, _ in network.named_parameters()], patterns)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
     hold_statistics(network)
@@ -46,7 +40,10 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> Trained:
 
 
 def matching(names: Collection[str], patterns: Sequence[str]) -> set[str]:
-    """The names of parameters that match a pattern; raises :class:`TrainingError` if a pattern has none."""
+    """The names of parameters that match a pattern.
+
+    Raises :class:`TrainingError` if a pattern matches nothing, or all parameters match.
+    """
     found: set[str] = set()
     for pattern in patterns:
         own = {name for name in names if any(fnmatchcase(part, pattern) for part in _parts(name))}
@@ -56,6 +53,11 @@ def matching(names: Collection[str], patterns: Sequence[str]) -> set[str]:
                 f"{listed(_top_level(names))}"
             )
         found |= own
+    if len(found) == len(names):
+        raise TrainingError(
+            f"freeze: all {len(names)} parameter tensors are frozen; leave some of "
+            f"{listed(_top_level(names))} to train"
+        )
     return found
 
 

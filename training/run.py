@@ -79,6 +79,12 @@ class Run:
             raise TrainingError(f"{self.data_file}: cannot be read: {error}") from error
         return found
 
+    @property
+    def trained_with(self) -> str | None:
+        """Test songs, if any, that the weights it started from were trained with."""
+        start = self.data().get("start") or {}
+        return start.get("trained_with")
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder, and make it if it does not exist.

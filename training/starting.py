@@ -90,14 +90,13 @@ def _of_run(folder: Path, config: Config, with_optimizer: bool) -> Start:
     checkpoint = _checkpoint(run)
     state = _fit_state(without_prefix(weights.load(run.weights).state or {}), config)
     moments = _moments(checkpoint, other, config) if with_optimizer else {}
-    earlier = run.data().get("start") or {}
     return Start(
         folder.resolve(),
         weights.file_sha256(run.weights),
         state,
         moments,
         checkpoint["global_step"],
-        earlier.get("trained_with"),
+        run.trained_with,
     )
 
 
@@ -145,8 +144,9 @@ def _of_file(path: Path, config: Config, weight: weights.Weight | None) -> Start
         state = _fit_state(graph.state, config)
     else:
         state = _fit_state(without_prefix(checkpoint.state), config)
-    weight = weight or _published(digest)
-    return Start(path.resolve(), digest, state, trained_with=weight.trained_with if weight else None)
+    weight, run = weight or _published(digest), Run(path.parent.parent)
+    origin = run if path in (run.best, run.last) and run.data_file.is_file() else weight
+    return Start(path.resolve(), digest, state, trained_with=None if origin is None else origin.trained_with)
 
 
 def _graph(path: Path, spectrum: tuple[int, int]) -> weights.UnetGraph:
