@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kmdx.networks.spectrogram import inverse_stft
 from kmdx.signals import SIGNAL_BLOCK, Signal, combine
 
 N_FFT, HOP = 2048, 1024  # samples; a block of a signal is a multiple of the hop
@@ -39,7 +40,7 @@ def run(mode: str, signals: Sequence[Signal]) -> Signal:
         # A margin of one window, so that every frame that overlaps the block is complete.
         parts = [signal.span(start - N_FFT, end + N_FFT, device) for signal in signals]
         spectra = torch.stack([_stft(part, window) for part in parts])  # (n, channels, bins, frames)
-        wave = torch.istft(reduce(spectra), N_FFT, HOP, window=window, length=parts[0].shape[-1])
+        wave = inverse_stft(reduce(spectra), N_FFT, HOP, window, parts[0].shape[-1])
         made.put(start, wave[:, N_FFT : N_FFT + end - start])
         for signal in (made, *signals):
             signal.release()

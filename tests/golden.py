@@ -8,10 +8,10 @@ from unittest import mock
 import numpy as np
 import torch
 from conftest import decibels
-from demucs.spec import spectro
 from torch import Tensor
 
 from kmdx import Separator
+from kmdx.networks.demucs import _stft
 
 ASKED = 80  # dB
 MARGIN = 6  # dB below what one FFT's rounding leaves: there are two, the other one on another CPU
@@ -25,8 +25,8 @@ EXTRA = {
 }
 
 
-def _exact_spectro(wave: Tensor, *sizes: int) -> Tensor:
-    return spectro(wave.double(), *sizes).to(torch.complex64)
+def _exact_stft(wave: Tensor, n_fft: int, hop: int, window: Tensor) -> Tensor:
+    return _stft(wave.double(), n_fft, hop, window.double()).to(torch.complex64)
 
 
 def check(separator: Separator, mixture: np.ndarray, rate: int, published: Mapping[str, np.ndarray]) -> None:
@@ -45,7 +45,7 @@ def check(separator: Separator, mixture: np.ndarray, rate: int, published: Mappi
         reached = decibels(expected, signals[name])
         if reached <= asked and name in EXTRA:
             weight, source = EXTRA[name]
-            with mock.patch("demucs.hdemucs.spectro", _exact_spectro):
+            with mock.patch("kmdx.networks.demucs._stft", _exact_stft):
                 exact = exact or separator.signals(mixture, rate, sources)
             rounding = weight * deviation * (exact[source] - signals[source])
             asked = min(asked, decibels(expected, expected + rounding) - MARGIN)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from demucs.hdemucs import HDemucs
 from demucs.htdemucs import HTDemucs
+from demucs.transformer import CrossTransformerEncoder
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kmdx.errors import first_line
 from kmdx.networks import fast, types
+from kmdx.networks.spectrogram import inverse_stft
 from kmdx.networks.state import NoInitialization, load_strictly
 
 CLASSES: dict[str, type[HTDemucs] | type[HDemucs]] = {"htdemucs": HTDemucs, "hdemucs": HDemucs}
@@ -52,6 +56,7 @@ class DemucsNetwork(nn.Module):
         """Prepare it for inference in a precision, with faster layers if ``tuned``."""
         fast.make_local_attention_exact(self.model)
         if tuned:
+            stay_on_device(self.model)
             fast.accelerate(self.model)
         self.dtype = dtype
         fast.store_products(self.model, dtype)
@@ -74,6 +79,96 @@ class DemucsNetwork(nn.Module):
             assert isinstance(layer.norm2, nn.Identity), "a normalized last layer would mix the sources"
             fast.keep_sources(layer.conv_tr, indices, len(self.sources))
         return DemucsNetwork(model, self.dtype)
+
+
+class _Transforms:
+    """Transforms of a Demucs network that make no tensors on the host and never wait for the device."""
+
+    hann: Tensor
+
+    def _spec(self: Any, mix: Tensor) -> Tensor:
+        """Transform ``(…, n)`` into complex ``(…, bins, n / hop)``."""
+        hop, samples = self.hop_length, mix.shape[-1]
+        frames, margin = math.ceil(samples / hop), 3 * (hop // 2)
+        right = margin + frames * hop - samples
+        wave = _extended(mix, margin, right, reflect=not getattr(self, "hybrid_old", False))
+        spectrum = _stft(wave.flatten(0, -2), self.nfft, hop, self.hann)
+        return spectrum.unflatten(0, mix.shape[:-1])[..., :-1, 2 : 2 + frames]
+
+    def _ispec(self: Any, spectrum: Tensor, length: int) -> Tensor:
+        """Transform complex ``(…, bins, T)`` into ``(…, length)``."""
+        hop = self.hop_length
+        start = 0 if getattr(self, "hybrid_old", False) else 3 * (hop // 2)
+        complete = F.pad(spectrum, (2, 2, 0, 1)).flatten(0, -3)
+        window = self.hann.to(spectrum.device)  # demucs moves spectra of MPS to the CPU
+        wave = inverse_stft(complete, self.nfft, hop, window, start + length, normalized=True)
+        return wave[..., start:].unflatten(0, spectrum.shape[:-2])
+
+
+class _HTDemucs(_Transforms, HTDemucs):  # type: ignore[misc]
+    """An HTDemucs with these transforms."""
+
+
+class _HDemucs(_Transforms, HDemucs):  # type: ignore[misc]
+    """An HDemucs with these transforms."""
+
+
+class _Transformer(CrossTransformerEncoder):
+    """Demucs' transformer, which makes its positions on the device."""
+
+    def forward(self, x: Tensor, xt: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend within and between ``(B, C, F, T)`` and ``(B, C, n)``."""
+        _, dim, bins, frames = x.shape
+        positions = _positions(dim, bins, frames, self.max_period, x.device)
+        times = self._get_pos_embedding(xt.shape[-1], xt.shape[0], dim, xt.device).transpose(0, 1)
+        x = self.norm_in(x.permute(0, 3, 2, 1).flatten(1, 2)) + self.weight_pos_embed * positions
+        xt = self.norm_in_t(xt.transpose(1, 2)) + self.weight_pos_embed * times
+        for index, (layer, layer_t) in enumerate(zip(self.layers, self.layers_t, strict=True)):
+            if index % 2 == self.classic_parity:
+                x, xt = layer(x), layer_t(xt)
+            else:
+                x, xt = layer(x, xt), layer_t(xt, x)
+        return x.unflatten(1, (frames, bins)).permute(0, 3, 2, 1), xt.transpose(1, 2)
+
+
+def stay_on_device(model: HTDemucs | HDemucs) -> None:
+    """Make a network's windows run without tensors made on the host and without waiting for the device."""
+    if getattr(model, "hybrid", True):
+        model.__class__ = _HTDemucs if isinstance(model, HTDemucs) else _HDemucs
+        model.register_buffer("hann", torch.hann_window(model.nfft), persistent=False)
+    for module in model.modules():
+        if type(module) is CrossTransformerEncoder and module.emb == "sin":
+            module.__class__ = _Transformer
+
+
+def _stft(wave: Tensor, n_fft: int, hop: int, window: Tensor) -> Tensor:
+    return torch.stft(wave, n_fft, hop, window=window, normalized=True, return_complex=True)
+
+
+def _extended(wave: Tensor, left: int, right: int, reflect: bool) -> Tensor:
+    """Extend ``(B, C, n)`` by reflection, or with zeros; a wave too short to reflect gets zeros first."""
+    if not reflect:
+        return F.pad(wave, (left, right))
+    lacking = max(left, right) + 1 - wave.shape[-1]
+    if lacking > 0:
+        after = min(right, lacking)
+        before = lacking - after
+        wave, left, right = F.pad(wave, (before, after)), left - before, right - after
+    return F.pad(wave, (left, right), mode="reflect")
+
+
+def _positions(dim: int, bins: int, frames: int, period: float, device: torch.device) -> Tensor:
+    """The embedding ``(T · F, C)`` of frames in the first half of the channels, and of bins in the second."""
+    half = dim // 2
+    rates = torch.exp(torch.arange(0.0, half, 2, device=device) * (-math.log(period) / half))
+
+    def embedding(count: int) -> Tensor:
+        angles = torch.outer(torch.arange(0.0, count, device=device), rates)
+        return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+    of_frames = embedding(frames)[:, None].expand(frames, bins, half)
+    of_bins = embedding(bins).expand(frames, bins, half)
+    return torch.cat([of_frames, of_bins], -1).flatten(0, 1)
 
 
 # Arguments that determine whether the layers' sizes match; they do with the package's default values.

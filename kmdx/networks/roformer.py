@@ -27,6 +27,7 @@ from kmdx.networks import architecture as sizes_of
 from kmdx.networks import fast, types
 from kmdx.networks.attention import attend
 from kmdx.networks.random_weights import gain_to_level, random_state
+from kmdx.networks.spectrogram import inverse_stft
 from kmdx.networks.state import NoInitialization, Shapes, complete, load_strictly
 
 BS, MEL = "bs_roformer", "mel_band_roformer"
@@ -409,9 +410,9 @@ class Roformer(nn.Module):
             spectrum[:, :, 0] = 0
         # Beyond the last frame's center, its window falls to zero: the last samples may be out of its reach.
         reach = (spectrum.shape[1] - 1) * config.hop + config.window * 15 // 32
-        wave = torch.istft(
-            spectrum.permute(0, 3, 2, 1).flatten(0, 1), config.n_fft, config.hop, config.window, self.window,
-            normalized=config.normalized, length=min(samples, reach),
+        wave = inverse_stft(
+            spectrum.permute(0, 3, 2, 1).flatten(0, 1), config.n_fft, config.hop, self.window,
+            min(samples, reach), config.normalized,
         )  # fmt: skip
         return F.pad(wave, (0, samples - wave.shape[-1]))
 

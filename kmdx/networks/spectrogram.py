@@ -5,6 +5,7 @@ Source: KUIELab-MDX-Net (Kim et al. 2021, arXiv 2111.12203), section 3.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -84,13 +85,30 @@ class Spectrogram(nn.Module):
         batch, count, _, frames = channels.shape
         padded = F.pad(channels, (0, 0, 0, self.n_fft // 2 + 1 - self.bins))
         parts = padded.reshape(batch * count // 2, 2, -1, frames).permute(0, 2, 3, 1)
-        wave = torch.istft(
-            torch.view_as_complex(parts.contiguous()),
-            self.n_fft,
-            self.hop,
-            len(self.window),
-            self.window,
-            center=True,
-            normalized=self.normalized,
-        )
+        spectrum = torch.view_as_complex(parts.contiguous())
+        length = self.hop * (frames - 1)
+        wave = inverse_stft(spectrum, self.n_fft, self.hop, self.window, length, self.normalized)
         return wave.reshape(batch, count // 2, -1)
+
+
+def inverse_stft(
+    spectrum: Tensor, n_fft: int, hop: int, window: Tensor, length: int, normalized: bool = False
+) -> Tensor:
+    """Transform complex spectra ``(N, n_fft // 2 + 1, T)`` of centered frames into waves ``(N, length)``.
+
+    Unlike ``torch.istft``, it does not wait for a GPU to check that the windows leave no gaps; sizes are
+    checked when a network is built. ``length`` is at most ``hop · (T − 1) + n_fft // 2``.
+    """
+    frames, slots, missing = spectrum.shape[2], math.ceil(n_fft / hop), n_fft - len(window)
+    window = F.pad(window, (missing // 2, missing - missing // 2))
+    parts = torch.fft.irfft(spectrum.transpose(1, 2), n_fft, norm="ortho" if normalized else "backward")
+
+    def overlapped(parts: Tensor) -> Tensor:
+        """Add frames ``(N, T, n_fft)``, and return the samples that are asked for."""
+        cut = F.pad(parts, (0, slots * hop - n_fft)).unflatten(-1, (slots, hop))
+        added = parts.new_zeros(len(parts), frames + slots - 1, hop)
+        for slot in range(slots):
+            added[:, slot : slot + frames] += cut[:, :, slot]
+        return added.flatten(1)[:, n_fft // 2 : n_fft // 2 + length]
+
+    return overlapped(parts.mul_(window)).div_(overlapped(window.square().expand(1, frames, -1)))
