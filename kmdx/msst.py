@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -252,17 +252,19 @@ class _Import:
 
     def plan(self, file: str, origin: str, known: CommunityCheckpoint | None) -> str:
         """The text of the plan."""
-        signal = "x" if self.config.inference.get("normalize") else MIXTURE
+        taken = {*self.stems, self.others}
+        normalized, estimate, restored = (_free(name, taken) for name in ("x", "E", "target"))
+        signal = normalized if self.config.inference.get("normalize") else MIXTURE
         back = {"denormalize": signal} if signal != MIXTURE else {}
-        stems: dict[str, Any] = {stem: {"sum": {f"E.{stem}": 1}, **back} for stem in self.stems}
+        stems: dict[str, Any] = {stem: {"sum": {f"{estimate}.{stem}": 1}, **back} for stem in self.stems}
         if self.others:
             (target,) = self.stems
-            stems[self.others] = {"sum": {MIXTURE: 1, "target" if back else f"E.{target}": -1}}
-        signals: dict[str, Any] = {"x": {"standardize": MIXTURE}} if back else {}
-        signals["E"] = {"network": "net", "hears": signal}
+            stems[self.others] = {"sum": {MIXTURE: 1, restored if back else f"{estimate}.{target}": -1}}
+        signals: dict[str, Any] = {normalized: {"standardize": MIXTURE}} if back else {}
+        signals[estimate] = {"network": "net", "hears": signal}
         if back and self.others:
-            signals["target"] = stems[target]
-            stems[target] = {"sum": {"target": 1}}
+            signals[restored] = stems[target]
+            stems[target] = {"sum": {restored: 1}}
         facts = {"license": known.licence, "trained_with": known.trained_with} if known else {}
         content = {
             "title": known.title if known else f"{self.kind.title}: {', '.join(stems)}",
@@ -372,6 +374,11 @@ class _Import:
         if not isinstance(overlap, int):
             raise ValueError(f"inference.num_overlap must be a whole number, not {quoted(overlap)}")
         return overlap
+
+
+def _free(name: str, taken: Collection[str | None]) -> str:
+    """The name of a signal, with underscores added if a stem has this name."""
+    return _free(f"{name}_", taken) if name in taken else name
 
 
 def _stem_name(instrument: str) -> str:

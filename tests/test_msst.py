@@ -166,6 +166,19 @@ def test_stems_without_names_have_those_of_the_model_and_the_rest_another_than_t
     assert plan_file.load(made.plan).stems == ("residual", "other")
 
 
+def test_stems_may_have_the_names_of_the_plans_own_signals(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    settings = config_of("bs_roformer")
+    for number, (target, others) in enumerate(
+        [("E", "target"), ("target", "x"), ("x", "E"), ("net", "target")]
+    ):
+        settings["training"] = {"target_instrument": target, "instruments": [target, others]}
+        settings["inference"] = {"normalize": True}
+        config.write_text(yaml.safe_dump(settings), "utf-8")
+        made = msst.add(f"bs{number}", files_of("bs_roformer")[0], config, tmp_path / "models")
+        assert plan_file.load(made.plan).stems == (target, others)
+
+
 def test_averaged_weights_are_not_counted_as_parameters(tmp_path: Path) -> None:
     checkpoint, config = files_of("bs_roformer")
     state = load_file(checkpoint)
