@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TEXT, LINE, BLUE, ORANGE = "#334155", "#cbd5e1", "#0369a1", "#b45309"
@@ -80,24 +79,6 @@ def front(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]
         if score > best:
             yield cost, score
             best = score
-
-
-def name_points(axes: Axes, named: Mapping[str, tuple[float, float]]) -> None:
-    """Write names next to their points, each below the one before so that none hides another."""
-    lowest = math.inf  # pixels
-    for name, place in sorted(named.items(), key=lambda item: -item[1][1]):
-        y = axes.transData.transform(place)[1]
-        lowest = min(y, lowest - 14)
-        axes.annotate(
-            name,
-            place,
-            (10, lowest - y),
-            textcoords="offset points",
-            va="center",
-            zorder=1.5,  # above the lines, below the dots
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            arrowprops={"arrowstyle": "-", "color": LINE} if lowest < y - 1 else None,
-        )
 
 
 def _group(match: re.Match[str]) -> str:

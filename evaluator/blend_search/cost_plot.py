@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -72,8 +73,7 @@ def _draw(
     _dots(axes, others, SET, 5)
     _dots(axes, [*without.values()], plots.BLUE, 9)
     _dots(axes, [whole], plots.ORANGE, 11)
-    named = {"all": whole} | {f"without {name}": each for name, each in without.items()}
-    plots.name_points(axes, {name: (each.real_time_factor, each.score) for name, each in named.items()})
+    _names(axes, {"all": whole} | {f"without {name}": each for name, each in without.items()})
 
 
 def _dots(axes: Axes, candidates: Sequence[Candidate], color: str, size: float) -> None:
@@ -81,3 +81,22 @@ def _dots(axes: Axes, candidates: Sequence[Candidate], color: str, size: float) 
         (dot,) = axes.plot(each.real_time_factor, each.score, "o", color=color, markersize=size, mew=0)
         names = ", ".join(sorted(each.members))
         plots.set_title(dot, f"{names}: {each.score:.3f} dB, {each.real_time_factor:.2f} ×")
+
+
+def _names(axes: Axes, named: Mapping[str, Candidate]) -> None:
+    """Names next to their dots, each below the one before so that none hides another."""
+    lowest = math.inf  # pixels
+    for name, each in sorted(named.items(), key=lambda item: -item[1].score):
+        place = (each.real_time_factor, each.score)
+        y = axes.transData.transform(place)[1]
+        lowest = min(y, lowest - 14)
+        axes.annotate(
+            name,
+            place,
+            (10, lowest - y),
+            textcoords="offset points",
+            va="center",
+            zorder=1.5,  # above the lines, below the dots
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            arrowprops={"arrowstyle": "-", "color": plots.LINE} if lowest < y - 1 else None,
+        )

@@ -99,7 +99,7 @@ def tradeoff(
     curve = curves.Curve(found)
     machine = benchmark.describe(devices.choose(device))
     out.print(curves.table(curve))
-    out.print(escape(f"{machine.name}; {curves.described(curve)['knee']} is the knee of the curve"))
+    out.print(escape(f"knee of the curve on {machine.name}: {curve.knee.name}"))
     content = {
         "ensemble": loaded.name,
         "plan_sha256": loaded.digest,

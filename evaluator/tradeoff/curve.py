@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"": "o", "overlap": "o", "shifts": "s", "tta": "^", "members": "X"}
-LABELS = {"overlap": "overlap", "shifts": "shifts", "tta": "test-time augmentation", "members": "members"}
+LABELS = {
+    "overlap": "overlap of segments",
+    "shifts": "shifts",
+    "tta": "test-time augmentation",
+    "members": "without a network or a run of one",
+}
 COLORS = (plots.BLUE, plots.ORANGE, "#047857", "#7c3aed")
 FRONT = "#94a3b8"
 
@@ -76,7 +81,7 @@ def table(curve: Curve) -> Table:
     rows.add_column("")
     for each in curve.measured:
         if each is published:
-            scores = [f"{value:.3f}" for value in (*each.sdr.values(), each.score)]
+            scores = [signed(value).removeprefix("+") for value in (*each.sdr.values(), each.score)]
         else:
             gains = [each.sdr[stem] - published.sdr[stem] for stem in published.sdr]
             scores = [signed(value) for value in (*gains, curve.gain(each))]
@@ -115,7 +120,7 @@ def svg(curve: Curve, budget: float | None = None) -> str:
 
 def _draw(figure: Figure, curve: Curve, budget: float | None) -> None:
     figure.set_facecolor("white")
-    axes = figure.add_axes((0.09, 0.11, 0.72, 0.85))  # names reach into the margin on the right
+    axes = figure.add_axes((0.09, 0.11, 0.83, 0.85))  # names reach into the margin on the right
     axes.set(
         xlabel="real-time factor: seconds of work per second of song",
         ylabel=f"change of global SDR, dB (as published: {curve.published.score:.2f})",
@@ -126,13 +131,13 @@ def _draw(figure: Figure, curve: Curve, budget: float | None) -> None:
     axes.xaxis.set_minor_formatter("")
     if budget is not None:
         axes.axvline(budget, color=FRONT, linestyle="--", linewidth=1, zorder=1)
-        top = ((budget, 1), (4, -4), axes.get_xaxis_transform(), "offset points")
-        axes.annotate(f"budget {budget:g} ×", *top, va="top")
+        bottom = ((budget, 0), (4, 4), axes.get_xaxis_transform(), "offset points")
+        axes.annotate(f"budget {budget:g} ×", *bottom)
     front = [(each.factor, curve.gain(each)) for each in curve.front]
     axes.step(*zip(*front, strict=True), where="post", color=FRONT, linewidth=4, alpha=0.4, zorder=1)
     _settings(axes, curve)
     _legend(axes, curve)
-    plots.name_points(axes, dict(_names(curve)))
+    _names(axes, curve)
 
 
 def _ticks() -> Any:
@@ -181,21 +186,25 @@ def _colors(curve: Curve) -> dict[str, str]:
     return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
 
 
-def _names(curve: Curve) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Names of all places with a mark; a speed level and the knee are part of the name of their place."""
+def _names(axes: Axes, curve: Curve) -> None:
+    """Short names of all marks, with speed levels and the knee: the last precision's to the left, above."""
     places: dict[tuple[float, float], list[Measured]] = {}
     for each in curve.measured:
-        places.setdefault((each.factor, curve.gain(each)), []).append(each)
+        place = (float(f"{each.factor:.4g}"), round(curve.gain(each), 4))
+        places.setdefault(place, []).append(each)
+    colors = _colors(curve)
     for place, there in places.items():
-        levels = [each.setting.name for each in there if each.setting.kind == "level"]
-        names = [each.name for each in there if each.setting.kind != "level"][:1] + levels
-        yield ", ".join([*names, *(["knee"] if curve.knee in there else [])]), place
-
-
-def described(curve: Curve) -> Mapping[str, str]:
-    """Lines about the front and the knee."""
-    knee = curve.knee
-    return {
-        "front": ", ".join(each.name for each in curve.front),
-        "knee": f"{knee.name}: {signed(curve.gain(knee))} dB, {knee.factor:.2f} ×",
-    }
+        precision = there[0].precision
+        is_left = len(colors) > 1 and precision == [*colors][-1]
+        notes = [each.setting.name.removeprefix("overlap ") for each in there[:1]]
+        notes += [each.setting.name for each in there[1:] if each.setting.kind == "level"]
+        axes.annotate(
+            ", ".join([*notes, *(["knee"] if curve.knee in there else [])]),
+            place,
+            (-7, 6) if is_left else (7, -7),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            va="bottom" if is_left else "top",
+            color=colors[precision],
+            size=10,
+        )

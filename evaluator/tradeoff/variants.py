@@ -56,7 +56,10 @@ def variants(plan: Plan, changes: Changes) -> list[Variant]:
 
 
 def with_overlap(plan: Plan, overlap: float) -> Plan:
-    """The plan with another overlap of its segments; chunks that are trimmed and joined stay as they are."""
+    """The plan with another overlap of its segments; chunks that are trimmed and joined stay as they are.
+
+    Raises :class:`KmdxError` if a segment is too short for it.
+    """
     networks = {
         name: replace(use, chunking=_overlapping(use.chunking, overlap))
         for name, use in plan.networks.items()
@@ -109,7 +112,12 @@ def _members(plan: Plan) -> dict[str, frozenset[str]]:
 
 def _overlapping(window: Window, overlap: float) -> Window:
     if isinstance(window, OverlapAdd):
-        return replace(window, overlap=overlap)
+        changed = replace(window, overlap=overlap)
+        if changed.stride < 1:
+            raise KmdxError(
+                f"an overlap of {overlap:g} of {window.segment:g} s leaves no stride; overlap less"
+            )
+        return changed
     if isinstance(window, FadeAndAdd):  # chunks that do not overlap would not fade
         return replace(window, overlap=max(2, round(1 / (1 - overlap))))
     return window
