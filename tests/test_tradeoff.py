@@ -204,6 +204,14 @@ def test_scores_are_kept_and_only_missing_ones_are_measured(
     assert len(scored) == 6
 
 
+def test_songs_too_short_for_the_overlap_to_matter_are_reported(tradeoff: Callable[..., Result]) -> None:
+    none = ("--overlaps", "", "--shifts", "", "--tracks", "a")
+    expected = (
+        "1 of 1 songs are shorter than two windows of 0.5 s, so their scores hardly depend on the overlap"
+    )
+    assert expected in tradeoff(*none).err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

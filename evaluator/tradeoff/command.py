@@ -19,6 +19,7 @@ from evaluator.tradeoff.variants import Changes, variants
 from kmdx import benchmark, devices, plan_file, precisions, terminal, weights
 from kmdx.challenge import TIME_FACTOR
 from kmdx.errors import KmdxError, shown
+from kmdx.plan import Plan
 from kmdx.terminal import DeviceOption, Engine, EngineOption, SplitOption, TracksOption, err, out
 
 TABLE, PICTURE = "results.json", "results.svg"
@@ -87,6 +88,7 @@ def tradeoff(
     songs = _songs(data, split, tracks)
     settings = settings_of(variants(loaded, changes), chosen)
     weights.pull_from_urls((use.weight for use in loaded.networks.values()), folder)
+    _warn_of_short_songs(loaded, songs, seconds)
     place = RunFolder(output)
     try:
         with place.locked(), err.status("reading the songs") as status:
@@ -144,3 +146,14 @@ def _songs(data: Sequence[Path], split: str | None, tracks: str | None) -> list[
             raise KmdxError(str(problem))
         terminal.warn(str(problem))
     return songs
+
+
+def _warn_of_short_songs(plan: Plan, songs: Sequence[Track], seconds: float | None) -> None:
+    """Warn of songs that have no two whole windows, so that their scores hardly depend on the overlap."""
+    window = max(use.chunking.length for use in plan.networks.values()) / plan.sample_rate
+    short = [track for track in songs if min(track.duration, seconds or track.duration) < 2 * window]
+    if short:
+        terminal.warn(
+            f"{len(short)} of {len(songs)} songs are shorter than two windows of {window:.1f} s, so "
+            "their scores hardly depend on the overlap"
+        )
