@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,7 @@ from kmdx.errors import KmdxError, shown
 from kmdx.plan import Plan
 from kmdx.terminal import DeviceOption, Engine, EngineOption, SplitOption, TracksOption, err, out
 
+Number = TypeVar("Number", int, float)
 TABLE, PICTURE = "results.json", "results.svg"
 app = terminal.app()
 
@@ -117,7 +118,7 @@ def tradeoff(
     out.print(f"written: {escape(str(output / TABLE))}, {escape(str(output / PICTURE))}")
 
 
-def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[float] | list[int]:
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     """The numbers of a comma-separated list."""
     try:
         return [kind(number) for number in text.split(",") if number.strip()]
