@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 
 from rich.markup import escape
 
-from kmdx import batch, benchmark, inputs, manifest, speeds, terminal
-from kmdx.errors import KmdxError, KmdxWarning, joined
+from kmdx import batch, benchmark, devices, inputs, manifest, speeds, terminal
+from kmdx.errors import DeviceError, KmdxError, KmdxWarning, joined
 from kmdx.separator import Separator
 from kmdx.terminal import err
 
@@ -74,10 +74,10 @@ def finished_at(job: batch.Job, songs: Sequence[inputs.InputSong]) -> list[str]:
     for song in songs:
         with suppress(OSError):  # reported when the song's turn comes
             for stem, settings in manifest.finished(job.output / song.place):
-                if settings.speed in {*jobs} - made:
-                    wanted = jobs[settings.speed].settings(stem)
+                for name in jobs.keys() - made:
+                    wanted = jobs[name].settings(stem) if name == settings.speed else None
                     if wanted is not None and wanted.difference(settings, ("format",)) is None:
-                        made.add(settings.speed)
+                        made.add(name)
     return [name for name in jobs if name in made]
 
 
@@ -92,14 +92,18 @@ def choose(load: Callable[[str], Separator], budget: float) -> Choice:
         Seconds of work per second of song.
     """
     windows = WindowTimes()
-    for speed in speeds.levels():
+
+    def factor(speed: str, limit: float) -> float:
         with warnings.catch_warnings():  # they are shown when the songs are separated
             warnings.simplefilter("ignore", KmdxWarning)
             separator = load(speed)
-        factor = windows.factor(separator, budget)
-        if factor <= budget:
-            return Choice(speed, factor, True)
-    return Choice(speed, windows.factor(separator), False)
+        return windows.factor(separator, limit)
+
+    for speed in speeds.levels():
+        predicted = factor(speed, budget)
+        if predicted <= budget:
+            return Choice(speed, predicted, True)
+    return Choice(speed, factor(speed, math.inf), False)
 
 
 class WindowTimes:
@@ -127,11 +131,21 @@ class WindowTimes:
 
 
 def window_seconds(separator: Separator, name: str) -> float:
-    """The time of one window of a network, after a first one that is not timed."""
-    with benchmark.warm(separator.device):
-        network = benchmark.TimedNetwork(separator, name)
-        times: list[float] = []
-        began = time.perf_counter()
-        while not times or (len(times) < benchmark.MAX_RUNS and time.perf_counter() - began < ENOUGH):
-            times.append(network.seconds())
+    """The time of one window of a network, after a first one that is not timed.
+
+    Raises :class:`DeviceError` if the device does not have enough memory for it.
+    """
+    times: list[float] = []
+    try:
+        with benchmark.warm(separator.device):
+            network = benchmark.TimedNetwork(separator, name)
+            began = time.perf_counter()
+            while not times or (len(times) < benchmark.MAX_RUNS and time.perf_counter() - began < ENOUGH):
+                times.append(network.seconds())
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"out of memory on {separator.device} with one window of {name}; choose another device"
+        ) from error
     return statistics.median(times)

@@ -12,6 +12,7 @@ from cli_cases import Run, write
 from conftest import noise
 
 from kmdx import benchmark, budget, manifest, precisions
+from kmdx.errors import DeviceError
 from kmdx.separator import Separator
 
 run = cli_cases.run
@@ -116,6 +117,28 @@ def test_a_window_is_timed_several_times_after_a_first_one(
     separator = Separator(small, device="cpu")
     assert budget.window_seconds(separator, "htdemucs") == pytest.approx(0.2)
     assert next(took) == 9.0, "half a second is enough"
+
+
+def test_a_window_that_does_not_fit_into_memory_is_one_line(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(network: benchmark.TimedNetwork) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(benchmark.TimedNetwork, "seconds", fail)
+    with pytest.raises(DeviceError, match="out of memory on cpu with one window of htdemucs"):
+        budget.window_seconds(Separator(small, device="cpu"), "htdemucs")
+
+
+def test_a_damaged_record_does_not_choose_the_level(separate: Run, timed: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(20_000))
+    assert separate("song.wav", "--speed", "fast").code == 0
+    (path,) = (tmp_path / "out").glob(f"*/{manifest.FOLDER}/.*.json")
+    content = json.loads(path.read_text("utf-8"))
+    content["settings"]["speed"] = ["fast"]
+    path.write_text(json.dumps(content), "utf-8")
+    result = separate("song.wav", "--budget", 9)
+    assert result.err.startswith("speed leaderboard: about")
 
 
 def test_a_real_window_takes_time(small: Path) -> None:
