@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,15 @@ def svg(draw: Callable[[Figure], None], width: int, height: int, label: str) -> 
 def set_title(artist: Artist, title: str) -> None:
     """Show a title where a pointer rests on a part of a diagram."""
     artist.set_gid(TITLE + title)
+
+
+def front(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """The pairs ``(cost, score)`` that none of the same or lower cost outscores, by cost."""
+    best = -math.inf
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if score > best:
+            yield cost, score
+            best = score
 
 
 def _group(match: re.Match[str]) -> str:

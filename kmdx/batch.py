@@ -214,7 +214,7 @@ class SongWorker:
         """Load the networks; pull weights that this machine lacks."""
         if weights.pull_missing(use.weight for use in self.job.plan.uses(self.job.stems).values()):
             self.job = replace(self.job)  # whose settings include the checksums of the new files
-        self._separator = _separator(self.job)
+        self._separator = load_separator(self.job)
 
 
 def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
@@ -238,7 +238,7 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
             for warning in result.warnings:
                 terminal.warn(warning)
     if todo:
-        separator = _separator(job)
+        separator = load_separator(job)
         err.print(escape(_describe_device(separator)))
         failed += _separate_all(todo, separator, job, log)
     return failed
@@ -303,8 +303,8 @@ def check(task: SongTask) -> Check:
     return Check(left, result)
 
 
-def _separator(job: Job) -> Separator:
-    """Load the networks."""
+def load_separator(job: Job) -> Separator:
+    """Load the networks of a job; raises :class:`KmdxError` if that is not possible."""
     options = job.options
     try:
         return Separator(

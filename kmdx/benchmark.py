@@ -13,6 +13,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -261,8 +262,8 @@ class TimedNetwork:
         plan = separator.plan
         length, rate = plan.networks[name].chunking.length, plan.sample_rate
         self.device = separator.device
-        runs = plan.runs(plan.stems)
-        used = plan.sources_used(plan.stems)
+        wanted = plan.signals_of(separator.stems)
+        runs, used = plan.runs(wanted), plan.sources_used(wanted)
         self.sources = next(used[node] for node, network in runs.items() if network == name)  # that are used
         self._runner = separator.cache.runner(name, self.sources, length)
         self.window = _windows(1, length, rate).to(self.device)  # (1, 2, T)
@@ -320,10 +321,16 @@ def predict(plan: Plan, networks: Mapping[str, NetworkSpeed], seconds: float = L
     A short song has a different factor: its last segments extend beyond its end, and a network that accepts
     any length processes it in one short window.
     """
-    samples = int(seconds * plan.sample_rate)
-    runs = plan.runs(plan.stems).values()
-    total = sum(networks[name].seconds * plan.networks[name].windows(samples) for name in runs)
+    windows = windows_of(plan, plan.stems, seconds)
+    total = sum(networks[name].seconds * count for name, count in windows.items())
     return SongSpeed(seconds, total, total / seconds)
+
+
+def windows_of(plan: Plan, stems: Collection[str], seconds: float = LONG_SONG) -> dict[str, int]:
+    """The number of windows that each network processes in all its runs on a song, for some stems."""
+    samples = int(seconds * plan.sample_rate)
+    runs = Counter(plan.runs(plan.signals_of(stems)).values())
+    return {name: count * plan.networks[name].windows(samples) for name, count in runs.items()}
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from kmdx import terminal
-from kmdx.challenge import ACCOMPANIMENT
+from kmdx.challenge import ACCOMPANIMENT, TIME_FACTOR
 from kmdx.errors import KmdxError, counted, quoted, suggest
 from kmdx.song_log import song_log
 from kmdx.terminal import (
@@ -69,6 +70,7 @@ def version(
 
 @app.command()
 def separate(
+    context: typer.Context,
     songs: Annotated[
         list[str], typer.Argument(metavar="SONG…", help="Files, folders, glob patterns or URLs.")
     ],
@@ -82,6 +84,14 @@ def separate(
     ] = False,
     device: DeviceOption = "auto",
     speed: SpeedOption = SpeedName.leaderboard,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Measure this machine and choose the slowest --speed that takes at most this many times a "
+            "song's duration. Finished stems of the songs keep their speed.",
+        ),
+    ] = None,
     precision: PrecisionOption = Precision.auto,
     engine: EngineOption = Engine.tuned,
     shifts: Annotated[
@@ -127,6 +137,8 @@ def separate(
     from kmdx import audio, inputs, mirror, plan_file
 
     audio.check_part(start, duration)
+    if budget is not None:
+        _check_budget(context, budget, is_here=cluster is None and workers is None)
     loaded = plan_file.load(ensemble).augmented(shifts, tta)
     wanted = _stems(loaded, stems, accompaniment)
     folder, uploads = mirror.opened(output)
@@ -148,6 +160,10 @@ def separate(
         overwrite=overwrite,
     )
     job = batch.Job(folder, loaded, wanted, options, uploads)
+    if budget is not None:
+        from kmdx import budget as budgets
+
+        job = budgets.with_speed(job, found.songs, budget)
     with song_log(log_json) as log:
         if cluster is None and workers is None:
             failed = batch.separate(found.songs, job, log)
@@ -397,6 +413,21 @@ def ensembles_show(
         except OSError as error:
             raise KmdxError(f"{svg} cannot be written: {error.strerror}") from error
         out.print(f"drawn: {escape(str(svg))}")
+
+
+def _check_budget(context: typer.Context, budget: float, is_here: bool) -> None:
+    """Raise KmdxError if ``--budget`` is impossible, or given with an option that it excludes."""
+    if not 0 < budget < math.inf:
+        raise KmdxError(
+            f"--budget {budget:g}: expected seconds of work per second of song, such as {TIME_FACTOR:g}"
+        )
+    source = context.get_parameter_source("speed")
+    if source is not None and source.name == "COMMANDLINE":
+        raise KmdxError("--budget chooses the speed; leave out --speed or --budget")
+    if not is_here:
+        raise KmdxError(
+            "--budget measures one process on this machine; with --cluster or --workers, choose a --speed"
+        )
 
 
 def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:

@@ -188,6 +188,12 @@ def recorded(folder: Path) -> set[str]:
     return {*_records(folder)}
 
 
+def finished(folder: Path) -> list[tuple[str, StemSettings]]:
+    """The stems that are finished in a folder, and what each was made with."""
+    records = _records(folder).values()
+    return [(record.stem, record.settings) for record in records if _has_size(folder, record)]
+
+
 def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     """Compare the files in a song's folder with the stems to make.
 

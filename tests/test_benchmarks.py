@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import soundfile
 import torch
 from conftest import decibels, noise
 
-from benchmarks import against_demucs, baseline, hour, length, levels, plain_ensemble, table
+from benchmarks import against_demucs, baseline, hour, length, plain_ensemble, table
 from benchmarks.baseline import EQUAL
 from kmdx import benchmark, host, plan_file
 from kmdx.build import load_network
@@ -196,26 +195,6 @@ def test_later_stages_take_the_residual_as_input() -> None:
     heard = against_demucs.stages_of(song, stems)
     assert list(heard) == ["song", "without_vocals", "nor_drums"]
     assert decibels(0.25 * song, heard["nor_drums"]) > 100
-
-
-def test_the_levels_script_measures_every_speed_level(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number, stem in enumerate(("mixture", "bass", "drums", "other", "vocals")):
-        (tmp_path / "song").mkdir(exist_ok=True)
-        soundfile.write(tmp_path / "song" / f"{stem}.wav", noise(40_000, seed=number), 44100)
-    levels.measure(small, tmp_path, None)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["leaderboard", "balanced", "fast"]
-    assert lines[0].count("(+0.00)") == 4
-    written = plan_file.load(levels.overlapping("htdemucs", 0.85, tmp_path))
-    published = plan_file.load("htdemucs")
-    assert written.networks["htdemucs"].chunking == replace(
-        published.networks["htdemucs"].chunking, overlap=0.85
-    )
-    assert (written.nodes, written.stems) == (published.nodes, published.stems)
-    with pytest.raises(KmdxError, match="no song folders"):
-        levels.measure(small, tmp_path / "song" / "none", None)
 
 
 def test_the_readme_lists_every_ensemble_with_its_size_and_arithmetic() -> None:

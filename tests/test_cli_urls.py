@@ -242,3 +242,14 @@ def test_a_process_killed_in_the_middle_of_an_upload_is_continued(
     assert sorted(content) == files_in(tmp_path / "out")
     assert all((tmp_path / "out" / name).read_bytes() == content[name] for name in content)
     at_rest(store)
+
+
+def test_a_budget_keeps_the_level_of_finished_stems_in_a_store(
+    run: Run, small: Path, store: Store, album: Path
+) -> None:
+    command = to(run, small)
+    assert command("album/a.wav", "-o", OUT, "--stems", "vocals", "--speed", "fast").code == 0
+    result = command("album/a.wav", "-o", OUT, "--stems", "vocals,drums", "--budget", 1000)
+    assert result.code == 0, result.err
+    assert result.err.splitlines()[0] == f"speed fast, as finished stems in {OUT}"
+    assert "a/drums.wav" in store.content("music/out")

@@ -12,6 +12,7 @@ import typer
 from evaluator import command as evaluation
 from evaluator import comparison_command, published
 from evaluator.blend_search import command as blend_search
+from evaluator.tradeoff import command as tradeoff
 from kmdx import cli
 from training import command as training
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "python local_evaluation.py": evaluation.app,
     "python -m evaluator.compare": comparison_command.app,
     "python -m evaluator.blend_search": blend_search.app,
+    "python -m evaluator.tradeoff": tradeoff.app,
     "python -m training": training.app,
 }
 

@@ -300,6 +300,7 @@ def test_every_command_runs_through_the_terminal(name: str, monkeypatch: pytest.
         ("training", "lightning", "training"),
         ("local_evaluation", "matplotlib", "evaluator"),
         ("evaluator.blend_search", "matplotlib", "evaluator"),
+        ("evaluator.tradeoff", "matplotlib", "evaluator"),
         ("training", "matplotlib", "training"),
     ],
 )
@@ -345,6 +346,7 @@ COMMANDS = [
     "local_evaluation data -o run --ensemble {long}.yaml",
     "evaluator.compare {long} {long}",
     "evaluator.blend_search collect mini {long} -o collection",
+    "evaluator.tradeoff mini {long} -o curve",
     "evaluator.blend_search solve {long} -o mine.yaml",
     "training run {long}.yaml --data data -o run",
     "training report {long}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -68,22 +68,12 @@ def _draw(
         top = ((budget, 1), (4, -4), axes.get_xaxis_transform(), "offset points")
         axes.annotate(f"budget {budget:g} ×", *top, color=plots.ORANGE, va="top")
     if others:
-        best = [*_best(everyone)]
-        places = [each.real_time_factor for each in best], [each.score for each in best]
-        axes.step(*places, where="post", color=SET, linewidth=1.2, zorder=1)
+        best = plots.front((each.real_time_factor, each.score) for each in everyone)
+        axes.step(*zip(*best, strict=True), where="post", color=SET, linewidth=1.2, zorder=1)
     _dots(axes, others, SET, 5)
     _dots(axes, [*without.values()], plots.BLUE, 9)
     _dots(axes, [whole], plots.ORANGE, 11)
     _names(axes, {"all": whole} | {f"without {name}": each for name, each in without.items()})
-
-
-def _best(candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-    """Those that no cheaper one outscores, by cost."""
-    best = -math.inf
-    for each in sorted(candidates, key=lambda each: (each.real_time_factor, -each.score)):
-        if each.score > best:
-            yield each
-            best = each.score
 
 
 def _dots(axes: Axes, candidates: Sequence[Candidate], color: str, size: float) -> None:

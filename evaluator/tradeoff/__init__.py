@@ -1,0 +1,1 @@
+"""What each setting of an ensemble costs and gains: overlap, precision, shifts, augmentation and members."""
