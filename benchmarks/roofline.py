@@ -1,10 +1,11 @@
 """Predict an ensemble's speed on GPUs that were not measured, from counted work: a roofline.
 
-    python -m benchmarks.roofline leaderboard_c [--networks ft_drums mmi] [--batch 4]
+    python -m benchmarks.roofline leaderboard_c [--networks ft_drums mmi] [--batch 4] [--measured FILE]
 
 Each network computes a batch of windows on torch's fake CUDA tensors, which have shapes and types but no
 values, so no GPU and no weights are needed. Every kernel's operations and bytes are counted. Its time is the
-larger of operations / peak and bytes / bandwidth, plus :data:`LAUNCH` for each launch. What is assumed:
+larger of operations / peak and bytes / bandwidth, plus :data:`LAUNCH` for each launch. ``--measured`` adds a
+card with the peaks that ``python -m benchmarks.gpu --json FILE`` measured. What is assumed:
 
 - Peaks and bandwidths are the data sheets'. Cards reach less, so real times are longer.
 - Every tensor is read from memory and written to it once per kernel; nothing stays in a cache.
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -35,7 +37,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from kmdx import benchmark, plan_file, precisions, terminal
+from kmdx.benchmark import Machine
 from kmdx.challenge import TIME_FACTOR
+from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.networks.network import Network
 from kmdx.plan import NetworkUse, Plan
@@ -205,7 +209,7 @@ WITHOUT_GUARD: dict[str, Callable[..., Any]] = {
     "copy_": torch.ops.aten.copy_,
     "contiguous": torch.ops.aten.contiguous,
 }
-"""Operations whose Python bindings fail without a driver for the device that a fake tensor claims to be on."""
+"""Operations whose Python bindings fail without a driver for a fake tensor's device."""
 
 
 class OnGpu(TorchFunctionMode):
@@ -224,7 +228,9 @@ class OnGpu(TorchFunctionMode):
             return self.lstm(*args)
         return WITHOUT_GUARD.get(name, function)(*args, **(kwargs or {}))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **_: Any) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
         """Attend from ``(…, T, D)`` to ``(…, S, D)``, ``(…, S, V)``."""
         query, key, value = (in_autocast(each) for each in (query, key, value))
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
@@ -250,7 +256,9 @@ class OnGpu(TorchFunctionMode):
             out = ways * steps * batch * states * x.element_size()
             flops = 2 * ways * steps * batch * gates * (inputs.shape[1] + states)
             moved = size(x) + 2 * out * gates // states + ways * (size(inputs) + steps * size(hidden)) + out
-            self.counter.kernels.append(Kernel("lstm", "products", moved, flops, x.dtype in HALVES, steps + 1))
+            self.counter.kernels.append(
+                Kernel("lstm", "products", moved, flops, x.dtype in HALVES, steps + 1)
+            )
             x = x.new_empty(*x.shape[:2], ways * states)
         last = x.new_empty(layers * ways, batch, states)
         return x, last, last
@@ -323,22 +331,27 @@ class Run:
         return sum(map(measure, self.kernels)) / self.batch * self.windows_per_second
 
 
+def sizes_of(use: NetworkUse, sources: Sequence[str]) -> str:
+    """A text that is the same for networks of the same sizes that estimate as many sources."""
+    sizes = {key: value for key, value in use.weight.architecture.items() if key not in ("gflops", "sources")}
+    return json.dumps(
+        [sizes, len(use.sources), len(sources), use.chunking.length], sort_keys=True, default=list
+    )
+
+
 def count(plan: Plan, precision: str, batch: int = BATCH, networks: Sequence[str] = ()) -> list[Run]:
-    """Count all runs of a plan's networks, or of some; networks of equal sizes are counted once."""
+    """Count all runs of a plan's networks, or of some; networks of the same sizes are counted once."""
     names = benchmark.check_networks(plan, networks)
+    used = plan.sources_used(plan.stems)
     known: dict[str, list[Kernel]] = {}
     runs = []
-    for node, sources in plan.sources_used(plan.stems).items():
-        name = plan.runs(plan.stems)[node]
+    for node, name in plan.runs(plan.stems).items():
         use = plan.networks[name]
-        # Sources with other names have the same sizes.
-        arithmetic = {key: value for key, value in use.weight.architecture.items() if key != "gflops"}
-        key = json.dumps([arithmetic, len(sources), use.chunking.length], sort_keys=True, default=list)
-        if name not in names:
-            continue
-        if key not in known:
-            known[key] = kernels(build(use, sources, precision), batch, use.chunking.length)
-        runs.append(Run(name, known[key], use.windows_per_second(plan.sample_rate), batch))
+        sizes = sizes_of(use, used[node])
+        if name in names:
+            if sizes not in known:
+                known[sizes] = kernels(build(use, used[node], precision), batch, use.chunking.length)
+            runs.append(Run(name, known[sizes], use.windows_per_second(plan.sample_rate), batch))
     return runs
 
 
@@ -358,31 +371,58 @@ def shares(runs: Sequence[Run], card: Card) -> dict[str, float]:
     return {group: time / total for group, time in found.items()}
 
 
+def row(cells: Iterable[str]) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def totals(counted: Mapping[str, Sequence[Run]], cards: Iterable[Card]) -> Iterator[str]:
     """The lines of a table with one row per card and precision."""
-    yield f"| prediction | precision | seconds per second of audio | share of the limit of {TIME_FACTOR:g} | {' | '.join(GROUPS)} | launches |"
-    yield "|---" * (5 + len(GROUPS)) + "|"
+    head = (
+        "prediction",
+        "precision",
+        "seconds per second of audio",
+        f"share of the limit of {TIME_FACTOR:g}",
+    )
+    yield row((*head, *GROUPS, "launches"))
+    yield "|---" * (len(head) + len(GROUPS) + 1) + "|"
     for card in cards:
         for precision, runs in counted.items():
             time = seconds(runs, card)
-            parts = " | ".join(f"{share:.0%}" for share in shares(runs, card).values())
-            yield f"| {card.name} | {precision} | {time:.3g} | {time / TIME_FACTOR:.1%} | {parts} |"
+            parts = (f"{share:.0%}" for share in shares(runs, card).values())
+            yield row((card.name, precision, f"{time:.3g}", f"{time / TIME_FACTOR:.1%}", *parts))
 
 
-def networks_of(counted: Mapping[str, Sequence[Run]], card: Card) -> Iterator[str]:
+def networks(counted: Mapping[str, Sequence[Run]], card: Card) -> Iterator[str]:
     """The lines of a table with one row per run of a network and precision."""
-    yield f"| network | precision | GFLOP per window | GB | FLOP per byte | kernels per batch | ms per window, {card.name} | seconds per second of audio |"
-    yield "|---|---|---|---|---|---|---|---|"
+    head = ("prediction", "precision", "GFLOP per window", "GB", "FLOP per byte", "operations per batch")
+    yield row((*head, f"ms per window, {card.name}", "seconds per second of audio"))
+    yield "|---" * (len(head) + 2) + "|"
     for precision, runs in counted.items():
         for run in runs:
-            flops, moved, time = (
-                sum(map(measure, run.kernels)) / run.batch
-                for measure in (lambda each: each.flops, lambda each: each.moved, lambda each: each.seconds(card))
+            flops = sum(each.flops for each in run.kernels) / run.batch
+            moved = sum(each.moved for each in run.kernels) / run.batch
+            time = seconds([run], card)
+            cells = (
+                f"{flops / 1e9:.0f}",
+                f"{moved / 1e9:.2f}",
+                f"{flops / moved:.0f}",
+                f"{len(run.kernels)}",
             )
-            yield (
-                f"| `{run.network}` | {precision} | {flops / 1e9:.0f} | {moved / 1e9:.2f} | {flops / moved:.0f} "
-                f"| {len(run.kernels)} | {1e3 * time:.1f} | {time * run.windows_per_second:.3g} |"
-            )
+            window = f"{1e3 * time / run.windows_per_second:.3g}"
+            yield row((f"`{run.network}`", precision, *cells, window, f"{time:.3g}"))
+
+
+def measured_card(file: Path) -> Card:
+    """The card of a report of ``python -m benchmarks.gpu``; raises :class:`KmdxError` if it is not one."""
+    try:
+        report = json.loads(file.read_text("utf-8"))
+        peaks, name = report["peak_gflops"], Machine(**report["machine"]).name
+        half = max(peaks.get(precision, 0.0) for precision in ("fp32", "fp16", "bf16"))
+        bandwidth = 1e9 * report["gpu"]["copies"]["memory"]
+        return Card(name, 1e9 * peaks["fp32"], 1e9 * half, bandwidth, f"measured, {file.name}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise KmdxError(f"{file} is not a report of `python -m benchmarks.gpu`: {error}") from error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -391,15 +431,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ensemble", nargs="?", default=DEFAULT_ENSEMBLE)
     parser.add_argument("--networks", nargs="+", default=(), help="names in the plan; by default all")
     parser.add_argument("--batch", type=int, default=BATCH, help="windows at once")
+    parser.add_argument(
+        "--measured", type=Path, metavar="FILE", help="also a card that benchmarks.gpu measured"
+    )
     options = parser.parse_args(arguments)
+    cards = (*CARDS, measured_card(options.measured)) if options.measured else CARDS
     plan = plan_file.load(options.ensemble)
     counted = {name: count(plan, name, options.batch, options.networks) for name in PRECISIONS}
-    print(f"{plan.name}: a prediction from counted work, not a measurement; {options.batch} windows at once\n")
-    print(*totals(counted, CARDS), "", *networks_of(counted, CARDS[0]), "", sep="\n")
-    for card in CARDS:
+    print(
+        f"{plan.name}: a prediction from counted work, not a measurement; {options.batch} windows at once\n"
+    )
+    shown = cards[-1] if options.measured else CARDS[0]
+    print(*totals(counted, cards), "", *networks(counted, shown), "", sep="\n")
+    for card in cards:
         print(
-            f"{card.name}: {card.single / 1e12:g} TFLOP/s in fp32, {card.half / 1e12:g} in fp16, "
-            f"{card.bandwidth / 1e9:g} GB/s ({card.source})"
+            f"{card.name}: {card.single / 1e12:.3g} TFLOP/s in fp32, {card.half / 1e12:.3g} in half, "
+            f"{card.bandwidth / 1e9:.4g} GB/s ({card.source})"
         )
 
 
