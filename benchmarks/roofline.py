@@ -101,7 +101,10 @@ COPIES = (
     "clone", "copy_", "cat", "stack", "constant_pad_nd", "reflection_pad1d", "index_select", "gather", "roll",
     "index", "zeros", "zero_", "new_zeros", "zeros_like", "full", "fill_", "ones", "arange", "repeat", "flip",
 )  # fmt: skip
-ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")  # do not touch memory
+SHAPES_ONLY = (
+    "empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view", "transpose_", "t_", "squeeze_",
+    "unsqueeze_", "as_strided_",
+)  # fmt: skip
 WRITE_ONLY = ("copy_", "fill_", "zero_")  # do not read the tensor that they write
 
 
@@ -110,6 +113,12 @@ def size(tensor: Tensor) -> int:
     axes = [(count, step) for count, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
     span = 1 + sum((count - 1) * step for count, step in axes)
     return min(math.prod(count for count, _ in axes), span) * tensor.element_size() if tensor.numel() else 0
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor has a layout that convolutions accept; otherwise they copy it."""
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return last or tensor.is_contiguous()
 
 
 def sizes(tree: Any) -> int:
@@ -126,10 +135,14 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count it."""
-        result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
+        if name == "convolution" and not is_dense(args[0]):
+            copy = torch.ops.aten.contiguous(args[0])
+            self.kernels.append(Kernel("clone", "copies", sizes((args[0], copy))))
+            args = (copy, *args[1:])
+        result = function(*args, **(kwargs or {}))
         is_view = any(each.alias_info and not each.alias_info.is_write for each in function._schema.returns)
-        if not is_view and name not in ALLOCATIONS and sizes(result):
+        if not is_view and name not in SHAPES_ONLY and sizes(result):
             self.kernels += kernels_of(function, name, args, kwargs or {}, result)
         return result
 
@@ -184,7 +197,9 @@ def indexed(tensor: Tensor, key: Any) -> Tensor:
 def assigned(tensor: Tensor, key: Any, value: Any) -> None:
     """``tensor[key] = value``, which does nothing after ``tensor[key] += …``."""
     target = indexed(tensor, key)
-    if not (isinstance(value, Tensor) and place(value) == place(target)):
+    if not isinstance(value, Tensor):
+        torch.ops.aten.fill_(target, value)
+    elif place(value) != place(target):
         torch.ops.aten.copy_(target, value)
 
 
@@ -451,4 +466,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    terminal.run(main, quiet=True)
