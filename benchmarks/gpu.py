@@ -52,7 +52,7 @@ PROFILED = 4  # most windows at once when operations are listed
 COPIED = 2**30  # bytes of a timed copy
 SHOWN = 8  # operations listed per network
 SHARE = 0.05  # of the time that is left, which one batch size of one network may take
-OPERATIONS = 20.0  # seconds that listing the operations of a network may take
+PROFILING = 20.0  # seconds that listing the operations of a network may take
 
 
 class Budget:
@@ -126,10 +126,12 @@ def most_memory(device: torch.device) -> int | None:
 
 def versions() -> dict[str, str | int | None]:
     """The driver, CUDA and cuDNN; None where there is none."""
-    command, lines = shutil.which("nvidia-smi"), []
+    command = shutil.which("nvidia-smi")
+    lines: list[str] = []
     if command is not None:
         query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-        lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        lines = done.stdout.split() if done.returncode == 0 else []
     cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {"driver": lines[0] if lines else None, "cuda": torch.version.cuda, "cudnn": cudnn}
 
@@ -217,7 +219,8 @@ def time_network(separator: Separator, measured: Measured, name: str, budget: Bu
                 devices.reset_peak_memory(device)
                 took = milliseconds(lambda: runner(windows), device) / batch  # noqa: B023
                 rows[batch] = {"ms": took, "memory": most_memory(device)}
-                seconds = took / 1e3
+    if own in rows:
+        seconds = took / 1e3
     measured.batches[name] = rows
     measured.networks[name] = benchmark.speed_of(separator, name, own, seconds)
     memory = max((row["memory"] or 0 for row in rows.values()), default=0)
@@ -236,7 +239,7 @@ def operations(separator: Separator, task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in task.names:
         title = types.type_of(task.plan.networks[name].weight.architecture).title
-        if title not in found and task.budget.allows(f"operations of {title}", OPERATIONS):
+        if title not in found and task.budget.allows(f"operations of {title}", PROFILING):
             found[title] = {"network": name, **profiled(separator, name)}
             say_operations(title, found[title])
     return found
@@ -275,7 +278,7 @@ def say_operations(title: str, found: Mapping[str, Any]) -> None:
     host = ""
     if "waits" in found:
         host = (
-            f", {found['launches']} launches, {found['waits']} waits of which the measurement makes one, "
+            f", {found['launches']} launches, {found['waits']} waits including the measurement's, "
             f"{found['from_host']} copies from the host and {found['to_host']} to it"
         )
     terminal.say(f"{title} ({found['network']}), {found['windows']} at once: {found['ms']:.3g} ms{host}")
@@ -354,6 +357,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     budget = Budget(options.minutes)
     device = devices.choose(options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # on which events and peaks are recorded
     published = plan_file.load(options.ensemble)
     names = benchmark.check_networks(published, options.networks)
     with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as folder:
