@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ class Layers(nn.Module):
     def forward(self, batch: Tensor) -> Any:
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.layers(batch)
+
+
+class Function(nn.Module):
+    """A layer that computes a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def counted(*layers: nn.Module, dtype: torch.dtype = torch.float32) -> list[Kernel]:
@@ -66,12 +78,11 @@ def test_half_precision_casts_products_and_computes_norms_in_float32() -> None:
 
 
 def test_attention_is_one_kernel_that_does_not_store_its_weights() -> None:
-    class Attention(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            heads = x.unflatten(-1, (4, 4)).transpose(1, 2)  # (B, 4 heads, 2 steps, 4)
-            return F.scaled_dot_product_attention(heads, heads, heads)
+    def attend(x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (4, 4)).transpose(1, 2)  # (B, 4 heads, 2 steps, 4)
+        return F.scaled_dot_product_attention(heads, heads, heads)
 
-    (found,) = counted(Attention())
+    (found,) = counted(Function(attend))
     assert found == Kernel("attention", "products", 4 * 4 * B * 2 * T, 4 * B * 4 * 2 * 2 * 4)
 
 
@@ -89,12 +100,27 @@ def test_an_lstm_reads_its_weights_in_every_step() -> None:
 
 
 def test_views_and_memory_that_is_read_twice_cost_nothing() -> None:
-    class Views(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x[:, None, :, 3:].transpose(-1, -2).expand(-1, 5, -1, -1) * 2
-
-    (found,) = counted(Views())
+    (found,) = counted(Function(lambda x: x[:, None, :, 3:].transpose(-1, -2).expand(-1, 5, -1, -1) * 2))
     assert (found.name, found.moved) == ("mul", 4 * (B * 2 * 13 + 5 * B * 2 * 13))
+    (found,) = counted(Function(lambda x: x.unfold(-1, 4, 2) * 2))  # 7 frames of 4 samples
+    assert (found.name, found.moved) == ("mul", 4 * (B * 2 * T + B * 2 * 7 * 4))
+
+
+def test_a_convolution_copies_an_input_in_another_layout() -> None:
+    found = counted(Function(lambda x: x.transpose(1, 2)), nn.Conv1d(T, 4, 1, bias=False))
+    assert [each.group for each in found] == ["copies", "products"]
+    assert found[0].moved == 2 * 4 * B * 2 * T
+
+
+def test_adding_to_a_part_of_a_tensor_writes_it_once() -> None:
+    def add(x: Tensor) -> Tensor:
+        x[:, :, 4:] += 1
+        x[:, 0] = 0
+        return x
+
+    added, zeroed = counted(Function(add))
+    assert (added.name, added.moved) == ("add_", 2 * 4 * B * 2 * 12)
+    assert (zeroed.group, zeroed.moved) == ("copies", 4 * B * T)
 
 
 @pytest.mark.parametrize("name", ["htdemucs", "hdemucs"])
@@ -150,34 +176,50 @@ def test_fake_tensors_are_indexed_like_real_ones(key: Any) -> None:
     torch.testing.assert_close(ours, expected)
 
 
-def test_the_command_prints_predictions_that_add_up(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    roofline.main([str(small), "--batch", "2"])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "small: a prediction from counted work, not a measurement; 2 windows at once"
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    cards = [row for row in rows if row[0] in {card.name for card in CARDS}]
-    networks = [row for row in rows if row[0] == "`htdemucs`"]
-    assert [row[:2] for row in cards] == [
-        [card.name, precision] for card in CARDS for precision in ("fp32", "fp16")
-    ]
-    assert [row[0] for row in rows if row not in cards + networks] == ["prediction", "prediction"]
-    for row in cards:
-        assert sum(int(cell.rstrip("%")) for cell in row[4:]) == pytest.approx(100, abs=4), "rounded"
-    for total, precision in zip(cards, ("fp32", "fp16"), strict=False):
-        parts = [float(row[-1]) for row in networks if row[1] == precision]
-        assert float(total[2]) == pytest.approx(sum(parts), rel=0.01)
-    assert sum(CARDS[0].name in line for line in lines[-5:]) == 1
-
-
-def test_a_card_that_was_measured_is_added(tmp_path: Path) -> None:
-    file = tmp_path / "card.json"
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A report of the GPU benchmark."""
     machine = {
         "cpu": "", "cores": 1, "threads": 1, "memory": None, "features": [], "gpu": "A card", "gpu_memory": 1,
         "compute_capability": "7.5", "system": "", "python": "", "torch": "", "onnxruntime": None,
     }  # fmt: skip
-    report = {"machine": machine, "peak_gflops": {"fp32": 4000, "fp16": 30_000}}
-    file.write_text(json.dumps({**report, "gpu": {"copies": {"memory": 240}}}))
-    assert roofline.measured_card(file) == Card("A card", 4e12, 3e13, 2.4e11, "measured, card.json")
-    file.write_text(json.dumps(report))
-    with pytest.raises(KmdxError, match=r"card.json is not a report of `python -m benchmarks.gpu`: 'gpu'"):
-        roofline.measured_card(file)
+    report = {
+        "machine": machine,
+        "peak_gflops": {"fp32": 4000, "fp16": 30_000},
+        "gpu": {"copies": {"memory": 240}},
+    }
+    (tmp_path / "card.json").write_text(json.dumps(report))
+    return tmp_path / "card.json"
+
+
+def test_the_command_prints_predictions_that_add_up(
+    small: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roofline.main([str(small), "--batch", "2", "--measured", str(measured)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "small: a prediction from counted work, not a measurement; 2 windows at once"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    names = [*(card.name for card in CARDS), "A card"]
+    cards = [row for row in rows if row[0] in names]
+    networks = [row for row in rows if row[0] == "`htdemucs`"]
+    assert [row[:2] for row in cards] == [
+        [name, precision] for name in names for precision in ("fp32", "fp16")
+    ]
+    heads = [row for row in rows if row not in cards + networks]
+    assert [row[0] for row in heads] == ["prediction", "prediction"]
+    assert "ms per window, A card" in heads[1]
+    for row in cards:
+        assert sum(int(cell.rstrip("%")) for cell in row[4:]) == pytest.approx(100, abs=4), "rounded"
+    for total, precision in zip(cards[-2:], ("fp32", "fp16"), strict=True):
+        parts = [float(row[-1]) for row in networks if row[1] == precision]
+        assert float(total[2]) == pytest.approx(sum(parts), rel=0.01)
+    assert [line.partition(":")[0] for line in lines[-len(names) :]] == names
+
+
+def test_a_card_that_was_measured_has_its_peaks(measured: Path, tmp_path: Path) -> None:
+    assert roofline.measured_card(measured) == Card("A card", 4e12, 3e13, 2.4e11, "measured, card.json")
+    measured.write_text('{"machine": {}}')
+    with pytest.raises(
+        KmdxError, match=r"card.json is not a report of `python -m benchmarks.gpu`: 'peak_gflops'"
+    ):
+        roofline.measured_card(measured)
