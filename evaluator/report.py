@@ -27,7 +27,7 @@ from evaluator.metrics import Metric, named, show, signed
 from evaluator.process import COMPUTING
 from evaluator.published_section import published_next_to
 from evaluator.records import SongRecord, columns, finite
-from kmdx import files
+from kmdx import files, spectrograms
 from kmdx.errors import AudioError
 
 HERE = Path(__file__).parent
@@ -188,9 +188,11 @@ def _data(
         "timeLimit": run["time_limit_factor"],
         "memoryLimit": f"{_size(run['memory_limit'], unit)} {unit}",
         "unit": unit,
-        "frequencies": [[label, round(pictures.height(hertz), 4)] for hertz, label in FREQUENCIES.items()],
-        "range": pictures.RANGE,
-        "rows": [pictures.ROWS, pictures.GAP],
+        "frequencies": [
+            [label, round(spectrograms.height(hertz), 4)] for hertz, label in FREQUENCIES.items()
+        ],
+        "range": spectrograms.RANGE,
+        "rows": [spectrograms.ROWS, pictures.GAP],
         "songs": [
             {
                 "name": song.song,

@@ -184,6 +184,27 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
     return left_out
 
 
+def mp3(samples: np.ndarray, rate: int, compression: float) -> bytes:
+    """An mp3 with a variable bit rate in memory, for playing; decoders restore its exact length.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Float32 ``(samples, channels)``, finite.
+    rate : int
+        One of the format's rates, in Hz.
+    compression : float
+        0 to 1: LAME's quality V0 to V9.
+    """
+    memory = io.BytesIO()
+    options = {"compression_level": compression, "bitrate_mode": "VARIABLE"}
+    with sf.SoundFile(
+        memory, "w", rate, samples.shape[1], "MPEG_LAYER_III", format="MP3", **options
+    ) as sound:
+        sound.write(samples.clip(-1, 1))  # LAME would abort the whole process on samples of 1e9
+    return memory.getvalue()
+
+
 def _note_padding(sink: _Sink, before: int, after: int) -> None:
     """Make decoders skip more samples of an mp3, by changing its first frame, which has no sound.
 
