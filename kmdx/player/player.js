@@ -1,7 +1,8 @@
 "use strict";
 // A player for the tracks of a song: one clock, waveforms drawn by wavesurfer.js, mute, solo, level, loop.
 //
-// kmdxPlayer(container, data, { keys }) builds it in an element; `keys` is the element whose keys control it.
+// kmdxPlayer(container, data, { keys, onMove }) builds it in an element. `keys` is the element whose keys control
+// it; `onMove` is called with the position in seconds. `destroy()` removes it.
 // data: { duration (s), rate (Hz), segment (s), margin (s), sides: {a, b}, tracks: [track] }.
 // track: { name, key, side, mark (name of a color), peaks (0 to 1), muted, picture } and either
 //   segments: addresses of encoded sound, each `segment` seconds long plus `margin` on both sides. An address
@@ -320,8 +321,8 @@ const kmdxPlayer = (() => {
   }
 
   class Player {
-    constructor(container, data, { keys = document } = {}) {
-      this.data = data;
+    constructor(container, data, { keys = document, onMove = () => {} } = {}) {
+      Object.assign(this, { data, onMove });
       this.tracks = data.tracks.map((spec, index) => ({ key: spec.name, side: "a", muted: false, ...spec, index, soloed: false, level: 1, gain: 1 }));
       this.side = "a";
       this.abort = new AbortController();
@@ -411,6 +412,7 @@ const kmdxPlayer = (() => {
         { class: "kp-track", role: "group", "aria-label": track.name },
         h("div", { class: "kp-head" }, h("h3", { title: track.name }, track.name), h("div", { class: "kp-buttons" }, track.muteButton, track.soloButton, level)),
         h("div", { class: "kp-body" }, track.wave, picture),
+        track.element ?? null,
       );
       const mark = track.mark ?? track.key;
       const color = KNOWN.includes(mark) ? `var(--${mark})` : `hsl(${(track.index * 137.5 + 20) % 360} 45% 52%)`;
@@ -597,6 +599,7 @@ const kmdxPlayer = (() => {
       this.slider.value = time;
       this.slider.setAttribute("aria-valuetext", `${clock(time, 0)} of ${clock(this.data.duration, 0)}`);
       this.root.style.setProperty("--at", time / this.data.duration);
+      this.onMove(time);
     }
 
     listen(keys) {
