@@ -26,6 +26,7 @@ from .tags import TagError, Tags, id3, write_flac
 WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, so longer files are RF64
 FLOAT = 3  # WAVE_FORMAT_IEEE_FLOAT
 
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 MP3_LEAD = 47
 """Zeros before an mp3's first sample; decoders skip them with LAME's delay of 1105 samples.
 
@@ -63,7 +64,7 @@ FORMATS: dict[str, Format] = {
         "MP3",
         "MPEG_LAYER_III",
         integer=True,
-        rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+        rates=MP3_RATES,
         tagged=True,
     ),
 }

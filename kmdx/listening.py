@@ -403,10 +403,9 @@ def _index(folder: Path, pages: Sequence[Path]) -> str:
 
 def _rate(rate: int) -> int:
     """The rate of an mp3 for sound of a rate, in Hz: the same, or the lowest above it, or the highest."""
-    rates = sorted(encoding.FORMATS["mp3"].rates)  # type: ignore[type-var, arg-type]
-    if rate > rates[-1]:
+    if rate > encoding.MP3_RATES[-1]:
         return 44100 if rate % 11025 == 0 else 48000
-    return next(each for each in rates if each >= rate)
+    return next(each for each in encoding.MP3_RATES if each >= rate)
 
 
 def _peaks(samples: NDArray[np.float32]) -> list[float]:
