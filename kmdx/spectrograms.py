@@ -100,7 +100,7 @@ def png(level: NDArray[np.float64]) -> bytes:
     """A PNG file of levels in dB, ``(rows, columns)``; NaN is transparent."""
     steps = np.rint(254 * np.clip(1 + level / RANGE, 0, 1)) + 1
     pixels = np.where(np.isnan(level), 0, steps).astype(np.uint8)
-    picture = av.VideoFrame.from_ndarray((pixels, _palette()), format="pal8")
+    picture = av.VideoFrame.from_ndarray((pixels, _palette()), format="pal8")  # type: ignore[arg-type]
     encoder = av.CodecContext.create("png", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.height, encoder.width = level.shape

@@ -367,8 +367,8 @@ const kmdxPlayer = (() => {
       this.slider.addEventListener("input", () => (this.transport.currentTime = Number(this.slider.value)));
       const group = (name, label, ...parts) => h("div", { class: name, role: "group", "aria-label": label }, ...parts);
       this.root = h(
-        "section",
-        { class: "kmdx-player", "aria-label": "Player" },
+        "div",
+        { class: "kmdx-player", role: "region", "aria-label": "Player" },
         h(
           "div",
           { class: "kp-top" },
