@@ -140,7 +140,11 @@ def make_all(folder: Path, on_page: Callable[[Path], None], on_error: Callable[[
     on_page, on_error : callable
         Called with the path of each page, and with the reason why a folder has none.
     """
-    found = [*_folders_with_stems(folder)]
+    try:
+        found = [*_folders_with_stems(folder)]
+    except OSError as error:
+        on_error(f"{error.filename or folder}: {error.strerror or error}")
+        return
     if not found:
         on_error(f"{folder}: no stems in or below this folder: expected sound files")
     for each in found:
@@ -220,14 +224,11 @@ def _asset(name: str) -> str:
 
 def _folders_with_stems(folder: Path) -> Iterator[Path]:
     """The folders in and below a folder, itself included, that have sound files."""
-    try:
-        if stems_in(folder):
-            yield folder
-        for entry in sorted(folder.iterdir()):
-            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-                yield from _folders_with_stems(entry)
-    except OSError as error:
-        raise KmdxError(f"{error.filename or folder}: {error.strerror or error}") from error
+    if stems_in(folder):
+        yield folder
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+            yield from _folders_with_stems(entry)
 
 
 def _song_of(folder: Path) -> Song | None:
@@ -306,6 +307,7 @@ class _Writer:
 
     def _begin(self, name: str, sound: audio.Audio) -> None:
         self.first, self.rate = name, _rate(sound.rate)
+        encoding.check_format("mp3", self.rate)
         self.length = math.ceil(len(sound.samples) * self.rate / sound.rate)
         total = self.tracks * self.length / self.rate  # seconds
         if total > LONGEST:

@@ -275,9 +275,10 @@ def test_page_makes_pages_of_stems_from_elsewhere(run: Run, tmp_path: Path) -> N
     assert names == ["guitar"]
 
 
-@pytest.mark.parametrize("what", ["missing", "empty"])
+@pytest.mark.parametrize("what", ["missing", "empty", "file"])
 def test_a_folder_without_stems_is_one_line(run: Run, tmp_path: Path, what: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     result = run("page", what)
     assert result.code == 2
     assert len(result.err.strip().splitlines()) == 1

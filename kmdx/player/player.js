@@ -166,6 +166,7 @@ const kmdxPlayer = (() => {
 
     position() {
       const { run } = this;
+      if (!run) return this.transport.time;
       const now = this.context.currentTime - (this.context.outputLatency || 0);
       const piece = run.pieces.findLast((one) => one.time <= now);
       return piece ? piece.position + Math.min(now - piece.time, piece.length) : run.pieces[0]?.position ?? run.from;
@@ -454,7 +455,7 @@ const kmdxPlayer = (() => {
     drawWaves() {
       const { duration } = this.data;
       const common = { media: this.transport, duration, cursorWidth: 1, barWidth: 2, barGap: 1, barMinHeight: 1, hideScrollbar: true };
-      const loudest = Math.max(...this.tracks.flatMap((track) => track.peaks), 1e-4);
+      const loudest = Math.max(...this.tracks.map((track) => Math.max(...track.peaks)), 1e-4);
       this.regions = WaveSurfer.Regions.create();
       const timeline = WaveSurfer.Timeline.create({ height: 18, secondaryLabelOpacity: 1, formatTimeCallback: (time) => clock(time, 0), style: { fontSize: "12px", color: "inherit" } });
       const original = this.tracks.find((track) => track.side === "b" && this.tracks.filter((other) => other.side === "b").length === 1);
