@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from evaluator import significance
 from evaluator.bootstrap import COVERAGE
 from evaluator.comparison import Comparison, Difference, p_text
 from evaluator.metrics import show, signed
 from evaluator.records import SONG, finite
-from evaluator.report import embedded_json, environment, script
+from evaluator.report import embedded_json, environment, script, style
 from evaluator.results import STATISTICS, statistic_title
 from evaluator.run_folder import write_text
 from evaluator.systems import System, matching
 from kmdx.errors import counted, listed
 
-HERE = Path(__file__).parent
 GENERATOR = "kmdx-net comparison"
 """The page's generator, by which this module recognizes its own pages."""
 
@@ -50,7 +48,6 @@ def is_own(path: Path) -> bool:
 def page(comparison: Comparison) -> str:
     """The page as text."""
     names = comparison.names
-    style = "".join((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "comparison.css"))
     return _template().render(
         title=" and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} others",
         generator=GENERATOR,
@@ -74,7 +71,7 @@ def page(comparison: Comparison) -> str:
         coverage=f"{COVERAGE:.0%}",
         level=f"{significance.LEVEL:.0%}",
         fewest=significance.min_songs(),
-        style=Markup(style),
+        style=style("report.css", "comparison.css"),
         script=script("comparison.js"),
         data=embedded_json(finite(_data(comparison))),
     )

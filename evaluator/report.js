@@ -224,6 +224,7 @@
   const panel = find("panel");
   const content = find("content");
   let shown = null;
+  let player = null; // of the song, if its stems were kept
 
   const hashOf = (song) => `#song=${encodeURIComponent(song.name)}`;
   const sequence = () => [...body.querySelectorAll("tr[data-index]")].map((row) => Number(row.dataset.index));
@@ -239,12 +240,12 @@
   }
 
   function open(index) {
+    if (!panel.open) panel.showModal(); // before drawing, which needs the width
     if (shown !== index) {
       shown = index;
       draw(songs[index]);
     }
     place();
-    if (!panel.open) panel.showModal();
     panel.scrollTop = 0;
     find("panel-title").focus({ preventScroll: true });
   }
@@ -289,7 +290,7 @@
   });
   panel.addEventListener("close", () => {
     const row = rows.find((other) => Number(other.dataset.index) === shown);
-    content.replaceChildren(); // the players stop
+    clear();
     shown = null;
     if (location.hash.startsWith("#song=")) history.replaceState(null, "", location.pathname + location.search);
     row?.querySelector("a").focus({ preventScroll: true });
@@ -298,7 +299,14 @@
 
   const fact = (name, ...value) => h("div", {}, h("dt", {}, name), h("dd", {}, ...value));
 
+  function clear() {
+    player?.destroy();
+    player = null;
+    content.replaceChildren();
+  }
+
   function draw(song) {
+    clear();
     find("panel-title").textContent = song.name;
     content.style.setProperty("--cursor", -1);
     delete content.dataset.cursor;
@@ -327,14 +335,33 @@
     const parts = [facts, ...said];
     if (scored) {
       const span = Math.max(song.duration ?? 0, 1);
-      parts.push(slider(song, span), ...stems.map((stem) => stemCard(song, stem, span)));
+      const tracks = tracksOf(song);
+      const place = tracks.length ? h("div", { class: "player" }) : slider(song, span);
+      parts.push(place, ...stems.map((stem) => stemCard(song, stem, span)));
+      content.replaceChildren(...parts.filter((part) => part !== null));
+      const sides = { a: "Estimates", b: "References" };
+      const onMove = (time) => moveTo(time / span, span, song, false);
+      if (tracks.length) player = kmdxPlayer(place, { duration: span, sides, tracks }, { keys: panel, onMove });
+      return;
     }
     content.replaceChildren(...parts.filter((part) => part !== null));
   }
 
   const framesOf = (song, stem) => (song.frames[data.framed] ?? {})[stem];
 
-  // One position for every plot and player of the song.
+  // The sounds of a song for the player; none if its stems were not kept.
+  function tracksOf(song) {
+    return ["estimate", "reference"].flatMap((which) =>
+      stems
+        .filter((stem) => song.media[stem]?.[which] && song.envelopes[stem])
+        .map((stem) => ({
+          name: `${stem}, ${which}`, key: stem, side: which === "estimate" ? "a" : "b", media: song.media[stem][which],
+          peaks: song.envelopes[stem][which].map((value) => value / 100),
+        })),
+    );
+  }
+
+  // One position for every plot of a song without a player.
   function slider(song, span) {
     const input = h("input", { type: "range", min: 0, max: span.toFixed(2), step: span > 20 ? 1 : 0.1, value: 0, id: "position" });
     input.addEventListener("input", () => moveTo(Number(input.value) / span, span, song, true));
@@ -346,16 +373,18 @@
     content.style.setProperty("--cursor", within(part, 0, 1));
     content.dataset.cursor = "";
     const input = content.querySelector("#position");
-    input.value = time;
-    input.setAttribute("aria-valuetext", `${clock(time)} of ${clock(span)}`);
-    content.querySelector("output").textContent = `${clock(time)} of ${clock(span)}`;
+    if (input) {
+      input.value = time;
+      input.setAttribute("aria-valuetext", `${clock(time)} of ${clock(span)}`);
+      content.querySelector("output").textContent = `${clock(time)} of ${clock(span)}`;
+    }
     for (const card of content.querySelectorAll(".stem[data-stem]")) {
       const frames = framesOf(song, card.dataset.stem) ?? [];
       const frame = frames[Math.min(Math.floor(time), frames.length - 1)];
       const now = card.querySelector(".now");
       now.replaceChildren(`at ${clock(time)} `, h("b", {}, frame == null ? "–" : `${decibels(frame)} dB`));
     }
-    if (seek) for (const player of content.querySelectorAll("audio")) if (player.readyState > 0) player.currentTime = time;
+    if (seek && player) player.transport.currentTime = time;
   }
 
   function plot(kind, span, song, ...children) {
@@ -364,7 +393,7 @@
       const box = element.getBoundingClientRect();
       return (event.clientX - box.x) / box.width;
     };
-    const playing = () => [...content.querySelectorAll("audio")].some((player) => !player.paused);
+    const playing = () => player && !player.transport.paused;
     element.addEventListener("pointermove", (event) => event.pointerType === "mouse" && !playing() && moveTo(partAt(event), span, song, false));
     element.addEventListener("click", (event) => moveTo(partAt(event), span, song, true));
     return element;
@@ -386,7 +415,7 @@
     );
     const parts = [head];
     const envelopes = song.envelopes[stem];
-    if (envelopes) {
+    if (envelopes && !(media.estimate && media.reference)) {
       const peak = Math.max(...envelopes.reference, ...envelopes.estimate, 1);
       for (const which of ["reference", "estimate"]) {
         const highest = Math.max(...envelopes[which]);
@@ -398,7 +427,6 @@
     if (media.picture) parts.push(pictureTrack(song, stem, media.picture, span));
     parts.push(timeAxis(span));
     if (media.picture) parts.push(h("p", { class: "scale" }, `−${data.range} dB`, h("i"), "0 dB, relative to the loudest point of the reference"));
-    if (media.estimate || media.reference) parts.push(players(song, stem, media, span));
     return h("article", { class: `card stem ${stem}`, "data-stem": stem }, ...parts);
   }
 
@@ -465,25 +493,6 @@
       marks.push(h("span", { style: `left:${(100 * time) / span}%`, class: time / span > 0.97 ? "last" : null }, text));
     }
     return h("div", { class: "track", "aria-hidden": "true" }, h("div"), h("div", { class: "clock" }, marks));
-  }
-
-  function players(song, stem, media, span) {
-    const box = h("div", { class: "players" });
-    for (const which of ["estimate", "reference"]) {
-      if (!media[which]) continue;
-      const player = h("audio", { controls: true, preload: "metadata", src: media[which], "aria-label": `${stem}, ${which}` });
-      player.addEventListener("play", () => {
-        // The player that starts takes over the position of the other, so that they can be compared.
-        for (const other of content.querySelectorAll("audio")) {
-          if (other === player || other.paused) continue;
-          player.currentTime = other.currentTime;
-          other.pause();
-        }
-      });
-      player.addEventListener("timeupdate", () => !player.paused && moveTo(player.currentTime / span, span, song, false));
-      box.append(h("div", {}, h("span", {}, `${stem}, ${which}`), player));
-    }
-    return box;
   }
 
   fill();

@@ -1,13 +1,12 @@
 """The report of a run: one self-contained HTML page with styles, script and numbers.
 
 The page loads nothing from the network. For songs whose stems were kept, it links to pictures in ``media/``
-next to it, and to the sounds that its players play: predictions in the run's folder and true stems in the
+next to it, and to the sounds that its player plays: predictions in the run's folder and true stems in the
 data set. The page also works without these files.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from evaluator.metrics import Metric, named, show, signed
 from evaluator.process import COMPUTING
 from evaluator.published_section import published_next_to
 from evaluator.records import SongRecord, columns, finite
-from kmdx import files
+from kmdx import files, listening, spectrograms
 from kmdx.errors import AudioError
 
 HERE = Path(__file__).parent
@@ -109,8 +108,8 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
         size=lambda count: _size(count, unit),
         versions=_versions(run),
         interpreter_packages=_packages(run),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=script("report.js"),
+        style=style("report.css"),
+        script=Markup(listening.script()) + script("report.js"),
         data=embedded_json(_data(run, songs, media or {}, unit)),
     )
 
@@ -118,6 +117,11 @@ def page(results: Mapping[str, Any], media: Mapping[str, Mapping[str, Media]] | 
 def script(name: str) -> Markup:
     """The script of a page, preceded by what all pages share."""
     return Markup("".join((HERE / each).read_text(encoding="utf-8") for each in ("page.js", name)))
+
+
+def style(*names: str) -> Markup:
+    """The style of a page, preceded by that of the player, which defines the colors of all pages."""
+    return Markup(listening.style() + "".join((HERE / name).read_text(encoding="utf-8") for name in names))
 
 
 def environment() -> jinja2.Environment:
@@ -188,9 +192,11 @@ def _data(
         "timeLimit": run["time_limit_factor"],
         "memoryLimit": f"{_size(run['memory_limit'], unit)} {unit}",
         "unit": unit,
-        "frequencies": [[label, round(pictures.height(hertz), 4)] for hertz, label in FREQUENCIES.items()],
-        "range": pictures.RANGE,
-        "rows": [pictures.ROWS, pictures.GAP],
+        "frequencies": [
+            [label, round(spectrograms.height(hertz), 4)] for hertz, label in FREQUENCIES.items()
+        ],
+        "range": spectrograms.RANGE,
+        "rows": [spectrograms.ROWS, pictures.GAP],
         "songs": [
             {
                 "name": song.song,
@@ -283,10 +289,7 @@ def _address(path: Path, base: Path) -> str:
 
 def embedded_json(data: Any) -> Markup:
     """JSON that is safe inside a script element: it cannot end the element or begin a comment."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    return Markup(listening.script_json(data))
 
 
 def _value(value: float | None, metric: Metric, digits: int = 2) -> str:

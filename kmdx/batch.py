@@ -20,6 +20,7 @@ from kmdx import (
     engines,
     files,
     inputs,
+    listening,
     manifest,
     pipeline,
     precisions,
@@ -56,11 +57,12 @@ class SeparateOptions:
     downmix: bool = False
     format: str = "wav16"
     overwrite: bool = False
+    page: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to make of every song of a batch, and where."""
+    """What to make of every song of a batch, and where; :class:`KmdxError` if both do not go together."""
 
     output: Path
     """Parent of the songs' folders."""
@@ -70,6 +72,13 @@ class Job:
     options: SeparateOptions
     mirror: Mirror | None = None
     """Where the stems are uploaded to, if that is a URL; ``output`` is its folder."""
+
+    def __post_init__(self) -> None:
+        if self.mirror and self.options.page:
+            raise KmdxError(
+                f"--page needs an output folder on this machine, not {self.mirror.url}; "
+                "`kmdx page FOLDER` makes pages of a copy of the stems"
+            )
 
     @property
     def target(self) -> Path | Url:
@@ -186,12 +195,13 @@ class SongWorker:
         try:
             left, known = check(self.job.task(song))
             if left is None and self.job.mirror is None:  # a claim would write into a finished folder
-                return known
+                return _with_page(known, self.job.options)
             with manifest.claimed(folder):
                 if self.job.mirror:
                     self.job.mirror.pull(song.place)
                 left, known = check(self.job.task(song))  # another worker may have finished it meanwhile
-                return self.job.shown(known if left is None else self._finish(left, known, progress))
+                result = known if left is None else self._finish(left, known, progress)
+                return self.job.shown(_with_page(result, self.job.options))
         except files.Locked:
             raise
         except (KmdxError, OSError) as error:
@@ -229,13 +239,12 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
     weights.pull_from_urls(use.weight for use in job.plan.networks.values())
     todo, failed = [], 0
     for left, known in map(check, map(job.task, songs)):
-        result = job.shown(known)
         if left is None:
-            log.song(result)
-            failed += result.error is not None
+            log.song(job.shown(_with_page(known, job.options)))
+            failed += known.error is not None
         else:
             todo.append(left)
-            for warning in result.warnings:
+            for warning in job.shown(known).warnings:
                 terminal.warn(warning)
     if todo:
         separator = load_separator(job)
@@ -333,7 +342,7 @@ def _separate_all(tasks: list[SongTask], separator: Separator, job: Job, log: So
             return _separate(task, song, separator, job.options.format, progress)
 
     def write(task: SongTask, made: SongStems) -> None:
-        log.song(job.shown(_write(task, made, job)))
+        log.song(job.shown(_with_page(_write(task, made, job), job.options)))
 
     def fail(task: SongTask, error: KmdxError) -> None:
         log.song(job.shown(SongResult(task.song.path, task.wanted.folder, error=str(error))))
@@ -413,6 +422,17 @@ def _write_files(task: SongTask, made: SongStems, format: str) -> SongResult:
         if peak > 1 and audio.FORMATS[format].integer
     )
     return SongResult(task.song.path, task.wanted.folder, tuple(stems), made.seconds, warnings=clipped)
+
+
+def _with_page(result: SongResult, options: SeparateOptions) -> SongResult:
+    """Make the listening page of a song that has not failed, if the options request it."""
+    if not options.page or result.error is not None:
+        return result
+    try:
+        listening.make(Path(str(result.folder)), listening.Song(result.song, options.start, options.duration))
+    except KmdxError as error:  # the stems are finished nevertheless
+        return replace(result, warnings=(*result.warnings, str(error)))
+    return result
 
 
 def _describe_device(separator: Separator) -> str:

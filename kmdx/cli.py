@@ -111,6 +111,9 @@ def separate(
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
     overwrite: OverwriteOption = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Also write a page for each song, to listen to its stems.")
+    ] = False,
     cluster: ClusterOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of workers; without --cluster, on this machine.")
@@ -158,6 +161,7 @@ def separate(
         downmix=downmix,
         format=format.value,
         overwrite=overwrite,
+        page=page,
     )
     job = batch.Job(folder, loaded, wanted, options, uploads)
     if budget is not None:
@@ -173,9 +177,41 @@ def separate(
 
             settings = ClusterOptions(cluster, workers, gpus_per_worker, cpus_per_worker)
             failed = cluster_console.separate(found.songs, job, settings, log) if found.songs else 0
+    if page:
+        _show_page(folder, [song.folder(folder) for song in found.songs])
     failed += len(found.problems)
     if failed:
         raise typer.Exit(2 if failed == len(found.songs) + len(found.problems) else 1)
+
+
+@app.command("page")
+def pages(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER…", help="Folders of stems, or folders of such folders.")
+    ],
+) -> None:
+    """Write a page for each song whose stems exist, to listen to them in a browser.
+
+    The page is FOLDER/listen.html. A folder of several songs also gets an index.html. Pages that are up to
+    date are kept. Exit code: 0 if all pages are written, 1 if some are not, 2 if none is.
+    """
+    from kmdx import listening
+
+    made: list[Path] = []
+    failed: list[str] = []
+
+    def on_page(path: Path) -> None:
+        made.append(path)
+        terminal.say(str(path))
+
+    def on_error(message: str) -> None:
+        failed.append(message)
+        terminal.complain(message)
+
+    for folder in folders:
+        listening.make_all(folder, on_page, on_error)
+    if failed:
+        raise typer.Exit(1 if made else 2)
 
 
 @app.command()
@@ -428,6 +464,20 @@ def _check_budget(context: typer.Context, budget: float, is_here: bool) -> None:
         raise KmdxError(
             "--budget measures one process on this machine; with --cluster or --workers, choose a --speed"
         )
+
+
+def _show_page(output: Path, folders: list[Path]) -> None:
+    """Write the index of the songs' pages, if there are several; print the path of the page to open."""
+    from kmdx import listening
+
+    pages = [page for folder in folders if (page := folder / listening.PAGE).is_file()]
+    try:
+        index = listening.write_index(output)
+    except KmdxError as error:
+        terminal.warn(str(error))
+        index = None
+    if index or len(pages) == 1:
+        err.print(escape(f"to listen, open {index if len(pages) != 1 else pages[0]}"))
 
 
 def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:

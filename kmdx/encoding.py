@@ -26,6 +26,7 @@ from .tags import TagError, Tags, id3, write_flac
 WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, so longer files are RF64
 FLOAT = 3  # WAVE_FORMAT_IEEE_FLOAT
 
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 MP3_LEAD = 47
 """Zeros before an mp3's first sample; decoders skip them with LAME's delay of 1105 samples.
 
@@ -63,7 +64,7 @@ FORMATS: dict[str, Format] = {
         "MP3",
         "MPEG_LAYER_III",
         integer=True,
-        rates=(8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+        rates=MP3_RATES,
         tagged=True,
     ),
 }
@@ -182,6 +183,27 @@ def _encode_mp3(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tag
         sound.write(np.zeros((after, samples.shape[1])))
     _note_padding(sink, before, after)
     return left_out
+
+
+def mp3(samples: np.ndarray, rate: int, compression: float) -> bytes:
+    """An mp3 with a variable bit rate in memory, for playing; decoders restore its exact length.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Float32 ``(samples, channels)``, finite.
+    rate : int
+        One of the format's rates, in Hz.
+    compression : float
+        0 to 1: LAME's quality V0 to V9.
+    """
+    memory = io.BytesIO()
+    options = {"compression_level": compression, "bitrate_mode": "VARIABLE"}
+    with sf.SoundFile(
+        memory, "w", rate, samples.shape[1], "MPEG_LAYER_III", format="MP3", **options
+    ) as sound:
+        sound.write(samples.clip(-1, 1))  # LAME would abort the whole process on samples of 1e9
+    return memory.getvalue()
 
 
 def _note_padding(sink: _Sink, before: int, after: int) -> None:

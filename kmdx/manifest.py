@@ -180,7 +180,13 @@ def record_name(file: str) -> str:
 
 def owner(folder: Path) -> SourceFile | None:
     """Return the song whose stems are in a folder; None if the folder has no records."""
-    return next((record.song for record in _records(folder).values()), None)
+    record = any_record(folder)
+    return None if record is None else record.song
+
+
+def any_record(folder: Path) -> StemRecord | None:
+    """Return the record of one of the stems in a folder; None if the folder has no records."""
+    return next(iter(_records(folder).values()), None)
 
 
 def recorded(folder: Path) -> set[str]:

@@ -134,7 +134,7 @@ def test_pulling_mini_downloads_nothing(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_wheel_contains_mini(tmp_path: Path) -> None:
+def test_a_wheel_contains_mini_and_the_player(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a build leaves things behind
     for name in ("kmdx", "models/mini"):
         shutil.copytree(ROOT / name, source / name)
@@ -157,7 +157,7 @@ def test_a_wheel_contains_mini(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    program = "import kmdx; from kmdx import Separator; print(kmdx.__file__); print(*Separator('mini', device='cpu').networks)"
+    program = "import kmdx; from kmdx import Separator, listening; print(kmdx.__file__); listening.script(); listening.style(); print(*Separator('mini', device='cpu').networks)"
     environment = {**os.environ, "PYTHONPATH": str(site), "KMDX_MODELS": str(tmp_path / "none")}
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -13,11 +13,13 @@ from conftest import noise
 from report_cases import RATE
 
 from evaluator import pictures
+from kmdx import spectrograms
 from kmdx.errors import AudioError
+from kmdx.spectrograms import ROWS
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """Levels of a PNG as pictures.py writes it, from 0 to 255."""
+    """Levels of a PNG as pictures.py writes it, from 0 to 255; its colors are close to matplotlib's."""
     image = matplotlib.image.imread(io.BytesIO(png))[..., :3]
     colors = matplotlib.colormaps["magma"](np.arange(256))[:, :3]
     distances = np.abs(image[:, :, None] - colors.astype(np.float32)).sum(-1)
@@ -32,12 +34,12 @@ def test_a_picture_shows_the_pitch_and_the_level(tmp_path: Path) -> None:
     picture = tmp_path / "media" / "picture.png"
     pictures.write(tmp_path / "reference.wav", tmp_path / "estimate.wav", picture)
     image = pixels(picture.read_bytes()).astype(float)
-    assert image.shape == (2 * pictures.ROWS + pictures.GAP, pictures.COLUMNS)
-    reference, estimate = image[: pictures.ROWS], image[pictures.ROWS + pictures.GAP :]
-    row = int(pictures.height(1000) * pictures.ROWS)
+    assert image.shape == (2 * ROWS + pictures.GAP, spectrograms.COLUMNS)
+    reference, estimate = image[:ROWS], image[ROWS + pictures.GAP :]
+    row = int(spectrograms.height(1000) * ROWS)
     assert abs(int(reference[:, 200].argmax()) - row) <= 1
     assert reference.max() == 255
-    assert estimate.max() == pytest.approx(255 * (1 - 20 / pictures.RANGE), abs=2)  # 20 dB less
+    assert estimate.max() == pytest.approx(255 * (1 - 20 / spectrograms.RANGE), abs=2)  # 20 dB less
     assert reference[:, 500:].max() == 0  # silent from the middle on
     assert [path.name for path in picture.parent.iterdir()] == ["picture.png"]
 
@@ -46,8 +48,8 @@ def test_short_and_silent_files_get_pictures_and_broken_ones_an_error(tmp_path: 
     sf.write(tmp_path / "short.flac", noise(300, 1), 8000)
     sf.write(tmp_path / "silent.wav", np.zeros((3000, 2)), RATE)
     short, silent = (pictures.spectrogram(tmp_path / name) for name in ("short.flac", "silent.wav"))
-    assert short.shape == (pictures.ROWS, 2)
-    assert not pixels(pictures.draw(silent, silent))[: pictures.ROWS].any()
+    assert short.shape == (ROWS, 2)
+    assert not pixels(pictures.draw(silent, silent))[:ROWS].any()
     (tmp_path / "broken.wav").write_bytes(b"RIFF of nothing")
     with pytest.raises(AudioError, match=r"broken\.wav: its spectrogram cannot be drawn"):
         pictures.spectrogram(tmp_path / "broken.wav")

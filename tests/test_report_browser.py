@@ -106,10 +106,9 @@ def test_a_song_is_drawn_and_its_players_find_their_files(page: Any, run: Path) 
     page.get_by_role("link", name="Kept & <played> #1", exact=True).click()
     assert page.locator("#panel-title").inner_text() == "Kept & <played> #1"
     assert "#song=Kept%20%26%20%3Cplayed%3E%20%231" in page.url
-    waves = page.locator(".plot.wave path")
-    assert waves.count() == 8
-    for wave in waves.all():
-        assert (wave.get_attribute("d") or "").count(",") > 500
+    tracks = page.locator(".kp-track")
+    assert tracks.count() == 8
+    for wave in page.locator(".kp-wave canvas").all():
         box = wave.bounding_box()
         assert box is not None
         assert box["width"] > 300
@@ -120,17 +119,34 @@ def test_a_song_is_drawn_and_its_players_find_their_files(page: Any, run: Path) 
         assert found.count() == number
         for address in found.evaluate_all("all => all.map(one => new URL(one.src, document.baseURI).href)"):
             assert Path(page.evaluate("a => decodeURIComponent(new URL(a).pathname)", address)).is_file()
-    first = page.locator("audio").first
-    first.scroll_into_view_if_needed()
     wait_for(page, "document.querySelector('audio').readyState > 0")
     assert page.evaluate("document.querySelector('audio').duration") == pytest.approx(20, abs=0.01)
     page.locator(".plot.picture img").first.scroll_into_view_if_needed()
     wait_for(page, "document.querySelector('.plot.picture img').naturalWidth > 0")
     assert page.evaluate("document.querySelector('.plot.picture img').naturalWidth") > 500
 
-    page.locator(".plot.wave").first.click(position={"x": 200, "y": 20})
+    page.locator(".kp-wave").first.click(position={"x": 200, "y": 20})
     assert "dB" in page.locator(".now").first.inner_text()
     page.locator("#next").click()
+    assert page.locator("audio").count() == 0
+
+
+def test_estimates_and_references_are_played_in_step(page: Any) -> None:
+    page.get_by_role("link", name="Kept & <played> #1", exact=True).click()
+    wait_for(page, "[...document.querySelectorAll('audio')].every((one) => one.readyState > 0)")
+    page.keyboard.press("Space")
+    wait_for(page, "document.querySelector('audio').currentTime > 1")
+    times = "[...document.querySelectorAll('audio')].map((one) => one.currentTime)"
+    wait_for(page, f"(({times})) && Math.max(...{times}) - Math.min(...{times}) < 0.1")
+    heard = "[...document.querySelectorAll('audio')].map((one) => !one.muted)"
+    assert page.evaluate(heard) == 4 * [True] + 4 * [False]
+    page.keyboard.press("o")
+    assert page.evaluate(heard) == 4 * [False] + 4 * [True]
+    page.get_by_role("button", name="Solo drums, estimate").click()
+    assert page.evaluate(heard) == [False, True] + 6 * [False]
+    page.keyboard.press("o")
+    assert page.evaluate(heard) == 5 * [False] + [True, False, False]  # the same stem
+    page.keyboard.press("Escape")
     assert page.locator("audio").count() == 0
 
 
