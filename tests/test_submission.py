@@ -69,6 +69,7 @@ def test_one_line_of_user_config_selects_the_ensemble(
 
 
 def test_predictions_are_16_bit_files_of_the_stems(wrapper: AIcrowdWrapper, tmp_path: Path) -> None:
+    assert wrapper.separate_music_file("b song") is True
     wrapper.evaluate()
     for name in ("Ünï cödé", "b song"):
         mixture, rate = soundfile.read(tmp_path / "data" / name / "mixture.wav")
