@@ -106,7 +106,7 @@ class Spec:
     file_size: int  # maximum size in bytes of a file that it writes
     without: list[str]  # names of namespaces, or ``Landlock``, that must not be used; set by tests
     user: int | None = None
-    """Id of the user and group that it runs as, if the system allows it; by default those of the evaluator."""
+    """Id of the user and group that it runs as, if the system allows it; by default the evaluator's own."""
 
 
 def main() -> None:

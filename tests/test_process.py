@@ -264,9 +264,7 @@ def test_the_models_folder_is_the_same_from_the_submissions_folder(
 
 
 @LINUX
-def test_a_submission_can_run_as_another_user(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_submission_can_run_as_another_user(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tells = "raise ValueError(f'{os.getuid()} {os.getgid()} {os.getgroups()} {os.access(\"/tmp\", os.W_OK)}')"
     monkeypatch.setitem(submissions.BODIES, "tells", tells)
     submission = start("tells")

@@ -104,9 +104,7 @@ def test_a_deleted_current_folder_is_no_error(unnamed: Path, monkeypatch: pytest
     assert "cache" in where().reason
 
 
-def test_messages_state_why_the_folder_was_searched(
-    unnamed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_messages_state_why_the_folder_was_searched(unnamed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout(unnamed / "clone")
     monkeypatch.chdir(unnamed / "clone")
     why = r"in .*clone/models \(it belongs to the checkout that contains the current folder\)"
