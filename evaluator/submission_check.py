@@ -178,8 +178,10 @@ def check_weights(root: Path) -> Iterator[Step]:
         elif not path.resolve().is_relative_to(root):
             yield Step(f"{path} is outside of the repository", f"cp {shlex.quote(str(path))} models/")
     if missing:
-        problem = f"{counted(len(missing), 'weight')} missing in models/ ({listed(missing)})"
-        yield Step(problem, f"kmdx models pull {' '.join(missing)}")
+        problem = f"{counted(len(missing), 'weight')} of the ensemble missing in models/ ({listed(missing)})"
+        ensemble = submission_files.ensemble(root)
+        names = [ensemble] if ensemble in plan_file.names() else missing
+        yield Step(problem, f"kmdx models pull {' '.join(names)}")
 
 
 def ensemble_files(root: Path) -> list[str]:
