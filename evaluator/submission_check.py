@@ -96,7 +96,7 @@ def check(
         steps = [*check_weights(ROOT)]
         if steps:
             _print(Findings(steps))
-        sys.stdout.buffer.write(b"".join(os.fsencode(path) + b"\0" for path in ensemble_files(ROOT)))
+        sys.stdout.write("".join(f"{path}\0" for path in ensemble_files(ROOT)))
         return
     repository = Repository(ROOT)
     findings = examine(repository)
@@ -271,7 +271,11 @@ def try_song(
 ) -> None:
     """Separate a song with the committed submission, and add what is found."""
     wanted = submission_files.image_python(repository.folder)
-    chosen = python or _find_python(wanted, repository.folder)
+    own = sys.version.split()[0]
+    chosen = python or (None if _matches(own, wanted) else _find_python(wanted, repository.folder))
+    if chosen is None and not accept_python and not _matches(own, wanted):  # before the song takes minutes
+        findings.steps.append(_other_python(own, wanted))
+        return
     with terminal.song_bar("a song", seconds) as progress:
         result = trial.run(repository, seconds, chosen, progress)
     findings.notes += result.isolation
@@ -291,18 +295,30 @@ def try_song(
 def _check_python(
     interpreter: Interpreter, wanted: str | None, accept_python: bool, findings: Findings
 ) -> None:
-    """Compare the interpreter's version with the image's."""
+    """Compare the version of the interpreter that ran the song with the image's."""
     if wanted is None:
         ran = f"the song ran on {interpreter.version}"
         findings.notes.append(f"neither Dockerfile nor apt.txt names the image's Python; {ran}")
-    elif not f"{interpreter.version}.".startswith(f"{wanted}."):
-        problem = f"the song ran on Python {interpreter.version}, but the image has {wanted}"
+    elif not _matches(interpreter.version, wanted):
+        step = _other_python(interpreter.version, wanted)
         if accept_python:
-            findings.notes.append(problem)
-            return
-        make = f"python{wanted} -m venv .venv-{wanted} && .venv-{wanted}/bin/pip install -r requirements.txt"
-        again = f"python -m my_submission.check --python .venv-{wanted}/bin/python"
-        findings.steps.append(Step(f"{problem} (--accept-python accepts that)", f"{make} && {again}"))
+            findings.notes.append(step.problem)
+        else:
+            findings.steps.append(step)
+
+
+def _matches(version: str, wanted: str | None) -> bool:
+    return wanted is None or f"{version}.".startswith(f"{wanted}.")
+
+
+def _other_python(version: str, wanted: str | None) -> Step:
+    """What to do about an interpreter whose version is not the image's."""
+    folder = f".venv-{wanted}"
+    make = f"python{wanted} -m venv {folder} && {folder}/bin/pip install -r requirements.txt"
+    return Step(
+        f"the image has Python {wanted}, this is {version} (--accept-python accepts that)",
+        f"{make} && python -m my_submission.check --python {folder}/bin/python",
+    )
 
 
 def _check_time(root: Path, result: Trial, seconds: float, findings: Findings) -> None:
@@ -344,9 +360,7 @@ def _weights(root: Path) -> list[Weight]:
 
 
 def _find_python(version: str | None, root: Path) -> Path | None:
-    """An interpreter of a version that has the packages of ``requirements.txt``; None for this one."""
-    if version is None or f"{sys.version.split()[0]}.".startswith(f"{version}."):
-        return None
+    """An interpreter of a version that has the packages of ``requirements.txt``; None if there is none."""
     names = [*submission_files.pins(root / "requirements.txt")]
     program = "import importlib.metadata as m, sys; [m.version(name) for name in sys.argv[1:]]"
     found = shutil.which(f"python{version}")

@@ -110,7 +110,7 @@ def test_messages_state_why_the_folder_was_searched(unnamed: Path, monkeypatch: 
     why = r"in .*clone/models \(it belongs to the checkout that contains the current folder\)"
     with pytest.raises(weights.MissingWeights, match=f"{why}; `kmdx models pull htdemucs_ft_bass`"):
         weights.find(weights.get("htdemucs_ft_bass"))
-    with pytest.raises(weights.MissingWeights, match=f"{why}: htdemucs_ft_bass, "):
+    with pytest.raises(weights.MissingWeights, match=f"{why}: htdemucs_ft_vocals, "):
         Separator("htdemucs_ft")
     with pytest.raises(weights.MissingWeights, match=rf"in {unnamed}; "):
         weights.find(weights.get("htdemucs_ft_bass"), unnamed)
