@@ -36,7 +36,7 @@ trap 'rm -f "$files"' EXIT
 "$python" -m my_submission.check --files >"$files" || { cat "$files" >&2; exit 1; }
 git add --all
 git --literal-pathspecs add --force --pathspec-from-file="$files" --pathspec-file-nul
-git diff --cached --quiet || git commit --quiet --message="Submission: ${tag#submission-}"
+git diff --cached --quiet || git commit --message="Submission: ${tag#submission-}"
 
 "$python" -m my_submission.check --before-tag "$@"
 

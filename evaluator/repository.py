@@ -23,6 +23,15 @@ from kmdx.errors import KmdxError, first_line
 
 SUBMISSION = "submission-"
 """Beginning of the name of a tag that AIcrowd evaluates."""
+_LOCAL = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+)
+"""Environment variables that would make git use another repository, such as in a hook."""
 _FIELDS = re.compile(rb"\noid sha256:([0-9a-f]{64})\nsize ([0-9]+)\n")
 
 
@@ -89,7 +98,7 @@ class Repository:
 
     def changes(self) -> list[str]:
         """Files that differ from the current commit, or are neither committed nor ignored."""
-        lines = self._git("status", "--porcelain", "--no-renames", "-z").split(b"\0")
+        lines = self._git("status", "--porcelain", "--no-renames", "--untracked-files=all", "-z").split(b"\0")
         return [os.fsdecode(line[3:]) for line in lines if line]
 
     def files(self) -> dict[str, CommittedFile]:
@@ -166,7 +175,7 @@ class Repository:
 
     def _git(self, *words: str, given: bytes = b"", settings: dict[str, str] | None = None) -> bytes:
         """Run git in the repository; return what it prints."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        kept = {name: value for name, value in os.environ.items() if name not in _LOCAL}
         try:
             ended = subprocess.run(
                 ["git", "-C", str(self.folder), *words],

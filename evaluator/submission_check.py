@@ -70,7 +70,10 @@ def check(
         bool, typer.Option("--before-tag", help="The commit must have no submission tag yet.")
     ] = False,
     files: Annotated[
-        bool, typer.Option("--files", help="Only print the files of the ensemble, each followed by a NUL.")
+        bool,
+        typer.Option(
+            "--files", help="Only print the ensemble's files, with a NUL after each, for submit.sh."
+        ),
     ] = False,
     seconds: Annotated[
         float, typer.Option(min=1, max=3600, help="Duration of the song that is separated.")
@@ -92,13 +95,12 @@ def check(
     named = os.environ.get("KMDX_MODELS")
     for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         del os.environ[name]
+    repository = Repository(ROOT)
     if files:
-        steps = [*check_weights(ROOT)]
-        if steps:
+        if steps := [*check_weights(ROOT), *check_sizes(repository)]:
             _print(Findings(steps))
         sys.stdout.write("".join(f"{path}\0" for path in ensemble_files(ROOT)))
         return
-    repository = Repository(ROOT)
     findings = examine(repository)
     if named:
         findings.notes.append(f"KMDX_MODELS ({named}) is ignored: the server reads models/ of the repository")
@@ -174,7 +176,8 @@ def check_weights(root: Path) -> Iterator[Step]:
             yield Step(status.message, f"{EDIT} my_submission/user_config.py")
         elif not status.ok:
             file = shlex.quote(os.path.relpath(path, root))
-            yield Step(f"{file}: {status.message}", f"rm {file} && kmdx models pull {name}")
+            again = f"rm {file} && kmdx models pull {name}"
+            yield Step(f"{file}: {status.message}", again if status.weight.sources else f"git restore {file}")
         elif not path.resolve().is_relative_to(root):
             yield Step(f"{path} is outside of the repository", f"cp {shlex.quote(str(path))} models/")
     if missing:
@@ -192,6 +195,18 @@ def ensemble_files(root: Path) -> list[str]:
     found += [root / "models" / weights.TRAINED]
     inside = [path for path in found if path.is_file() and path.resolve().is_relative_to(root)]
     return sorted({os.path.relpath(path, root) for path in inside})
+
+
+def check_sizes(repository: Repository) -> Iterator[Step]:
+    """Check that large files that are not committed yet would go into Git LFS."""
+    paths = [path for path in repository.changes() if (repository.folder / path).is_file()]
+    large = [path for path in paths if (repository.folder / path).stat().st_size > LARGEST]
+    for path in sorted({*large} - repository.in_lfs(large)):
+        size = f"{(repository.folder / path).stat().st_size / 1e6:.1f} MB"
+        yield Step(
+            f"{path} ({size}) would not be in Git LFS, as files above {LARGEST / 1e6:.0f} MB must be",
+            f"git lfs track {shlex.quote(path)}",
+        )
 
 
 def check_commit(repository: Repository, committed: dict[str, CommittedFile]) -> Iterator[Step]:
@@ -282,7 +297,7 @@ def try_song(
     if result.failure is not None:
         findings.notes += [f"the submission printed: {line}" for line in result.log_tail]
         findings.steps.append(
-            Step(f"a song failed: {result.failure}", "python -m my_submission.check, after a correction")
+            Step(f"a song failed, correct it: {result.failure}", f"{EDIT} my_submission/user_config.py")
         )
     if result.interpreter is None:
         return

@@ -241,7 +241,7 @@ def models_list() -> None:
     out.print(
         "A name in parentheses can replace the name. `kmdx models pull` also imports community checkpoints."
     )
-    out.print(escape(f"folder: {weights.models_folder()}"))
+    out.print(escape(f"folder: {weights.described()}"))
 
 
 @models_app.command("pull")

@@ -135,9 +135,9 @@ def append(path: Path, size: int) -> None:
 
 def without_pointer(entry: Path) -> None:
     """Commit the weights to git itself, as without Git LFS."""
-    append(entry / "models" / "small.ckpt", 6 * 10**6)
+    append(entry / "models" / "small.ckpt", 1)
     run(entry, "git", "lfs", "uninstall", "--local")
-    commit(entry, "models/small.ckpt")
+    run(entry, "env", "GIT_CONFIG_NOSYSTEM=1", "git", "commit", "--quiet", "--all", "--message=Work")
     run(entry, "git", "lfs", "install", "--local")
 
 
@@ -176,15 +176,16 @@ def lost(entry: Path) -> None:
     [
         (edited, "not committed: my_submission/user_config.py"),
         (added, "not committed: my_submission/layers.py"),
-        (without_pointer, r"models/small.ckpt (6.1 MB) is not in Git LFS"),
-        (untracked, r"table.bin (6.0 MB) is not in Git LFS"),
+        (without_pointer, "models/small.ckpt (1.3 MB) is not in Git LFS"),
+        (untracked, "table.bin (6.0 MB) is not in Git LFS, as files above "),
         (ignored, "models/small.ckpt is not committed"),
         (replaced, "models/small.ckpt differs from the committed file"),
     ],
 )
 def test_an_incomplete_commit_is_reported_and_the_suggested_commands_complete_it(
-    entry: Path, spoil: Callable[[Path], None], problem: str
+    entry: Path, spoil: Callable[[Path], None], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(submission_check, "LARGEST", 50_000)
     spoil(entry)
     found = examine(Repository(entry))
     assert not found.is_complete
@@ -193,6 +194,17 @@ def test_an_incomplete_commit_is_reported_and_the_suggested_commands_complete_it
         for step in examine(Repository(entry)).steps:
             subprocess.run(["bash", "-c", step.command], cwd=entry, capture_output=True)
     assert examine(Repository(entry)).steps == []
+
+
+@NEEDS_LFS
+def test_large_files_are_reported_before_they_are_committed_without_git_lfs(entry: Path) -> None:
+    (entry / "run").mkdir()
+    append(entry / "run" / "a song.wav", 6 * 10**6)
+    append(entry / "models" / "other.th", 6 * 10**6)
+    (step,) = submission_check.check_sizes(Repository(entry))
+    assert step.problem.startswith("run/a song.wav (6.0 MB) would not be in Git LFS")
+    run(entry, "bash", "-c", step.command)
+    assert not [*submission_check.check_sizes(Repository(entry))]
 
 
 @NEEDS_LFS
@@ -410,7 +422,7 @@ def test_another_python_than_the_images_is_a_step(entry: Path, monkeypatch: pyte
     monkeypatch.setattr(trial, "run", lambda *_: Trial("no luck"))
     found = Findings()
     submission_check.try_song(Repository(entry), found, 1.0, accept_python=True)
-    assert [step.problem for step in found.steps] == ["a song failed: no luck"]
+    assert [step.problem for step in found.steps] == ["a song failed, correct it: no luck"]
 
 
 def test_an_environment_with_the_images_python_is_found(entry: Path) -> None:
