@@ -38,6 +38,8 @@ git add --all
 git --literal-pathspecs add --force --pathspec-from-file="$files" --pathspec-file-nul
 git diff --cached --quiet || git commit --message="Submission: ${tag#submission-}"
 
+! git ls-remote --tags "$remote" 'refs/tags/submission-*' | grep --quiet "^$(git rev-parse HEAD)" ||
+    stop "the remote has a submission tag of this commit: git commit --allow-empty --message='Submit again'"
 "$python" -m my_submission.check --before-tag "$@"
 
 # The files first: a tag that the server sees must have all of them.

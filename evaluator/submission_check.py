@@ -163,6 +163,7 @@ def check_weights(root: Path) -> Iterator[Step]:
         yield Step(problem, "git lfs install && git lfs pull")
         return
     missing = []
+    ensemble = submission_files.ensemble(root)
     try:
         used = _weights(root)
     except KmdxError as error:
@@ -176,15 +177,13 @@ def check_weights(root: Path) -> Iterator[Step]:
             yield Step(status.message, f"{EDIT} my_submission/user_config.py")
         elif not status.ok:
             file = shlex.quote(os.path.relpath(path, root))
-            again = f"rm {file} && kmdx models pull {name}"
+            again = f"rm {file} && kmdx models pull {ensemble}"
             yield Step(f"{file}: {status.message}", again if status.weight.sources else f"git restore {file}")
         elif not path.resolve().is_relative_to(root):
             yield Step(f"{path} is outside of the repository", f"cp {shlex.quote(str(path))} models/")
     if missing:
         problem = f"{counted(len(missing), 'weight')} of the ensemble missing in models/ ({listed(missing)})"
-        ensemble = submission_files.ensemble(root)
-        names = [ensemble] if ensemble in plan_file.names() else missing
-        yield Step(problem, f"kmdx models pull {' '.join(names)}")
+        yield Step(problem, f"kmdx models pull {ensemble}")
 
 
 def ensemble_files(root: Path) -> list[str]:
@@ -200,7 +199,7 @@ def ensemble_files(root: Path) -> list[str]:
 def check_sizes(repository: Repository) -> Iterator[Step]:
     """Check that large files that are not committed yet would go into Git LFS."""
     paths = [path for path in repository.changes() if (repository.folder / path).is_file()]
-    large = [path for path in paths if (repository.folder / path).stat().st_size > LARGEST]
+    large = [path for path in paths if _is_large(repository, path)]
     for path in sorted({*large} - repository.in_lfs(large)):
         size = f"{(repository.folder / path).stat().st_size / 1e6:.1f} MB"
         yield Step(
@@ -219,29 +218,39 @@ def check_commit(repository: Repository, committed: dict[str, CommittedFile]) ->
         needed = ensemble_files(repository.folder)
     except KmdxError:  # reported by check_weights
         needed = []
-    wrong = [path for path in needed if not _is_committed(repository, committed.get(path), path)]
     large = [path for path, file in committed.items() if file.bytes > LARGEST]
-    large += [path for path in wrong if (repository.folder / path).stat().st_size > LARGEST]
-    if (large or repository.in_lfs(wrong)) and not repository.lfs_is_set_up():
+    wrong = [path for path in needed if not _is_committed(repository, committed.get(path), path)]
+    matched = repository.in_lfs([*committed, *needed])
+    plain = {*large, *(path for path in needed if path in matched and _is_plain(committed.get(path)))}
+    if (plain or matched & {*wrong}) and not repository.lfs_is_set_up():
         yield Step("Git LFS is not set up", SETUP_LFS)
-    wanted = sorted({*large, *wrong})
-    matched = repository.in_lfs(wanted)
-    for path in wanted:
-        file = shlex.quote(path)
-        track = f"git lfs track {file} && " if path in large and path not in matched else ""
-        if path in committed and path in large and committed[path].pointer is None:
-            size = f"{committed[path].bytes / 1e6:.1f} MB"
-            yield Step(
-                f"{path} ({size}) is not in Git LFS, as files above {LARGEST / 1e6:.0f} MB must be",
-                f"{track}git add --renormalize .gitattributes {file} && git commit -m 'Git LFS'",
-            )
-        else:
-            problem = "differs from the committed file" if path in committed else "is not committed"
-            add = f"git add --force .gitattributes {file}" if track else f"git add --force {file}"
-            yield Step(f"{path} {problem}", f"{track}{add} && git commit -m Weights")
+    for path in sorted(plain):
+        file, size = shlex.quote(path), f"{committed[path].bytes / 1e6:.1f} MB"
+        why = f", as files above {LARGEST / 1e6:.0f} MB must be" if path in large else ""
+        track = "" if path in matched else f"git lfs track {file} && "
+        add = f"git add --renormalize .gitattributes {file}"
+        yield Step(f"{path} ({size}) is not in Git LFS{why}", f"{track}{add} && git commit -m 'Git LFS'")
+    for path in wrong:
+        problem = "differs from the committed file" if path in committed else "is not committed"
+        track = (
+            ""
+            if path in matched or not _is_large(repository, path)
+            else f"git lfs track {shlex.quote(path)} && "
+        )
+        add = f"git add --force .gitattributes {shlex.quote(path)}"
+        yield Step(f"{path} {problem}", f"{track}{add} && git commit -m Weights")
     lost = [path for path, file in committed.items() if file.pointer and not repository.stored(file.pointer)]
     if lost:
         yield Step(f"{listed(lost, most=3)}: Git LFS does not have the file", "git lfs fetch")
+
+
+def _is_plain(file: CommittedFile | None) -> bool:
+    """Whether a file is committed, but not in Git LFS."""
+    return file is not None and file.pointer is None
+
+
+def _is_large(repository: Repository, path: str) -> bool:
+    return (repository.folder / path).stat().st_size > LARGEST
 
 
 def _is_committed(repository: Repository, file: CommittedFile | None, path: str) -> bool:

@@ -183,9 +183,8 @@ def lost(entry: Path) -> None:
     ],
 )
 def test_an_incomplete_commit_is_reported_and_the_suggested_commands_complete_it(
-    entry: Path, spoil: Callable[[Path], None], problem: str, monkeypatch: pytest.MonkeyPatch
+    entry: Path, spoil: Callable[[Path], None], problem: str
 ) -> None:
-    monkeypatch.setattr(submission_check, "LARGEST", 50_000)
     spoil(entry)
     found = examine(Repository(entry))
     assert not found.is_complete
