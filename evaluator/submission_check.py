@@ -232,13 +232,9 @@ def check_commit(repository: Repository, committed: dict[str, CommittedFile]) ->
         yield Step(f"{path} ({size}) is not in Git LFS{why}", f"{track}{add} && git commit -m 'Git LFS'")
     for path in wrong:
         problem = "differs from the committed file" if path in committed else "is not committed"
-        track = (
-            ""
-            if path in matched or not _is_large(repository, path)
-            else f"git lfs track {shlex.quote(path)} && "
-        )
-        add = f"git add --force .gitattributes {shlex.quote(path)}"
-        yield Step(f"{path} {problem}", f"{track}{add} && git commit -m Weights")
+        file, needs_pattern = shlex.quote(path), path not in matched and _is_large(repository, path)
+        track = f"git lfs track {file} && git add .gitattributes && " if needs_pattern else ""
+        yield Step(f"{path} {problem}", f"{track}git add --force {file} && git commit -m Weights")
     lost = [path for path, file in committed.items() if file.pointer and not repository.stored(file.pointer)]
     if lost:
         yield Step(f"{listed(lost, most=3)}: Git LFS does not have the file", "git lfs fetch")
