@@ -97,7 +97,8 @@ def check(
         del os.environ[name]
     repository = Repository(ROOT)
     if files:
-        if steps := [*check_weights(ROOT), *check_sizes(repository)]:
+        steps = [*check_description(ROOT), *check_requirements(ROOT)]
+        if steps := [*steps, *check_weights(ROOT), *check_sizes(repository)]:
             _print(Findings(steps))
         sys.stdout.write("".join(f"{path}\0" for path in ensemble_files(ROOT)))
         return
@@ -263,11 +264,11 @@ def check_tag(repository: Repository, before_tag: bool = False) -> Iterator[Step
 
     AIcrowd evaluates a commit once, however many tags it gets.
     """
+    if repository.head() is None:
+        return
     tags = repository.tags()
     names = listed([tag.name for tag in tags])
     again = "git commit --allow-empty -m 'Submit again'"
-    if repository.head() is None:
-        return
     if before_tag:
         if tags:
             yield Step(f"the commit has the tag {names} already, and AIcrowd evaluates a commit once", again)
@@ -344,7 +345,10 @@ def _other_python(version: str, wanted: str | None) -> Step:
 def _check_time(root: Path, result: Trial, seconds: float, findings: Findings) -> None:
     """Compare the song's time with the limit, if this machine has what the submission asks for."""
     factor = result.seconds / seconds
-    description = submission_files.read_description(root)
+    try:
+        needs_gpu = submission_files.read_description(root).gpu
+    except DocumentError:  # reported by check_description
+        needs_gpu = True
     device = result.interpreter.device if result.interpreter else None
     measured = (
         f"the song took {factor:.2f} × its duration on {device or 'this machine'} (limit {TIME_FACTOR:g} ×); "
@@ -353,7 +357,7 @@ def _check_time(root: Path, result: Trial, seconds: float, findings: Findings) -
     )
     if factor <= TIME_FACTOR:
         findings.notes.append(measured)
-    elif description.gpu and device == "cpu":
+    elif needs_gpu and device == "cpu":
         findings.notes.append(f"{measured}: try it on a machine with a GPU, as the server has")
     else:
         findings.steps.append(Step(measured, f"{EDIT} my_submission/user_config.py"))

@@ -127,6 +127,6 @@ def ensemble(folder: Path) -> str | None:
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         value = getattr(node, "value", None)
         if "ENSEMBLE" in names:
-            is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
-            return value.value if is_text else None
+            text = value.value if isinstance(value, ast.Constant) else None
+            return text if isinstance(text, str) else None
     return None

@@ -41,8 +41,8 @@ def environment(given: Mapping[str, str], submission: Path) -> dict[str, str]:
     passed = {k: v for k, v in given.items() if matches(k, PASSED) and not matches(k, SECRETS)}
     if models := given.get("KMDX_MODELS"):  # absolute, because the submission runs in another folder
         passed["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
-    elif not (models := weights_folder.where(submission).path).is_relative_to(submission):
-        passed["KMDX_MODELS"] = str(models)  # its home differs, and it may not see the rest of a checkout
+    elif not (found := weights_folder.where(submission).path).is_relative_to(submission):
+        passed["KMDX_MODELS"] = str(found)  # its home differs, and it may not see the rest of a checkout
     if kept := list(python_path(given)):
         passed["PYTHONPATH"] = os.pathsep.join(map(str, kept))
     if (user := Path.home() / ".local").is_dir():

@@ -408,6 +408,8 @@ def test_a_song_over_the_time_limit_is_a_step_unless_only_a_gpu_is_missing(entry
     assert not finding(entry, 16.0).steps
     assert "try it on a machine with a GPU" in finding(entry, 16.0).notes[-1]
     assert finding(entry, 16.0, "Tesla T4").steps
+    (entry / "aicrowd.json").unlink()
+    assert not finding(entry, 16.0).steps, "the missing file is reported elsewhere"
 
 
 def test_packages_that_differ_from_the_pins_are_named(entry: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,18 @@ def test_one_command_leads_from_a_clone_to_a_tag(clone: Path, tmp_path: Path) ->
     assert run(remote, "git", "tag") == "submission-first\n"
 
 
-def test_a_check_that_fails_leaves_no_tag_and_the_next_try_can_use_its_name(
+def test_a_song_that_fails_leaves_no_tag_and_the_next_try_can_use_its_name(
     clone: Path, tmp_path: Path
 ) -> None:
-    describe(clone, authors=["kmdx-net"])
+    config = clone / "my_submission" / "user_config.py"
+    works = config.read_text("utf-8")
+    config.write_text(works.replace("self.count += 1", "raise RuntimeError('out of ideas')"), "utf-8")
     ended = submit(clone, "first", *QUICK)
     assert ended.returncode == 1
-    assert "expected your AIcrowd user name" in ended.stdout
+    assert "a song failed, correct it: RuntimeError: out of ideas" in ended.stdout
     assert run(clone, "git", "tag") == ""
     assert run(tmp_path / "remote.git", "git", "for-each-ref") == ""
-    describe(clone)
+    config.write_text(works, "utf-8")
     assert submit(clone, "first", *QUICK).returncode == 0
     assert run(tmp_path / "remote.git", "git", "tag") == "submission-first\n"
 
@@ -107,12 +110,23 @@ def test_a_remote_that_refuses_the_tag_leaves_none_here(clone: Path, tmp_path: P
     assert run(clone, "git", "tag") == "submission-first\n"
 
 
-def test_missing_weights_stop_it_before_anything_is_committed(clone: Path) -> None:
-    (clone / "models" / "small.ckpt").unlink()
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda clone: (clone / "models" / "small.ckpt").unlink(), "small.ckpt is missing"),
+        (lambda clone: describe(clone, authors=["kmdx-net"]), "expected your AIcrowd user name"),
+        (lambda clone: (clone / "requirements.txt").write_text("torch>=2"), "torch>=2 is not pinned"),
+        (lambda clone: (clone / "song.wav").write_bytes(b"0" * 6 * 10**6), "git lfs track song.wav"),
+    ],
+)
+def test_what_can_be_checked_at_once_stops_it_before_anything_is_committed(
+    clone: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    spoil(clone)
     head = run(clone, "git", "rev-parse", "HEAD")
     ended = submit(clone, "first")
     assert ended.returncode == 1
-    assert "small.ckpt" in ended.stderr
+    assert problem in ended.stderr
     assert run(clone, "git", "rev-parse", "HEAD") == head
     assert run(clone, "git", "diff", "--cached", "--name-only") == ""
 
