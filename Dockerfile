@@ -1,8 +1,15 @@
 # The submission's image: CUDA, the pinned requirements and, under models/, the weights.
 # Build it where models/ is filled (kmdx models pull leaderboard_c); at run time no network is needed.
-FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+#
+# CUDA 13 needs driver 580 or newer on the host. For an older one (525 or newer), write CUDA=12.8.1 here: torch
+# and ONNX Runtime are then those in requirements-cuda12.txt. AIcrowd builds the image without arguments.
+ARG CUDA=13.0.1
+FROM nvidia/cuda:${CUDA}-cudnn-runtime-ubuntu24.04
+ARG CUDA
 
-ENV DEBIAN_FRONTEND=noninteractive \
+# Without a UTF-8 locale, Python could not write songs' names to a log.
+ENV LANG=C.UTF-8 \
+    DEBIAN_FRONTEND=noninteractive \
     PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     HF_HUB_OFFLINE=1
@@ -18,8 +25,13 @@ USER aicrowd
 WORKDIR /home/aicrowd
 
 ENV PATH=/home/aicrowd/.venv/bin:$PATH
-COPY --chown=aicrowd:aicrowd requirements.txt .
-RUN python3 -m venv .venv && pip install --requirement requirements.txt
+COPY --chown=aicrowd:aicrowd requirements.txt requirements-cuda12.txt ./
+RUN python3.12 -m venv .venv \
+    && if [ "${CUDA%%.*}" = 12 ]; then \
+        sed --in-place '/^torch==/d; /^onnxruntime-gpu==/d' requirements.txt \
+        && cat requirements-cuda12.txt >> requirements.txt; \
+    fi \
+    && pip install --requirement requirements.txt
 
 COPY --chown=aicrowd:aicrowd . .
 RUN pip install --no-deps --editable . && kmdx ensembles

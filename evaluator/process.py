@@ -129,6 +129,8 @@ class SubmissionOptions:
     hidden: Sequence[Path] = ()
     """Files and folders that it must not see, even if they are in a folder that it may read."""
     stems: Sequence[str] = STEMS  # the stems that the model must return
+    user: int | None = None
+    """Id of the user that it runs as, if the system allows it; by default the evaluator's own user."""
 
 
 class Submission:
@@ -460,6 +462,9 @@ class _Running:
             (self.scratch / name).mkdir()
         spec = _spec(submission, self.scratch)
         direct = os.name != "posix"
+        if spec.user is not None and not direct and os.geteuid() == 0:
+            for folder in spec.writable:
+                _give(Path(folder), spec.user)
         self._before = {process.pid for process in _tree(os.getpid())}
         try:
             self.process = subprocess.Popen(
@@ -649,7 +654,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
     python, folder = submission.python, submission.folder
     home, temporary = scratch / "home", scratch / "tmp"
     environment = {
-        **visible.environment(os.environ),
+        **visible.environment(os.environ, folder),
         "AICROWD_DATASET_DIR": str(submission.dataset),
         "AICROWD_PUBLIC_SHARED_DIR": str(submission.shared),
         "HOME": str(home),
@@ -659,7 +664,7 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         folder,
         python,
         *visible.interpreter_folders(python, os.environ, folder, submission.hidden),
-        *visible.weights(os.environ),
+        *visible.weights(os.environ, folder),
     ]
     options = submission.options
     readable += [WORKER.resolve(), STARTUP.resolve(), submission.dataset]
@@ -677,7 +682,14 @@ def _spec(submission: Submission, scratch: Path) -> sandbox.Spec:
         memory=submission.limits.memory,
         file_size=MAX_FILE_SIZE,
         without=submission.without,
+        user=options.user,
     )
+
+
+def _give(folder: Path, user: int) -> None:
+    """Make a user the owner of a folder and of the folders in it."""
+    for path in (folder, *(entry for entry in folder.rglob("*") if entry.is_dir())):
+        os.chown(path, user, user, follow_symlinks=False)
 
 
 def find_pointer(folder: Path) -> str | None:

@@ -105,6 +105,8 @@ class Spec:
     memory: int  # maximum size of ``/dev/shm`` in bytes
     file_size: int  # maximum size in bytes of a file that it writes
     without: list[str]  # names of namespaces, or ``Landlock``, that must not be used; set by tests
+    user: int | None = None
+    """Id of the user and group that it runs as, if the system allows it; by default the evaluator's own."""
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
         die_with_parent()
     spec = Spec(**json.loads(_read_line()))
     notes: list[str] = []
-    made = enter_namespaces(spec.without, notes) if LINUX else set()
+    made = enter_namespaces(spec.without, notes, spec.user) if LINUX else set()
     alive, hold = os.pipe()
     child = os.fork()
     if child == 0:
@@ -127,11 +129,12 @@ def main() -> None:
     os._exit(_code(status))
 
 
-def enter_namespaces(without: Sequence[str], notes: list[str]) -> set[int]:
+def enter_namespaces(without: Sequence[str], notes: list[str], user_inside: int | None = None) -> set[int]:
     """Move this process into new namespaces, and its next child into a PID namespace.
 
-    An ordinary user also needs a user namespace, in which the user's id stays the same. Everything that the
-    system does not allow is added to ``notes``. Returns the flags of the new namespaces.
+    An ordinary user also needs a user namespace, in which the user's id stays the same, or becomes
+    ``user_inside``. Everything that the system does not allow is added to ``notes``. Returns the flags of the
+    new namespaces.
     """
     wanted = [flag for flag, name in NAMES.items() if name not in without]
     failures = {flag: "not asked for" for flag in NAMES if flag not in wanted}
@@ -158,8 +161,8 @@ def enter_namespaces(without: Sequence[str], notes: list[str]) -> set[int]:
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/setgroups").write_text("deny")
-                Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-                Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+                Path("/proc/self/uid_map").write_text(f"{user_inside or user} {user} 1")
+                Path("/proc/self/gid_map").write_text(f"{user_inside or group} {group} 1")
             enter()
     meaning_of = {
         NEW_PID: "the submission could see and signal other processes",
@@ -187,12 +190,15 @@ def _guard(spec: Spec, made: set[int], notes: list[str], alive: int) -> None:
     if contained:
         limit_processes()
     landlock = _restrict_view(spec, made, notes)
+    has_view = landlock is None and not any(note.startswith(NO_FILES) for note in notes)
+    if spec.user not in (None, os.geteuid()) and not (has_view and os.geteuid() == 0):
+        notes.append("the submission ran as the evaluator's user: the system does not allow another one")
     line = {"isolation": notes, "contained": contained}
     _write_all(1, json.dumps(line).encode() + b"\n")
     _read_line()
     child = os.fork()
     if child == 0:
-        _become(spec, landlock)
+        _become(spec, landlock, spec.user if has_view and os.geteuid() == 0 else None)
     if LINUX:
         LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0)  # so that the program cannot read the guard's memory
         drop_privileges()
@@ -235,11 +241,15 @@ def _restrict_view(spec: Spec, made: set[int], notes: list[str]) -> int | None:
     return rules
 
 
-def _become(spec: Spec, landlock: int | None) -> None:
-    """Replace this process by the program."""
+def _become(spec: Spec, landlock: int | None, user: int | None) -> None:
+    """Replace this process by the program, which runs as ``user`` if this process is root's."""
     try:
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
         if LINUX:
-            die_with_parent()
+            die_with_parent()  # after the change of user, which cancels it
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

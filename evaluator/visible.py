@@ -32,8 +32,8 @@ ENVIRONMENT = ("bin", "include", "lib", "lib64", "Include", "Lib", "Scripts")
 MAX_DEPTH = 100  # levels of a submission's folder that are searched
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The part of the evaluator's environment that a submission gets."""
+def environment(given: Mapping[str, str], submission: Path) -> dict[str, str]:
+    """The part of the evaluator's environment that the submission in a folder gets."""
 
     def matches(name: str, patterns: Iterable[str]) -> bool:
         return any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in patterns)
@@ -41,8 +41,8 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     passed = {k: v for k, v in given.items() if matches(k, PASSED) and not matches(k, SECRETS)}
     if models := given.get("KMDX_MODELS"):  # absolute, because the submission runs in another folder
         passed["KMDX_MODELS"] = str(Path(models).expanduser().absolute())
-    elif weights_folder.where().path.is_relative_to(Path.home()):  # because its home folder differs, too
-        passed["KMDX_MODELS"] = str(weights_folder.where().path)
+    elif not (found := weights_folder.where(submission).path).is_relative_to(submission):
+        passed["KMDX_MODELS"] = str(found)  # its home differs, and it may not see the rest of a checkout
     if kept := list(python_path(given)):
         passed["PYTHONPATH"] = os.pathsep.join(map(str, kept))
     if (user := Path.home() / ".local").is_dir():
@@ -126,9 +126,9 @@ def _in(path: Path, folder: Path) -> bool:
     return path.is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
 
 
-def weights(given: Mapping[str, str]) -> list[Path]:
-    """Folders of weights: the models folder, the targets of its links, and torch.hub's folder."""
-    models = weights_folder.where().path.absolute()
+def weights(given: Mapping[str, str], submission: Path) -> list[Path]:
+    """Folders of weights: a submission's models folder, the targets of its links, and torch.hub's folder."""
+    models = weights_folder.where(submission).path.absolute()
     linked = [path.resolve() for path in _entries(models) if path.is_symlink()]
     hub = _torch_home(given) / "hub"
     return [path for path in (models, weights_folder.shipped_folder(), hub, *linked) if path.exists()]

@@ -43,7 +43,11 @@ FOOTNOTE = "*: on songs that may be part of its training data."
 app = terminal.app(
     "Music source separation with the ensemble of MDX23's leaderboard C.", no_args_is_help=True
 )
-models_app = terminal.app("List, download and check weight files.", no_args_is_help=True)
+models_app = terminal.app(
+    "List, download and check weight files. The models folder is the first of: $KMDX_MODELS; models/ of the "
+    "checkout that contains the current folder, or kmdx itself; the user's cache.",
+    no_args_is_help=True,
+)
 ensembles_app = terminal.app("List and show ensembles.")
 app.add_typer(models_app, name="models")
 app.add_typer(ensembles_app, name="ensembles")
@@ -289,7 +293,7 @@ def models_list() -> None:
     out.print(
         "A name in parentheses can replace the name. `kmdx models pull` also imports community checkpoints."
     )
-    out.print(escape(f"folder: {weights.models_folder()}"))
+    out.print(escape(f"folder: {weights.described()}"))
 
 
 @models_app.command("pull")
@@ -368,7 +372,7 @@ def models_verify(
 
 @models_app.command("where")
 def models_where() -> None:
-    """Print the folder of the weight files, and why that folder was chosen."""
+    """Print the models folder, and why it is that one."""
     from kmdx import weights
 
     folder = weights.where()

@@ -51,7 +51,7 @@ class Separator:
         Stems of the plan, and ``"accompaniment"``; by default, all of the plan's stems. Only the networks
         that these stems need are loaded and run.
     folder : Path, optional
-        Folder of the weight files; by default ``$KMDX_MODELS``, a checkout's ``models/`` or the user's cache.
+        Folder of the weight files; by default that of :func:`kmdx.weights.where`.
     precision : str
         ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. On GPUs that are fast at it, auto means float16 for
         the networks that support it. On a CPU, auto means float32, or bfloat16 if the CPU is fast at it and
@@ -389,7 +389,7 @@ def check_weights(chosen: plan.Plan, uses: Mapping[str, plan.NetworkUse], folder
         size = sum(needed[name].bytes or 0 for name in errors)
         raise weights.MissingWeights(
             f"{len(errors)} of the weights that {chosen.name} needs are not in "
-            f"{weights.models_folder(folder)}: {', '.join(errors)}; "
+            f"{weights.described(folder)}: {', '.join(errors)}; "
             f"`kmdx models pull {pull}` downloads them (about {size / 1e6:.0f} MB)"
         )
 

@@ -67,8 +67,8 @@ class AIcrowdWrapper:
             self.raise_aicrowd_error(f"{self.dataset_dir} has no song folders with a mixture.wav")
         return names
 
-    def separate_music_file(self, music_name: str) -> None:
-        """Separate one song folder's ``mixture.wav`` and write its stems.
+    def separate_music_file(self, music_name: str) -> bool:
+        """Separate one song folder's ``mixture.wav``, write its stems, and return True.
 
         Raises :class:`NameError` if the model does not return exactly the expected stems, or returns a wrong
         length or rate.
@@ -80,6 +80,7 @@ class AIcrowdWrapper:
         folder.mkdir(parents=True, exist_ok=True)
         for instrument in self.instruments:
             soundfile.write(folder / f"{instrument}.wav", stems[instrument], rates[instrument])
+        return True
 
     def evaluate(self) -> None:
         """Separate all songs of the data set, and report each on standard error."""

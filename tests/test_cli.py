@@ -27,6 +27,11 @@ def test_the_choices_match_the_library() -> None:
     assert [choice.value for choice in cli.FormatName] == list(audio.FORMATS)
 
 
+def test_the_help_about_weights_states_where_they_are(run: Run) -> None:
+    text = " ".join(run("models", "--help").out.split())
+    assert "$KMDX_MODELS; models/ of the checkout that contains the current folder" in text
+
+
 def test_a_models_folder_with_brackets_in_its_name_is_printed_unchanged(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

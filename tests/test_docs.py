@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from evaluator import command as evaluation
-from evaluator import comparison_command, published
+from evaluator import comparison_command, published, submission_check
 from evaluator.blend_search import command as blend_search
 from evaluator.tradeoff import command as tradeoff
 from kmdx import cli
@@ -27,6 +27,7 @@ COMMANDS = {
     "python -m evaluator.compare": comparison_command.app,
     "python -m evaluator.blend_search": blend_search.app,
     "python -m evaluator.tradeoff": tradeoff.app,
+    "python -m my_submission.check": submission_check.app,
     "python -m training": training.app,
 }
 

@@ -263,6 +263,39 @@ def test_the_models_folder_is_the_same_from_the_submissions_folder(
     assert outcome.failure.startswith(f"ValueError: {absolute.format(here=tmp_path)} (")
 
 
+@LINUX
+def test_a_submission_can_run_as_another_user(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tells = "raise ValueError(f'{os.getuid()} {os.getgid()} {os.getgroups()} {os.access(\"/tmp\", os.W_OK)}')"
+    monkeypatch.setitem(submissions.BODIES, "tells", tells)
+    submission = start("tells")
+    submission.options = replace(submission.options, user=1001)
+    outcome = submission.separate("one", SECONDS)
+    assert outcome.failure is not None
+    if "user" in " ".join(submission.isolation):
+        pytest.skip("this system does not allow another user")
+    assert outcome.failure.startswith("ValueError: 1001 1001 "), outcome.failure
+    assert " True (" in outcome.failure
+
+
+@LINUX
+def test_another_user_writes_stems_that_the_evaluator_can_read(start, tmp_path: Path) -> None:
+    submission = start("works")
+    submission.options = replace(submission.options, user=1001)
+    assert submission.separate("one", SECONDS).failure is None
+    assert len(list((tmp_path / "shared" / "predictions" / "one").glob("*.wav"))) == 4
+
+
+@LINUX
+def test_without_a_view_of_its_own_a_submission_runs_as_the_evaluators_user(start, tmp_path: Path) -> None:
+    submission = start("works")
+    submission.options = replace(submission.options, user=1001)
+    submission.without = EVERYTHING
+    assert submission.separate("one", SECONDS).failure is None
+    assert "the submission ran as the evaluator's user: the system does not allow another one" in (
+        submission.isolation
+    )
+
+
 class Waits:
     progress = None
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,6 +72,7 @@ def test_one_line_of_user_config_selects_the_ensemble(
 
 
 def test_predictions_are_16_bit_files_of_the_stems(wrapper: AIcrowdWrapper, tmp_path: Path) -> None:
+    assert wrapper.separate_music_file("b song") is True
     wrapper.evaluate()
     for name in ("Ünï cödé", "b song"):
         mixture, rate = soundfile.read(tmp_path / "data" / name / "mixture.wav")
@@ -149,3 +153,28 @@ def test_the_files_that_the_challenge_reads_are_valid() -> None:
     assert "--uid 1001" in dockerfile
     assert "USER aicrowd" in dockerfile
     assert "requirements.txt" in dockerfile
+    assert "LANG=C.UTF-8" in dockerfile
+
+
+@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell")
+@pytest.mark.parametrize("cuda", ["13.0.1", "12.8.1"])
+def test_the_image_installs_torch_and_onnx_runtime_for_its_cuda(tmp_path: Path, cuda: str) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    (step,) = re.findall(r"^RUN (python3\.12 -m venv .*?[^\\])$", dockerfile, re.MULTILINE | re.DOTALL)
+    for name in ("requirements.txt", "requirements-cuda12.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    step = step.replace("python3.12 -m venv .venv", "true").replace("pip install --requirement", "cat")
+    installed = subprocess.run(
+        ["/bin/sh", "-c", step],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA": cuda},
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    pins = [line for line in installed.splitlines() if line and not line.startswith("#")]
+    usual = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    changed = {pin for pin in pins if pin not in usual}
+    expected = {"onnxruntime-gpu==1.26.0", "torch==2.10.0"} if cuda.startswith("12") else set()
+    assert changed == expected
+    names = [pin.partition("==")[0] for pin in pins]
+    assert sorted(names) == sorted({line.partition("==")[0] for line in usual if not line.startswith("#")})

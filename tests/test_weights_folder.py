@@ -16,7 +16,8 @@ import pytest
 import weight_cases as cases
 from weight_cases import CONTENT, Server
 
-from kmdx import weights
+from evaluator import visible
+from kmdx import Separator, weights
 from kmdx.errors import KmdxWarning, WeightsError
 from kmdx.weights import Weight, pulling
 from kmdx.weights import folder as folder_module
@@ -41,15 +42,92 @@ def test_a_file_is_not_a_models_folder(tmp_path: Path, monkeypatch: pytest.Monke
         where()
 
 
-def test_a_checkout_comes_before_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def unnamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder outside of checkouts, to which an installed package does not belong either."""
     monkeypatch.delenv("KMDX_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(folder_module, "_PACKAGE", tmp_path / "kmdx")
-    assert "cache" in where().reason
+    monkeypatch.setattr(folder_module, "_PACKAGE", tmp_path / "site-packages" / "kmdx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def checkout(folder: Path) -> Path:
+    """Make a folder look like a checkout; return its models folder."""
+    for name in ("models", "my_submission"):
+        (folder / name).mkdir(parents=True)
+    (folder / "aicrowd.json").touch()
+    return folder / "models"
+
+
+def test_outside_of_checkouts_the_folder_is_in_the_users_cache(unnamed: Path) -> None:
+    assert where().reason == "it is in the user's cache"
     assert where().path.parts[-2:] == ("kmdx", "models")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "pyproject.toml").touch()
-    assert where() == (tmp_path / "models", "it belongs to this checkout")
+
+
+def test_an_installed_package_uses_the_checkout_that_contains_the_current_folder(
+    unnamed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = checkout(unnamed / "clone")
+    (unnamed / "clone" / "deep" / "er").mkdir(parents=True)
+    for inside in ("clone", "clone/deep/er", "clone/models"):
+        monkeypatch.chdir(unnamed / inside)
+        assert where() == (models, "it belongs to the checkout that contains the current folder")
+
+
+def test_a_checkouts_own_package_uses_its_folder_from_everywhere(
+    unnamed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = checkout(unnamed / "clone")
+    monkeypatch.setattr(folder_module, "_PACKAGE", unnamed / "clone" / "kmdx")
+    assert where() == (models, "it belongs to the checkout that contains kmdx")
+    monkeypatch.setattr(folder_module, "_PACKAGE", unnamed / "clone/.venv/lib/python3.12/site-packages/kmdx")
+    assert where().path == models
+    other = checkout(unnamed / "other")
+    monkeypatch.chdir(unnamed / "other")
+    assert where().path == other, "the submission in the current folder imports its own package"
+    assert where(unnamed / "clone").path == models
+
+
+@pytest.mark.parametrize("lacking", ["aicrowd.json", "my_submission", "models"])
+def test_another_folder_is_not_a_checkout(unnamed: Path, lacking: str) -> None:
+    checkout(unnamed)
+    (unnamed / lacking).rename(unnamed / "renamed")
+    assert "cache" in where().reason
+
+
+def test_a_deleted_current_folder_is_no_error(unnamed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = unnamed / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "cache" in where().reason
+
+
+def test_messages_state_why_the_folder_was_searched(unnamed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout(unnamed / "clone")
+    monkeypatch.chdir(unnamed / "clone")
+    why = r"in .*clone/models \(it belongs to the checkout that contains the current folder\)"
+    with pytest.raises(weights.MissingWeights, match=f"{why}; `kmdx models pull htdemucs_ft_bass`"):
+        weights.find(weights.get("htdemucs_ft_bass"))
+    with pytest.raises(weights.MissingWeights, match=f"{why}: htdemucs_ft_vocals, "):
+        Separator("htdemucs_ft")
+    with pytest.raises(weights.MissingWeights, match=rf"in {unnamed}; "):
+        weights.find(weights.get("htdemucs_ft_bass"), unnamed)
+
+
+def test_the_command_and_the_submission_use_the_same_folder(
+    unnamed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = unnamed / "clone"
+    models = checkout(clone)
+    assert "KMDX_MODELS" not in visible.environment(os.environ, clone), "it finds its own folder"
+    assert models in visible.weights(os.environ, clone)
+    other = unnamed / "theirs"
+    cached = visible.environment(os.environ, other)["KMDX_MODELS"]
+    assert Path(cached) == where().path, "its home is another one"
+    monkeypatch.setattr(folder_module, "_PACKAGE", clone / "kmdx")
+    assert visible.environment(os.environ, other)["KMDX_MODELS"] == str(models)
 
 
 # ---- several processes at once

@@ -6,7 +6,7 @@ in a plan that names it. Sizes are in bytes, checksums are sha256 in hexadecimal
 
 from kmdx.weights.checkpoints import CommunityCheckpoint, checkpoints
 from kmdx.weights.download import Progress
-from kmdx.weights.folder import ModelsFolder, models_folder, shipped_folder, where
+from kmdx.weights.folder import ModelsFolder, described, models_folder, shipped_folder, where
 from kmdx.weights.loading import Checkpoint, check_graph, load
 from kmdx.weights.local import (
     FoundWeight,
@@ -55,6 +55,7 @@ __all__ = [
     "check_graph",
     "check_path",
     "checkpoints",
+    "described",
     "file_sha256",
     "find",
     "find_all",

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +29,19 @@ def models_folder(folder: Path | None = None) -> Path:
     return folder or where().path
 
 
-def where() -> ModelsFolder:
+def where(start: Path | None = None) -> ModelsFolder:
     """Return the usual models folder and the reason for it.
 
-    ``$KMDX_MODELS`` comes first, then ``models/`` of a checkout, then the user's cache. Raises
-    :class:`WeightsError` if ``$KMDX_MODELS`` is the path of a file.
+    It is the first of ``$KMDX_MODELS``, ``models/`` of the checkout that contains ``start``, ``models/`` of
+    the checkout that contains this package, and the user's cache. So commands and submissions that run in a
+    checkout use the same folder, whichever copy of this package they import. A checkout is a folder with
+    ``aicrowd.json``, ``my_submission/`` and ``models/``. Raises :class:`WeightsError` if ``$KMDX_MODELS`` is
+    the path of a file.
+
+    Parameters
+    ----------
+    start : Path, optional
+        By default the current folder.
     """
     named = os.environ.get("KMDX_MODELS")
     if named:
@@ -41,16 +49,30 @@ def where() -> ModelsFolder:
         if folder.exists() and not folder.is_dir():
             raise WeightsError(f"KMDX_MODELS is set to {folder}, which is not a folder")
         return ModelsFolder(folder, "KMDX_MODELS names it")
-    if checkout := _of_checkout():
-        return ModelsFolder(checkout, "it belongs to this checkout")
+    with suppress(FileNotFoundError):  # the current folder has been deleted
+        if checkout := _checkout(start or Path.cwd()):
+            what = "the current folder" if start is None else str(start)
+            return ModelsFolder(checkout / "models", f"it belongs to the checkout that contains {what}")
+    if checkout := _checkout(_PACKAGE):
+        return ModelsFolder(checkout / "models", "it belongs to the checkout that contains kmdx")
     import platformdirs
 
     return ModelsFolder(platformdirs.user_cache_path("kmdx") / "models", "it is in the user's cache")
 
 
+def described(folder: Path | None = None) -> str:
+    """Return the path of a models folder for a message, with the reason for it if it is the usual one."""
+    with suppress(WeightsError):
+        usual = where()
+        if folder in (None, usual.path):
+            return f"{usual.path} ({usual.reason})"
+    return str(folder)
+
+
 def shipped_folder() -> Path:
-    """Return the folder of the weights that come with the package: ``models/mini``, or in the wheel."""
-    return (_of_checkout() or _PACKAGE) / "mini"
+    """Return the folder of the weights that come with the package: in the wheel, or in a checkout."""
+    packaged = _PACKAGE / "mini"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "models" / "mini"
 
 
 @contextmanager
@@ -105,7 +127,15 @@ def rewrite(path: Path, text: Callable[[], str]) -> None:
             raise WeightsError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _of_checkout() -> Path | None:
-    checkout = _PACKAGE.parent
-    models = checkout / "models"
-    return models if (checkout / "pyproject.toml").is_file() and models.is_dir() else None
+def _checkout(start: Path) -> Path | None:
+    """The innermost checkout that contains a folder; None if there is none."""
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        # os.path, because these functions return False for folders that this user may not enter
+        if (
+            os.path.isfile(folder / "aicrowd.json")  # noqa: PTH113
+            and os.path.isdir(folder / "my_submission")  # noqa: PTH112
+            and os.path.isdir(folder / "models")  # noqa: PTH112
+        ):
+            return folder
+    return None

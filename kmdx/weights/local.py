@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from kmdx import files
 from kmdx.documents import read_json
 from kmdx.errors import DocumentError, KmdxWarning, WeightsError
-from kmdx.weights.folder import models_folder, rewrite
+from kmdx.weights.folder import described, models_folder, rewrite
 from kmdx.weights.loading import load
 from kmdx.weights.registry import LARGEST, Weight, published
 
@@ -218,7 +218,7 @@ def _missing_message(weight: Weight, folder: Path) -> str:
     *most, last = names
     looked_for = f"{', '.join(most)} or {last}" if most else last
     return (
-        f"{weight.name} is missing: looked for {looked_for} in {folder}{others}; "
+        f"{weight.name} is missing: looked for {looked_for} in {described(folder)}{others}; "
         f"`kmdx models pull {weight.name}` downloads it{size}"
     )
 
