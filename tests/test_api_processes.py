@@ -24,7 +24,7 @@ import torch
 from conftest import noise
 
 from kmdx import Separator, ensemble, precisions, signals
-from kmdx.errors import AudioError, DeviceError, KmdxError, PlanError
+from kmdx.errors import AudioError, KmdxError, PlanError
 
 separator = separator_cases.separator
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -105,7 +105,7 @@ class Cancelled(Exception):
 
 
 @pytest.mark.parametrize("after", [0.0, 0.3])
-@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, KmdxError, MemoryError])
+@pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt, KmdxError])
 def test_an_exception_of_the_callback_ends_the_song_and_the_separator_still_works(
     separator: Separator, error: type[BaseException], after: float
 ) -> None:
@@ -118,9 +118,10 @@ def test_an_exception_of_the_callback_ends_the_song_and_the_separator_still_work
             raise raised
 
     allows_tf32 = torch.backends.cudnn.allow_tf32
-    with pytest.raises(DeviceError if error is MemoryError else error):
+    with pytest.raises(error) as caught:
         separator.separate(noise(100_000), 44100, progress=progress)
-    assert len(seen) == (1 if after == 0 else 2), "no window was computed after it"
+    assert caught.value is raised
+    assert [done >= after for done in seen] == [False] * (len(seen) - 1) + [True], "nothing ran after it"
     assert torch.backends.cudnn.allow_tf32 == allows_tf32
     assert np.array_equal(vocals(separator, 0), expected)
 
@@ -143,8 +144,9 @@ def test_a_song_that_waits_for_its_turn_can_be_cancelled_before_its_first_window
     started, stop = threading.Event(), threading.Event()
 
     def first(done: float, total: float) -> None:
-        started.set()
-        assert stop.wait(60)
+        if done:
+            started.set()
+            assert stop.wait(60)
 
     def second(done: float, total: float) -> None:
         assert stop.is_set(), "it began before the other song was finished"
