@@ -340,7 +340,8 @@ class Separator:
         if rate is None:
             samples, rate = audio.read(song)
         else:
-            samples = audio.gather(song, name)
+            is_array = getattr(song, "ndim", 3) < 3  # not an iterable of blocks, but all samples at once
+            samples = audio.gather([song] if is_array else song, name)
         separated = self.separate(samples, rate, stems=wanted, progress=progress, name=name)
         del samples
         for begin in range(0, len(next(iter(separated.values()))), block):

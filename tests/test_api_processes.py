@@ -308,6 +308,15 @@ def test_a_stream_of_blocks_gives_the_stems_of_the_whole_song(
         assert np.array_equal(np.concatenate([part.stems[stem] for part in parts]), whole)
 
 
+@pytest.mark.parametrize("song", [noise(3000), noise(3000, 1)[:, 0], torch.from_numpy(noise(3000))], ids=type)
+def test_a_stream_of_an_array_is_that_of_one_block(
+    separator: Separator, song: np.ndarray | torch.Tensor
+) -> None:
+    (part,) = separator.stream(song, 44100)
+    expected = separator.separate(np.asarray(song), 44100)
+    assert all(np.array_equal(part.stems[stem], whole) for stem, whole in expected.items())
+
+
 def test_a_stream_of_a_file_has_its_rate_and_only_the_stems_asked_for(
     separator: Separator, tmp_path: Path
 ) -> None:
@@ -380,7 +389,7 @@ print(5 * 8 * samples / 1e6, memory("VmHWM") - before)
 @PROC
 def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> None:
     used = []
-    for seconds in (60, 240):
+    for seconds in (20, 80):
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, small, str(seconds)],
             capture_output=True,
@@ -391,7 +400,7 @@ def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> N
         assert done.returncode == 0, done.stderr
         size, more = map(float, done.stdout.split())
         used.append(more)
-    assert size > 450, "MB of the song and its stems"
+    assert size > 150, "MB of the song and its stems"
     assert max(used) < 60
 
 
