@@ -369,11 +369,13 @@ import re, sys
 from pathlib import Path
 import numpy as np
 from kmdx import Separator, chunking, signals
+from kmdx.networks.demucs import DemucsNetwork
 
 def memory(kind):
     return int(re.search(rf"{kind}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
 
 signals.LIMIT, chunking.SPAN = 1_000_000, 200_000
+DemucsNetwork.forward = lambda network, batch: batch[:, None].repeat(1, len(network.sources), 1, 1)  # takes no time
 separator = Separator(sys.argv[1], device="cpu", stems=["vocals", "drums", "bass", "other"])
 count = int(sys.argv[2])
 random = np.random.default_rng(0)
@@ -389,7 +391,7 @@ print(5 * 8 * samples / 1e6, memory("VmHWM") - before)
 @PROC
 def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> None:
     used = []
-    for seconds in (20, 80):
+    for seconds in (60, 240):
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, small, str(seconds)],
             capture_output=True,
@@ -400,8 +402,8 @@ def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> N
         assert done.returncode == 0, done.stderr
         size, more = map(float, done.stdout.split())
         used.append(more)
-    assert size > 150, "MB of the song and its stems"
-    assert max(used) < 60
+    assert size > 450, "MB of the song and its stems"
+    assert max(used) < 100
 
 
 def test_a_deleted_separator_frees_its_networks_at_once(small: Path) -> None:
