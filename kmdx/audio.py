@@ -10,8 +10,10 @@ and 1, one or two channels. Rates are in Hz, times in seconds. Every error is an
 :mod:`kmdx.decoding` reads files; it describes the decoders and how damage is handled.
 """
 
+import io
 import math
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -27,10 +30,11 @@ import soundfile as sf
 import soxr
 
 from . import decoding, holes, signals
-from .encoding import FORMATS, check_format, encode
+from .encoding import FORMATS, check_format, encode, encode_into
 from .errors import AudioError, KmdxWarning, counted
 from .errors import reason as _reason
 from .files import commit, folder, partial_name
+from .sound_source import COPIED, Source, name_of, opened
 from .tags import Tags
 
 HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".oga"}
@@ -38,12 +42,14 @@ HEADERS = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".
 LOUDEST = 8.0  # times full scale; no recording is as loud, so louder samples were not scaled to [-1, 1]
 
 
-@dataclass(frozen=True)
-class Audio:
+class Audio(NamedTuple):
     """Sound in memory: `samples` float32 ``(samples, channels)`` at `rate` Hz."""
 
     samples: np.ndarray
     rate: int
+
+    def __repr__(self) -> str:
+        return f"<Audio: {Form(len(self.samples), self.rate, self.samples.shape[1])}>"
 
 
 def check(
@@ -70,18 +76,7 @@ def check(
     loudest : float
         Warn if a sample's absolute value exceeds this; for songs, use :data:`LOUDEST`.
     """
-    try:
-        array = np.asarray(samples)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(f"{what}: not an array of numbers: {error}") from error
-
-    if array.dtype.kind != "f" and array.dtype not in (np.int16, np.int32):
-        raise AudioError(f"{what}: samples are {array.dtype}, expected floats in [-1, 1], int16 or int32")
-
-    if array.ndim == 1:
-        array = array[:, np.newaxis]
-    if array.ndim != 2:
-        raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels)")
+    array = _two_dimensional(samples, what)
     length, channels = array.shape
     if length == 0 or channels == 0:
         raise AudioError(f"{what}: contains no samples, expected at least 2")
@@ -98,6 +93,46 @@ def check(
         raise AudioError(f"{what}: {_not_finite(array, rate, start)}")
     if peak > loudest:
         warnings.warn(f"{what}: {_too_loud(peak)}", KmdxWarning, stacklevel=3)
+    return array
+
+
+def gather(blocks: Iterable[npt.ArrayLike], what: str) -> np.ndarray:
+    """Join the blocks of a song as :func:`check` accepts them; a long song is gathered in a scratch file.
+
+    A block may also have one sample, or none. It is copied, so its memory can be used for the next one.
+    Raises :class:`AudioError` as :func:`check` does, if the number of channels changes, or if there is no
+    room for the scratch file. Values are not checked.
+    """
+
+    def arrays() -> Iterator[np.ndarray]:
+        channels = 0
+        for block in blocks:
+            array = _two_dimensional(block, what)
+            channels = channels or array.shape[1]
+            if array.shape[1] != channels:
+                raise AudioError(
+                    f"{what}: blocks of {channels} and {array.shape[1]} channels, expected the same"
+                )
+            converted = _as_float32(array)
+            yield converted.copy() if np.may_share_memory(converted, array) else converted
+
+    return signals.join(arrays())
+
+
+def _two_dimensional(samples: npt.ArrayLike, what: str) -> np.ndarray:
+    """The samples as an array ``(samples, channels)`` of a type of sound; see :func:`check`."""
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(f"{what}: not an array of numbers: {error}") from error
+
+    if array.dtype.kind != "f" and array.dtype not in (np.int16, np.int32):
+        raise AudioError(f"{what}: samples are {array.dtype}, expected floats in [-1, 1], int16 or int32")
+
+    if array.ndim == 1:
+        array = array[:, np.newaxis]
+    if array.ndim != 2:
+        raise AudioError(f"{what}: shape {array.shape}, expected (samples, channels)")
     return array
 
 
@@ -123,7 +158,7 @@ def _too_loud(peak: float) -> str:
 
 
 def read(
-    path: str | os.PathLike[str],
+    source: Source,
     start: float = 0.0,
     duration: float | None = None,
     downmix: bool = False,
@@ -137,12 +172,14 @@ def read(
 
     Raises :class:`AudioError` if the file cannot be opened, is not a sound file, has larger holes (the
     message gives the time of the first) or holes of unknown length, has more than two channels without
-    `downmix`, ends before `start`, or fails :func:`check`; or if there is no room for a scratch file.
+    `downmix`, ends before `start`, or fails :func:`check`; or if there is no room for a scratch file. If a
+    URL cannot be read, it is a :class:`kmdx.urls.UrlError`.
 
     Parameters
     ----------
-    path : path_like
-        wav, flac, mp3, m4a, Ogg, a video and others. The format is detected from the content, not from the
+    source : str, path_like or BinaryIO
+        A path, a URL, or an open binary file, which is read from its beginning and stays open. It contains
+        wav, flac, mp3, m4a, Ogg, a video or others. The format is detected from the content, not from the
         extension.
     start, duration : float
         The part to read, in seconds; without a duration, to the end.
@@ -155,22 +192,22 @@ def read(
         Replace damaged or missing sound with silence, up to 2 % of the song and 5 s in total, and warn
         (:class:`~kmdx.errors.KmdxWarning`). Otherwise, every hole is an error.
     name : str, optional
-        The song's name in messages; by default its path.
+        The song's name in messages; by default its path, or its URL without secrets.
     """
-    path = Path(path)
-    name = str(path) if name is None else name
+    name = name_of(source) if name is None else name
     check_part(start, duration)
-    try:
-        if path.exists() and not path.is_file():
-            kind = "folder" if path.is_dir() else "pipe or a device"
-            raise AudioError(f"{name}: expected a sound file, found a {kind}")
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise AudioError(f"{name}: expected a sound file, found an empty file")
-            request = holes.Request(name, start, duration, downmix, stream, accept_holes)
-            samples, rate = decoding.read(file, path.stat().st_size, request)
-    except OSError as error:
-        raise AudioError(f"{name}: cannot be read: {_reason(error)}") from error
+    request = holes.Request(name, start, duration, downmix, stream, accept_holes)
+    with ExitStack() as stack:
+        try:
+            file, size = stack.enter_context(opened(source))
+        except AudioError as error:
+            raise AudioError(f"{name}: {error}") from error
+        except OSError as error:
+            raise AudioError(f"{name}: cannot be read: {_reason(error)}") from error
+        try:
+            samples, rate = decoding.read(file, size, request)
+        except OSError as error:
+            raise AudioError(f"{name}: cannot be read: {_reason(error)}") from error
     return Audio(check(samples, name, rate, start), rate)
 
 
@@ -305,15 +342,34 @@ def _fit(blocks: Iterable[np.ndarray], length: int, channels: int) -> Iterator[n
 
 
 def write(
-    path: str | os.PathLike[str],
+    target: str | os.PathLike[str] | BinaryIO,
     samples: npt.ArrayLike,
     rate: int,
     format: str = "wav16",
     tags: Tags | None = None,
 ) -> None:
-    """Write one file; see :func:`write_all`."""
-    path = Path(path)
-    write_all({path: samples}, rate, format, {path: tags} if tags else {})
+    """Write one file; see :func:`write_all`.
+
+    To an open binary file, which need not be seekable, nothing is written before all is encoded.
+    """
+    if isinstance(target, str | os.PathLike):
+        path = Path(target)
+        write_all({path: samples}, rate, format, {path: tags} if tags else {})
+        return
+    if not hasattr(target, "write") or isinstance(target, io.TextIOBase):
+        raise AudioError(f"expected a path or a file open in binary mode, found {type(target).__name__}")
+    name = name_of(target)
+    rate = _rate_for(format, rate)
+    array = check(samples, name, rate)
+    try:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            left_out = encode_into(file, array, rate, FORMATS[format], tags)
+            file.seek(0)
+            shutil.copyfileobj(file, target, COPIED)
+    except (OSError, sf.SoundFileError, av.FFmpegError) as error:
+        raise AudioError(f"{_reason(error)} writing {name}") from error
+    if left_out:
+        warnings.warn(f"{name}: its tags cannot be written: {left_out}", KmdxWarning, stacklevel=2)
 
 
 def write_all(

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from kmdx import terminal
 from kmdx.challenge import ACCOMPANIMENT, TIME_FACTOR
-from kmdx.errors import KmdxError, counted, quoted, suggest
+from kmdx.errors import KmdxError, counted
 from kmdx.song_log import song_log
 from kmdx.terminal import (
     ClusterOption,
@@ -66,9 +66,9 @@ def version(
 ) -> None:
     """Handle options that do not belong to a subcommand."""
     if show:
-        from importlib.metadata import version
+        from kmdx import __version__
 
-        out.print(f"kmdx-net {version('kmdx-net')}")
+        out.print(f"kmdx-net {__version__}")
         raise typer.Exit
 
 
@@ -310,10 +310,10 @@ def models_pull(
 
     A community checkpoint is also imported as an ensemble. Exit code: 2 if any download failed.
     """
-    from kmdx import weights
+    from kmdx import catalog, weights
 
     community = [name for name in dict.fromkeys(names) if name in weights.checkpoints()]
-    chosen = _weights_of([name for name in names if name not in community])
+    chosen = catalog.weights_of([name for name in names if name not in community])
     if config and (len(community) != 1 or chosen):
         raise KmdxError("--config belongs to one community checkpoint: name it, and nothing else")
     failed = [name for name in community if not _pull_checkpoint(name, config)]
@@ -358,9 +358,9 @@ def models_verify(
 
     Exit code: 2 if any weight is missing, damaged or belongs to another network.
     """
-    from kmdx import weights
+    from kmdx import catalog, weights
 
-    statuses = weights.verify(weights=_weights_of(names) if names else weights.known().values())
+    statuses = weights.verify(weights=catalog.weights_of(names) if names else weights.known().values())
     for status in statuses:
         message = status.message.removeprefix(f"{status.weight.name} is ")
         what = f"{status.path.name}: {message}" if status.path else message
@@ -390,17 +390,10 @@ def ensembles_list(context: typer.Context) -> None:
 @ensembles_app.command("list")
 def list_ensembles() -> None:
     """List the ensembles that come with the package, and those in the models folder."""
-    from kmdx import drawing, plan_file, weights
+    from kmdx import catalog, drawing, weights
 
     table = _table("name", "download", "GFLOP", "license", "published score", "description")
-    problems = []
-    for name in (*plan_file.names(), *plan_file.imported()):
-        try:
-            loaded = plan_file.load(name)
-        except KmdxError as error:
-            reason = str(error).removeprefix(f"{name}: ")
-            problems.append(f"{weights.models_folder() / name}.yaml is not an ensemble: {reason}")
-            continue
+    for name, loaded in catalog.ensembles().items():
         used = {use.weight.name: use.weight for use in loaded.networks.values()}
         found = weights.find_all(used.values())
         missing = [weight.bytes for weight in used.values() if found[weight.name] is None]
@@ -420,8 +413,6 @@ def list_ensembles() -> None:
     )
     out.print(FOOTNOTE)
     out.print("To use your own plan, give its path.")
-    for problem in problems:
-        terminal.warn(problem)
 
 
 @ensembles_app.command("show")
@@ -533,30 +524,6 @@ def _report(made: Imported) -> None:
     if made.assumed:
         terminal.warn(f"assumed, because the checkpoint does not state it: {'; '.join(made.assumed)}")
     out.print(escape(f"written: {made.plan}"))
-
-
-def _weights_of(names: list[str]) -> list[Weight]:
-    """The weights that names of weights, community checkpoints and ensembles refer to, each once."""
-    from kmdx import plan_file, weights
-
-    ensembles, checkpoints = [*plan_file.names(), *plan_file.imported()], weights.checkpoints()
-    found = {}
-    for name in names:
-        if name in checkpoints:
-            meant = [checkpoints[name].weight()]
-        elif name in ensembles or name.endswith((".yaml", ".yml")):
-            meant = [use.weight for use in plan_file.load(name).networks.values()]
-        else:
-            try:
-                meant = [weights.get(name)]
-            except KmdxError as error:
-                known = [*ensembles, *checkpoints, *weights.known()]
-                hint = (
-                    suggest(name, known) or "; `kmdx models list` and `kmdx ensembles` list the known names"
-                )
-                raise KmdxError(f"unknown weight or ensemble {quoted(name)}{hint}") from error
-        found.update({weight.name: weight for weight in meant})
-    return list(found.values())
 
 
 def _describe_problems(statuses: list[WeightStatus]) -> str | None:

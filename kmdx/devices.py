@@ -46,15 +46,17 @@ HEADROOM = 0.8  # usable share of the room for windows; the rest absorbs variati
 CPU_BATCH = 1  # windows at once on a CPU: one keeps two cores busy, and more would overflow the caches
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str | torch.device) -> torch.device:
     """Return the device with this name; ``"auto"`` is CUDA if available, else the CPU.
 
     ``"cuda"`` becomes the current CUDA device, with its number. Warns if ``"auto"`` chooses the CPU on a
     machine with an NVIDIA driver. Raises :class:`DeviceError` if torch does not know the device, or this
     machine does not have it.
     """
+    if isinstance(name, torch.device):
+        name = str(name)
     if not isinstance(name, str):
-        raise DeviceError(f"device {name!r}: expected a name such as auto, cpu or cuda:0")
+        raise DeviceError(f"device {name!r}: expected a torch.device, or a name such as auto, cpu or cuda:0")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

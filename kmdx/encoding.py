@@ -111,13 +111,20 @@ def encode(path: Path, samples: np.ndarray, rate: int, format: Format, tags: Tag
         Why the tags could not be written; empty if they were. The samples are complete in both cases.
     """
     with path.open("x+b", buffering=0) as file:  # unbuffered, so that seeking and closing cannot fail
-        sink = _Sink(file)
-        try:
-            left_out = _ENCODERS[format.container](sink, samples, rate, format, tags)
-        finally:
-            sink.raise_failure()
+        left_out = encode_into(file, samples, rate, format, tags)
         os.fsync(file.fileno())
     return left_out
+
+
+def encode_into(
+    file: io.FileIO, samples: np.ndarray, rate: int, format: Format, tags: Tags | None = None
+) -> str:
+    """Write into an empty, unbuffered file; like :func:`encode`, without flushing."""
+    sink = _Sink(file)
+    try:
+        return _ENCODERS[format.container](sink, samples, rate, format, tags)
+    finally:
+        sink.raise_failure()
 
 
 def _encode_wav(sink: _Sink, samples: np.ndarray, rate: int, format: Format, tags: Tags | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
+from typing import Any
 
 SHOWN = 120  # longest value in a message, in characters
 LISTED = 10  # most names in a message
@@ -18,6 +19,14 @@ COMPARED = 500  # most known names searched for a suggestion
 
 class KmdxError(ValueError):
     """A mistake that the user can fix; the base class of every error raised on purpose."""
+
+    def __reduce__(self) -> tuple[Callable[..., KmdxError], tuple[Any, ...], dict[str, Any]]:
+        """Pickle it without calling ``__init__``, whose arguments may differ from the message."""
+        return _without_init, (type(self), *self.args), vars(self)
+
+
+def _without_init(kind: type[KmdxError], *args: Any) -> KmdxError:
+    return kind.__new__(kind, *args)
 
 
 class AudioError(KmdxError):

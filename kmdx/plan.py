@@ -95,6 +95,9 @@ class Plan:
     digest: str = field(repr=False)  # SHA-256 of the file's text
     score: str = ""  # its published score, and on which songs; empty if it was not measured
 
+    def __repr__(self) -> str:
+        return f"<Plan {self.name}: {', '.join(self.stems)}>"
+
     def order(self, wanted: Iterable[str], known: Collection[str] = ()) -> list[str]:
         """Names of the nodes that ``wanted`` need, each after its own inputs.
 

@@ -11,9 +11,10 @@ the statistics of normalizations are always in float32.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -109,14 +110,37 @@ def choose(
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
 
 
+_entering = threading.Lock()
+_entered = 0  # how many threads and nested blocks are in `exact`
+_settings = ExitStack()  # restores the settings from before the first of them
+
+
 @contextmanager
 def exact() -> Iterator[None]:
     """Use exact float32 and accumulate half precision in float32, whatever the program has set in torch.
 
     Inside this context, convolutions, recurrent layers and matrix products do not use TF32 (or bfloat16 on
     the CPU), products in half precision are accumulated in float32, and cuDNN chooses deterministic kernels,
-    not by timing. Afterwards, the previous settings are restored. They apply to the whole process.
+    not by timing. The settings apply to the whole process. The previous ones are restored when the last of
+    several threads has left the context.
     """
+    global _entered
+    with _entering:
+        if _entered == 0:
+            _settings.enter_context(_exact())
+        _entered += 1
+    try:
+        yield
+    finally:
+        with _entering:
+            _entered -= 1
+            if _entered == 0:
+                _settings.close()
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Change the settings of the process, and restore them."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     operations = _operations()
     formats = [operation.fp32_precision for operation in operations]

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import copy
+import logging
+import os
+import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kmdx import audio, devices, engines, ensemble, host, plan, plan_file, precisions, speeds, urls, weights
+from kmdx import (
+    audio,
+    devices,
+    engines,
+    ensemble,
+    host,
+    plan,
+    plan_file,
+    precisions,
+    sound_source,
+    speeds,
+    turns,
+    weights,
+)
 from kmdx.build import load_for_inference
 from kmdx.challenge import ACCOMPANIMENT
 from kmdx.devices import NetworkCache
@@ -22,7 +36,10 @@ from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
 from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
-from kmdx.signals import Signal, blocks, empty
+from kmdx.signals import BLOCK, Signal, blocks, empty, release
+from kmdx.sound_source import Source
+
+log = logging.getLogger(__name__)
 
 Stems = dict[str, NDArray[np.float32]]
 
@@ -37,20 +54,42 @@ class Separation(NamedTuple):
     stems: Stems
     rate: int
 
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(next(iter(self.stems.values()))) / self.rate
+
+    def save(self, folder: str | os.PathLike[str], format: str = "wav16") -> dict[str, Path]:
+        """Write each stem to ``folder/<stem>.<extension>``, all or none; return the files by stem.
+
+        Existing files are replaced. Formats and errors are those of :func:`kmdx.audio.write_all`.
+        """
+        audio.check_format(format, self.rate)
+        extension = audio.FORMATS[format].extension
+        paths = {stem: Path(folder, f"{stem}{extension}") for stem in self.stems}
+        audio.write_all({paths[stem]: samples for stem, samples in self.stems.items()}, self.rate, format)
+        return paths
+
+    def __repr__(self) -> str:
+        return f"<Separation: {self.seconds:.3f} s of {', '.join(self.stems)} at {self.rate} Hz>"
+
 
 class Separator:
     """Separates songs with one ensemble and loads its weights only once.
 
+    Threads may share a separator: they take turns. It cannot be used in a process that was forked later.
+    Pickling and copying it keeps only its arguments, with which the weights are loaded again.
+
     Parameters
     ----------
-    ensemble : str, Path or Plan
+    ensemble : str, path_like or Plan
         Name of an ensemble, path or URL of a plan's YAML file, or a loaded plan.
-    device : str
+    device : str or torch.device
         ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
         Stems of the plan, and ``"accompaniment"``; by default, all of the plan's stems. Only the networks
         that these stems need are loaded and run.
-    folder : Path, optional
+    folder : path_like, optional
         Folder of the weight files; by default that of :func:`kmdx.weights.where`.
     precision : str
         ``"auto"``, ``"fp32"``, ``"fp16"`` or ``"bf16"``. On GPUs that are fast at it, auto means float16 for
@@ -69,7 +108,8 @@ class Separator:
     WeightsError
         If a weight file is missing, damaged or unsafe, or belongs to another network.
     DeviceError
-        If the device is not available, or the precision is unknown.
+        If the device is not available, the precision is unknown, or this process was forked from one that
+        has used a separator.
 
     Examples
     --------
@@ -79,11 +119,11 @@ class Separator:
 
     def __init__(
         self,
-        ensemble: str | Path | plan.Plan = DEFAULT_ENSEMBLE,
+        ensemble: str | os.PathLike[str] | plan.Plan = DEFAULT_ENSEMBLE,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         stems: Iterable[str] | None = None,
-        folder: Path | None = None,
+        folder: str | os.PathLike[str] | None = None,
         precision: str = "auto",
         speed: str = speeds.DEFAULT,
         engine: str = engines.DEFAULT,
@@ -95,20 +135,36 @@ class Separator:
         self.plan = chosen.capped(level.overlap)  # the ensemble at this speed
         self.stems = self.plan.check_stems(stems)
         self.device = devices.choose(device)
+        turns.check_process(self.device)
         precisions.warn_if_slow(precision, self.device)
         if self.device.type == "cpu":
             host.cap_threads()
-        uses = self.plan.uses(self.stems)
-        weights.pull_from_urls((use.weight for use in uses.values()), folder)
-        check_weights(self.plan, uses, folder)
-        self.folder = folder
-        self._load = partial(self._build_networks, uses)
+        self.folder = None if folder is None else Path(folder)
+        self._uses = self.plan.uses(self.stems)
+        self._requested = {"device": str(device), "precision": precision}
+        weights.pull_from_urls((use.weight for use in self._uses.values()), self.folder)
+        check_weights(self.plan, self._uses, self.folder)
+        began = time.monotonic()
         self.cache = NetworkCache(self._load(precision), self.device)
+        log.debug("loaded %r in %.1f s", self, time.monotonic() - began)
 
-    def _build_networks(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
+    def __repr__(self) -> str:
+        arguments = {**self.__getstate__(), "device": str(self.device)}
+        shown = (f"{key}={arguments[key]!r}" for key in ("device", "stems", "precision", "speed", "engine"))
+        return f"Separator({self.plan.name!r}, {', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments from which an equal separator is made."""
+        own = {"ensemble": self.plan, "stems": self.stems, "folder": self.folder}
+        return {**own, **self._requested, "speed": self.speed, "engine": self.engine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _load(self, precision: str) -> dict[str, Network]:
         """The networks by the plan's names; networks with the same weight and length are loaded once."""
         loaded: dict[tuple[str, int], Network] = {}
-        for use in uses.values():
+        for use in self._uses.values():
             key = (use.weight.name, use.chunking.length)
             if key not in loaded:
                 loaded[key] = load_for_inference(
@@ -120,7 +176,7 @@ class Separator:
                     precision=precision,
                     speed=self.speed,
                 )
-        return {name: loaded[use.weight.name, use.chunking.length] for name, use in uses.items()}
+        return {name: loaded[use.weight.name, use.chunking.length] for name, use in self._uses.items()}
 
     def with_plan(self, changed: plan.Plan) -> Separator:
         """A separator with the same loaded networks, for a plan that differs only in signals and stems.
@@ -131,8 +187,8 @@ class Separator:
             raise PlanError(
                 f"{changed.name}: its networks differ from the loaded ones; create a new separator"
             )
-        separator = copy.copy(self)
-        separator.plan = changed
+        separator = object.__new__(type(self))
+        separator.__dict__.update(vars(self), plan=changed)
         return separator
 
     @property
@@ -178,7 +234,8 @@ class Separator:
         stems : iterable of str, optional
             A subset of the separator's stems; by default, all of them.
         progress : callable, optional
-            Called with ``(seconds of audio done, seconds in total)`` after every window.
+            Called with ``(seconds of audio done, seconds in total)`` when the song's turn comes, and after
+            every window. An exception that it raises ends the call; the separator can be used again.
         name : str
             The song's name in errors and warnings.
 
@@ -202,7 +259,8 @@ class Separator:
         PlanError
             If the separator was not created for one of the stems.
         DeviceError
-            If the device does not have enough memory.
+            If the device does not have enough memory, or this process was forked from one that has used a
+            separator.
         """
         song = audio.check(samples, name, loudest=audio.LOUDEST)
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
@@ -213,7 +271,7 @@ class Separator:
 
     def separate_file(
         self,
-        path: str | Path,
+        source: Source,
         *,
         start: float = 0.0,
         duration: float | None = None,
@@ -221,20 +279,76 @@ class Separator:
         stems: Iterable[str] | None = None,
         progress: Progress | None = None,
     ) -> Separation:
-        """Separate a file of any format, or ``duration`` seconds of it from ``start``; it may be at a URL.
+        """Separate a file of any format, or ``duration`` seconds of it from ``start``.
 
-        Parameters and errors are those of :func:`kmdx.audio.read` and :meth:`separate`.
+        It may be a path, a URL, or an open binary file. Parameters and errors are those of
+        :func:`kmdx.audio.read` and :meth:`separate`.
 
         Returns
         -------
         Separation
             ``(stems, rate)``, at the file's own rate, channels and length.
         """
-        source = urls.parse(str(path))
-        with urls.local(source) as file:
-            song = audio.read(file, start, duration, downmix, name=str(source))
-        separated = self.separate(song.samples, song.rate, stems=stems, progress=progress, name=str(path))
+        song, name = audio.read(source, start, duration, downmix), sound_source.name_of(source)
+        separated = self.separate(song.samples, song.rate, stems=stems, progress=progress, name=name)
         return Separation(separated, song.rate)
+
+    def stream(
+        self,
+        song: Source | Iterable[ArrayLike],
+        rate: int | None = None,
+        *,
+        block: int = BLOCK,
+        stems: Iterable[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Separation]:
+        """Separate a song that is longer than memory, and yield its stems block by block.
+
+        A long song and its stems are in scratch files (:mod:`kmdx.signals`), not in memory. The first block
+        is yielded when the whole song is separated, because a network's input is normalized by the level of
+        the whole song. The stems are those of :meth:`separate`, which raises the same errors.
+
+        Parameters
+        ----------
+        song : str, path_like, BinaryIO or iterable of array_like
+            A file as for :meth:`separate_file`, or blocks ``(n, channels)`` of any lengths.
+        rate : int, optional
+            Sample rate of the blocks in Hz; a file states its own.
+        block : int
+            Samples of each yielded block; the last one may be shorter.
+        stems, progress
+            As for :meth:`separate`.
+
+        Yields
+        ------
+        Separation
+            ``(stems, rate)`` of the next ``block`` samples.
+        """
+        wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
+        if block < 1:
+            raise AudioError(f"blocks of {block} samples: expected 1 or more")
+        if (rate is None) != sound_source.is_source(song):
+            expected = "blocks need a rate in Hz" if rate is None else "a file states its own rate"
+            raise AudioError(f"{sound_source.name_of(song)}: rate {rate}, but {expected}")
+        return self._stream(song, rate, block, wanted, progress)
+
+    def _stream(
+        self, song: Any, rate: int | None, block: int, wanted: Collection[str], progress: Progress | None
+    ) -> Iterator[Separation]:
+        """Do what :meth:`stream` describes; nothing happens before the first block is requested."""
+        name = sound_source.name_of(song)
+        if rate is None:
+            samples, rate = audio.read(song)
+        else:
+            is_array = getattr(song, "ndim", 3) < 3  # not an iterable of blocks, but all samples at once
+            samples = audio.gather([song] if is_array else song, name)
+        separated = self.separate(samples, rate, stems=wanted, progress=progress, name=name)
+        del samples
+        for begin in range(0, len(next(iter(separated.values()))), block):
+            parts = {stem: whole[begin : begin + block] for stem, whole in separated.items()}
+            yield Separation({stem: part.copy() for stem, part in parts.items()}, rate)
+            for part in parts.values():
+                release(part)
 
     def signals(
         self,
@@ -309,26 +423,33 @@ class Separator:
             name: Signal.from_samples(audio.resample(signal, rate, self.plan.sample_rate))
             for name, signal in (known or {}).items()
         }
-        self.cache.refresh_budget()
-        heap = host.warm_heap() if self.device.type == "cpu" else nullcontext()
+        seconds, began = count / rate, time.monotonic()
         try:
-            with heap, devices.limited(self.device, self.cache.limit), precisions.exact():
-                made = self._run(mixture, names, progress, given)
+            with self._turn():
+                if progress is not None:  # which can end a song that nobody waits for any more
+                    progress(0.0, mixture.length / self.plan.sample_rate)
+                signals = self._run(mixture, names, progress, given)
+                made = {name: signals.pop(name).to_samples(channels) for name in names}
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
-            seconds = count / rate
             details = f" ({first_line(error)})" if str(error).strip() else ""
             raise DeviceError(
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
                 f"(start and duration), request fewer stems, or choose another device{details}"
             ) from error
+        log.debug("separated %.1f s on %s in %.1f s", seconds, self.device, time.monotonic() - began)
         del mixture
-        found = {}
-        for name in names:
-            samples = made.pop(name).to_samples(channels)
-            found[name] = audio.resample(samples, self.plan.sample_rate, rate, count)
-        return found
+        return {name: audio.resample(made.pop(name), self.plan.sample_rate, rate, count) for name in names}
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Use the device alone, within its memory budget and in exact float32."""
+        with turns.turn(self.device):
+            self.cache.refresh_budget()
+            heap = host.warm_heap() if self.device.type == "cpu" else nullcontext()
+            with heap, devices.limited(self.device, self.cache.limit), precisions.exact():
+                yield
 
     def _run(
         self,

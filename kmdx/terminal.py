@@ -162,10 +162,11 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
     So does what the system refuses, such as a file in a folder that the user may not open. Lost output does
     not change the exit code: it is 0 even after ``kmdx models list >/dev/full``. A warning on standard error
     reports lost output, unless its reader ended first (``| head``). Each warning of this package is one line,
-    whatever ``PYTHONWARNINGS`` is. Other warnings are shown as usual, or not at all if ``quiet``.
+    whatever ``PYTHONWARNINGS`` is. Other warnings are shown as usual, or not at all if ``quiet``. What this
+    package logs as information is printed on standard error.
     """
     protect_streams()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _printed_log():
         warnings.simplefilter("always", KmdxWarning)
         show_other = warnings.showwarning
 
@@ -196,6 +197,27 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
             raise
         finally:
             _report_lost_output()
+
+
+class _Lines(logging.Handler):
+    """Prints each message on standard error, as it is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _printed_log() -> Iterator[None]:
+    """Print what this package logs, from information on; a command inside a command prints it once."""
+    logger, lines = logging.getLogger("kmdx"), _Lines(logging.INFO)
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [lines], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)
 
 
 _ESCAPES = {
@@ -266,8 +288,12 @@ def song_bar(label: str, seconds: float) -> Iterator[Callable[[float, float], No
 
 @contextlib.contextmanager
 def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar in bytes, with speed and time left; call the callback with bytes done and, if known, in total."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    """A bar in bytes, with speed and time left; call the callback with bytes done and, if known, in total.
+
+    It is shown only on a terminal, and only where a command prints what this package logs.
+    """
+    is_printed = logging.getLogger("kmdx").isEnabledFor(logging.INFO)
+    if not is_printed or sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn

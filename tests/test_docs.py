@@ -1,19 +1,24 @@
 import csv
+import logging
 import re
 import shlex
 import statistics
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from conftest import noise
 
+import kmdx
 from evaluator import command as evaluation
 from evaluator import comparison_command, published, submission_check
 from evaluator.blend_search import command as blend_search
 from evaluator.tradeoff import command as tradeoff
-from kmdx import cli
+from kmdx import audio, cli
 from training import command as training
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +89,33 @@ def test_every_link_on_a_page_leads_somewhere(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], (
                 target
             )
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/api.md"])
+def test_the_examples_in_python_work(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / name).read_text("utf-8").replace('"htdemucs", device', '"mini", device')
+    samples = noise(2 * 44_100)
+    audio.write(tmp_path / "song.wav", samples, 44_100)
+    audio.write(tmp_path / "song.mp3", np.tile(samples, (31, 1)), 44_100, "mp3")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "basicConfig", lambda level: None)
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, Any] = {"samples": samples, "rate": 44_100}
+    with warnings.catch_warnings():
+        for block in blocks:
+            exec(block.replace("start=60, duration=30", "start=60, duration=1"), names)
+    if name == "docs/api.md":
+        assert audio.read(tmp_path / "stems/song/vocals.flac").samples.shape == (44_100, 2)
+        whole = names["made"].stems["vocals"]
+        assert np.abs(audio.read(tmp_path / "vocals.wav").samples - whole).max() < 2**-14
+
+
+def test_the_page_of_the_python_interface_names_all_of_it() -> None:
+    table = (ROOT / "docs/api.md").read_text("utf-8").partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)", "\n".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))) | {
+        "Audio"
+    } == set(kmdx.__all__)
 
 
 def test_the_readme_shows_the_published_scores_of_leaderboard_c() -> None:

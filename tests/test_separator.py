@@ -14,26 +14,16 @@ import torch
 import yaml
 from conftest import decibels, noise
 
-import kmdx
 from kmdx import Separator, audio, signals
 from kmdx.errors import (
     AudioError,
     DeviceError,
-    KmdxError,
     KmdxWarning,
     PlanError,
     WeightsError,
 )
 
 separator, whole = separator_cases.separator, separator_cases.whole
-
-
-def test_the_package_has_two_public_names() -> None:
-    assert set(kmdx.__all__) == {"KmdxError", "Separator"}
-    assert kmdx.Separator is Separator
-    assert kmdx.KmdxError is KmdxError
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        kmdx.Nothing  # noqa: B018
 
 
 def test_stems_have_the_songs_shape_and_the_song_is_unchanged(separator: Separator) -> None:

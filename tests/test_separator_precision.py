@@ -88,7 +88,7 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
     separator = Separator(path, device="cpu", precision="fp32", stems=["vocals"], speed=name)
     steps: list[float] = []
     separator.separate(noise(60_000), 44100, progress=lambda done, total: steps.append(done))
-    assert len(steps) == OverlapAdd(overlap, 0.5, 22_050).windows(60_000)
+    assert len([done for done in steps if done]) == OverlapAdd(overlap, 0.5, 22_050).windows(60_000)
     published = plan_file.load(path)
     assert {**vars(separator.plan), "networks": None} == {**vars(published), "networks": None}
 

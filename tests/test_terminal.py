@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import io
+import logging
 import os
 import re
 import runpy
@@ -420,11 +421,16 @@ def test_a_broken_pipe_other_than_the_output_is_reported(capsys: pytest.CaptureF
     assert "error: a process that this command started ended unexpectedly" in capsys.readouterr().err
 
 
-def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_drawn_on_a_terminal_unless_a_program_uses_the_library(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     written = io.StringIO()
     monkeypatch.setattr(written, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", written)
     with terminal.download_bar("htdemucs") as progress:
+        progress(42_000_000, None)
+    assert written.getvalue() == ""
+    with caplog.at_level(logging.INFO, "kmdx"), terminal.download_bar("htdemucs") as progress:
         progress(42_000_000, None)
         progress(84_000_000, 84_000_000)
     assert "htdemucs" in written.getvalue()

@@ -18,7 +18,7 @@ import torch
 import weight_cases as cases
 from weight_cases import CONTENT, SHA256, STATE, Server, http_source, sha256, weight_from
 
-from kmdx import weights
+from kmdx import terminal, weights
 from kmdx.errors import DownloadError, WeightsError
 from kmdx.weights import Weight, download, pulling
 from kmdx.weights.local import records
@@ -174,13 +174,15 @@ def test_a_users_own_weight_is_not_pulled(tmp_path: Path) -> None:
         weights.pull(own, tmp_path)
 
 
-def test_no_bar_is_drawn_if_standard_error_is_not_a_terminal(
+def test_a_command_prints_the_steps_of_a_pull_and_draws_no_bar_if_that_is_not_a_terminal(
     published: Weight, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    weights.pull(published, tmp_path)
+    terminal.run(lambda: weights.pull(published, tmp_path))
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 3
+    weights.pull(published, tmp_path)
+    assert capsys.readouterr().err == "", "a program that uses the library sees nothing"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

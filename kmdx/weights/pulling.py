@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import secrets
 import shutil
 import stat
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -49,6 +49,8 @@ from kmdx.weights.registry import (
     Weight,
 )
 
+log = logging.getLogger(__name__)
+
 Report = Callable[[str], None]
 MAX_TEXT = 2**20  # bytes
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
@@ -74,14 +76,10 @@ class _NotPulled(DownloadError):
         )
 
 
-def _to_standard_error(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def pull(
     weight: Weight,
     folder: Path | None = None,
-    report: Report = _to_standard_error,
+    report: Report = log.info,
     progress: Progress | None = None,
 ) -> Path:
     """Download a weight's file into the models folder, unless the folder has an intact one.
@@ -95,9 +93,9 @@ def pull(
     folder : Path, optional
         By default the usual models folder.
     report : callable, optional
-        Called with a line for each step and with the license; by default they go to standard error.
+        Called with a line for each step and with the license; by default, they are logged as information.
     progress : callable, optional
-        Called with the bytes so far and in total; by default a bar on standard error, if that is a terminal.
+        Called with the bytes so far and in total; by default, a command shows a bar on a terminal.
 
     Returns
     -------
@@ -117,7 +115,10 @@ def pull(
 
 
 def pull_all(
-    weights: Iterable[Weight], folder: Path | None = None, report: Report = _to_standard_error
+    weights: Iterable[Weight],
+    folder: Path | None = None,
+    report: Report = log.info,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Weight, Path]]:
     """Pull several weights and yield each with its path as soon as it is complete.
 
@@ -137,7 +138,7 @@ def pull_all(
     unreachable: dict[str, _Failure] = {}
     for weight in chosen:
         try:
-            path = _pull(weight, folder, report, None, unreachable)
+            path = _pull(weight, folder, report, progress, unreachable)
         except DownloadError as error:
             failed[weight.name] = error
         else:
@@ -157,7 +158,7 @@ def pull_from_urls(weights: Iterable[Weight], folder: Path | None = None) -> Non
     Raises the errors of :func:`pull_all`.
     """
     stated = (w for w in weights if any(isinstance(source, UrlSource) for source in w.sources))
-    pull_missing(stated, folder, _to_standard_error)
+    pull_missing(stated, folder, log.info)
 
 
 def pull_missing(

@@ -321,7 +321,7 @@ def own(
         title="Weights of your own",
         licence=shown(license),
         licence_note="The registry does not contain this file.",
-        architecture=MappingProxyType(dict(architecture)),
+        architecture=dict(architecture),
         sources=(),
         trained_with=None if trained_with is None else shown(trained_with),
         path=path,
