@@ -237,6 +237,7 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
             todo.append(left)
             for warning in result.warnings:
                 terminal.warn(warning)
+    log.count_finished()
     if todo:
         separator = _separator(job)
         err.print(escape(_describe_device(separator)))
