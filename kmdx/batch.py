@@ -246,6 +246,7 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
             todo.append(left)
             for warning in job.shown(known).warnings:
                 terminal.warn(warning)
+    log.count_finished()
     if todo:
         separator = load_separator(job)
         err.print(escape(_describe_device(separator)))

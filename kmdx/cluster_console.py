@@ -41,6 +41,8 @@ def separate(songs: Sequence[InputSong], job: Job, options: ClusterOptions, log:
     except KeyboardInterrupt:
         terminal.complain("stopped; finished songs are kept")
         raise
+    finally:
+        log.count_finished()
     return failed
 
 

@@ -20,6 +20,7 @@ holds the lock ``.kmdx/claim`` while it separates.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -186,6 +187,8 @@ def owner(folder: Path) -> SourceFile | None:
 
 def any_record(folder: Path) -> StemRecord | None:
     """Return the record of one of the stems in a folder; None if the folder has no records."""
+    if not any(_records_in(folder, _NEW)):  # then the first record of an existing file is enough
+        return next(iter(_old_records(folder)), None)
     return next(iter(_records(folder).values()), None)
 
 
@@ -226,7 +229,7 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     ]
     conflicts = [] if wanted.overwrite or not missing else [*differing.values()]
     stale = [] if conflicts else [text for name, text in differing.items() if name not in targets]
-    present = sorted(path.name for path in _entries(wanted.folder) if is_sound(path.name) and path.is_file())
+    present = [path.name for path in _entries(wanted.folder, is_sound) if path.is_file()]
     stale += [
         f"{name}: no record of how it was made"
         for name in present
@@ -343,11 +346,7 @@ def _recover(folder: Path) -> None:
 
 def _records(folder: Path) -> dict[str, StemRecord]:
     """The records of existing files in a folder; of two for one file, the one that matches its content."""
-    found: dict[str, StemRecord] = {}
-    for place in _records_in(folder, _RECORD):
-        record = _read(place)
-        if record is not None and (folder / record.file).is_file():
-            found[record.file] = record
+    found = {record.file: record for record in _old_records(folder)}
     for place in _records_in(folder, _NEW):
         record = _read(place)
         if record is None or not (folder / record.file).is_file():
@@ -357,6 +356,14 @@ def _records(folder: Path) -> dict[str, StemRecord]:
         elif record.file in found and not _has_content(folder, found[record.file]):
             del found[record.file]
     return found
+
+
+def _old_records(folder: Path) -> Iterator[StemRecord]:
+    """The records of existing files in a folder, without those that are not in effect yet."""
+    for place in _records_in(folder, _RECORD):
+        record = _read(place)
+        if record is not None and (folder / record.file).is_file():
+            yield record
 
 
 def _has_size(folder: Path, record: StemRecord) -> bool:
@@ -425,18 +432,20 @@ def _is_of_types(record: StemRecord) -> bool:
 
 
 def _records_in(folder: Path, ending: str) -> Iterator[Path]:
-    place = folder / FOLDER
-    return (path for path in _entries(place) if path.name.endswith(ending))
+    return _entries(folder / FOLDER, lambda name: name.endswith(ending))
 
 
 def _partials(folder: Path) -> Iterator[Path]:
-    entries = (path for place in (folder, folder / FOLDER) for path in _entries(place))
-    return (path for path in entries if path.name.startswith(".") and path.name.endswith(files.PARTIAL))
+    def is_partial(name: str) -> bool:
+        return name.startswith(".") and name.endswith(files.PARTIAL)
+
+    return (path for place in (folder, folder / FOLDER) for path in _entries(place, is_partial))
 
 
-def _entries(folder: Path) -> Iterator[Path]:
-    """The entries of a folder, sorted; none if the folder does not exist."""
+def _entries(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
+    """The entries of a folder with such names, sorted; none if the folder does not exist."""
     try:
-        yield from sorted(folder.iterdir())
+        names = [entry.name for entry in os.scandir(folder)]  # paths are slow to make and to compare
     except (FileNotFoundError, NotADirectoryError):
         return
+    yield from (folder / name for name in sorted(filter(is_wanted, names)))

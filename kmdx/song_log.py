@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.markup import escape
 
 from kmdx import terminal
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, counted
 from kmdx.terminal import err
 
 if TYPE_CHECKING:
     from kmdx.batch import SongResult
+
+
+FEW = 10  # finished songs that the terminal names
 
 
 class SongLog:
@@ -25,11 +28,13 @@ class SongLog:
 
     Each line of the file is an object with ``time`` (ISO 8601) and ``event``. A ``song`` has ``status``
     (``separated``, ``finished before`` or ``failed``) and the fields of :class:`kmdx.batch.SongResult`. A
-    ``notice`` has a ``text``, about a worker or a machine.
+    ``notice`` has a ``text``, about a worker or a machine. The terminal names the first finished songs and
+    counts the rest.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.file = file
+        self._finished = 0  # songs finished before
 
     def song(self, result: SongResult) -> None:
         """Report a song."""
@@ -41,14 +46,23 @@ class SongLog:
             terminal.say(f"{result.song} → {result.folder} ({', '.join(result.stems)})")
         else:
             status = "finished before"
-            again = "use --overwrite to separate it again"
-            err.print(escape(terminal.one_line(f"{result.song}: already in {result.folder}; {again}")))
+            self._finished += 1
+            if self._finished <= FEW:
+                where = f"{result.song}: already in {result.folder}; {_again('it')}"
+                err.print(escape(terminal.one_line(where)))
         for warning in result.warnings:
             terminal.warn(warning)
         content = asdict(result)
         self._write(
             "song", status=status, **{**content, "song": str(result.song), "folder": str(result.folder)}
         )
+
+    def count_finished(self) -> None:
+        """Print how many more songs were finished before than have been named, once."""
+        if self._finished > FEW:
+            more = self._finished - FEW
+            err.print(f"already separated, too: {counted(more, 'more song')}; {_again('them')}")
+            self._finished = FEW
 
     def notice(self, text: str, is_warning: bool) -> None:
         """Report something about a worker or a machine; only a warning is shown on the terminal."""
@@ -60,6 +74,10 @@ class SongLog:
         if self.file is not None:
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             self.file.write(json.dumps({"time": now, "event": event, **content}) + "\n")
+
+
+def _again(songs: str) -> str:
+    return f"use --overwrite to separate {songs} again"
 
 
 @contextmanager

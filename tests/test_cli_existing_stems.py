@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cli_cases
@@ -12,6 +13,8 @@ import torch
 import yaml
 from cli_cases import Run, files_in, write
 from conftest import noise
+
+from kmdx import manifest, song_log
 
 run, separate = cli_cases.run, cli_cases.separate
 
@@ -27,6 +30,34 @@ def test_finished_songs_are_skipped_unless_overwrite_is_given(separate: Run, tmp
     assert stem.stat().st_mtime_ns == made
     assert separate("song.wav", "--stems", "vocals", "--overwrite").code == 0
     assert stem.stat().st_mtime_ns > made
+
+
+def test_many_finished_songs_are_counted_on_the_terminal_and_each_is_logged(
+    separate: Run, tmp_path: Path
+) -> None:
+    names = [f"song{number:02d}.wav" for number in range(song_log.FEW + 2)]
+    for name in names:
+        write(tmp_path / name, noise(2000))
+    again = (*names, "--stems", "bass", "--log-json", "log")
+    assert separate(*again).code == 0
+    skipped = separate(*again)
+    assert (skipped.code, skipped.out) == (0, "")
+    assert skipped.err.count("already in") == song_log.FEW
+    assert skipped.err.count("2 more songs; use --overwrite to separate them again") == 1
+    assert [*map(json.loads, (tmp_path / "log").read_text().splitlines())][-1]["status"] == "finished before"
+    assert len((tmp_path / "log").read_text().splitlines()) == 2 * len(names)
+
+
+def test_the_owner_of_a_folder_is_known_from_any_readable_record(separate: Run, tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", noise(2000))
+    separate("song.wav", "--stems", "bass,vocals")
+    folder = tmp_path / "out" / "song"
+    (folder / manifest.FOLDER / manifest.record_name("bass.wav")).write_text("damaged")
+    found = manifest.owner(folder)
+    assert found is not None
+    assert found.path == str(tmp_path / "song.wav")
+    (folder / "vocals.wav").unlink()
+    assert manifest.owner(folder) is None
 
 
 def test_only_missing_stems_are_made(separate: Run, tmp_path: Path) -> None:
