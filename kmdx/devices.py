@@ -306,13 +306,20 @@ class NetworkCache:
         Bytes of the device's memory that may be used in total; by default :func:`memory_budget` at the
         beginning of a song. It is None on the CPU, where the networks already are, and on devices other
         than CUDA, where networks stay once moved.
+    is_compiled : bool
+        Whether torch's compiler makes kernels for each network, and for each shape of a batch.
     """
 
     def __init__(
-        self, networks: Mapping[str, Network], device: torch.device, budget: int | None = None
+        self,
+        networks: Mapping[str, Network],
+        device: torch.device,
+        budget: int | None = None,
+        is_compiled: bool = False,
     ) -> None:
         self.networks = networks
         self.device = device
+        self.is_compiled = is_compiled
         self._moved: dict[int, Network] = {}  # networks on the device by id, the least recently used first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._profiles: defaultdict[tuple[int, tuple[str, ...]], BatchProfile] = defaultdict(BatchProfile)
@@ -349,7 +356,9 @@ class NetworkCache:
             self._ensure_moved(network)
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
-            self._narrowed[key] = network.narrow(sources)
+            self._narrowed[key] = narrowed = network.narrow(sources)
+            if self.is_compiled:
+                narrowed.compile(dynamic=False)
         return Runner(
             self._narrowed[key],
             self.device,

@@ -59,8 +59,9 @@ class Separator:
     speed : str
         ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
     engine : str
-        ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"`` (only
-        torch's own operations). Their results differ in the last bits of a float.
+        ``"tuned"`` (the project's own kernels where they are faster on this processor), ``"plain"`` (only
+        torch's own operations) or ``"compiled"`` (kernels by torch's compiler). Their results differ in the
+        last bits of a float.
 
     Raises
     ------
@@ -69,7 +70,7 @@ class Separator:
     WeightsError
         If a weight file is missing, damaged or unsafe, or belongs to another network.
     DeviceError
-        If the device is not available, or the precision is unknown.
+        If the device is not available, the precision is unknown, or the engine lacks a compiler.
 
     Examples
     --------
@@ -95,6 +96,7 @@ class Separator:
         self.plan = chosen.capped(level.overlap)  # the ensemble at this speed
         self.stems = self.plan.check_stems(stems)
         self.device = devices.choose(device)
+        engines.check_compiler(engine, self.device.type)
         precisions.warn_if_slow(precision, self.device)
         if self.device.type == "cpu":
             host.cap_threads()
@@ -103,7 +105,8 @@ class Separator:
         check_weights(self.plan, uses, folder)
         self.folder = folder
         self._load = partial(self._build_networks, uses)
-        self.cache = NetworkCache(self._load(precision), self.device)
+        is_compiled = engine == engines.COMPILED
+        self.cache = NetworkCache(self._load(precision), self.device, is_compiled=is_compiled)
 
     def _build_networks(self, uses: Mapping[str, plan.NetworkUse], precision: str) -> dict[str, Network]:
         """The networks by the plan's names; networks with the same weight and length are loaded once."""
