@@ -4,7 +4,8 @@ This computes in float32 and rounds the inputs and outputs of the operations tha
 those of autocast for Demucs, RoFormers and SCNet, and all but the Fourier transforms for a U-Net. Hardware
 multiplies half-precision numbers exactly and adds in float32, so the result is the same except for the order
 of additions. The first and last convolution of a U-Net are rounded too, although the library keeps them in
-float32.
+float32. In float16, the library also keeps norms and sums over layers of Demucs networks and RoFormers in
+half precision, which only ``--hardware`` measures.
 
     python -m benchmarks.half_precision --song SONG [--folder MODELS] [--ensemble leaderboard_c]
     python -m benchmarks.half_precision --dataset FOLDER --ensemble htdemucs    # SDR of whole songs

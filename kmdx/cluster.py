@@ -140,12 +140,14 @@ class _Death:
 class _Actor:
     """The process of a worker."""
 
-    def __init__(self, make: bytes, threads: str | None, shared: bool) -> None:
+    def __init__(self, make: bytes, threads: str | None, shared: bool, gpus: float) -> None:
         os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray to the cores that it reserves
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = threads
         if shared:
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if 0 < gpus < 1:
+            os.environ.setdefault("KMDX_GPU_PART", str(gpus))  # kmdx.devices.PART
         self._work = cloudpickle.loads(make)()  # imports torch
         self._progress: dict[int, tuple[float, float]] = {}
         self._local = threading.local()
@@ -317,7 +319,7 @@ class Pool(Generic[Task, Value]):
             **resources,
             max_concurrency=self.at_once + 1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False),
-        ).remote(self._make, self._threads, is_shared)
+        ).remote(self._make, self._threads, is_shared, resources["num_gpus"])
         worker = Worker(actor, name, id)
         worker.asked = actor.ready.remote(version("kmdx-net"), self._token, self._folders)
         return worker

@@ -8,6 +8,7 @@ fit. This module handles all out-of-memory errors. Sizes are in bytes.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kmdx.errors import DeviceError, KmdxWarning, first_line
+from kmdx.errors import DeviceError, KmdxWarning, first_line, quoted
 from kmdx.networks.network import Network
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
-DEVICE_BUDGET = 11 * 2**30  # largest budget: a 12 GB card, minus room for its driver
-CARD_SHARE = 0.8  # budget on a smaller card, as a share of its memory
+PART = "KMDX_GPU_PART"
+"""Environment variable with the part of a card's memory that this process may use, such as 0.5."""
+
+DEVICE_BUDGET = 11 * 2**30  # budget on most cards: a 12 GB card, minus room for its driver
+LARGE_SHARE = 0.4  # budget on a card with more than 27.5 GiB, as a share of its memory: two processes fit
+CARD_SHARE = 0.8  # largest budget on a smaller card, and within a stated part
 FREE_SHARE = 0.9  # usable share of the memory that is free when a song begins
 SMALLEST_BUDGET = 2**28  # smallest budget, however little memory is free
 
@@ -95,24 +100,50 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_budget(device: torch.device, own: int = 0) -> int | None:
     """The library's memory budget on a GPU, in bytes; None on other devices.
 
-    The budget is :data:`DEVICE_BUDGET`, or a share of a smaller card's memory, halved until that much is
-    free. It changes only in steps, so small changes in the card's free memory do not change the batch size.
-    ``own`` bytes of the allocated memory belong to the caller.
+    The budget follows from the card's size and the part of it that :data:`PART` states, and is halved until
+    that much is free. It changes only in steps, so small changes in the card's free memory do not change the
+    batch size. ``own`` bytes of the allocated memory belong to the caller. Raises :class:`DeviceError` if
+    the stated part is not a number above 0 and at most 1.
     """
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
     others = torch.cuda.memory_allocated(device) - own
     available = FREE_SHARE * (free + torch.cuda.memory_reserved(device) - others)
-    budget = min(DEVICE_BUDGET, int(CARD_SHARE * total))
+    budget = min(_allowed(total), int(CARD_SHARE * (stated_part() or 1) * total))
     while budget > max(available, SMALLEST_BUDGET):
         budget //= 2
     return budget
 
 
 def memory_limit(device: torch.device, own: int = 0) -> int | None:
-    """Limit on this process's GPU memory, in bytes: :data:`DEVICE_BUDGET` plus what its other code uses."""
-    return DEVICE_BUDGET + torch.cuda.memory_allocated(device) - own if device.type == "cuda" else None
+    """Limit on this process's GPU memory, in bytes: what the library may use, plus what other code uses.
+
+    Raises :class:`DeviceError` as :func:`memory_budget` does.
+    """
+    if device.type != "cuda":
+        return None
+    return _allowed(torch.cuda.mem_get_info(device)[1]) + torch.cuda.memory_allocated(device) - own
+
+
+def stated_part() -> float | None:
+    """The part of a card's memory that :data:`PART` states; None if it is not set."""
+    text = os.environ.get(PART, "")
+    if not text:
+        return None
+    try:
+        part = float(text)
+    except ValueError:
+        part = math.nan
+    if not 0 < part <= 1:
+        raise DeviceError(f"{PART} must be a number above 0 and at most 1, not {quoted(text)}")
+    return part
+
+
+def _allowed(total: int) -> int:
+    """Bytes that the library may use on a card with ``total`` bytes."""
+    part = stated_part()
+    return max(DEVICE_BUDGET, int(LARGE_SHARE * total)) if part is None else int(part * total)
 
 
 @contextmanager
@@ -277,13 +308,20 @@ class NetworkCache:
         Bytes of the device's memory that may be used in total; by default :func:`memory_budget` at the
         beginning of a song. It is None on the CPU, where the networks already are, and on devices other
         than CUDA, where networks stay once moved.
+    is_compiled : bool
+        Whether torch's compiler makes kernels for each network, and for each shape of a batch.
     """
 
     def __init__(
-        self, networks: Mapping[str, Network], device: torch.device, budget: int | None = None
+        self,
+        networks: Mapping[str, Network],
+        device: torch.device,
+        budget: int | None = None,
+        is_compiled: bool = False,
     ) -> None:
         self.networks = networks
         self.device = device
+        self.is_compiled = is_compiled
         self._moved: dict[int, Network] = {}  # networks on the device by id, the least recently used first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._profiles: defaultdict[tuple[int, tuple[str, ...]], BatchProfile] = defaultdict(BatchProfile)
@@ -320,7 +358,9 @@ class NetworkCache:
             self._ensure_moved(network)
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
-            self._narrowed[key] = network.narrow(sources)
+            self._narrowed[key] = narrowed = network.narrow(sources)
+            if self.is_compiled:
+                narrowed.compile(dynamic=False)
         return Runner(
             self._narrowed[key],
             self.device,

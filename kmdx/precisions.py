@@ -4,9 +4,9 @@ With ``auto``, a GPU that is fast at float16 computes in float16; the largest me
 0.007 dB. A CPU computes in float32, unless the speed level trades accuracy for time. Its half precision is
 bfloat16, which changed scores of the real htdemucs by −0.070 to +0.114 dB.
 
-Half precision applies to the parameters and inputs of convolutions and matrix products; in U-Nets, to
-everything between the first and the last convolution. Spectrograms, local attention, sums over windows and
-the statistics of normalizations are always in float32.
+Half precision applies to the parameters and inputs of convolutions and matrix products. In float16, and in
+U-Nets, it also applies to the norms, activations and sums between them. Spectrograms, masks, local attention,
+sums over windows and the statistics of normalizations are always in float32.
 """
 
 from __future__ import annotations

@@ -98,8 +98,9 @@ class Separator:
     speed : str
         ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
     engine : str
-        ``"tuned"`` (the project's own kernels where they are faster on this processor) or ``"plain"`` (only
-        torch's own operations). Their results differ in the last bits of a float.
+        ``"tuned"`` (the project's own kernels where they are faster on this processor), ``"plain"`` (only
+        torch's own operations) or ``"compiled"`` (kernels by torch's compiler). Their results differ in the
+        last bits of a float.
 
     Raises
     ------
@@ -108,8 +109,8 @@ class Separator:
     WeightsError
         If a weight file is missing, damaged or unsafe, or belongs to another network.
     DeviceError
-        If the device is not available, the precision is unknown, or this process was forked from one that
-        has used a separator.
+        If the device is not available, the precision is unknown, the engine lacks a compiler, or this process
+        was forked from one that has used a separator.
 
     Examples
     --------
@@ -136,6 +137,7 @@ class Separator:
         self.stems = self.plan.check_stems(stems)
         self.device = devices.choose(device)
         turns.check_process(self.device)
+        engines.check_compiler(engine, self.device.type)
         precisions.warn_if_slow(precision, self.device)
         if self.device.type == "cpu":
             host.cap_threads()
@@ -145,7 +147,8 @@ class Separator:
         weights.pull_from_urls((use.weight for use in self._uses.values()), self.folder)
         check_weights(self.plan, self._uses, self.folder)
         began = time.monotonic()
-        self.cache = NetworkCache(self._load(precision), self.device)
+        is_compiled = engine == engines.COMPILED
+        self.cache = NetworkCache(self._load(precision), self.device, is_compiled=is_compiled)
         log.debug("loaded %r in %.1f s", self, time.monotonic() - began)
 
     def __repr__(self) -> str:

@@ -83,6 +83,7 @@ class Engine(str, Enum):
 
     tuned = "tuned"
     plain = "plain"
+    compiled = "compiled"
 
 
 EnsembleOption = Annotated[

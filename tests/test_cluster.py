@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ pytest.importorskip("ray", reason="the cluster needs Ray")
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from kmdx import cluster, mirror
+from kmdx import cluster, devices, mirror
 from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool, Worker
 from kmdx.urls import Url
 
@@ -183,6 +184,16 @@ def test_workers_have_the_threads_of_the_command_or_as_many_as_their_cores(
             Pool(["a"], lambda: lambda *_: os.environ["OMP_NUM_THREADS"], tmp_path, [], options).run()
         )
     assert [event.value for event in events if isinstance(event, Finished)] == [expected]
+
+
+@pytest.mark.parametrize(("gpus", "part"), [(0.5, 0.5), (1, None), (0, None)])
+def test_a_worker_with_a_part_of_a_gpu_uses_only_this_part(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, part: float | None
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    with warnings.catch_warnings():
+        cluster._Actor(cloudpickle.dumps(lambda: None), None, False, gpus)
+    assert devices.stated_part() == part
 
 
 def test_a_task_that_another_process_works_on_is_tried_again(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kmdx import devices
-from kmdx.errors import KmdxWarning
+from kmdx.errors import DeviceError, KmdxWarning
 
 GIB = 2**30
 
@@ -53,15 +53,17 @@ def test_torchs_out_of_memory_error_is_recognized() -> None:
 @pytest.mark.parametrize(
     ("total", "free", "held", "used", "budget"),
     [
-        (80, 70, 0, 0, 11),
-        (80, 50, 20, 15, 11),  # by the rest of the program
-        (80, 0, 20, 0, 11),  # what this process holds already is its own
+        (24, 20, 0, 0, 11),
+        (24, 10, 15, 5, 11),  # by the rest of the program
+        (24, 0, 20, 0, 11),  # what this process holds already is its own
         (12, 11.7, 0, 0, 9.6),  # a smaller card
         (12, 11.2, 0, 0, 9.6),  # next to a desktop's windows
-        (80, 10, 0, 0, 5.5),  # next to another program: half
-        (80, 3.2, 0, 0, 2.75),
-        (80, 20, 20, 35, 2.75),
-        (80, 0, 0, 0, 11 / 64),  # the smallest that is tried
+        (80, 70, 0, 0, 32),  # a larger card
+        (80, 40, 0, 0, 32),  # next to another such process
+        (24, 10, 0, 0, 5.5),  # next to another program: half
+        (24, 3.2, 0, 0, 2.75),
+        (24, 5, 5, 6.5, 2.75),
+        (24, 0, 0, 0, 11 / 64),  # the smallest that is tried
     ],
 )
 def test_the_budget_of_a_gpu_follows_from_its_memory(
@@ -73,8 +75,36 @@ def test_the_budget_of_a_gpu_follows_from_its_memory(
     gpu = torch.device("cuda:0")
     assert devices.memory_budget(gpu) == int(budget * GIB)
     assert devices.memory_budget(gpu, used * GIB) >= devices.memory_budget(gpu)
-    assert devices.memory_limit(gpu) == devices.DEVICE_BUDGET + used * GIB
-    assert devices.memory_limit(gpu, used * GIB) == devices.DEVICE_BUDGET
+    allowed = 32 if total == 80 else 11
+    assert devices.memory_limit(gpu) == (allowed + used) * GIB
+    assert devices.memory_limit(gpu, used * GIB) == allowed * GIB
+
+
+@pytest.mark.parametrize("total", [24, 32, 48, 80, 141])
+def test_two_processes_fit_on_a_large_card(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total * GIB, total * GIB))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert 11 * GIB <= devices.memory_limit(torch.device("cuda:0")) <= 0.46 * total * GIB
+
+
+@pytest.mark.parametrize(("total", "part", "budget"), [(80, "0.5", 32), (80, "1", 64), (16, "0.25", 3.2)])
+def test_a_process_keeps_to_its_stated_part_of_the_gpu(
+    total: int, part: str, budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(devices.PART, part)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total * GIB, total * GIB))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert devices.memory_budget(torch.device("cuda:0")) == int(budget * GIB)
+    assert devices.memory_limit(torch.device("cuda:0")) == float(part) * total * GIB
+
+
+@pytest.mark.parametrize("part", ["0", "-1", "1.5", "half", "nan"])
+def test_a_stated_part_that_is_no_part_is_an_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.PART, part)
+    with pytest.raises(DeviceError, match=f"above 0 and at most 1, not '{part}'"):
+        devices.stated_part()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ class Network:
         return (self.name, *sources)
 
 
+@pytest.fixture(autouse=True)
+def _card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 24 GiB, also on a machine without one."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (24 * 2**30, 24 * 2**30))
+
+
 class Fleet:
     """Networks by name, all on one device, and a log of their moves."""
 

@@ -8,6 +8,7 @@ import torch
 from conftest import decibels
 
 from kmdx.errors import KmdxWarning
+from kmdx.networks import tfc_tdf
 from kmdx.networks.demucs import DemucsNetwork, build
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.networks.spectrogram import SpectrogramConfig
@@ -67,6 +68,24 @@ def test_unet_with_gradients_gives_the_same_and_does_not_change_its_input(
     with torch.inference_mode():
         assert decibels(estimate.detach(), network(batch)) > 110
     assert torch.equal(batch, before)
+
+
+@pytest.mark.parametrize(("norm_groups", "expected"), [(None, True), (2, False)])
+def test_convolutions_run_in_channels_last_where_no_group_norm_changes_it_back(
+    norm_groups: int | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny.unet("bass", norm_groups, 3)
+    batch = torch.randn(2, 2, network.length, generator=torch.Generator().manual_seed(0))
+    block, found = network.encoding_blocks[0], []
+    block.tfc.H[0][0].register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    block.tdf.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].is_contiguous()))
+    with torch.inference_mode():
+        exact = network(batch)
+        monkeypatch.setattr(tfc_tdf, "channels_last_is_faster", lambda x: True)
+        torch.testing.assert_close(network(batch), exact)
+    assert found == [False, True, expected, True], "layers along frequency need it as the last axis"
 
 
 def test_unet_loads_the_authors_layout_and_refuses_anything_else() -> None:

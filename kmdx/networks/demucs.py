@@ -48,7 +48,7 @@ class DemucsNetwork(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
-        # Autocast leaves transforms and normalizations in float32.
+        # Autocast leaves transforms in float32.
         with torch.autocast(batch.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(batch).float()
 
@@ -58,6 +58,7 @@ class DemucsNetwork(nn.Module):
         if tuned:
             stay_on_device(self.model)
             fast.accelerate(self.model)
+            fast.store_others(self.model, dtype)
         self.dtype = dtype
         fast.store_products(self.model, dtype)
 
@@ -121,6 +122,8 @@ class _Transformer(CrossTransformerEncoder):
         _, dim, bins, frames = x.shape
         positions = _positions(dim, bins, frames, self.max_period, x.device)
         times = self._get_pos_embedding(xt.shape[-1], xt.shape[0], dim, xt.device).transpose(0, 1)
+        if x.dtype == torch.float16:  # sums stay in its precision; see fast.store_others
+            positions, times = positions.to(x.dtype), times.to(x.dtype)
         x = self.norm_in(x.permute(0, 3, 2, 1).flatten(1, 2)) + self.weight_pos_embed * positions
         xt = self.norm_in_t(xt.transpose(1, 2)) + self.weight_pos_embed * times
         for index, (layer, layer_t) in enumerate(zip(self.layers, self.layers_t, strict=True)):

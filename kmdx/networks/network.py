@@ -32,3 +32,7 @@ class Network(Protocol):
     def narrow(self, sources: Sequence[str]) -> Network:
         """Return a network with shared weights that computes only ``sources``, in this order."""
         ...
+
+    def compile(self, *, dynamic: bool | None) -> None:
+        """Let torch's compiler make its kernels at its first call with each shape."""
+        ...

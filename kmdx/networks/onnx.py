@@ -64,6 +64,7 @@ class OnnxNetwork(nn.Module):
         estimate = torch.cat([self._run(group) for group in groups])
         return self.spectrogram.inverse(estimate.to(batch.device))[:, None]
 
+    @torch.compiler.disable
     def _run(self, spectrum: Tensor) -> Tensor:
         """Run the session on ``(b, 4, bins, frames)``, padded with zeros to a fixed batch size."""
         count = len(spectrum)

@@ -153,7 +153,10 @@ class Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize float32 ``(…, D)``; a length far below 1e-12 is scaled up as if it were 1e-12."""
+        """Normalize ``(…, D)`` in the precision of the gain, with statistics in float32.
+
+        A length far below 1e-12 is scaled up as if it were 1e-12.
+        """
         return F.rms_norm(x, self.gamma.shape, self.gamma, 1e-24 / len(self.gamma))
 
 
@@ -225,7 +228,7 @@ class FeedForward(nn.Module):
 
 
 class RoformerBlock(nn.ModuleList):
-    """Attention and a feed-forward layer, each added to its input; the sum stays in float32."""
+    """Attention and a feed-forward layer, each added to its input; the sum has the input's precision."""
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Map ``(B, N, D)``."""
@@ -301,7 +304,7 @@ class BandSplit(nn.Module):
             layers(numbers[:, :, start:end].flatten(2))
             for (start, end), layers in zip(self.bands, self.to_features, strict=True)
         ]
-        return torch.stack(features, 2).float()
+        return torch.stack(features, 2)
 
 
 class BandMask(nn.Sequential):
@@ -359,6 +362,7 @@ class Roformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32  # precision of its matrix products
+        self.sums = torch.float32  # precision of the sums over layers, and of the norms of these
         self.sources: tuple[str, ...] = tuple(sources)
         self.length: int | None = None
         linear = [config.linear] if config.linear else []
@@ -418,7 +422,7 @@ class Roformer(nn.Module):
 
     def features(self, spectrum: Tensor) -> Tensor:
         """Map a complex spectrum ``(B, T, bins, C)`` to ``(B, T, F, D)``, from which masks are estimated."""
-        x = self.band_split(spectrum)
+        x = self.band_split(spectrum).to(self.sums)
         over_time, over_bands = self._rotation(x.shape[1]), self._rotation(x.shape[2])
         skipped: Tensor | None = None
         for layer in self.layers:
@@ -439,6 +443,11 @@ class Roformer(nn.Module):
             fast.accelerate(self)
         self.dtype = dtype
         fast.store_products(self, dtype)
+        if dtype == torch.float16:  # as in the published code on a GPU
+            self.sums = dtype
+            for module in (*self.layers.modules(), self.final_norm):
+                if isinstance(module, Norm):
+                    module.gamma.data = module.gamma.data.to(dtype)
 
     def narrow(self, sources: Sequence[str]) -> Roformer:
         """Return a network that computes only the masks of ``sources``, and shares all layers."""
