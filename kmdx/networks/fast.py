@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from demucs.demucs import DConv, LocalState
@@ -86,7 +86,7 @@ class _HalfNorm:
     Kernels for GPUs require parameters in the precision of the input.
     """
 
-    weight: Tensor
+    weight: Any
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor of any floating type."""
@@ -103,12 +103,14 @@ class HalfLayerNorm(_HalfNorm, nn.LayerNorm):
     """A layer normalization in half precision."""
 
 
-class HalfTransposedGroupNorm(_HalfNorm, MyGroupNorm):  # type: ignore[misc]
+class HalfTransposedGroupNorm(_HalfNorm, MyGroupNorm):
     """The group normalization of Demucs' transformer in half precision."""
 
 
-class HalfDConv(DConv):  # type: ignore[misc]
+class HalfDConv(DConv):
     """Demucs' residual branches, which are scaled and added by one operation."""
+
+    layers: Any
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, T)``."""
