@@ -29,7 +29,6 @@ from kmdx import (
     urls,
     weights,
 )
-from kmdx.challenge import ACCOMPANIMENT
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.mirror import Mirror
@@ -251,7 +250,7 @@ def _settings(loaded: Plan, options: SeparateOptions) -> Callable[[str], manifes
 
     @cache
     def settings(stem: str) -> manifest.StemSettings | None:
-        if stem not in loaded.stems and stem != ACCOMPANIMENT:
+        if stem not in loaded.stems and loaded.subtracted(stem) is None:
             return None
         signals = loaded.signals_of([stem])
         names = [use.weight.name for use in loaded.uses(signals).values()]
