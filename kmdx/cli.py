@@ -245,6 +245,20 @@ def benchmark(
         out.print(f"written: {escape(str(file))}")
 
 
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, folders and weights, and what will run where; for a bug report, too.
+
+    Exit code: 0, or 2 if something is broken; the last lines then explain what to do.
+    """
+    from kmdx.doctor import Report
+
+    report = Report()
+    out.print(report.text, markup=False)
+    if report.broken:
+        raise typer.Exit(2)
+
+
 @models_app.command("list")
 def models_list() -> None:
     """List all weights: size, whether the file is on this machine, license, and description."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmdx.errors import PlanError, quoted
+from kmdx.errors import PlanError, quoted, suggest
 
 TUNED, PLAIN = "tuned", "plain"
 ENGINES = {
@@ -17,5 +17,6 @@ DEFAULT = TUNED
 def check(name: str) -> str:
     """Return an engine's name; raises :class:`PlanError` if no such engine exists."""
     if name not in ENGINES:
-        raise PlanError(f"unknown engine {quoted(name)}; available: {', '.join(ENGINES)}")
+        hint = suggest(str(name), ENGINES)
+        raise PlanError(f"unknown engine {quoted(name)}{hint}; available: {', '.join(ENGINES)}")
     return name
