@@ -414,5 +414,6 @@ def _explain_no_songs(text: str) -> str:
     if Path(text).exists():
         return f"{text}: expected a sound file, found a pipe or a device"
     if glob.has_magic(text):
-        return f"{text}: no file matches this pattern"
+        matches = glob.glob(text, recursive=True)  # noqa: PTH207 (may be absolute)
+        return f"{text}: {'no songs match' if matches else 'no file matches'} this pattern"
     return f"{text}: no such file"
