@@ -54,16 +54,16 @@ app.add_typer(ensembles_app, name="ensembles")
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(_run, quiet=True)
+    terminal.run(app, quiet=True, arguments=_arguments)
 
 
-def _run() -> None:
-    """Run the command line, which may have options of demucs and audio-separator."""
+def _arguments() -> list[str]:
+    """The arguments of the command line, in own options even if it has those of other programs."""
     known = [*(command.name for command in app.registered_commands), *(g.name for g in app.registered_groups)]
     line = familiar.translate(sys.argv[1:], [name for name in known if name])
     for note in line.notes:
         err.print(escape(f"note: {note}"))
-    terminal.run(app, quiet=True, arguments=line.arguments)
+    return line.arguments
 
 
 @app.callback(invoke_without_command=True)
@@ -468,8 +468,10 @@ def _split(stems: str) -> list[str]:
 
 def _refuse_stems_as_songs(loaded: Plan, songs: list[str], stems: str | None) -> None:
     """Raise KmdxError if a stem was given as a song, as in ``--stems vocals drums``."""
-    words = [word for song in songs if not Path(song).exists() for word in _split(song)]
-    meant = [word for word in words if word in loaded.stems or loaded.subtracted(word) is not None]
+    meant: list[str] = []
+    for words in map(_split, songs):
+        are_stems = all(word in loaded.stems or loaded.subtracted(word) is not None for word in words)
+        meant += words if are_stems and not Path(",".join(words)).exists() else []
     if meant:
         together = ",".join([*_split(stems or ""), *meant])
         raise KmdxError(

@@ -27,22 +27,8 @@ COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".
 EXTENSIONS = SOUND | COMPRESSED
 """Extensions of songs in folders; a file that is named directly may have any extension."""
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".svg"}
-LISTS = {".m3u", ".m3u8", ".pls", ".xspf", ".cue", ".log", ".sfv", ".md5", ".sha256", ".accurip"}
-TEXTS = {
-    ".txt",
-    ".nfo",
-    ".md",
-    ".pdf",
-    ".rtf",
-    ".lrc",
-    ".srt",
-    ".csv",
-    ".json",
-    ".yaml",
-    ".yml",
-    ".xml",
-    ".html",
-}
+LISTS = {".m3u", ".m3u8", ".pls", ".xspf", ".cue", ".log", ".sfv", ".md5", ".sha256", ".accurip", ".csv"}
+TEXTS = {".txt", ".nfo", ".md", ".pdf", ".rtf", ".lrc", ".srt", ".json", ".yaml", ".yml", ".xml", ".html"}
 OTHERS = {".mid", ".midi", ".zip", ".rar", ".7z", ".db", ".ini", ".url", ".asd", ".reapeaks"}
 COMPANIONS = PICTURES | LISTS | TEXTS | OTHERS
 """Extensions of files that accompany songs: skipped, unless such a file is the only argument."""
@@ -127,7 +113,7 @@ def collect(
         problems = [f"{path}: not a song, by its extension" for path in skipped]
         skipped = []
     songs = [InputSong(placing.path, "/".join(placing.place)) for placing in placings]
-    return Batch(songs, problems, skipped)
+    return Batch(songs, problems, [*dict.fromkeys(skipped)])
 
 
 def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Collection[str]) -> None:

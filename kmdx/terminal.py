@@ -208,11 +208,14 @@ def app(help: str | None = None, *, no_args_is_help: bool = False, completion: b
 
 
 def run(
-    command: Callable[..., object], *, quiet: bool = False, arguments: Sequence[str] | None = None
+    command: Callable[..., object],
+    *,
+    quiet: bool = False,
+    arguments: Callable[[], Sequence[str]] | None = None,
 ) -> None:
     """Run a command; a user's mistake ends it with one line and exit code 2.
 
-    ``arguments`` are those of an :func:`app`, by default of the command line. What the system refuses,
+    ``arguments`` returns those of an :func:`app`, by default of the command line. What the system refuses,
     such as a file in a folder that the user may not open, ends a command in the same way. Lost output does
     not change the exit code: it is 0 even after ``kmdx models list >/dev/full``. A warning on standard error
     reports lost output, unless its reader ended first (``| head``). Each warning of this package is one line,
@@ -252,13 +255,14 @@ def run(
             _report_lost_output()
 
 
-def _call(command: Callable[..., object], arguments: Sequence[str] | None) -> None:
+def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]] | None) -> None:
     """Call a command; raises KmdxError for a mistake in the arguments of an :func:`app`."""
     if not isinstance(command, typer.Typer):
         command()
         return
+    given = None if arguments is None else arguments()
     try:
-        code = command(arguments, standalone_mode=False)
+        code = command(given, standalone_mode=False)
     except typer.Abort:  # the input ended at a question
         raise KmdxError("aborted") from None
     except _UsageError as error:

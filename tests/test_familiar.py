@@ -288,7 +288,8 @@ def test_the_shell_completes_commands_and_values(words: str, completed: str) -> 
 
 
 def test_the_documentation_lists_every_familiar_option() -> None:
-    text = (Path(cli.__file__).parents[1] / "docs" / "familiar.md").read_text("utf-8")
-    documented = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.replace("_", "-")))
+    text = (Path(cli.__file__).parents[1] / "docs" / "separate.md").read_text("utf-8")
+    section = text.partition("## Coming from")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(--?[a-z][\w-]*)`", section.replace("_", "-")))
     names = {name.replace("_", "-") for option in familiar.OPTIONS for name in option.names.split()}
     assert names - documented == set()
