@@ -8,6 +8,7 @@ does not accept is dropped: the stream may be closed, its disk full, or its read
 
 from __future__ import annotations
 
+import ast
 import codecs
 import contextlib
 import errno
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 # Typer has its own copy of click, or uses click, by version; both have the same classes.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-_QUOTED = re.compile(r"'(.*?)'")  # a name in one of click's messages
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 BAR_WIDTH = 40  # columns of the widest bar
 ROOMY = 60  # columns of a terminal with room for numbers next to the bar
@@ -283,14 +284,19 @@ def _explained(error: Any) -> str:
         text = f"unknown option {quoted(option)}{suggest(option, known)}"
     elif text.startswith("No such command") and command is not None:
         known = [each for each in command.commands if not command.commands[each].hidden]
-        name = _QUOTED.findall(error.message)[0]
+        name, *_ = _names_in(error.message)
         return f"unknown command {quoted(name)}{suggest(name, known)}; available: {', '.join(known)}"
-    elif "' is not one of '" in error.message and getattr(error, "param", None) is not None:
-        name, *known = _QUOTED.findall(error.message)
+    elif " is not one of " in error.message and getattr(error, "param", None) is not None:
+        name, *known = _names_in(error.message)
         noun = error.param.name.replace("_", " ")
         return f"unknown {noun} {quoted(name)}{suggest(name, known)}; available: {', '.join(known)}"
     help = f"; `{context.command_path} --help` lists all options" if context else ""
     return f"{text[:1].lower()}{text[1:].rstrip('.')}{help}"
+
+
+def _names_in(message: str) -> list[str]:
+    """The names that a message of click quotes, as Python's ``repr`` does."""
+    return [str(ast.literal_eval(text)) for text in _QUOTED.findall(message)]
 
 
 _ESCAPES = {

@@ -192,6 +192,8 @@ def test_a_note_is_printed_and_the_song_is_separated(mini: Run, tmp_path: Path) 
     ("arguments", "hint"),
     [
         (["separte", "x.wav"], "unknown command 'separte'; did you mean 'separate'?"),
+        (["it's"], 'unknown command "it\'s"; available: '),
+        (["separate", "song.wav", "--speed", "'fa\\st"], "; did you mean 'fast'?; available: leaderboard"),
         (["models", "lsit"], "unknown command 'lsit'; did you mean 'list'?"),
         (["song.wav", "-e", "minni"], "unknown ensemble 'minni'; did you mean 'mini'?"),
         (["song.wav", "--speed", "fats"], "unknown speed 'fats'; did you mean 'fast'?"),
