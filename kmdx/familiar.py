@@ -106,7 +106,6 @@ OPTIONS = (
     Familiar("--out", own=("--output", "{}")),
     Familiar("--filename", own=("--output-template", "{}")),
     Familiar("-d", own=("--device", "{}")),
-    Familiar("--shifts", own=lambda number: ("--shifts", "1" if number == "0" else number)),
     Familiar("--overlap", refusal=PLAN, harmless=("0.25",)),
     Familiar(
         "--no-split", refusal="songs of any length are processed in windows; leave it out", takes_value=False
