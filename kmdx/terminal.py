@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 # Typer has its own copy of click, or uses click, by version; both have the same classes.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 BAR_WIDTH = 40  # columns of the widest bar
