@@ -267,7 +267,8 @@ def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]]
     except typer.Abort:  # the input ended at a question
         raise KmdxError("aborted") from None
     except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
+        kind = type(error).__name__
+        if kind == "NoArgsIsHelpError":
             err.print(escape(error.format_message()))
             sys.exit(2)
         raise KmdxError(_explained(error)) from error
@@ -277,9 +278,9 @@ def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]]
 
 def _explained(error: Any) -> str:
     """One line about a mistake in a command line, with a suggestion if a name is mistyped."""
-    text, context = error.format_message(), error.ctx
+    text, context, kind = error.format_message(), error.ctx, type(error).__name__
     command = context.command if context else None
-    if (option := getattr(error, "option_name", None)) and type(error).__name__ == "NoSuchOption":
+    if (option := getattr(error, "option_name", None)) and kind == "NoSuchOption":
         known = [each for param in command.params for each in param.opts] if command else []
         text = f"unknown option {quoted(option)}{suggest(option, known)}"
     elif text.startswith("No such command") and command is not None:
