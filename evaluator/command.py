@@ -41,7 +41,7 @@ from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
 from kmdx import plan_file, terminal, urls
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
-from kmdx.errors import KmdxError, counted, shown
+from kmdx.errors import KmdxError, counted, shown, suggest
 from kmdx.file_names import key
 from kmdx.plan import Plan
 from kmdx.terminal import ClusterOption, Engine, Precision, SplitOption, TracksOption, err, out
@@ -438,7 +438,8 @@ def choose_stems(songs: Sequence[Track], text: str | None) -> tuple[str, ...]:
     for name in filter(None, map(str.strip, text.split(","))):
         stem = known.get(key(name)) or known.get(key(reference_of(name)))
         if stem is None:
-            raise KmdxError(f"--stems {shown(name)}: no song has this stem; available: {available}")
+            hint = suggest(name, known.values())
+            raise KmdxError(f"--stems {shown(name)}: no song has this stem{hint}; available: {available}")
         chosen.add(stem)
     if not chosen:
         raise KmdxError(f"--stems is empty; available: {available}")

@@ -28,7 +28,7 @@ from evaluator.caveats import caveats
 from evaluator.metrics import METRICS, Metric, named
 from evaluator.records import AVERAGE, DERIVED, SONG, SongRecord, stems_of_mean
 from evaluator.systems import System, matching
-from kmdx.errors import KmdxError, shown
+from kmdx.errors import KmdxError, shown, suggest
 
 TIE = 0.005  # smaller differences are invisible with two decimals
 MIN_SAMPLES = 1000  # with fewer, the ends of an interval depend on the seed
@@ -214,7 +214,8 @@ def _metrics(systems: Sequence[System], only: Sequence[str] | None) -> list[Metr
         for name in only:
             if name not in shared:
                 available = ", ".join(shared)
-                raise KmdxError(f"no two runs have the metric {shown(name)}; available: {available}")
+                hint = suggest(name, shared)
+                raise KmdxError(f"no two runs have the metric {shown(name)}{hint}; available: {available}")
         shared = [name for name in shared if name in only]
         if not shared:
             raise KmdxError("--metrics is empty; name a metric, or leave out the option")

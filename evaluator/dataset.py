@@ -24,7 +24,7 @@ from evaluator.sources import BLOCK, AudioSource
 from kmdx import audio
 from kmdx.audio import Form
 from kmdx.challenge import ACCOMPANIMENT, MIXTURE, RATE, STEMS
-from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed, shown
+from kmdx.errors import LISTED, AudioError, KmdxError, counted, listed, quoted, shown, suggest
 from kmdx.file_names import key
 
 __all__ = [
@@ -124,7 +124,8 @@ class Track:
             names = tuple(name for name in self.summands if name != "vocals")
         else:
             known = ", ".join(self.available) or "none"
-            raise KmdxError(f"{self.name}: no stem {stem!r}; available: {known}")
+            hint = suggest(stem, self.available)
+            raise KmdxError(f"{self.name}: no stem {quoted(stem)}{hint}; available: {known}")
         return tuple(part for name in names for part in self.sources[name])
 
     def is_one_file(self, stem: str) -> bool:

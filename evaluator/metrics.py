@@ -230,7 +230,8 @@ def choose(text: str | None) -> tuple[Metric, ...]:
     for name in names:
         if name not in METRICS:
             known = ", ".join(METRICS)
-            raise KmdxError(f"unknown metric {shown(name)}; available: {known}, all{suggest(name, METRICS)}")
+            hint = suggest(name, (*METRICS, "all"))
+            raise KmdxError(f"unknown metric {shown(name)}{hint}; available: {known}, all")
     if not names:
         raise KmdxError(f"--metrics is empty; available: {', '.join(METRICS)}, all")
     return tuple(METRICS[name] for name in dict.fromkeys(names))

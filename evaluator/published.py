@@ -95,9 +95,8 @@ def find(name: str) -> tuple[PublishedTable, Row]:
     identifier = name.strip().casefold()
     if identifier not in known:
         available = ", ".join(known)
-        raise KmdxError(
-            f"unknown published results {shown(name)}; available: {available}{suggest(identifier, known)}"
-        )
+        hint = suggest(identifier, known)
+        raise KmdxError(f"unknown published results {shown(name)}{hint}; available: {available}")
     return known[identifier]
 
 

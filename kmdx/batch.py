@@ -22,6 +22,7 @@ from kmdx import (
     inputs,
     listening,
     manifest,
+    output_template,
     pipeline,
     precisions,
     speeds,
@@ -30,10 +31,10 @@ from kmdx import (
     urls,
     weights,
 )
-from kmdx.challenge import ACCOMPANIMENT
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, KmdxError, reason
 from kmdx.mirror import Mirror
+from kmdx.output_template import Template
 from kmdx.plan import Plan
 from kmdx.separator import DEFAULT_ENSEMBLE, Separator, Stems
 from kmdx.song_log import SongLog
@@ -41,6 +42,7 @@ from kmdx.terminal import err
 from kmdx.urls import Url
 
 SMALLEST = "htdemucs"  # the ensemble with the smallest download
+SHIPPED = "mini"  # the ensemble that needs none
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Job:
     options: SeparateOptions
     mirror: Mirror | None = None
     """Where the stems are uploaded to, if that is a URL; ``output`` is its folder."""
+    template: Template | None = None
+    """Paths of stem files other than ``<song>/<stem>``; ``output`` has only their records."""
 
     def __post_init__(self) -> None:
         if self.mirror and self.options.page:
@@ -79,17 +83,35 @@ class Job:
                 f"--page needs an output folder on this machine, not {self.mirror.url}; "
                 "`kmdx page FOLDER` makes pages of a copy of the stems"
             )
+        if self.template and self.options.page:
+            raise KmdxError(
+                "--page and --output-template do not go together; `kmdx page FOLDER` makes pages later"
+            )
 
     @property
     def target(self) -> Path | Url:
         """Parent of the songs' folders, as the user gave it."""
         return self.mirror.url if self.mirror else self.output
 
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """The file name of each stem."""
+    def files(self, song: inputs.InputSong) -> dict[str, str]:
+        """The file name of each stem of a song."""
         extension = audio.FORMATS[self.options.format].extension
+        if self.template:
+            return self.template.files(song, self.stems, extension)
         return {stem: f"{stem}{extension}" for stem in self.stems}
+
+    def check_places(self, songs: Sequence[inputs.InputSong]) -> None:
+        """Raise :class:`KmdxError` if two songs or stems would be written to the same place."""
+        extension = audio.FORMATS[self.options.format].extension
+        if self.template:
+            output_template.check(self.template, songs, self.stems, extension)
+        inputs.refuse_shared_folders(songs, self.output, [f"{stem}{extension}" for stem in self.stems])
+
+    def folder_of(self, song: inputs.InputSong) -> Path | Url:
+        """The deepest folder with all stems of a song, as the user gave it."""
+        if self.template:
+            return output_template.folder_of(self.task(song).wanted.paths)
+        return self.target / song.place
 
     @cached_property
     def settings(self) -> Callable[[str], manifest.StemSettings | None]:
@@ -100,11 +122,15 @@ class Job:
         """A song with the stems to make of it."""
         folder = self.output / song.place
         return SongTask(
-            song, manifest.Wanted(song.path, folder, self.files, self.settings, self.options.overwrite)
+            song,
+            manifest.Wanted(song.path, folder, self.files(song), self.settings, self.options.overwrite),
         )
 
     def shown(self, result: SongResult) -> SongResult:
         """A result as the user sees it: with the URL of the stems, not the folder that they were made in."""
+        if self.template:
+            place = Path(str(result.folder)).relative_to(self.output).as_posix()
+            return replace(result, folder=self.folder_of(inputs.InputSong(result.song, place)))
         if self.mirror is None:
             return result
         return replace(
@@ -195,7 +221,7 @@ class SongWorker:
         try:
             left, known = check(self.job.task(song))
             if left is None and self.job.mirror is None:  # a claim would write into a finished folder
-                return _with_page(known, self.job.options)
+                return self.job.shown(_with_page(known, self.job.options))
             with manifest.claimed(folder):
                 if self.job.mirror:
                     self.job.mirror.pull(song.place)
@@ -235,7 +261,7 @@ def separate(songs: Sequence[inputs.InputSong], job: Job, log: SongLog) -> int:
     Raises :class:`KmdxError` if an option is wrong, weights are missing, or two songs would share a folder,
     and :class:`KeyboardInterrupt` if the user stops it; this has been reported.
     """
-    inputs.refuse_shared_folders(songs, job.output, job.files.values())
+    job.check_places(songs)
     weights.pull_from_urls(use.weight for use in job.plan.networks.values())
     todo, failed = [], 0
     for left, known in map(check, map(job.task, songs)):
@@ -261,7 +287,7 @@ def _settings(loaded: Plan, options: SeparateOptions) -> Callable[[str], manifes
 
     @cache
     def settings(stem: str) -> manifest.StemSettings | None:
-        if stem not in loaded.stems and stem != ACCOMPANIMENT:
+        if stem not in loaded.stems and loaded.subtracted(stem) is None:
             return None
         signals = loaded.signals_of([stem])
         names = [use.weight.name for use in loaded.uses(signals).values()]
@@ -285,10 +311,11 @@ def _settings(loaded: Plan, options: SeparateOptions) -> Callable[[str], manifes
 def check(task: SongTask) -> Check:
     """Find out what is in a song's folder, and what is left to do."""
     path, folder = task.song.path, task.wanted.folder
+    where = output_template.folder_of(task.wanted.paths)
     endings = tuple({format.extension for format in audio.FORMATS.values()})
     result = SongResult(path, folder)
     try:
-        manifest.clean(folder)
+        manifest.clean(folder, task.wanted.files.values())
         status = manifest.status(task.wanted, lambda name: name.endswith(endings))
     except OSError as error:
         what = f"{path}: {error.filename or folder} cannot be read: {error.strerror}"
@@ -296,16 +323,16 @@ def check(task: SongTask) -> Check:
     except urls.UrlError as error:
         return Check(None, replace(result, error=str(error)))
     remarks = [
-        f"{folder / name} was not written by kmdx, or was changed since; it is renamed to "
-        f"{name}.bak, unless the new stem begins with the same bytes"
-        for name in status.unknown
+        f"{unknown} was not written by kmdx, or was changed since; it is renamed to "
+        f"{unknown.name}.bak, unless the new stem begins with the same bytes"
+        for unknown in (manifest.file_path(folder, name) for name in status.unknown)
     ]
     if status.stale:
-        remarks.append(f"{folder} also has files made with different settings: {'; '.join(status.stale)}")
+        remarks.append(f"{where} also has files made with different settings: {'; '.join(status.stale)}")
     result = replace(result, warnings=tuple(remarks))
     if status.conflicts:
         what = (
-            f"{path}: {folder} has stems made with different settings ({'; '.join(status.conflicts)}); "
+            f"{path}: {where} has stems made with different settings ({'; '.join(status.conflicts)}); "
             "use --overwrite to replace them, or another --output to keep them"
         )
         return Check(None, replace(result, error=what))
@@ -328,6 +355,7 @@ def load_separator(job: Job) -> Separator:
     except weights.MissingWeights as error:
         size = terminal.megabytes(weights.get(SMALLEST).bytes)
         hint = f"; --ensemble {SMALLEST} needs only {size}" if options.ensemble != SMALLEST else ""
+        hint += f"; --ensemble {SHIPPED} needs no download"
         raise KmdxError(f"{error}{hint}") from error
 
 
@@ -337,9 +365,9 @@ def _separate_all(tasks: list[SongTask], separator: Separator, job: Job, log: So
     numbers = {task.wanted.folder: number for number, task in enumerate(tasks, 1)}  # no two share a folder
 
     def separate(task: SongTask, song: SourceSong) -> SongStems:
-        number = f"[{numbers[task.wanted.folder]}/{len(tasks)}] " if len(tasks) > 1 else ""
+        number = numbers[task.wanted.folder]
         seconds = len(song.sound.samples) / song.sound.rate
-        with terminal.song_bar(f"{number}{task.song.place}", seconds) as progress:
+        with bars.song(task.song.place, number, seconds) as progress:
             return _separate(task, song, separator, job.options.format, progress)
 
     def write(task: SongTask, made: SongStems) -> None:
@@ -350,7 +378,8 @@ def _separate_all(tasks: list[SongTask], separator: Separator, job: Job, log: So
         failed.append(task)
 
     try:
-        pipeline.run(tasks, partial(_read, options=job.options), separate, write, fail)
+        with terminal.SongBars(len(tasks)) as bars:
+            pipeline.run(tasks, partial(_read, options=job.options), separate, write, fail)
     except pipeline.Interrupted as stop:
         where = "" if stop.item is None else f" in {stop.item.song.place}"
         terminal.complain(f"stopped{where}; finished songs are kept")

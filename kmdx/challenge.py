@@ -4,6 +4,10 @@ STEMS = ("bass", "drums", "other", "vocals")
 MIXTURE = "mixture"
 ACCOMPANIMENT = "accompaniment"
 """The mixture minus the vocals; every plan that has vocals can produce it."""
+WITHOUT_VOCALS = (ACCOMPANIMENT, "instrumental")
+"""Names of the mixture minus the vocals, besides ``no_vocals``."""
+WITHOUT = "no_"
+"""Before the name of a stem: the mixture minus this stem."""
 STREAMS = (MIXTURE, "drums", "bass", "other", "vocals")
 """The order of the streams in a MUSDB18 file."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from kmdx import terminal
+from kmdx import familiar, terminal
 from kmdx.challenge import ACCOMPANIMENT, TIME_FACTOR
-from kmdx.errors import KmdxError, counted
+from kmdx.errors import KmdxError, counted, listed, quoted
 from kmdx.song_log import song_log
 from kmdx.terminal import (
     ClusterOption,
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 FOOTNOTE = "*: on songs that may be part of its training data."
 
 app = terminal.app(
-    "Music source separation with the ensemble of MDX23's leaderboard C.", no_args_is_help=True
+    "Music source separation with the ensemble of MDX23's leaderboard C.\n\n"
+    "`kmdx SONG` means `kmdx separate SONG`.",
+    no_args_is_help=True,
+    completion=True,
 )
 models_app = terminal.app(
     "List, download and check weight files. The models folder is the first of: $KMDX_MODELS; models/ of the "
@@ -55,7 +59,16 @@ app.add_typer(ensembles_app, name="ensembles")
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line and exit code 2."""
-    terminal.run(app, quiet=True)
+    terminal.run(app, quiet=True, arguments=_arguments)
+
+
+def _arguments() -> list[str]:
+    """The arguments of the command line, in own options even if it has those of other programs."""
+    known = [*(command.name for command in app.registered_commands), *(g.name for g in app.registered_groups)]
+    line = familiar.translate(sys.argv[1:], [name for name in known if name])
+    for note in line.notes:
+        err.print(escape(f"note: {note}"))
+    return line.arguments
 
 
 @app.callback(invoke_without_command=True)
@@ -81,7 +94,12 @@ def separate(
     output: OutputOption = "separated",
     ensemble: EnsembleOption = "leaderboard_c",
     stems: Annotated[
-        str | None, typer.Option(help="Comma-separated stems, such as vocals,drums; default: all.")
+        str | None,
+        typer.Option(
+            help="Comma-separated stems, such as vocals,drums; no_drums is the mixture minus the drums. "
+            "Default: all.",
+            autocompletion=terminal.complete_stems,
+        ),
     ] = None,
     accompaniment: Annotated[
         bool, typer.Option("--accompaniment", help="Also write the mixture minus the vocals.")
@@ -107,10 +125,18 @@ def separate(
         typer.Option("--tta", help="Average with swapped channels and inverted polarity; triples the time."),
     ] = False,
     format: FormatOption = FormatName.wav16,
+    output_template: Annotated[
+        str,
+        typer.Option(
+            help="Paths of the stems in OUTPUT. {track} is the song's path, {trackext} its extension."
+        ),
+    ] = familiar.TEMPLATE,
     start: Annotated[
-        float, typer.Option(help="Position in the song, in seconds, where separation starts.")
-    ] = 0.0,
-    duration: Annotated[float | None, typer.Option(help="Separate only this many seconds.")] = None,
+        str, typer.Option(metavar="TIME", help="Where separation starts: seconds, m:ss or h:mm:ss.")
+    ] = "0",
+    duration: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Separate only this much: seconds, m:ss or h:mm:ss.")
+    ] = None,
     downmix: Annotated[
         bool, typer.Option("--downmix", help="Mix songs of more than two channels down to stereo.")
     ] = False,
@@ -142,16 +168,27 @@ def separate(
     all songs are separated, 1 if some failed, 2 if all failed.
     """
     from kmdx import audio, inputs, mirror, plan_file
+    from kmdx import output_template as templates
 
-    audio.check_part(start, duration)
     if budget is not None:
         _check_budget(context, budget, is_here=cluster is None and workers is None)
+    begin = terminal.seconds(start, "--start")
+    length = None if duration is None else terminal.seconds(duration, "--duration")
+    audio.check_part(begin, length)
     loaded = plan_file.load(ensemble).augmented(shifts, tta)
+    _refuse_stems_as_songs(loaded, songs, stems)
     wanted = _stems(loaded, stems, accompaniment)
+    template = templates.parse(output_template)
     folder, uploads = mirror.opened(output)
-    found = inputs.collect(songs, folder, uploads.url if uploads else None)
+    if template and uploads:
+        raise KmdxError("--output-template needs an output folder on this machine")
+    records = templates.records_folder(folder) if template else None
+    found = inputs.collect(songs, folder, uploads.url if uploads else None, records)
     for complaint in found.problems:
         terminal.complain(complaint)
+    if found.skipped:
+        names = listed([path.name for path in found.skipped], most=3)
+        err.print(escape(f"{counted(len(found.skipped), 'file')} skipped that cannot be songs: {names}"))
     from kmdx import batch  # only now, because torch takes a second
 
     options = batch.SeparateOptions(
@@ -160,14 +197,14 @@ def separate(
         speed=speed.value,
         precision=precision.value,
         engine=engine.value,
-        start=start,
-        duration=duration,
+        start=begin,
+        duration=length,
         downmix=downmix,
         format=format.value,
         overwrite=overwrite,
         page=page,
     )
-    job = batch.Job(folder, loaded, wanted, options, uploads)
+    job = batch.Job(records or folder, loaded, wanted, options, uploads, template)
     if budget is not None:
         from kmdx import budget as budgets
 
@@ -262,6 +299,20 @@ def benchmark(
         except OSError as error:
             raise KmdxError(f"{file} cannot be written: {error.strerror}") from error
         out.print(f"written: {escape(str(file))}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, folders and weights, and what will run where; for a bug report, too.
+
+    Exit code: 0, or 2 if something is broken; the last lines then explain what to do.
+    """
+    from kmdx.doctor import Report
+
+    report = Report()
+    out.print(report.text, markup=False)
+    if report.broken:
+        raise typer.Exit(2)
 
 
 @models_app.command("list")
@@ -418,7 +469,10 @@ def list_ensembles() -> None:
 @ensembles_app.command("show")
 def ensembles_show(
     name: Annotated[str, typer.Argument(help="Name of an ensemble, or path of a plan (.yaml).")],
-    stems: Annotated[str | None, typer.Option(help="Show only what these stems need.")] = None,
+    stems: Annotated[
+        str | None,
+        typer.Option(help="Show only what these stems need.", autocompletion=terminal.complete_stems),
+    ] = None,
     svg: Annotated[Path | None, typer.Option(help="Also draw the graph into this SVG file.")] = None,
 ) -> None:
     """Show an ensemble: its stages, weights, licenses, arithmetic per second of audio, and graph."""
@@ -477,8 +531,29 @@ def _show_page(output: Path, folders: list[Path]) -> None:
 
 def _stems(loaded: Plan, stems: str | None, accompaniment: bool) -> tuple[str, ...]:
     """The stems that the options request, checked against the plan."""
-    names = loaded.stems if stems is None else [stem.strip() for stem in stems.split(",") if stem.strip()]
+    names = loaded.stems if stems is None else _split(stems)
+    if familiar.KARAOKE in names and familiar.KARAOKE not in loaded.stems:
+        raise KmdxError(familiar.NO_KARAOKE)
     return loaded.check_stems([*names, *([ACCOMPANIMENT] if accompaniment else [])])
+
+
+def _split(stems: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [stem.strip() for stem in stems.split(",") if stem.strip()]
+
+
+def _refuse_stems_as_songs(loaded: Plan, songs: list[str], stems: str | None) -> None:
+    """Raise KmdxError if a stem was given as a song, as in ``--stems vocals drums``."""
+    meant: list[str] = []
+    for words in map(_split, songs):
+        are_stems = all(word in loaded.stems or loaded.subtracted(word) is not None for word in words)
+        meant += words if are_stems and not Path(",".join(words)).exists() else []
+    if meant:
+        together = ",".join([*_split(stems or ""), *meant])
+        raise KmdxError(
+            f"{quoted(meant[0])} is a stem, not a song; separate stems by commas without spaces: "
+            f"--stems {together}"
+        )
 
 
 def _table(*columns: str) -> Table:

@@ -549,7 +549,7 @@ def pool_of(songs: Sequence[InputSong], job: Job, options: ClusterOptions) -> Po
     KmdxError
         If two songs would share a folder, or the output folder cannot be made.
     """
-    inputs.refuse_shared_folders(songs, job.output, job.files.values())
+    job.check_places(songs)
     if job.options.device not in ("auto", "cpu", "cuda"):
         raise KmdxError(f"--device {job.options.device}: Ray chooses the GPU of each worker; leave this out")
     if job.options.device == "cpu":
@@ -590,7 +590,7 @@ def result_of(finished: Finished[InputSong, SongResult], songs: Sequence[InputSo
     return replace(
         found,
         song=song.path,
-        folder=job.target / song.place,
+        folder=job.folder_of(song),
         node=finished.node,
         warnings=(*found.warnings, *finished.warnings),
     )

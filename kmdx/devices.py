@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kmdx.errors import DeviceError, KmdxWarning, first_line, quoted
+from kmdx.errors import DeviceError, KmdxWarning, first_line, quoted, suggest
 from kmdx.networks.network import Network
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -76,7 +76,8 @@ def choose(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:  # its message lists all device types of torch
-        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+        hint = suggest(name, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+        raise DeviceError(f"unknown device {quoted(name)}{hint}; use auto, cpu, cuda or cuda:N") from error
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

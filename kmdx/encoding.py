@@ -20,7 +20,7 @@ import numpy as np
 import soundfile as sf
 
 from . import signals
-from .errors import AudioError
+from .errors import AudioError, quoted, suggest
 from .tags import TagError, Tags, id3, write_flac
 
 WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav's sizes have 32 bits, so longer files are RF64
@@ -77,7 +77,8 @@ def check_format(name: str, rate: int) -> Format:
     does not write it.
     """
     if name not in FORMATS:
-        raise AudioError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")
+        hint = suggest(str(name), FORMATS)
+        raise AudioError(f"unknown format {quoted(name)}{hint}; available: {', '.join(FORMATS)}")
     format = FORMATS[name]
     if rate not in format.rates:
         raise AudioError(f"{name} does not support {rate} Hz: choose another format, such as wav24")

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 
-from kmdx.errors import DeviceError, PlanError, quoted
+from kmdx.errors import DeviceError, PlanError, quoted, suggest
 
 TUNED, PLAIN, COMPILED = "tuned", "plain", "compiled"
 ENGINES = {
@@ -22,7 +22,8 @@ DEFAULT = TUNED
 def check(name: str) -> str:
     """Return an engine's name; raises :class:`PlanError` if no such engine exists."""
     if name not in ENGINES:
-        raise PlanError(f"unknown engine {quoted(name)}; available: {', '.join(ENGINES)}")
+        hint = suggest(str(name), ENGINES)
+        raise PlanError(f"unknown engine {quoted(name)}{hint}; available: {', '.join(ENGINES)}")
     return name
 
 

@@ -31,6 +31,13 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{PARTIAL}")
 
 
+def is_partial_of(partial: Path, path: Path) -> bool:
+    """Whether a file has a name that :func:`partial_name` gives for a path."""
+    begin = f".{path.name[:50]}."
+    name = partial.name
+    return name.startswith(begin) and name.endswith(PARTIAL) and len(name) == len(begin) + 8 + len(PARTIAL)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a hidden name to write a file under; when the block ends, the file is renamed to ``path``.

@@ -26,6 +26,12 @@ SOUND = {".wav", ".w64", ".flac", ".aif", ".aiff", ".aifc", ".caf", ".ogg", ".og
 COMPRESSED = {".mp3", ".m4a", ".aac", ".wma", ".mka", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 EXTENSIONS = SOUND | COMPRESSED
 """Extensions of songs in folders; a file that is named directly may have any extension."""
+PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".svg"}
+LISTS = {".m3u", ".m3u8", ".pls", ".xspf", ".cue", ".log", ".sfv", ".md5", ".sha256", ".accurip", ".csv"}
+TEXTS = {".txt", ".nfo", ".md", ".pdf", ".rtf", ".lrc", ".srt", ".json", ".yaml", ".yml", ".xml", ".html"}
+OTHERS = {".mid", ".midi", ".zip", ".rar", ".7z", ".db", ".ini", ".url", ".asd", ".reapeaks"}
+COMPANIONS = PICTURES | LISTS | TEXTS | OTHERS
+"""Extensions of files that accompany songs: skipped, unless such a file is the only argument."""
 
 _NUMBERED = re.compile(r"(.*) \((\d+)\)", re.DOTALL)
 
@@ -50,9 +56,13 @@ class Batch:
 
     songs: list[InputSong]
     problems: list[str]
+    skipped: list[Path]
+    """Files that accompany songs, such as covers and playlists."""
 
 
-def collect(inputs: Iterable[str], output: Path, target: Url | None = None) -> Batch:
+def collect(
+    inputs: Iterable[str], output: Path, target: Url | None = None, records: Path | None = None
+) -> Batch:
     """Find the songs that files, folders, patterns and URLs name.
 
     A folder stands for all sound files in it and below. If a folder contains ``mixture.*``, its other sound
@@ -66,18 +76,24 @@ def collect(inputs: Iterable[str], output: Path, target: Url | None = None) -> B
         Parent of the songs' output folders.
     target : Url, optional
         Where they are uploaded to, if that is a URL.
+    records : Path, optional
+        Parent of the folders with the songs' records; by default ``output``.
     """
     inputs = list(inputs)
+    is_one_file = len(inputs) == 1 and Path(inputs[0]).is_file()
     found: dict[Path | Url, _Placing] = {}  # by the file's real path
     problems: list[str] = []
+    skipped: list[Path] = []
+    stems = manifest.recorded_below(records) if records else set()
     for text in inputs:
-        count = len(problems)
+        count, count_skipped = len(problems), len(skipped)
         try:
             url = urls.parse(text)
             if isinstance(url, Url):
                 placings = list(_at_url(url, target))
             else:
-                placings = list(_placings(str(url) if text.strip() else text, output, problems))
+                passed = None if is_one_file else skipped
+                placings = list(_placings(str(url) if text.strip() else text, output, problems, passed))
         except OSError as error:  # the name is too long, or the folder is not readable
             problems.append(f"{text}: {error.strerror}")
             continue
@@ -85,12 +101,19 @@ def collect(inputs: Iterable[str], output: Path, target: Url | None = None) -> B
             problems.append(str(error))
             continue
         is_output = len(inputs) > 1 and Path(text).resolve() == output.resolve()  # found by `*`
-        if not placings and len(problems) == count and not is_output:
+        is_skipped = Path(text).is_file() and len(skipped) > count_skipped
+        if not placings and len(problems) == count and not is_output and not is_skipped:
             problems.append(_explain_no_songs(text) if isinstance(url, Path) else f"{url}: no songs there")
         for placing in placings:
-            found.setdefault(placing.path.resolve(), placing)
-    placings = _assign_places([*found.values()], output, problems)
-    return Batch([InputSong(placing.path, "/".join(placing.place)) for placing in placings], problems)
+            real = placing.path.resolve()
+            if is_one_file or real not in stems:
+                found.setdefault(real, placing)
+    placings = _assign_places([*found.values()], records or output, problems)
+    if not placings and not problems and all(Path(text).is_file() for text in inputs):
+        problems = [f"{path}: not a song, by its extension" for path in skipped]
+        skipped = []
+    songs = [InputSong(placing.path, "/".join(placing.place)) for placing in placings]
+    return Batch(songs, problems, [*dict.fromkeys(skipped)])
 
 
 def refuse_shared_folders(songs: Iterable[InputSong], output: Path, names: Collection[str]) -> None:
@@ -288,22 +311,25 @@ def _widen(group: list[_Placing], others: list[_Placing]) -> None:
             placing.tag = str(number)
 
 
-def _placings(text: str, output: Path, problems: list[str]) -> Iterator[_Placing]:
-    """The songs that one argument names."""
+def _placings(text: str, output: Path, problems: list[str], skipped: list[Path] | None) -> Iterator[_Placing]:
+    """The songs that one argument names. Files that accompany songs are added to ``skipped``, if given."""
     path = Path(text)
     if not text.strip():
         return
     if path.is_dir():
-        for song in _in_folder(path, {output.resolve()} - {path.resolve()}, problems):
+        passed = {output.resolve()} - {path.resolve()}
+        for song in _in_folder(path, passed, problems, [] if skipped is None else skipped):
             below = song.relative_to(path).parent.parts
             yield _Placing(song, max(0, len(below) - (song.stem == MIXTURE)))
+    elif path.is_file() and path.suffix.lower() in COMPANIONS and skipped is not None:
+        skipped.append(path)
     elif path.is_file():
         yield _Placing(path, 0)
     elif not path.exists() and glob.has_magic(text):
         for match in map(Path, sorted(glob.glob(text, recursive=True))):  # noqa: PTH207 (may be absolute)
             is_below = output.resolve() in (match.resolve(), *match.resolve().parents)
             if not is_below and match.name not in manifest.recorded(match.parent):
-                yield from _placings(str(match), output, problems)
+                yield from _placings(str(match), output, problems, skipped)
 
 
 def _at_url(url: Url, target: Url | None) -> Iterator[_Placing]:
@@ -334,13 +360,14 @@ def _below(folder: Url, target: Url | None) -> Iterator[_Placing]:
             yield _Placing(url, max(0, len(parent.parts) - (path.stem == MIXTURE)))
 
 
-def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator[Path]:
+def _in_folder(folder: Path, passed: set[Path], problems: list[str], skipped: list[Path]) -> Iterator[Path]:
     """The songs in and below a folder, sorted by name; each folder once, even if several links lead to it."""
     if folder.resolve() in passed:
         return
     passed.add(folder.resolve())
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     sounds = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS]
+    skipped += [entry for entry in entries if entry.is_file() and entry.suffix.lower() in COMPANIONS]
     stems = manifest.recorded(folder)
     yield from [entry for entry in sounds if entry.stem == MIXTURE] or [
         entry for entry in sounds if entry.name not in stems
@@ -348,7 +375,7 @@ def _in_folder(folder: Path, passed: set[Path], problems: list[str]) -> Iterator
     for entry in entries:
         if entry.is_dir():
             try:
-                yield from _in_folder(entry, passed, problems)
+                yield from _in_folder(entry, passed, problems, skipped)
             except OSError as error:
                 problems.append(f"{entry}: {error.strerror}")
 
@@ -373,5 +400,6 @@ def _explain_no_songs(text: str) -> str:
     if Path(text).exists():
         return f"{text}: expected a sound file, found a pipe or a device"
     if glob.has_magic(text):
-        return f"{text}: no file matches this pattern"
+        matches = glob.glob(text, recursive=True)  # noqa: PTH207 (may be absolute)
+        return f"{text}: {'no songs match' if matches else 'no file matches'} this pattern"
     return f"{text}: no such file"

@@ -19,6 +19,7 @@ holds the lock ``.kmdx/claim`` while it separates.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -136,7 +137,7 @@ class Wanted:
 
     song: Path | Url
     folder: Path  # output folder of its stems
-    files: Mapping[str, str]  # file name of each stem to make
+    files: Mapping[str, str]  # file name of each stem to make, or its path relative to ``folder``
     settings: Callable[[str], StemSettings | None]
     """Returns the settings that a stem would be made with now; None if the plan does not have the stem."""
     overwrite: bool = False
@@ -149,7 +150,7 @@ class Wanted:
     @property
     def paths(self) -> dict[str, Path]:
         """The path of each stem file."""
-        return {stem: self.folder / name for stem, name in self.files.items()}
+        return {stem: file_path(self.folder, name) for stem, name in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,17 @@ def identify(song: Path | Url, copy: Path | None = None) -> SourceFile:
 
 def record_name(file: str) -> str:
     """The name of a stem file's record, in the folder :data:`FOLDER`."""
-    return f".{file}{_RECORD}"
+    return f".{_record_stem(file)}{_RECORD}"
+
+
+def file_path(folder: Path, name: str) -> Path:
+    """The path of a stem file, whose name may be a path relative to the folder of its records."""
+    return Path(os.path.normpath(folder / name)) if "/" in name else folder / name
+
+
+def _record_stem(file: str) -> str:
+    """The name of a file, or the checksum of a path, which may be longer than a name may be."""
+    return hashlib.sha256(file.encode(errors="surrogateescape")).hexdigest()[:32] if "/" in file else file
 
 
 def owner(folder: Path) -> SourceFile | None:
@@ -203,6 +214,12 @@ def finished(folder: Path) -> list[tuple[str, StemSettings]]:
     return [(record.stem, record.settings) for record in records if _has_size(folder, record)]
 
 
+def recorded_below(records: Path) -> set[Path]:
+    """Real paths of all stems that have a record in a folder of songs' records, at any depth."""
+    homes = [path.parent for path in records.rglob(FOLDER)]
+    return {file_path(home, name).resolve() for home in homes for name in _records(home)}
+
+
 def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
     """Compare the files in a song's folder with the stems to make.
 
@@ -221,7 +238,7 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
         ignored = () if name in targets else ("format",)
         difference = record.difference(wanted.song, wanted.settings(record.stem), ignored)
         if difference is not None:
-            differing[name] = f"{name}: {difference}"
+            differing[name] = f"{name.replace('../', '')}: {difference}"
     missing = [
         stem
         for stem, name in wanted.files.items()
@@ -235,16 +252,19 @@ def status(wanted: Wanted, is_sound: Callable[[str], bool]) -> FolderStatus:
         for name in present
         if not (name in records or name in targets) and wanted.settings(Path(name).stem) is not None
     ]
-    unknown = [name for name in present if name in targets and name not in finished]
+    unknown = sorted(name for name in targets - finished if file_path(wanted.folder, name).is_file())
     return FolderStatus(missing, conflicts, stale, [] if conflicts else unknown)
 
 
-def clean(folder: Path) -> None:
-    """Remove the leftovers of an interrupted run from a folder, unless another process is writing to it."""
-    if not any(_partials(folder)) and not any(_records_in(folder, _NEW)):
+def clean(folder: Path, names: Collection[str] = ()) -> None:
+    """Remove the leftovers of an interrupted run from a folder, unless another process is writing to it.
+
+    ``names`` are those of stems that may be in other folders.
+    """
+    if not any(_partials(folder, names)) and not any(_records_in(folder, _NEW)):
         return
     with suppress(OSError), _lock(folder, 0):
-        _recover(folder)
+        _recover(folder, names)
 
 
 @contextmanager
@@ -269,7 +289,8 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
 
     def prepare(partials: Mapping[Path, Path]) -> None:
         for stem, name in wanted.files.items():
-            partial = partials[wanted.folder / name]
+            path = wanted.paths[stem]
+            partial = partials[path]
             settings = wanted.settings(stem)
             assert settings is not None, "only stems of the plan are written"
             record = StemRecord(
@@ -281,12 +302,13 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
                 settings=settings,
                 program=f"kmdx-net {version('kmdx-net')}",
             )
-            _keep_unknown(wanted.folder / name, partial)
+            _keep_unknown(wanted.folder, name, partial)
             _write_new(wanted.folder, record)
 
     try:
+        names = wanted.files.values()
         with _lock(wanted.folder, _LOCK_TIMEOUT):
-            _recover(wanted.folder)
+            _recover(wanted.folder, names)
             other = owner(wanted.folder)
             if other is not None and song.path != other.path and song.sha256 != other.sha256:
                 raise AudioError(
@@ -301,7 +323,7 @@ def writing(wanted: Wanted, song: SourceFile) -> Iterator[Callable[[Mapping[Path
             try:
                 yield prepare
             finally:
-                _recover(wanted.folder)
+                _recover(wanted.folder, names)
     except files.Locked as error:
         raise AudioError(
             f"{wanted.folder}: another process has been writing to it for {_LOCK_TIMEOUT / 60:.0f} minutes; "
@@ -330,9 +352,9 @@ def _lock(folder: Path, timeout: float, name: str = "lock") -> Iterator[None]:
             raise
 
 
-def _recover(folder: Path) -> None:
+def _recover(folder: Path, names: Collection[str] = ()) -> None:
     """Finish or undo the work of an interrupted run in a folder, which must be locked."""
-    for partial in _partials(folder):
+    for partial in _partials(folder, names):
         partial.unlink(missing_ok=True)
     for new in [*_records_in(folder, _NEW)]:
         record = _read(new)
@@ -349,7 +371,7 @@ def _records(folder: Path) -> dict[str, StemRecord]:
     found = {record.file: record for record in _old_records(folder)}
     for place in _records_in(folder, _NEW):
         record = _read(place)
-        if record is None or not (folder / record.file).is_file():
+        if record is None or not file_path(folder, record.file).is_file():
             continue
         if _has_content(folder, record):
             found[record.file] = record
@@ -362,25 +384,26 @@ def _old_records(folder: Path) -> Iterator[StemRecord]:
     """The records of existing files in a folder, without those that are not in effect yet."""
     for place in _records_in(folder, _RECORD):
         record = _read(place)
-        if record is not None and (folder / record.file).is_file():
+        if record is not None and file_path(folder, record.file).is_file():
             yield record
 
 
 def _has_size(folder: Path, record: StemRecord) -> bool:
     """Whether the file of a record exists and has the recorded size."""
-    path = folder / record.file
+    path = file_path(folder, record.file)
     return path.is_file() and path.stat().st_size == record.bytes
 
 
 def _has_content(folder: Path, record: StemRecord) -> bool:
     """Whether the file of a record exists and has the recorded content."""
-    return _has_size(folder, record) and files.sha256(folder / record.file) == record.sha256
+    return _has_size(folder, record) and files.sha256(file_path(folder, record.file)) == record.sha256
 
 
-def _keep_unknown(path: Path, new: Path) -> None:
+def _keep_unknown(folder: Path, name: str, new: Path) -> None:
     """Rename a file that does not match its record, unless the new file begins with the same bytes."""
-    record = _records(path.parent).get(path.name)
-    is_recorded = record is not None and _has_content(path.parent, record)
+    path = file_path(folder, name)
+    record = _records(folder).get(name)
+    is_recorded = record is not None and _has_content(folder, record)
     if not path.exists() or is_recorded or _begins_with(new, path):
         return
     backup = path.with_name(f"{path.name}.bak")
@@ -403,7 +426,7 @@ def _begins_with(whole: Path, part: Path) -> bool:
 def _write_new(folder: Path, record: StemRecord) -> None:
     """Write a record that takes effect when its stem file has been renamed."""
     text = json.dumps(asdict(record), indent=1)
-    files.write_text(folder / FOLDER / f".{record.file}{_NEW}", f"{text}\n")
+    files.write_text(folder / FOLDER / f".{_record_stem(record.file)}{_NEW}", f"{text}\n")
 
 
 def _read(path: Path) -> StemRecord | None:
@@ -435,11 +458,15 @@ def _records_in(folder: Path, ending: str) -> Iterator[Path]:
     return _entries(folder / FOLDER, lambda name: name.endswith(ending))
 
 
-def _partials(folder: Path) -> Iterator[Path]:
+def _partials(folder: Path, names: Collection[str]) -> Iterator[Path]:
     def is_partial(name: str) -> bool:
         return name.startswith(".") and name.endswith(files.PARTIAL)
 
-    return (path for place in (folder, folder / FOLDER) for path in _entries(place, is_partial))
+    for place in (folder, folder / FOLDER):
+        yield from _entries(place, is_partial)
+    for path in (file_path(folder, name) for name in names if "/" in name):  # among those of other songs
+        others = _entries(path.parent, is_partial)
+        yield from (other for other in others if files.is_partial_of(other, path))
 
 
 def _entries(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:

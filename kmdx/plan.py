@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from kmdx.challenge import ACCOMPANIMENT, MIXTURE
+from kmdx.challenge import ACCOMPANIMENT, MIXTURE, WITHOUT, WITHOUT_VOCALS
 from kmdx.errors import PlanError, listed, quoted, suggest
 from kmdx.nodes import Node
 from kmdx.weights import Weight
@@ -234,25 +234,35 @@ class Plan:
     ) -> tuple[str, ...]:
         """Return the requested stems without duplicates; all of the plan's stems for ``None``.
 
-        Raises :class:`PlanError` if a stem is not in ``allowed``, by default the plan's stems and, if they
-        include vocals, the accompaniment.
+        Raises :class:`PlanError` if a stem is not in ``allowed``, by default the plan's stems and the mixture
+        minus one of them.
         """
         if stems is None:
             return self.stems
+        names = tuple(dict.fromkeys((stems,) if isinstance(stems, str) else stems))
         if allowed is None:
             allowed = (*self.stems, ACCOMPANIMENT) if "vocals" in self.stems else self.stems
-        names = tuple(dict.fromkeys((stems,) if isinstance(stems, str) else stems))
-        for name in names:
-            if name not in allowed:
-                hint = suggest(str(name), allowed)
-                raise PlanError(f"unknown stem {quoted(name)}{hint}; available: {listed(allowed)}")
+            known = [*allowed, *(f"{WITHOUT}{stem}" for stem in self.stems), *WITHOUT_VOCALS]
+            unknown = [name for name in names if name not in self.stems and self.subtracted(name) is None]
+        else:
+            known, unknown = [*allowed], [name for name in names if name not in allowed]
+        for name in unknown:
+            hint = suggest(str(name), known)
+            raise PlanError(f"unknown stem {quoted(name)}{hint}; available: {listed(allowed)}")
         if not names:
             raise PlanError(f"no stem selected; available: {listed(allowed)}")
         return names
 
+    def subtracted(self, name: str) -> str | None:
+        """The stem that the mixture minus it has this name, such as ``no_drums``; None for other names."""
+        if name in self.stems or not isinstance(name, str):
+            return None
+        stem = "vocals" if name in WITHOUT_VOCALS else name.removeprefix(WITHOUT)
+        return stem if stem != name and stem in self.stems else None
+
     def signals_of(self, stems: Iterable[str]) -> tuple[str, ...]:
-        """Return the signals that stems are computed from: the vocals for the accompaniment."""
-        return tuple(dict.fromkeys("vocals" if stem == ACCOMPANIMENT else stem for stem in stems))
+        """Return the signals that stems are computed from, such as the vocals for the accompaniment."""
+        return tuple(dict.fromkeys(self.subtracted(stem) or stem for stem in stems))
 
     def check_wanted(self, wanted: Iterable[str]) -> None:
         """Raise :class:`PlanError` if one of ``wanted`` is not a signal of this plan."""

@@ -86,8 +86,14 @@ def load(ensemble: str | Path) -> Plan:
                 raise PlanError(
                     f"{text} is not imported yet; `kmdx models pull {text}` downloads and imports it"
                 )
+            if text in weights.published():
+                raise PlanError(
+                    f"{text} is a weight, not an ensemble; a plan (.yaml) can use it: docs/ensembles.md"
+                )
+            hint = suggest(text, [*known, *weights.checkpoints()])
             raise PlanError(
-                f"unknown ensemble {quoted(text)}; available: {', '.join(known)}, or the path of a .yaml file"
+                f"unknown ensemble {quoted(text)}{hint}; available: {', '.join(known)}, or the path of a "
+                ".yaml file"
             )
         path = weights.models_folder() / f"{text}.yaml"
     try:

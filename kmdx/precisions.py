@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from kmdx import host, speeds
-from kmdx.errors import DeviceError, KmdxWarning
+from kmdx.errors import DeviceError, KmdxWarning, quoted, suggest
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -33,7 +33,8 @@ VOLTA = (7, 0)  # compute capability of the first with tensor cores, for float16
 def check(precision: str) -> str:
     """Return the precision's name; raises :class:`DeviceError` if it is unknown."""
     if precision not in PRECISIONS:
-        raise DeviceError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        hint = suggest(str(precision), PRECISIONS)
+        raise DeviceError(f"unknown precision {quoted(precision)}{hint}; available: {', '.join(PRECISIONS)}")
     return precision
 
 

@@ -30,7 +30,6 @@ from kmdx import (
     weights,
 )
 from kmdx.build import load_for_inference
-from kmdx.challenge import ACCOMPANIMENT
 from kmdx.devices import NetworkCache
 from kmdx.ensemble import Progress
 from kmdx.errors import AudioError, DeviceError, KmdxWarning, NetworkError, PlanError, first_line
@@ -87,8 +86,8 @@ class Separator:
     device : str or torch.device
         ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
-        Stems of the plan, and ``"accompaniment"``; by default, all of the plan's stems. Only the networks
-        that these stems need are loaded and run.
+        Stems of the plan, ``"accompaniment"``, and the mixture minus a stem, such as ``"no_drums"``; by
+        default, all of the plan's stems. Only the networks that these stems need are loaded and run.
     folder : path_like, optional
         Folder of the weight files; by default that of :func:`kmdx.weights.where`.
     precision : str
@@ -268,8 +267,9 @@ class Separator:
         song = audio.check(samples, name, loudest=audio.LOUDEST)
         wanted = self.stems if stems is None else self.plan.check_stems(stems, self.stems)
         signals = self._signals(song, rate, self.plan.signals_of(wanted), progress)
-        if ACCOMPANIMENT in wanted:
-            signals[ACCOMPANIMENT] = _difference(song, signals["vocals"])
+        for stem in wanted:
+            if (subtracted := self.plan.subtracted(stem)) is not None:
+                signals[stem] = _difference(song, signals[subtracted])
         return {name: signals[name] for name in wanted}
 
     def separate_file(

@@ -8,16 +8,18 @@ does not accept is dropped: the stream may be closed, its disk full, or its read
 
 from __future__ import annotations
 
+import ast
 import codecs
 import contextlib
 import errno
 import io
 import logging
 import os
+import re
 import select
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,11 +28,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from kmdx.errors import KmdxError, KmdxWarning, shown
+from kmdx.errors import KmdxError, KmdxWarning, quoted, shown, suggest
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+# Typer has its own copy of click, or uses click, by version; both have the same classes.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+
+BAR_WIDTH = 40  # columns of the widest bar
+ROOMY = 60  # columns of a terminal with room for numbers next to the bar
 PIPE_WIDTH = 200  # columns when the output is not a terminal
 READABLE = "kmdx-readable"  # name of the error handler for text that a stream cannot encode
 SPELLED_OUT = {
@@ -49,6 +57,22 @@ def _console(*, stderr: bool = False) -> Console:
 
 out = _console()
 err = _console(stderr=True)
+
+
+def seconds(text: str, option: str) -> float:
+    """Seconds, from ``90``, ``1:30`` or ``0:01:30.5``; raises :class:`KmdxError` that names the option."""
+    match = re.fullmatch(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)", text.strip())
+    if match:
+        hours, minutes, rest = match.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(rest)
+    if match := re.fullmatch(r"(\d+):([0-5]?\d(?:\.\d*)?)", text.strip()):  # 90:00 is an hour and a half
+        return 60 * int(match[1]) + float(match[2])
+    try:
+        return float(text)
+    except ValueError:
+        raise KmdxError(
+            f"{option} {quoted(text)}: expected seconds, m:ss or h:mm:ss, such as 90, 1:30 or 0:01:30.5"
+        ) from None
 
 
 class FormatName(str, Enum):
@@ -86,8 +110,33 @@ class Engine(str, Enum):
     compiled = "compiled"
 
 
+def _complete_ensemble(incomplete: str) -> list[str]:
+    """Names of ensembles for the shell."""
+    from kmdx import plan_file
+
+    return [name for name in (*plan_file.names(), *plan_file.imported()) if name.startswith(incomplete)]
+
+
+def complete_stems(context: typer.Context, incomplete: str) -> list[str]:
+    """Stems of the chosen ensemble for the shell, after those that are complete."""
+    from kmdx import plan_file
+
+    *given, last = incomplete.split(",")
+    try:
+        stems = plan_file.load(context.params.get("ensemble") or context.params.get("name") or "mini").stems
+    except KmdxError:
+        return []
+    return [",".join((*given, stem)) for stem in stems if stem.startswith(last) and stem not in given]
+
+
 EnsembleOption = Annotated[
-    str, typer.Option("--ensemble", "-e", help="Name of an ensemble, or path or URL of a plan (.yaml).")
+    str,
+    typer.Option(
+        "--ensemble",
+        "-e",
+        help="Name of an ensemble, or path or URL of a plan (.yaml).",
+        autocompletion=_complete_ensemble,
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or any torch device.")]
 PrecisionOption = Annotated[
@@ -145,22 +194,31 @@ JsonOption = Annotated[
 ]
 
 
-def app(help: str | None = None, *, no_args_is_help: bool = False) -> typer.Typer:
-    """A command, or a group of them: with ``-h``, and without shell completion and decorated tracebacks."""
+def app(help: str | None = None, *, no_args_is_help: bool = False, completion: bool = False) -> typer.Typer:
+    """A command, or a group of them: with ``-h``, and without decorated tracebacks.
+
+    ``completion`` adds the options that install or show the shell's completion.
+    """
     return typer.Typer(
         help=help,
         no_args_is_help=no_args_is_help,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-def run(command: Callable[[], object], *, quiet: bool = False) -> None:
+def run(
+    command: Callable[..., object],
+    *,
+    quiet: bool = False,
+    arguments: Callable[[], Sequence[str]] | None = None,
+) -> None:
     """Run a command; a user's mistake ends it with one line and exit code 2.
 
-    So does what the system refuses, such as a file in a folder that the user may not open. Lost output does
+    ``arguments`` returns those of an :func:`app`, by default of the command line. What the system refuses,
+    such as a file in a folder that the user may not open, ends a command in the same way. Lost output does
     not change the exit code: it is 0 even after ``kmdx models list >/dev/full``. A warning on standard error
     reports lost output, unless its reader ended first (``| head``). Each warning of this package is one line,
     whatever ``PYTHONWARNINGS`` is. Other warnings are shown as usual, or not at all if ``quiet``. What this
@@ -179,7 +237,7 @@ def run(command: Callable[[], object], *, quiet: bool = False) -> None:
 
         warnings.showwarning = show
         try:
-            command()
+            _call(command, arguments)
         except KmdxError as error:
             complain(str(error))
             sys.exit(2)
@@ -219,6 +277,50 @@ def _printed_log() -> Iterator[None]:
     finally:
         logger.handlers, level, logger.propagate = before
         logger.setLevel(level)
+
+
+def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]] | None) -> None:
+    """Call a command; raises KmdxError for a mistake in the arguments of an :func:`app`."""
+    if not isinstance(command, typer.Typer):
+        command()
+        return
+    given = None if arguments is None else arguments()
+    try:
+        code = command(given, standalone_mode=False)
+    except typer.Abort:  # the input ended at a question
+        raise KmdxError("aborted") from None
+    except _UsageError as error:
+        kind = type(error).__name__
+        if kind == "NoArgsIsHelpError":
+            err.print(escape(error.format_message()))
+            sys.exit(2)
+        raise KmdxError(_explained(error)) from error
+    if isinstance(code, int) and code:
+        sys.exit(code)
+
+
+def _explained(error: Any) -> str:
+    """One line about a mistake in a command line, with a suggestion if a name is mistyped."""
+    text, context, kind = error.format_message(), error.ctx, type(error).__name__
+    command = context.command if context else None
+    if (option := getattr(error, "option_name", None)) and kind == "NoSuchOption":
+        known = [each for param in command.params for each in param.opts] if command else []
+        text = f"unknown option {quoted(option)}{suggest(option, known)}"
+    elif text.startswith("No such command") and command is not None:
+        known = [each for each in command.commands if not command.commands[each].hidden]
+        name, *_ = _names_in(error.message)
+        return f"unknown command {quoted(name)}{suggest(name, known)}; available: {', '.join(known)}"
+    elif " is not one of " in error.message and getattr(error, "param", None) is not None:
+        name, *known = _names_in(error.message)
+        noun = error.param.name.replace("_", " ")
+        return f"unknown {noun} {quoted(name)}{suggest(name, known)}; available: {', '.join(known)}"
+    help = f"; `{context.command_path} --help` lists all options" if context else ""
+    return f"{text[:1].lower()}{text[1:].rstrip('.')}{help}"
+
+
+def _names_in(message: str) -> list[str]:
+    """The names that a message of click quotes, as Python's ``repr`` does."""
+    return [str(ast.literal_eval(text)) for text in _QUOTED.findall(message)]
 
 
 _ESCAPES = {
@@ -261,30 +363,79 @@ def progress_bar(*columns: ProgressColumn, **options: Any) -> Progress:
     """A progress bar, with the task's description before it and these columns after it.
 
     Options are those of rich's ``Progress``. By default the bar is on standard error, disappears at its end,
-    and is shown only on a terminal.
+    and is shown only on a terminal. A description that is too long for the terminal is cut, and the bar is
+    shortened; the other columns are not.
     """
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.constrain import Constrain
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task
+    from rich.text import Text
+
+    class Title(ProgressColumn):
+        """The task's description, on one line."""
+
+        def render(self, task: Task) -> Text:
+            # Without joiners and variation selectors, every terminal agrees on the width of emoji.
+            text = Text.from_markup(task.description.translate({0x200D: None, 0xFE0E: None, 0xFE0F: None}))
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
+
+    class Bar(BarColumn):
+        """A bar of at most :data:`BAR_WIDTH` columns."""
+
+        def render(self, task: Task) -> Any:
+            return Constrain(super().render(task), BAR_WIDTH)
 
     options = {"console": err, "transient": True, **options}
     options.setdefault("disable", not options["console"].is_terminal)
-    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, **options)
+    return Progress(Title(), Bar(bar_width=None), *columns, **options)
 
 
-@contextlib.contextmanager
-def song_bar(label: str, seconds: float) -> Iterator[Callable[[float, float], None]]:
-    """A bar in seconds of audio, with the time left; call the callback with seconds done and in total."""
-    from rich.progress import TaskProgressColumn, TextColumn, TimeRemainingColumn
+class SongBars:
+    """A bar in seconds of audio for the song that is separated, and one for all songs if there are several.
 
-    with progress_bar(
-        TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        redirect_stdout=sys.stdout.isatty(),  # printed lines appear above the bar
-    ) as bar:
-        task = bar.add_task(escape(label), total=seconds, text=f"0 of {seconds:.0f} s")
-        yield lambda done, total: bar.update(
-            task, completed=done, total=total, text=f"{done:.0f} of {total:.0f} s"
+    Both have the time left. Use it as a context manager.
+    """
+
+    def __init__(self, songs: int) -> None:
+        from rich.progress import TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        text = [TextColumn("{task.fields[text]}")] if err.width >= ROOMY else []
+        self.songs = songs
+        self.bar = progress_bar(
+            TaskProgressColumn(),
+            *text,
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            redirect_stdout=sys.stdout.isatty(),  # printed lines appear above the bar
         )
+
+    def __enter__(self) -> SongBars:
+        self.bar.start()
+        self.whole = self.bar.add_task("all songs", total=self.songs, visible=self.songs > 1, text="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    @contextlib.contextmanager
+    def song(self, label: str, number: int, seconds: float) -> Iterator[Callable[[float, float], None]]:
+        """Show a song's bar below that of all songs; call the callback with seconds done and in total.
+
+        ``number`` counts from 1; those before it are done.
+        """
+        task = self.bar.add_task(escape(one_line(label)), total=seconds, text="")
+
+        def update(done: float, total: float) -> None:
+            self.bar.update(task, completed=done, total=total, text=f"{done:.0f} of {total:.0f} s")
+            songs = number - 1 + (done / total if total else 1)
+            self.bar.update(self.whole, completed=songs, text=f"{number - 1} of {self.songs}")
+
+        update(0, seconds)
+        try:
+            yield update
+        finally:
+            self.bar.remove_task(task)
+            self.bar.update(self.whole, completed=number, text=f"{number} of {self.songs}")
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_long_wav_becomes_rf64(tmp_path, monkeypatch, format):
 
 
 def test_an_unknown_format_is_refused(tmp_path):
-    assert "unknown format 'ogg'; expected one of wav16, wav24" in refusal(
+    assert "unknown format 'ogg'; available: wav16, wav24" in refusal(
         audio.write, tmp_path / "a", tone(), RATE, "ogg"
     )
 

@@ -18,7 +18,7 @@ from evaluator import command as evaluation
 from evaluator import comparison_command, published, submission_check
 from evaluator.blend_search import command as blend_search
 from evaluator.tradeoff import command as tradeoff
-from kmdx import audio, cli
+from kmdx import audio, cli, familiar
 from training import command as training
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +64,8 @@ def check(words: list[str]) -> None:
         return
     found: Any = typer.main.get_command(COMMANDS[known])
     rest = words[len(known.split()) :]
+    if known == "kmdx":
+        rest = familiar.translate(rest, found.commands).arguments
     while hasattr(found, "commands") and rest and not rest[0].startswith("-"):
         found = found.commands[rest.pop(0)]
     given = {word.strip("[]").partition("=")[0] for word in rest if word.strip("[]").startswith("-")}
@@ -75,7 +77,10 @@ def test_every_command_on_a_page_exists_with_its_options(page: Path) -> None:
     for words in commands(page):
         check(words)
     known = set().union(*(options(typer.main.get_command(app)) for app in COMMANDS.values()))
-    assert set(re.findall(r"`(--[a-z-]+)", page.read_text("utf-8"))) <= known
+    known |= {name for option in familiar.OPTIONS for name in option.names.split()}
+    known |= {familiar.OTHER_METHOD, familiar.DOWNLOAD, "--install-completion"}
+    shown = {name.replace("_", "-") for name in re.findall(r"`(--[a-z][\w-]*)", page.read_text("utf-8"))}
+    assert shown <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -298,3 +298,51 @@ def test_places_have_the_bytes_of_names_whatever_the_systems_encoding(
         check=True,
     )
     assert done.stdout.decode().splitlines() == ["out/é", f"out/{long}", "out/" + 6 * "\ufffd"]
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with two songs, a cover and a playlist."""
+    monkeypatch.chdir(tmp_path)
+    Path("album").mkdir()
+    for name in ("1.wav", "2.odd", "cover.jpg", "list.m3u"):
+        Path("album", name).write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "songs"),
+    [
+        (["album"], ["1"]),
+        (["album/*"], ["1", "2"]),
+        (["album/1.wav", "album/2.odd", "album/cover.jpg", "album/list.m3u"], ["1", "2"]),
+    ],
+)
+@pytest.mark.usefixtures("album")
+def test_covers_and_playlists_next_to_songs_are_skipped_and_counted(
+    arguments: list[str], songs: list[str]
+) -> None:
+    found = inputs.collect(arguments, OUT)
+    assert [song.place for song in found.songs] == songs
+    assert found.problems == []
+    assert sorted(path.name for path in found.skipped) == ["cover.jpg", "list.m3u"]
+
+
+@pytest.mark.usefixtures("album")
+def test_a_single_file_is_taken_for_a_song_whatever_its_extension() -> None:
+    assert [song.place for song in inputs.collect(["album/cover.jpg"], OUT).songs] == ["cover"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (["album/*.jpg"], ["album/*.jpg: no songs match this pattern"]),
+        (
+            ["album/cover.jpg", "album/list.m3u"],
+            ["album/cover.jpg: not a song, by its extension", "album/list.m3u: not a song, by its extension"],
+        ),
+    ],
+)
+@pytest.mark.usefixtures("album")
+def test_covers_and_playlists_without_songs_are_problems(arguments: list[str], problems: list[str]) -> None:
+    found = inputs.collect(arguments, OUT)
+    assert (found.songs, found.problems) == ([], problems)

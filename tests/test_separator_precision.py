@@ -96,8 +96,8 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"precision": "fp8"}, DeviceError, "precision 'fp8': expected one of auto, fp32, fp16, bf16"),
-        ({"precision": None}, DeviceError, "precision None: expected one of auto, fp32, fp16, bf16"),
+        ({"precision": "fp8"}, DeviceError, "unknown precision 'fp8'; available: auto, fp32, fp16, bf16"),
+        ({"precision": None}, DeviceError, "unknown precision None; available: auto, fp32, fp16, bf16"),
         (
             {"speed": "balance"},
             PlanError,

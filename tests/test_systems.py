@@ -167,5 +167,7 @@ def test_published_results_are_found_by_name() -> None:
     assert (system.kind, system.stems) == ("published", ("bass", "drums", "other", "vocals"))
     assert system.row is not None
     assert "2019" in system.row.source
-    with pytest.raises(KmdxError, match="unknown published results umxq; available: .*did you mean 'umxhq'"):
+    with pytest.raises(
+        KmdxError, match="unknown published results umxq; did you mean 'umxhq'.*; available: "
+    ):
         load("published:umxq")

@@ -20,6 +20,8 @@ import pytest
 import soundfile
 import typer
 from conftest import noise
+from rich.cells import cell_len
+from rich.console import Console
 
 from kmdx import terminal
 from kmdx.errors import KmdxWarning
@@ -47,6 +49,8 @@ TALKS = r"""
 import logging, os, subprocess, sys, threading, warnings
 from pathlib import Path
 import typer
+from rich.cells import cell_len
+from rich.console import Console
 from kmdx import terminal
 from kmdx.errors import KmdxError, KmdxWarning
 
@@ -448,3 +452,34 @@ def test_a_name_with_control_characters_is_printed_on_one_line(
         assert "曲　名 👩‍🎤" in line
         assert name not in line
         assert "the song" in line
+
+
+@pytest.mark.parametrize(
+    "title",
+    ["a", "Symphony No. 5 in C minor, Op. 67: I. Allegro con brio", "日本語の長い曲名" * 6, "🎵👩‍👩‍👧❤️ [b]x" * 9, "x" * 300],
+)  # fmt: skip
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_bar_percentage_and_time_stay_in_place_whatever_the_title(
+    title: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "err", console)
+    with terminal.SongBars(3) as bars, bars.song(title, 2, 60.0) as progress:
+        progress(30.0, 60.0)
+        plain = Console(file=io.StringIO(), width=width, color_system=None)
+        plain.print(bars.bar.get_renderable())
+    whole, song = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert cell_len(song) <= width
+    assert re.search(r"━.* +50% .*\d?-?:\S\S:\S\S", song)
+    assert re.match(r"all songs .*━.* +50% ", whole), "one song and a half of three"
+    assert len(title) > 9 or song.startswith("a ")
+    assert cell_len(whole) == cell_len(song)
+
+
+def test_a_single_song_has_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "err", console)
+    with terminal.SongBars(1) as bars, bars.song("one", 1, 60.0):
+        plain = Console(file=io.StringIO(), width=40)
+        plain.print(bars.bar.get_renderable())
+    assert len(plain.file.getvalue().splitlines()) == 1  # type: ignore[attr-defined]

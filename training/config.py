@@ -22,7 +22,7 @@ from pydantic import (
 
 from kmdx import documents
 from kmdx.documents import YamlPart
-from kmdx.errors import DocumentError, KmdxError, quoted
+from kmdx.errors import DocumentError, KmdxError, quoted, suggest
 from kmdx.networks.spectrogram import SpectrogramConfig
 from kmdx.networks.state import NoInitialization
 from kmdx.networks.tfc_tdf import TfcTdf, TfcTdfConfig
@@ -140,7 +140,8 @@ class Loss(Section):
         unknown = [name for name in given if name not in LOSSES and name not in cls.model_fields]
         if unknown:
             known = ", ".join((*LOSSES, *cls.model_fields))
-            raise ValueError(f"unknown term {quoted(unknown[0])}; available: {known}")
+            hint = suggest(str(unknown[0]), (*LOSSES, *cls.model_fields))
+            raise ValueError(f"unknown term {quoted(unknown[0])}{hint}; available: {known}")
         return {**{name: term.weight for name, term in LOSSES.items()}, **given}
 
     @model_validator(mode="after")
@@ -247,7 +248,8 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Config:
         path = CONFIGS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(names()))
-        raise TrainingError(f"unknown config {quoted(name)}; expected a YAML file, or one of {known}")
+        hint = suggest(str(name), names())
+        raise TrainingError(f"unknown config {quoted(name)}{hint}; available: {known}, or a YAML file")
     try:
         root = documents.parse(documents.read_text(path))
         content = documents.value(root.node)

@@ -18,7 +18,7 @@ import numpy as np
 from evaluator.blend_search.flat_plan import published, scored_stems, source_of
 from evaluator.dataset import Track
 from kmdx.challenge import CHANNELS, RATE
-from kmdx.errors import KmdxError
+from kmdx.errors import KmdxError, quoted, suggest
 from kmdx.plan import Plan
 
 TRIES = 2  # of each move in a round: up and down, or twice in the direction that helps
@@ -130,8 +130,8 @@ def moves(plan: Plan, only: Sequence[str] = ()) -> tuple[Move, ...]:
     for name in only:
         if name not in found:
             raise KmdxError(
-                f"{plan.name}: {name!r} is not a sum that later stages take as input; "
-                f"available: {', '.join(found)}"
+                f"{plan.name}: {quoted(name)} is not a sum that later stages take as input"
+                f"{suggest(name, found)}; available: {', '.join(found)}"
             )
     chosen = [move for name, each in found.items() if name in (only or found) for move in each]
     if not chosen:

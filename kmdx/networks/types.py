@@ -309,7 +309,8 @@ def type_of(architecture: Mapping[str, Any]) -> NetworkType:
     """The type of an architecture; raises :class:`ValueError` if the type is unknown."""
     name = architecture.get("type")
     if not isinstance(name, str) or name not in TYPES:
-        raise ValueError(f"unknown type {quoted(name)}; available: {', '.join(TYPES)}")
+        hint = suggest(str(name), TYPES)
+        raise ValueError(f"unknown type {quoted(name)}{hint}; available: {', '.join(TYPES)}")
     return TYPES[name]
 
 

@@ -13,7 +13,7 @@ from importlib import resources
 from types import MappingProxyType
 
 from kmdx.documents import YamlPart, parse
-from kmdx.errors import DocumentError, WeightsError
+from kmdx.errors import DocumentError, WeightsError, suggest
 from kmdx.networks import types
 from kmdx.weights.registry import HttpSource, Weight, read_source
 
@@ -103,7 +103,8 @@ def _checkpoint(name: str, part: YamlPart) -> CommunityCheckpoint:
     entries = part.entries()
     kind = entries["type"].text()
     if kind not in types.TYPES:
-        raise entries["type"].error(f"unknown type; available: {', '.join(types.TYPES)}")
+        hint = suggest(kind, types.TYPES)
+        raise entries["type"].error(f"unknown type{hint}; available: {', '.join(types.TYPES)}")
     return part.read(
         CommunityCheckpoint,
         name=name,

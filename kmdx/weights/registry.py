@@ -6,7 +6,6 @@ shipped ones in the package, and those trained here in the models folder.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import re
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 
 from kmdx import file_names, files
 from kmdx.documents import YamlPart, parse, read_text
-from kmdx.errors import DocumentError, WeightsError, quoted, shown
+from kmdx.errors import DocumentError, WeightsError, quoted, shown, suggest
 from kmdx.networks import types
 from kmdx.networks.architecture import MAX_NAME
 from kmdx.weights.folder import models_folder, rewrite, shipped_folder
@@ -219,16 +218,14 @@ def known() -> Mapping[str, Weight]:
 def get(name: str) -> Weight:
     """Return the weight with this name or signature: published, shipped or trained here.
 
-    Raises :class:`WeightsError` if there is none; the message lists similar names.
+    Raises :class:`WeightsError` if there is none; the message suggests a similar name.
     """
     signatures = {weight.signature: weight for weight in published().values() if weight.signature}
     for weights in (published, lambda: signatures, shipped, trained):  # the last fails if its file is damaged
         if weight := weights().get(name):
             return weight
-    close = difflib.get_close_matches(name, [*known(), *signatures], n=3, cutoff=0.5)
-    similar = " or ".join(map(shown, close))
-    hint = f"did you mean {similar}?" if close else f"available: {', '.join(published())}"
-    raise WeightsError(f"unknown weight {quoted(name)}; {hint}")
+    hint = suggest(name, [*known(), *signatures]) or f"; available: {', '.join(published())}"
+    raise WeightsError(f"unknown weight {quoted(name)}{hint}")
 
 
 def register(
