@@ -297,7 +297,7 @@ def try_song(
     if chosen is None and not accept_python and not _matches(own, wanted):  # before the song takes minutes
         findings.steps.append(_other_python(own, wanted))
         return
-    with terminal.song_bar("a song", seconds) as progress:
+    with terminal.SongBars(1) as bars, bars.song("a song", 1, seconds) as progress:
         result = trial.run(repository, seconds, chosen, progress)
     findings.notes += result.isolation
     if result.failure is not None:
