@@ -198,7 +198,7 @@ def test_a_part_of_an_mp3_in_memory_is_read(song: Path) -> None:
         (io.BytesIO(b"no song" * 99), "^the song: not a sound file"),
         (Source(b"x" * 9999, OSError(5, "Input/output error")), "^the song: cannot be read: input/output error$"),
     ],
-    ids=repr,
+    ids=["text", "empty", "bytes", "number", "no sound", "unreadable"],
 )  # fmt: skip
 def test_what_is_not_a_file_of_sound_is_a_one_line_error(
     separator: Separator, source: object, message: str
