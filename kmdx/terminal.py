@@ -280,7 +280,7 @@ def _printed_log() -> Iterator[None]:
 
 
 def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]] | None) -> None:
-    """Call a command; raises KmdxError for a mistake in the arguments of an :func:`app`."""
+    """Call a command; an :func:`app` ends with SystemExit, or KmdxError for a mistake in its arguments."""
     if not isinstance(command, typer.Typer):
         command()
         return
@@ -295,8 +295,7 @@ def _call(command: Callable[..., object], arguments: Callable[[], Sequence[str]]
             err.print(escape(error.format_message()))
             sys.exit(2)
         raise KmdxError(_explained(error)) from error
-    if isinstance(code, int) and code:
-        sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _explained(error: Any) -> str:
