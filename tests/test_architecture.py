@@ -72,7 +72,7 @@ HTDEMUCS = {"type": "htdemucs", "sources": ["drums", "vocals"]}
         ({"type": "hdemucs", "sources": ["a"], "t_layers": 3}, "unknown key 't_layers' of type hdemucs"),
         ({**{key: UNET[key] for key in ("n_fft", "hop", "bins", "frames")}, "type": "onnx", "sources": ["a"], "layers": 5},
          "layers given without convolutions, growth: state all of them, or none"),
-        ({"type": "roformer", "sources": ["a"]}, "unknown type 'roformer'; available: htdemucs, hdemucs, onnx, tfc_tdf"),
+        ({"type": "roformer", "sources": ["a"]}, "unknown type 'roformer'; did you mean 'bs_roformer'[?]; available: htdemucs, hdemucs, onnx, tfc_tdf"),
         ({**HTDEMUCS, "t_sparse_self_attn": True}, "not supported"),
         ({**HTDEMUCS, "multi_freqs": [2]}, "multi_freqs must be a list of fewer than 16 fractions"),
     ],
