@@ -104,7 +104,11 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
             "unknown speed 'balance'; did you mean 'balanced'?; available: leaderboard, balanced, fast",
         ),
         ({"speed": None}, PlanError, "unknown speed None; available: leaderboard, balanced, fast"),
-        ({"engine": "plane"}, PlanError, "unknown engine 'plane'; did you mean 'plain'?; available: tuned, plain, compiled"),
+        (
+            {"engine": "plane"},
+            PlanError,
+            "unknown engine 'plane'; did you mean 'plain'?; available: tuned, plain, compiled",
+        ),
         ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain, compiled"),
     ],
 )
