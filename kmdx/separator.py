@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -145,10 +144,9 @@ class Separator:
         self._requested = {"device": str(device), "precision": precision}
         weights.pull_from_urls((use.weight for use in self._uses.values()), self.folder)
         check_weights(self.plan, self._uses, self.folder)
-        began = time.monotonic()
         is_compiled = engine == engines.COMPILED
         self.cache = NetworkCache(self._load(precision), self.device, is_compiled=is_compiled)
-        log.debug("loaded %r in %.1f s", self, time.monotonic() - began)
+        log.debug("loaded %r", self)
 
     def __repr__(self) -> str:
         arguments = {**self.__getstate__(), "device": str(self.device)}
@@ -426,7 +424,7 @@ class Separator:
             name: Signal.from_samples(audio.resample(signal, rate, self.plan.sample_rate))
             for name, signal in (known or {}).items()
         }
-        seconds, began = count / rate, time.monotonic()
+        seconds = count / rate
         try:
             with self._turn():
                 if progress is not None:  # which can end a song that nobody waits for any more
@@ -441,7 +439,7 @@ class Separator:
                 f"out of memory on {self.device} with a song of {seconds:.0f} s; separate it in parts "
                 f"(start and duration), request fewer stems, or choose another device{details}"
             ) from error
-        log.debug("separated %.1f s on %s in %.1f s", seconds, self.device, time.monotonic() - began)
+        log.debug("separated %.1f s on %s", seconds, self.device)
         del mixture
         return {name: audio.resample(made.pop(name), self.plan.sample_rate, rate, count) for name in names}
 

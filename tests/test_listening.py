@@ -204,7 +204,7 @@ def test_a_page_is_added_without_separating_again(
 
     write(tmp_path / "song.wav", noise(30_000))
     assert separate("song.wav").code == 0
-    monkeypatch.setattr(batch, "_separator", None)  # cannot be called
+    monkeypatch.setattr(batch, "load_separator", None)  # cannot be called
     assert separate("song.wav", "--page").code == 0
     page = tmp_path / "out" / "song" / "listen.html"
     assert len(data_of(page)["tracks"]) == 5

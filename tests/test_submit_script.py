@@ -77,7 +77,7 @@ def test_one_command_leads_from_a_clone_to_a_tag(clone: Path, tmp_path: Path) ->
     assert "the tag submission-first exists" in again.stderr
     again = submit(clone, "second", *QUICK)
     assert again.returncode == 1
-    assert "git commit --allow-empty" in again.stdout
+    assert "git commit --allow-empty" in again.stderr
     assert run(remote, "git", "tag") == "submission-first\n"
 
 

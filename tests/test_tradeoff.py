@@ -220,7 +220,7 @@ def test_songs_too_short_for_the_overlap_to_matter_are_reported(tradeoff: Callab
         (["--overlaps", "1"], "an overlap of 1: expected a number from 0 to below 1"),
         (["--seconds", "0"], "--seconds 0: expected a number above 0"),
         (["--precision", ","], "--precision is empty; available: auto, fp32, fp16, bf16"),
-        (["--precision", "int8"], "precision 'int8': expected one of auto, fp32, fp16, bf16"),
+        (["--precision", "int8"], "unknown precision 'int8'; available: auto, fp32, fp16, bf16"),
         (["--tracks", "z*"], "none of 4 songs is named 'z*'"),
     ],
 )
