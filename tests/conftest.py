@@ -52,6 +52,8 @@ LONGEST_FIRST = (
     "test_blend_search_collecting.py",
     "test_training_trainer.py",
     "test_mini.py",
+    "test_submit_script.py",
+    "test_tradeoff.py",
 )
 
 
