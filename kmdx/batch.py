@@ -85,12 +85,14 @@ class Job:
             )
         if self.template and self.options.page:
             raise KmdxError(
-                "--page and --output-template do not go together; `kmdx page FOLDER` makes pages later"
+                "--page needs each song's stems in a folder of their own; leave out --output-template"
             )
 
     @property
     def target(self) -> Path | Url:
         """Parent of the songs' folders, as the user gave it."""
+        if self.template:
+            return self.output.parent  # of the records
         return self.mirror.url if self.mirror else self.output
 
     def files(self, song: inputs.InputSong) -> dict[str, str]:

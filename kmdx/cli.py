@@ -64,8 +64,8 @@ def main() -> None:
 
 def _arguments() -> list[str]:
     """The arguments of the command line, in own options even if it has those of other programs."""
-    known = [*(command.name for command in app.registered_commands), *(g.name for g in app.registered_groups)]
-    line = familiar.translate(sys.argv[1:], [name for name in known if name])
+    known = [each.name for each in (*app.registered_commands, *app.registered_groups) if each.name]
+    line = familiar.translate(sys.argv[1:], known)
     for note in line.notes:
         err.print(escape(f"note: {note}"))
     return line.arguments
@@ -85,7 +85,7 @@ def version(
         raise typer.Exit
 
 
-@app.command()
+@app.command("separate")
 def separate(
     context: typer.Context,
     songs: Annotated[
@@ -208,6 +208,7 @@ def separate(
     if budget is not None:
         from kmdx import budget as budgets
 
+        job.check_places(found.songs)  # before networks are measured
         job = budgets.with_speed(job, found.songs, budget)
     with song_log(log_json) as log:
         if cluster is None and workers is None:
@@ -255,7 +256,7 @@ def pages(
         raise typer.Exit(1 if made else 2)
 
 
-@app.command()
+@app.command("benchmark")
 def benchmark(
     ensemble: EnsembleOption = "leaderboard_c",
     device: DeviceOption = "auto",
@@ -301,7 +302,7 @@ def benchmark(
         out.print(f"written: {escape(str(file))}")
 
 
-@app.command()
+@app.command("doctor")
 def doctor() -> None:
     """Show versions, devices, folders and weights, and what will run where; for a bug report, too.
 

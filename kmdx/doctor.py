@@ -49,6 +49,8 @@ class Report:
                     self.broken.append(str(error))
                 except (ImportError, OSError) as error:  # a damaged installation
                     self.broken.append(f"{first_line(error)}; install kmdx-net again")
+                except RuntimeError as error:  # from torch, about a device
+                    self.broken.append(f"{part.__name__.strip('_')}: {first_line(error)}")
         messages = [str(each.message) for each in caught if issubclass(each.category, KmdxWarning)]
         self.broken += dict.fromkeys(messages)
 
@@ -207,6 +209,5 @@ def _anonymous(text: str) -> str:
     home = Path.home()
     if len(home.parts) < 2:
         return text
-    for begin, end in ((str(home), "~"), (f"{os.sep}{home.name}{os.sep}", f"{os.sep}USER{os.sep}")):
-        text = text.replace(begin, end)
-    return text
+    text = re.sub(rf"(?<![\w.-]){re.escape(str(home))}(?![\w.-])", "~", text)
+    return text.replace(f"{os.sep}{home.name}{os.sep}", f"{os.sep}USER{os.sep}")

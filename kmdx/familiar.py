@@ -242,9 +242,12 @@ def _translated(given: list[str]) -> Line:
         else:
             found = option.own(value) if callable(option.own) else option.own or ()
             words = [value if word == "{}" else word for word in found]
-            (wav if words[-1] in WAV else own).extend(words)
+            (wav if words[0] == "--format" and words[-1] in WAV else own).extend(words)
     if _value_of(given, OTHER_METHOD) == "none":  # only the stem itself
-        own = [word.partition(f",{WITHOUT}")[0] for word in own]
+        own = [
+            word.partition(f",{WITHOUT}")[0] if before == "--stems" else word
+            for before, word in zip(["", *own], own, strict=False)
+        ]
     if downloads:
         return Line(["models", "pull", *_chosen_ensemble(own)], tuple(notes))
     return Line([SEPARATE, *wav, *own], tuple(notes))

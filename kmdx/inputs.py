@@ -84,7 +84,7 @@ def collect(
     found: dict[Path | Url, _Placing] = {}  # by the file's real path
     problems: list[str] = []
     skipped: list[Path] = []
-    stems = manifest.recorded_below(records) if records else set()
+    stems = manifest.recorded_below(records or output / manifest.FOLDER)
     for text in inputs:
         count, count_skipped = len(problems), len(skipped)
         try:

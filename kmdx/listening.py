@@ -18,7 +18,7 @@ import html
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmdx import audio, encoding, files, host, inputs, manifest, spectrograms, urls
-from kmdx.challenge import ACCOMPANIMENT, MIXTURE
+from kmdx.challenge import MIXTURE, WITHOUT, WITHOUT_VOCALS
 from kmdx.errors import AudioError, KmdxError, counted
 from kmdx.urls import Url
 
@@ -60,8 +60,6 @@ GENERATOR = "kmdx-net listening page"
 """The pages' generator, by which this module recognizes its own pages."""
 
 ORDER = ("vocals", "drums", "bass", "guitar", "piano", "other")
-SUMS = (ACCOMPANIMENT, "instrumental", "no_vocals")
-"""Stems that are sums of others; they are muted at first if the others are on the page, too."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +191,24 @@ def stems_in(folder: Path) -> dict[str, Path]:
         if is_sound and path.stem != MIXTURE and path.is_file():
             found.setdefault(path.stem, path)
     rank = {name: number for number, name in enumerate(ORDER)}
-    return dict(
-        sorted(found.items(), key=lambda item: (item[0] in SUMS, rank.get(item[0], len(ORDER)), item[0]))
-    )
+
+    def order(name: str) -> tuple[bool, int, str]:
+        return _left_out(name) is not None, rank.get(name, len(ORDER)), name
+
+    return {name: found[name] for name in sorted(found, key=order)}
+
+
+def _left_out(name: str) -> str | None:
+    """The stem that a sum of all others leaves out; None for a stem that is not a sum."""
+    if name in WITHOUT_VOCALS:
+        return "vocals"
+    return name.removeprefix(WITHOUT) if name.startswith(WITHOUT) else None
+
+
+def _is_repeated(name: str, parts: Collection[str]) -> bool:
+    """Whether a stem is a sum of parts that are on the page, too; it is then muted at first."""
+    left_out = _left_out(name)
+    return left_out is not None and any(part != left_out for part in parts)
 
 
 def script_json(data: Any) -> str:
@@ -345,10 +358,10 @@ def _write(plan: _Plan, fingerprint: str, file: TextIO) -> None:
     file.write(_head(title, fingerprint))
     file.write('<main id="player"><p class="note">Loading …</p></main>\n')
     file.write('<noscript><p class="note">The player needs JavaScript.</p></noscript>\n')
-    are_parts = any(name != "vocals" and name not in SUMS for name in plan.stems)
+    parts = {name for name in plan.stems if _left_out(name) is None}
     for name, path in plan.stems.items():
         sound = audio.read(path, downmix=True)
-        writer.add(path.name, sound, name=name, muted=are_parts and name in SUMS)
+        writer.add(path.name, sound, name=name, muted=_is_repeated(name, parts))
     if plan.song is not None:
         with ExitStack() as stack:
             path = stack.enter_context(urls.local(plan.song.path))

@@ -53,8 +53,8 @@ class Template:
 def parse(text: str) -> Template | None:
     """Check a template; None for the default one.
 
-    Raises :class:`KmdxError` if it is not a relative path that ends with ``.{ext}`` and has no other fields
-    than :data:`FIELDS`.
+    Raises :class:`KmdxError` if it is not a relative path with ``{track}`` that ends with ``.{ext}`` and has
+    no other fields than :data:`FIELDS`.
     """
     if text == DEFAULT:
         return None
@@ -78,6 +78,8 @@ def parse(text: str) -> Template | None:
     names = text.replace("\\", "/").split("/")
     if any(name.strip() in ("", ".", "..") for name in names) or ":" in names[0]:
         raise KmdxError(f"{what}: expected a path below the output folder, as in {DEFAULT}")
+    if "track" not in {field for _, field in parts}:  # songs of other commands would replace each other
+        raise KmdxError(f"{what} must contain {{track}}, as in {DEFAULT}")
     return Template(text, tuple(parts))
 
 

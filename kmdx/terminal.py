@@ -443,7 +443,7 @@ def download_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
 
     It is shown only on a terminal, and only where a command prints what this package logs.
     """
-    is_printed = logging.getLogger("kmdx").isEnabledFor(logging.INFO)
+    is_printed = any(isinstance(handler, _Lines) for handler in logging.getLogger("kmdx").handlers)
     if not is_printed or sys.stderr is None or not sys.stderr.isatty():
         yield lambda done, total: None
         return

@@ -77,3 +77,35 @@ def test_a_full_disk_and_an_unused_card_are_broken(
     assert len(broken) == 2
     assert "set TMPDIR" in broken[0]
     assert "install torch's CUDA build" in broken[1]
+
+
+def test_a_device_that_fails_is_named_and_the_rest_is_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: unknown error\nmore lines")
+
+    monkeypatch.setattr(devices, "gpu_count", fail)
+    result = run("doctor")
+    assert result.code == 2
+    assert "broken: devices: CUDA error: unknown error" in result.out
+    assert "runs on cpu" in " ".join(result.out.split())
+
+
+def test_a_path_that_only_begins_like_the_home_is_shown_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "ada")
+    for path, shown in ((tmp_path / "ada" / "x", "~/x"), (tmp_path / "ada", "~")):
+        assert doctor._anonymous(f"at {path}, here") == f"at {shown}, here"
+    assert doctor._anonymous(f"{tmp_path}/adam/x") == f"{tmp_path}/adam/x"
+
+
+def test_a_command_is_a_command_where_a_folder_has_its_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("doctor", "benchmark", "separate", "page"):
+        (tmp_path / name).mkdir()
+        assert "Usage" in run(name, "--help").out
+    assert run("doctor").out.endswith("nothing is broken\n")

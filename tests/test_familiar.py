@@ -39,6 +39,8 @@ SAME = {
     "--two-stems vocals song.mp3": "separate --stems vocals,no_vocals song.mp3",
     "--two-stems=drums song.mp3": "separate --stems drums,no_drums song.mp3",
     "--two-stems vocals --other-method none song.mp3": "separate --stems vocals song.mp3",
+    "yes,no_doubt.mp3 --two-stems vocals --other-method none": "separate yes,no_doubt.mp3 --stems vocals",
+    "--int24 --out float32 song.mp3": "separate --format wav24 --output float32 song.mp3",
     "--two-stems vocals --other-method minus song.mp3": "separate --stems vocals,no_vocals song.mp3",
     "--mp3 song.mp3": "separate --format mp3 song.mp3",
     "--mp3 --mp3-bitrate 320 song.mp3": "separate --format mp3 song.mp3",

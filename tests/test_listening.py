@@ -148,6 +148,11 @@ def test_a_sum_of_stems_is_muted_next_to_its_parts_only(tmp_path: Path) -> None:
     folder = stems(tmp_path / "song", "vocals", "accompaniment", seconds=1)
     muted = [track["muted"] for track in data_of(listening.make(folder))["tracks"]]
     assert muted == [False, False]
+    pair = stems(tmp_path / "pair", "drums", "no_drums", seconds=1)
+    assert not any(track["muted"] for track in data_of(listening.make(pair))["tracks"])
+    four = stems(tmp_path / "four", "bass", "drums", "no_drums", "vocals", seconds=1)
+    muted = {track["name"]: track["muted"] for track in data_of(listening.make(four))["tracks"]}
+    assert muted == {"vocals": False, "drums": False, "bass": False, "no_drums": True}
     stems(folder, "drums", seconds=1)
     tracks = data_of(listening.make(folder))["tracks"]
     assert {track["name"]: track["muted"] for track in tracks} == {

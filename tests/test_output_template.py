@@ -145,20 +145,27 @@ def test_stems_next_to_their_songs_are_not_separated_as_songs(run: Run, small: P
         done = run("separate", ".", "-o", ".", "-e", small, "--stems", "vocals", "--output-template", FLAT)
         assert done.code == 0
     assert files_in(tmp_path) == ["one.wav", "one_vocals.wav"]
+    assert run("separate", ".", "-o", ".", "-e", small, "--stems", "vocals").code == 0  # without a template
+    assert files_in(tmp_path) == ["one.wav", "one/vocals.wav", "one_vocals.wav"]
 
 
 @pytest.mark.parametrize(
-    ("template", "field"), [("{track}.{ext}", "{stem}"), ("{stem}.{ext}", "{track}"), ("x.{ext}", "{stem}")]
+    ("template", "message"),
+    [
+        ("{track}.{ext}", "would be written to the same path; use {stem}"),
+        ("{stem}.{ext}", "must contain {track}"),
+        ("x.{ext}", "must contain {track}"),
+    ],
 )
 def test_two_stems_with_one_path_are_refused_before_anything_runs(
-    separate: Run, tmp_path: Path, template: str, field: str, monkeypatch: pytest.MonkeyPatch
+    separate: Run, tmp_path: Path, template: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kmdx.Separator.separate", lambda *_, **__: pytest.fail("it was separated"))
     for name in ("one", "two"):
         write(tmp_path / f"{name}.wav", noise(5_000))
     result = separate("one.wav", "two.wav", "--output-template", template)
     assert (result.code, len(result.errors)) == (2, 1)
-    assert f"would be written to the same path; use {field}" in result.errors[0]
+    assert message in result.errors[0]
     assert not (tmp_path / "out").exists()
 
 
