@@ -64,8 +64,11 @@ def main() -> None:
 
 def _arguments() -> list[str]:
     """The arguments of the command line, in own options even if it has those of other programs."""
-    known = [each.name for each in (*app.registered_commands, *app.registered_groups) if each.name]
-    line = familiar.translate(sys.argv[1:], known)
+    names = [
+        *(command.name for command in app.registered_commands),
+        *(group.name for group in app.registered_groups),
+    ]
+    line = familiar.translate(sys.argv[1:], [name for name in names if name])
     for note in line.notes:
         err.print(escape(f"note: {note}"))
     return line.arguments
