@@ -20,6 +20,7 @@ from kmdx.networks.convolution import (
     WinogradConv2d,
 )
 from kmdx.networks.product import OneDnnLinear
+from kmdx.networks.residual import BlockedDecoderLayer, BlockedEncoderLayer
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -30,6 +31,8 @@ FAST = (
     ShuffledConvTranspose2d,
     OneDnnLinear,
     FusedAttention,
+    BlockedEncoderLayer,
+    BlockedDecoderLayer,
 )
 """Layers with faster implementations, and with the same parameters and state dict."""
 
