@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import io
-import logging
 import os
 import re
 import runpy
@@ -426,7 +425,7 @@ def test_a_broken_pipe_other_than_the_output_is_reported(capsys: pytest.CaptureF
 
 
 def test_a_bar_is_drawn_on_a_terminal_unless_a_program_uses_the_library(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written = io.StringIO()
     monkeypatch.setattr(written, "isatty", lambda: True)
@@ -434,9 +433,13 @@ def test_a_bar_is_drawn_on_a_terminal_unless_a_program_uses_the_library(
     with terminal.download_bar("htdemucs") as progress:
         progress(42_000_000, None)
     assert written.getvalue() == ""
-    with caplog.at_level(logging.INFO, "kmdx"), terminal.download_bar("htdemucs") as progress:
-        progress(42_000_000, None)
-        progress(84_000_000, 84_000_000)
+
+    def download() -> None:
+        with terminal.download_bar("htdemucs") as progress:
+            progress(42_000_000, None)
+            progress(84_000_000, 84_000_000)
+
+    terminal.run(download)
     assert "htdemucs" in written.getvalue()
     assert "84.0/84.0 MB" in written.getvalue()
 

@@ -236,7 +236,8 @@ def test_a_process_that_wakes_itself_between_songs_is_replaced(
     assert submission.separate("one", SECONDS).failure is None
     for each in submission._running.below():
         each.resume()  # as a timer of its own would
-    time.sleep(2)
+    while not submission._running.worked_while_paused():
+        time.sleep(0.05)
     assert submission.separate("zwei Ö", SECONDS).failure is None
     assert (tmp_path / "log").read_text().count("made") == 2
 

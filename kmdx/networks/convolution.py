@@ -69,7 +69,9 @@ class ChannelsLastConv2d(nn.Conv2d):
     @staticmethod
     def fits(conv: nn.Module) -> bool:
         """Whether this class can replace a convolution."""
-        return type(conv) in (nn.Conv2d, WinogradConv2d) and conv.groups == 1 and conv.padding_mode == "zeros"
+        if type(conv) is not nn.Conv2d and type(conv) is not WinogradConv2d:
+            return False
+        return conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 class ChannelsLastConv1d(nn.Conv1d):

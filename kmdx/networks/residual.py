@@ -57,7 +57,7 @@ class BlockedEncoderLayer(HEncLayer):
 class BlockedDecoderLayer(HDecLayer):
     """A decoder layer without norms outside its residual branches."""
 
-    def forward(self, x: Tensor, skip: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, skip: Any, length: int) -> tuple[Tensor, Tensor]:
         """Map ``(B, C, F, T)``, or ``(B, C, T)`` in the time branch, and return its last input, too."""
         if not _applies(x):
             return super().forward(x, skip, length)
@@ -88,12 +88,15 @@ def _applies(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
-def _has_plain_branches(branches: nn.Module | None) -> bool:
+def _has_plain_branches(branches: Any) -> bool:
     """Whether branches consist of convolutions, norms over all channels, and activations only."""
+    if type(branches) is not DConv:
+        return False
     kinds = (nn.Conv1d, nn.GroupNorm, nn.GELU, nn.Conv1d, nn.GroupNorm, nn.GLU, LayerScale)
-    return type(branches) is DConv and all(
+    layers: Any = branches.layers
+    return all(
         tuple(type(module) for module in layer) == kinds and layer[1].num_groups == layer[4].num_groups == 1
-        for layer in branches.layers
+        for layer in layers
     )
 
 
@@ -106,7 +109,7 @@ def _add_branches(branches: Any, y: Tensor) -> None:
                 _add_branch(branch, rows)
 
 
-def _add_branch(branch: nn.Sequential, rows: Tensor) -> None:
+def _add_branch(branch: Any, rows: Tensor) -> None:
     """Add a residual branch to ``(C, R, T)`` in place; each row has its own norms."""
     narrow, norm, _, widen, wide_norm, _, scale = branch
     hidden = F.gelu(
