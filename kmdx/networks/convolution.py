@@ -9,9 +9,6 @@ algorithm does not apply, torch's own is used.
   :mod:`kmdx.networks.kernels` lists the processors on which it is faster.
 - Transposed convolutions whose kernel is once or twice their stride: one matrix product, whose columns
   are then interleaved. 1.0 to 6.6 × as fast on the same machine.
-- Convolutions in bfloat16, with channels last in memory. oneDNN computes them in this layout anyway, and
-  torch copies results back value by value, which took 0.4 of the time of an HTDemucs window. Here, both
-  copies are transpositions of matrices, which are faster.
 """
 
 from __future__ import annotations
@@ -47,58 +44,6 @@ class WinogradConv2d(nn.Conv2d):
             conv.groups,
             conv.padding_mode,
         ) == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-
-
-class ChannelsLastConv2d(nn.Conv2d):
-    """A convolution in bfloat16."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(B, C, H, W)``."""
-        if not _in_bfloat16(input, self):
-            return super().forward(input)
-        weight = self.weight.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", enabled=False):
-            items = [
-                _from_last(
-                    F.conv2d(_to_last(item), weight, self.bias, self.stride, self.padding, self.dilation)
-                )
-                for item in input.to(weight.dtype)
-            ]
-        return torch.stack(items) if len(items) > 1 else items[0][None]
-
-    @staticmethod
-    def fits(conv: nn.Module) -> bool:
-        """Whether this class can replace a convolution."""
-        if type(conv) is not nn.Conv2d and type(conv) is not WinogradConv2d:
-            return False
-        return conv.groups == 1 and conv.padding_mode == "zeros"
-
-
-class ChannelsLastConv1d(nn.Conv1d):
-    """A convolution in bfloat16."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``(B, C, T)``."""
-        if not _in_bfloat16(input, self):
-            return super().forward(input)
-        weight = self.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-        sizes = ((1, *self.stride), (0, *self.padding), (1, *self.dilation))
-        with torch.autocast("cpu", enabled=False):
-            items = [
-                _from_last(F.conv2d(_to_last(item[:, None]), weight, self.bias, *sizes))[:, 0]
-                for item in input.to(weight.dtype)
-            ]
-        return torch.stack(items) if len(items) > 1 else items[0][None]
-
-    @staticmethod
-    def fits(conv: nn.Module) -> bool:
-        """Whether this class can replace a convolution."""
-        return (
-            type(conv) is nn.Conv1d
-            and conv.groups == 1
-            and conv.padding_mode == "zeros"
-            and not isinstance(conv.padding, str)
-        )
 
 
 class MatmulConvTranspose1d(nn.ConvTranspose1d):
@@ -192,28 +137,6 @@ def winograd_works() -> bool:
         except RuntimeError:  # NNPACK does not support this CPU
             return False
         return torch.allclose(ours, F.conv2d(image, weight, padding=1), atol=1e-3)
-
-
-def _in_bfloat16(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:
-    """Whether a batch on the CPU, without gradients, meets parameters in bfloat16."""
-    return (
-        input.device.type == "cpu"
-        and input.dim() == conv.weight.dim()
-        and conv.weight.dtype == torch.bfloat16
-        and not torch.is_grad_enabled()
-    )
-
-
-def _to_last(item: Tensor) -> Tensor:
-    """A batch of one ``(C, H, W)`` whose channels are last in memory."""
-    channels, height, width = item.shape
-    return item.reshape(channels, -1).T.contiguous().view(1, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _from_last(batch: Tensor) -> Tensor:
-    """The only item of a batch, ``(C, H, W)``, contiguous."""
-    rows = batch[0].permute(1, 2, 0)
-    return rows.flatten(0, 1).T.contiguous().unflatten(1, rows.shape[:2])
 
 
 def _plain(input: Tensor, conv: nn.modules.conv._ConvNd) -> bool:
