@@ -18,7 +18,7 @@ from demucs.transformer import LayerScale
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCK = 1 << 19  # values in the three buffers of a block
+BLOCK = 1 << 20  # values in the three buffers of a block
 
 
 class BlockedEncoderLayer(HEncLayer):
