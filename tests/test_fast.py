@@ -237,6 +237,19 @@ def test_a_unet_stores_all_intermediate_tensors_in_half_precision(make: Make, dt
     assert network.spectrogram.window.dtype == torch.float32
 
 
+@UNETS
+@torch.inference_mode()
+def test_convolutions_of_a_unet_keep_channels_last_in_bfloat16(make: Make) -> None:
+    network, found = prepared(make, torch.bfloat16), []
+    for layer in network.encoding_blocks[0].tfc.H:
+        layer[0].register_forward_hook(
+            lambda _, inputs, output: found.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+    network(song(network))
+    assert found
+    assert all(found)
+
+
 @NETWORKS
 def test_float32_stays_float32(make: Make) -> None:
     assert {parameter.dtype for parameter in prepared(make).parameters()} == {torch.float32}

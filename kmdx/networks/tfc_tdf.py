@@ -170,6 +170,8 @@ class TfcTdf(nn.Module):
         if tuned:
             fast.fold_batch_norms(self)
             fast.accelerate(self)
+            if dtype == torch.bfloat16:  # CPUs convolve with channels last, and copy to other layouts slowly
+                self.to(memory_format=torch.channels_last)
         self.dtype = dtype
         between = (*self.encoding_blocks, *self.ds, self.bottleneck_block, *self.us, *self.decoding_blocks)
         for layers in between:
