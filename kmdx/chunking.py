@@ -1,8 +1,9 @@
 """Pass a signal of any length through a network that takes a few seconds at a time.
 
 A span of many windows is copied to the device, its windows run in batches and are combined there, and
-finished samples are copied back, so memory does not grow with the song. They are copied while the windows of
-the next span run. The estimates do not depend on how windows are grouped. ``advance`` is called without arguments after every window.
+finished samples are copied back while the next span runs, so memory does not grow with the song. The
+estimates do not depend on how windows are grouped. ``advance`` is called without arguments after every
+window.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Copies between a GPU and the host through pinned memory, so that neither waits for the other.
 
-The copy of ordinary host memory makes the host wait until the GPU has done all work before it. A copy of
-pinned memory only waits its turn on its stream; this module waits for the events that tell when memory may be
-read or used again. If the system does not allow more pinned memory, ordinary memory is used. On other devices,
-copies are plain ones.
+To copy ordinary host memory, the host waits until the GPU has done all earlier work. A copy of pinned memory
+is work of a stream like any other, so this module waits for events before memory is read or used again. If no
+memory can be pinned, ordinary memory takes its place. On other devices, copies are plain ones.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def host_blocks(tensor: Tensor, step: int) -> Iterator[Tensor]:
-    """Consecutive blocks of a tensor's last dimension in host memory, each valid until the next is requested.
+    """Blocks of ``step`` samples of a tensor in host memory, each valid until the next one is requested.
 
-    While the caller uses a block of a GPU's tensor, the next one is copied on the current stream. Two blocks of
-    ``step`` samples are pinned.
+    While the caller uses a block of a GPU's tensor, the next one is copied on the current stream. Two blocks
+    are pinned, which torch keeps for later calls.
     """
     parts = tensor.split(step, dim=-1)
     if tensor.device.type != "cuda":

@@ -143,9 +143,9 @@ class Simulated(torch.Tensor):
         if function is Tensor.to and isinstance(args[0], OnGpu) and args[1] == GPU:
             return args[0]
         is_set = function is Tensor.__setitem__ and not isinstance(args[0], OnGpu)
-        if (is_set and isinstance(args[2], OnGpu)) or function in (Tensor.cpu, Tensor.item, Tensor.numpy):
-            if any(isinstance(each, OnGpu) for each in args):
-                cls.gpu.waits.append(function.__name__)
+        is_read = function in (Tensor.cpu, Tensor.item, Tensor.numpy) and isinstance(args[0], OnGpu)
+        if is_read or (is_set and isinstance(args[2], OnGpu)):
+            cls.gpu.waits.append(function.__name__)
         if any(isinstance(each, OnGpu) for each in args):
             cls.gpu.current.finish()  # it uses the results of earlier work
         return super().__torch_function__(function, types, args, kwargs)
