@@ -28,10 +28,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def host_blocks(tensor: Tensor, step: int) -> Iterator[Tensor]:
-    """Blocks of ``step`` samples of a tensor in host memory, each valid until the next one is requested.
+    """Blocks of a tensor ``(channels, samples)`` in host memory, each valid until the next is requested.
 
     While the caller uses a block of a GPU's tensor, the next one is copied on the current stream. Two blocks
-    are pinned, which torch keeps for later calls.
+    of ``step`` samples are pinned, which torch keeps for later calls.
     """
     parts = tensor.split(step, dim=-1)
     if tensor.device.type != "cuda":
@@ -40,7 +40,9 @@ def host_blocks(tensor: Tensor, step: int) -> Iterator[Tensor]:
     buffers = itertools.cycle([_pinned((parts[0].numel(),)) for _ in parts[:2]])
     copied: deque[tuple[Tensor, torch.cuda.Event]] = deque()
     for part, buffer in zip(parts, buffers, strict=False):
-        block = buffer[: part.numel()].view(part.shape).copy_(part, non_blocking=True)
+        block = buffer[: part.numel()].view(part.shape)
+        for target, channel in zip(block, part, strict=True):  # together, they would need memory of the GPU
+            target.copy_(channel, non_blocking=True)
         copied.append((block, _recorded()))
         if len(copied) == 2:
             yield _finished(*copied.popleft())

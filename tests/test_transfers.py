@@ -46,7 +46,7 @@ def test_the_next_block_is_copied_while_one_is_read(monkeypatch: pytest.MonkeyPa
     gpu = Gpu(monkeypatch)
     blocks = host_blocks(SONG.clone().as_subclass(OnGpu), 30)
     next(blocks)
-    assert len(gpu.default.work) == 2, "a copy and its event"
+    assert len(gpu.default.work) == 3, "copies of two channels, and their event"
 
 
 def test_what_is_uploaded_is_copied_in_the_order_of_the_stream(gpu: Gpu) -> None:
