@@ -1,6 +1,7 @@
 """Measure an ensemble on a GPU within ten minutes, and print a line to send in.
 
-    python -m benchmarks.gpu leaderboard_c [--networks ft_vocals mmi] [--minutes 10] [--json FILE]
+    python -m benchmarks.gpu leaderboard_c [--networks ft_vocals mmi] [--engine graphs] [--minutes 10]
+        [--json FILE]
 
 Weights are random ones of the same sizes, so nothing is downloaded. Printed are the card, its measured peaks,
 a synthetic song through the whole ensemble, each network's milliseconds per window by batch size, the memory,
@@ -36,7 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import baseline, table
 from benchmarks.roofline import sizes_of
-from kmdx import benchmark, devices, files, plan_file, stand_in, terminal
+from kmdx import benchmark, devices, engines, files, plan_file, stand_in, terminal
 from kmdx.benchmark import NetworkSpeed, Settings, SongSpeed, TimedNetwork
 from kmdx.challenge import TIME_FACTOR
 from kmdx.networks import types
@@ -84,6 +85,7 @@ class Task:
     names: Sequence[str]  # of the networks
     whole: bool  # whether a song passes through the whole ensemble, too
     budget: Budget
+    engine: str = engines.DEFAULT
 
 
 @dataclass
@@ -137,16 +139,17 @@ def versions() -> dict[str, str | int | None]:
 
 
 def copies(device: torch.device, budget: Budget) -> dict[str, float]:
-    """GB/s that a copy in the device's memory reads and writes, and that one from the host transfers."""
+    """GB/s that a copy in the device's memory reads and writes, and that one from the host or to it does."""
     source, target = (torch.zeros(COPIED // 4, device=device) for _ in range(2))
     found = {"memory": 2 * COPIED / milliseconds(lambda: target.copy_(source), device) / 1e6}
     if device.type != "cuda":
-        budget.leave_out("copies from the host", f"the device is {device}")
+        budget.leave_out("copies from and to the host", f"the device is {device}")
         return found
     pageable = torch.zeros(COPIED // 4)
     for name, host in (("pageable", pageable), ("pinned", pageable.pin_memory())):
         took = milliseconds(lambda: target.copy_(host, non_blocking=True), device)  # noqa: B023
-        found[name] = COPIED / took / 1e6
+        back = milliseconds(lambda: host.copy_(target, non_blocking=True), device)  # noqa: B023
+        found |= {name: COPIED / took / 1e6, f"{name} to the host": COPIED / back / 1e6}
     return found
 
 
@@ -170,7 +173,7 @@ def measure(task: Task, precision: str) -> tuple[Measured, dict[str, Any]]:
     gc.collect()
     devices.empty_cache(task.device)  # of the precision before
     began = time.perf_counter()
-    separator = Separator(task.plan, device=str(task.device), precision=precision)
+    separator = Separator(task.plan, device=str(task.device), precision=precision, engine=task.engine)
     devices.synchronize(task.device)
     measured = Measured(separator.precisions, time.perf_counter() - began)
     first: dict[str, str] = {}
@@ -293,7 +296,7 @@ def report(
 
     ``plan`` and ``prediction`` are None unless the song was measured.
     """
-    settings = Settings(str(task.device), precision, "leaderboard", "tuned")
+    settings = Settings(str(task.device), precision, "leaderboard", task.engine)
     prediction = benchmark.predict(task.plan, measured.networks) if measured.song else None
     content: dict[str, Any] = asdict(
         benchmark.Report(
@@ -352,6 +355,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ensemble", nargs="?", default=DEFAULT_ENSEMBLE)
     parser.add_argument("--networks", nargs="+", default=(), help="only these networks of the plan, no song")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time to keep to")
+    parser.add_argument("--engine", choices=engines.ENGINES, default=engines.DEFAULT)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the command")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -363,7 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = benchmark.check_networks(published, options.networks)
     with tempfile.TemporaryDirectory(prefix="kmdx-", ignore_cleanup_errors=True) as folder:
         plan = plan_file.load(stand_in.write(options.ensemble, Path(folder)))
-        task = Task(plan, device, names, not options.networks, budget)
+        task = Task(plan, device, names, not options.networks, budget, options.engine)
         reports = measure_all(task, published.digest)
     if rows := [each for each in reports if each["plan"]]:
         terminal.say("rows of the table in docs/speed.md:")

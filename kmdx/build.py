@@ -68,7 +68,7 @@ def load_for_inference(
     network = _load(use, rate, folder, lambda found: _ported(use, found.path) or _build(use, found, device))
     dtype = precisions.choose(precision, device, network.supported_dtypes, speed)
     # On a CPU, torch's compiler does without the project's kernels, which it could not change.
-    tuned = engine == engines.TUNED or (engine == engines.COMPILED and device.type != "cpu")
+    tuned = engine == engines.TUNED or (engine in engines.COMPILING and device.type != "cpu")
     network.accelerate(dtype, tuned)
     return network
 

@@ -1,8 +1,9 @@
 """Pass a signal of any length through a network that takes a few seconds at a time.
 
 A span of many windows is copied to the device, its windows run in batches and are combined there, and
-finished samples are copied back, so memory does not grow with the song. The estimates do not depend on how
-windows are grouped. ``advance`` is called without arguments after every window.
+finished samples are copied back while the next span runs, so memory does not grow with the song. The
+estimates do not depend on how windows are grouped. ``advance`` is called without arguments after every
+window.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kmdx.devices import Runner
+from kmdx.devices import MAX_BATCH, Runner
 from kmdx.signals import Signal
+from kmdx.transfers import Background
 
 SPAN = 2**22  # samples on the device at a time: 95 s at 44.1 kHz
 
@@ -53,9 +55,9 @@ def overlap_add(
         Called after each segment.
     """
     samples = signal.length
-    rising = torch.arange(1, length // 2 + 1)
-    falling = torch.arange(length - length // 2, 0, -1)
-    weights = torch.cat([rising, falling]).to(runner.device, torch.float32)
+    rising = torch.arange(1, length // 2 + 1, device=runner.device)
+    falling = torch.arange(length - length // 2, 0, -1, device=runner.device)
+    weights = torch.cat([rising, falling]).float()
     weights /= weights.max()
 
     def segments(group: Sequence[int]) -> Iterator[Segment]:
@@ -64,7 +66,8 @@ def overlap_add(
 
         _release(signal)
 
-    _add(segments, range(0, samples, stride), samples, length, estimates)
+    with Background(runner.device, estimates[0].tensor.device, most=2) as background:
+        _add(segments, range(0, samples, stride), samples, length, estimates, background)
 
 
 def fade_and_add(
@@ -119,7 +122,8 @@ def fade_and_add(
             yield start, estimate[..., :size], weights[:size]
         _release(signal)
 
-    _add(segments, starts, samples, chunk, estimates, border)
+    with Background(runner.device, estimates[0].tensor.device, most=2) as background:
+        _add(segments, starts, samples, chunk, estimates, background, border)
 
 
 def _add(
@@ -128,6 +132,7 @@ def _add(
     samples: int,
     length: int,
     estimates: Sequence[Signal],
+    background: Background,
     border: int = 0,
 ) -> None:
     """Add weighted segments, divide by the sum of their weights, and drop a border at both ends.
@@ -154,8 +159,8 @@ def _add(
         begin, end = max(first, border), min(complete, samples - border)
         if begin < end:
             finished = sums[..., begin - first : end - first]
-            _put(finished[:-1].div_(finished[-1]), estimates, begin - border)
-        _release(*estimates)
+            background.submit(_put, finished[:-1].div_(finished[-1]), estimates, begin - border)
+        background.submit(_release, *estimates)
 
 
 def trim_and_join(
@@ -187,13 +192,15 @@ def trim_and_join(
     samples = signal.length
     keep = chunk - 2 * trim
     starts = range(0, samples + 1, keep)  # one more if they divide evenly
-    for group in _groups(starts, max(1, SPAN // keep)):
-        span = signal.span(group[0] - trim, group[-1] - trim + chunk, runner.device)
-        windows = [span[:, start - group[0] :][:, :chunk] for start in group]
-        for start, estimate in zip(group, _batches(runner, windows, advance), strict=True):
-            kept = estimate[..., trim : chunk - trim][..., : max(0, samples - start)]
-            _put(kept, estimates, start)
-        _release(signal, *estimates)
+    with Background(runner.device, estimates[0].tensor.device, most=MAX_BATCH) as background:
+        for group in _groups(starts, max(1, SPAN // keep)):
+            span = signal.span(group[0] - trim, group[-1] - trim + chunk, runner.device)
+            windows = [span[:, start - group[0] :][:, :chunk] for start in group]
+            for start, estimate in zip(group, _batches(runner, windows, advance), strict=True):
+                kept = estimate[..., trim : chunk - trim][..., : max(0, samples - start)]
+                background.submit(_put, kept, estimates, start)
+            _release(signal)
+            background.submit(_release, *estimates)
 
 
 def _run(
@@ -244,10 +251,12 @@ def _batches(runner: Runner, windows: Sequence[Tensor], advance: Advance) -> Ite
             if window.shape[-1] != length:
                 break
             batch.append(window)
-        for estimate in runner(batch):
+        count = len(batch)
+        batch += batch[:1] * (runner.filled(count, length) - count)
+        for estimate in runner(batch)[:count]:
             yield estimate
             advance()
-        position += len(batch)
+        position += count
 
 
 def _groups(starts: Sequence[int], size: int) -> Iterator[Sequence[int]]:

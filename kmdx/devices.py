@@ -7,6 +7,7 @@ fit. This module handles all out-of-memory errors. Sizes are in bytes.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import warnings
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kmdx import engines
 from kmdx.errors import DeviceError, KmdxWarning, first_line, quoted, suggest
 from kmdx.networks.network import Network
 
@@ -236,6 +238,9 @@ class Runner:
         Called if a single window does not fit; frees memory and returns whether it could.
     longest : int, optional
         Samples of the longest window, for a network that accepts any length.
+    engine : str
+        ``"compiled"`` or ``"graphs"`` if the network is compiled, which takes minutes for each shape of a
+        batch. Only windows of the longest length are compiled, and only in a few batch sizes.
     """
 
     def __init__(
@@ -246,9 +251,11 @@ class Runner:
         room: int | None = None,
         evict: Callable[[], bool] = lambda: False,
         longest: int | None = None,
+        engine: str = engines.DEFAULT,
     ) -> None:
         self.network = network
         self.device = device
+        self.engine = engine
         self.profile = profile or BatchProfile()
         self.room = room
         self.evict = evict
@@ -265,6 +272,18 @@ class Runner:
             return 1
         fitting = int(HEADROOM * self.room / (self.profile.cost * length))
         return max(1, min(sizes.get(length, MAX_BATCH), fitting))
+
+    def filled(self, count: int, length: int) -> int:
+        """The windows to which ``count`` of them are filled up: one of the batch sizes that are compiled."""
+        if not self._is_compiled(length):
+            return count
+        size = max(count, self.size(length))
+        while size // 2 >= count:
+            size //= 2
+        return size
+
+    def _is_compiled(self, length: int) -> bool:
+        return self.engine in engines.COMPILING and length == (self.longest or length)
 
     @torch.inference_mode()
     def _measure_cost(self, length: int) -> float | None:
@@ -283,7 +302,7 @@ class Runner:
     def __call__(self, windows: Sequence[Tensor] | Tensor) -> Tensor:
         """Estimate the sources of windows ``(2, T)`` on the device; ``(B, sources, 2, T)``."""
         try:
-            return self.network(torch.stack([*windows]))
+            return self._run(torch.stack([*windows]))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -297,6 +316,14 @@ class Runner:
         parts = [windows[begin : begin + half] for begin in range(0, len(windows), half)]
         return torch.cat([self(part) for part in parts])
 
+    def _run(self, batch: Tensor) -> Tensor:
+        if self.engine in engines.COMPILING and not self._is_compiled(batch.shape[-1]):
+            return self.network.forward(batch)
+        if self.engine != engines.GRAPHS:
+            return self.network(batch)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.network(batch).clone()  # the next run of any graph overwrites the original
+
 
 class NetworkCache:
     """An ensemble's networks, moved to a device when they are needed.
@@ -309,8 +336,10 @@ class NetworkCache:
         Bytes of the device's memory that may be used in total; by default :func:`memory_budget` at the
         beginning of a song. It is None on the CPU, where the networks already are, and on devices other
         than CUDA, where networks stay once moved.
-    is_compiled : bool
-        Whether torch's compiler makes kernels for each network, and for each shape of a batch.
+    engine : str
+        ``"compiled"`` or ``"graphs"`` if torch's compiler makes kernels for each network and each shape of a
+        batch. All CUDA graphs share one pool of memory. It counts toward the limit, and is as large as what
+        the largest graph needs, because only one runs at a time.
     """
 
     def __init__(
@@ -318,11 +347,11 @@ class NetworkCache:
         networks: Mapping[str, Network],
         device: torch.device,
         budget: int | None = None,
-        is_compiled: bool = False,
+        engine: str = engines.DEFAULT,
     ) -> None:
         self.networks = networks
         self.device = device
-        self.is_compiled = is_compiled
+        self.engine = engine
         self._moved: dict[int, Network] = {}  # networks on the device by id, the least recently used first
         self._narrowed: dict[tuple[int, tuple[str, ...]], Network] = {}
         self._profiles: defaultdict[tuple[int, tuple[str, ...]], BatchProfile] = defaultdict(BatchProfile)
@@ -360,8 +389,8 @@ class NetworkCache:
         key = (id(network), tuple(sources))
         if key not in self._narrowed:
             self._narrowed[key] = narrowed = network.narrow(sources)
-            if self.is_compiled:
-                narrowed.compile(dynamic=False)
+            if self.engine in engines.COMPILING:
+                narrowed.compile(**_compiler_options(self.engine))
         return Runner(
             self._narrowed[key],
             self.device,
@@ -369,6 +398,7 @@ class NetworkCache:
             room=self.room,
             evict=lambda: self._evict_others(network),
             longest=longest,
+            engine=self.engine,
         )
 
     def replace(self, networks: Mapping[str, Network]) -> None:
@@ -416,6 +446,18 @@ class NetworkCache:
         self._narrowed = {key: other for key, other in self._narrowed.items() if key[0] != id(network)}
         _move(network, torch.device("cpu"))
         empty_cache(self.device)
+
+
+def _compiler_options(engine: str) -> dict[str, Any]:
+    """Arguments of ``torch.compile``."""
+    options: dict[str, Any] = {"dynamic": False}
+    # Otherwise, all networks together would have the eight shapes that torch allows, and later ones would run
+    # without the compiler. Older releases of torch do not have it.
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        options["isolate_recompiles"] = True
+    if engine == engines.GRAPHS:
+        options["options"] = {"triton.cudagraphs": True}
+    return options
 
 
 def _bytes(network: Any) -> int:

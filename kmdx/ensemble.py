@@ -42,6 +42,7 @@ def run(
     wanted: Collection[str],
     progress: Progress | None = None,
     known: Mapping[str, Signal] | None = None,
+    on_made: Callable[[str, Signal], None] = lambda name, signal: None,
 ) -> dict[str, Signal]:
     """Compute the wanted signals of a plan.
 
@@ -59,6 +60,8 @@ def run(
     known : mapping of str to Signal, optional
         Signals from an earlier run of the same song, ``(2, samples)`` on the CPU. Keys are names of sums, or
         ``NODE.SOURCE``. Nodes that only these signals need do not run again.
+    on_made : callable, optional
+        Called with the name and each wanted signal that a node makes, before later nodes run.
 
     Returns
     -------
@@ -92,12 +95,17 @@ def run(
     needed = {name: signal for name, signal in known.items() if uses_left[name]}
     song.signals.update({name: signal.to(cache.device, limit) for name, signal in needed.items()})
     for name in order:
-        _run_node(name, song, mixture)
+        for made in _run_node(name, song, mixture):
+            if made in wanted:
+                on_made(made, song.signals[made])
     return {name: song.signals[name] for name in wanted}
 
 
-def _run_node(name: str, song: SongSignals, mixture: Signal) -> None:
-    """Add the signals that a node makes, check that they are finite, and free those of no further use."""
+def _run_node(name: str, song: SongSignals, mixture: Signal) -> Collection[str]:
+    """Add the signals that a node makes, check that they are finite, and free those of no further use.
+
+    Returns the names of the new signals.
+    """
     node = song.plan.nodes[name]
     made = node.run(name, song)
     if not all(signal.is_finite() for signal in made.values()):
@@ -112,6 +120,7 @@ def _run_node(name: str, song: SongSignals, mixture: Signal) -> None:
     for reference in node.inputs:
         if not song.uses_left[reference]:
             song.signals.pop(reference, None)
+    return made.keys()
 
 
 @dataclass

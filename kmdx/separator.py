@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from kmdx.networks.network import Network
 from kmdx.networks.onnx import OnnxNetwork
 from kmdx.signals import BLOCK, Signal, blocks, empty, release
 from kmdx.sound_source import Source
+from kmdx.transfers import Background
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +99,8 @@ class Separator:
         ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
     engine : str
         ``"tuned"`` (the project's own kernels where they are faster on this processor), ``"plain"`` (only
-        torch's own operations) or ``"compiled"`` (kernels by torch's compiler). Their results differ in the
-        last bits of a float.
+        torch's own operations), ``"compiled"`` (kernels by torch's compiler) or ``"graphs"`` (the same in
+        CUDA graphs). Their results differ in the last bits of a float.
 
     Raises
     ------
@@ -144,8 +146,7 @@ class Separator:
         self._requested = {"device": str(device), "precision": precision}
         weights.pull_from_urls((use.weight for use in self._uses.values()), self.folder)
         check_weights(self.plan, self._uses, self.folder)
-        is_compiled = engine == engines.COMPILED
-        self.cache = NetworkCache(self._load(precision), self.device, is_compiled=is_compiled)
+        self.cache = NetworkCache(self._load(precision), self.device, engine=engine)
         log.debug("loaded %r", self)
 
     def __repr__(self) -> str:
@@ -426,11 +427,20 @@ class Separator:
         }
         seconds = count / rate
         try:
-            with self._turn():
+            with self._turn(), Background(self.device, torch.device("cpu")) as background:
                 if progress is not None:  # which can end a song that nobody waits for any more
                     progress(0.0, mixture.length / self.plan.sample_rate)
-                signals = self._run(mixture, names, progress, given)
-                made = {name: signals.pop(name).to_samples(channels) for name in names}
+                copies: dict[str, Future[NDArray[np.float32]]] = {}
+
+                def copy(name: str, signal: Signal) -> None:
+                    if signal.tensor.is_cuda:  # copied while the next networks run
+                        copies[name] = background.submit(signal.to_samples, channels)
+
+                signals = self._run(mixture, names, progress, given, copy)
+                made = {
+                    name: copies[name].result() if name in copies else signals.pop(name).to_samples(channels)
+                    for name in names
+                }
         except (RuntimeError, MemoryError) as error:
             if not devices.is_out_of_memory(error):
                 raise
@@ -458,10 +468,11 @@ class Separator:
         names: Collection[str],
         progress: Progress | None,
         known: Mapping[str, Signal],
+        on_made: Callable[[str, Signal], None],
     ) -> dict[str, Signal]:
         """Run the plan; if half precision overflows, run it again in fp32 for this song only."""
         try:
-            return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
+            return ensemble.run(self.plan, self.cache, mixture, names, progress, known, on_made)
         except ensemble.NotFinite as error:
             failed = error.network
         # Outside the except block, the error and the signals in its stack frames are freed.
@@ -470,7 +481,7 @@ class Separator:
             half = self.cache.networks
             self.cache.replace(self._load("fp32"))
             try:
-                return ensemble.run(self.plan, self.cache, mixture, names, progress, known)
+                return ensemble.run(self.plan, self.cache, mixture, names, progress, known, on_made)
             except ensemble.NotFinite as error:
                 failed = error.network
             finally:

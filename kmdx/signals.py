@@ -171,9 +171,14 @@ class Signal:
 
     def to_samples(self, channels: int) -> NDArray[np.float32]:
         """A stereo signal as an array ``(samples, channels)``; for one channel, their mean."""
+        from kmdx.transfers import host_blocks
+
         samples = empty((self.length, channels))
-        for target, source in zip(blocks(samples), blocks(self.tensor.cpu().numpy().T), strict=True):
+        step = BLOCK if self.tensor.device.type == "cpu" else SIGNAL_BLOCK
+        for target, block in zip(blocks(samples, step), host_blocks(self.tensor, step), strict=True):
+            source = block.numpy().T
             target[:] = source if channels == 2 else source.mean(1, keepdims=True)
+            release(source)
         return samples
 
     def to(self, device: torch.device, limit: float | None = None) -> Signal:
@@ -201,12 +206,19 @@ class Signal:
         """Samples ``first`` to ``end`` on a device, ``(channels, end - first)``, zero outside the signal."""
         import torch
 
-        inside = self.tensor[:, max(first, 0) : min(end, self.length)].to(device, torch.float32)
+        from kmdx.transfers import to_device
+
+        inside = to_device(self.tensor[:, max(first, 0) : min(end, self.length)], device)
         return torch.nn.functional.pad(inside, (max(-first, 0), max(end - self.length, 0)))
 
     def put(self, start: int, values: Tensor) -> None:
         """Write ``(channels, n)``, beginning at sample ``start``."""
-        self.tensor[:, start : start + values.shape[-1]] = values
+        from kmdx.transfers import host_blocks
+
+        is_here = values.device == self.tensor.device
+        for block in [values] if is_here else host_blocks(values, SIGNAL_BLOCK):
+            self.tensor[:, start : start + block.shape[-1]] = block
+            start += block.shape[-1]
 
     def add(self, other: Signal) -> None:
         """Add another signal of the same length, in place."""

@@ -108,6 +108,7 @@ class Engine(str, Enum):
     tuned = "tuned"
     plain = "plain"
     compiled = "compiled"
+    graphs = "graphs"
 
 
 def _complete_ensemble(incomplete: str) -> list[str]:

@@ -15,10 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kmdx.devices import BatchProfile, Runner
 from kmdx.networks import types
 from kmdx.networks.demucs import stay_on_device
 from kmdx.networks.spectrogram import inverse_stft
 from kmdx.networks.types import TYPES
+from kmdx.signals import Signal
+from kmdx.windows import FadeAndAdd, OverlapAdd, TrimAndJoin, Window
 
 WAITS = {"_local_scalar_dense": 1, "item": 1, "equal": True, "is_nonzero": True, "nonzero": None}
 """Operations whose result the host needs before it can go on, and an answer that lets it."""
@@ -76,6 +79,25 @@ def test_a_window_is_computed_on_the_device_alone(name: str) -> None:
     network.accelerate(torch.float32)
     run(network, work)
     assert work.operations > 10
+    assert (work.waits, work.made) == ([], [])
+
+
+WINDOWS = [OverlapAdd(0.75, 0.01, 441), FadeAndAdd(441, 4), TrimAndJoin(441, 20)]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: window.key)
+def test_a_song_on_the_device_passes_through_a_network_without_the_host(window: Window) -> None:
+    class Double(torch.nn.Module):
+        length = None
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return 2 * batch[:, None]
+
+    song, estimate = (Signal(torch.empty(2, 10_000, device="meta")) for _ in range(2))
+    runner, work = Runner(Double(), torch.device("meta"), BatchProfile(sizes={441: 4})), HostWork()
+    with torch.no_grad(), work:
+        window.run(runner, song, [estimate], lambda: None)
+    assert work.operations > 2 * window.windows(10_000)
     assert (work.waits, work.made) == ([], [])
 
 

@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, small: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_last_line_is_the_report_and_becomes_a_row_of_the_table(run: Run, tmp_path: Path) -> None:
-    lines = run("--json", tmp_path / "card.json")
+    lines = run("--json", tmp_path / "card.json", "--engine", "plain")
     report = json.loads(lines[-1])
     assert report == json.loads((tmp_path / "card.json").read_text("utf-8"))
     assert lines[-2].startswith("to share these figures, paste this line into a new issue")
@@ -47,6 +47,7 @@ def test_the_last_line_is_the_report_and_becomes_a_row_of_the_table(run: Run, tm
     assert report["peak_gflops"]["fp32"] > 0
     assert report["ensemble"] == "small"
     assert report["stand_in"]
+    assert report["engine"] == "plain"
     speed, timed = report["networks"]["htdemucs"], report["gpu"]["measured"]["auto"]
     assert timed["batches"]["htdemucs"]["1"]["ms"] == pytest.approx(1e3 * speed["seconds"], rel=1e-2)
     assert timed["song"]["factor"] == report["plan"]["factor"] > 0
@@ -66,7 +67,7 @@ def test_every_part_is_printed_and_those_that_need_a_gpu_are_left_out(run: Run) 
     operations = [line.split() for line in lines if line.startswith("  ")]
     assert len(operations) == gpu.SHOWN
     assert any("conv" in line[-1] for line in operations)
-    assert lines.count("left out copies from the host: the device is cpu") == 1
+    assert lines.count("left out copies from and to the host: the device is cpu") == 1
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_with_a_reason(run: Run) -> None:

@@ -107,9 +107,9 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
         (
             {"engine": "plane"},
             PlanError,
-            "unknown engine 'plane'; did you mean 'plain'?; available: tuned, plain, compiled",
+            "unknown engine 'plane'; did you mean 'plain'?; available: tuned, plain, compiled, graphs",
         ),
-        ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain, compiled"),
+        ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain, compiled, graphs"),
     ],
 )
 def test_unknown_precisions_speeds_and_engines_are_one_line_errors(

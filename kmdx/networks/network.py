@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ class Network(Protocol):
         """Estimate the sources: float32 ``(B, 2, T)`` in, ``(B, len(sources), 2, T)`` out."""
         ...
 
+    def forward(self, batch: Tensor) -> Tensor:
+        """Do the same without kernels of torch's compiler."""
+        ...
+
     def accelerate(self, dtype: torch.dtype, tuned: bool = True) -> None:
         """Prepare a newly loaded network for inference, in place.
 
@@ -33,6 +37,6 @@ class Network(Protocol):
         """Return a network with shared weights that computes only ``sources``, in this order."""
         ...
 
-    def compile(self, *, dynamic: bool | None) -> None:
-        """Let torch's compiler make its kernels at its first call with each shape."""
+    def compile(self, **options: Any) -> None:
+        """Let torch's compiler make its kernels at its first call with each shape; see ``torch.compile``."""
         ...
