@@ -171,7 +171,7 @@ class TfcTdf(nn.Module):
             fast.fold_batch_norms(self)
             fast.accelerate(self)
             if dtype == torch.bfloat16:  # CPUs convolve with channels last, and copy to other layouts slowly
-                self.to(memory_format=torch.channels_last)
+                self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         between = (*self.encoding_blocks, *self.ds, self.bottleneck_block, *self.us, *self.decoding_blocks)
         for layers in between:
