@@ -26,7 +26,7 @@ class BlockedEncoderLayer(HEncLayer):
 
     def forward(self, x: Tensor, inject: Tensor | None = None) -> Tensor:
         """Map ``(B, C, F, T)``, or ``(B, C, T)`` in the time branch."""
-        if not _applies(x):
+        if not _applies(x, self.conv):
             return super().forward(x, inject)
         if not self.freq:
             x = x.flatten(1, -2)
@@ -59,7 +59,7 @@ class BlockedDecoderLayer(HDecLayer):
 
     def forward(self, x: Tensor, skip: Any, length: int) -> tuple[Tensor, Tensor]:
         """Map ``(B, C, F, T)``, or ``(B, C, T)`` in the time branch, and return its last input, too."""
-        if not _applies(x):
+        if not _applies(x, self.conv_tr):
             return super().forward(x, skip, length)
         if self.freq and x.dim() == 3:
             x = x.unflatten(1, (self.chin, -1))
@@ -84,8 +84,9 @@ class BlockedDecoderLayer(HDecLayer):
         )
 
 
-def _applies(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+def _applies(x: Tensor, conv: nn.Module) -> bool:
+    """Whether a layer runs on a CPU, without gradients, in a precision that CPUs compute in."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and conv.weight.dtype != torch.float16
 
 
 def _has_plain_branches(branches: Any) -> bool:
