@@ -122,10 +122,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean …?`` if a known name is similar, whatever its case, else an empty string."""
+    """Return `` (did you mean …?)`` if a known name is similar, whatever its case, else an empty string."""
     names = {each.casefold(): each for each in islice(known, COMPARED)}
     close = difflib.get_close_matches(name[:SHOWN].casefold(), names, n=1)
-    return f"; did you mean {quoted(names[close[0]])}?" if close else ""
+    return f" (did you mean {quoted(names[close[0]])}?)" if close else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -169,7 +169,7 @@ def test_a_mistyped_ensemble_is_suggested(run: Run) -> None:
     result = run("models", "pull", "leaderbord_c")
     assert result.code == 2
     assert len(result.errors) == 1
-    assert result.errors[0].endswith("; did you mean 'leaderboard_c'?")
+    assert result.errors[0].endswith(" (did you mean 'leaderboard_c'?)")
 
 
 def test_verify_without_names_checks_every_weight(

@@ -193,27 +193,28 @@ def test_a_note_is_printed_and_the_song_is_separated(mini: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["separte", "x.wav"], "unknown command 'separte'; did you mean 'separate'?"),
+        (["separte", "x.wav"], "unknown command 'separte' (did you mean 'separate'?)"),
         (["it's"], 'unknown command "it\'s"; available: '),
-        (["separate", "song.wav", "--speed", "'fa\\st"], "; did you mean 'fast'?; available: leaderboard"),
-        (["models", "lsit"], "unknown command 'lsit'; did you mean 'list'?"),
-        (["song.wav", "-e", "minni"], "unknown ensemble 'minni'; did you mean 'mini'?"),
-        (["song.wav", "--speed", "fats"], "unknown speed 'fats'; did you mean 'fast'?"),
-        (["song.wav", "--precision", "fp61"], "unknown precision 'fp61'; did you mean 'fp16'?"),
-        (["song.wav", "--engine", "plian"], "unknown engine 'plian'; did you mean 'plain'?"),
-        (["song.wav", "--format", "flak"], "unknown format 'flak'; did you mean 'flac'?"),
-        (["song.wav", "-e", "mini", "--device", "cdua"], "unknown device 'cdua'; did you mean 'cuda'?"),
-        (["song.wav", "-e", "mini", "--stems", "vocal"], "unknown stem 'vocal'; did you mean 'vocals'?"),
-        (["song.wav", "-e", "mini", "--stems", "no_drum"], "unknown stem 'no_drum'; did you mean 'no_drums'?"),
-        (["song.wav", "--ensembel", "mini"], "unknown option '--ensembel'; did you mean '--ensemble'?"),
-        (["models", "pull", "htdemucz"], "unknown weight or ensemble 'htdemucz'; did you mean 'htdemucs'?"),
-        (["song.wav", "--output-template", "{trak}.{ext}"], "unknown field {trak}; did you mean 'track'?"),
+        (["separate", "song.wav", "--speed", "'fa\\st"], " (did you mean 'fast'?); available: leaderboard"),
+        (["models", "lsit"], "unknown command 'lsit' (did you mean 'list'?)"),
+        (["song.wav", "-e", "minni"], "unknown ensemble 'minni' (did you mean 'mini'?)"),
+        (["song.wav", "--speed", "fats"], "unknown speed 'fats' (did you mean 'fast'?)"),
+        (["song.wav", "--precision", "fp61"], "unknown precision 'fp61' (did you mean 'fp16'?)"),
+        (["song.wav", "--engine", "plian"], "unknown engine 'plian' (did you mean 'plain'?)"),
+        (["song.wav", "--format", "flak"], "unknown format 'flak' (did you mean 'flac'?)"),
+        (["song.wav", "-e", "mini", "--device", "cdua"], "unknown device 'cdua' (did you mean 'cuda'?)"),
+        (["song.wav", "-e", "mini", "--stems", "vocal"], "unknown stem 'vocal' (did you mean 'vocals'?)"),
+        (["song.wav", "-e", "mini", "--stems", "no_drum"], "unknown stem 'no_drum' (did you mean 'no_drums'?)"),
+        (["song.wav", "--ensembel", "mini"], "unknown option '--ensembel' (did you mean '--ensemble'?)"),
+        (["models", "pull", "htdemucz"], "unknown weight or ensemble 'htdemucz' (did you mean 'htdemucs'?)"),
+        (["song.wav", "--output-template", "{trak}.{ext}"], "unknown field {trak} (did you mean 'track'?)"),
     ],
 )  # fmt: skip
 def test_every_kind_of_mistyped_name_gets_a_suggestion(mini: Run, arguments: list[str], hint: str) -> None:
     result = mini(*arguments)
     assert (result.code, len(result.errors)) == (2, 1)
     assert hint in result.errors[0]
+    assert "?;" not in result.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def test_a_speed_level_has_less_overlap_and_changes_nothing_else(
         (
             {"speed": "balance"},
             PlanError,
-            "unknown speed 'balance'; did you mean 'balanced'?; available: leaderboard, balanced, fast",
+            "unknown speed 'balance' (did you mean 'balanced'?); available: leaderboard, balanced, fast",
         ),
         ({"speed": None}, PlanError, "unknown speed None; available: leaderboard, balanced, fast"),
         (
             {"engine": "plane"},
             PlanError,
-            "unknown engine 'plane'; did you mean 'plain'?; available: tuned, plain, compiled, graphs",
+            "unknown engine 'plane' (did you mean 'plain'?); available: tuned, plain, compiled, graphs",
         ),
         ({"engine": None}, PlanError, "unknown engine None; available: tuned, plain, compiled, graphs"),
     ],

@@ -48,7 +48,7 @@ def test_a_level_needs_less_arithmetic_and_caps_the_overlap(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("fats", "; did you mean 'fast'?"), ("warp", ""), ("", ""), (None, ""), (3, "")]
+    ("name", "hint"), [("fats", " (did you mean 'fast'?)"), ("warp", ""), ("", ""), (None, ""), (3, "")]
 )
 def test_an_unknown_speed_is_a_one_line_error(name: object, hint: str) -> None:
     with pytest.raises(PlanError) as caught:

@@ -50,7 +50,7 @@ def test_a_complete_submission_has_nothing_to_do(entry: Path) -> None:
         ({"gpu": None}, "gpu: field required"),
         ({"labelnoise": 0}, "labelnoise: .*boolean"),
         ({"description": ["a"]}, "description: .*string"),
-        ({"gpus": True}, "unknown key 'gpus'; did you mean 'gpu'?"),
+        ({"gpus": True}, "unknown key 'gpus' [(]did you mean 'gpu'"),
         ({"bleeding": True}, "only one of labelnoise, bleeding and external_dataset_used"),
         ({"labelnoise": True, "bleeding": True, "external_dataset_used": False}, "only one of labelnoise"),
     ],

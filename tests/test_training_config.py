@@ -37,7 +37,7 @@ def test_the_published_configs_are_the_published_networks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stem": "vocals"}, "test: unknown key 'stem'; did you mean 'steps'?"),
+        ({"stem": "vocals"}, "test: unknown key 'stem' (did you mean 'steps'?)"),
         ({"source": "guitar"}, "source: input should be 'bass', 'drums', 'other' or 'vocals', not 'guitar'"),
         ({"steps": 0}, "steps: input should be greater than 0, not 0"),
         ({"hears": "rest"}, "with hears: rest, the input contains no vocals to estimate"),
