@@ -6,11 +6,15 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kmdx import plan_file, weights
-from kmdx.errors import KmdxError, KmdxWarning, quoted, suggest
+from kmdx.errors import KmdxError, KmdxWarning, PlanError, quoted, suggest
 from kmdx.plan import Plan
 from kmdx.weights import Progress, Weight
+
+if TYPE_CHECKING:
+    from kmdx.msst import Imported
 
 
 def ensembles() -> dict[str, Plan]:
@@ -68,16 +72,63 @@ def pull(
     place = weights.models_folder(None if folder is None else Path(folder))
     community = [name for name in dict.fromkeys(names) if name in weights.checkpoints()]
     found = {}
-    for name in community:
-        if (place / f"{name}.yaml").exists():
-            found[name] = weights.pull(weights.checkpoints()[name].weight(), place, progress=progress)
-        else:
-            from kmdx import msst  # reads the checkpoint with torch
-
-            found[name] = msst.pull(name, folder=place).weight_file
     others = weights_of(name for name in names if name not in community)
+    for name in community:
+        made = pull_checkpoint(name, folder=place, progress=progress)
+        found[name] = made.weight_file if made else _weight_file(name, place)
     found |= {weight.name: path for weight, path in weights.pull_all(others, place, progress=progress)}
     return found
+
+
+def pull_checkpoint(
+    name: str,
+    config: Path | None = None,
+    *,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Imported | None:
+    """Pull a community checkpoint and import it as an ensemble, unless it was imported before.
+
+    If the file of an imported checkpoint is missing or damaged, it is pulled again.
+
+    Parameters
+    ----------
+    config : Path, optional
+        Its config, by default the published one. With a config, it must not be imported yet.
+    folder : Path, optional
+        By default the models folder.
+    progress : callable, optional
+        As for :func:`pull`.
+
+    Returns
+    -------
+    Imported or None
+        What was imported; None if it was imported before.
+
+    Raises
+    ------
+    KmdxError
+        If it cannot be pulled or imported, or the ensemble of its name is not a plan.
+    """
+    place = weights.models_folder(folder)
+    if config is None and (place / f"{name}.yaml").exists():
+        file, weight = _weight_file(name, place), weights.checkpoints()[name].weight()
+        (status,) = weights.verify(place, [weight])
+        if not file.is_file() or (file == status.path and not status.ok):
+            weights.pull(weight, place, progress=progress)
+        return None
+    from kmdx import msst  # reads the checkpoint with torch
+
+    return msst.pull(name, config, place, progress)
+
+
+def _weight_file(name: str, folder: Path) -> Path:
+    """The file from which an imported ensemble loads its weights."""
+    plan = folder / f"{name}.yaml"
+    for use in plan_file.load(plan).networks.values():
+        if use.weight.path is not None:
+            return use.weight.path
+    raise PlanError(f"{plan} is not the imported ensemble: it names no weight file; rename it")
 
 
 def weights_of(names: Iterable[str]) -> list[Weight]:

@@ -580,19 +580,17 @@ def _row(weight: Weight, found: FoundWeight | None) -> tuple[str, str, str, str]
 
 def _pull_checkpoint(name: str, config: Path | None) -> bool:
     """Pull a community checkpoint and import it, unless it was imported before; False after an error."""
-    from kmdx import msst, plan_file, weights
+    from kmdx import catalog
 
     try:
-        if config or name not in plan_file.imported():
-            _report(msst.pull(name, config))
-            return True
-        uses = plan_file.load(name).networks.values()
-        if not all(weights.find_all(use.weight for use in uses).values()):
-            weights.pull(weights.checkpoints()[name].weight())
-        err.print(f"{name}: already imported")
+        made = catalog.pull_checkpoint(name, config)
     except KmdxError as error:
         terminal.complain(str(error))
         return False
+    if made is None:
+        err.print(f"{name}: already imported")
+    else:
+        _report(made)
     return True
 
 

@@ -36,7 +36,7 @@ from kmdx.errors import (
 from kmdx.file_names import is_reserved
 from kmdx.networks import types
 from kmdx.plan import Plan
-from kmdx.weights import CommunityCheckpoint
+from kmdx.weights import CommunityCheckpoint, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +148,9 @@ def add(
     return Imported(path, file, made.facts(plan, parameters), tuple(made.assumed))
 
 
-def pull(name: str, config: Path | None = None, folder: Path | None = None) -> Imported:
+def pull(
+    name: str, config: Path | None = None, folder: Path | None = None, progress: Progress | None = None
+) -> Imported:
     """Pull a community checkpoint and its config, and import them as an ensemble of the same name.
 
     The config comes first, because without it the checkpoint would be useless.
@@ -157,6 +159,8 @@ def pull(name: str, config: Path | None = None, folder: Path | None = None) -> I
     ----------
     config : Path, optional
         By default the published one.
+    progress : callable, optional
+        As for :func:`kmdx.weights.pull`.
 
     Raises
     ------
@@ -179,7 +183,7 @@ def pull(name: str, config: Path | None = None, folder: Path | None = None) -> I
         except DownloadError as error:
             raise WeightsError(f"{name}: its config {error}; if you have it, add --config FILE") from error
     read_config(config)
-    path = weights.pull(checkpoint.weight(), folder)
+    path = weights.pull(checkpoint.weight(), folder, progress=progress)
     try:
         return add(name, path, config, folder, known=checkpoint)
     except KmdxError as error:

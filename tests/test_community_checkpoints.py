@@ -18,7 +18,7 @@ from conftest import SHARED
 from weight_cases import Server
 
 from evaluator import results
-from kmdx import plan_file, weights
+from kmdx import catalog, plan_file, weights
 from kmdx.weights.registry import HttpSource
 
 module = importlib.import_module("kmdx.weights.checkpoints")  # its function has the same name
@@ -102,6 +102,12 @@ def test_an_imported_checkpoint_is_pulled_again_only_if_its_file_is_gone(
     (weights.models_folder() / "mine_file.safetensors").unlink()
     assert run("models", "pull", "mine").code == 0
     assert asked(server) == ["/tiny.safetensors"]
+    (weights.models_folder() / "mine_file.safetensors").write_bytes(b"half")
+    seen: list[tuple[int, int | None]] = []
+    paths = catalog.pull("mine", progress=lambda done, total: seen.append((done, total)))
+    assert paths == {"mine": weights.models_folder() / "mine_file.safetensors"}
+    assert paths["mine"].read_bytes() == TINY.read_bytes()
+    assert seen[-1][0] == len(TINY.read_bytes())
     (weights.models_folder() / "mine.yaml").write_text("model: {}", "utf-8")
     broken = run("models", "pull", "mine")
     assert (broken.code, len(broken.errors)) == (2, 1)
@@ -176,7 +182,7 @@ def test_checkpoints_are_listed_verified_and_suggested_by_name(offer: Offer, run
     assert "1 missing (bs_tiny); `kmdx models pull bs_tiny`" in run("models", "verify", "bs_tiny").errors[0]
     for command in ("pull", "verify"):
         mistyped = run("models", command, "bs_tinny")
-        assert mistyped.errors == ["error: unknown weight or ensemble 'bs_tinny'; did you mean 'bs_tiny'?"]
+        assert mistyped.errors == ["error: unknown weight or ensemble 'bs_tinny' (did you mean 'bs_tiny'?)"]
         unknown = run("models", command, "§").errors[0]
         assert unknown.endswith("; `kmdx models list` and `kmdx ensembles` list the known names")
     run("models", "pull", "bs_tiny")
