@@ -25,6 +25,7 @@ branch=$(git symbolic-ref --quiet --short HEAD) || stop "no branch is checked ou
 git remote get-url "$remote" >/dev/null 2>&1 ||
     stop "no remote '$remote': git remote add $remote git@gitlab.aicrowd.com:USER/REPOSITORY.git"
 git lfs version >/dev/null 2>&1 || stop "Git LFS is missing: sudo apt-get install git-lfs"
+"$python" -c "" 2>/dev/null || stop "no command '$python': activate the environment, or set PYTHON"
 git var GIT_COMMITTER_IDENT >/dev/null || stop "git does not know who you are: see above"
 ! git rev-parse --quiet --verify "refs/tags/$tag" >/dev/null || stop "the tag $tag exists: choose another name"
 taken=$(git ls-remote --tags "$remote" "refs/tags/$tag") || stop "the remote '$remote' cannot be reached"
@@ -38,7 +39,8 @@ git add --all
 git --literal-pathspecs add --force --pathspec-from-file="$files" --pathspec-file-nul
 git diff --cached --quiet || git commit --message="Submission: ${tag#submission-}"
 
-! git ls-remote --tags "$remote" 'refs/tags/submission-*' | grep --quiet "^$(git rev-parse HEAD)" ||
+tagged=$(git ls-remote --tags "$remote" 'refs/tags/submission-*')
+[[ $tagged != *"$(git rev-parse HEAD)"* ]] ||
     stop "the remote has a submission tag of this commit: git commit --allow-empty --message='Submit again'"
 "$python" -m my_submission.check --before-tag "$@"
 

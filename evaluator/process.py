@@ -74,6 +74,7 @@ class Outcome:
     peak_gpu_memory: int | None = None
     """Peak GPU memory in bytes, as the submission reports it; None if torch used no GPU."""
     failure: str | None = None  # why the song failed
+    returned_true: bool = True  # whether the wrapper returned True, as the starter kit's does
     ends_challenge: bool = False
     """Whether this failure would have ended the challenge. The challenge converts NaN and infinity to 16-bit
     numbers and scores them; every other failure ends it."""
@@ -308,7 +309,7 @@ class Submission:
         findings = [text for finding in reply["findings"][:20] if (text := clean(finding))]
         failure = clean("; ".join(findings)) or None
         ends = not all(finding.startswith(SCORED) for finding in findings)
-        return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, ends)
+        return Outcome(seconds, peak, reply["peak_gpu_memory"], failure, reply["returned_true"], ends)
 
     def _note_device(self, reply: Mapping[str, Any]) -> str | None:
         """Remember the first device that a reply names; return a failure if a later reply names another.

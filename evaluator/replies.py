@@ -13,8 +13,8 @@ A reply is one line of JSON of at most 64 kB in one of these forms. ``token`` re
     The model is loaded.
 ``{"progress": [done, total]}``
     Seconds of audio; any number of these may arrive.
-``{"done": token, "findings", "peak_gpu_memory", "device"}``
-    The song is separated.
+``{"done": token, "findings", "returned_true", "peak_gpu_memory", "device"}``
+    The song is separated; the wrapper returned True, or something else.
 ``{"failed": token, "reason", "where"}``
     The submission raised an error.
 """
@@ -102,6 +102,7 @@ FORMS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "done": {
         "done": _is_text,
         "findings": _is_texts,
+        "returned_true": _is_truth,
         "peak_gpu_memory": _is_bytes,
         "device": _is_text_or_none,
     },

@@ -305,6 +305,9 @@ def try_song(
         findings.steps.append(
             Step(f"a song failed, correct it: {result.failure}", f"{EDIT} my_submission/user_config.py")
         )
+    elif not result.returned_true:
+        problem = "separate_music_file of the wrapper did not return True, as the starter kit's does"
+        findings.steps.append(Step(problem, f"{EDIT} my_submission/aicrowd_wrapper.py"))
     if result.interpreter is None:
         return
     findings.notes += _differences(repository.folder, result.interpreter)

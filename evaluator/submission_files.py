@@ -45,7 +45,7 @@ class Description(BaseModel):
         if any(not name.strip() or name != name.strip() for name in authors):
             raise ValueError("expected AIcrowd user names")
         if PLACEHOLDER in authors:
-            raise ValueError(f"expected your AIcrowd user name instead of {PLACEHOLDER}")
+            raise ValueError("expected your AIcrowd user name")
         return authors
 
     @model_validator(mode="after")

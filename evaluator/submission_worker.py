@@ -91,7 +91,7 @@ def main() -> None:
         findings.clear()
         reset_gpu_peak()
         try:
-            wrapper.separate_music_file(request["song"])
+            returned = wrapper.separate_music_file(request["song"])
             modules.check()
         except BaseException as error:
             reply(failed=request["token"], **report(error, folder, findings))
@@ -99,6 +99,7 @@ def main() -> None:
             reply(
                 done=request["token"],
                 findings=[finding[:TEXT] for finding in findings][:20],
+                returned_true=returned is True,
                 peak_gpu_memory=gpu_peak(),
                 device=gpu(),
             )

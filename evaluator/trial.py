@@ -35,6 +35,7 @@ class Trial:
     seconds: float = 0.0  # wall time of the song
     load_seconds: float = 0.0  # wall time of loading the model
     peak_memory: int = 0  # peak host memory in bytes, of loading or of the song
+    returned_true: bool = True  # whether the wrapper returned True
     interpreter: Interpreter | None = None  # None if it did not start
     isolation: tuple[str, ...] = ()  # what the sandbox could not prevent
     log_tail: tuple[str, ...] = ()  # the last lines that the submission printed
@@ -120,6 +121,7 @@ def _trial(submission: Submission, outcome: Outcome, failure: str | None = None)
         outcome.seconds,
         submission.load_seconds,
         max(outcome.peak_memory, submission.load_peak_memory),
+        outcome.returned_true,
         submission.interpreter,
         tuple(submission.isolation),
         tuple(submission.log_tail(5)),

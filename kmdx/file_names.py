@@ -1,4 +1,4 @@
-"""Names of files: how they are compared, and which ones every system accepts."""
+"""Names of files: how they are compared and sorted, and which ones every system accepts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _RESERVED = re.compile(
 def key(name: str) -> str:
     """A name in a form that compares equal regardless of case and Unicode normal form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A key that sorts names as people do: numbers by value, such as ``stem 2`` before ``stem 10``."""
+    parts = re.split(r"(\d+)", key(name))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def is_reserved(name: str) -> bool:

@@ -18,6 +18,7 @@ import html
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from kmdx import audio, encoding, files, host, inputs, manifest, spectrograms, urls
 from kmdx.challenge import MIXTURE, WITHOUT, WITHOUT_VOCALS
 from kmdx.errors import AudioError, KmdxError, counted
+from kmdx.file_names import natural
 from kmdx.urls import Url
 
 PAGE = "listen.html"
@@ -138,23 +140,22 @@ def make_all(folder: Path, on_page: Callable[[Path], None], on_error: Callable[[
     on_page, on_error : callable
         Called with the path of each page, and with the reason why a folder has none.
     """
-    try:
-        found = [*_folders_with_stems(folder)]
-    except OSError as error:
+    unreadable: list[OSError] = []
+    found = [*_folders_with_stems(folder, unreadable)]
+    for error in unreadable:
         on_error(f"{error.filename or folder}: {error.strerror or error}")
-        return
-    if not found:
+    if not found and not unreadable:
         on_error(f"{folder}: no stems in or below this folder: expected sound files")
     for each in found:
         try:
             on_page(make(each))
-        except KmdxError as error:
-            on_error(str(error))
+        except KmdxError as problem:
+            on_error(str(problem))
     try:
         if index := write_index(folder):
             on_page(index)
-    except KmdxError as error:
-        on_error(str(error))
+    except KmdxError as problem:
+        on_error(str(problem))
 
 
 def write_index(folder: Path) -> Path | None:
@@ -166,7 +167,8 @@ def write_index(folder: Path) -> Path | None:
         If it cannot be written or would replace a file that is not a page of this module.
     """
     index = folder / INDEX
-    pages = sorted(page for page in folder.rglob(PAGE) if page.parent != folder and _is_own(page))
+    found = (page for page in folder.rglob(PAGE) if page.parent != folder and _is_own(page))
+    pages = sorted(found, key=lambda page: [natural(part) for part in page.parent.parts])
     if len(pages) < 2:
         return None
     if index.exists() and not _is_own(index):
@@ -183,19 +185,24 @@ def stems_in(folder: Path) -> dict[str, Path]:
 
     Raises :class:`OSError` if the folder cannot be read.
     """
-    found: dict[str, Path] = {}
-    for path in sorted(
-        folder.iterdir(), key=lambda path: (path.suffix.lower() in inputs.COMPRESSED, path.name)
-    ):
-        is_sound = path.suffix.lower() in inputs.EXTENSIONS and not path.name.startswith(".")
-        if is_sound and path.stem != MIXTURE and path.is_file():
-            found.setdefault(path.stem, path)
+    found = _sounds(folder)
+    found.pop(MIXTURE, None)
     rank = {name: number for number, name in enumerate(ORDER)}
 
-    def order(name: str) -> tuple[bool, int, str]:
-        return _left_out(name) is not None, rank.get(name, len(ORDER)), name
+    def order(name: str) -> tuple[bool, int, Any]:
+        return _left_out(name) is not None, rank.get(name, len(ORDER)), natural(name)
 
     return {name: found[name] for name in sorted(found, key=order)}
+
+
+def _sounds(folder: Path) -> dict[str, Path]:
+    """The sound files in a folder by name; if several have one name, wav or flac rather than mp3."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: (path.suffix.lower() in inputs.COMPRESSED, path)):
+        is_sound = path.suffix.lower() in inputs.EXTENSIONS and not path.name.startswith(".")
+        if is_sound and path.is_file():
+            found.setdefault(path.stem, path)
+    return found
 
 
 def _left_out(name: str) -> str | None:
@@ -235,13 +242,22 @@ def _asset(name: str) -> str:
     return (PLAYER / name).read_text(encoding="utf-8")
 
 
-def _folders_with_stems(folder: Path) -> Iterator[Path]:
-    """The folders in and below a folder, itself included, that have sound files."""
-    if stems_in(folder):
+def _folders_with_stems(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
+    """The folders in and below a folder, itself included, that have sound files.
+
+    The errors of folders that cannot be read are added to ``unreadable``.
+    """
+    try:
+        has_stems = bool(stems_in(folder))
+        entries = sorted(folder.iterdir(), key=lambda entry: natural(entry.name))
+    except OSError as error:
+        unreadable.append(error)
+        return
+    if has_stems:
         yield folder
-    for entry in sorted(folder.iterdir()):
+    for entry in entries:
         if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-            yield from _folders_with_stems(entry)
+            yield from _folders_with_stems(entry, unreadable)
 
 
 def _song_of(folder: Path) -> Song | None:
@@ -251,10 +267,8 @@ def _song_of(folder: Path) -> Song | None:
         path = urls.parse(record.song.path)
         if isinstance(path, Path) and path.is_file() and record.song.is_content_of(path):
             return Song(path, record.settings.start, record.settings.duration)
-    mixtures = (
-        path for path in sorted(folder.glob(f"{MIXTURE}.*")) if path.suffix.lower() in inputs.EXTENSIONS
-    )
-    return next(map(Song, mixtures), None)
+    mixture = _sounds(folder).get(MIXTURE)
+    return None if mixture is None else Song(mixture)
 
 
 def _is_own(page: Path, text: str = GENERATOR) -> bool:
@@ -353,7 +367,7 @@ class _Writer:
 
 
 def _write(plan: _Plan, fingerprint: str, file: TextIO) -> None:
-    title = plan.folder.absolute().name
+    title = _title(plan.folder)
     writer = _Writer(file, plan.folder, len(plan.stems) + (plan.song is not None))
     file.write(_head(title, fingerprint))
     file.write('<main id="player"><p class="note">Loading …</p></main>\n')
@@ -412,8 +426,13 @@ def _index(folder: Path, pages: Sequence[Path]) -> str:
         address = quote(place.as_posix().encode("utf-8", "surrogateescape"))
         lines.append(f'<li><a href="{address}">{html.escape(" / ".join(place.parent.parts))}</a></li>\n')
     note = f'<p class="note">{counted(len(pages), "song")}</p>\n'
-    head = _head(folder.absolute().name, "", note)
+    head = _head(_title(folder), "", note)
     return f'{head}<main><ul class="songs">\n{"".join(lines)}</ul></main>\n</body>\n</html>\n'
+
+
+def _title(folder: Path) -> str:
+    """The name of a folder, also if its path is ``..``."""
+    return Path(os.path.abspath(folder)).name or str(folder)  # noqa: PTH100 - resolve() would follow links
 
 
 def _rate(rate: int) -> int:

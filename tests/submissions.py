@@ -31,6 +31,7 @@ class AIcrowdWrapper:
         (self.predictions / name).mkdir(exist_ok=True)
         for instrument in self.instruments:
             soundfile.write(self.predictions / name / f"{instrument}.wav", stems[instrument], rates[instrument])
+        return True
 '''
 
 MODEL = """

@@ -31,6 +31,14 @@ FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not 
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
 
 
+def printed(*arguments: object) -> str:
+    """What a Python process with these arguments prints."""
+    words = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def vocals(separator: Separator, seed: int) -> np.ndarray:
     return separator.separate(noise(20_000, seed=seed), 44100, stems=["vocals"])["vocals"]
 
@@ -233,18 +241,10 @@ assert np.array_equal(separate(separator), expected), "the parent is not affecte
 @FORK
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_forked_process_gets_an_error_that_names_spawn_if_torch_had_threads(
-    small: Path, threads: int
+    small: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED, small, str(threads)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    lines = printed("-c", FORKED, small, threads).splitlines()
     assert len(lines) == 2
     for line in lines:
         if threads == 1:
@@ -276,10 +276,7 @@ if __name__ == "__main__":
 def test_a_separator_works_in_a_spawned_process(small: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(POOL, "utf-8")
-    done = subprocess.run(
-        [sys.executable, script, small], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.stdout == "equal\n", done.stderr
+    assert printed(script, small) == "equal\n"
 
 
 def in_blocks(song: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
@@ -392,15 +389,7 @@ print(5 * 8 * samples / 1e6, memory("VmHWM") - before)
 def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> None:
     used = []
     for seconds in (60, 240):
-        done = subprocess.run(
-            [sys.executable, "-c", MEMORY, small, str(seconds)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        size, more = map(float, done.stdout.split())
+        size, more = map(float, printed("-c", MEMORY, small, seconds).split())
         used.append(more)
     assert size > 450, "MB of the song and its stems"
     assert max(used) < 100

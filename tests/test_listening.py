@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_sum_of_stems_is_muted_next_to_its_parts_only(tmp_path: Path) -> None:
 def test_fifty_three_stems_fit_on_a_page(tmp_path: Path) -> None:
     names = [f"stem {number}" for number in range(53)]
     page = listening.make(stems(tmp_path, *names, seconds=0.2, rate=8000, channels=1))
-    assert sorted(track["name"] for track in data_of(page)["tracks"]) == sorted(names)
+    assert [track["name"] for track in data_of(page)["tracks"]] == names  # 2 before 10
 
 
 def test_a_spectrogram_shows_pitch_and_level() -> None:
@@ -265,6 +266,35 @@ def test_pages_of_an_output_at_a_url_are_refused(run: Run, small: Path, tmp_path
     result = run("separate", "song.wav", "--page", "-o", "memory://stems", "-e", small, "--device", "cpu")
     assert result.code == 2
     assert "--page needs an output folder on this machine, not memory://stems" in result.err
+
+
+def test_the_songs_of_an_index_are_in_natural_order(tmp_path: Path) -> None:
+    names = ["Track 1", "track 2", "Track 10", "x"]
+    for name in names:
+        listening.make(stems(tmp_path / name, "vocals", seconds=0.2, rate=8000, channels=1))
+    index = listening.write_index(tmp_path)
+    assert index is not None
+    assert re.findall(r'/listen.html">(.*?)<', index.read_text("utf-8")) == names
+
+
+def test_a_folder_that_cannot_be_read_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        stems(tmp_path / name, "vocals", seconds=0.2, rate=8000, channels=1)
+    readable = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "a":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return readable(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    pages: list[Path] = []
+    errors: list[str] = []
+    listening.make_all(tmp_path, pages.append, errors.append)
+    assert pages == [tmp_path / "b" / "listen.html"]
+    assert errors == [f"{tmp_path / 'a'}: Permission denied"]
 
 
 def test_page_makes_pages_of_stems_from_elsewhere(run: Run, tmp_path: Path) -> None:

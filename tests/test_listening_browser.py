@@ -184,6 +184,24 @@ def test_a_loop_is_dragged_typed_and_cleared(page: Any) -> None:
     assert page.evaluate("player.transport.loop") == {"start": 7, "end": SECONDS}
 
 
+def test_brackets_work_on_keyboards_that_have_them_on_digits(page: Any) -> None:
+    press = """(modifiers) => document.body.dispatchEvent(
+        new KeyboardEvent("keydown", { key: "[", code: "Digit8", bubbles: true, ...modifiers }))"""
+    page.evaluate("player.transport.currentTime = 7")
+    for modifiers in ({"ctrlKey": True}, {"metaKey": True, "altKey": True}):
+        page.evaluate(press, modifiers)
+        assert page.evaluate("player.transport.loop") is None, "a shortcut of the browser"
+    for modifiers in ({}, {"altKey": True}, {"ctrlKey": True, "altKey": True}):
+        page.evaluate(press, modifiers)
+        assert page.evaluate("player.transport.loop") == {"start": 7, "end": SECONDS}
+        page.evaluate("player.transport.setLoop(null)")
+
+
+def test_the_moving_time_is_not_announced(page: Any) -> None:
+    assert page.get_by_role("timer").count() == 1
+    assert page.locator("output").count() == 0  # browsers announce each change of one
+
+
 def test_every_control_is_reached_with_the_keyboard_and_has_a_name(page: Any) -> None:
     names = set()
     for _ in range(40):

@@ -44,7 +44,7 @@ def test_a_complete_submission_has_nothing_to_do(entry: Path) -> None:
         ({"authors": []}, "authors: .*at least 1"),
         ({"authors": [" "]}, "authors: expected AIcrowd user names"),
         ({"authors": [7]}, "authors.0: .*string, not 7"),
-        ({"authors": ["kmdx-net"]}, "authors: expected your AIcrowd user name instead of kmdx-net"),
+        ({"authors": ["kmdx-net"]}, r"authors: expected your AIcrowd user name, not \['kmdx-net'\]"),
         ({"gpu": "true"}, "gpu: .*boolean, not 'true'"),
         ({"gpu": 1}, "gpu: .*boolean, not 1"),
         ({"gpu": None}, "gpu: field required"),
@@ -88,7 +88,7 @@ def test_requirements_that_allow_several_versions_are_reported(tmp_path: Path, r
 
 def test_this_projects_own_files_pass_except_for_the_author(monkeypatch: pytest.MonkeyPatch) -> None:
     (step,) = submission_check.check_description(ROOT)
-    assert "instead of kmdx-net" in step.problem
+    assert "expected your AIcrowd user name" in step.problem
     assert not [*submission_check.check_requirements(ROOT)]
     assert submission_files.image_python(ROOT) == "3.12"
     assert submission_files.ensemble(ROOT) == "leaderboard_c"
@@ -330,6 +330,7 @@ def test_a_song_is_separated_with_the_committed_files(entry: Path) -> None:
     (entry / "my_submission" / "user_config.py").write_text("this is not committed")
     done = trial.run(Repository(entry), 1.0)
     assert done.failure is None
+    assert done.returned_true
     assert done.seconds > 0
     assert 10**7 < done.peak_memory < 10**9
     assert done.interpreter is not None
@@ -367,6 +368,18 @@ def test_what_would_fail_on_the_server_fails_here(
         assert done.failure is not None
         pattern = rf"(the submission in \. cannot be loaded: )?{failure}"
         assert re.match(pattern, done.failure), done.failure
+
+
+@LINUX
+def test_a_wrapper_that_does_not_return_true_is_reported(entry: Path) -> None:
+    wrapper = entry / "my_submission" / "aicrowd_wrapper.py"
+    wrapper.write_text(wrapper.read_text("utf-8").replace("return True", "return None"), "utf-8")
+    commit(entry)
+    found = Findings()
+    submission_check.try_song(Repository(entry), found, 1.0)
+    (step,) = found.steps
+    assert step.problem.startswith("separate_music_file of the wrapper did not return True")
+    assert step.command.endswith("my_submission/aicrowd_wrapper.py")
 
 
 @LINUX

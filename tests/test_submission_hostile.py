@@ -44,7 +44,7 @@ while "request" not in frame.f_locals:
     frame = frame.f_back
 token = frame.f_locals["request"]["token"]
 assert token
-done = b'{"done": "%s", "findings": [], "peak_gpu_memory": null, "device": null}\\n'
+done = b'{"done": "%s", "findings": [], "returned_true": true, "peak_gpu_memory": null, "device": null}\\n'
 """
 
 
@@ -318,9 +318,9 @@ def test_the_time_of_a_song_begins_when_its_mixture_appears(play, tmp_path: Path
         b'{"progress": [true, 2]}', b'{"progress": [-1, 2]}', b'{"progress": [1, 2, 3]}', b'{"progress": {"0": 1}}',
         b'{"progress": [' + b"1" * 50_000 + b", 2]}", b'{"made": "x"}', b'{"made": "x", "device": 5}',
         b'{"failed": "x", "reason": null, "where": null}', b'{"isolation": "none", "network": "", "contained": 1}',
-        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": -1}',
-        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": 1e3}',
-        b'{"done": "x", "findings": [], "device": null, "peak_gpu_memory": null, "seconds": 1}',
+        b'{"done": "x", "findings": [], "returned_true": true, "device": null, "peak_gpu_memory": -1}',
+        b'{"done": "x", "findings": [], "returned_true": true, "device": null, "peak_gpu_memory": 1e3}',
+        b'{"done": "x", "findings": [], "returned_true": true, "device": null, "peak_gpu_memory": null, "seconds": 1}',
     ],
 )  # fmt: skip
 def test_malformed_replies_are_refused(line: bytes) -> None:

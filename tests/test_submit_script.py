@@ -138,6 +138,7 @@ def test_what_can_be_checked_at_once_stops_it_before_anything_is_committed(
         (("--before-tag",), {}, "expected a name"),
         (("a b",), {}, "'submission-a b' cannot be the name of a tag"),
         (("first",), {"REMOTE": "nowhere"}, "no remote 'nowhere': git remote add nowhere "),
+        (("first",), {"PYTHON": "no-such-python"}, "no command 'no-such-python': activate the environment"),
         (("taken",), {}, "the remote has the tag submission-taken"),
     ],
 )

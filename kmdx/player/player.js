@@ -352,7 +352,7 @@ const kmdxPlayer = (() => {
       const small = this.tracks.length <= 10;
       this.playButton = this.button("", "Play", "Space", () => this.toggle());
       this.playButton.className = "kp-play";
-      this.time = h("output", { class: "kp-time" });
+      this.time = h("span", { class: "kp-time", role: "timer" }); // whose changes screen readers do not announce
       this.sideButtons = isCompared ? ["a", "b"].map((side) => this.button(sides[side], `Listen to: ${sides[side]}`, "O", () => this.choose(side), "false")) : [];
       this.loopButton = this.button("Loop", "Loop", "L", () => this.toggleLoop(), "false");
       [this.from, this.to] = ["start", "end"].map((what) => {
@@ -611,9 +611,12 @@ const kmdxPlayer = (() => {
 
     press(event) {
       const field = event.target.closest?.("input, select, textarea, summary, button, a");
-      if (event.ctrlKey || event.metaKey || event.altKey || field?.matches("input[type=text], select, textarea")) return;
+      // On many keyboards, [ and ] need AltGr and a digit's key; some systems report AltGr as Ctrl+Alt.
+      const isBracket = (event.key === "[" || event.key === "]") && !event.metaKey && (!event.ctrlKey || event.altKey);
+      const isShortcut = (event.ctrlKey || event.metaKey || event.altKey) && !isBracket;
+      if (isShortcut || field?.matches("input[type=text], select, textarea")) return;
       const isRange = field?.matches("input[type=range]");
-      const digit = /^Digit([1-9])$/.exec(event.code)?.[1];
+      const digit = isBracket ? undefined : /^Digit([1-9])$/.exec(event.code)?.[1];
       const track = digit && this.tracks[digit - 1];
       const here = this.transport.currentTime;
       const { loop } = this.transport;
