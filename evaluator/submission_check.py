@@ -175,16 +175,23 @@ def check_weights(root: Path) -> Iterator[Step]:
         if path is None and status.weight.sources:
             missing.append(name)
         elif path is None:
-            yield Step(status.message, f"{EDIT} my_submission/user_config.py")
+            yield Step(status.message, _copy(status.weight.path, root))
         elif not status.ok:
             file = shlex.quote(os.path.relpath(path, root))
             again = f"rm {file} && kmdx models pull {ensemble}"
-            yield Step(f"{file}: {status.message}", again if status.weight.sources else f"git restore {file}")
+            problem = f"{file}: {status.message.removeprefix(f'{path} is ')}"
+            yield Step(problem, again if status.weight.sources else _copy(path, root))
         elif not path.resolve().is_relative_to(root):
             yield Step(f"{path} is outside of the repository", f"cp {shlex.quote(str(path))} models/")
     if missing:
         problem = f"{counted(len(missing), 'weight')} of the ensemble missing in models/ ({listed(missing)})"
         yield Step(problem, f"kmdx models pull {ensemble}")
+
+
+def _copy(path: Path | None, root: Path) -> str:
+    """The command that puts the complete file of a weight where the ensemble expects it."""
+    place = root / "models" if path is None else path
+    return f"cp COMPLETE_FILE {shlex.quote(os.path.relpath(place, root))}"
 
 
 def ensemble_files(root: Path) -> list[str]:

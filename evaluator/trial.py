@@ -25,6 +25,8 @@ USER = 1001
 SONG = "Ünï cödé - a song's name"
 FOLDER = "kmdx-check"
 """Name of the temporary folder in git's own folder: on the same disk as the weights, and never committed."""
+LOG = "kmdx-check.log"
+"""Name of the file in git's own folder with what the submission printed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _run(
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
     limits = Limits(memory=MEMORY, time_factor=math.inf, enforced=True)
     options = SubmissionOptions(python=python, user=USER)
-    log = work / "submission.log"
+    log = repository.private / LOG
+    log.unlink(missing_ok=True)
     with Submission(folder, workspace.dataset, workspace.shared, limits, log, options) as submission:
         try:
             outcome = submission.separate(SONG, seconds, progress)
@@ -116,8 +119,9 @@ def _run(
 
 
 def _trial(submission: Submission, outcome: Outcome, failure: str | None = None) -> Trial:
+    failure = failure or outcome.failure
     return Trial(
-        failure or outcome.failure,
+        failure and failure.replace(LOG, str(submission.log)),
         outcome.seconds,
         submission.load_seconds,
         max(outcome.peak_memory, submission.load_peak_memory),

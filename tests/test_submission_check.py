@@ -247,6 +247,16 @@ def test_weights_that_are_missing_damaged_or_elsewhere_are_reported(entry: Path,
     assert "models/955717e8-8726e21a.th: damaged" in step.problem
     assert step.command == "rm models/955717e8-8726e21a.th && kmdx models pull htdemucs"
     config.write_text("ENSEMBLE = 'small'\n")
+    whole = (entry / "models" / "small.ckpt").read_bytes()
+    (entry / "models" / "small.ckpt").write_bytes(whole[:1000])
+    (step,) = submission_check.check_weights(entry)
+    assert step.problem.startswith("models/small.ckpt: damaged or cut off")
+    assert step.command == "cp COMPLETE_FILE models/small.ckpt"
+    (entry / "models" / "small.ckpt").unlink()
+    (step,) = submission_check.check_weights(entry)
+    assert "small.ckpt is missing" in step.problem
+    assert step.command == "cp COMPLETE_FILE models/small.ckpt"
+    (entry / "models" / "small.ckpt").write_bytes(whole)
     outside = (entry / "models" / "small.ckpt").rename(tmp_path / "small.ckpt")
     (entry / "models" / "small.ckpt").symlink_to(outside)
     (step,) = submission_check.check_weights(entry)
@@ -368,6 +378,10 @@ def test_what_would_fail_on_the_server_fails_here(
         assert done.failure is not None
         pattern = rf"(the submission in \. cannot be loaded: )?{failure}"
         assert re.match(pattern, done.failure), done.failure
+        if "traceback" in done.failure:
+            log = entry / ".git" / trial.LOG
+            assert str(log) in done.failure
+            assert "Traceback" in log.read_text("utf-8")
 
 
 @LINUX
