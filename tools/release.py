@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -105,20 +106,20 @@ def build(root: Path) -> Path:
 
 
 def make_songs(folder: Path) -> None:
-    """Write two songs of four seconds in MUSDB18-HQ's layout."""
+    """Write two songs of four seconds in MUSDB18-HQ's layout: tones in noise."""
+    chance = random.Random(0)
+    times = [sample / 7019 for sample in range(4 * 44_100) for channel in range(2)]
     for name, factor in (("one", 1.0), ("two", 1.26)):
-        song = folder / name
-        song.mkdir(parents=True)
-        times = [i / 7019 for i in range(4 * 44_100)]
-        tones = {
-            stem: [int(6000 * math.sin(pitch * factor * time) * math.sin(time / 3)) for time in times]
+        (folder / name).mkdir(parents=True)
+        stems = {
+            stem: [int(5000 * math.sin(pitch * factor * time) + chance.gauss(0, 900)) for time in times]
             for stem, pitch in STEMS.items()
         }
-        tones["mixture"] = [sum(samples) for samples in zip(*tones.values(), strict=True)]
-        for stem, samples in tones.items():
-            with wave.open(str(song / f"{stem}.wav"), "wb") as file:
-                file.setparams((2, 2, 44100, 0, "NONE", ""))
-                file.writeframes(b"".join(struct.pack("<hh", sample, sample // 2) for sample in samples))
+        stems["mixture"] = [sum(samples) for samples in zip(*stems.values(), strict=True)]
+        for stem, samples in stems.items():
+            with wave.open(str(folder / name / f"{stem}.wav"), "wb") as file:
+                file.setparams((2, 2, 44_100, 0, "NONE", ""))
+                file.writeframes(struct.pack(f"<{len(samples)}h", *samples))
 
 
 class Environment:
