@@ -51,7 +51,7 @@ COMMANDS = {
 }
 OTHERS = {".", "export", "git", "kubectl", "ray", "sudo", "python3", "python3.12"}
 """Commands on the pages that are not of this project; only their syntax is checked."""
-PLACEHOLDERS = re.compile(r"…| \| |\[\w|\$\{")
+PLACEHOLDERS = re.compile(r"…| \| | \[|\$\{")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -88,7 +88,7 @@ def check(words: list[str], complete: bool) -> None:
     text = " ".join(words)
     known = next((name for name in COMMANDS if text == name or text.startswith(f"{name} ")), None)
     if known is None:
-        if words == ["python", "-m", "kmdx"]:
+        if words[1] == "-m" and words[2].partition(".")[0] in {"kmdx", *sys.stdlib_module_names}:
             return
         script = Path(words[1] if words[1] != "-m" else f"{words[2].replace('.', '/')}.py")
         source = (ROOT / script).read_text("utf-8")
