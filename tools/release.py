@@ -142,7 +142,9 @@ class Environment:
         words = shlex.split(command)
         words[0] = shutil.which(words[0], path=str(self.bin)) or words[0]
         print(f"  {command}", flush=True)
-        done = subprocess.run(words, cwd=self.work, env=self.variables, capture_output=True, text=True)
+        done = subprocess.run(
+            words, cwd=self.work, env=self.variables, capture_output=True, encoding="utf-8", errors="replace"
+        )
         output = done.stdout + done.stderr
         with self.log.open("a", encoding="utf-8") as file:
             file.write(f"$ {command}\n{output}\n")
