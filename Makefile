@@ -1,7 +1,9 @@
-# make demo   separate a real excerpt and print its scores
-# make test   run the tests
-# make check  lint, format and types
-# make fuzz   the tests with generated input, with many more examples
+# make demo     separate a real excerpt and print its scores
+# make test     run the tests
+# make check    lint, format, types and spelling
+# make docs     build the documentation site in site/
+# make fuzz     the tests with generated input, with many more examples
+# make release  build the wheel and the source archive, and check them
 # They first make the environment, with Python 3.10 to 3.13 and packages from the registries.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test fuzz check clean
+.PHONY: demo test fuzz check docs release clean
 
 # torch comes first, in the image's version, so that no other package installs another build. On Linux the
 # usual build includes CUDA; set TORCH_INDEX to an index of CPU builds for a smaller one.
@@ -36,6 +38,20 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+
+# The site and a release need none of the project's own packages, so they have a small environment.
+$(VENV)-docs/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-docs/bin/pip install --quiet --group docs --group release
+	touch $@
+
+docs: $(VENV)-docs/installed
+	$(VENV)-docs/bin/python -m zensical build --strict --clean
+
+release: $(VENV)-docs/installed
+	TORCH="$(TORCH)" $(VENV)-docs/bin/python -m tools.release
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output
+	rm -rf $(VENV) $(VENV)-docs .cache build dist site *.egg-info demo-output

@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from evaluator import comparison_page, dataset, report, results, visible
+from evaluator import comparison_page, dataset, report, results, submission_files, visible
 from evaluator import estimates as estimates_of
 from evaluator import metrics as metrics_table
 from evaluator.comparison import compare
@@ -39,7 +39,7 @@ from evaluator.results import EvaluatedSystem
 from evaluator.run_folder import RunFolder
 from evaluator.scoring_process import ScoringProcess
 from evaluator.systems import load_all
-from kmdx import plan_file, terminal, urls
+from kmdx import engines, plan_file, terminal, urls
 from kmdx.challenge import ACCOMPANIMENT, MEMORY, TIME_FACTOR
 from kmdx.errors import KmdxError, counted, shown, suggest
 from kmdx.file_names import key
@@ -47,7 +47,9 @@ from kmdx.plan import Plan
 from kmdx.terminal import ClusterOption, Engine, Precision, SplitOption, TracksOption, err, out
 from kmdx.urls import Url
 
-ROOT = Path(__file__).resolve().parents[1]
+_PACKAGED = Path(__file__).resolve().with_name("submission")  # in an installed evaluator
+ROOT = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parents[1]
+"""The folder of this package's own submission."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
 BY_NODE = "that of each node"
 MIN_MEMORY = 10**6  # bytes; a smaller number is probably a missing unit
@@ -470,9 +472,9 @@ def _plan(submission: Path, ensemble: str | None) -> Plan | None:
     if submission != ROOT:
         return None
     if ensemble is None:
-        from my_submission import user_config
-
-        ensemble = user_config.ENSEMBLE
+        ensemble = submission_files.ensemble(ROOT)
+    if ensemble is None:
+        raise KmdxError("my_submission/user_config.py: expected a string as ENSEMBLE, or use --ensemble")
     if isinstance(url := urls.parse(ensemble), Url):
         raise KmdxError(f"{url}: a submission cannot reach the network; download the plan and its weights")
     return plan_file.load(ensemble)
@@ -497,13 +499,15 @@ def _computation(plan: Plan | None, options: SubmissionOptions) -> tuple[str, st
         own = "as the submission chooses"
         return options.device or own, options.precision or own, options.engine or own
     from kmdx import devices, precisions
-    from my_submission import user_config
 
-    chosen = devices.choose(options.device or user_config.DEVICE)
+    device, precision, engine = (
+        getattr(options, name) or submission_files.setting(ROOT, name.upper()) or default
+        for name, default in (("device", "auto"), ("precision", "auto"), ("engine", engines.DEFAULT))
+    )
+    chosen = devices.choose(device)
     gpu = devices.gpu_properties(chosen)
     name = f"{chosen} ({gpu.name})" if gpu else str(chosen)
-    in_words = precisions.in_words(options.precision or user_config.PRECISION, chosen)
-    return name, in_words, options.engine or user_config.ENGINE
+    return name, precisions.in_words(precision, chosen), engine
 
 
 def _log_to(path: Path, verbose: bool) -> None:

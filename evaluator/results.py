@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kmdx
 from evaluator import song_warnings, visible
 from evaluator.metrics import Metric
 from evaluator.process import Limits, SubmissionError
@@ -289,11 +290,12 @@ def _value(record: SongRecord, metric: str, stem: str) -> float | None:
 def code_digest(submission: Path) -> str:
     """The sha256 over the names and contents of this package's Python files and plans."""
     digest = hashlib.sha256()
-    places = [submission / "my_submission", submission / "kmdx"]
-    files = [path for place in places if place.is_dir() for path in place.rglob("*")]
-    for path in sorted(path for path in files if path.suffix in (".py", ".yaml") and path.is_file()):
-        digest.update(f"{path.relative_to(submission)}\0".encode())
-        digest.update(path.read_bytes())
+    code = submission if (submission / "kmdx").is_dir() else Path(kmdx.__file__).parents[1]
+    for place in (code / "kmdx", submission / "my_submission"):
+        files = [path for path in place.rglob("*") if path.suffix in (".py", ".yaml") and path.is_file()]
+        for path in sorted(files):
+            digest.update(f"{path.relative_to(place.parent)}\0".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

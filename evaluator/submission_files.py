@@ -113,7 +113,12 @@ def image_python(folder: Path) -> str | None:
 
 
 def ensemble(folder: Path) -> str | None:
-    """The string ``ENSEMBLE`` in ``my_submission/user_config.py``; None if there is no such string.
+    """The string ``ENSEMBLE`` in ``my_submission/user_config.py``; see :func:`setting`."""
+    return setting(folder, "ENSEMBLE")
+
+
+def setting(folder: Path, name: str) -> str | None:
+    """The string with this name in ``my_submission/user_config.py``; None if there is no such string.
 
     The file is not run. Raises :class:`KmdxError` if it cannot be read.
     """
@@ -126,7 +131,7 @@ def ensemble(folder: Path) -> str | None:
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         value = getattr(node, "value", None)
-        if "ENSEMBLE" in names:
+        if name in names:
             text = value.value if isinstance(value, ast.Constant) else None
             return text if isinstance(text, str) else None
     return None

@@ -83,7 +83,8 @@ class Separator:
     Parameters
     ----------
     ensemble : str, path_like or Plan
-        Name of an ensemble, path or URL of a plan's YAML file, or a loaded plan.
+        Name of an ensemble, path or URL of a plan's YAML file, or a loaded plan; by default
+        ``"leaderboard_c"``.
     device : str or torch.device
         ``"auto"`` (CUDA if available, else the CPU), or a torch device such as ``"cuda:1"``.
     stems : iterable of str, optional
@@ -96,11 +97,11 @@ class Separator:
         the networks that support it. On a CPU, auto means float32, or bfloat16 if the CPU is fast at it and
         ``speed`` is below ``"leaderboard"``. See :func:`kmdx.precisions.choose`.
     speed : str
-        ``"leaderboard"`` (as published), ``"balanced"`` or ``"fast"`` (less overlap); see ``speeds.yaml``.
+        ``"leaderboard"`` (the default, as published), ``"balanced"`` or ``"fast"`` (less overlap).
     engine : str
-        ``"tuned"`` (the project's own kernels where they are faster on this processor), ``"plain"`` (only
-        torch's own operations), ``"compiled"`` (kernels by torch's compiler) or ``"graphs"`` (the same in
-        CUDA graphs). Their results differ in the last bits of a float.
+        ``"tuned"`` (the default: the project's own kernels where they are faster on this processor),
+        ``"plain"`` (only torch's own operations), ``"compiled"`` (kernels by torch's compiler) or
+        ``"graphs"`` (the same in CUDA graphs). Their results differ in the last bits of a float.
 
     Raises
     ------

@@ -197,12 +197,12 @@ def test_later_stages_take_the_residual_as_input() -> None:
     assert decibels(0.25 * song, heard["nor_drums"]) > 100
 
 
-def test_the_readme_lists_every_ensemble_with_its_size_and_arithmetic() -> None:
-    readme = Path(table.__file__).parents[1].joinpath("README.md").read_text("utf-8")
+def test_the_docs_list_every_ensemble_with_its_size_and_arithmetic() -> None:
+    page = Path(table.__file__).parents[1].joinpath("docs/choose.md").read_text("utf-8")
     for name in plan_file.names():
         loaded = plan_file.load(name)
         downloaded = {use.weight.name: use.weight for use in loaded.networks.values() if use.weight.sources}
         size = sum(weight.bytes or 0 for weight in downloaded.values())
         download = f"{size / 1e6:.0f} MB" if size else "none"
         row = f"| {len(loaded.networks)} | {download} | {loaded.gflops(loaded.stems):.0f} |"
-        assert any(line.startswith(f"| `{name}`") and row in line for line in readme.splitlines()), name
+        assert any(line.startswith(f"| `{name}`") and row in line for line in page.splitlines()), name

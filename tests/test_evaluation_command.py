@@ -17,6 +17,7 @@ from evaluator.dataset import Track
 from evaluator.records import SongRecord
 from evaluator.results import describe_weights
 from kmdx import plan_file
+from kmdx.errors import KmdxError
 
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 
@@ -89,6 +90,17 @@ def test_an_unknown_precision_or_engine_is_a_usage_error(evaluate, option: str, 
     result = evaluate(option, value)
     assert result.code == 2
     assert f"unknown {option.removeprefix('--')} '{value}'" in result.err
+
+
+def test_an_ensemble_that_is_computed_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_submission").mkdir()
+    (tmp_path / "my_submission" / "user_config.py").write_text("ENSEMBLE = str(1)\n")
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    with pytest.raises(KmdxError, match="use --ensemble"):
+        command._plan(tmp_path, None)
+    plan = command._plan(tmp_path, "mini")
+    assert plan is not None
+    assert plan.name == "mini"
 
 
 def test_this_packages_own_submission_runs_any_ensemble(

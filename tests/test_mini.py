@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -132,37 +130,3 @@ def test_pulling_mini_downloads_nothing(
         assert not stop.value.code, capsys.readouterr().err
     assert "mini_vocals" in capsys.readouterr().out
     assert not [*tmp_path.iterdir()]
-
-
-def test_a_wheel_contains_mini_and_the_player(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # a build leaves things behind
-    for name in ("kmdx", "models/mini"):
-        shutil.copytree(ROOT / name, source / name)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    made = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(tmp_path),
-        str(source),
-    ]
-    subprocess.run(made, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    program = "import kmdx; from kmdx import Separator, listening; print(kmdx.__file__); listening.script(); listening.style(); print(*Separator('mini', device='cpu').networks)"
-    environment = {**os.environ, "PYTHONPATH": str(site), "KMDX_MODELS": str(tmp_path / "none")}
-    ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    place, networks = ended.stdout.splitlines()
-    assert Path(place).is_relative_to(site)
-    assert set(networks.split()) == set(STEMS)

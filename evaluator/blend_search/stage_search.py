@@ -150,7 +150,7 @@ class _Song:
         sdr = [
             metrics.global_sdr(truth, as_16_bit(found[stem]))
             for stem, truth in truths.items()
-            if not is_silent(np.square(truth, dtype=np.float64).sum(), np.float64(truth.size))
+            if not is_silent(np.square(truth, dtype=np.float64).sum(), np.asarray(truth.size, np.float64))
         ]
         if not sdr:
             raise KmdxError(f"{self.track.name}: every true stem is silent; leave the song out")
