@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -130,10 +131,11 @@ def examine(repository: Repository) -> Findings:
     plain = sum(file.bytes for file in committed.values())
     sizes = f"{plain / 1e6:.1f} MB in git, {sum(stored) / 1e6:.1f} MB in Git LFS"
     findings.notes.append(f"{counted(len(committed), 'file')}: {sizes}")
-    if submission_files.ensemble(root) is None:
-        findings.notes.append(
-            "my_submission/user_config.py has no string ENSEMBLE: the files of its weights are not known"
-        )
+    with suppress(KmdxError):  # reported by check_weights
+        if submission_files.ensemble(root) is None:
+            findings.notes.append(
+                "my_submission/user_config.py has no string ENSEMBLE: the files of its weights are not known"
+            )
     return findings
 
 
@@ -164,9 +166,8 @@ def check_weights(root: Path) -> Iterator[Step]:
         yield Step(problem, "git lfs install && git lfs pull")
         return
     missing = []
-    ensemble = submission_files.ensemble(root)
     try:
-        used = _weights(root)
+        ensemble, used = submission_files.ensemble(root), _weights(root)
     except KmdxError as error:
         yield Step(str(error), f"{EDIT} my_submission/user_config.py")
         return

@@ -124,7 +124,7 @@ def setting(folder: Path, name: str) -> str | None:
     """
     file = folder / "my_submission" / "user_config.py"
     try:
-        tree = ast.parse(documents.read_text(file))
+        tree = ast.parse(documents.read_text(file), file.name)
     except (DocumentError, SyntaxError, ValueError, RecursionError) as error:
         raise KmdxError(f"my_submission/user_config.py cannot be read: {shown(error)}") from error
     for node in reversed(tree.body):

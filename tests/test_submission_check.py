@@ -274,6 +274,14 @@ def test_a_submission_without_an_ensemble_is_checked_without_its_weights(entry: 
     assert "no string ENSEMBLE" in found.notes[-1]
 
 
+def test_a_configuration_that_is_not_python_is_a_step(entry: Path) -> None:
+    (entry / "my_submission" / "user_config.py").write_text("def\n")
+    commit(entry)
+    (step,) = examine(Repository(entry)).steps
+    assert step.problem.startswith("my_submission/user_config.py cannot be read: invalid syntax")
+    assert step.command.endswith(" my_submission/user_config.py")
+
+
 def test_an_empty_repository_is_reported(tmp_path: Path, identity: None) -> None:
     run(tmp_path, "git", "init", "--quiet")
     describe(tmp_path)
