@@ -171,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stand-in", action="store_true", help="use random weights")
     parser.add_argument("--json", type=Path, help="also compare all networks, and write a report here")
     options = parser.parse_args(arguments)
+    benchmark.check_place(options.json, is_folder=True)
     settings = benchmark.Settings(options.device, options.precision, options.speed, options.engine)
     plan = plan_file.load(options.ensemble)
     song = song_of(options.song, options.seconds, plan.sample_rate)

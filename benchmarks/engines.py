@@ -342,12 +342,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--json", type=Path, metavar="FOLDER")
     args = parser.parse_args()
+    benchmark.check_place(args.json, is_folder=True)
+    published = plan_file.load(args.ensemble)
+    names = benchmark.check_networks(published, args.networks or ())
     found: dict[str, Any] = {}
     load = os.getloadavg()[0]
     print(f"load {load:.2f}, {args.threads} threads, {args.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         plan = stand_in.write(args.ensemble, Path(folder))
-        for name in args.networks or plan_file.load(plan).networks:
+        for name in names:
             for precision in args.precisions:
                 for engine in args.engines:
                     given = (plan, name, args.seconds)
@@ -364,7 +367,7 @@ def main() -> None:
             "rounds": args.rounds,
             "networks": found,
         }
-        files.write_text(args.json / f"{args.ensemble}.json", json.dumps(content, indent=1))
+        files.write_text(args.json / f"{published.name}.json", json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

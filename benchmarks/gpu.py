@@ -40,6 +40,7 @@ from benchmarks.roofline import sizes_of
 from kmdx import benchmark, devices, engines, files, plan_file, stand_in, terminal
 from kmdx.benchmark import NetworkSpeed, Settings, SongSpeed, TimedNetwork
 from kmdx.challenge import TIME_FACTOR
+from kmdx.errors import KmdxError
 from kmdx.networks import types
 from kmdx.plan import Plan
 from kmdx.precisions import exact, fast_halves
@@ -359,6 +360,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the command")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
+    benchmark.check_place(options.json)
+    if options.json and options.json.is_dir():
+        raise KmdxError(f"{options.json} is a folder; name a file in it")
     budget = Budget(options.minutes)
     device = devices.choose(options.device)
     if device.type == "cuda":

@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each way; the shortest counts")
     parser.add_argument("--json", type=Path, help="also write a report into this folder")
     arguments = parser.parse_args()
+    benchmark.check_place(arguments.json, is_folder=True)
     threads = sorted({1, host.usable_cores()})
     before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with warm_heap():

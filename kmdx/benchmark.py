@@ -242,6 +242,16 @@ def check_seconds(seconds: float) -> None:
         raise KmdxError(f"song length {seconds:g} s: expected {SHORTEST:g} to {LONGEST:g} s")
 
 
+def check_place(report: Path | None, is_folder: bool = False) -> None:
+    """Raise :class:`KmdxError` if there is no folder for a report, before anything is measured."""
+    if report is None:
+        return
+    if is_folder and not report.is_dir():
+        raise KmdxError(f"{report} is not a folder; make it first")
+    if not report.is_dir() and not report.parent.is_dir():
+        raise KmdxError(f"{report} cannot be written: folder {report.parent} does not exist")
+
+
 def time_song(separator: Separator, seconds: float) -> SongSpeed:
     """Time a synthetic song of ``seconds``; on a GPU, an untimed run loads the kernels first."""
     rate, device = separator.plan.sample_rate, separator.device

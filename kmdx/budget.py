@@ -93,17 +93,14 @@ def choose(load: Callable[[str], Separator], budget: float) -> Choice:
     """
     windows = WindowTimes()
 
-    def factor(speed: str, limit: float) -> float:
+    for speed in speeds.levels():
         with warnings.catch_warnings():  # they are shown when the songs are separated
             warnings.simplefilter("ignore", KmdxWarning)
             separator = load(speed)
-        return windows.factor(separator, limit)
-
-    for speed in speeds.levels():
-        predicted = factor(speed, budget)
+        predicted = windows.factor(separator, budget)
         if predicted <= budget:
             return Choice(speed, predicted, True)
-    return Choice(speed, factor(speed, math.inf), False)
+    return Choice(speed, windows.factor(separator), False)
 
 
 class WindowTimes:

@@ -279,10 +279,9 @@ def benchmark(
 ) -> None:
     """Measure an ensemble's speed on this machine: each network, and a whole synthetic song."""
     from kmdx import files, weights
-    from kmdx.benchmark import Settings, as_json, measure, tables
+    from kmdx.benchmark import Settings, as_json, check_place, measure, tables
 
-    if json is not None and not json.is_dir() and not json.parent.is_dir():
-        raise KmdxError(f"{json} cannot be written: folder {json.parent} does not exist")
+    check_place(json)
     try:
         report = measure(
             ensemble,

@@ -6,6 +6,7 @@ import json
 import sys
 import xml.etree.ElementTree
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import soundfile
 import torch
 from conftest import decibels, noise
 
-from benchmarks import against_demucs, baseline, hour, length, plain_ensemble, table
+from benchmarks import against_demucs, baseline, engines, gpu, hour, kernels, length, plain_ensemble, table
 from benchmarks.baseline import EQUAL
 from kmdx import benchmark, host, plan_file
 from kmdx.build import load_network
@@ -108,6 +109,28 @@ def test_half_precision_is_measured_where_the_device_is_fast_at_it(
     peaks = baseline.peak_gflops(CPU)
     assert list(peaks) == expected
     assert all(peak > 0 for peak in peaks.values())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (kernels, ["--json", "none"], "none is not a folder"),
+        (engines, ["mini", "--json", "none"], "none is not a folder"),
+        (engines, ["mini", "--networks", "none"], "unknown network 'none' of mini"),
+        (baseline, ["--json", "none"], "none is not a folder"),
+        (gpu, ["mini", "--device", "cpu", "--json", "none/file.json"], "folder none does not exist"),
+        (gpu, ["mini", "--device", "cpu", "--json", "."], "is a folder; name a file in it"),
+    ],
+)
+def test_what_stops_a_report_is_found_before_measuring(
+    script: Any, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    for name in {"measure_all", "Separator", "stand_in"} & {*vars(script)}:
+        monkeypatch.delattr(script, name)  # it would fail otherwise
+    with pytest.raises(KmdxError, match=message):
+        script.main()
 
 
 def test_differences_from_the_baseline_are_bounded() -> None:

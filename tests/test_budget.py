@@ -74,7 +74,14 @@ def speeds_of(folder: Path) -> dict[str, str]:
 def test_the_level_with_the_most_work_within_the_budget_is_chosen(
     overlapping: Path, timed: list[str], factor: float, speed: str | None, windows: float
 ) -> None:
-    choice = budget.choose(lambda level: Separator(overlapping, device="cpu", speed=level), factor)
+    loaded = []
+
+    def load(level: str) -> Separator:
+        loaded.append(level)
+        return Separator(overlapping, device="cpu", speed=level)
+
+    choice = budget.choose(load, factor)
+    assert len(loaded) == len({*loaded}), "loading takes longer than measuring"
     assert choice.speed == (speed or "fast")
     assert choice.fits == (speed is not None)
     assert choice.factor == pytest.approx(windows, rel=2e-3), "of a song of four minutes"

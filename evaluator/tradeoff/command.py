@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -81,8 +82,9 @@ def tradeoff(
     changes = Changes(
         _numbers("--overlaps", overlaps, float), _numbers("--shifts", shifts, int), tta, members
     )
-    if seconds is not None and not seconds > 0:
-        raise KmdxError(f"--seconds {seconds:g}: expected a number above 0")
+    for option, value in (("--seconds", seconds), ("--budget", budget)):
+        if value is not None and not 0 < value < math.inf:
+            raise KmdxError(f"{option} {value:g}: expected a number above 0")
     running = Running(device, engine.value, folder)
     chosen = _precisions(precision, running)
     loaded = plan_file.load(plan)
