@@ -129,7 +129,7 @@ def test_a_job_is_cancelled_while_it_waits_and_then_deleted(idle: Site) -> None:
 
 
 def test_a_running_job_is_cancelled_and_the_next_one_begins(site: Site) -> None:
-    long = site.submit(sound(240), format="flac").json()["id"]
+    long = site.submit(sound(60)).json()["id"]
     short = site.submit(sound()).json()["id"]
     site.wait(long, lambda job: bool(job["progress"]))
     assert site("DELETE", f"/api/jobs/{long}").status_code == 409

@@ -98,7 +98,7 @@ def test_a_title_keeps_its_quotes_in_the_interface(site: Site) -> None:
         (b"<?xml version='1.0'?><svg/>", "song"),
         (b"#EXTM3U\nfile:///etc/passwd\n", "song"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "song"),
-        (sound(21), "longer than 0.33"),
+        (sound(21, rate=8000), "longer than 0.333 minutes"),
         (sound(0.00003), "song"),
     ],
 )
@@ -140,11 +140,14 @@ def raw(site: Site, head: str, *body: bytes, waits: float = 10.0, ends: bool = F
         lines = [*head.strip().splitlines(), f"Host: {host}:{port}", "", ""]
         found = b""
         try:
-            connection.sendall("\r\n".join(lines).encode())
-            for each in body:
+            connection.sendall("\r\n".join(lines).encode() + b"".join(body[:1]))
+            for each in body[1:]:
                 connection.sendall(each)
-            if ends:
-                return b""
+        except ConnectionError:  # the server has answered, and does not read on
+            pass
+        if ends:
+            return b""
+        try:
             while block := connection.recv(65536):
                 found += block
         except (ConnectionError, TimeoutError):
@@ -176,7 +179,7 @@ def test_a_body_that_stops_is_not_waited_for(site: Site) -> None:
 @pytest.mark.parametrize("length", ["10", "99999999999999999999999999", "-1", "abc", "0x10"])
 def test_a_body_whose_length_is_a_lie_is_refused(site: Site, length: str) -> None:
     head = f"POST /api/jobs HTTP/1.1\nContent-Length: {length}\nConnection: close\n{MULTIPART}"
-    status = int(raw(site, head, PART, b"sound\r\n--x--\r\n").split()[1])
+    status = int(raw(site, head, PART + b"sound\r\n--x--\r\n").split()[1])
     assert status in (400, 413, 422)
 
 

@@ -167,7 +167,8 @@ class Queue:
         self._stopping: set[str] = set()  # running jobs that are to be cancelled
         self._reserved = 0  # uploads that are being received
         self._changed = threading.Condition()
-        self._load()
+        with self._changed:
+            self._load()
 
     # ------------------------------------------------------------------------------ what is in it
 
@@ -311,7 +312,7 @@ class Queue:
         self._progress[job.id] = progress
 
     def end(self, job: Job, state: State, **facts: Any) -> None:
-        """End a running job; ``facts`` are fields of :class:`Job`. Unless it is done, its stems are removed."""
+        """End a running job; ``facts`` are fields of :class:`Job`. Only a done job keeps its stems."""
         with self._changed:
             self._end(self.get(job.id), state, **facts)
 
@@ -391,8 +392,10 @@ class Queue:
 def title_of(name: str) -> str:
     """What a song is called, from the file name that a stranger gave it: one line, without folders.
 
-    Control characters, and marks that change the direction of text, are removed.
+    Control characters, and marks that change the direction of text, are removed. Browsers send quotes and
+    line breaks as ``%22``, ``%0A`` and ``%0D``, but percent signs as they are.
     """
+    name = re.sub("%(22|0[AD])", lambda match: '"' if match[1] == "22" else " ", name)
     name = name.encode("utf-8", "replace").decode()
     name = name.replace("\\", "/").rpartition("/")[2]
     name = _DIRECTION.sub("", name)

@@ -105,10 +105,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         listener = socket.create_server(address[:2], family=family, backlog=512)
-    except OSError as error:
-        raise KmdxError(
-            f"{shown(host)}:{port} cannot be used: {reason(error)}; choose another --port, or 0 for any"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        why = reason(error).partition(" (")[0]
+        raise KmdxError(f"{shown(host)}:{port} cannot be used: {why}; choose another --port, or 0") from error
     with listener:
         yield listener
 

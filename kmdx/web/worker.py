@@ -244,7 +244,8 @@ def length_of(path: Path, title: str, longest: float) -> float:
     with noted():  # the song is read again when it is separated; then its owner sees the warnings
         samples, rate = audio.read(path, duration=longest + 1, downmix=True, name=title)
     if len(samples) > longest * rate:
-        raise AudioError(f"{title}: longer than {longest / 60:g} minutes, the most that this server takes")
+        minutes = f"{longest / 60:.3g} minutes"
+        raise AudioError(f"{title}: longer than {minutes}, the most that this server takes")
     return len(samples) / rate
 
 
