@@ -47,6 +47,7 @@ def opened(browser: Any, base: str, address: str, *expected: str) -> Iterator[An
     context.on("page", follow)
     page = context.new_page()
     page.goto(address)
+    page.wait_for_load_state("networkidle")
     yield page
     context.close()
     assert [line for line in wrong if not any(text in line for text in expected)] == []
@@ -66,7 +67,7 @@ def drop(page: Any, path: Path, name: str) -> None:
 
 def test_a_song_is_dropped_separated_muted_soloed_and_downloaded(page: Any, tmp_path: Path) -> None:
     (tmp_path / "song.flac").write_bytes(sound(3, format="FLAC"))
-    page.get_by_role("radio", name="small").check()
+    page.locator("input[value=small]").check()
     page.get_by_role("checkbox", name="other").uncheck()
     drop(page, tmp_path / "song.flac", f"{ODD}.flac")
     assert page.locator("#chosen").inner_text() == f"{ODD}.flac"
@@ -109,13 +110,14 @@ def test_mistakes_are_explained_on_the_page(page: Any, site: Site, tmp_path: Pat
     assert page.get_by_role("alert").inner_text() == "Choose a song first."
     (tmp_path / "text").write_text("not music")
     drop(page, tmp_path / "text", "notes.mp3")
-    page.get_by_role("radio", name="small").check()
+    page.locator("input[value=small]").check()
     page.get_by_role("button", name="Separate").click()
     page.get_by_text("notes.mp3: Notes: ").wait_for()
     assert page.locator(".job").count() == 0
 
 
 def test_everything_is_reached_with_the_keyboard(page: Any) -> None:
+    page.get_by_role("button", name="Separate").wait_for()
     seen = []
     for _ in range(40):
         page.keyboard.press("Tab")
