@@ -110,7 +110,10 @@ def test_the_time_of_an_ensemble_is_measured_by_its_songs_and_estimated_for_othe
     def summary(name: str, gflops: float | None) -> catalog.Summary:
         return catalog.Summary(name, "", "", ("a", "b"), "", "", gflops, 0, True)
 
-    known = [summary("small", 4.0), summary("large", 40.0), summary("unknown", None)]
+    known = [
+        summary(name, gflops)
+        for name, gflops in (("small", 4.0), ("large", 40.0), ("huge", 50.0), ("unknown", None))
+    ]
     assert _times([], known) == {}
     found = _times([job("small", 5.0), job("large", 1.0, ("a",))], known)
     assert found == {"small": (0.5, True), "large": (5.0, False)}

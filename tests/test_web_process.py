@@ -91,8 +91,7 @@ def test_songs_survive_the_kill_of_the_server(start: Start, tmp_path: Path) -> N
         assert found == made["vocals"].read_bytes()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_song_waits_while_the_server_is_stopped(start: Start, tmp_path: Path, how: signal.Signals) -> None:
+def test_a_song_waits_while_the_server_is_stopped(start: Start, tmp_path: Path) -> None:
     first = start("--device", "cpu")
     id = first.submit(sound(60), stems="vocals")
     first.wait(id, lambda job: bool(job["progress"]))

@@ -39,6 +39,7 @@ ASSETS = {
 }
 INSTRUMENTAL = WITHOUT_VOCALS[1]
 SWEEP = 30.0  # seconds between two looks for results that are too old
+SIMILAR = 10  # times more arithmetic, up to which the time of an ensemble is estimated from another one
 SENT = 2**18  # bytes of a zip archive that are sent at a time
 LISTENING = "sandbox allow-scripts; frame-ancestors 'none'"
 """The listening page states its own policy; this one keeps its scripts from the server's other pages."""
@@ -139,7 +140,7 @@ class Api:
     def __init__(self, queue: Queue, access: Access) -> None:
         self.queue, self.access = queue, access
         self._checks = CapacityLimiter(1)  # uploads are decoded one at a time, to save memory
-        self.router = router = APIRouter(prefix="/api", route_class=_Route)
+        self.router = router = APIRouter(prefix="/api", route_class=_Route, tags=["songs"])
         get = partial(router.get, responses=_problems())
         one = partial(router.get, responses=_problems(404))
         file = partial(router.get, responses=_problems(404, 409), response_class=FileResponse)
@@ -215,19 +216,23 @@ class Api:
                 raise
             raise HTTPException(507, "the server's disk is full") from error
         response.headers["location"] = f"/api/jobs/{job.id}"
-        return self._view(job)
+        return self._view(job.id)
 
     def jobs(self) -> list[JobView]:
         """All jobs."""
-        return [self._view(job) for job in self.queue.all()]
+        found = []
+        for job in self.queue.all():
+            with suppress(NoSuchJob):  # it was deleted meanwhile
+                found.append(self._view(job.id))
+        return found
 
     def job(self, id: Id) -> JobView:
         """The state of a job."""
-        return self._view(self.queue.get(id))
+        return self._view(id)
 
     def cancel(self, id: Id) -> JobView:
         """Take a job out of the queue; one that is running ends after its current window."""
-        return self._view(self.queue.cancel(id))
+        return self._view(self.queue.cancel(id).id)
 
     def delete(self, id: Id) -> None:
         """Delete a job with its song and its stems; one that is running must be cancelled first."""
@@ -278,14 +283,14 @@ class Api:
             raise NotNow(f"this job is {job.state.value}, so it has no stems")
         return job
 
-    def _view(self, job: Job) -> JobView:
-        progress = self.queue.progress(job) if job.state is State.running else None
+    def _view(self, id: str) -> JobView:
+        job, position, progress = self.queue.status(id)
         base = f"/api/jobs/{job.id}"
         return JobView(
             **job.model_dump(include={"id", "title", "ensemble", "format", "seconds", "state", "error"}),
             stems=[*job.stems],
-            position=self.queue.position(job),
-            doing=(progress.doing if progress else "preparing") if job.state is State.running else None,
+            position=position,
+            doing=progress.doing if progress else None,
             progress=progress.share if progress else None,
             submitted=_time(job.submitted),
             ended=None if job.ended is None else _time(job.ended),
@@ -393,25 +398,24 @@ def _has_instrumental(stems: tuple[str, ...]) -> bool:
 def _times(jobs: list[Job], summaries: list[catalog.Summary]) -> dict[str, tuple[float, bool]]:
     """Seconds of work per second of song, and whether they were measured, for each ensemble.
 
-    A time is measured by the last song with all stems of the ensemble, or else estimated: in proportion to
-    the arithmetic, from the last song of any ensemble.
+    A time is measured by the last song with all stems of the ensemble. Or else it is estimated in proportion
+    to the arithmetic, from the last song of an ensemble whose arithmetic is similar: small networks use a
+    processor less well.
     """
     known = {each.name: each for each in summaries}
-    measured: dict[str, float] = {}
-    speed = None  # GFLOP per second of work
+    times: dict[str, tuple[float, bool]] = {}
     for job in sorted(jobs, key=lambda job: job.ended or 0.0):
-        summary = known.get(job.ensemble)
-        if summary is None or not job.worked or {*summary.stems} - {*job.stems}:
+        own = known.get(job.ensemble)
+        if own is None or not job.worked or {*own.stems} - {*job.stems}:
             continue
-        measured[job.ensemble] = job.worked / job.seconds
-        if summary.gflops:
-            speed = summary.gflops * job.seconds / job.worked
-    estimated = {
-        name: (each.gflops / speed, False)
-        for name, each in known.items()
-        if speed and each.gflops is not None
-    }
-    return {**estimated, **{name: (factor, True) for name, factor in measured.items()}}
+        factor = job.worked / job.seconds
+        for name, each in known.items():
+            if own.gflops and each.gflops and not times.get(name, (0.0, False))[1]:
+                ratio = each.gflops / own.gflops
+                if 1 / SIMILAR <= ratio <= SIMILAR:
+                    times[name] = factor * ratio, False
+        times[job.ensemble] = factor, True
+    return times
 
 
 def disposition(name: str) -> str:

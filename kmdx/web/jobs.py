@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -138,6 +138,14 @@ class Progress:
     """From 0 to 1; None if it is not known."""
 
 
+class Status(NamedTuple):
+    """A job, its place in the queue (from 1) if it waits, and how far it is if it is running."""
+
+    job: Job
+    position: int | None
+    progress: Progress | None
+
+
 class Queue:
     """The jobs of a folder. Every method may be called by any thread.
 
@@ -184,15 +192,14 @@ class Queue:
                 raise NoSuchJob("there is no such job; results are deleted after a while")
             return self._jobs[id]
 
-    def position(self, job: Job) -> int | None:
-        """The place of a waiting job in the queue, from 1."""
+    def status(self, id: str) -> Status:
+        """A job, and where it is; raises :class:`NoSuchJob`."""
         with self._changed:
+            job = self.get(id)
             waiting = [each.id for each in self._jobs.values() if each.state is State.queued]
-            return waiting.index(job.id) + 1 if job.id in waiting else None
-
-    def progress(self, job: Job) -> Progress | None:
-        """How far a running job is."""
-        return self._progress.get(job.id)
+            place = waiting.index(id) + 1 if job.state is State.queued else None
+            is_running = job.state is State.running
+            return Status(job, place, self._progress.get(id, Progress()) if is_running else None)
 
     def song(self, job: Job) -> Path:
         """The uploaded file, which exists until the job is over."""
@@ -294,10 +301,8 @@ class Queue:
                 return [job for job in self._jobs.values() if job.state is State.queued]
 
             self._changed.wait_for(waiting, timeout)
-            first, *others = waiting() or [None]
-            if first is None:
-                return []
-            group = [first, *(job for job in others if alike and job is not None and job.wish == first.wish)]
+            group = waiting()
+            group = [job for job in group if alike and job.wish == group[0].wish] or group[:1]
             return [
                 self._put(job.model_copy(update={"state": State.running, "attempts": job.attempts + 1}))
                 for job in group

@@ -100,8 +100,10 @@
 
   function time(ensemble) {
     if (ensemble.time !== null) return `${ensemble.is_measured ? "" : "about "}${round(ensemble.time)} × the song's length${ensemble.is_measured ? ", measured here" : ""}`;
-    if (ensemble.gflops === null) return "not known yet";
-    return `${round(ensemble.gflops)} GFLOP per second of song`;
+    const known = ensembles.filter((one) => one.gflops !== null);
+    if (ensemble.gflops === null || known.length < 2) return "not known yet";
+    const least = known.reduce((one, other) => (other.gflops < one.gflops ? other : one));
+    return ensemble === least ? "the shortest" : `${round(ensemble.gflops / least.gflops)} × the work of ${least.name}`;
   }
 
   function state(job) {
@@ -112,6 +114,12 @@
   }
 
   // ---------------------------------------------------------------------------- what to submit
+
+  // The ensembles, first those that need no download.
+  async function offered() {
+    const all = await ask("/api/ensembles");
+    return [...all.filter((one) => one.is_here), ...all.filter((one) => !one.is_here)];
+  }
 
   function showEnsembles() {
     const known = document.querySelector("input[name=ensemble]:checked")?.value;
@@ -134,12 +142,13 @@
               fact("Score", one.score ?? "not measured"),
               fact("Time", time(one)),
               fact("License", one.license),
-              one.is_here ? null : fact("Download", `${bytes(one.download)} first`),
+              one.is_here ? null : fact("Download", `${bytes(one.download)}, once`),
             ),
           ),
         ),
       ),
     );
+    find("footnote").hidden = !ensembles.some((one) => one.score?.endsWith("*"));
     showStems();
   }
 
@@ -252,6 +261,7 @@
     remove.classList.add("last");
     return [
       job.page ? link("Listen", `Listen to ${job.title}`, job.page, { target: "_blank", rel: "noopener", class: "button main" }) : null,
+      stems.length ? h("span", { class: "note", "aria-hidden": "true" }, "Download") : null,
       ...stems.map(([stem, address]) => link(stem, `Download ${stem} of ${job.title}`, address, { download: "" })),
       stems.length > 1 ? link("All (zip)", `Download all stems of ${job.title}`, job.zip, { download: "" }) : null,
       remove,
@@ -270,7 +280,7 @@
     parts.shown = shown;
     parts.actions.replaceChildren(...actions(job));
     parts.warnings.replaceChildren(...job.warnings.map((text) => h("p", { class: "warning" }, sentence(text))));
-    if (hadFocus) parts.actions.firstElementChild?.focus();
+    if (hadFocus) parts.actions.querySelector("a, button")?.focus();
   }
 
   function show(jobs) {
@@ -302,7 +312,7 @@
       isBusy = jobs.some((job) => job.state === "queued" || job.state === "running");
       const over = jobs.filter((job) => job.state === "done").length;
       if (finished !== null && over !== finished) {
-        ensembles = await ask("/api/ensembles"); // their times may have been measured
+        ensembles = await offered(); // their times may have been measured
         showEnsembles();
       }
       finished = over;
@@ -335,7 +345,7 @@
   async function begin() {
     try {
       server = await ask("/api/server");
-      ensembles = await ask("/api/ensembles");
+      ensembles = await offered();
     } catch (error) {
       complain(error);
       return;
@@ -343,7 +353,7 @@
     setText(find("problem"), "");
     find("login").hidden = true;
     find("submit").hidden = find("queue").hidden = false;
-    setText(find("limits"), `Songs of at most ${clock(server.max_length)} minutes and ${bytes(server.max_size)}. Results are deleted after ${span(server.keep)}.`);
+    setText(find("limits"), `Songs of at most ${span(server.max_length)} and ${bytes(server.max_size)}. Results are deleted after ${span(server.keep)}.`);
     setText(find("version"), `kmdx-net ${server.version}`);
     find("format").replaceChildren(...server.formats.map((format) => h("option", { value: format }, FORMATS[format] ?? format)));
     showEnsembles();
