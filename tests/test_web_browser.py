@@ -10,7 +10,7 @@ import pytest
 import report_cases
 import soundfile
 import web_cases
-from test_report_browser import shades
+from test_report_browser import shades, wait_for
 from web_cases import Site, serving, sound
 
 models, browser = web_cases.models, report_cases.browser
@@ -88,7 +88,7 @@ def test_a_song_is_dropped_separated_muted_soloed_and_downloaded(page: Any, tmp_
     assert player.locator(".kp-silent").count() == 3
     player.get_by_role("button", name="Play").click()
     player.get_by_role("button", name="Pause").wait_for()
-    player.wait_for_function("player.transport.currentTime > 0.3")
+    wait_for(player, "player.transport.currentTime > 0.3")
     player.close()
 
     for link, check in (
