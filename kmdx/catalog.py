@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,50 @@ def ensembles() -> dict[str, Plan]:
                 KmdxWarning,
                 stacklevel=2,
             )
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What helps to choose an ensemble."""
+
+    name: str
+    title: str
+    description: str
+    stems: tuple[str, ...]
+    score: str
+    """Its published score, and on which songs; empty if it was not measured."""
+    license: str
+    """The licenses of its weights."""
+    gflops: float | None
+    """Arithmetic in GFLOP per second of audio; None if it is unknown."""
+    download: int | None
+    """Bytes of its weights that are not on this machine; None if unknown."""
+    is_here: bool
+    """Whether all its weights are on this machine."""
+
+
+def summaries() -> list[Summary]:
+    """A summary of each of the :func:`ensembles`."""
+    found = []
+    for name, plan in ensembles().items():
+        used = {use.weight.name: use.weight for use in plan.networks.values()}
+        files = weights.find_all(used.values())
+        missing = [weight.bytes for weight in used.values() if files[weight.name] is None]
+        sizes = [size for size in missing if size is not None]
+        found.append(
+            Summary(
+                name,
+                plan.title,
+                plan.description,
+                plan.stems,
+                plan.score,
+                ", ".join(dict.fromkeys(weight.licence for weight in used.values())),
+                plan.gflops(plan.stems),
+                sum(sizes) if len(sizes) == len(missing) else None,
+                not missing,
+            )
+        )
     return found
 
 

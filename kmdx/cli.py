@@ -304,6 +304,60 @@ def benchmark(
         out.print(f"written: {escape(str(file))}")
 
 
+@app.command("serve")
+def serve(
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen at; other machines can only reach another one, and need a token."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")] = 8000,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of uploads and stems; default: in the user's folder for data.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KMDX_TOKEN",
+            help="Secret that users need; default: none on this machine alone, else a new one.",
+        ),
+    ] = None,
+    max_size: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Largest upload.")] = 500,
+    max_length: Annotated[
+        str, typer.Option(metavar="TIME", help="Longest song: seconds, m:ss or h:mm:ss.")
+    ] = "20:00",
+    max_queue: Annotated[int, typer.Option(min=1, help="Most songs that wait.")] = 50,
+    keep: Annotated[
+        float, typer.Option(metavar="HOURS", min=0.001, help="Results are deleted after this time.")
+    ] = 24,
+    device: DeviceOption = "auto",
+    speed: SpeedOption = SpeedName.leaderboard,
+    precision: PrecisionOption = Precision.auto,
+    engine: EngineOption = Engine.tuned,
+    cluster: ClusterOption = None,
+) -> None:
+    """Serve a page and an HTTP interface to separate songs in a browser, until Ctrl-C.
+
+    Songs wait in a queue, which survives a restart. On this machine alone no token is needed.
+    """
+    from kmdx import audio
+    from kmdx.web import server
+    from kmdx.web.jobs import Limits
+    from kmdx.web.worker import Machine
+
+    length = terminal.seconds(max_length, "--max-length")
+    audio.check_part(0.0, length)
+    options = None
+    if cluster is not None:
+        from kmdx.cluster import ClusterOptions
+
+        options = ClusterOptions(cluster)
+    limits = Limits(round(max_size * 1e6), length, max_queue, keep * 3600)
+    machine = Machine(device, speed.value, precision.value, engine.value, options)
+    server.serve(server.Options(host, port, folder, token, limits, machine))
+
+
 @app.command("doctor")
 def doctor() -> None:
     """Show versions, devices, folders and weights, and what will run where; for a bug report, too.
@@ -444,22 +498,17 @@ def ensembles_list(context: typer.Context) -> None:
 @ensembles_app.command("list")
 def list_ensembles() -> None:
     """List the ensembles that come with the package, and those in the models folder."""
-    from kmdx import catalog, drawing, weights
+    from kmdx import catalog, drawing
 
     table = _table("name", "download", "GFLOP", "license", "published score", "description")
-    for name, loaded in catalog.ensembles().items():
-        used = {use.weight.name: use.weight for use in loaded.networks.values()}
-        found = weights.find_all(used.values())
-        missing = [weight.bytes for weight in used.values() if found[weight.name] is None]
-        sizes = [size for size in missing if size is not None]
-        download = terminal.megabytes(sum(sizes) if len(sizes) == len(missing) else None)
+    for each in catalog.summaries():
         table.add_row(
-            escape(name),
-            download if missing else "none",
-            drawing.gflops(loaded.gflops(loaded.stems)),
-            escape(", ".join(dict.fromkeys(weight.licence for weight in used.values()))),
-            escape(loaded.score or "not yet measured"),
-            escape(loaded.title),
+            escape(each.name),
+            "none" if each.is_here else terminal.megabytes(each.download),
+            drawing.gflops(each.gflops),
+            escape(each.license),
+            escape(each.score or "not yet measured"),
+            escape(each.title),
         )
     out.print(table)
     out.print(

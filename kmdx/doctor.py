@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kmdx.errors import KmdxError, KmdxWarning, first_line, listed
 
-OPTIONAL = ("matplotlib", "ray", "fsspec", "jinja2", "psutil", "lightning")
+OPTIONAL = ("matplotlib", "ray", "fsspec", "fastapi", "jinja2", "psutil", "lightning")
 """A package of each extra besides ``cpu`` and ``gpu``; the report names those that are installed."""
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 SMALL = 10**9  # bytes of free disk below which a long song may not fit

@@ -80,12 +80,13 @@ class _Plan:
     folder: Path
     stems: Mapping[str, Path]
     song: Song | None
+    title: str
 
     @property
     def fingerprint(self) -> str:
         """A text that changes if a page would."""
         paths: list[Path | Url] = [*self.stems.values()]
-        facts: list[Any] = [version("kmdx-net"), *self.stems]
+        facts: list[Any] = [version("kmdx-net"), self.title, *self.stems]
         if self.song is not None:
             paths.append(self.song.path)
             facts += [str(self.song.path), self.song.start, self.song.duration]
@@ -97,7 +98,7 @@ class _Plan:
         return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def make(folder: Path, song: Song | None = None) -> Path:
+def make(folder: Path, song: Song | None = None, title: str | None = None) -> Path:
     """Write the page of the stems in a folder, unless it is up to date; return its path.
 
     Parameters
@@ -107,6 +108,8 @@ def make(folder: Path, song: Song | None = None) -> Path:
     song : Song, optional
         The song. By default it is the one in the stems' records, if it is unchanged, or the file
         ``mixture.*`` in the folder; without either, the page has only the stems.
+    title : str, optional
+        By default the folder's name.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def make(folder: Path, song: Song | None = None) -> Path:
         stems = stems_in(folder)
         if not stems:
             raise KmdxError(f"{folder}: no stems: expected sound files")
-        plan = _Plan(folder, stems, song or _song_of(folder))
+        plan = _Plan(folder, stems, song or _song_of(folder), title or _title(folder))
         fingerprint = plan.fingerprint
         if not _is_own(page, fingerprint):
             if page.exists() and not _is_own(page):
@@ -367,9 +370,8 @@ class _Writer:
 
 
 def _write(plan: _Plan, fingerprint: str, file: TextIO) -> None:
-    title = _title(plan.folder)
     writer = _Writer(file, plan.folder, len(plan.stems) + (plan.song is not None))
-    file.write(_head(title, fingerprint))
+    file.write(_head(plan.title, fingerprint))
     file.write('<main id="player"><p class="note">Loading …</p></main>\n')
     file.write('<noscript><p class="note">The player needs JavaScript.</p></noscript>\n')
     parts = {name for name in plan.stems if _left_out(name) is None}

@@ -49,7 +49,7 @@ COMMANDS = {
     "python -m my_submission.check": submission_check.app,
     "python -m training": training.app,
 }
-OTHERS = {".", "export", "git", "kubectl", "ray", "sudo", "python3", "python3.12"}
+OTHERS = {"curl", ".", "export", "git", "kubectl", "ray", "sudo", "python3", "python3.12"}
 """Commands on the pages that are not of this project; only their syntax is checked."""
 PLACEHOLDERS = re.compile(r"…| \| | \[|\$\{")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
