@@ -1,5 +1,6 @@
 # make demo     separate a real excerpt and print its scores
 # make test     run the tests
+# make slow     run the tests that take longest, which `make test` leaves out
 # make check    lint, format, types and spelling
 # make docs     build the documentation site in site/
 # make fuzz     the tests with generated input, with many more examples
@@ -11,7 +12,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell grep '^torch==' requirements.txt)
 
-.PHONY: demo test fuzz check docs release clean
+.PHONY: demo test slow fuzz check docs release clean
 
 # torch comes first, in the image's version, so that no other package installs another build. On Linux the
 # usual build includes CUDA; set TORCH_INDEX to an index of CPU builds for a smaller one.
@@ -30,6 +31,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --hypothesis-profile long tests/fuzz

@@ -48,7 +48,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONGEST_FIRST = (
     "test_golden_stages.py",
     "test_real.py",  # while the first process writes the weights that both golden tests need
-    "test_golden_long.py",
     "test_blend_search_collecting.py",
     "test_training_trainer.py",
     "test_mini.py",

@@ -84,6 +84,7 @@ def test_the_module_is_the_command() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_every_public_name_and_no_others(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     names = ", ".join(name for name in kmdx.__all__ if name != "__version__")

@@ -386,6 +386,7 @@ print(5 * 8 * samples / 1e6, memory("VmHWM") - before)
 
 
 @PROC
+@pytest.mark.slow
 def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> None:
     used = []
     for seconds in (60, 240):

@@ -188,6 +188,7 @@ def test_cost_by_length_is_not_measured_without_matplotlib(monkeypatch: pytest.M
         length.main([])
 
 
+@pytest.mark.slow
 def test_a_long_song_equals_its_pieces(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

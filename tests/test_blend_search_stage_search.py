@@ -52,6 +52,7 @@ def test_moves_change_residuals_and_network_inputs() -> None:
         stage_moves.moves(plan, ["x9"])
 
 
+@pytest.mark.slow
 def test_a_stage_search_costs_what_it_announced_and_reruns_only_what_changed(
     run: Callable[..., Result], staged: Path, data: Path, tmp_path: Path, ran: list[str]
 ) -> None:

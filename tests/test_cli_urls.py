@@ -215,6 +215,7 @@ def test_weights_at_a_url_that_cannot_be_used_are_one_line(
     assert not [*(tmp_path / "models/urls").rglob("*.*")]
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_the_middle_of_an_upload_is_continued(
     run: Run, small: Path, store: Store, album: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ exec "$@"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
+@pytest.mark.slow
 def test_the_slurm_script_separates_songs_and_ends_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +60,7 @@ def test_the_job_for_kubernetes_has_a_command_that_exists_and_sees_the_disk() ->
     job = yaml.safe_load((RECIPES / "rayjob.yaml").read_text("utf-8"))
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     command = job["spec"]["entrypoint"].split()
-    test_docs.check(command)
+    test_docs.check(command, complete=False)
     assert command[-2:] == ["--cluster", "auto"]
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -128,6 +128,10 @@ def test_every_link_on_a_page_leads_somewhere(page: Path) -> None:
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
         assert file.exists(), target
+        is_of_site = page.parent.name == "docs"
+        assert not is_of_site or file.resolve().is_relative_to(page.parent.resolve()), (
+            f"not on the site: {target}"
+        )
         if anchor:
             titles = re.findall(r"^#+ (.*)", file.read_text("utf-8"), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], (

@@ -244,6 +244,7 @@ def test_signals_are_freed_after_the_last_node_that_needs_them(
     assert in_use == [0, 1, 1, 1, 1, *[2] * 6], "the one before, and s3, which is wanted"
 
 
+@pytest.mark.slow
 def test_signals_are_freed_when_an_error_ends_a_long_song(
     plan: Plan, cache: NetworkCache, long: Callable[[], None]
 ) -> None:

@@ -32,6 +32,7 @@ def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
         return []
 
 
+@pytest.mark.slow
 def test_five_kills_change_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     songs = tmp_path / "data"
     for number in range(6):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import golden
 import numpy as np
+import pytest
 import soundfile
 from conftest import shared
 
 from my_submission.music_separation_model import MusicSeparationModel
 
 
+@pytest.mark.slow
 def test_a_longer_song_matches_the_published_submission(stand_in_weights: Path) -> None:
     model = MusicSeparationModel("leaderboard_c", device="cpu", folder=stand_in_weights, precision="fp32")
     mixture, rate = soundfile.read(shared("golden", "long.wav"), dtype="float32")

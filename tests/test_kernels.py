@@ -92,6 +92,7 @@ sys.stdout.buffer.write(b"".join(stem.tobytes() for stem in stems.values()))
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits(small: Path, tmp_path: Path) -> None:
     """Also with another hash seed, which changes the order of sets."""
     soundfile.write(tmp_path / "song.wav", noise(8000, 1), 32_000, subtype="FLOAT")

@@ -242,6 +242,7 @@ def test_several_songs_get_an_index(separate: Run, tmp_path: Path) -> None:
     assert "to listen, open out/index.html" in result.err
 
 
+@pytest.mark.slow
 def test_workers_write_pages_too(separate: Run, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     write(tmp_path / "song.wav", noise(30_000))

@@ -141,6 +141,7 @@ def test_a_song_runs_in_exact_float32_and_within_the_devices_limit(
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (44_100, 1), (32_000, 2), (48_000, 1)])
+@pytest.mark.slow
 def test_a_long_song_gives_the_same_stems(
     separator: Separator, rate: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,7 @@ def test_the_users_warning_filters_neither_hide_nor_raise_ours(
 
 
 @POSIX
+@pytest.mark.slow
 def test_songs_are_separated_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
     names = [b"one", "naïve – Ж🎵".encode(), b"caf\xe9 that is not UTF-8" if LINUX else b"three"]
     (tmp_path / "in").mkdir()

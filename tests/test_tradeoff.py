@@ -149,6 +149,7 @@ def test_every_setting_is_drawn_with_its_gain_and_its_time() -> None:
     assert "budget" not in svg(CURVE)
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_setting_and_the_speed_levels(
     tradeoff: Callable[..., Result], plan_of_two: Path, tmp_path: Path
 ) -> None:

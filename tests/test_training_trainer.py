@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_weights(fit: Callable[..., Run]) -> None:
     assert cases.rows(first.validation) == cases.rows(second.validation)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_bit_for_bit(
     data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:
@@ -120,6 +121,7 @@ def test_accumulated_gradients_equal_those_of_the_batch(fit: Callable[..., Run])
             assert torch.allclose(value, second[name], atol=2e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_weights_as_one(
     data: Path, tmp_path: Path, fit: Callable[..., Run]
 ) -> None:

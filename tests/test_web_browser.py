@@ -137,6 +137,7 @@ def test_everything_is_reached_with_the_keyboard(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 768, 390])
+@pytest.mark.slow
 def test_the_page_fits_the_window(page: Any, site: Site, tmp_path: Path, width: int, scheme: str) -> None:
     if not site.queue.all():
         ids = [site.submit(sound(2), f"{name}.wav").json()["id"] for name in ("W" * 150, "short")]

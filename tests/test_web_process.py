@@ -74,6 +74,7 @@ def start(models: Path, tmp_path: Path) -> Iterator[Start]:
         server.process.wait(TIMEOUT)
 
 
+@pytest.mark.slow
 def test_songs_survive_the_kill_of_the_server(start: Start, tmp_path: Path) -> None:
     first = start("--device", "cpu")
     songs = [sound(12, 0), sound(1, 1), sound(2, 2)]
