@@ -26,6 +26,8 @@ from conftest import noise
 from kmdx import Separator, ensemble, precisions, signals
 from kmdx.errors import AudioError, KmdxError, PlanError
 
+pytestmark = pytest.mark.slow
+
 separator = separator_cases.separator
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
@@ -386,7 +388,6 @@ print(5 * 8 * samples / 1e6, memory("VmHWM") - before)
 
 
 @PROC
-@pytest.mark.slow
 def test_a_stream_takes_little_memory_however_long_the_song_is(small: Path) -> None:
     used = []
     for seconds in (60, 240):

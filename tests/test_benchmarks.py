@@ -21,6 +21,8 @@ from kmdx.build import load_network
 from kmdx.errors import KmdxError
 from kmdx.separator import Separator
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -188,7 +190,6 @@ def test_cost_by_length_is_not_measured_without_matplotlib(monkeypatch: pytest.M
         length.main([])
 
 
-@pytest.mark.slow
 def test_a_long_song_equals_its_pieces(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,8 @@ from kmdx import cluster, devices, mirror
 from kmdx.cluster import ClusterError, ClusterOptions, Finished, Notice, Pool, Worker
 from kmdx.urls import Url
 
+pytestmark = pytest.mark.slow
+
 run, running, store = cli_cases.run, object_store.running, object_store.store
 cloudpickle.register_pickle_by_value(cluster_cases)
 SONGS = 6
@@ -99,7 +101,6 @@ def test_a_cluster_writes_the_same_bytes_as_one_process(
     assert not list(tmp_path.glob("alone/*/.kmdx/claim")), "finished songs are left as they are"
 
 
-@pytest.mark.slow
 def test_workers_fetch_songs_from_a_store_and_upload_their_stems(
     run: Run, nodes: Cluster, store: Store, music: Path, tmp_path: Path
 ) -> None:
@@ -206,7 +207,6 @@ def test_a_task_that_another_process_works_on_is_tried_again(
     assert len(list(tmp_path.glob("began *"))) == 2
 
 
-@pytest.mark.slow
 def test_the_loss_and_the_arrival_of_a_node_change_nothing(nodes: Cluster, tmp_path: Path) -> None:
     lost = nodes.add_node(num_cpus=1)
     tasks = [f"task {number}" for number in range(24)]
@@ -320,7 +320,6 @@ def test_tasks_that_may_have_ended_a_worker_run_alone_and_one_at_a_time_on_a_nod
     assert given == [0, None, 2, 3, 1]
 
 
-@pytest.mark.slow
 def test_two_commands_share_the_songs_of_one_output_folder(
     nodes: Cluster, music: Path, tmp_path: Path
 ) -> None:
@@ -340,7 +339,6 @@ def test_two_commands_share_the_songs_of_one_output_folder(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.slow
 def test_nothing_outlives_a_command_that_is_stopped(music: Path, tmp_path: Path, number: int) -> None:
     command = [
         sys.executable,

@@ -27,6 +27,8 @@ from evaluator.records import SongRecord
 from evaluator.run_folder import RunFolder
 from kmdx.cluster import ClusterError, Finished
 
+pytestmark = pytest.mark.slow
+
 data, evaluate = evaluation_cases.data, evaluation_cases.evaluate
 collected, plan_of_two, run = blend_cases.collected, blend_cases.plan_of_two, blend_cases.run
 
@@ -64,7 +66,6 @@ def test_songs_have_the_same_scores_as_on_one_machine(
     assert records == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "songs").iterdir()}
 
 
-@pytest.mark.slow
 def test_a_failed_song_names_its_log_and_the_others_are_scored(
     evaluate: Callable[..., Result], nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -77,7 +78,6 @@ def test_a_failed_song_names_its_log_and_the_others_are_scored(
     assert "out of ideas" in log.read_text("utf-8")
 
 
-@pytest.mark.slow
 def test_a_submission_that_cannot_be_loaded_ends_the_run_with_a_report(
     evaluate: Callable[..., Result], nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -105,7 +105,6 @@ def test_a_node_with_another_interpreter_ends_the_run(tmp_path: Path) -> None:
         cluster_run.record_of(finished, track, folder, lambda process: None)
 
 
-@pytest.mark.slow
 def test_a_collection_has_the_same_products_as_on_one_machine(
     run: Callable[..., Result],
     collected: Path,
@@ -136,7 +135,6 @@ def test_a_folder_with_the_name_of_an_ensemble_is_not_its_plan(
     assert "no data" in error
 
 
-@pytest.mark.slow
 def test_nothing_is_left_running_after_a_run(
     evaluate: Callable[..., Result], nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from conftest import shared
 from kmdx.errors import KmdxWarning
 from my_submission.music_separation_model import MusicSeparationModel
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_stage_matches_the_published_submission(stand_in_weights: Path) -> None:
     with pytest.warns(KmdxWarning, match="unknown content"):

@@ -16,6 +16,8 @@ from kmdx import benchmark, plan_file, stand_in
 from kmdx.errors import DeviceError, PlanError
 from kmdx.separator import Separator
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 Run = Callable[..., list[str]]
 

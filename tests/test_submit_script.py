@@ -81,7 +81,6 @@ def test_one_command_leads_from_a_clone_to_a_tag(clone: Path, tmp_path: Path) ->
     assert run(remote, "git", "tag") == "submission-first\n"
 
 
-@pytest.mark.slow
 def test_a_song_that_fails_leaves_no_tag_and_the_next_try_can_use_its_name(
     clone: Path, tmp_path: Path
 ) -> None:
@@ -98,7 +97,6 @@ def test_a_song_that_fails_leaves_no_tag_and_the_next_try_can_use_its_name(
     assert run(tmp_path / "remote.git", "git", "tag") == "submission-first\n"
 
 
-@pytest.mark.slow
 def test_a_remote_that_refuses_the_tag_leaves_none_here(clone: Path, tmp_path: Path) -> None:
     hook = tmp_path / "remote.git" / "hooks" / "update"
     hook.write_text('#!/bin/sh\ncase "$1" in refs/tags/*) echo no tags; exit 1;; esac\n')

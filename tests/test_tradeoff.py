@@ -23,6 +23,8 @@ from kmdx import Separator, benchmark, plan_file, precisions
 from kmdx.errors import KmdxError
 from kmdx.windows import FadeAndAdd, OverlapAdd, TrimAndJoin
 
+pytestmark = pytest.mark.slow
+
 data, plan_of_two = blend_cases.data, blend_cases.plan_of_two
 HTDEMUCS = plan_file.load("htdemucs")
 
@@ -149,7 +151,6 @@ def test_every_setting_is_drawn_with_its_gain_and_its_time() -> None:
     assert "budget" not in svg(CURVE)
 
 
-@pytest.mark.slow
 def test_the_command_measures_every_setting_and_the_speed_levels(
     tradeoff: Callable[..., Result], plan_of_two: Path, tmp_path: Path
 ) -> None:

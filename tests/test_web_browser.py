@@ -13,6 +13,8 @@ import web_cases
 from test_report_browser import shades, wait_for
 from web_cases import Site, serving, sound
 
+pytestmark = pytest.mark.slow
+
 models, browser = web_cases.models, report_cases.browser
 ODD = '<img src=x onerror=alert(1)> "R&D" 歌'
 TOKEN = "a token of some length"
@@ -137,7 +139,6 @@ def test_everything_is_reached_with_the_keyboard(page: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 768, 390])
-@pytest.mark.slow
 def test_the_page_fits_the_window(page: Any, site: Site, tmp_path: Path, width: int, scheme: str) -> None:
     if not site.queue.all():
         ids = [site.submit(sound(2), f"{name}.wav").json()["id"] for name in ("W" * 150, "short")]

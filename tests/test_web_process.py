@@ -21,6 +21,8 @@ from web_cases import TIMEOUT, sound
 
 from kmdx import Separator
 
+pytestmark = pytest.mark.slow
+
 models, run = web_cases.models, cli_cases.run
 Start = Callable[..., "Server"]
 
@@ -74,7 +76,6 @@ def start(models: Path, tmp_path: Path) -> Iterator[Start]:
         server.process.wait(TIMEOUT)
 
 
-@pytest.mark.slow
 def test_songs_survive_the_kill_of_the_server(start: Start, tmp_path: Path) -> None:
     first = start("--device", "cpu")
     songs = [sound(12, 0), sound(1, 1), sound(2, 2)]
